@@ -1,0 +1,53 @@
+# Every target makes its own virtual environment on a fresh machine and installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection.py model_selection.py theory.py \
+	penalties/__init__.py penalties/base.py penalties/weights.py)
+EXTRAS := plot test doc dev
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format doc benchmarks clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.plot  ## train and analyze on bundled data, print the tables, write demo.png
+	MPLBACKEND=Agg $(BIN)/python examples/plot_demo.py
+
+test: $(VENV)/.test  ## tests, doctests and examples, without the slow ones
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.test  ## all tests, the slow ones too
+	$(PYTEST)
+
+lint: $(VENV)/.dev  ## formatting, lint, types, docstrings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/numpydoc lint $(wildcard $(PUBLIC))
+
+format: $(VENV)/.dev  ## format the sources and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+doc: $(VENV)/.doc  ## build the documentation into doc/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html doc doc/_build/html
+
+benchmarks: $(VENV)/.test  ## measure the figures that the documentation quotes
+	for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
+
+# torch goes first and by its pin, so that no other requirement can pull another build of it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; give it as PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(addprefix $(VENV)/.,$(EXTRAS)): $(VENV)/.%: $(VENV)/.torch pyproject.toml
+	$(INSTALL) -e ".[$*]"
+	touch $@
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) doc/_build doc/auto_examples doc/generated .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,45 @@
+"""Settings of the documentation."""
+
+import os
+from importlib import metadata
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+project = "sklearn_implicitreg"
+author = "the sklearn_implicitreg developers"
+copyright = f"2026, {author}"
+release = metadata.version("sklearn_implicitreg")
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "myst_parser",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "generated/*.py"]
+templates_path = ["_templates"]
+default_role = "py:obj"
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": "plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "show_memory": False,
+    "abort_on_example_error": True,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = project
+html_theme_options = {"navigation_with_keys": False, "show_prev_next": False}
+html_sidebars = {"**": ["sidebar-nav-bs"]}

@@ -1,0 +1,26 @@
+"""The penalty that a trained model behaves as if it had been trained with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
+from sklearn_implicitreg.frozen import FrozenModel
+from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
+
+__all__ = [
+    "FrozenModel",
+    "ImplicitRegularizationCV",
+    "ImplicitRegularizationEstimator",
+    "equations",
+    "training_rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs skorch only when it is asked for."""
+    if name == "training_rows":
+        from sklearn_implicitreg.adapters.skorch_nets import training_rows
+
+        return training_rows
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

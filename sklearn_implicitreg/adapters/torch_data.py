@@ -1,0 +1,261 @@
+"""Rows for a module, batch by batch, each once and in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+import torch
+from sklearn.utils import check_consistent_length
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.exceptions import AugmentationWarning
+
+__all__ = ["Batch", "Rows", "preserved_rng", "read_rows"]
+
+
+class Batch(NamedTuple):
+    """Inputs (Tensor, dict or tuple of Tensors), target and sample weights of some rows."""
+
+    inputs: Any
+    target: Any
+    weight: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Re-readable rows; ``n_rows`` is None for a stream."""
+
+    read: Callable[[int], Iterator[Batch]]
+    n_rows: int | None
+    train_batch_size: int | None = None  # of the loader they came in
+    row_size: int = 1  # numbers in one row's inputs
+    classes: Tensor | None = None  # sorted labels, where y came as an array
+    named_labels: bool = False  # y held names, which stand as 0, 1, ... in sorted order
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Consecutive batches; NaN and infinite numbers are refused."""
+        for batch in self.read(batch_size):
+            for tensor in tensors_in((batch.inputs, batch.target)):
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError("Expected finite data, got NaN or inf in X or y.")
+            yield batch
+
+
+@contextlib.contextmanager
+def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Leave the global generators of torch, NumPy and Python as they were."""
+    states = random.getstate(), np.random.get_state()
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors_in(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors_in(value)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same nested structure with every tensor replaced."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return tuple(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def read_rows(data: Data) -> Rows:
+    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, y is missing, or rows are not finite numbers.
+    TypeError
+        If X is sparse or of an unknown kind.
+    """
+    if isinstance(data.X, DataLoader):
+        return _loader_rows(data)
+    if isinstance(data.X, Dataset):
+        loader: DataLoader[Any] = DataLoader(data.X, batch_size=None)
+        return _dataset_rows(data, data.X, default_collate, loader.batch_size)
+    return _array_rows(data)
+
+
+def _loader_rows(data: Data) -> Rows:
+    loader = data.X
+    collate = loader.collate_fn
+    if loader.batch_sampler is None and loader.batch_size is None:
+
+        def collate(items: list[Any]) -> Any:  # the dataset's items are batches already
+            return items[0]
+
+        rows = _dataset_rows(data, loader.dataset, collate, 1)
+        return Rows(lambda _: rows.read(1), rows.n_rows, None)
+    return _dataset_rows(data, loader.dataset, collate, loader.batch_size)
+
+
+def _dataset_rows(
+    data: Data, dataset: Dataset[Any], collate: Callable[[Any], Any], size: int | None
+) -> Rows:
+    """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
+    if data.y is not None:
+        raise ValueError(
+            "Expected y=None with a Dataset or DataLoader, which bring their own targets; got "
+            f"y of type {type(data.y).__name__}."
+        )
+    stream = isinstance(dataset, IterableDataset)
+    n_rows = None if stream else len(dataset)  # type: ignore[arg-type]
+    weight = _weights(data.sample_weight, n_rows)
+
+    def read(batch_size: int) -> Iterator[Batch]:
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=None if stream else False,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
+        start = 0
+        for item in loader:
+            inputs, target = _unpack(item)
+            stop = start + len(next(tensors_in(inputs)))
+            yield Batch(inputs, target, None if weight is None else weight[start:stop])
+            start = stop
+
+    _warn_of_augmentation(read, size or 1)
+    return Rows(read, n_rows, size)
+
+
+def _unpack(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, list | tuple) and len(item) == 2:
+        return map_tensors(lambda t: t, item[0]), item[1]
+    raise TypeError(
+        "Expected batches (inputs, target), got "
+        f"{type(item).__name__}{'' if not hasattr(item, '__len__') else f' of {len(item)}'}; "
+        "give the loader a collate_fn that returns such pairs."
+    )
+
+
+def _warn_of_augmentation(read: Callable[[int], Iterator[Batch]], size: int) -> None:
+    """Read the first batch twice: random augmentation makes the loss another function."""
+    with preserved_rng(torch.device("cpu")):
+        first, second = (next(read(size), None) for _ in range(2))
+        if first is None or second is None:
+            return
+        pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
+        if not all(torch.equal(a, b) for a, b in pairs):
+            warnings.warn(
+                "The first batch differs when it is read twice: random augmentation, or a "
+                "stream that cannot be read again. The gradient is that of one draw.",
+                AugmentationWarning,
+                stacklevel=2,
+            )
+
+
+def _array_rows(data: Data) -> Rows:
+    inputs = _as_tensors(data.X, "X")
+    if data.y is None:
+        raise ValueError("Expected y with arrays, got None; or give a Dataset or DataLoader.")
+    target, classes, named = _target_tensor(data.y)
+    every = [*tensors_in(inputs), *tensors_in(target)]
+    check_consistent_length(*every)
+    n_rows = len(every[0])
+    if n_rows < 1:
+        raise ValueError("Expected at least 1 row in X, got 0.")
+    weight = _weights(data.sample_weight, n_rows)
+
+    def read(batch_size: int) -> Iterator[Batch]:
+        for start in range(0, n_rows, batch_size):
+            part = slice(start, start + batch_size)
+            yield Batch(
+                map_tensors(lambda t: t[part], inputs),
+                map_tensors(lambda t: t[part], target),
+                None if weight is None else weight[part],
+            )
+
+    row_size = sum(t[0].numel() for t in tensors_in(inputs))
+    return Rows(read, n_rows, None, row_size, classes, named)
+
+
+def _as_tensors(X: Any, name: str) -> Any:
+    """Tensors that share the memory of arrays where they can."""
+    if isinstance(X, Tensor):
+        return X.detach()
+    if scipy.sparse.issparse(X):
+        raise TypeError(
+            f"Expected dense {name} for a torch model, got a sparse matrix; use {name}.toarray()."
+        )
+    if isinstance(X, Mapping):
+        return {key: _as_tensors(value, f"{name}[{key!r}]") for key, value in X.items()}
+    if isinstance(X, tuple) or (isinstance(X, list) and X and hasattr(X[0], "ndim")):
+        return tuple(_as_tensors(value, name) for value in X)
+    array = np.asarray(X)
+    if array.dtype == object:
+        with contextlib.suppress(ValueError, TypeError):
+            array = array.astype(np.float64)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"Expected numbers in {name}, got dtype {array.dtype}.")
+    if array.ndim == 0:
+        raise TypeError(f"Expected {name} with one entry per row, got a scalar.")
+    # A copy where torch could not share the memory without a warning.
+    writable = array if array.flags.writeable else array.copy()
+    return torch.as_tensor(np.ascontiguousarray(writable))
+
+
+def _target_tensor(y: Any) -> tuple[Any, Tensor | None, bool]:
+    """Target, its sorted labels where it is discrete, and whether these were names."""
+    if not isinstance(y, Tensor | Mapping | tuple):
+        array = np.asarray(y)
+        if array.dtype == object and all(isinstance(v, Number) for v in array.flat):
+            array = array.astype(np.float64)
+        if array.dtype.kind in "OSUT":
+            try:
+                names, codes = np.unique(array, return_inverse=True)
+            except TypeError as error:
+                raise ValueError(f"Expected labels of one type in y: {error}.") from error
+            return torch.as_tensor(codes.reshape(array.shape)), torch.arange(len(names)), True
+        y = array
+    target = _as_tensors(y, "y")
+    if not isinstance(target, Tensor):
+        return target, None, False
+    discrete = not target.is_floating_point() or bool((target == target.round()).all())
+    return target, target.unique() if discrete else None, False
+
+
+def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
+    if sample_weight is None:
+        return None
+    weight = torch.as_tensor(np.array(sample_weight, dtype=np.float64))
+    if n_rows is None or tuple(weight.shape) != (n_rows,):
+        raise ValueError(
+            f"Expected sample_weight of shape ({n_rows},), got {tuple(weight.shape)}."
+        )
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("Expected finite sample_weight, got NaN or inf.")
+    return weight

@@ -1,0 +1,350 @@
+"""Trained modules: the gradient of their loss by reverse mode, on a copy of the structure."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.torch_data import (
+    Batch,
+    Rows,
+    map_tensors,
+    preserved_rng,
+    read_rows,
+    tensors_in,
+)
+from sklearn_implicitreg.adapters.torch_losses import (
+    RowLoss,
+    resolve_loss,
+    warn_of_probabilities,
+)
+from sklearn_implicitreg.conventions import CONVENTIONS
+from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.problem import (
+    BlockGradient,
+    Params,
+    Problem,
+    check_finite_params,
+    select_params,
+)
+
+__all__ = ["HANDLERS", "TorchProblem", "module_problem", "weight_matrices"]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_NORMS = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_AUTO_BATCH = 8192  # rows; larger batches gained nothing, smaller ones cost up to 2.5 times
+_AUTO_BATCH_NUMBERS = 2**24  # numbers in the inputs of a batch: 128 MB in float64
+_SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchProblem(Problem):
+    """A module, its rows and its loss; ``module`` is a skeleton that shares tensors only."""
+
+    module: nn.Module
+    rows: Rows
+    row_loss: RowLoss
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    seed: int | None = None
+    forward: Forward
+
+    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """One block per batch; batches are made smaller where more blocks are asked for."""
+        size = self.batch_size
+        if n_blocks > 1 and not self.batch_normalized and self.rows.n_rows:
+            size = min(size, max(1, self.rows.n_rows // n_blocks))
+        row_scale = 0.0
+        with preserved_rng(self.device, self.seed), torch.enable_grad():
+            for index, batch in enumerate(_merged_last(self.rows.batches(size), self)):
+                block = self._block(self._to_device(batch), first=index == 0)
+                if index == 0 and not self.batch_normalized:
+                    row_scale = self._row_scale(batch)
+                per_row = max(row_scale, _norm(block.sums) / block.n_rows)
+                yield replace(block, scale=per_row * block.n_rows)
+
+    def _block(self, batch: Batch, first: bool = False) -> BlockGradient:
+        output = self.forward(self.module, batch.inputs)
+        if first:
+            warn_of_probabilities(self.row_loss.criterion, output)
+        target = self.row_loss.prepare(output, batch.target)
+        total, weight = self.row_loss(output, target, batch.weight)
+        named = dict(self.module.named_parameters())
+        tensors = [named[name] for name in self.params]
+        if not total.requires_grad:
+            raise ValueError(
+                "Expected a loss that depends on the trained parameters, got one without a "
+                "gradient; does the model or the loss detach?"
+            )
+        grads = torch.autograd.grad(total, tensors, allow_unused=True)
+        sums: Params = {
+            name: torch.zeros_like(t, dtype=torch.float64) if g is None else g.double()
+            for (name, t), g in zip(self.params.items(), grads, strict=True)
+        }
+        n_rows = len(next(tensors_in(batch.inputs)))
+        n_kinks = self.row_loss.n_kinks(output, target)
+        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
+
+    def _row_scale(self, batch: Batch) -> float:
+        """Mean norm of the gradients of a few single rows."""
+        n_rows = len(next(tensors_in(batch.inputs)))
+        norms = []
+        for i in range(0, n_rows, max(1, n_rows // _SCALE_ROWS)):
+            one = Batch(*(map_tensors(lambda t, i=i: t[i : i + 1], part) for part in batch))
+            norms.append(_norm(self._block(self._to_device(one)).sums))
+        return sum(norms) / len(norms)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        def move(tensor: Tensor) -> Tensor:
+            floats = tensor.is_floating_point() or not self._takes_integers
+            return tensor.to(self.device, self.dtype if floats else None)
+
+        def move_target(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+        weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
+        return Batch(
+            map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight
+        )
+
+    @property
+    def _takes_integers(self) -> bool:
+        return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in self.module.modules())
+
+
+def _norm(sums: Params) -> float:
+    return float(sum(float(g.square().sum()) for g in sums.values())) ** 0.5
+
+
+def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Batch]:
+    """With batch statistics a last batch of one row joins the one before it."""
+    if not problem.batch_normalized:
+        yield from batches
+        return
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and len(next(tensors_in(batch.inputs))) == 1:
+            batch = _joined(held, batch)
+            held = None
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    def join(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor):
+            return torch.cat([a, b])
+        if isinstance(a, dict):
+            return {key: join(a[key], b[key]) for key in a}
+        return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
+
+    return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))
+
+
+def call_module(module: nn.Module, inputs: Any) -> Any:
+    """Call a module as skorch does: dicts by keyword, tuples by position."""
+    if isinstance(inputs, dict):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """Copy of a module's structure that shares its parameters' memory.
+
+    Buffers are copied, so that nothing a forward pass writes reaches the user's module.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        target = dtype if dtype and tensor.is_floating_point() else None
+        moved = tensor.detach().to(device, target)
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(moved, requires_grad=tensor.requires_grad)
+        else:
+            memo[id(tensor)] = moved.clone()
+    parts = list(module.modules())
+    for part in parts:
+        if isinstance(part, torch.jit.ScriptModule):
+            raise TypeError("Expected an eager module, got a scripted one; give the original.")
+        memo[id(part)] = type(part).__new__(type(part))
+        for value in vars(part).values():  # torch cannot deep-copy cached activations
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach())
+    # Filled in here, not by copy.deepcopy(module): a module's own __deepcopy__ may refuse or
+    # copy its weights.
+    for part in parts:
+        vars(memo[id(part)]).update(copy.deepcopy(vars(part), memo))
+    return memo[id(module)]
+
+
+def weight_matrices(module: nn.Module) -> set[str]:
+    """Names of the parameters with two or more axes that belong to no normalization."""
+    norms = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if isinstance(part, _NORMS)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+    every = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    return {n for n, p in every.items() if p.ndim >= 2 and n not in norms} or set(every)
+
+
+def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
+    """Problem of a bare module, whose loss is given."""
+    rows = read_rows(data)
+    return module_problem(
+        model,
+        resolve_loss(options.loss, rows.classes),
+        rows,
+        options,
+        convention=CONVENTIONS["torch"],
+    )
+
+
+def module_problem(
+    module: nn.Module,
+    row_loss: RowLoss,
+    data: Data | Rows,
+    options: Options,
+    *,
+    model_name: str | None = None,
+    default: set[str] | None = None,
+    forward: Forward = call_module,
+    **fields: Any,
+) -> TorchProblem:
+    """Problem of a module with a resolved loss.
+
+    ``default`` is what ``params="auto"`` selects (the weight matrices, if not given);
+    ``fields`` are further fields of :class:`Problem`.
+    """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    rows = data if isinstance(data, Rows) else read_rows(data)
+    if rows.named_labels and row_loss.kind not in ("classes", "binary"):
+        raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "Expected a model with trainable parameters, got one with requires_grad=False "
+            "everywhere (or without parameters); set requires_grad on what was trained."
+        )
+    check_finite_params(trained)
+    device = _device(options.device, trained)
+    dtype = _dtype(options.dtype, trained)
+    own = skeleton(module, device, dtype)
+    normalized, notes = _set_modes(own, options, rows)
+    named = dict(own.named_parameters())
+    in_scope = {n: named[n] for n in trained}
+    names = select_params(options.params, in_scope, default or weight_matrices(module))
+    return TorchProblem(
+        params={n: named[n].detach() for n in names},
+        model_name=model_name or type(module).__name__,
+        loss_name=row_loss.words,
+        eps=torch.finfo(dtype).eps,
+        left_out=tuple(n for n in trained if n not in names),
+        batch_normalized=normalized,
+        notes=(*notes, *fields.pop("notes", ())),
+        module=own,
+        rows=rows,
+        row_loss=_moved_loss(row_loss, device, dtype),
+        batch_size=_batch_size(options.batch_size, rows, normalized),
+        device=device,
+        dtype=dtype,
+        seed=_seed(options),
+        forward=forward,
+        **fields,
+    )
+
+
+def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
+    """Class weights and the like on the device and in the type of the outputs."""
+    if isinstance(row_loss.criterion, nn.Module):
+        criterion = copy.deepcopy(row_loss.criterion).to(device=device, dtype=dtype)
+        return replace(row_loss, criterion=criterion)
+    return row_loss
+
+
+def _device(spec: Any, params: Params) -> torch.device:
+    own = next(iter(params.values())).device
+    if spec == "auto":
+        return own
+    try:
+        device = torch.device(spec)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"Expected device 'auto', 'cpu', 'cuda', ..., got {spec!r}.") from error
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= n_cuda:
+        there = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
+        raise ValueError(f"Expected a device that is there, one of {there}, got {spec!r}.")
+    return device
+
+
+def _dtype(spec: Any, params: Params) -> torch.dtype:
+    own = next(iter(params.values())).dtype
+    if spec == "auto":
+        if torch.finfo(own).bits < 32:
+            warnings.warn(
+                f"The model is stored in {str(own).removeprefix('torch.')}, too coarse for "
+                "gradients: they are computed in float32 from the stored weights.",
+                ModelStateWarning,
+                stacklevel=2,
+            )
+            return torch.float32
+        return own
+    name = str(spec).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise ValueError(f"Expected dtype 'auto', 'float32' or 'float64', got {spec!r}.")
+    return torch.float32 if name == "float32" else torch.float64
+
+
+def _seed(options: Options) -> int | None:
+    if options.random_state is None and options.module_mode != "train":
+        return None
+    return int(check_random_state(options.random_state).randint(2**31 - 1))
+
+
+def _set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, list[str]]:
+    """Put the skeleton in the state of ``module_mode``; whether batch statistics are used."""
+    norms = [m for m in module.modules() if isinstance(m, _BATCH_NORMS)]
+    module.train(options.module_mode == "train")
+    if options.module_mode == "train":
+        return bool(norms), ["modules in training state"]
+    if options.module_mode == "eval" or not norms:
+        return False, []
+    if options.batch_size == "auto" and rows.train_batch_size is None:
+        warnings.warn(
+            "The model has BatchNorm layers and the size of its training batches is not known: "
+            "their running statistics are used, whose gradient is another function's. Give "
+            "`batch_size`, the size it was trained with.",
+            ModelStateWarning,
+            stacklevel=2,
+        )
+        return False, ["BatchNorm by running statistics (training batch size not known)"]
+    for norm in norms:
+        norm.train()
+    return True, ["BatchNorm by the statistics of training-size batches"]
+
+
+def _batch_size(spec: Any, rows: Rows, normalized: bool) -> int:
+    if spec != "auto":
+        return int(spec)
+    if normalized and rows.train_batch_size is not None:
+        return rows.train_batch_size
+    return max(1, min(_AUTO_BATCH, _AUTO_BATCH_NUMBERS // max(1, rows.row_size)))
+
+
+HANDLERS = {"Module": adapt_module}

@@ -1,0 +1,231 @@
+"""The bridge between torch and the regression: rows ``target ~ design @ coef``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg import system as regression
+from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.penalties.columns import Columns
+from sklearn_implicitreg.problem import LossGradient, Problem
+from sklearn_implicitreg.solve import solve
+from sklearn_implicitreg.system import Array, GradientSystem
+
+__all__ = ["Equations", "Inequalities", "RowBlock"]
+
+_HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
+_COSINE_OF_INVARIANCE = 1e-4  # BatchNorm's own eps leaves 5e-6
+_NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Equations of one parameter tensor, in float64, and where they are in it."""
+
+    name: str
+    target: Tensor  # (m,)
+    design: Tensor  # (m, k)
+    index: Tensor  # (m,), positions in the flattened tensor
+
+
+@dataclass(frozen=True)
+class Inequalities:
+    """Coordinates at a kink or a bound, which give inequalities in the place of equations."""
+
+    n: int
+    n_violated: int
+
+
+@dataclass(frozen=True)
+class Equations:
+    """Equations of a family at a problem's parameters, for one gradient of the loss.
+
+    The rows are made anew, tensor by tensor, each time they are asked for; only triangles of
+    (k + 1)^2 numbers are kept.
+    """
+
+    problem: Problem
+    columns: Columns
+    gradient: LossGradient
+
+    @classmethod
+    def of(cls, problem: Problem, penalty: Penalty, gradient: LossGradient) -> Equations:
+        """Equations of a penalty, whose columns are evaluated here."""
+        return cls(problem, Columns(penalty, problem), gradient)
+
+    def rows(self) -> Iterator[RowBlock]:
+        """Blocks of equations, one for each tensor that gives any."""
+        for name in self.problem.params:
+            keep = self._kept(name)
+            index = torch.nonzero(keep).reshape(-1)
+            if len(index):
+                design = self.columns.design(name)
+                whole = len(index) == len(keep)
+                target = self._target(name)
+                yield RowBlock(
+                    name,
+                    target if whole else target[index],
+                    design if whole else design[index],
+                    index,
+                )
+
+    @cached_property
+    def system(self) -> GradientSystem:
+        """Triangles of the equations, one per tensor.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer equations than coefficients.
+        """
+        labels, triangles, counts = [], [], []
+        for block in self.rows():
+            labels.append(block.name)
+            triangles.append(_triangle(block))
+            counts.append(len(block.target))
+        k, m = len(self.columns.term_names), sum(counts)
+        if m < k:
+            raise ValueError(
+                f"Expected at least as many equations as coefficients, got {m} equations for the "
+                f"{k} coefficients {list(self.columns.term_names)}; take fewer terms, or widen "
+                "params=."
+            )
+        return GradientSystem(
+            self.columns.term_names, tuple(labels), tuple(triangles), tuple(counts), self._meat
+        )
+
+    @property
+    def n_dropped(self) -> int:
+        """Coordinates in scope that give no equation."""
+        return sum(int((~self._kept(name)).sum()) for name in self.problem.params)
+
+    def inequalities(self, coef: Array) -> Inequalities | None:
+        """Test the coordinates that give no equation: no descent of ``L + sum coef R`` there.
+
+        At a kink the slope against the gradient of the rest must not be negative, at a bound
+        the slope away from it. None where a penalty has no closed form to test with.
+        """
+        if not self.n_dropped:
+            return Inequalities(0, 0)
+        if not self.columns.closed_form:
+            return None
+        violated = 0
+        scale = max(float(g.abs().max()) for g in self.gradient.value.values())
+        for name, tensor in self.columns.params.items():
+            dropped = ~self._kept(name)
+            target = self._target(name)
+            side = torch.where(self._free(name), target, torch.ones_like(target))
+            size = side.abs().max()
+            nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
+            slope = self.columns.design(name, tensor + nudge.reshape(tensor.shape))
+            bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
+            descent = (target - bound) * side.sign()
+            violated += int((dropped & (descent > 1e-6 * scale)).sum())
+        return Inequalities(self.n_dropped, violated)
+
+    def scale_invariant(self) -> tuple[tuple[str, ...], bool]:
+        """Tensors whose units the loss does not see the scale of, and whether they dominate."""
+        if not self.problem.batch_normalized:
+            return (), False
+        found, inside, total = [], 0.0, 0.0
+        for name, tensor in self.problem.params.items():
+            size = float(self.columns.design(name).square().sum())
+            total += size
+            if tensor.ndim < 2:
+                continue
+            weight = tensor.double().flatten(1)
+            slope = self.gradient.value[name].flatten(1)
+            radial = (weight * slope).sum(1).abs()
+            if bool((radial <= _COSINE_OF_INVARIANCE * weight.norm(dim=1) * slope.norm(dim=1)).all()):
+                found.append(name)
+                inside += size
+        return tuple(found), inside > 0.5 * total
+
+    def completed_r2(
+        self, other: LossGradient, coef: Array, *, positive: bool, eps: float
+    ) -> float:
+        """R2 of coefficients against the gradient over these rows and others together.
+
+        The noise of leaving the other rows out is scaled to that of one row in a hundred, so
+        that scores of different numbers of folds compare.
+        """
+        completed = Equations(self.problem, self.columns, self.gradient.completed(other))
+        system = completed.system
+        best = solve(system.triangle, system.n_equations, positive=positive, eps=eps)
+        ratio = self.gradient.weight / other.weight
+        shrink = (_HIDDEN_SHARE / (1 - _HIDDEN_SHARE) * ratio) ** 0.5
+        if best.tss**0.5 <= completed.rounding:
+            return 0.0
+        return explained(system.triangle, best.coef + shrink * (coef - best.coef))
+
+    @property
+    def rounding(self) -> float:
+        """Norm below which the target is zero to rounding."""
+        return 100 * self.problem.eps * self.gradient.scale
+
+    def frame(self) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+        """Design, target and tensor of every equation, as one table of rows."""
+        blocks = list(self.rows())
+        names = np.concatenate([[b.name] * len(b.target) for b in blocks])
+        places = np.concatenate([b.index.cpu().numpy() for b in blocks])
+        index = pd.MultiIndex.from_arrays([names, places], names=["tensor", "coordinate"])
+        design = np.concatenate([b.design.cpu().numpy() for b in blocks])
+        target = np.concatenate([b.target.cpu().numpy() for b in blocks])
+        return (
+            pd.DataFrame(design, index=index, columns=list(self.columns.term_names)),
+            pd.Series(target, index=index, name="target"),
+            pd.Series(names, index=index, name="tensor"),
+        )
+
+    def _target(self, name: str) -> Tensor:
+        """Minus the gradient of the loss and of the penalties with known coefficients."""
+        slope = self.gradient.value[name].reshape(-1)
+        known = self.columns.known(name)
+        return -slope if known is None else -(slope + known)
+
+    def _free(self, name: str) -> Tensor:
+        free = self.problem.free.get(name)
+        if free is None:
+            tensor = self.columns.params[name]
+            return torch.ones(tensor.numel(), dtype=torch.bool, device=tensor.device)
+        return free.reshape(-1)
+
+    def _kept(self, name: str) -> Tensor:
+        return self.columns.smooth(name) & self._free(name)
+
+    def _meat(self, whitener: Array, coef: Array) -> Array:
+        """Second pass over the rows: the middle factor of the HC3 covariance."""
+        total = np.zeros((whitener.shape[1], whitener.shape[1]))
+        for block in self.rows():
+            design, target = block.design.cpu().numpy(), block.target.cpu().numpy()
+            total += regression.hc3_meat(design, target, whitener, coef)
+        return total
+
+
+def explained(triangle: Array, coef: Array) -> float:
+    """Uncentered R2 of given coefficients."""
+    target = triangle[:, -1]
+    total = float(target @ target)
+    if total == 0:
+        return 0.0
+    residual = target - triangle[:, :-1] @ coef
+    return 1.0 - float(residual @ residual) / total
+
+
+def _triangle(block: RowBlock) -> Array:
+    """Triangle of a block, reduced on the device where the block is."""
+    if block.target.device.type == "cpu":
+        return regression.triangle(block.design.numpy(), block.target.numpy())
+    both = torch.cat([block.design, block.target[:, None]], dim=1)
+    upper = torch.linalg.qr(both, mode="r").R.cpu().numpy()
+    width = both.shape[1]
+    padded = np.zeros((width, width))
+    padded[: len(upper)] = upper
+    return padded

@@ -1,0 +1,103 @@
+"""How libraries state a penalty in their own parameters: the one table of units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["CONVENTIONS", "Convention"]
+
+# Terms whose coefficient can be told in L2 units: coefficient of L2 per unit of the term.
+_L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A model's own way to state a penalty ``strength * (c1 * r |w|_1 + c2 * (1 - r) |w|^2)``.
+
+    ``l2`` (c2) and ``l1`` (c1) are in the units of the library's mean loss L; with
+    ``per_row`` the strength is divided by the total weight of the rows; with ``inverse`` the
+    model's parameter is one over the strength. A model without one of the two penalties has
+    ``None`` there.
+    """
+
+    parameter: str = "alpha"
+    l2: float | None = None
+    l1: float | None = None
+    per_row: bool = False
+    inverse: bool = False
+    l1_term: str = "l1"  # the sparse term that l1_ratio speaks of
+
+    def coefficients(
+        self, value: float, *, l1_ratio: float | None = None, n: float | None = None
+    ) -> dict[str, float]:
+        """Coefficients of ``L2`` and ``L1`` that a parameter value stands for."""
+        strength = (1.0 / value if self.inverse else value) / self._rows(n)
+        if self.l1 is None:
+            return {"l2": strength * float(self.l2 or 0.0)}
+        if self.l2 is None:
+            return {self.l1_term: strength * self.l1}
+        ratio = 0.0 if l1_ratio is None else l1_ratio
+        return {
+            "l2": strength * (1 - ratio) * self.l2,
+            self.l1_term: strength * ratio * self.l1,
+        }
+
+    def parameters(self, coef: Mapping[str, float], n: float | None = None) -> dict[str, float]:
+        """Model parameters that state the coefficients of these terms openly."""
+        unknown = [t for t in coef if t not in _L2_PER_TERM and t != self.l1_term]
+        l2 = sum(coef[t] * c for t, c in _L2_PER_TERM.items() if t in coef)
+        l1 = coef.get(self.l1_term, 0.0)
+        if self.l1 is None and self.l1_term in coef:
+            unknown.append(self.l1_term)
+        if self.l2 is None and any(t in coef for t in _L2_PER_TERM):
+            unknown += [t for t in _L2_PER_TERM if t in coef]
+        if unknown:
+            raise ValueError(
+                f"Expected terms that {self.parameter!r} of this model can state, got "
+                f"{sorted(set(unknown))}; read `coef_` instead."
+            )
+        rows = self._rows(n)
+        strength_l2 = rows * l2 / self.l2 if self.l2 else 0.0
+        strength_l1 = rows * l1 / self.l1 if self.l1 else 0.0
+        strength = strength_l2 + strength_l1
+        if self.inverse:
+            value = 1.0 / strength if strength else float("inf")
+        else:
+            value = strength
+        if self.l1_term in coef and any(t in coef for t in _L2_PER_TERM):
+            ratio = strength_l1 / strength if strength else 0.0
+            return {self.parameter: value, "l1_ratio": ratio}
+        return {self.parameter: value}
+
+    def _rows(self, n: float | None) -> float:
+        if not self.per_row:
+            return 1.0
+        if n is None:
+            raise ValueError(
+                f"Expected n, the total weight of the training rows: {self.parameter!r} of this "
+                "model is divided by it."
+            )
+        return float(n)
+
+
+# Strengths against L: squared error without its 1/2 doubles what a halved one is trained with.
+CONVENTIONS: dict[str, Convention] = {
+    "Ridge": Convention(l2=1.0, per_row=True),
+    "Lasso": Convention(l1=2.0),
+    "ElasticNet": Convention(l2=1.0, l1=2.0),
+    "MultiTaskLasso": Convention(l1=2.0, l1_term="l21"),
+    "MultiTaskElasticNet": Convention(l2=1.0, l1=2.0, l1_term="l21"),
+    "LogisticRegression": Convention("C", l2=0.5, l1=1.0, per_row=True, inverse=True),
+    "LinearSVC": Convention("C", l2=0.5, l1=1.0, per_row=True, inverse=True),
+    "LinearSVR": Convention("C", l2=0.5, per_row=True, inverse=True),
+    "SGDRegressor": Convention(l2=1.0, l1=2.0),
+    "SGDClassifier": Convention(l2=0.5, l1=1.0),
+    "PoissonRegressor": Convention(l2=0.5),
+    "GammaRegressor": Convention(l2=0.5),
+    "TweedieRegressor": Convention(l2=0.5),
+    "HuberRegressor": Convention(l2=1.0, per_row=True),
+    "MLPRegressor": Convention(l2=1.0, per_row=True),
+    "MLPClassifier": Convention(l2=0.5, per_row=True),
+    "torch": Convention("weight_decay", l2=0.5),
+}

@@ -1,0 +1,540 @@
+"""The estimator: from a trained model and its data to the coefficients of its penalty."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_implicitreg import explicit
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.assembly import Equations, explained
+from sklearn_implicitreg.exceptions import CollinearTermsWarning
+from sklearn_implicitreg.facts import Facts, in_model_units, precomputed_facts
+from sklearn_implicitreg.inference import Inference, Verdict, infer, judge
+from sklearn_implicitreg.penalties import FittedPenalty, Penalty, as_penalty
+from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
+from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
+from sklearn_implicitreg.solve import Solution, solve
+from sklearn_implicitreg.system import GradientSystem
+
+__all__ = ["ImplicitRegularizationEstimator"]
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a fit found; all that the report needs, without data or weights."""
+
+    term_names: tuple[str, ...]
+    solution: Solution
+    inference: Inference
+    verdict: Verdict
+    facts: Facts
+
+
+class ImplicitRegularizationEstimator(AboutModel):
+    """Coefficients of the penalty that a trained model behaves as if it had been trained with.
+
+    Training ends where ``grad L + sum_k coef_k grad R_k = 0``: L is the mean data term, R_k the
+    penalties of a family. The coefficients are the least-squares solution of these equations,
+    one per trained parameter.
+
+    Parameters
+    ----------
+    model : nn.Module, skorch net, scikit-learn estimator or "precomputed"
+        The trained model; it is shared, never changed or copied. A fitted ``Pipeline``,
+        ``TransformedTargetRegressor``, search or ``FrozenEstimator`` is looked into. An
+        unfitted estimator is a template: ``fit`` clones and trains it. With
+        ``"precomputed"`` X is the design and y the target of the regression.
+    family : str, Penalty, list of these, or dict of str to callable, default="l2"
+        The penalties: a name of :data:`sklearn_implicitreg.penalties.FAMILIES`, names joined
+        by ``+``, or functions of the dict of parameters.
+    mode : {"endpoint"}, default="endpoint"
+        How equations are made: at the trained weights.
+    loss : "auto", str, nn loss or callable(output, target), default="auto"
+        The data term; known for scikit-learn and skorch models, needed for a bare module.
+    params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
+        The tensors that give equations and are covered by the penalty: by default what the
+        model's own penalty covers, else the weight matrices; a string is a regular expression.
+    group_by : {None, "layer", "param_group"}, dict or callable(name, tensor), default=None
+        One coefficient per group of tensors.
+    known : dict of str to float or None, default=None
+        Penalties with known coefficients, such as ``{"weight_decay": 1e-4}``.
+    positive : bool, default=False
+        Keep the coefficients at or above zero.
+    covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}, default="auto"
+        Of the coefficients, over equations: delete-one-tensor jackknife where there are at
+        least four tensors, else hc3.
+    confidence_level : float, default=0.95
+        Of ``conf_int_``.
+    module_mode : {"auto", "eval", "train"}, default="auto"
+        State of a module's copy: "auto" is eval, with BatchNorm by batch statistics.
+    batch_size : "auto" or int, default="auto"
+        Rows in a pass; with BatchNorm the size of the training batches.
+    device : "auto", str or torch.device, default="auto"
+        Where gradients are computed; the model's own device by default.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Of the gradient's arithmetic; the model's own by default. Sums are always float64.
+    random_state : int, RandomState instance or None, default=None
+        Of the masks where ``module_mode="train"``.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (k,)
+        One per term, in units of ``L / R_k``; NaN where there is no gradient to explain.
+    term_names_ : list of str
+        Names of the terms, ``"l2[fc1]"`` for a grouped one.
+    std_err_, pvalues_ : ndarray of shape (k,)
+        Standard errors and two-sided p-values, over equations.
+    conf_int_ : ndarray of shape (k, 2)
+        Confidence intervals.
+    r2_ : float
+        Uncentered share of the gradient that the penalty explains. After a fit on a part of
+        the training rows it is low even for the true family: a model is stationary on all of
+        them (see :meth:`score`).
+    cosine_ : ndarray of shape (k,)
+        Cosine of each term's gradient with minus the loss gradient.
+    condition_number_ : float
+        Of the columns, scaled to unit norm.
+    vif_ : ndarray of shape (k,)
+        Uncentered variance inflation factors.
+    n_equations_ : int
+        Rows of the regression.
+    verdict_ : str
+        "no signal", "not identifiable", "supported", "partial" or "out of family"; the reason
+        stands in :meth:`summary`.
+    penalty_ : FittedPenalty
+        The penalty as a function of a module or dict of parameters.
+    model_ : object
+        The trained model that was analyzed.
+    n_features_in_ : int
+        Number of features of two-dimensional X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where X has them.
+
+    See Also
+    --------
+    ImplicitRegularizationCV : Chooses among families in one gradient pass.
+    equations : The regression as a DataFrame.
+
+    References
+    ----------
+    Rudoler, Tan, Hooker, Kording (2026), Estimating Implicit Regularization in Deep Learning,
+    Equation 3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> ridge = Ridge(alpha=3.0).fit(X, y)
+    >>> est = ImplicitRegularizationEstimator(ridge, family="l2").fit(X, y)
+    >>> round(est.in_model_units()["alpha"], 8), est.verdict_
+    (3.0, 'supported')
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        model: Any,
+        *,
+        family: Any = "l2",
+        mode: str = "endpoint",
+        loss: Any = "auto",
+        params: Any = "auto",
+        group_by: Any = None,
+        known: Mapping[str, float] | None = None,
+        positive: bool = False,
+        covariance: str = "auto",
+        confidence_level: float = 0.95,
+        module_mode: str = "auto",
+        batch_size: Any = "auto",
+        device: Any = "auto",
+        dtype: Any = "auto",
+        random_state: Any = None,
+    ):
+        self.model = model
+        self.family = family
+        self.mode = mode
+        self.loss = loss
+        self.params = params
+        self.group_by = group_by
+        self.known = known
+        self.positive = positive
+        self.covariance = covariance
+        self.confidence_level = confidence_level
+        self.module_mode = module_mode
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Estimate the coefficients at the trained weights.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
+            The rows that the model was trained on.
+        y : array-like of shape (n,) or (n, outputs), default=None
+            Targets; None with a Dataset or DataLoader.
+        sample_weight : array-like of shape (n,), default=None
+            The weights that the model was trained with.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            For data that do not fit the model or the loss, unknown names, or more
+            coefficients than equations.
+        """
+        self._check_parameters()
+        penalty = as_penalty(self.family)
+        if isinstance(self.model, str) and self.model == PRECOMPUTED:
+            return self._fit_precomputed(X, y, sample_weight)
+        self.model_ = self._train(X, y, sample_weight)
+        self._check_features(X, y, reset=True)
+        problem = adapt(self.model_, Data(X, y, sample_weight), self._options())
+        full = penalty_of(penalty, problem.groups, self.group_by, self.known)
+        return self._fit_equations(Equations.of(problem, full, problem.gradient()))
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Share of the gradient that the coefficients explain once these rows are added.
+
+        A trained model is stationary on its *whole* training set, never on a part of it. So
+        the rows complete those of ``fit``: the uncentered R2 is that against the gradient of
+        both together, with the noise of having left these rows out scaled to that of one row
+        in a hundred. Give disjoint parts of the training set, or all of it again. A search
+        over families with ``cv=KFold(20, shuffle=True)`` selects by it.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in ``fit``; for ``model="precomputed"`` equations, whose plain R2 is returned.
+
+        Returns
+        -------
+        r2 : float
+            At most 1; 0 where the gradient is zero.
+
+        Raises
+        ------
+        ValueError
+            If the gradient of the fitted rows was lost (it is not pickled).
+        """
+        check_is_fitted(self, "coef_")
+        coef = np.nan_to_num(self.coef_)
+        if isinstance(self.model, str):
+            system = _given_system(X, y, sample_weight, len(coef))[0]
+            return explained(system.triangle, coef)
+        fitted: Equations | None = getattr(self, "_equations", None)
+        if fitted is None:
+            raise ValueError(
+                "score needs the gradient of the fitted rows, which is not pickled; fit again."
+            )
+        self._check_features(X, y, reset=False)
+        options = self._options(completing=True)
+        other = adapt(self.model_, Data(X, y, sample_weight), options).gradient()
+        return fitted.completed_r2(
+            other, coef, positive=self.positive, eps=fitted.problem.eps
+        )
+
+    def summary(self) -> Summary:
+        """Table of the fit for people: text when printed, HTML in notebooks, LaTeX on request.
+
+        Returns
+        -------
+        summary : Summary
+        """
+        result = self._fitted_result()
+        facts, verdict = result.facts, result.verdict
+        header = [
+            *facts.header,
+            ("Equations", str(result.solution.n_equations)),
+            ("R2 (uncentered)", f"{result.solution.r2:.4f}"),
+            ("Condition number", f"{result.solution.condition_number:.3g}"),
+            ("Verdict", verdict.label),
+        ]
+        table = coefficient_table(result.term_names, result.solution, result.inference)
+        notes = [
+            verdict.sentence[0].upper() + verdict.sentence[1:],
+            f"Standard errors: {result.inference.description}.",
+            *facts.notes,
+        ]
+        return Summary("Implicit regularization", header, table, notes)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy table of the coefficients for programs.
+
+        Returns
+        -------
+        frame : DataFrame
+            One row per term: term, group, coef, std_err, ci_low, ci_high, statistic, p_value,
+            cosine, vif.
+        """
+        result = self._fitted_result()
+        return coefficient_frame(result.term_names, result.solution, result.inference)
+
+    def to_json(self) -> str:
+        """Coefficients, fit and verdict as JSON text; NaN and infinite numbers are null.
+
+        Returns
+        -------
+        text : str
+        """
+        result = self._fitted_result()
+        content = {
+            "terms": [_json_ready(row) for row in self.to_frame().to_dict(orient="records")],
+            "r2": result.solution.r2,
+            "n_equations": result.solution.n_equations,
+            "verdict": result.verdict.label,
+            "reason": result.verdict.sentence,
+            "covariance": result.inference.covariance,
+            "facts": dict(result.facts.header),
+            "notes": list(result.facts.notes),
+        }
+        return json.dumps(content, indent=2)
+
+    def in_model_units(self) -> dict[str, Any]:
+        """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
+
+        Returns
+        -------
+        params : dict of str to float or ndarray
+            An array where the model has one parameter per output; ``"weight_decay[fc1]"``
+            where the family is grouped.
+
+        Raises
+        ------
+        ValueError
+            If the model has no parameter for a term.
+        """
+        result = self._fitted_result()
+        coef = dict(zip(result.term_names, self.coef_.tolist(), strict=True))
+        return in_model_units(coef, result.facts)
+
+    def explicit_estimator(self) -> Any:
+        """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.
+
+        Returns
+        -------
+        estimator : object
+            A scikit-learn or skorch estimator.
+
+        Raises
+        ------
+        ValueError
+            If the model has no parameter for a term, or a coefficient is negative.
+        TypeError
+            For a bare module: add ``penalty_`` to its training loop.
+        """
+        result = self._fitted_result()
+        coef = dict(zip(result.term_names, self.coef_.tolist(), strict=True))
+        facts = result.facts
+        return explicit.explicit_estimator(
+            self.model_, coef, facts.n_effective, facts.convention, self.penalty_
+        )
+
+    def _check_parameters(self) -> None:
+        if self.mode == "trajectory":
+            raise ValueError(
+                "mode='trajectory' needs a recorded path, which this version cannot take; use "
+                "mode='endpoint'."
+            )
+        choices = {
+            "mode": ("endpoint",),
+            "module_mode": ("auto", "eval", "train"),
+            "covariance": ("auto", "ols", "nonrobust", "hc3", "cluster"),
+            "positive": (True, False),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if not isinstance(value, str | bool | np.bool_) or value not in allowed:
+                raise ValueError(f"Expected {name} to be one of {allowed}, got {value!r}.")
+        level = self.confidence_level
+        if isinstance(level, str) or not 0 < level < 1:
+            raise ValueError(f"Expected 0 < confidence_level < 1, got {level!r}.")
+        size = self.batch_size
+        if size != "auto" and not (isinstance(size, int | np.integer) and size >= 1):
+            raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
+
+    def _options(self, completing: bool = False) -> Options:
+        return Options(
+            self.loss,
+            self.params,
+            self.module_mode,
+            self.batch_size,
+            self.device,
+            self.dtype,
+            self.random_state,
+            completing,
+        )
+
+    def _solved(self, system: GradientSystem, eps: float) -> Solution:
+        solution = solve(
+            system.triangle, system.n_equations, positive=self.positive, eps=eps
+        )
+        if solution.rank < system.n_terms and solution.tss > 0:
+            names = [system.term_names[i] for i in solution.dependent]
+            warnings.warn(
+                f"The gradients of {names} are linearly dependent over these equations: the "
+                "coefficients are the minimum-norm answer of many. Drop terms.",
+                CollinearTermsWarning,
+                stacklevel=3,
+            )
+        return solution
+
+    def _fit_equations(self, equations: Equations) -> Any:
+        """Solve the equations of a trained model."""
+        self._equations = equations
+        system = equations.system
+        solution = self._solved(system, equations.problem.eps)
+        invariant, dominates = equations.scale_invariant()
+        verdict = judge(
+            solution,
+            system.term_names,
+            rounding=equations.rounding,
+            scale_invariant=invariant,
+            scale_invariant_dominates=dominates,
+            n_kinks=equations.gradient.n_kinks,
+        )
+        facts = Facts.of(equations, solution, invariant)
+        return self._finish(system, solution, verdict, facts, fitted_penalty(equations, solution))
+
+    def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        system, features = _given_system(X, y, sample_weight, None)
+        self.model_ = PRECOMPUTED
+        self.n_features_in_ = features
+        solution = self._solved(system, _EPS)
+        verdict = judge(solution, system.term_names, rounding=0.0)
+        return self._finish(system, solution, verdict, precomputed_facts(), None)
+
+    def _finish(
+        self,
+        system: GradientSystem,
+        solution: Solution,
+        verdict: Verdict,
+        facts: Facts,
+        penalty: FittedPenalty | None,
+    ) -> Any:
+        """Set the public attributes."""
+        inference = infer(
+            system,
+            solution,
+            covariance=self.covariance,
+            confidence_level=self.confidence_level,
+        )
+        if solution.tss**0.5 <= float(verdict.details["rounding"]):
+            solution, inference = _without_numbers(solution, inference)
+        self._result = _Result(system.term_names, solution, inference, verdict, facts)
+        self.term_names_ = list(system.term_names)
+        self.coef_ = solution.coef
+        self.std_err_ = inference.std_err
+        self.conf_int_ = inference.conf_int
+        self.pvalues_ = inference.pvalues
+        self.r2_ = solution.r2
+        self.cosine_ = solution.cosine
+        self.condition_number_ = solution.condition_number
+        self.vif_ = solution.vif
+        self.n_equations_ = solution.n_equations
+        self.verdict_ = verdict.label
+        self.penalty_ = penalty
+        return self
+
+    def _fitted_result(self) -> _Result:
+        check_is_fitted(self, "coef_")
+        return self._result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the equations, which hold the data and the gradient."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_equations", None)
+        return state
+
+
+def _without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:
+    """NaN for all coefficients: rounding errors divided by weights are none."""
+    k = solution.n_terms
+    blank = np.full(k, np.nan)
+    return (
+        replace(solution, coef=blank, r2=0.0, shortfall=1.0),
+        replace(
+            inference,
+            cov=np.full((k, k), np.nan),
+            std_err=blank,
+            tvalues=blank,
+            pvalues=blank,
+            conf_int=np.full((k, 2), np.nan),
+        ),
+    )
+
+
+def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Row with null for numbers that JSON does not have."""
+    return {
+        str(key): None if isinstance(value, float) and not np.isfinite(value) else value
+        for key, value in row.items()
+    }
+
+
+def penalty_of(
+    penalty: Penalty,
+    own_groups: Mapping[str, str] | None,
+    group_by: str | Mapping[str, str] | Callable[[str, Any], str] | None,
+    known: Mapping[str, float] | None,
+) -> Penalty:
+    """The family, grouped as asked for (or as the model's own penalty is), with the known part."""
+    if group_by is not None:
+        penalty = penalty.per(group_by)
+    elif own_groups is not None:
+        penalty = penalty.per(own_groups)
+    for family, coef in (known or {}).items():
+        penalty = penalty + float(coef) * as_penalty(family)
+    return penalty
+
+
+def fitted_penalty(equations: Equations, solution: Solution) -> FittedPenalty:
+    """The penalty with its coefficients, for the tensors in scope."""
+    start = 0
+    leaves = []
+    for leaf, n in equations.columns.leaves:
+        leaves.append((leaf, tuple(solution.coef[start : start + n].tolist())))
+        start += n
+    return FittedPenalty(tuple(leaves), tuple(equations.problem.params))
+
+
+def _given_system(
+    design: Any, target: Any, sample_weight: Any, n_terms: int | None
+) -> tuple[GradientSystem, int]:
+    """System of equations given as arrays; row weights multiply squared residuals."""
+    names = (
+        [str(c) for c in design.columns]
+        if isinstance(design, pd.DataFrame)
+        else [f"x{i}" for i in range(np.shape(design)[1] if np.ndim(design) == 2 else 0)]
+    )
+    X, y = np.asarray(design, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    if X.ndim != 2 or y.ndim != 1 or (n_terms is not None and X.shape[1] != n_terms):
+        raise ValueError(
+            f"Expected a design of shape (m, {n_terms or 'k'}) and a target of shape (m,), got "
+            f"{X.shape} and {y.shape}."
+        )
+    if len(X) < X.shape[1]:
+        raise ValueError(
+            f"Expected at least as many equations as coefficients, got {len(X)} equations for "
+            f"{X.shape[1]} coefficients."
+        )
+    if sample_weight is not None:
+        root = np.sqrt(np.asarray(sample_weight, dtype=np.float64))
+        X, y = X * root[:, None], y * root
+    return GradientSystem.from_arrays(X, y, names), X.shape[1]

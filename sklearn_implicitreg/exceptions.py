@@ -1,0 +1,29 @@
+"""Warnings of the package, one class for each thing a user may want to silence."""
+
+__all__ = [
+    "AugmentationWarning",
+    "CollinearTermsWarning",
+    "ImplicitRegularizationWarning",
+    "ModelStateWarning",
+    "OutputWarning",
+]
+
+
+class ImplicitRegularizationWarning(UserWarning):
+    """Base class of every warning that the package raises."""
+
+
+class CollinearTermsWarning(ImplicitRegularizationWarning):
+    """The gradients of some penalty terms are linearly dependent."""
+
+
+class ModelStateWarning(ImplicitRegularizationWarning):
+    """The trained model is used in another state or precision than it was trained in."""
+
+
+class AugmentationWarning(ImplicitRegularizationWarning):
+    """The data differ from one reading to the next."""
+
+
+class OutputWarning(ImplicitRegularizationWarning):
+    """The model's outputs do not look like what the loss expects."""

@@ -1,0 +1,337 @@
+"""The extension point: what a penalty owes, and how penalties are combined."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from sklearn_implicitreg.problem import Params, Problem
+
+__all__ = ["Callables", "Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
+
+GroupBy = str | Mapping[str, str] | Callable[[str, Tensor], str]
+Scope = str | Callable[[str, Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A concrete penalty with the tensors it sees, its label and its fixed coefficient."""
+
+    penalty: Penalty
+    names: tuple[str, ...]
+    group: str = ""
+    coef: float | None = None
+
+    def values(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Terms at the tensors that the leaf sees, times the coefficient if it is known."""
+        seen = {name: params[name] for name in self.names}
+        factor = 1.0 if self.coef is None else self.coef
+        return {t: factor * v for t, v in self.penalty.terms(seen, problem).items()}
+
+
+class Penalty(BaseEstimator, ABC):
+    """A family of penalties ``R = sum_k coef_k * R_k(theta)`` with unknown coefficients.
+
+    A family is one class with one method, :meth:`terms`. Two optional methods make it
+    faster and exact at kinks: ``gradient(name, tensor)``, the gradients of the terms with
+    respect to one tensor, for penalties that are sums over tensors; and ``smooth(name,
+    tensor)``, a boolean mask of the coordinates at which every term is differentiable.
+
+    Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some
+    tensors), ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a coefficient
+    that is known and not estimated).
+
+    See Also
+    --------
+    sklearn_implicitreg.penalties.check_penalty : Checks a user-written penalty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.penalties import Penalty
+    >>> class Cubic(Penalty):
+    ...     '''``R = sum |theta|^3``.'''
+    ...     def terms(self, params, problem):
+    ...         return {"cubic": sum(t.abs().pow(3).sum() for t in params.values())}
+    >>> Cubic().terms({"w": torch.tensor([1.0, -2.0])}, None)
+    {'cubic': tensor(9.)}
+    """
+
+    @abstractmethod
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Value of each term at these parameters.
+
+        Parameters
+        ----------
+        params : dict of str to Tensor
+            The tensors in scope, in float64.
+        problem : Problem or None
+            The model and its data, for penalties that look at them.
+
+        Returns
+        -------
+        terms : dict of str to Tensor
+            A scalar for a term with one coefficient, a vector for one coefficient per entry.
+        """
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """The concrete penalties that this one is made of (only itself, unless combined)."""
+        return [Leaf(self, tuple(params))]
+
+    def __add__(self, other: Penalty) -> Sum:
+        """Join two families: the coefficients of both are estimated together."""
+        return Sum([*_parts(self), *_parts(other)])
+
+    def __rmul__(self, coef: float) -> Fixed:
+        """Fix the coefficient: the penalty is known, and moved to the side of the loss."""
+        return Fixed(self, float(coef))
+
+    def on(self, params: Scope) -> Scoped:
+        """Restrict the penalty to the tensors that a regular expression or callable selects."""
+        return Scoped(self, params)
+
+    def per(self, by: GroupBy) -> Grouped:
+        """One coefficient per group of tensors: "layer", "param_group", a dict or callable."""
+        return Grouped(self, by)
+
+
+def _parts(penalty: Penalty) -> list[Penalty]:
+    return list(penalty.parts) if isinstance(penalty, Sum) else [penalty]
+
+
+class _Combined(Penalty):
+    """A penalty that is defined by its leaves."""
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Terms of all leaves, each at the tensors it sees."""
+        leaves = self.leaves(params, problem)
+        values = [leaf.values(params, problem) for leaf in leaves]
+        named = name_terms(leaves, [tuple(v) for v in values])
+        return {
+            name: value
+            for names, leaf_values in zip(named, values, strict=True)
+            for name, value in zip(names, leaf_values.values(), strict=True)
+        }
+
+
+class Sum(_Combined):
+    """Several penalties at once; parts are reached as ``<name>__<parameter>``.
+
+    Parameters
+    ----------
+    parts : list of Penalty
+        The families that are joined.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.penalties import L2, SmoothL1
+    >>> both = L2() + SmoothL1(delta=1e-2)
+    >>> both.set_params(smooth_l1__delta=1e-3).get_params()["smooth_l1__delta"]
+    0.001
+    """
+
+    def __init__(self, parts: list[Penalty]):
+        self.parts = parts
+
+    def _named(self) -> dict[str, Penalty]:
+        """Parts by the name of their class in snake case, numbered where two share it."""
+        names = [_snake_case(type(part).__name__) for part in self.parts]
+        seen: dict[str, int] = {}
+        named = {}
+        for name, part in zip(names, self.parts, strict=True):
+            seen[name] = seen.get(name, 0) + 1
+            named[name if names.count(name) == 1 else f"{name}{seen[name]}"] = part
+        return named
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of the sum and, with ``deep``, of its named parts."""
+        params: dict[str, Any] = {"parts": self.parts}
+        if deep:
+            for name, part in self._named().items():
+                params |= {f"{name}__{key}": v for key, v in part.get_params().items()}
+        return params
+
+    def set_params(self, **params: Any) -> Sum:
+        """Set ``parts``, or parameters of the parts as ``<name>__<parameter>``."""
+        if "parts" in params:
+            self.parts = params.pop("parts")
+        named = self._named()
+        for key, value in params.items():
+            name, _, parameter = key.partition("__")
+            if name not in named or not parameter:
+                raise ValueError(
+                    f"Expected parameters of the parts {list(named)} as <name>__<parameter>, "
+                    f"got {key!r}."
+                )
+            named[name].set_params(**{parameter: value})
+        return self
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """Leaves of all parts."""
+        return [leaf for part in self.parts for leaf in part.leaves(params, problem)]
+
+
+class Scoped(_Combined):
+    """A penalty restricted to some of the tensors; made by ``penalty.on(params)``.
+
+    Parameters
+    ----------
+    penalty : Penalty
+        What is restricted.
+    params : str or callable(name, tensor) -> bool
+        Regular expression searched for in the tensor names, or a choice by callable.
+    """
+
+    def __init__(self, penalty: Penalty, params: Scope):
+        self.penalty = penalty
+        self.params = params
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """Leaves of the penalty on the chosen tensors."""
+        if callable(self.params):
+            chosen = {name: t for name, t in params.items() if self.params(name, t)}
+        else:
+            chosen = {name: t for name, t in params.items() if re.search(self.params, name)}
+        if not chosen:
+            raise ValueError(
+                f"The scope {self.params!r} of {self.penalty!r} selects no tensor; expected a "
+                f"selection among {list(params)}."
+            )
+        return self.penalty.leaves(chosen, problem)
+
+
+class Grouped(_Combined):
+    """A penalty with one coefficient per group of tensors; made by ``penalty.per(by)``.
+
+    Parameters
+    ----------
+    penalty : Penalty
+        What is repeated, once for each group.
+    by : {"layer", "param_group"}, dict of tensor name to group, or callable(name, tensor)
+        A layer is the module that owns the tensor.
+    """
+
+    def __init__(self, penalty: Penalty, by: GroupBy):
+        self.penalty = penalty
+        self.by = by
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """Leaves of the penalty for each group of tensors, labeled by the group."""
+        members: dict[str, Params] = {}
+        for name, tensor in params.items():
+            members.setdefault(self._group(name, tensor, problem), {})[name] = tensor
+        return [
+            replace(leaf, group=f"{leaf.group},{group}" if leaf.group else group)
+            for group, chosen in members.items()
+            for leaf in self.penalty.leaves(chosen, problem)
+        ]
+
+    def _group(self, name: str, tensor: Tensor, problem: Problem | None) -> str:
+        if callable(self.by):
+            return str(self.by(name, tensor))
+        if isinstance(self.by, Mapping):
+            return self.by[name]
+        if self.by == "layer":
+            return name.rpartition(".")[0] or name
+        if self.by == "param_group":
+            groups = getattr(problem, "param_groups", None)
+            if groups is None:
+                raise ValueError(
+                    "group_by='param_group' needs a model that knows its optimizer, such as a "
+                    "fitted skorch net; use 'layer' or a callable(name, tensor)."
+                )
+            return str(groups[name])
+        raise ValueError(
+            f"Expected group_by None, 'layer', 'param_group', a dict or a callable, got "
+            f"{self.by!r}."
+        )
+
+
+class Fixed(_Combined):
+    """A penalty whose coefficients are known; made by ``number * penalty``.
+
+    Parameters
+    ----------
+    penalty : Penalty
+        What is added to the loss.
+    coef : float
+        Its coefficient, in the units of the loss.
+    """
+
+    def __init__(self, penalty: Penalty, coef: float):
+        self.penalty = penalty
+        self.coef = coef
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """Leaves of the penalty, with their coefficient."""
+        return [
+            replace(leaf, coef=self.coef * (1.0 if leaf.coef is None else leaf.coef))
+            for leaf in self.penalty.leaves(params, problem)
+        ]
+
+
+class Callables(Penalty):
+    """Penalties given as functions of the parameters.
+
+    Parameters
+    ----------
+    functions : dict of str to callable(params) -> scalar Tensor
+        ``params`` is the dict of the tensors in scope.
+    """
+
+    def __init__(self, functions: Mapping[str, Callable[[Params], Tensor]]):
+        self.functions = functions
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Value of every function."""
+        return {name: function(params) for name, function in self.functions.items()}
+
+
+def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[str]]:
+    """Unique names for the terms of each leaf.
+
+    A name is the term with its group in square brackets; two equal ones get the parameters
+    of their penalties in round brackets.
+
+    Raises
+    ------
+    ValueError
+        If two terms still share a name.
+    """
+    plain = [[_name(leaf, term) for term in keys] for leaf, keys in zip(leaves, terms, strict=True)]
+    count = Counter(name for names in plain for name in names)
+    named = [
+        [
+            short if count[short] == 1 else _name(leaf, term, with_params=True)
+            for short, term in zip(names, keys, strict=True)
+        ]
+        for leaf, names, keys in zip(leaves, plain, terms, strict=True)
+    ]
+    twice = [n for n, c in Counter(n for names in named for n in names).items() if c > 1]
+    if twice:
+        raise ValueError(
+            f"Expected terms of different names, got {twice} twice; drop one, or give the two "
+            "different parameters."
+        )
+    return named
+
+
+def _name(leaf: Leaf, term: str, with_params: bool = False) -> str:
+    if with_params:
+        params = leaf.penalty.get_params(deep=False)
+        inside = ", ".join(f"{key}={value}" for key, value in params.items())
+        term = f"{term}({inside})" if inside else term
+    if leaf.coef is not None:
+        term = f"{leaf.coef:g}*{term}"
+    return f"{term}[{leaf.group}]" if leaf.group else term
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

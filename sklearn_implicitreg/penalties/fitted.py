@@ -1,0 +1,74 @@
+"""The penalty with its estimated coefficients, for a training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.penalties.base import Leaf
+
+__all__ = ["FittedPenalty"]
+
+
+@dataclass(frozen=True)
+class FittedPenalty:
+    """``R(theta) = sum_k coef_k * R_k(theta)`` with estimated coefficients.
+
+    Add it to the mean loss of a training loop to state openly what the trained model
+    behaved as if it had been trained with.
+
+    Parameters
+    ----------
+    leaves : tuple of (Leaf, coefficients)
+        The penalties with the tensors they see and their coefficients, term by term.
+    tensors : tuple of str
+        Names of the tensors that the penalty sees.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.penalties import L2
+    >>> from sklearn_implicitreg.penalties.base import Leaf
+    >>> penalty = FittedPenalty(((Leaf(L2(), ("weight",)), (0.5,)),), ("weight",))
+    >>> float(penalty({"weight": torch.tensor([2.0]), "bias": torch.tensor([9.0])}))
+    2.0
+    """
+
+    leaves: tuple[tuple[Leaf, tuple[float, ...]], ...]
+    tensors: tuple[str, ...]
+
+    def __call__(self, params: nn.Module | Mapping[str, Tensor]) -> Tensor:
+        """Value at a module or at a dict of parameters, differentiable with respect to both.
+
+        Parameters
+        ----------
+        params : torch.nn.Module or dict of str to Tensor
+            Must hold the tensors in ``self.tensors``.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing.
+        """
+        module = getattr(params, "_orig_mod", params)  # what torch.compile wraps
+        named = dict(module.named_parameters()) if isinstance(module, nn.Module) else dict(module)
+        missing = [name for name in self.tensors if name not in named]
+        if missing:
+            raise ValueError(
+                f"Expected parameters named {list(self.tensors)}, got {list(named)}: "
+                f"{missing} missing."
+            )
+        total = torch.zeros((), dtype=named[self.tensors[0]].dtype)
+        total = total.to(named[self.tensors[0]].device)
+        for leaf, coefs in self.leaves:
+            seen = {name: named[name] for name in leaf.names}
+            values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, None).values()])
+            total = total + values @ values.new_tensor(coefs)
+        return total

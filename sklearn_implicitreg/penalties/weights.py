@@ -1,0 +1,212 @@
+"""Penalties on the weights alone, each a sum over tensors with a closed-form gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg.penalties.base import Penalty
+from sklearn_implicitreg.problem import Params, Problem
+
+__all__ = ["L1", "L2", "L21", "ElasticNet", "Power", "SmoothL1", "WeightDecay"]
+
+
+def _total(values: Iterable[Tensor]) -> Tensor:
+    return cast(Tensor, sum(values))
+
+
+class L2(Penalty):
+    """Ridge, ``R = sum theta^2`` (coefficient ``alpha / n`` of scikit-learn's ``Ridge``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> L2().terms({"w": torch.tensor([3.0, 4.0])}, None)
+    {'l2': tensor(25.)}
+    """
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """``sum theta^2`` over all tensors."""
+        return {"l2": _total(t.square().sum() for t in params.values())}
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """``2 theta``."""
+        return {"l2": 2 * tensor}
+
+
+class WeightDecay(Penalty):
+    """``R = 1/2 sum theta^2``: the coefficient is torch's ``weight_decay``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> WeightDecay().terms({"w": torch.tensor([3.0, 4.0])}, None)
+    {'weight_decay': tensor(12.5000)}
+    """
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """``1/2 sum theta^2`` over all tensors."""
+        return {"weight_decay": 0.5 * _total(t.square().sum() for t in params.values())}
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """``theta``."""
+        return {"weight_decay": tensor}
+
+
+class L1(Penalty):
+    """Lasso, ``R = sum |theta|`` (coefficient ``2 alpha`` of scikit-learn's ``Lasso``).
+
+    A coordinate at zero gives the inequality ``|g| <= coef`` instead of an equation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> L1().terms({"w": torch.tensor([3.0, -4.0])}, None)
+    {'l1': tensor(7.)}
+    """
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """``sum |theta|`` over all tensors."""
+        return {"l1": _total(t.abs().sum() for t in params.values())}
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """``sign(theta)``."""
+        return {"l1": tensor.sign()}
+
+    def smooth(self, name: str, tensor: Tensor) -> Tensor:
+        """Where ``theta`` is not zero."""
+        return tensor != 0
+
+
+class SmoothL1(Penalty):
+    """Smoothed lasso, ``R = sum h_delta(theta)`` with torch's ``smooth_l1_loss(beta=delta)``.
+
+    ``h_delta(x) = x^2 / (2 delta)`` for ``|x| < delta`` and ``|x| - delta / 2`` beyond.
+
+    Parameters
+    ----------
+    delta : float, default=1e-3
+        Width of the smoothed corner, in the units of the weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> SmoothL1(delta=1.0).terms({"w": torch.tensor([3.0, 0.0])}, None)
+    {'smooth_l1': tensor(2.5000)}
+    """
+
+    def __init__(self, delta: float = 1e-3):
+        self.delta = delta
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """``sum h_delta(theta)`` over all tensors."""
+        loss = torch.nn.SmoothL1Loss(reduction="sum", beta=self.delta)
+        return {"smooth_l1": _total(loss(t, torch.zeros_like(t)) for t in params.values())}
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """``clip(theta / delta, -1, 1)``."""
+        return {"smooth_l1": (tensor / self.delta).clamp(-1, 1)}
+
+
+class ElasticNet(Penalty):
+    """The paper's elastic net, terms ``l2`` and ``smooth_l1`` in this order.
+
+    scikit-learn's elastic net is the family ``"l2+l1"``.
+
+    Parameters
+    ----------
+    delta : float, default=1e-3
+        Width of the smoothed corner of ``smooth_l1``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ElasticNet(delta=1.0).terms({"w": torch.tensor([3.0])}, None)
+    {'l2': tensor(9.), 'smooth_l1': tensor(2.5000)}
+    """
+
+    def __init__(self, delta: float = 1e-3):
+        self.delta = delta
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """``sum theta^2`` and ``sum h_delta(theta)``."""
+        return L2().terms(params, problem) | SmoothL1(self.delta).terms(params, problem)
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """``2 theta`` and ``clip(theta / delta, -1, 1)``."""
+        return L2().gradient(name, tensor) | SmoothL1(self.delta).gradient(name, tensor)
+
+
+class Power(Penalty):
+    """``R = sum |theta|^q``.
+
+    Parameters
+    ----------
+    q : float, default=4.0
+        Exponent, above 0; at ``q <= 1`` a coordinate at zero gives no equation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Power(q=3).terms({"w": torch.tensor([1.0, -2.0])}, None)
+    {'power': tensor(9.)}
+    """
+
+    def __init__(self, q: float = 4.0):
+        self.q = q
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """``sum |theta|^q`` over all tensors."""
+        if not self.q > 0:
+            raise ValueError(f"Expected an exponent q > 0, got {self.q}.")
+        return {"power": _total(t.abs().pow(self.q).sum() for t in params.values())}
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """``q |theta|^(q - 1) sign(theta)``."""
+        if not self.q > 0:
+            raise ValueError(f"Expected an exponent q > 0, got {self.q}.")
+        # At zero the power of q < 1 is infinite and the sign 0: the product is set to 0 there.
+        size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self.q - 1))
+        return {"power": self.q * size * tensor.sign()}
+
+    def smooth(self, name: str, tensor: Tensor) -> Tensor:
+        """Everywhere for ``q > 1``, else where ``theta`` is not zero."""
+        return torch.ones_like(tensor, dtype=torch.bool) if self.q > 1 else tensor != 0
+
+
+class L21(Penalty):
+    """Group lasso over features, ``R = sum_j ||W[:, j]||_2`` (``MultiTaskLasso``: ``2 alpha``).
+
+    ``W`` has shape (outputs, features); further axes (kernels) belong to the output axis'
+    norm. In a tensor with one axis every entry is a feature of its own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> L21().terms({"w": torch.tensor([[3.0, 1.0], [4.0, 0.0]])}, None)
+    {'l21': tensor(6.)}
+    """
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Sum over features of the 2-norm across outputs."""
+        return {"l21": _total(_feature_norms(t).sum() for t in params.values())}
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """``W[:, j] / ||W[:, j]||_2``, zero for features that are zero."""
+        norms = _feature_norms(tensor)
+        return {"l21": tensor / torch.where(norms == 0, 1.0, norms)}
+
+    def smooth(self, name: str, tensor: Tensor) -> Tensor:
+        """Features that are not zero in all outputs."""
+        return (_feature_norms(tensor) != 0).expand_as(tensor)
+
+
+def _feature_norms(tensor: Tensor) -> Tensor:
+    """Norm over all axes but the second, kept for broadcasting."""
+    if tensor.ndim < 2:
+        return tensor.abs()
+    axes = [axis for axis in range(tensor.ndim) if axis != 1]
+    return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True)

@@ -1,0 +1,146 @@
+"""A trained model and its data, seen as parameters and the gradient of a mean loss."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg.conventions import Convention
+
+__all__ = ["BlockGradient", "LossGradient", "Params", "Problem", "select_params"]
+
+Params = dict[str, Tensor]
+ParamsSpec = str | Callable[[str, Tensor], bool]
+
+
+@dataclass(frozen=True)
+class BlockGradient:
+    """Gradient of the weighted *sum* of the losses of one block of rows."""
+
+    sums: Params  # float64, shaped like Problem.params
+    loss: float  # weighted sum of the row losses
+    weight: float  # total weight of the rows
+    n_rows: int
+    scale: float  # sum over rows of the size of what was summed: eps * scale is rounding
+    n_kinks: int = 0  # rows at which the loss has no derivative
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """Gradient of the *mean* loss (divided by the total weight of the rows)."""
+
+    value: Params
+    loss: float
+    weight: float
+    n_rows: int
+    scale: float
+    n_kinks: int
+
+    @classmethod
+    def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
+        """Add up blocks of rows, in float64."""
+        total: Params = {}
+        loss = weight = scale = 0.0
+        n_rows = n_kinks = 0
+        for block in blocks:
+            for name, tensor in block.sums.items():
+                total[name] = total[name] + tensor if name in total else tensor
+            loss += block.loss
+            weight += block.weight
+            scale += block.scale
+            n_rows += block.n_rows
+            n_kinks += block.n_kinks
+        if n_rows < 1:
+            raise ValueError("Expected at least 1 row of data, got 0.")
+        if not weight > 0:
+            raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
+        value = {name: tensor / weight for name, tensor in total.items()}
+        return cls(value, loss / weight, weight, n_rows, scale / weight, n_kinks)
+
+    def completed(self, other: LossGradient) -> LossGradient:
+        """Mean over the rows of both, each by its total weight."""
+        weight = self.weight + other.weight
+        mine, theirs = self.weight / weight, other.weight / weight
+        value = {name: mine * g + theirs * other.value[name] for name, g in self.value.items()}
+        return LossGradient(
+            value,
+            mine * self.loss + theirs * other.loss,
+            weight,
+            self.n_rows + other.n_rows,
+            mine * self.scale + theirs * other.scale,
+            self.n_kinks + other.n_kinks,
+        )
+
+    def norm(self) -> float:
+        """Euclidean norm over all parameters."""
+        return float(sum(float(g.square().sum()) for g in self.value.values())) ** 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(ABC):
+    """Frozen view of (trained model, data); it never changes the user's objects.
+
+    ``params`` are the trained tensors in scope: they give the equations and are what the
+    penalties see. Subclasses say how the loss gradient is computed, block by block of rows.
+    """
+
+    params: Params
+    model_name: str
+    loss_name: str
+    eps: float  # rounding unit of the arithmetic that the gradient is computed in
+    left_out: tuple[str, ...] = ()  # trained tensors that give no equations
+    free: Mapping[str, Tensor] = field(default_factory=dict)  # masks; False: at a bound
+    convention: Convention | None = None  # the model's own way to state its penalty
+    n_effective: float | None = None  # what the convention divides by, if not the weight
+    groups: Mapping[str, str] | None = None  # one coefficient per group, where the model has
+    param_groups: Mapping[str, str] | None = None  # the optimizer's groups, where known
+    batch_normalized: bool = False  # gradient taken through batch statistics
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """Gradient sums over consecutive blocks of rows, at least ``n_blocks`` of them."""
+
+    def gradient(self) -> LossGradient:
+        """Gradient of the mean loss over all rows, in one pass."""
+        return LossGradient.from_blocks(self.blocks())
+
+
+def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[str]:
+    """Names of the tensors that a ``params=`` specification selects.
+
+    ``default`` is what ``"auto"`` means for the model at hand.
+    """
+    if callable(spec):
+        chosen = [name for name, tensor in params.items() if spec(name, tensor)]
+    elif spec == "auto":
+        chosen = [name for name in params if name in default]
+    elif spec == "all":
+        chosen = list(params)
+    elif spec == "weights":
+        chosen = [name for name, tensor in params.items() if tensor.ndim >= 2] or [
+            name for name in params if "bias" not in name and "intercept" not in name
+        ]
+    else:
+        chosen = [name for name in params if re.search(spec, name)]
+    if not chosen:
+        raise ValueError(
+            f"params={spec!r} selects none of the trained parameters; expected a selection "
+            f"among {list(params)}."
+        )
+    return chosen
+
+
+def check_finite_params(params: Params) -> None:
+    """Refuse NaN and infinite weights, naming the tensors."""
+    bad = [name for name, t in params.items() if not bool(torch.isfinite(t).all())]
+    if bad:
+        raise ValueError(
+            f"Expected finite trained parameters, got NaN or inf in {bad}; "
+            "analyse a checkpoint from before the training diverged."
+        )

@@ -1,0 +1,236 @@
+"""Estimators about a model: a trained one is shared and never changed, a template is cloned."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Tags, get_tags
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from torch import nn
+
+from sklearn_implicitreg.frozen import FrozenModel
+
+__all__ = ["AboutModel"]
+
+PRECOMPUTED = "precomputed"
+
+
+def is_trained(model: Any) -> bool:
+    """Whether a model comes trained: a module, something frozen, or a fitted estimator."""
+    if isinstance(model, nn.Module | FrozenModel | FrozenEstimator):
+        return True
+    if isinstance(model, str) or not hasattr(model, "fit"):
+        return False
+    try:
+        check_is_fitted(model)
+    except (NotFittedError, TypeError):
+        return False
+    return True
+
+
+def _answers(method: str) -> Any:
+    """Check for available_if: the trained model (or the template) has this method."""
+
+    def check(self: AboutModel) -> bool:
+        model = getattr(self, "model_", self.model)
+        return hasattr(model, method)
+
+    return check
+
+
+class AboutModel(MetaEstimatorMixin, BaseEstimator):
+    """Base of the estimators that take a ``model``.
+
+    ``clone`` and searches share a trained model by reference and clone an untrained one.
+    Parameters of a trained model are hidden and refused.
+    """
+
+    model: Any
+
+    def __sklearn_clone__(self) -> AboutModel:
+        """Clone everything but a trained model, which is shared."""
+        if not is_trained(self.model):
+            return BaseEstimator.__sklearn_clone__(self)
+        shell = copy.copy(self)
+        shell.model = None
+        new: AboutModel = BaseEstimator.__sklearn_clone__(shell)
+        new.model = self.model
+        return new
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters; with ``deep`` those of a template (``model__*``) too.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+
+        Returns
+        -------
+        params : dict
+        """
+        params: dict[str, Any] = super().get_params(deep=False)
+        if deep:
+            shell = copy.copy(self)
+            if is_trained(self.model):
+                shell.model = None
+            params = BaseEstimator.get_params(shell, deep=True) | params
+        return params
+
+    def set_params(self, **params: Any) -> AboutModel:
+        """Set parameters; those of a trained model cannot be changed.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For ``model__*`` of a trained model.
+        """
+        nested = [key for key in params if key.startswith("model__")]
+        if nested and is_trained(params.get("model", self.model)):
+            raise ValueError(
+                f"Expected a template to set {nested} on, got a trained model, which is shared "
+                "and never changed; pass an unfitted estimator, or several trained models as "
+                "values of `model`."
+            )
+        super().set_params(**params)
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        """No estimator type: ``score`` is about the gradient, not about predictions."""
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = None
+        tags.target_tags.required = True
+        if hasattr(self.model, "__sklearn_tags__"):
+            inner = get_tags(self.model)
+            tags.input_tags.sparse = inner.input_tags.sparse
+            tags.input_tags.allow_nan = inner.input_tags.allow_nan
+            tags.non_deterministic = inner.non_deterministic
+            tags.target_tags.single_output = inner.target_tags.single_output
+            tags.target_tags.multi_output = inner.target_tags.multi_output
+        return tags
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        """Parameters that differ from their defaults; a module by its class and size."""
+        if not isinstance(self.model, nn.Module):
+            return str(super().__repr__(N_CHAR_MAX))
+        shell = copy.copy(self)
+        shell.model = FrozenModel(self.model)
+        return BaseEstimator.__repr__(shell, N_CHAR_MAX)
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Requests of this estimator, and of a template's ``fit``."""
+        router = MetadataRouter(owner=self).add_self_request(self)
+        if not is_trained(self.model) and hasattr(self.model, "fit"):
+            mapping = MethodMapping().add(caller="fit", callee="fit")
+            router.add(model=self.model, method_mapping=mapping)
+        return router
+
+    def _train(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        """The trained model: as given, or a clone of the template fitted on these rows."""
+        model = self.model
+        if isinstance(model, type):
+            raise TypeError(
+                f"Expected a trained model instance, got the class {model.__name__}; create and "
+                "train it first, or pass an unfitted scikit-learn or skorch estimator."
+            )
+        if isinstance(model, FrozenEstimator):
+            check_is_fitted(model.estimator)
+        if is_trained(model):
+            return model
+        if not (hasattr(model, "fit") and hasattr(model, "get_params")):
+            raise TypeError(
+                "Expected a trained nn.Module, a fitted skorch net or scikit-learn estimator, an "
+                f"unfitted one as a template, or 'precomputed', got {model!r}."
+            )
+        return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
+
+    def _fit_params(self, model: Any, sample_weight: Any) -> dict[str, Any]:
+        """Sample weights under the name that the template takes them by."""
+        if sample_weight is None:
+            return {}
+        if _routing_enabled():
+            routed = process_routing(self, "fit", sample_weight=sample_weight)
+            return dict(routed.model.fit)
+        if isinstance(model, Pipeline):
+            name, last = model.steps[-1]
+            if has_fit_parameter(last, "sample_weight"):
+                return {f"{name}__sample_weight": sample_weight}
+        elif has_fit_parameter(model, "sample_weight"):
+            return {"sample_weight": sample_weight}
+        raise ValueError(
+            f"Expected a template whose fit takes sample_weight, got {type(model).__name__}; "
+            "fit without weights, or pass a model that was trained with them."
+        )
+
+    def _check_features(self, X: Any, y: Any, reset: bool) -> None:
+        """Record or compare the number and names of the features of two-dimensional data."""
+        if isinstance(X, torch.Tensor) or not hasattr(X, "ndim") or X.ndim != 2:
+            return
+        validate_data(self, X, reset=reset, skip_check_array=True)
+
+    @available_if(_answers("predict"))
+    def predict(self, X: Any) -> Any:
+        """Predictions of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        y : ndarray of shape (n,) or (n, outputs)
+        """
+        return self._trained_model().predict(X)
+
+    @available_if(_answers("predict_proba"))
+    def predict_proba(self, X: Any) -> Any:
+        """Class probabilities of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        p : ndarray of shape (n, n_classes)
+        """
+        return self._trained_model().predict_proba(X)
+
+    @available_if(_answers("decision_function"))
+    def decision_function(self, X: Any) -> Any:
+        """Decision values of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        values : ndarray of shape (n,) or (n, n_classes)
+        """
+        return self._trained_model().decision_function(X)
+
+    def _trained_model(self) -> Any:
+        check_is_fitted(self, "model_")
+        return self.model_
+
+
+def _routing_enabled() -> bool:
+    from sklearn import get_config
+
+    return bool(get_config().get("enable_metadata_routing", False))

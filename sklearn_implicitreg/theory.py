@@ -1,0 +1,170 @@
+"""Units: what a coefficient is in a model's own parameters, and back."""
+
+from __future__ import annotations
+
+import difflib
+
+from sklearn_implicitreg.conventions import CONVENTIONS, Convention
+
+__all__ = ["convert"]
+
+# Per family: the penalty of a convention, and what of it one unit of the family is.
+_FAMILIES = {"l2": ("l2", 1.0), "weight_decay": ("l2", 0.5), "l1": ("l1", 1.0), "l21": ("l1", 1.0)}
+_DEFAULT_MODELS = {
+    ("l2", "alpha"): "Ridge",
+    ("weight_decay", "alpha"): "Ridge",
+    ("l1", "alpha"): "Lasso",
+    ("l21", "alpha"): "MultiTaskLasso",
+    ("l2", "C"): "LogisticRegression",
+    ("weight_decay", "C"): "LogisticRegression",
+    ("l1", "C"): "LogisticRegression",
+    ("l2", "weight_decay"): "torch",
+    ("weight_decay", "weight_decay"): "torch",
+}
+
+
+def convert(
+    coef: float, family: str, *, to: str, n: float | None = None, model: str | None = None
+) -> float:
+    """Model parameter that states a penalty openly, from its coefficient; or the way back.
+
+    A coefficient multiplies the family's R in ``L + coef * R``, where L is the loss divided by
+    the total weight of the rows, squared error without its 1/2.
+
+    Parameters
+    ----------
+    coef : float
+        Coefficient, or with ``to="coef"`` the value of the model's parameter.
+    family : {"l2", "weight_decay", "l1", "l21"}
+        ``sum w^2``, ``1/2 sum w^2``, ``sum |w|``, or the sum of the 2-norms over outputs.
+    to : str
+        Name of the parameter, "alpha", "C" or "weight_decay"; or "coef" for the way back.
+    n : float, optional
+        Total weight of the training rows; needed where the table below has an n. For an MLP
+        trained in batches, the size of a batch.
+    model : str, optional
+        Row of the table. By default, for "alpha" Ridge (Lasso for "l1", MultiTaskLasso for
+        "l21"), for "C" LogisticRegression, for "weight_decay" torch.
+
+    Returns
+    -------
+    float
+        Value of the parameter, or the coefficient.
+
+    Raises
+    ------
+    ValueError
+        If the family, the parameter or the model is not known, the model does not have the
+        parameter or the penalty, or n is needed and not given.
+
+    See Also
+    --------
+    sklearn_implicitreg.conventions.CONVENTIONS : The same table for programs.
+
+    Notes
+    -----
+    What is minimized over w, and the coefficients that this is (r: ``l1_ratio``, SSE: sum of
+    squared errors over the n rows, D: deviance):
+
+    ===================  ==========================================  ====================
+    model                objective                                   coefficients
+    ===================  ==========================================  ====================
+    Ridge                SSE + alpha |w|^2                           l2 = alpha/n
+    Lasso                SSE/(2n) + alpha |w|_1                      l1 = 2 alpha
+    ElasticNet           SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
+                         + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
+    MultiTaskLasso       SSE/(2n) + alpha |w|_21                     l21 = 2 alpha
+    MultiTaskElasticNet  SSE/(2n) + alpha r |w|_21                   l21 = 2 alpha r,
+                         + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
+    LogisticRegression   sum of log losses                           l1 = r/(n C),
+                         + (r |w|_1 + (1-r)/2 |w|^2)/C               l2 = (1-r)/(2 n C)
+    LinearSVC            sum of losses + |w|^2/(2C), with intercept  l2 = 1/(2 n C)
+    LinearSVR            sum of losses + |w|^2/(2C), with intercept  l2 = 1/(2 n C)
+    SGDRegressor         SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
+                         + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
+    SGDClassifier        mean of losses + alpha r |w|_1              l1 = alpha r,
+                         + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)/2
+    PoissonRegressor,    D/(2n) + alpha/2 |w|^2                      l2 = alpha/2
+    GammaRegressor,
+    TweedieRegressor
+    HuberRegressor       sum of losses + alpha |w|^2                 l2 = alpha/n
+    MLPRegressor         SSE/(2n) + alpha/(2n) |w|^2                 l2 = alpha/n
+    MLPClassifier        mean of log losses + alpha/(2n) |w|^2       l2 = alpha/(2n)
+    torch                mean loss + weight_decay/2 |w|^2            l2 = weight_decay/2
+    ===================  ==========================================  ====================
+
+    An SGDRegressor with another loss than the squared error has the units of SGDClassifier;
+    TweedieRegressor(power=0) has those of an ElasticNet with r = 0.
+
+    Examples
+    --------
+    >>> convert(0.3, "l2", to="alpha", n=10)
+    3.0
+    >>> convert(0.3, "l1", to="alpha")
+    0.15
+    >>> convert(0.25, "l2", to="weight_decay"), convert(0.25, "weight_decay", to="weight_decay")
+    (0.5, 0.25)
+    >>> convert(3.0, "l2", to="coef", n=10, model="Ridge")
+    0.3
+
+    The table, for a parameter of 1 and 10 rows:
+
+    >>> for name, row in CONVENTIONS.items():
+    ...     families = ["l2"] * (row.l2 is not None) + [row.l1_term] * (row.l1 is not None)
+    ...     found = {f: convert(1.0, f, to="coef", n=10, model=name) for f in families}
+    ...     print(f"{name:19} {row.parameter:12} {found}")
+    Ridge               alpha        {'l2': 0.1}
+    Lasso               alpha        {'l1': 2.0}
+    ElasticNet          alpha        {'l2': 1.0, 'l1': 2.0}
+    MultiTaskLasso      alpha        {'l21': 2.0}
+    MultiTaskElasticNet alpha        {'l2': 1.0, 'l21': 2.0}
+    LogisticRegression  C            {'l2': 0.05, 'l1': 0.1}
+    LinearSVC           C            {'l2': 0.05, 'l1': 0.1}
+    LinearSVR           C            {'l2': 0.05}
+    SGDRegressor        alpha        {'l2': 1.0, 'l1': 2.0}
+    SGDClassifier       alpha        {'l2': 0.5, 'l1': 1.0}
+    PoissonRegressor    alpha        {'l2': 0.5}
+    GammaRegressor      alpha        {'l2': 0.5}
+    TweedieRegressor    alpha        {'l2': 0.5}
+    HuberRegressor      alpha        {'l2': 0.1}
+    MLPRegressor        alpha        {'l2': 0.1}
+    MLPClassifier       alpha        {'l2': 0.05}
+    torch               weight_decay {'l2': 0.5}
+    """
+    if family not in _FAMILIES:
+        raise ValueError(_unknown("family", family, list(_FAMILIES)))
+    row = _convention(family, to, model)
+    if to != "coef":
+        return row.parameters({family: coef}, n)[to]
+    penalty, unit = _FAMILIES[family]
+    found = row.coefficients(coef, l1_ratio=1.0 if penalty == "l1" else 0.0, n=n)
+    return found["l2" if penalty == "l2" else row.l1_term] / unit
+
+
+def _convention(family: str, to: str, model: str | None) -> Convention:
+    """Row of the table, checked to have the parameter and the penalty."""
+    if model is None:
+        model = _DEFAULT_MODELS.get((family, to))
+    if model is None:
+        known = sorted({name for fam, name in _DEFAULT_MODELS if fam == family})
+        raise ValueError(
+            f"Expected to= one of {known} for family {family!r}, or model= one of "
+            f"{list(CONVENTIONS)}, got to={to!r} without a model."
+        )
+    if model not in CONVENTIONS:
+        raise ValueError(_unknown("model", model, list(CONVENTIONS)))
+    row = CONVENTIONS[model]
+    if to not in (row.parameter, "coef"):
+        raise ValueError(f"Expected to={row.parameter!r} or 'coef' for {model}, got {to!r}.")
+    penalty, _ = _FAMILIES[family]
+    if getattr(row, penalty) is None or (penalty == "l1" and family != row.l1_term):
+        raise ValueError(
+            f"Expected a penalty that {model} has, got {family!r}; read `coef_` instead."
+        )
+    return row
+
+
+def _unknown(what: str, got: str, known: list[str]) -> str:
+    """Message for an unknown name."""
+    near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.0)[0]
+    return f"Expected {what} to be one of {known}, got {got!r}; did you mean {near!r}?"

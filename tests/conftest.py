@@ -1,0 +1,24 @@
+"""What every test relies on: a fixed seed, one thread per worker, CUDA tests only with CUDA."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Same random numbers in a test whether it runs alone or in the suite."""
+    np.random.seed(0)
+    torch.manual_seed(0)

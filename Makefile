@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection.py model_selection.py theory.py \
-	penalties/__init__.py penalties/base.py penalties/weights.py)
+PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
+PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection.py model_selection.py results.py \
+	theory.py penalties/__init__.py penalties/base.py penalties/weights.py)
 EXTRAS := plot test doc dev
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format doc benchmarks clean
@@ -26,7 +26,7 @@ lint: $(VENV)/.dev  ## formatting, lint, types, docstrings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/numpydoc lint $(wildcard $(PUBLIC))
+	$(BIN)/numpydoc lint $(PUBLIC)
 
 format: $(VENV)/.dev  ## format the sources and mend what can be mended
 	$(BIN)/ruff format .

@@ -18,7 +18,7 @@ extensions = [
     "myst_parser",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "generated/*.py"]
+exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 

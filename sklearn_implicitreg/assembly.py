@@ -117,16 +117,19 @@ class Equations:
         if not self.columns.closed_form:
             return None
         violated = 0
-        scale = max(float(g.abs().max()) for g in self.gradient.value.values())
+        scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
         for name, tensor in self.columns.params.items():
             dropped = ~self._kept(name)
+            if not bool(dropped.any()):
+                continue
             target = self._target(name)
             side = torch.where(self._free(name), target, torch.ones_like(target))
             size = side.abs().max()
             nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
-            slope = self.columns.design(name, tensor + nudge.reshape(tensor.shape))
+            beside = tensor + nudge.reshape(tensor.shape)
+            slope = self.columns.design(name, beside)
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
-            descent = (target - bound) * side.sign()
+            descent = (self._target(name, beside) - bound) * side.sign()
             violated += int((dropped & (descent > 1e-6 * scale)).sum())
         return Inequalities(self.n_dropped, violated)
 
@@ -143,10 +146,18 @@ class Equations:
             weight = tensor.double().flatten(1)
             slope = self.gradient.value[name].flatten(1)
             radial = (weight * slope).sum(1).abs()
-            if bool((radial <= _COSINE_OF_INVARIANCE * weight.norm(dim=1) * slope.norm(dim=1)).all()):
+            if bool(
+                (radial <= _COSINE_OF_INVARIANCE * weight.norm(dim=1) * slope.norm(dim=1)).all()
+            ):
                 found.append(name)
                 inside += size
         return tuple(found), inside > 0.5 * total
+
+    def completing(self, other: Problem) -> LossGradient:
+        """Gradient over further rows, whose labels are numbered as in the rows of this one."""
+        numbered = getattr(other, "numbered_like", None)
+        problem: Problem = other if numbered is None else numbered(self.problem)
+        return problem.gradient()
 
     def completed_r2(
         self, other: LossGradient, coef: Array, *, positive: bool, eps: float
@@ -184,10 +195,10 @@ class Equations:
             pd.Series(names, index=index, name="tensor"),
         )
 
-    def _target(self, name: str) -> Tensor:
+    def _target(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""
         slope = self.gradient.value[name].reshape(-1)
-        known = self.columns.known(name)
+        known = self.columns.known(name, tensor)
         return -slope if known is None else -(slope + known)
 
     def _free(self, name: str) -> Tensor:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg import explicit
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
-from sklearn_implicitreg.facts import Facts, in_model_units, precomputed_facts
-from sklearn_implicitreg.inference import Inference, Verdict, infer, judge
-from sklearn_implicitreg.penalties import FittedPenalty, Penalty, as_penalty
-from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
+from sklearn_implicitreg.facts import Facts, precomputed_facts
+from sklearn_implicitreg.inference import Verdict, infer, judge
+from sklearn_implicitreg.penalties import FittedPenalty, Fixed, Penalty, as_penalty
+from sklearn_implicitreg.precomputed import given_system
+from sklearn_implicitreg.results import FittedResult, Result, without_numbers
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import GradientSystem
@@ -29,18 +28,7 @@ __all__ = ["ImplicitRegularizationEstimator"]
 _EPS = float(np.finfo(np.float64).eps)
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What a fit found; all that the report needs, without data or weights."""
-
-    term_names: tuple[str, ...]
-    solution: Solution
-    inference: Inference
-    verdict: Verdict
-    facts: Facts
-
-
-class ImplicitRegularizationEstimator(AboutModel):
+class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     """Coefficients of the penalty that a trained model behaves as if it had been trained with.
 
     Training ends where ``grad L + sum_k coef_k grad R_k = 0``: L is the mean data term, R_k the
@@ -204,7 +192,7 @@ class ImplicitRegularizationEstimator(AboutModel):
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             return self._fit_precomputed(X, y, sample_weight)
         self.model_ = self._train(X, y, sample_weight)
-        self._check_features(X, y, reset=True)
+        self._check_features(X, reset=True)
         problem = adapt(self.model_, Data(X, y, sample_weight), self._options())
         full = penalty_of(penalty, problem.groups, self.group_by, self.known)
         return self._fit_equations(Equations.of(problem, full, problem.gradient()))
@@ -236,115 +224,17 @@ class ImplicitRegularizationEstimator(AboutModel):
         check_is_fitted(self, "coef_")
         coef = np.nan_to_num(self.coef_)
         if isinstance(self.model, str):
-            system = _given_system(X, y, sample_weight, len(coef))[0]
-            return explained(system.triangle, coef)
+            self._check_features(X, reset=False)
+            return explained(given_system(X, y, sample_weight, len(coef)).triangle, coef)
         fitted: Equations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(
                 "score needs the gradient of the fitted rows, which is not pickled; fit again."
             )
-        self._check_features(X, y, reset=False)
+        self._check_features(X, reset=False)
         options = self._options(completing=True)
         other = adapt(self.model_, Data(X, y, sample_weight), options).gradient()
-        return fitted.completed_r2(
-            other, coef, positive=self.positive, eps=fitted.problem.eps
-        )
-
-    def summary(self) -> Summary:
-        """Table of the fit for people: text when printed, HTML in notebooks, LaTeX on request.
-
-        Returns
-        -------
-        summary : Summary
-        """
-        result = self._fitted_result()
-        facts, verdict = result.facts, result.verdict
-        header = [
-            *facts.header,
-            ("Equations", str(result.solution.n_equations)),
-            ("R2 (uncentered)", f"{result.solution.r2:.4f}"),
-            ("Condition number", f"{result.solution.condition_number:.3g}"),
-            ("Verdict", verdict.label),
-        ]
-        table = coefficient_table(result.term_names, result.solution, result.inference)
-        notes = [
-            verdict.sentence[0].upper() + verdict.sentence[1:],
-            f"Standard errors: {result.inference.description}.",
-            *facts.notes,
-        ]
-        return Summary("Implicit regularization", header, table, notes)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Tidy table of the coefficients for programs.
-
-        Returns
-        -------
-        frame : DataFrame
-            One row per term: term, group, coef, std_err, ci_low, ci_high, statistic, p_value,
-            cosine, vif.
-        """
-        result = self._fitted_result()
-        return coefficient_frame(result.term_names, result.solution, result.inference)
-
-    def to_json(self) -> str:
-        """Coefficients, fit and verdict as JSON text; NaN and infinite numbers are null.
-
-        Returns
-        -------
-        text : str
-        """
-        result = self._fitted_result()
-        content = {
-            "terms": [_json_ready(row) for row in self.to_frame().to_dict(orient="records")],
-            "r2": result.solution.r2,
-            "n_equations": result.solution.n_equations,
-            "verdict": result.verdict.label,
-            "reason": result.verdict.sentence,
-            "covariance": result.inference.covariance,
-            "facts": dict(result.facts.header),
-            "notes": list(result.facts.notes),
-        }
-        return json.dumps(content, indent=2)
-
-    def in_model_units(self) -> dict[str, Any]:
-        """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
-
-        Returns
-        -------
-        params : dict of str to float or ndarray
-            An array where the model has one parameter per output; ``"weight_decay[fc1]"``
-            where the family is grouped.
-
-        Raises
-        ------
-        ValueError
-            If the model has no parameter for a term.
-        """
-        result = self._fitted_result()
-        coef = dict(zip(result.term_names, self.coef_.tolist(), strict=True))
-        return in_model_units(coef, result.facts)
-
-    def explicit_estimator(self) -> Any:
-        """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.
-
-        Returns
-        -------
-        estimator : object
-            A scikit-learn or skorch estimator.
-
-        Raises
-        ------
-        ValueError
-            If the model has no parameter for a term, or a coefficient is negative.
-        TypeError
-            For a bare module: add ``penalty_`` to its training loop.
-        """
-        result = self._fitted_result()
-        coef = dict(zip(result.term_names, self.coef_.tolist(), strict=True))
-        facts = result.facts
-        return explicit.explicit_estimator(
-            self.model_, coef, facts.n_effective, facts.convention, self.penalty_
-        )
+        return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
 
     def _check_parameters(self) -> None:
         if self.mode == "trajectory":
@@ -363,11 +253,17 @@ class ImplicitRegularizationEstimator(AboutModel):
             if not isinstance(value, str | bool | np.bool_) or value not in allowed:
                 raise ValueError(f"Expected {name} to be one of {allowed}, got {value!r}.")
         level = self.confidence_level
-        if isinstance(level, str) or not 0 < level < 1:
+        if not isinstance(level, numbers.Real) or not 0 < level < 1:
             raise ValueError(f"Expected 0 < confidence_level < 1, got {level!r}.")
         size = self.batch_size
-        if size != "auto" and not (isinstance(size, int | np.integer) and size >= 1):
+        is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+        if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
             raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
+        if self.known is not None and not _finite_numbers(self.known):
+            raise ValueError(
+                "Expected known to be a dict of family name to finite coefficient, such as "
+                f"{{'weight_decay': 1e-4}}, got {self.known!r}."
+            )
 
     def _options(self, completing: bool = False) -> Options:
         return Options(
@@ -382,16 +278,14 @@ class ImplicitRegularizationEstimator(AboutModel):
         )
 
     def _solved(self, system: GradientSystem, eps: float) -> Solution:
-        solution = solve(
-            system.triangle, system.n_equations, positive=self.positive, eps=eps
-        )
+        solution = solve(system.triangle, system.n_equations, positive=self.positive, eps=eps)
         if solution.rank < system.n_terms and solution.tss > 0:
             names = [system.term_names[i] for i in solution.dependent]
             warnings.warn(
-                f"The gradients of {names} are linearly dependent over these equations: the "
-                "coefficients are the minimum-norm answer of many. Drop terms.",
+                f"The gradients of {names} are zero or linearly dependent over these equations: "
+                "the coefficients are the minimum-norm answer of many. Drop terms.",
                 CollinearTermsWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return solution
 
@@ -410,12 +304,14 @@ class ImplicitRegularizationEstimator(AboutModel):
             n_kinks=equations.gradient.n_kinks,
         )
         facts = Facts.of(equations, solution, invariant)
-        return self._finish(system, solution, verdict, facts, fitted_penalty(equations, solution))
+        penalty = fitted_penalty(equations, solution)
+        return self._finish(system, solution, verdict, facts, penalty)
 
     def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
-        system, features = _given_system(X, y, sample_weight, None)
+        """Solve equations that were given as arrays."""
+        system = given_system(X, y, sample_weight)
         self.model_ = PRECOMPUTED
-        self.n_features_in_ = features
+        self._check_features(X, reset=True)
         solution = self._solved(system, _EPS)
         verdict = judge(solution, system.term_names, rounding=0.0)
         return self._finish(system, solution, verdict, precomputed_facts(), None)
@@ -428,64 +324,23 @@ class ImplicitRegularizationEstimator(AboutModel):
         facts: Facts,
         penalty: FittedPenalty | None,
     ) -> Any:
-        """Set the public attributes."""
+        """Add standard errors, and set the public attributes."""
         inference = infer(
             system,
             solution,
             covariance=self.covariance,
-            confidence_level=self.confidence_level,
+            confidence_level=float(self.confidence_level),
         )
-        if solution.tss**0.5 <= float(verdict.details["rounding"]):
-            solution, inference = _without_numbers(solution, inference)
-        self._result = _Result(system.term_names, solution, inference, verdict, facts)
-        self.term_names_ = list(system.term_names)
-        self.coef_ = solution.coef
-        self.std_err_ = inference.std_err
-        self.conf_int_ = inference.conf_int
-        self.pvalues_ = inference.pvalues
-        self.r2_ = solution.r2
-        self.cosine_ = solution.cosine
-        self.condition_number_ = solution.condition_number
-        self.vif_ = solution.vif
-        self.n_equations_ = solution.n_equations
-        self.verdict_ = verdict.label
-        self.penalty_ = penalty
+        if solution.tss**0.5 <= verdict.details["rounding"]:
+            solution, inference = without_numbers(solution, inference)
+        self._publish(Result(system.term_names, solution, inference, verdict, facts, penalty))
         return self
-
-    def _fitted_result(self) -> _Result:
-        check_is_fitted(self, "coef_")
-        return self._result
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the equations, which hold the data and the gradient."""
         state: dict[str, Any] = dict(super().__getstate__())
         state.pop("_equations", None)
         return state
-
-
-def _without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:
-    """NaN for all coefficients: rounding errors divided by weights are none."""
-    k = solution.n_terms
-    blank = np.full(k, np.nan)
-    return (
-        replace(solution, coef=blank, r2=0.0, shortfall=1.0),
-        replace(
-            inference,
-            cov=np.full((k, k), np.nan),
-            std_err=blank,
-            tvalues=blank,
-            pvalues=blank,
-            conf_int=np.full((k, 2), np.nan),
-        ),
-    )
-
-
-def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Row with null for numbers that JSON does not have."""
-    return {
-        str(key): None if isinstance(value, float) and not np.isfinite(value) else value
-        for key, value in row.items()
-    }
 
 
 def penalty_of(
@@ -500,41 +355,24 @@ def penalty_of(
     elif own_groups is not None:
         penalty = penalty.per(own_groups)
     for family, coef in (known or {}).items():
-        penalty = penalty + float(coef) * as_penalty(family)
+        penalty = penalty + Fixed(as_penalty(family), float(coef))
     return penalty
 
 
 def fitted_penalty(equations: Equations, solution: Solution) -> FittedPenalty:
-    """The penalty with its coefficients, for the tensors in scope."""
+    """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
+    signal = solution.tss**0.5 > equations.rounding
+    coef = solution.coef if signal else np.zeros(solution.n_terms)
     start = 0
     leaves = []
     for leaf, n in equations.columns.leaves:
-        leaves.append((leaf, tuple(solution.coef[start : start + n].tolist())))
+        leaves.append((leaf, tuple(coef[start : start + n].tolist())))
         start += n
     return FittedPenalty(tuple(leaves), tuple(equations.problem.params))
 
 
-def _given_system(
-    design: Any, target: Any, sample_weight: Any, n_terms: int | None
-) -> tuple[GradientSystem, int]:
-    """System of equations given as arrays; row weights multiply squared residuals."""
-    names = (
-        [str(c) for c in design.columns]
-        if isinstance(design, pd.DataFrame)
-        else [f"x{i}" for i in range(np.shape(design)[1] if np.ndim(design) == 2 else 0)]
+def _finite_numbers(known: Any) -> bool:
+    return isinstance(known, Mapping) and all(
+        isinstance(family, str) and isinstance(coef, numbers.Real) and math.isfinite(coef)
+        for family, coef in known.items()
     )
-    X, y = np.asarray(design, dtype=np.float64), np.asarray(target, dtype=np.float64)
-    if X.ndim != 2 or y.ndim != 1 or (n_terms is not None and X.shape[1] != n_terms):
-        raise ValueError(
-            f"Expected a design of shape (m, {n_terms or 'k'}) and a target of shape (m,), got "
-            f"{X.shape} and {y.shape}."
-        )
-    if len(X) < X.shape[1]:
-        raise ValueError(
-            f"Expected at least as many equations as coefficients, got {len(X)} equations for "
-            f"{X.shape[1]} coefficients."
-        )
-    if sample_weight is not None:
-        root = np.sqrt(np.asarray(sample_weight, dtype=np.float64))
-        X, y = X * root[:, None], y * root
-    return GradientSystem.from_arrays(X, y, names), X.shape[1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sklearn_implicitreg.conventions import Convention
 from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.conventions import Convention
 from sklearn_implicitreg.solve import Solution
 
 __all__ = ["Facts", "in_model_units", "precomputed_facts"]
@@ -55,6 +55,10 @@ class Facts:
             )
         n = problem.n_effective or gradient.weight
         return cls(header, tuple(notes), n, problem.convention, problem.groups is not None)
+
+    def in_convention(self, convention: Convention) -> Facts:
+        """The same facts for a model that states penalties in another way."""
+        return replace(self, convention=convention)
 
 
 def _inequality_notes(equations: Equations, solution: Solution) -> list[str]:

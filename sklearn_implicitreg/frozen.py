@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenModel"]
+__all__ = ["FrozenModel", "own_name", "rebuilt"]
+
+_WRAPPER = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
 
 class FrozenModel:
@@ -62,39 +66,89 @@ class FrozenModel:
         tensors = _tensors(self.model)
         if self._arrays is None:
             self._arrays = {name: _to_array(t) for name, t in tensors.items()}
-        memo: dict[int, Any] = {id(t): _empty_like(t) for t in tensors.values()}
         dtypes = {name: t.dtype for name, t in tensors.items()}
-        structure = copy.deepcopy(self.model, memo)
+        structure = rebuilt(self.model, _empty_like, Tensor.detach)
         return {"arrays": self._arrays, "dtypes": dtypes, "structure": structure}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Put the arrays back in place, without copying them."""
-        module = state["structure"]
-        tensors = {n: _to_tensor(a, state["dtypes"][n]) for n, a in state["arrays"].items()}
-        for name, old in _tensors(module).items():
-            new = tensors[name]
-            if isinstance(old, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=old.requires_grad)
-            for owner, key in _places(module, old):
-                owner[key] = new
-        self.model = module
-        self._arrays = state["arrays"]
+        arrays, dtypes = state["arrays"], state["dtypes"]
+        names = {id(t): name for name, t in _tensors(state["structure"]).items()}
+
+        def filled(empty: Tensor) -> Tensor:
+            name = names[id(empty)]
+            tensor = _to_tensor(arrays[name], dtypes[name])
+            if isinstance(empty, nn.Parameter):
+                return nn.Parameter(tensor, requires_grad=empty.requires_grad)
+            return tensor
+
+        self.model = rebuilt(state["structure"], filled, Tensor.detach)
+        self._arrays = arrays
+
+
+def rebuilt(
+    module: nn.Module, named: Callable[[Tensor], Tensor], loose: Callable[[Tensor], Tensor]
+) -> nn.Module:
+    """Copy of a module's structure with other tensors, wherever they are referred to.
+
+    ``named`` makes the new parameters and buffers, ``loose`` what takes the place of tensors
+    that are mere attributes. Shared tensors stay shared; wrappers of ``torch.compile`` are left
+    out. The module's own ``__deepcopy__``, which may refuse or copy weights, is not asked.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        memo[id(tensor)] = named(tensor)
+    parts = [part for part in module.modules() if not _is_wrapper(part)]
+    for part in parts:
+        memo[id(part)] = type(part).__new__(type(part))
+        for tensor in _tensors_in(vars(part)):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = loose(tensor)
+    for part in module.modules():
+        memo[id(part)] = memo[id(_unwrapped(part))]
+    for part in parts:
+        state = vars(memo[id(part)])
+        for key, value in vars(part).items():
+            if key != "_compiled_call_impl":  # calls the module that it was compiled for
+                state[key] = _copied(value, memo)
+    return memo[id(module)]  # type: ignore[no-any-return]
+
+
+def own_name(name: str) -> str:
+    """Name of a tensor without what ``torch.compile`` adds to it."""
+    return name.replace(f"{_WRAPPER}.", "")
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return _WRAPPER in vars(module)["_modules"]
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while _is_wrapper(module):
+        module = vars(module)["_modules"][_WRAPPER]
+    return module
+
+
+def _tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Tensors in nested dicts, lists and tuples."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _tensors_in(value)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # a lock, a stream, a logger: what refuses to be copied is shared
+        return value
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers (persistent or not) by name, each tensor once."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def _places(module: nn.Module, tensor: Tensor) -> list[tuple[dict[str, Any], str]]:
-    """Every slot of the module tree that holds this tensor (tied weights have several)."""
-    return [
-        (slots, key)
-        for part in module.modules()
-        for slots in (vars(part)["_parameters"], vars(part)["_buffers"])
-        for key, value in slots.items()
-        if value is tensor
-    ]
+    named = itertools.chain(module.named_parameters(), module.named_buffers())
+    return {own_name(name): tensor for name, tensor in named}
 
 
 def _empty_like(tensor: Tensor) -> Tensor:

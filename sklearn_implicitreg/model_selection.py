@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, adapt
 from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.comparison import compared
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, penalty_of
 from sklearn_implicitreg.penalties import as_penalty
-from sklearn_implicitreg.penalties.columns import Columns
-from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
-from sklearn_implicitreg.sharing import AboutModel
-from sklearn_implicitreg.solve import decompose, solve
-from sklearn_implicitreg.system import Array
+from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.results import FittedResult
+from sklearn_implicitreg.sharing import AboutModel, routing_enabled
 
 __all__ = ["ImplicitRegularizationCV", "equations", "simplest_within_one_se"]
 
-_BLOCKS = 20  # of rows: the covariance of the row gradients is read off their spread
-_ODDS = 1 / 99  # one row in a hundred left out
 
-
-class ImplicitRegularizationCV(AboutModel):
+class ImplicitRegularizationCV(FittedResult, AboutModel):
     """The family of penalties that a trained model speaks for, among several.
 
     One pass over the data gives the gradient of the loss and its spread over blocks of rows;
@@ -57,14 +52,30 @@ class ImplicitRegularizationCV(AboutModel):
         The winning entry of ``families``.
     best_name_ : str
         Its name.
+    best_index_ : int
+        Its place in ``families``.
+    best_score_ : float
+        Its criterion, or its mean score over folds.
     best_estimator_ : ImplicitRegularizationEstimator
-        Fitted with it; ``coef_``, ``summary()`` and the like are taken from it.
+        Fitted with it.
     cv_results_ : dict of str to list or ndarray
-        ``name``, ``param_family``, ``mean_test_score`` (the criterion), ``rank_test_score``,
-        ``r2`` and ``n_terms`` of every family, as ``DataFrame`` takes it; with ``cv`` those of
-        ``GridSearchCV``.
+        ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion),
+        ``rank_test_score``, ``r2`` and ``n_terms`` of every family, as ``DataFrame`` takes it;
+        with ``cv`` those of ``GridSearchCV`` and ``name``.
+    coef_, term_names_, std_err_, conf_int_, pvalues_, r2_, cosine_, condition_number_, vif_, \
+            n_equations_, verdict_, penalty_
+        As in :class:`ImplicitRegularizationEstimator`, for the best family.
     model_ : object
         The trained model that was analyzed.
+    n_features_in_ : int
+        Number of features of two-dimensional X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where X has them.
+
+    See Also
+    --------
+    ImplicitRegularizationEstimator : One family.
+    simplest_within_one_se : For searches over nested families.
 
     Examples
     --------
@@ -72,7 +83,8 @@ class ImplicitRegularizationCV(AboutModel):
     >>> from sklearn.linear_model import Lasso
     >>> from sklearn_implicitreg import ImplicitRegularizationCV
     >>> X, y = load_diabetes(return_X_y=True)
-    >>> search = ImplicitRegularizationCV(Lasso(alpha=0.1).fit(X, y), families=["l2", "l1", "l2+l1"])
+    >>> lasso = Lasso(alpha=0.1).fit(X, y)
+    >>> search = ImplicitRegularizationCV(lasso, families=["l2", "l1", "l2+l1"])
     >>> search.fit(X, y).best_family_
     'l1'
     """
@@ -109,12 +121,16 @@ class ImplicitRegularizationCV(AboutModel):
             If there is no family, or as the estimator raises.
         """
         named = self._named_families()
-        estimator = ImplicitRegularizationEstimator(self.model, **(self.estimator_params or {}))
+        estimator = self._estimator()
         if self.cv is not None:
             self._search(estimator, named, X, y, sample_weight)
         else:
             self._compare(estimator, named, X, y, sample_weight)
+        self.best_name_ = list(named)[self.best_index_]
+        self.best_family_ = named[self.best_name_]
         self.model_ = self.best_estimator_.model_
+        self._check_features(X, reset=True)
+        self._publish(self.best_estimator_._result)
         return self
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -132,27 +148,39 @@ class ImplicitRegularizationCV(AboutModel):
         check_is_fitted(self, "best_estimator_")
         return float(self.best_estimator_.score(X, y, sample_weight))
 
-    def __getattr__(self, name: str) -> Any:
-        """Results of the best estimator: ``coef_``, ``summary()``, ``in_model_units()``, ..."""
-        best = vars(self).get("best_estimator_")
-        if best is None or name.startswith("__"):
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}"
-                + ("" if best is not None else "; it may appear after fit")
+    def _estimator(self) -> ImplicitRegularizationEstimator:
+        """Estimator of one family, by ``estimator_params``."""
+        params = dict(self.estimator_params or {})
+        known = set(ImplicitRegularizationEstimator(None).get_params()) - {"model", "family"}
+        if not set(params) <= known:
+            raise ValueError(
+                f"Expected estimator_params among {sorted(known)}, got "
+                f"{sorted(set(params) - known)}; the model and the families are given as such."
             )
-        return getattr(best, name)
+        if isinstance(self.model, str):
+            raise ValueError(
+                f"Expected a model, got {self.model!r}: families are functions of its weights. "
+                "Choose columns of given equations by any search of scikit-learn."
+            )
+        estimator = ImplicitRegularizationEstimator(self.model, **params)
+        estimator._check_parameters()
+        return estimator
 
     def _named_families(self) -> dict[str, Any]:
-        if isinstance(self.families, str) or not len(self.families):
+        many = isinstance(self.families, Mapping | list | tuple)
+        if not many or not len(self.families):
             raise ValueError(
                 f"Expected a list or dict of at least one family, got {self.families!r}."
             )
         if isinstance(self.families, Mapping):
             return dict(self.families)
-        return {
-            family if isinstance(family, str) else repr(family): family
-            for family in self.families
-        }
+        names = [f if isinstance(f, str) else repr(f) for f in self.families]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"Expected families of different names, got {twice} twice; name them by a dict."
+            )
+        return dict(zip(names, self.families, strict=True))
 
     def _compare(
         self,
@@ -163,34 +191,26 @@ class ImplicitRegularizationCV(AboutModel):
         sample_weight: Any,
     ) -> None:
         """All families from one pass over the rows."""
-        estimator._check_parameters()
         model = estimator._train(X, y, sample_weight)
         problem = adapt(model, Data(X, y, sample_weight), estimator._options())
-        spreads = [
-            _Spread(Columns(_penalty(estimator, family, problem), problem), problem)
-            for family in named.values()
-        ]
-        gradient = LossGradient.from_blocks(_seen(problem.blocks(_BLOCKS), spreads))
-        rows = [
-            _criterion(Equations(problem, spread.columns, gradient), spread, estimator.positive)
-            for spread in spreads
-        ]
-        scores = np.array([row["mean_test_score"] for row in rows])
-        best = int(np.argmax(scores))
+        penalties = [_penalty(estimator, family, problem) for family in named.values()]
+        candidates = compared(problem, penalties, estimator.positive)
+        scores = np.array([candidate.score for candidate in candidates])
+        self.best_index_ = int(np.argmax(scores))
+        self.best_score_ = float(scores[self.best_index_])
         self.cv_results_ = {
             "name": list(named),
+            "params": [{"family": family} for family in named.values()],
             "param_family": list(named.values()),
             "mean_test_score": scores,
             "rank_test_score": np.array([1 + int((scores > s).sum()) for s in scores]),
-            "r2": np.array([row["r2"] for row in rows]),
-            "n_terms": np.array([row["n_terms"] for row in rows]),
+            "r2": np.array([candidate.r2 for candidate in candidates]),
+            "n_terms": np.array([candidate.n_terms for candidate in candidates]),
         }
-        self.best_name_ = list(named)[best]
-        self.best_family_ = named[self.best_name_]
-        self.best_estimator_ = clone(estimator).set_params(family=self.best_family_)
-        self.best_estimator_.model_ = model
-        self.best_estimator_._check_features(X, y, reset=True)
-        self.best_estimator_._fit_equations(Equations(problem, spreads[best].columns, gradient))
+        best = clone(estimator).set_params(family=list(named.values())[self.best_index_])
+        best.model_ = model
+        best._check_features(X, reset=True)
+        self.best_estimator_ = best._fit_equations(candidates[self.best_index_].equations)
 
     def _search(
         self,
@@ -201,69 +221,20 @@ class ImplicitRegularizationCV(AboutModel):
         sample_weight: Any,
     ) -> None:
         """Completed scores over folds."""
-        search = GridSearchCV(estimator, {"family": list(named.values())}, cv=self.cv)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        search.fit(X, y, **weights)
+        if weights and routing_enabled():
+            estimator.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = GridSearchCV(
+            estimator, {"family": list(named.values())}, cv=self.cv, error_score="raise"
+        ).fit(X, y, **weights)
         self.cv_results_ = search.cv_results_ | {"name": list(named)}
-        self.best_name_ = list(named)[search.best_index_]
-        self.best_family_ = named[self.best_name_]
+        self.best_index_ = int(search.best_index_)
+        self.best_score_ = float(search.best_score_)
         self.best_estimator_ = search.best_estimator_
-
-
-@dataclass
-class _Spread:
-    """Columns of a family, and their products with the gradient of every block of rows."""
-
-    columns: Columns
-    problem: Problem
-    weights: list[float] = field(default_factory=list)
-    products: list[Array] = field(default_factory=list)
-
-    def see(self, block: BlockGradient) -> None:
-        """Remember the k numbers of a block."""
-        total = torch.zeros(len(self.columns.term_names), dtype=torch.float64)
-        for name, sums in block.sums.items():
-            kept = self.columns.smooth(name)
-            free = self.problem.free.get(name)
-            if free is not None:
-                kept = kept & free.reshape(-1)
-            slope = torch.where(kept, sums.reshape(-1), 0.0)
-            total += (self.columns.design(name).T @ slope).cpu()
-        self.weights.append(block.weight)
-        self.products.append(total.numpy() / block.weight)
-
-    def noise(self, whitener: Array) -> float:
-        """``tr(P S) / n``: variance of the mean gradient inside the family's columns."""
-        weights, products = np.array(self.weights), np.array(self.products)
-        if len(weights) < 2:
-            return 0.0
-        center = weights @ products / weights.sum()
-        deviations = (products - center) @ whitener
-        trace = float(weights @ np.square(deviations).sum(axis=1)) / (len(weights) - 1)
-        return trace / float(weights.sum())
-
-
-def _seen(blocks: Iterator[BlockGradient], spreads: list[_Spread]) -> Iterator[BlockGradient]:
-    for block in blocks:
-        for spread in spreads:
-            spread.see(block)
-        yield block
 
 
 def _penalty(estimator: ImplicitRegularizationEstimator, family: Any, problem: Problem) -> Any:
     return penalty_of(as_penalty(family), problem.groups, estimator.group_by, estimator.known)
-
-
-def _criterion(equations: Equations, spread: _Spread, positive: bool) -> dict[str, Any]:
-    """R2 less the share of it that the noise of one row in a hundred would give."""
-    system = equations.system
-    eps = equations.problem.eps
-    solution = solve(system.triangle, system.n_equations, positive=positive, eps=eps)
-    if solution.tss**0.5 <= equations.rounding:
-        return {"mean_test_score": 0.0, "r2": 0.0, "n_terms": system.n_terms}
-    noise = spread.noise(decompose(system.triangle, eps=eps).whitener)
-    score = solution.r2 - _ODDS * noise / solution.tss
-    return {"mean_test_score": score, "r2": solution.r2, "n_terms": system.n_terms}
 
 
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
@@ -311,7 +282,12 @@ def _n_terms(family: Any) -> int:
 
 
 def equations(
-    model: Any, X: Any, y: Any = None, families: Any = None, sample_weight: Any = None, **params: Any
+    model: Any,
+    X: Any,
+    y: Any = None,
+    families: Any = None,
+    sample_weight: Any = None,
+    **params: Any,
 ) -> Bunch:
     """The regression of a family as tables, one row per equation.
 
@@ -321,7 +297,7 @@ def equations(
     Parameters
     ----------
     model : trained model or fitted ImplicitRegularizationEstimator
-        With a fitted estimator its parameters are used.
+        With a fitted estimator (or ``ImplicitRegularizationCV``) its parameters are used.
     X, y, sample_weight
         The rows that the model was trained on.
     families : family or list of families, default=None
@@ -346,11 +322,18 @@ def equations(
     >>> float(round((regression.target / regression.data["l2"] * len(X)).mean(), 6))
     3.0
     """
+    if isinstance(model, ImplicitRegularizationCV):
+        check_is_fitted(model, "best_estimator_")
+        model = model.best_estimator_
     if isinstance(model, ImplicitRegularizationEstimator):
         estimator = clone(model).set_params(**params)
         estimator.model = getattr(model, "model_", model.model)
     else:
         estimator = ImplicitRegularizationEstimator(model, **params)
+    if isinstance(estimator.model, str):
+        raise ValueError(
+            f"Expected a model, got {estimator.model!r}: its equations are the X and y given."
+        )
     estimator._check_parameters()
     trained = estimator._train(X, y, sample_weight)
     problem = adapt(trained, Data(X, y, sample_weight), estimator._options())

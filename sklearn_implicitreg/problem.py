@@ -49,7 +49,10 @@ class LossGradient:
         n_rows = n_kinks = 0
         for block in blocks:
             for name, tensor in block.sums.items():
-                total[name] = total[name] + tensor if name in total else tensor
+                if name in total:
+                    total[name] += tensor
+                else:
+                    total[name] = tensor.clone()
             loss += block.loss
             weight += block.weight
             scale += block.scale

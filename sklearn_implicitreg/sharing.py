@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from sklearn_implicitreg.frozen import FrozenModel
 
-__all__ = ["AboutModel"]
+__all__ = ["PRECOMPUTED", "AboutModel", "is_trained", "routing_enabled"]
 
 PRECOMPUTED = "precomputed"
 
@@ -27,16 +32,18 @@ def is_trained(model: Any) -> bool:
     """Whether a model comes trained: a module, something frozen, or a fitted estimator."""
     if isinstance(model, nn.Module | FrozenModel | FrozenEstimator):
         return True
-    if isinstance(model, str) or not hasattr(model, "fit"):
+    if isinstance(model, str | type) or not hasattr(model, "fit"):
         return False
     try:
         check_is_fitted(model)
-    except (NotFittedError, TypeError):
+    except NotFittedError:
         return False
+    except (AttributeError, TypeError):  # follows no more of scikit-learn than its names
+        return hasattr(model, "coef_")
     return True
 
 
-def _answers(method: str) -> Any:
+def _answers(method: str) -> Callable[[AboutModel], bool]:
     """Check for available_if: the trained model (or the template) has this method."""
 
     def check(self: AboutModel) -> bool:
@@ -58,7 +65,8 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
     def __sklearn_clone__(self) -> AboutModel:
         """Clone everything but a trained model, which is shared."""
         if not is_trained(self.model):
-            return BaseEstimator.__sklearn_clone__(self)
+            own: AboutModel = BaseEstimator.__sklearn_clone__(self)
+            return own
         shell = copy.copy(self)
         shell.model = None
         new: AboutModel = BaseEstimator.__sklearn_clone__(shell)
@@ -107,6 +115,13 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
                 "and never changed; pass an unfitted estimator, or several trained models as "
                 "values of `model`."
             )
+        family = params.get("family", getattr(self, "family", None))
+        nested = [key for key in params if key.startswith("family__")]
+        if nested and not hasattr(family, "set_params"):
+            raise ValueError(
+                f"Expected a Penalty as family to set {nested} on, got {family!r}; pass an "
+                "instance, such as family=SmoothL1()."
+            )
         super().set_params(**params)
         return self
 
@@ -115,8 +130,10 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.estimator_type = None
         tags.target_tags.required = True
-        if hasattr(self.model, "__sklearn_tags__"):
-            inner = get_tags(self.model)
+        inner = _tags_of(self.model)
+        if inner is not None:
+            # What a check asks of outputs such as predict_proba, which the model gives.
+            tags.classifier_tags = inner.classifier_tags
             tags.input_tags.sparse = inner.input_tags.sparse
             tags.input_tags.allow_nan = inner.input_tags.allow_nan
             tags.non_deterministic = inner.non_deterministic
@@ -126,11 +143,11 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         """Parameters that differ from their defaults; a module by its class and size."""
-        if not isinstance(self.model, nn.Module):
-            return str(super().__repr__(N_CHAR_MAX))
-        shell = copy.copy(self)
-        shell.model = FrozenModel(self.model)
-        return BaseEstimator.__repr__(shell, N_CHAR_MAX)
+        shell = self
+        if isinstance(self.model, nn.Module):
+            shell = copy.copy(self)
+            shell.model = FrozenModel(self.model)
+        return str(BaseEstimator.__repr__(shell, N_CHAR_MAX))
 
     def get_metadata_routing(self) -> MetadataRouter:
         """Requests of this estimator, and of a template's ``fit``."""
@@ -148,8 +165,11 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
                 f"Expected a trained model instance, got the class {model.__name__}; create and "
                 "train it first, or pass an unfitted scikit-learn or skorch estimator."
             )
-        if isinstance(model, FrozenEstimator):
-            check_is_fitted(model.estimator)
+        inside = model.estimator if isinstance(model, FrozenEstimator) else model
+        if isinstance(inside, nn.Module):
+            _check_initialized(inside)
+        elif isinstance(model, FrozenEstimator):
+            check_is_fitted(inside)
         if is_trained(model):
             return model
         if not (hasattr(model, "fit") and hasattr(model, "get_params")):
@@ -163,27 +183,26 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         """Sample weights under the name that the template takes them by."""
         if sample_weight is None:
             return {}
-        if _routing_enabled():
-            routed = process_routing(self, "fit", sample_weight=sample_weight)
-            return dict(routed.model.fit)
-        if isinstance(model, Pipeline):
-            name, last = model.steps[-1]
-            if has_fit_parameter(last, "sample_weight"):
-                return {f"{name}__sample_weight": sample_weight}
-        elif has_fit_parameter(model, "sample_weight"):
-            return {"sample_weight": sample_weight}
+        if routing_enabled():
+            routed = dict(process_routing(self, "fit", sample_weight=sample_weight).model.fit)
+            if "sample_weight" in routed:
+                return routed
+        else:
+            name = _weight_name(model)
+            if name is not None:
+                return {name: sample_weight}
         raise ValueError(
             f"Expected a template whose fit takes sample_weight, got {type(model).__name__}; "
             "fit without weights, or pass a model that was trained with them."
         )
 
-    def _check_features(self, X: Any, y: Any, reset: bool) -> None:
+    def _check_features(self, X: Any, reset: bool) -> None:
         """Record or compare the number and names of the features of two-dimensional data."""
-        if isinstance(X, torch.Tensor) or not hasattr(X, "ndim") or X.ndim != 2:
-            return
-        validate_data(self, X, reset=reset, skip_check_array=True)
+        rows = isinstance(X, list) and len(X) > 0 and isinstance(X[0], list)
+        if rows or (not isinstance(X, torch.Tensor) and getattr(X, "ndim", 0) == 2):
+            validate_data(self, X, reset=reset, skip_check_array=True)
 
-    @available_if(_answers("predict"))
+    @available_if(_answers("predict"))  # type: ignore[untyped-decorator]
     def predict(self, X: Any) -> Any:
         """Predictions of the trained model.
 
@@ -197,7 +216,7 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         """
         return self._trained_model().predict(X)
 
-    @available_if(_answers("predict_proba"))
+    @available_if(_answers("predict_proba"))  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Any:
         """Class probabilities of the trained model.
 
@@ -211,7 +230,7 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         """
         return self._trained_model().predict_proba(X)
 
-    @available_if(_answers("decision_function"))
+    @available_if(_answers("decision_function"))  # type: ignore[untyped-decorator]
     def decision_function(self, X: Any) -> Any:
         """Decision values of the trained model.
 
@@ -230,7 +249,40 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return self.model_
 
 
-def _routing_enabled() -> bool:
-    from sklearn import get_config
-
+def routing_enabled() -> bool:
+    """Whether scikit-learn routes metadata on request only."""
     return bool(get_config().get("enable_metadata_routing", False))
+
+
+def _tags_of(model: Any) -> Tags | None:
+    """Tags of an estimator; None of what has none, a frozen module included."""
+    if isinstance(model, type) or not hasattr(model, "__sklearn_tags__"):
+        return None
+    try:
+        return get_tags(model)
+    except AttributeError:
+        return None
+
+
+def _weight_name(model: Any) -> str | None:
+    """Name by which a template's fit takes sample weights, also through containers."""
+    if isinstance(model, Pipeline):
+        step, last = model.steps[-1]
+        inner = _weight_name(last)
+        return None if inner is None else f"{step}__{inner}"
+    if has_fit_parameter(model, "sample_weight"):
+        return "sample_weight"
+    if isinstance(model, TransformedTargetRegressor):
+        return _weight_name(LinearRegression() if model.regressor is None else model.regressor)
+    is_search = hasattr(model, "estimator") and hasattr(model, "refit")
+    return _weight_name(model.estimator) if is_search else None
+
+
+def _check_initialized(module: nn.Module) -> None:
+    """Refuse lazy modules that have seen no data."""
+    lazy = [name for name, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"Expected a trained module, got one whose parameters {lazy} have no shape yet; "
+            "train it first."
+        )

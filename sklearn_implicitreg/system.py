@@ -153,8 +153,19 @@ def hc3_meat(
     [[4.0]]
     """
     columns = np.asarray(design, dtype=np.float64)
-    basis = columns @ np.asarray(whitener, dtype=np.float64)
-    residual = np.asarray(target, dtype=np.float64) - columns @ np.asarray(coef, dtype=np.float64)
+    last = np.asarray(target, dtype=np.float64)
+    basis = np.asarray(whitener, dtype=np.float64)
+    weights = np.asarray(coef, dtype=np.float64)
+    meat: Array = np.zeros((basis.shape[1], basis.shape[1]))
+    step = _CHUNK // (columns.shape[1] + 1)
+    for start in range(0, len(last), step):
+        rows = slice(start, start + step)
+        meat += _chunk_meat(columns[rows] @ basis, last[rows] - columns[rows] @ weights)
+    return meat
+
+
+def _chunk_meat(basis: Array, residual: Array) -> Array:
+    """HC3 middle factor of rows of the orthonormal basis with their residuals."""
     rest = 1.0 - np.einsum("ij,ij->i", basis, basis)
     lonely = rest <= _FULL_LEVERAGE
     residual = residual / np.where(lonely, 1.0, rest)

@@ -67,7 +67,8 @@ def multinomial(eta: Array, y: Array, eta_size: Array | None = None) -> RowLosse
     top = np.max(eta, axis=1, keepdims=True)
     log_p = eta - top - logsumexp(eta - top, axis=1, keepdims=True)
     p = np.exp(log_p)
-    others = p.sum(axis=1, keepdims=True) - p
+    # Not p - 1 in the column of the class: it loses all its digits where the model is sure.
+    others = np.sum(p * (1 - y), axis=1, keepdims=True)
     value = -np.sum(np.where(y > 0, y * log_p, 0.0), axis=1, keepdims=True)
     slope = np.where(y == 1, -others, p - y)
     sizes = size_of(eta, eta_size)

@@ -46,10 +46,9 @@ _KINKED = ("hinge", "perceptron", "epsilon_insensitive")
 
 
 def _ridge(model: Any, data: Data, options: Options) -> Problem:
-    """Sum of squared errors, outputs summed: Ridge, RidgeCV, LinearRegression."""
+    """Sum of squared errors, outputs summed, with one alpha or one for each output."""
     X, y, weight = regression_rows(model, data)
-    alpha = getattr(model, "alpha_", getattr(model, "alpha", 0.0))
-    own = "LinearRegression" not in {cls.__name__ for cls in type(model).__mro__}
+    alpha = getattr(model, "alpha_", getattr(model, "alpha", 0.0))  # alpha_: chosen by RidgeCV
     fit = LinearFit(
         model=model,
         X=X,
@@ -57,8 +56,8 @@ def _ridge(model: Any, data: Data, options: Options) -> Problem:
         weight=weight,
         row_loss=losses.squared_error,
         loss_name=_squared_name(y),
-        convention=CONVENTIONS["Ridge"] if own else None,
-        per_output=own and np.ndim(model.coef_) == 2 and np.size(alpha) > 1,
+        convention=CONVENTIONS["Ridge"],
+        per_output=np.ndim(model.coef_) == 2 and np.size(alpha) > 1,
     )
     return linear_problem(fit, options)
 
@@ -90,7 +89,7 @@ def _ridge_classifier(model: Any, data: Data, options: Options) -> Problem:
     return linear_problem(fit, options)
 
 
-def _squared(convention: Convention, model: Any, data: Data, options: Options) -> Problem:
+def _squared(convention: Convention | None, model: Any, data: Data, options: Options) -> Problem:
     """Squared errors, outputs summed, with a penalty shared by the outputs."""
     X, y, weight = regression_rows(model, data)
     fit = LinearFit(
@@ -359,7 +358,8 @@ def _mlp(model: Any, data: Data, options: Options) -> Problem:
 
 _BAYES = replace(CONVENTIONS["Ridge"], parameter="lambda_/alpha_")
 _LINEAR: dict[str, Handler] = {
-    **dict.fromkeys(["Ridge", "RidgeCV", "LinearRegression"], _ridge),
+    "LinearRegression": partial(_squared, None),
+    **dict.fromkeys(["Ridge", "RidgeCV"], _ridge),
     **dict.fromkeys(["RidgeClassifier", "RidgeClassifierCV"], _ridge_classifier),
     "BayesianRidge": partial(_squared, _BAYES),
     **dict.fromkeys(["Lasso", "LassoCV"], partial(_squared, CONVENTIONS["Lasso"])),

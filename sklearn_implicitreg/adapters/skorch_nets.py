@@ -112,7 +112,9 @@ class _OwnNet:
     """Shallow copy of a net around a skeleton of its module: its ``infer`` and ``get_loss``."""
 
     def __init__(self, net: NeuralNet, criterion: Any):
-        self._net = copy.copy(net)
+        # copy.copy would go by way of pickle, which copies the weights and the optimizer's state.
+        self._net = object.__new__(type(net))
+        vars(self._net).update(vars(net))
         self._inputs: Any = None
         # Not by setattr, which registers modules on state that the copy shares with the net.
         vars(self._net)["criterion_"] = criterion
@@ -138,10 +140,11 @@ def adapt_net(net: NeuralNet, data: Data, options: Options) -> TorchProblem:
             f"{options.loss!r}; give net.module_ as the model to analyse another loss."
         )
     net.check_is_fitted(["module_"])
-    if not len(getattr(net, "history", None) or []):
+    if not _has_history(net):
         warnings.warn(
             "The net has no training history: its weights are taken as trained, and the rows "
-            "given as the rows that it was fitted on.",
+            "given as the rows that it was fitted on. Load its history too, or give "
+            "`training_rows(net, X, y)` where it held rows out.",
             ModelStateWarning,
             stacklevel=2,
         )
@@ -174,8 +177,13 @@ def _check_one_module(net: NeuralNet) -> None:
 def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
     """The net's loss per row where its get_loss is skorch's own, else the mean it returns."""
     criterion = getattr(net, "criterion_", None)
-    if criterion is None:  # dropped by net.trim_for_prediction()
+    if criterion is None:  # a net that only loaded its weights
         criterion = net.criterion
+        if criterion is None:
+            raise ValueError(
+                "Expected a net with its criterion, got one after trim_for_prediction(), which "
+                "drops it: analyse the net before it is trimmed, or net.module_ with `loss=`."
+            )
         if isinstance(criterion, type):
             criterion = criterion(**net.get_params_for("criterion"))
     words = undo_reduction(criterion).words
@@ -213,10 +221,10 @@ def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
     """The rows that the net was trained on, in batches of its own iterator."""
     X = _plain(data.X)
     weight = data.sample_weight
-    dataset: Dataset[Any] = X if isinstance(X, DataLoader) else net.get_dataset(X, data.y)
-    if isinstance(dataset, DataLoader):
-        return read_rows(Data(dataset, None, weight))
-    if not _is_marked(data.X):
+    if isinstance(X, DataLoader):
+        return read_rows(Data(X, data.y, weight))
+    dataset: Dataset[Any] = net.get_dataset(X, data.y)
+    if not _is_marked(data.X) and _has_history(net):
         index = _training_index(net, X, data.y, completing)
         if index is not None:
             dataset = Subset(dataset, index.tolist())
@@ -240,8 +248,8 @@ def _training_index(
     n_given = len(net.get_dataset(X, y))
     if valid is None or len(first) == n_given:
         return None
-    index, second = (getattr(part, "indices", None) for part in (first, again))
-    if index is None or not np.array_equal(index, second):
+    index, second = (np.asarray(getattr(part, "indices", [])) for part in (first, again))
+    if not len(index) or not np.array_equal(index, second):
         raise ValueError(
             "The net's validation split cannot be reproduced (a random split without "
             "random_state): the rows that it was trained on are not known. Retrain with "
@@ -258,7 +266,11 @@ def _training_index(
             "replayed on other rows. Give all of them, or search on "
             "`training_rows(net, X, y)`."
         )
-    return np.asarray(index)
+    return index
+
+
+def _has_history(net: NeuralNet) -> bool:
+    return len(getattr(net, "history", None) or []) > 0
 
 
 def _history_counts(net: NeuralNet) -> tuple[int, int]:
@@ -272,7 +284,7 @@ def _history_counts(net: NeuralNet) -> tuple[int, int]:
 
 def _counts_agree(net: NeuralNet, n_train: int, n_valid: int) -> bool:
     """Whether a split has the sizes that the history tells (up to a dropped last batch)."""
-    if not len(getattr(net, "history", None) or []):
+    if not _has_history(net):
         return True
     trained, held = _history_counts(net)
     largest = max(b.get("train_batch_size", 0) for b in net.history[-1]["batches"])

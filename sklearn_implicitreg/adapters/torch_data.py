@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
@@ -40,15 +42,32 @@ class Rows:
     train_batch_size: int | None = None  # of the loader they came in
     row_size: int = 1  # numbers in one row's inputs
     classes: Tensor | None = None  # sorted labels, where y came as an array
-    named_labels: bool = False  # y held names, which stand as 0, 1, ... in sorted order
+    names: npt.NDArray[Any] | None = None  # sorted names in y, which stand as 0, 1, ...
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Consecutive batches; NaN and infinite numbers are refused."""
         for batch in self.read(batch_size):
             for tensor in tensors_in((batch.inputs, batch.target)):
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                if not all_finite(tensor):
                     raise ValueError("Expected finite data, got NaN or inf in X or y.")
             yield batch
+
+    def named_like(self, fitted: Rows) -> Rows:
+        """The same rows with names numbered as they are in the fitted rows."""
+        if self.names is None or fitted.names is None:
+            return self
+        new = sorted(set(self.names.tolist()) - set(fitted.names.tolist()))
+        if new:
+            raise ValueError(
+                f"Expected the labels of the fitted rows, {fitted.names.tolist()}, got also {new}."
+            )
+        codes = torch.as_tensor(np.searchsorted(fitted.names, self.names))
+
+        def read(batch_size: int) -> Iterator[Batch]:
+            for batch in self.read(batch_size):
+                yield batch._replace(target=codes[batch.target])
+
+        return replace(self, read=read, names=fitted.names, classes=fitted.classes)
 
 
 @contextlib.contextmanager
@@ -59,7 +78,12 @@ def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[Non
     try:
         with torch.random.fork_rng(devices=cuda):
             if seed is not None:
-                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed: every device's
+                for own in cuda:
+                    with torch.cuda.device(own):
+                        torch.cuda.manual_seed(seed)
             yield
     finally:
         random.setstate(states[0])
@@ -89,6 +113,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite; by the sum first, which is read much faster."""
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
 def read_rows(data: Data) -> Rows:
     """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader.
 
@@ -102,8 +133,7 @@ def read_rows(data: Data) -> Rows:
     if isinstance(data.X, DataLoader):
         return _loader_rows(data)
     if isinstance(data.X, Dataset):
-        loader: DataLoader[Any] = DataLoader(data.X, batch_size=None)
-        return _dataset_rows(data, data.X, default_collate, loader.batch_size)
+        return _dataset_rows(data, data.X, default_collate, None)
     return _array_rows(data)
 
 
@@ -115,13 +145,18 @@ def _loader_rows(data: Data) -> Rows:
         def collate(items: list[Any]) -> Any:  # the dataset's items are batches already
             return items[0]
 
-        rows = _dataset_rows(data, loader.dataset, collate, 1)
-        return Rows(lambda _: rows.read(1), rows.n_rows, None)
-    return _dataset_rows(data, loader.dataset, collate, loader.batch_size)
+        rows = _dataset_rows(data, loader.dataset, collate, 1, in_batches=True)
+        return replace(rows, read=lambda _: rows.read(1), train_batch_size=None)
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return _dataset_rows(data, loader.dataset, collate, size)
 
 
 def _dataset_rows(
-    data: Data, dataset: Dataset[Any], collate: Callable[[Any], Any], size: int | None
+    data: Data,
+    dataset: Dataset[Any],
+    collate: Callable[[Any], Any],
+    size: int | None,
+    in_batches: bool = False,
 ) -> Rows:
     """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
     if data.y is not None:
@@ -130,7 +165,7 @@ def _dataset_rows(
             f"y of type {type(data.y).__name__}."
         )
     stream = isinstance(dataset, IterableDataset)
-    n_rows = None if stream else len(dataset)  # type: ignore[arg-type]
+    n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
     weight = _weights(data.sample_weight, n_rows)
 
     def read(batch_size: int) -> Iterator[Batch]:
@@ -182,7 +217,7 @@ def _array_rows(data: Data) -> Rows:
     inputs = _as_tensors(data.X, "X")
     if data.y is None:
         raise ValueError("Expected y with arrays, got None; or give a Dataset or DataLoader.")
-    target, classes, named = _target_tensor(data.y)
+    target, classes, names = _target_tensor(data.y)
     every = [*tensors_in(inputs), *tensors_in(target)]
     check_consistent_length(*every)
     n_rows = len(every[0])
@@ -193,14 +228,15 @@ def _array_rows(data: Data) -> Rows:
     def read(batch_size: int) -> Iterator[Batch]:
         for start in range(0, n_rows, batch_size):
             part = slice(start, start + batch_size)
+            cut = operator.itemgetter(part)
             yield Batch(
-                map_tensors(lambda t: t[part], inputs),
-                map_tensors(lambda t: t[part], target),
+                map_tensors(cut, inputs),
+                map_tensors(cut, target),
                 None if weight is None else weight[part],
             )
 
     row_size = sum(t[0].numel() for t in tensors_in(inputs))
-    return Rows(read, n_rows, None, row_size, classes, named)
+    return Rows(read, n_rows, None, row_size, classes, names)
 
 
 def _as_tensors(X: Any, name: str) -> Any:
@@ -228,8 +264,8 @@ def _as_tensors(X: Any, name: str) -> Any:
     return torch.as_tensor(np.ascontiguousarray(writable))
 
 
-def _target_tensor(y: Any) -> tuple[Any, Tensor | None, bool]:
-    """Target, its sorted labels where it is discrete, and whether these were names."""
+def _target_tensor(y: Any) -> tuple[Any, Tensor | None, npt.NDArray[Any] | None]:
+    """Target, its sorted labels where it is discrete, and their names where it held names."""
     if not isinstance(y, Tensor | Mapping | tuple):
         array = np.asarray(y)
         if array.dtype == object and all(isinstance(v, Number) for v in array.flat):
@@ -239,23 +275,26 @@ def _target_tensor(y: Any) -> tuple[Any, Tensor | None, bool]:
                 names, codes = np.unique(array, return_inverse=True)
             except TypeError as error:
                 raise ValueError(f"Expected labels of one type in y: {error}.") from error
-            return torch.as_tensor(codes.reshape(array.shape)), torch.arange(len(names)), True
+            return torch.as_tensor(codes.reshape(array.shape)), torch.arange(len(names)), names
         y = array
     target = _as_tensors(y, "y")
     if not isinstance(target, Tensor):
-        return target, None, False
+        return target, None, None
     discrete = not target.is_floating_point() or bool((target == target.round()).all())
-    return target, target.unique() if discrete else None, False
+    return target, target.unique() if discrete else None, None
 
 
 def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     if sample_weight is None:
         return None
     weight = torch.as_tensor(np.array(sample_weight, dtype=np.float64))
-    if n_rows is None or tuple(weight.shape) != (n_rows,):
+    if n_rows is None:
         raise ValueError(
-            f"Expected sample_weight of shape ({n_rows},), got {tuple(weight.shape)}."
+            "Expected no sample_weight with rows whose number is not known before they are read "
+            "(a stream, or a dataset of batches); give a Dataset of single rows, or arrays."
         )
+    if tuple(weight.shape) != (n_rows,):
+        raise ValueError(f"Expected sample_weight of shape ({n_rows},), got {tuple(weight.shape)}.")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("Expected finite sample_weight, got NaN or inf.")
     return weight

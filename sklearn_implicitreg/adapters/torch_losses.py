@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.exceptions import OutputWarning
+from sklearn_implicitreg.frozen import rebuilt
 
 __all__ = ["LOSSES", "RowLoss", "resolve_loss"]
 
@@ -27,11 +27,20 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "poisson_nll": nn.PoissonNLLLoss,
 }
 _WORDS = {
-    "MSELoss": "squared error (no 1/2), mean over rows and outputs",
-    "L1Loss": "absolute error, mean over rows and outputs",
-    "CrossEntropyLoss": "cross-entropy, mean over rows",
-    "NLLLoss": "negative log-likelihood, mean over rows",
+    "MSELoss": "squared error (no 1/2)",
+    "L1Loss": "absolute error",
+    "CrossEntropyLoss": "cross-entropy",
+    "NLLLoss": "negative log-likelihood",
 }
+_ELEMENTWISE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.HuberLoss,
+    nn.SmoothL1Loss,
+    nn.PoissonNLLLoss,
+    nn.SoftMarginLoss,
+    nn.KLDivLoss,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class RowLoss:
         Whether several outputs of a row are summed rather than averaged.
     classes : Tensor or None
         Sorted labels in all rows, where they are known.
+    named_labels : bool
+        The labels are numbers of names, one for each class.
     evaluate : callable(output, target) or None
         What computes the loss, where it is more than the criterion.
     strict : bool
@@ -63,6 +74,7 @@ class RowLoss:
     kind: str = "free"
     sum_outputs: bool = False
     classes: Tensor | None = None
+    named_labels: bool = False
     evaluate: Callable[[Any, Any], Tensor] | None = None
     strict: bool = False
     scalar_is_sum: bool = False
@@ -90,15 +102,15 @@ class RowLoss:
             target = self._binary_labels(target)
         if self.kind != "free" or target.is_floating_point():
             target = target.to(output.dtype)
+        elif target.dtype != torch.bool:
+            target = target.long()  # torch's own losses take no other integers as labels
         return self._same_shape(output, target)
 
     def __call__(self, output: Any, target: Any, weight: Tensor | None) -> tuple[Tensor, float]:
         """Sum of the row losses (differentiable), and the total weight of the rows."""
         value = (self.evaluate or self.criterion)(output, target)
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"Expected the loss to return a Tensor, got {type(value).__name__}."
-            )
+            raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
         n_rows = _n_rows(output, target)
         element = self._element_weights(target)
         if value.ndim == 0:
@@ -137,20 +149,20 @@ class RowLoss:
             return None
         if target.is_floating_point():
             return None
-        kept = target != self.criterion.ignore_index
+        kept = target != self._ignore_index
         if self.criterion.weight is None:
             return kept.double()
         weights = self.criterion.weight.to(target.device).double()
         return torch.where(kept, weights[target.clamp(0, len(weights) - 1)], 0.0)
 
     def _class_indices(self, output: Tensor, target: Tensor) -> Tensor:
-        if target.is_floating_point() and target.shape == output.shape:
-            return target.to(output.dtype)
-        if output.ndim < 2:
+        if output.ndim < 2 or output.shape[1] < 2:
             raise ValueError(
                 f"Expected outputs of shape (n, classes) for {self.words!r}, got "
                 f"{tuple(output.shape)}; use loss='bce_with_logits' for one output per row."
             )
+        if target.is_floating_point() and target.shape == output.shape:
+            return target.to(output.dtype)
         labels = target.long()
         if target.is_floating_point() and not bool((labels == target).all()):
             raise ValueError(
@@ -168,27 +180,39 @@ class RowLoss:
         return self._indices_from_labels(labels, output.shape[1])
 
     def _indices_from_labels(self, labels: Tensor, n_classes: int) -> Tensor:
-        ignored = labels == getattr(self.criterion, "ignore_index", -100)
-        seen = labels[~ignored] if self.classes is None else self.classes
-        if seen.numel() == 0 or (int(seen.min()) >= 0 and int(seen.max()) < n_classes):
+        ignored = labels == self._ignore_index
+        known = None if self.classes is None else self.classes.to(labels)
+        seen = labels[~ignored] if known is None else known[known != self._ignore_index]
+        inside = seen.numel() == 0 or (int(seen.min()) >= 0 and int(seen.max()) < n_classes)
+        if inside and not (self.named_labels and len(seen) != n_classes):
             return labels
-        if self.classes is None or len(self.classes) != n_classes:
+        if known is None or len(seen) != n_classes:
+            distinct = seen.unique().tolist()
+            what = f"names of {len(distinct)}" if self.named_labels else str(distinct[:10])
             raise ValueError(
                 f"Expected class labels in 0..{n_classes - 1} for {n_classes} outputs, got "
-                f"{seen.unique().tolist()[:10]}; encode y as the model was trained."
+                f"{what}; encode y as the model was trained."
             )
-        return torch.searchsorted(self.classes.to(labels), labels)
+        return torch.where(ignored, labels, _positions(seen, labels, ~ignored))
 
     def _binary_labels(self, target: Tensor) -> Tensor:
         known = target if self.classes is None else self.classes
-        if known.numel() and float(known.min()) >= 0 and float(known.max()) <= 1:
+        two = self.classes is not None and len(self.classes) == 2
+        inside = known.numel() == 0 or (float(known.min()) >= 0 and float(known.max()) <= 1)
+        if inside and (two or not self.named_labels):
             return target
-        if self.classes is not None and len(self.classes) == 2:
-            return torch.searchsorted(self.classes.to(target), target)
+        if two:
+            return _positions(known.to(target), target)
+        distinct = known.unique().tolist()
+        what = f"names of {len(distinct)}" if self.named_labels else f"values {distinct[:10]}"
         raise ValueError(
-            f"Expected binary labels or probabilities for {self.words!r}, got values "
-            f"{known.unique().tolist()[:10]}."
+            f"Expected binary labels or probabilities for {self.words!r}, got {what}; encode y "
+            "as 0 and 1."
         )
+
+    @property
+    def _ignore_index(self) -> int:
+        return int(getattr(self.criterion, "ignore_index", -100))
 
     def _same_shape(self, output: Tensor, target: Tensor) -> Tensor:
         if output.shape == target.shape:
@@ -202,6 +226,18 @@ class RowLoss:
             f"Expected y of the shape of the outputs, {tuple(output.shape)}, got "
             f"{tuple(target.shape)}: the two would be broadcast against each other."
         )
+
+
+def _positions(classes: Tensor, labels: Tensor, used: Tensor | None = None) -> Tensor:
+    """Number of each label among the sorted classes; only the used ones must be among them."""
+    found = torch.searchsorted(classes, labels.contiguous()).clamp(max=len(classes) - 1)
+    wrong = classes[found] != labels
+    new = labels[wrong if used is None else wrong & used].unique().tolist()
+    if new:
+        raise ValueError(
+            f"Expected the labels of the fitted rows, {classes.tolist()}, got also {new[:10]}."
+        )
+    return found
 
 
 def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
@@ -235,23 +271,29 @@ def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
 
 def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:
     """Row loss of an nn criterion (its reduction undone) or of a callable."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, nn.Module):
+        loss = rebuilt(loss, _shared, Tensor.detach)
     reduction = getattr(loss, "reduction", None)
     if not isinstance(loss, nn.Module) or reduction is None:
-        name = getattr(loss, "__name__", type(loss).__name__)
         return RowLoss(loss, f"{name}, mean over rows", classes=classes)
-    criterion = copy.deepcopy(loss)
-    criterion.reduction = "none"
-    name = type(loss).__name__
-    words = _WORDS.get(name, f"{name}, mean over rows")
-    if getattr(criterion, "weight", None) is not None:
+    vars(loss)["reduction"] = "none"
+    kind, summed = _kind(loss), reduction in ("sum", "batchmean")
+    words = f"{_WORDS.get(name, name)}, mean over rows"
+    if summed and kind != "classes":
+        words = f"{_WORDS.get(name, name)}, summed over outputs, mean over rows"
+    elif isinstance(loss, nn.MSELoss | nn.L1Loss):
+        words += " and outputs"
+    if kind == "classes" and getattr(loss, "weight", None) is not None:
         words += ", class weights divided out"
-    return RowLoss(
-        criterion,
-        words,
-        _kind(loss),
-        sum_outputs=reduction in ("sum", "batchmean"),
-        classes=classes,
-    )
+    return RowLoss(loss, words, kind, sum_outputs=summed, classes=classes)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """The same numbers in a tensor object of its own."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    return tensor.detach()
 
 
 def _kind(loss: nn.Module) -> str:
@@ -259,8 +301,7 @@ def _kind(loss: nn.Module) -> str:
         return "classes"
     if isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         return "binary"
-    elementwise = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss, nn.PoissonNLLLoss)
-    return "regression" if isinstance(loss, elementwise) else "free"
+    return "regression" if isinstance(loss, _ELEMENTWISE) else "free"
 
 
 def _n_rows(output: Any, target: Any) -> int:
@@ -269,9 +310,7 @@ def _n_rows(output: Any, target: Any) -> int:
             return len(value)
         if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
             return len(value[0])
-    raise TypeError(
-        f"Expected Tensor outputs with one entry per row, got {type(output).__name__}."
-    )
+    raise TypeError(f"Expected Tensor outputs with one entry per row, got {type(output).__name__}.")
 
 
 def warn_of_probabilities(criterion: Any, output: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
+import contextlib
+import functools
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from sklearn_implicitreg.adapters.torch_losses import (
 )
 from sklearn_implicitreg.conventions import CONVENTIONS
 from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.frozen import own_name, rebuilt
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Params,
@@ -68,7 +70,7 @@ class TorchProblem(Problem):
         if n_blocks > 1 and not self.batch_normalized and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
-        with preserved_rng(self.device, self.seed), torch.enable_grad():
+        with preserved_rng(self.device, self.seed), torch.enable_grad(), self._own_kernels():
             for index, batch in enumerate(_merged_last(self.rows.batches(size), self)):
                 block = self._block(self._to_device(batch), first=index == 0)
                 if index == 0 and not self.batch_normalized:
@@ -99,18 +101,24 @@ class TorchProblem(Problem):
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
 
     def _row_scale(self, batch: Batch) -> float:
-        """Mean norm of the gradients of a few single rows."""
+        """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
         n_rows = len(next(tensors_in(batch.inputs)))
-        norms = []
-        for i in range(0, n_rows, max(1, n_rows // _SCALE_ROWS)):
-            one = Batch(*(map_tensors(lambda t, i=i: t[i : i + 1], part) for part in batch))
-            norms.append(_norm(self._block(self._to_device(one)).sums))
-        return sum(norms) / len(norms)
+        if any(len(t) != n_rows for t in tensors_in(batch[:2])):
+            return 0.0  # rows are not the first axis of everything, as a collate_fn may have it
+        few = slice(None, None, max(1, n_rows // _SCALE_ROWS))
+        rows = Batch(*(map_tensors(lambda t: t[few], part) for part in batch))
+        block = self._block(self._to_device(rows))
+        return _norm(block.sums) / block.n_rows
 
     def _to_device(self, batch: Batch) -> Batch:
+        alone = isinstance(batch.inputs, Tensor)
+
         def move(tensor: Tensor) -> Tensor:
-            floats = tensor.is_floating_point() or not self._takes_integers
-            return tensor.to(self.device, self.dtype if floats else None)
+            kept = not tensor.is_floating_point() and (
+                self._takes_integers or (tensor.dtype == torch.bool and not alone)
+            )
+            # A copy always: a module that works in place would write to the user's rows.
+            return tensor.to(self.device, None if kept else self.dtype, copy=True)
 
         def move_target(tensor: Tensor) -> Tensor:
             return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
@@ -119,6 +127,23 @@ class TorchProblem(Problem):
         return Batch(
             map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight
         )
+
+    def numbered_like(self, fitted: Problem) -> TorchProblem:
+        """The same problem with labels numbered as they are in the fitted rows."""
+        if not isinstance(fitted, TorchProblem):
+            return self
+        row_loss = replace(self.row_loss, classes=fitted.row_loss.classes)
+        return replace(self, rows=self.rows.named_like(fitted.rows), row_loss=row_loss)
+
+    def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
+        """Without cuDNN where it refuses a backward pass: recurrent layers in eval state."""
+        recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
+        if self.device.type != "cuda" or not recurrent:
+            return contextlib.nullcontext()
+        tf32 = torch.backends.cudnn.allow_tf32
+        off: contextlib.AbstractContextManager[None]
+        off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
+        return off
 
     @property
     def _takes_integers(self) -> bool:
@@ -167,29 +192,26 @@ def call_module(module: nn.Module, inputs: Any) -> Any:
 def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
     """Copy of a module's structure that shares its parameters' memory.
 
-    Buffers are copied, so that nothing a forward pass writes reaches the user's module.
+    Buffers are copied, so that nothing a forward pass writes reaches the user's module; so are
+    the few parameters that a forward pass writes to.
     """
-    memo: dict[int, Any] = {}
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        target = dtype if dtype and tensor.is_floating_point() else None
-        moved = tensor.detach().to(device, target)
-        if isinstance(tensor, nn.Parameter):
-            memo[id(tensor)] = nn.Parameter(moved, requires_grad=tensor.requires_grad)
-        else:
-            memo[id(tensor)] = moved.clone()
-    parts = list(module.modules())
-    for part in parts:
+    written = set()
+    for part in module.modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise TypeError("Expected an eager module, got a scripted one; give the original.")
-        memo[id(part)] = type(part).__new__(type(part))
-        for value in vars(part).values():  # torch cannot deep-copy cached activations
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach())
-    # Filled in here, not by copy.deepcopy(module): a module's own __deepcopy__ may refuse or
-    # copy its weights.
-    for part in parts:
-        vars(memo[id(part)]).update(copy.deepcopy(vars(part), memo))
-    return memo[id(module)]
+        if getattr(part, "max_norm", None) is not None:  # embeddings renormalize in place
+            written |= {id(p) for p in part.parameters(recurse=False)}
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
+
+    def named(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return moved(tensor).clone()
+        own = moved(tensor).clone() if id(tensor) in written else moved(tensor)
+        return nn.Parameter(own, requires_grad=tensor.requires_grad)
+
+    return rebuilt(module, named, lambda tensor: moved(tensor).clone())
 
 
 def weight_matrices(module: nn.Module) -> set[str]:
@@ -207,13 +229,9 @@ def weight_matrices(module: nn.Module) -> set[str]:
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     rows = read_rows(data)
-    return module_problem(
-        model,
-        resolve_loss(options.loss, rows.classes),
-        rows,
-        options,
-        convention=CONVENTIONS["torch"],
-    )
+    row_loss = resolve_loss(options.loss, rows.classes)
+    row_loss = replace(row_loss, named_labels=rows.names is not None)
+    return module_problem(model, row_loss, rows, options, convention=CONVENTIONS["torch"])
 
 
 def module_problem(
@@ -232,11 +250,10 @@ def module_problem(
     ``default`` is what ``params="auto"`` selects (the weight matrices, if not given);
     ``fields`` are further fields of :class:`Problem`.
     """
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     rows = data if isinstance(data, Rows) else read_rows(data)
-    if rows.named_labels and row_loss.kind not in ("classes", "binary"):
+    if rows.names is not None and row_loss.kind not in ("classes", "binary"):
         raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
-    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError(
             "Expected a model with trainable parameters, got one with requires_grad=False "
@@ -247,17 +264,17 @@ def module_problem(
     dtype = _dtype(options.dtype, trained)
     own = skeleton(module, device, dtype)
     normalized, notes = _set_modes(own, options, rows)
-    named = dict(own.named_parameters())
-    in_scope = {n: named[n] for n in trained}
-    names = select_params(options.params, in_scope, default or weight_matrices(module))
+    named: Params = dict(own.named_parameters())
+    covered = {own_name(n) for n in default} if default else weight_matrices(own)
+    names = select_params(options.params, {n: named[n] for n in trained}, covered)
     return TorchProblem(
         params={n: named[n].detach() for n in names},
-        model_name=model_name or type(module).__name__,
+        model_name=model_name or type(own).__name__,
         loss_name=row_loss.words,
         eps=torch.finfo(dtype).eps,
         left_out=tuple(n for n in trained if n not in names),
         batch_normalized=normalized,
-        notes=(*notes, *fields.pop("notes", ())),
+        notes=(*notes, *_stored_notes(names), *fields.pop("notes", ())),
         module=own,
         rows=rows,
         row_loss=_moved_loss(row_loss, device, dtype),
@@ -270,11 +287,21 @@ def module_problem(
     )
 
 
+def _stored_notes(names: list[str]) -> list[str]:
+    """Say which tensors a penalty sees where a layer computes its weights from others."""
+    stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
+    if not stored:
+        return []
+    return [
+        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
+        "computed from them."
+    ]
+
+
 def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
     """Class weights and the like on the device and in the type of the outputs."""
     if isinstance(row_loss.criterion, nn.Module):
-        criterion = copy.deepcopy(row_loss.criterion).to(device=device, dtype=dtype)
-        return replace(row_loss, criterion=criterion)
+        row_loss.criterion.to(device=device, dtype=dtype)  # a copy, made by undo_reduction
     return row_loss
 
 
@@ -287,24 +314,29 @@ def _device(spec: Any, params: Params) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"Expected device 'auto', 'cpu', 'cuda', ..., got {spec!r}.") from error
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= n_cuda:
-        there = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
-        raise ValueError(f"Expected a device that is there, one of {there}, got {spec!r}.")
+    there = device.type != "cuda" or (device.index or 0) < n_cuda
+    try:
+        torch.empty(0, device=device if there else "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = False
+    if not there:
+        found = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
+        raise ValueError(f"Expected a device that is there, one of {found}, got {spec!r}.")
     return device
 
 
 def _dtype(spec: Any, params: Params) -> torch.dtype:
-    own = next(iter(params.values())).dtype
+    kinds = {p.dtype for p in params.values()}
     if spec == "auto":
-        if torch.finfo(own).bits < 32:
+        coarse = sorted(str(k).removeprefix("torch.") for k in kinds if torch.finfo(k).bits < 32)
+        if coarse:
             warnings.warn(
-                f"The model is stored in {str(own).removeprefix('torch.')}, too coarse for "
+                f"The model is stored in {' and '.join(coarse)}, too coarse for "
                 "gradients: they are computed in float32 from the stored weights.",
                 ModelStateWarning,
                 stacklevel=2,
             )
-            return torch.float32
-        return own
+        return functools.reduce(torch.promote_types, kinds, torch.float32)
     name = str(spec).removeprefix("torch.")
     if name not in ("float32", "float64"):
         raise ValueError(f"Expected dtype 'auto', 'float32' or 'float64', got {spec!r}.")
@@ -312,9 +344,12 @@ def _dtype(spec: Any, params: Params) -> torch.dtype:
 
 
 def _seed(options: Options) -> int | None:
-    if options.random_state is None and options.module_mode != "train":
+    if options.random_state is not None:
+        return int(check_random_state(options.random_state).randint(2**31 - 1))
+    if options.module_mode != "train":
         return None
-    return int(check_random_state(options.random_state).randint(2**31 - 1))
+    with preserved_rng(torch.device("cpu")):  # NumPy's generator stays where it was
+        return int(check_random_state(None).randint(2**31 - 1))
 
 
 def _set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, list[str]]:

@@ -46,12 +46,13 @@ class Columns:
         at = self.params[name] if tensor is None else tensor
         return torch.cat([part.block(name, at) for part in self._free], dim=1)
 
-    def known(self, name: str) -> Tensor | None:
+    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
         """Gradient of the penalties with known coefficients, of shape (numel,)."""
+        at = self.params[name] if tensor is None else tensor
         total = None
         for part in self._parts:
             if part.leaf.coef is not None and name in part.leaf.names:
-                column = part.leaf.coef * part.block(name, self.params[name]).sum(dim=1)
+                column = part.leaf.coef * part.block(name, at).sum(dim=1)
                 total = column if total is None else total + column
         return total
 
@@ -67,8 +68,8 @@ class Columns:
 
     @property
     def closed_form(self) -> bool:
-        """Whether every column can be evaluated at other values of one tensor."""
-        return all(isinstance(part, _ClosedForm) for part in self._free)
+        """Whether all gradients can be evaluated at other values of one tensor."""
+        return all(isinstance(part, _ClosedForm) for part in self._parts)
 
 
 class _ClosedForm:
@@ -116,9 +117,7 @@ def _gradient_of(value: Tensor, params: Params) -> Params:
     """Gradient with respect to every tensor; zero where the value does not depend on it."""
     if not value.requires_grad:
         return {name: torch.zeros_like(t) for name, t in params.items()}
-    grads = torch.autograd.grad(
-        value, list(params.values()), retain_graph=True, allow_unused=True
-    )
+    grads = torch.autograd.grad(value, list(params.values()), retain_graph=True, allow_unused=True)
     return {
         name: torch.zeros_like(t) if g is None else g.detach()
         for (name, t), g in zip(params.items(), grads, strict=True)

@@ -1,0 +1,182 @@
+"""What a fit found: its public attributes, and the methods that show and convert them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_implicitreg.explicit import explicit_estimator
+from sklearn_implicitreg.facts import Facts, in_model_units
+from sklearn_implicitreg.inference import Inference, Verdict
+from sklearn_implicitreg.penalties import FittedPenalty
+from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
+from sklearn_implicitreg.solve import Solution
+
+__all__ = ["FittedResult", "Result", "without_numbers"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a fit found; all that the report needs, without data or weights."""
+
+    term_names: tuple[str, ...]
+    solution: Solution
+    inference: Inference
+    verdict: Verdict
+    facts: Facts
+    penalty: FittedPenalty | None  # None where equations were given as such
+
+
+class FittedResult:
+    """Attributes of a :class:`Result` and the methods that show it."""
+
+    model_: Any
+    _result: Result
+
+    def _publish(self, result: Result) -> None:
+        """Set the public attributes."""
+        solution, inference = result.solution, result.inference
+        self._result = result
+        self.term_names_ = list(result.term_names)
+        self.coef_ = solution.coef
+        self.std_err_ = inference.std_err
+        self.conf_int_ = inference.conf_int
+        self.pvalues_ = inference.pvalues
+        self.r2_ = solution.r2
+        self.cosine_ = solution.cosine
+        self.condition_number_ = solution.condition_number
+        self.vif_ = solution.vif
+        self.n_equations_ = solution.n_equations
+        self.verdict_ = result.verdict.label
+        self.penalty_ = result.penalty
+
+    def _fitted_result(self) -> Result:
+        check_is_fitted(self, "coef_")
+        return self._result
+
+    def _coefficients(self) -> dict[str, float]:
+        """Coefficient of every term."""
+        result = self._fitted_result()
+        return dict(zip(result.term_names, result.solution.coef.tolist(), strict=True))
+
+    def summary(self) -> Summary:
+        """Table of the fit for people: text when printed, HTML in notebooks, LaTeX on request.
+
+        Returns
+        -------
+        summary : Summary
+        """
+        result = self._fitted_result()
+        facts, verdict = result.facts, result.verdict
+        header = [
+            *facts.header,
+            ("Equations", str(result.solution.n_equations)),
+            ("R2 (uncentered)", f"{result.solution.r2:.4f}"),
+            ("Condition number", f"{result.solution.condition_number:.3g}"),
+            ("Verdict", verdict.label),
+        ]
+        table = coefficient_table(result.term_names, result.solution, result.inference)
+        notes = [
+            verdict.sentence[0].upper() + verdict.sentence[1:],
+            f"Standard errors: {result.inference.description}.",
+            *facts.notes,
+        ]
+        return Summary("Implicit regularization", header, table, notes)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy table of the coefficients for programs.
+
+        Returns
+        -------
+        frame : DataFrame
+            One row per term: term, group, coef, std_err, ci_low, ci_high, statistic, p_value,
+            cosine, vif.
+        """
+        result = self._fitted_result()
+        return coefficient_frame(result.term_names, result.solution, result.inference)
+
+    def to_json(self) -> str:
+        """Coefficients, fit and verdict as JSON text; NaN and infinite numbers are null.
+
+        Returns
+        -------
+        text : str
+        """
+        result = self._fitted_result()
+        content = {
+            "terms": [_json_ready(row) for row in self.to_frame().to_dict(orient="records")],
+            "r2": result.solution.r2,
+            "n_equations": result.solution.n_equations,
+            "condition_number": result.solution.condition_number,
+            "verdict": result.verdict.label,
+            "reason": result.verdict.sentence,
+            "covariance": result.inference.covariance,
+            "facts": dict(result.facts.header),
+            "notes": list(result.facts.notes),
+        }
+        return json.dumps(_json_ready(content), indent=2, allow_nan=False)
+
+    def in_model_units(self) -> dict[str, Any]:
+        """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
+
+        Returns
+        -------
+        params : dict of str to float or ndarray
+            An array where the model has one parameter per output; ``"weight_decay[fc1]"``
+            where the family is grouped. NaN where there is no gradient to explain.
+
+        Raises
+        ------
+        ValueError
+            If the model has no parameter for a term.
+        """
+        return in_model_units(self._coefficients(), self._fitted_result().facts)
+
+    def explicit_estimator(self) -> Any:
+        """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.
+
+        Returns
+        -------
+        estimator : object
+            A scikit-learn or skorch estimator.
+
+        Raises
+        ------
+        ValueError
+            If the model has no parameter for a term, or a coefficient is negative or NaN.
+        TypeError
+            For a bare module: add ``penalty_`` to its training loop.
+        """
+        result = self._fitted_result()
+        return explicit_estimator(self.model_, self._coefficients(), result.facts, result.penalty)
+
+
+def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:
+    """NaN for all coefficients: rounding errors divided by weights are none."""
+    k = solution.n_terms
+    blank = np.full(k, np.nan)
+    return (
+        replace(solution, coef=blank, r2=0.0, shortfall=1.0),
+        replace(
+            inference,
+            cov=np.full((k, k), np.nan),
+            std_err=blank,
+            tvalues=blank,
+            pvalues=blank,
+            conf_int=np.full((k, 2), np.nan),
+        ),
+    )
+
+
+def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Row with null for numbers that JSON does not have."""
+    return {
+        str(key): None if isinstance(value, float) and not np.isfinite(value) else value
+        for key, value in row.items()
+    }

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from sklearn_implicitreg.conventions import Convention
 __all__ = ["BlockGradient", "LossGradient", "Params", "Problem", "select_params"]
 
 Params = dict[str, Tensor]
+Indices = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 ParamsSpec = str | Callable[[str, Tensor], bool]
 
 
@@ -112,6 +116,29 @@ class Problem(ABC):
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""
         return LossGradient.from_blocks(self.blocks())
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows; None for a stream."""
+        return None
+
+    def at(self, params: Params) -> Problem:
+        """The same problem at other values of some parameters."""
+        raise self._no_path()
+
+    def take(self, rows: Indices, weights: Weights) -> Problem:
+        """The same problem on some of the rows, with weights of their own."""
+        raise self._no_path()
+
+    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
+        """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g."""
+        raise self._no_path()
+
+    def _no_path(self) -> ValueError:
+        return ValueError(
+            f"Expected a torch module or skorch net for a path, got {self.model_name}; a path "
+            "needs the loss at other weights than the trained ones."
+        )
 
 
 def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[str]:

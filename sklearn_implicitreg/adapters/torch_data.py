@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.exceptions import AugmentationWarning
+from sklearn_implicitreg.problem import Indices, Weights
 
 __all__ = ["Batch", "Rows", "preserved_rng", "read_rows"]
 
@@ -40,9 +41,33 @@ class Rows:
     read: Callable[[int], Iterator[Batch]]
     n_rows: int | None
     train_batch_size: int | None = None  # of the loader they came in
+    pick: Callable[[Indices], Batch] | None = None  # rows by number
     row_size: int = 1  # numbers in one row's inputs
     classes: Tensor | None = None  # sorted labels, where y came as an array
     names: npt.NDArray[Any] | None = None  # sorted names in y, which stand as 0, 1, ...
+
+    def take(self, rows: Indices, weights: Weights) -> Rows:
+        """Some of the rows, in the order given, their weights multiplied by others."""
+        if self.pick is None:
+            raise ValueError(
+                "Expected rows that can be picked by number, got a stream; give arrays or a "
+                "Dataset with a length."
+            )
+        if len(rows) and (rows.min() < 0 or rows.max() >= (self.n_rows or 0)):
+            raise ValueError(
+                f"Expected row numbers in 0..{(self.n_rows or 0) - 1}, got {rows.min()} to "
+                f"{rows.max()}; give the data set that path.batch(rows) counts in."
+            )
+        pick, factors = self.pick, torch.as_tensor(weights)
+
+        def read(batch_size: int) -> Iterator[Batch]:
+            for start in range(0, len(rows), batch_size):
+                part = slice(start, start + batch_size)
+                batch = pick(rows[part])
+                own = factors[part] if batch.weight is None else factors[part] * batch.weight
+                yield batch._replace(weight=own)
+
+        return replace(self, read=read, n_rows=len(rows), pick=lambda i: pick(rows[i]))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Consecutive batches; NaN and infinite numbers are refused."""
@@ -183,8 +208,12 @@ def _dataset_rows(
             yield Batch(inputs, target, None if weight is None else weight[start:stop])
             start = stop
 
+    def pick(rows: Indices) -> Batch:
+        inputs, target = _unpack(collate([dataset[int(i)] for i in rows]))
+        return Batch(inputs, target, None if weight is None else weight[torch.as_tensor(rows)])
+
     _warn_of_augmentation(read, size or 1)
-    return Rows(read, n_rows, size)
+    return Rows(read, n_rows, size, None if n_rows is None else pick)
 
 
 def _unpack(item: Any) -> tuple[Any, Any]:
@@ -235,8 +264,17 @@ def _array_rows(data: Data) -> Rows:
                 None if weight is None else weight[part],
             )
 
+    def pick(rows: Indices) -> Batch:
+        index = torch.as_tensor(rows)
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[index]
+
+        own = None if weight is None else weight[index]
+        return Batch(map_tensors(cut, inputs), map_tensors(cut, target), own)
+
     row_size = sum(t[0].numel() for t in tensors_in(inputs))
-    return Rows(read, n_rows, None, row_size, classes, names)
+    return Rows(read, n_rows, None, pick, row_size, classes, names)
 
 
 def _as_tensors(X: Any, name: str) -> Any:

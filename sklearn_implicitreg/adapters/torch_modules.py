@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
@@ -33,8 +34,10 @@ from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.frozen import own_name, rebuilt
 from sklearn_implicitreg.problem import (
     BlockGradient,
+    Indices,
     Params,
     Problem,
+    Weights,
     check_finite_params,
     select_params,
 )
@@ -77,6 +80,56 @@ class TorchProblem(Problem):
                     row_scale = self._row_scale(batch)
                 per_row = max(row_scale, _norm(block.sums) / block.n_rows)
                 yield replace(block, scale=per_row * block.n_rows)
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows; None for a stream."""
+        return self.rows.n_rows
+
+    def at(self, params: Params) -> TorchProblem:
+        """The same problem at other values of some parameters."""
+        own = skeleton(self.module, self.device, None)
+        named = dict(own.named_parameters())
+        for name, value in params.items():
+            named[name].data = value.to(self.device, self.dtype)
+        return replace(self, module=own, params={n: named[n].detach() for n in self.params})
+
+    def take(self, rows: Indices, weights: Weights) -> TorchProblem:
+        """The same problem on some of the rows, with weights of their own."""
+        return replace(self, rows=self.rows.take(rows, weights))
+
+    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
+        """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)`` by double backward."""
+        total: Params = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in self.params.items()}
+        named = dict(self.module.named_parameters())
+        tensors = [named[name] for name in self.params]
+        with preserved_rng(self.device, self.seed), torch.enable_grad():
+            for rows in batches:
+                mean = self.take(rows, np.ones(len(rows)))._mean_loss()
+                grads = torch.autograd.grad(mean, tensors, create_graph=True)
+                away = [
+                    (g.detach().double() - center[n]).to(g.dtype)
+                    for n, g in zip(self.params, grads, strict=True)
+                ]
+                inner = sum((g * a).sum() for g, a in zip(grads, away, strict=True))
+                for (name, _), h in zip(
+                    self.params.items(), torch.autograd.grad(inner, tensors), strict=True
+                ):
+                    total[name] += 2 * h.double() / len(batches)
+        return total
+
+    def _mean_loss(self) -> Tensor:
+        """Mean loss of all rows with its graph, for batches that fit in memory."""
+        sums: list[Tensor] = []
+        weight = 0.0
+        for batch in self.rows.batches(self.rows.n_rows or 1):
+            moved = self._to_device(batch)
+            output = self.forward(self.module, moved.inputs)
+            target = self.row_loss.prepare(output, moved.target)
+            loss, mass = self.row_loss(output, target, moved.weight)
+            sums.append(loss)
+            weight += mass
+        return torch.stack(sums).sum() / weight
 
     def _block(self, batch: Batch, first: bool = False) -> BlockGradient:
         output = self.forward(self.module, batch.inputs)

@@ -1,0 +1,226 @@
+"""What a path is compared with: the mean gradient that the steps of a window would have had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.trajectory.path import Window
+
+__all__ = ["Applied", "Batch", "Flow", "Gradient", "Reference", "as_reference"]
+
+
+class Reference(Protocol):
+    """A reference has one duty: the mean gradient over the steps of a window."""
+
+    def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
+        """Mean over the steps of the window, at the tensors in scope."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Gradient on all rows, at the mean iterate of the window, rows weighted as they were used.
+
+    Summed over an epoch the mini-batch noise cancels, so the equations of a window hold to
+    second order in the step size.
+
+    Parameters
+    ----------
+    sub_window : int or None, default=None
+        Steps that share one mean iterate and their own rows; 1 is the batch reference. None
+        takes the whole window.
+
+    References
+    ----------
+    Rudoler, Tan, Hooker, Kording (2026), Equation 4, for single steps.
+    """
+
+    sub_window: int | None = None
+
+    def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
+        """One pass over the rows that the window used."""
+        if self.sub_window is None:
+            return _at_mean(problem, window)
+        parts = list(_sub_windows(window, self.sub_window))
+        return _mean([_at_mean(problem, part, exact=True) for part in parts], parts)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Gradient of the same mini-batch, recomputed at every step.
+
+    Exact for whatever was added to the loss of a batch, and blind to what mini-batching does.
+
+    Parameters
+    ----------
+    n_draws : int, default=1
+        Passes that are averaged, for modules with random masks.
+    """
+
+    n_draws: int = 1
+
+    def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
+        """One pass over each batch."""
+        parts = list(_sub_windows(window, 1))
+        gradients = [
+            _at_mean(problem, part, exact=True) for part in parts for _ in range(self.n_draws)
+        ]
+        return _mean(gradients, [part for part in parts for _ in range(self.n_draws)])
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Gradient that the optimizer was given: shows what the optimizer itself adds."""
+
+    def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
+        """Read off the recorded sums, without a pass over data."""
+        mean = window.mean("consumed")
+        value = {name: mean[name] for name in problem.params}
+        size = float(sum(float(g.square().sum()) for g in value.values())) ** 0.5
+        return LossGradient(value, float("nan"), 1.0, 1, size, 0)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Gradient flow of the loss over the same time, by the classical Runge-Kutta method.
+
+    Parameters
+    ----------
+    n_substeps : int, default=10
+        Runge-Kutta steps for each step of the path.
+
+    References
+    ----------
+    Barrett and Dherin (2021), Implicit Gradient Regularization.
+    """
+
+    n_substeps: int = 10
+
+    def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
+        """Displacement of the flow over its time."""
+        time = sum(step.lr for step in window.steps)
+        n = self.n_substeps * window.n_steps
+        start = {name: t.double() for name, t in window.start.weights.items()}
+        end, first = dict(start), None
+        for _ in range(n):
+            end, slope = _runge_kutta(problem, end, time / n)
+            first = first or slope
+        assert first is not None
+        value = {
+            name: (start[name] - end[name]) / time for name in problem.params
+        }
+        return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
+
+
+def as_reference(reference: Any) -> Reference:
+    """Reference that a name or an instance stands for.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+    named = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}
+    if isinstance(reference, str):
+        if reference not in named:
+            raise ValueError(f"Expected reference among {list(named)}, got {reference!r}.")
+        made: Reference = named[reference]()
+        return made
+    if not hasattr(reference, "mean_gradient"):
+        raise ValueError(
+            f"Expected reference among {list(named)} or an instance such as "
+            f"Gradient(sub_window=5), got {reference!r}."
+        )
+    given: Reference = reference
+    return given
+
+
+def _at_mean(problem: Problem, window: Window, exact: bool = False) -> LossGradient:
+    """Gradient at the window's mean iterate, rows weighted as they were used."""
+    there = problem.at(window.mean("visited"))
+    n_rows = there.n_rows
+    weights = None if n_rows is None else window.row_weights(n_rows)
+    if weights is None:
+        if exact:
+            raise ValueError(
+                "reference='batch' and sub-windows need the rows of every batch; name them with "
+                "path.batch(rows) while recording, and give the data set they count in."
+            )
+        return there.gradient()
+    used = np.flatnonzero(weights)
+    if len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max():
+        return there.gradient()
+    return there.take(used, weights[used]).gradient()
+
+
+def _sub_windows(window: Window, size: int) -> Iterator[Window]:
+    """Consecutive parts of a window, which must begin at marks."""
+    marks = {mark.step: mark for mark in (*window.inside, window.stop)}
+    begin, end = window.start.step, window.stop.step
+    if size < 1:
+        raise ValueError(f"Expected sub_window >= 1, got {size}.")
+    for step in range(begin, end, size):
+        stop = min(step + size, end)
+        if step not in marks or stop not in marks:
+            raise ValueError(
+                f"reference='batch' and sub-windows of {size} steps need a mark every {size} "
+                "steps; record with a smaller `every`."
+            )
+        yield Window(
+            marks[step],
+            marks[stop],
+            tuple(m for m in window.inside if step <= m.step < stop),
+            window.steps[step - begin : stop - begin],
+        )
+
+
+def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
+    """Mean over steps."""
+    total = sum(part.n_steps for part in parts)
+    shares = [part.n_steps / total for part in parts]
+    value = {
+        name: sum(
+            (share * g.value[name] for share, g in zip(shares, gradients, strict=True)),
+            torch.zeros_like(first),
+        )
+        for name, first in gradients[0].value.items()
+    }
+    pairs = list(zip(shares, gradients, strict=True))
+    return LossGradient(
+        value,
+        sum(s * g.loss for s, g in pairs),
+        sum(g.weight for g in gradients),
+        sum(g.n_rows for g in gradients),
+        sum(s * g.scale for s, g in pairs),
+        sum(g.n_kinks for g in gradients),
+    )
+
+
+def _runge_kutta(problem: Problem, at: Params, h: float) -> tuple[Params, LossGradient]:
+    """One classical step of ``d theta / d t = -grad L``."""
+
+    def slope(params: Params) -> LossGradient:
+        return problem.at(params).gradient()
+
+    def moved(by: LossGradient, part: float) -> Params:
+        return {n: t - part * h * by.value[n] if n in by.value else t for n, t in at.items()}
+
+    k1 = slope(at)
+    k2 = slope(moved(k1, 0.5))
+    k3 = slope(moved(k2, 0.5))
+    k4 = slope(moved(k3, 1.0))
+
+    def total(name: str, tensor: Tensor) -> Tensor:
+        if name not in k1.value:
+            return tensor
+        middle = k1.value[name] + 2 * k2.value[name] + 2 * k3.value[name] + k4.value[name]
+        return tensor - h / 6 * middle
+
+    return {name: total(name, t) for name, t in at.items()}, k1

@@ -1,0 +1,257 @@
+"""Equations of a recorded path: one block for each window of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.penalties.base import Leaf
+from sklearn_implicitreg.penalties.columns import Columns
+from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.system import Array, GradientSystem, merge
+from sklearn_implicitreg.trajectory.path import Trajectory, Window
+from sklearn_implicitreg.trajectory.references import Gradient, Reference
+
+__all__ = ["NUISANCE", "MeanColumns", "PathEquations"]
+
+NUISANCE = "minibatch"
+
+
+@dataclass(frozen=True)
+class MeanColumns:
+    """Columns of a family averaged over the steps of a window.
+
+    Parameters
+    ----------
+    term_names : tuple of str
+    leaves : list of (Leaf, int)
+        As of :class:`Columns`; the nuisance column is none of them.
+    params : dict of str to Tensor
+        Weights at the first step.
+    designs, knowns, masks : dict of str to Tensor
+        Mean columns of shape (numel, k), mean gradient of the known penalties, and where all
+        terms are differentiable at every step, by tensor.
+    """
+
+    term_names: tuple[str, ...]
+    leaves: list[tuple[Leaf, int]]
+    params: Params
+    designs: Params
+    knowns: Params
+    masks: Params
+    closed_form: bool = False
+
+    @classmethod
+    def over(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
+        """Mean over the marks at which a step of the window began."""
+        n = len(window.inside)
+        designs: Params = {}
+        knowns: Params = {}
+        masks: Params = {}
+        first: Columns | None = None
+        for mark in window.inside:
+            columns = Columns(penalty, problem.at(mark.weights))
+            first = first or columns
+            for name in problem.params:
+                _add(designs, name, columns.design(name) / n)
+                known = columns.known(name)
+                if known is not None:
+                    _add(knowns, name, known / n)
+                smooth = columns.smooth(name)
+                masks[name] = masks[name] & smooth if name in masks else smooth
+        if first is None:
+            raise ValueError("Expected at least one mark in every window, got none.")
+        return cls(first.term_names, first.leaves, first.params, designs, knowns, masks)
+
+    @classmethod
+    def mean(cls, parts: list[MeanColumns], shares: list[float]) -> MeanColumns:
+        """Mean over windows."""
+        designs: Params = {}
+        knowns: Params = {}
+        masks: Params = {}
+        for part, share in zip(parts, shares, strict=True):
+            for name in part.designs:
+                _add(designs, name, share * part.designs[name])
+                if name in part.knowns:
+                    _add(knowns, name, share * part.knowns[name])
+                mask = part.masks[name]
+                masks[name] = masks[name] & mask if name in masks else mask
+        first = parts[0]
+        return cls(first.term_names, first.leaves, first.params, designs, knowns, masks)
+
+    def joined(self, name: str, column: Params) -> MeanColumns:
+        """The same with one more column."""
+        designs = {
+            tensor: torch.cat([design, column[tensor].reshape(-1, 1)], dim=1)
+            for tensor, design in self.designs.items()
+        }
+        return replace(self, term_names=(*self.term_names, name), designs=designs)
+
+    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
+        """Mean gradients of the terms with respect to one tensor, of shape (numel, k)."""
+        return self.designs[name]
+
+    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
+        """Mean gradient of the penalties with known coefficients."""
+        return self.knowns.get(name)
+
+    def smooth(self, name: str) -> Tensor:
+        """Coordinates at which all terms are differentiable at every step."""
+        return self.masks[name]
+
+
+@dataclass(frozen=True)
+class PathEquations:
+    """Equations of all windows of a path; a window is a cluster.
+
+    Parameters
+    ----------
+    problem : Problem
+        The trained model, whose tensors in scope give the equations.
+    parts : tuple of Equations
+        One for each window.
+    windows : tuple of Window
+    notes : tuple of str
+        What the reader of the result should know.
+    """
+
+    problem: Problem
+    parts: tuple[Equations, ...]
+    windows: tuple[Window, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        whole: Problem,
+        penalty: Penalty,
+        path: Trajectory,
+        reference: Reference,
+        window: int | str | None,
+    ) -> PathEquations:
+        """Equations of a penalty along a path.
+
+        ``whole`` is the problem with all recorded tensors in scope, which the reference moves.
+        """
+        windows = tuple(path.windows(window))
+        parts, notes = [], []
+        for stretch in windows:
+            gradient = reference.mean_gradient(whole, stretch)
+            columns = MeanColumns.over(penalty, problem, stretch)
+            if window == "epoch" and isinstance(reference, Gradient):
+                nuisance = minibatch_column(whole, stretch, reference, gradient)
+                if nuisance is None:
+                    notes.append(
+                        "The column 'minibatch' is left out: the batches are not known; name "
+                        "them with path.batch(rows) while recording."
+                    )
+                elif reference.sub_window != 1:
+                    columns = columns.joined(NUISANCE, nuisance)
+            parts.append(Equations(problem, columns, _deviation(problem, stretch, gradient)))
+        if any(len(w.inside) < w.n_steps for w in windows):
+            notes.append("Columns are means over marks, not over every step.")
+        return cls(problem, tuple(parts), windows, tuple(dict.fromkeys(notes)))
+
+    @cached_property
+    def system(self) -> GradientSystem:
+        """Triangles of the equations, one per window."""
+        systems = [part.system for part in self.parts]
+        return GradientSystem(
+            systems[0].term_names,
+            tuple(f"window {i}" for i in range(len(systems))),
+            tuple(merge(system.triangles) for system in systems),
+            tuple(system.n_equations for system in systems),
+            self._meat,
+        )
+
+    @cached_property
+    def mean(self) -> Equations:
+        """Equations of the mean over the windows, each by its number of steps."""
+        total = sum(w.n_steps for w in self.windows)
+        shares = [w.n_steps / total for w in self.windows]
+        columns = MeanColumns.mean([part.columns for part in self.parts], shares)  # type: ignore[misc]
+        gradients = [part.gradient for part in self.parts]
+        value = {
+            name: sum(
+                (s * g.value[name] for s, g in zip(shares, gradients, strict=True)),
+                torch.zeros_like(gradients[0].value[name]),
+            )
+            for name in self.problem.params
+        }
+        return Equations(self.problem, columns, replace(gradients[0], value=value))
+
+    def signal(self) -> tuple[float, float]:
+        """Squared norm of the mean target without its noise, by products of windows; and with."""
+        targets = [
+            torch.cat([block.target for block in part.rows()]) for part in self.parts
+        ]
+        stacked = torch.stack(targets)
+        n = len(stacked)
+        whole = float(stacked.mean(0).square().sum())
+        if n < 2:
+            return whole, whole
+        own = float(stacked.square().sum())
+        return (n * n * whole - own) / (n * (n - 1)), whole
+
+    @property
+    def columns(self) -> Any:
+        """Columns of the first window: the names and penalties of all."""
+        return self.parts[0].columns
+
+    @property
+    def gradient(self) -> LossGradient:
+        """Mean over the windows of reference less applied gradient."""
+        return self.mean.gradient
+
+    @property
+    def rounding(self) -> float:
+        """Norm below which the targets are zero to rounding."""
+        return float(np.sqrt(sum(part.rounding**2 for part in self.parts)))
+
+    def _meat(self, whitener: Array, coef: Array) -> Array:
+        total = np.zeros((whitener.shape[1], whitener.shape[1]))
+        for part in self.parts:
+            meat = part.system.hc3_meat
+            assert meat is not None
+            total += meat(whitener, coef)
+        return total
+
+
+def minibatch_column(
+    whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
+) -> Params | None:
+    """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate.
+
+    Summed over a shuffled epoch, SGD with step size lr follows ``L`` plus ``lr / 4`` of it.
+    None where the rows of the batches are not known.
+    """
+    batches = [step.rows for step in window.steps]
+    if any(rows is None for rows in batches):
+        return None
+    there = whole.at(window.mean("visited"))
+    return there.spread_gradient([rows for rows in batches if rows is not None], gradient.value)
+
+
+def _deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
+    """Reference less applied gradient: minus the target of the window's equations."""
+    applied = window.mean("applied")
+    value = {
+        name: gradient.value[name] - applied[name].to(gradient.value[name].device)
+        for name in problem.params
+    }
+    return replace(gradient, value=value)
+
+
+def _add(total: Params, name: str, part: Tensor) -> None:
+    if name in total:
+        total[name] += part
+    else:
+        total[name] = part.clone()

@@ -16,6 +16,7 @@ from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.facts import Facts, precomputed_facts
 from sklearn_implicitreg.inference import Verdict, infer, judge
+from sklearn_implicitreg.paths import PathFit, path_equations
 from sklearn_implicitreg.penalties import FittedPenalty, Fixed, Penalty, as_penalty
 from sklearn_implicitreg.precomputed import given_system
 from sklearn_implicitreg.results import FittedResult, Result, without_numbers
@@ -45,8 +46,16 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     family : str, Penalty, list of these, or dict of str to callable, default="l2"
         The penalties: a name of :data:`sklearn_implicitreg.penalties.FAMILIES`, names joined
         by ``+``, or functions of the dict of parameters.
-    mode : {"endpoint"}, default="endpoint"
-        How equations are made: at the trained weights.
+    mode : {"endpoint", "trajectory"}, default="endpoint"
+        How equations are made: at the trained weights, or from the steps of a recorded path.
+    trajectory : Trajectory or probe, default=None
+        What :func:`sklearn_implicitreg.trajectory.record` recorded, or a probe that makes a path
+        from the trained model. X and y are the rows that the reference is taken on.
+    reference : {"gradient", "batch", "flow", "applied"} or instance, default="gradient"
+        What the path is compared with: the gradient on all rows, on the same batch without what
+        was added, the gradient flow, or what the optimizer was given.
+    window : None, int or "epoch", default=None
+        Steps in one block of equations; None takes the stretch between two marks.
     loss : "auto", str, nn loss or callable(output, target), default="auto"
         The data term; known for scikit-learn and skorch models, needed for a bare module.
     params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
@@ -136,6 +145,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         *,
         family: Any = "l2",
         mode: str = "endpoint",
+        trajectory: Any = None,
+        reference: Any = "gradient",
+        window: int | str | None = None,
         loss: Any = "auto",
         params: Any = "auto",
         group_by: Any = None,
@@ -152,6 +164,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.model = model
         self.family = family
         self.mode = mode
+        self.trajectory = trajectory
+        self.reference = reference
+        self.window = window
         self.loss = loss
         self.params = params
         self.group_by = group_by
@@ -193,6 +208,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             return self._fit_precomputed(X, y, sample_weight)
         self.model_ = self._train(X, y, sample_weight)
         self._check_features(X, reset=True)
+        if self.mode == "trajectory":
+            return self._fit_path(Data(X, y, sample_weight), penalty)
         problem = adapt(self.model_, Data(X, y, sample_weight), self._options())
         full = penalty_of(penalty, problem.groups, self.group_by, self.known)
         return self._fit_equations(Equations.of(problem, full, problem.gradient()))
@@ -237,13 +254,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
 
     def _check_parameters(self) -> None:
-        if self.mode == "trajectory":
-            raise ValueError(
-                "mode='trajectory' needs a recorded path, which this version cannot take; use "
-                "mode='endpoint'."
-            )
         choices = {
-            "mode": ("endpoint",),
+            "mode": ("endpoint", "trajectory"),
             "module_mode": ("auto", "eval", "train"),
             "covariance": ("auto", "ols", "nonrobust", "hc3", "cluster"),
             "positive": (True, False),
@@ -306,6 +318,37 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         facts = Facts.of(equations, solution, invariant)
         penalty = fitted_penalty(equations, solution)
         return self._finish(system, solution, verdict, facts, penalty)
+
+    def _fit_path(self, data: Data, penalty: Penalty) -> Any:
+        """Solve the equations of a path."""
+        equations = path_equations(
+            self.model_,
+            data,
+            self._options(),
+            lambda problem: penalty_of(penalty, problem.groups, self.group_by, self.known),
+            self.trajectory,
+            self.reference,
+            self.window,
+        )
+        self._equations = equations.mean
+        system = equations.system
+        stacked = self._solved(system, equations.problem.eps)
+        level = float(self.confidence_level)
+        fit = PathFit(equations, stacked, level, self.positive)
+        inference = infer(system, stacked, covariance=self.covariance, confidence_level=level)
+        self.coef_path_, self.coef_path_conf_int_ = fit.coef_path()
+        penalty_ = fitted_penalty(equations.mean, stacked)
+        self._publish(
+            Result(
+                system.term_names,
+                fit.solution,
+                inference,
+                fit.verdict(inference),
+                fit.facts(),
+                penalty_,
+            )
+        )
+        return self
 
     def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """Solve equations that were given as arrays."""

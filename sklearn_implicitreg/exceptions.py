@@ -6,6 +6,7 @@ __all__ = [
     "ImplicitRegularizationWarning",
     "ModelStateWarning",
     "OutputWarning",
+    "PathNoiseWarning",
 ]
 
 
@@ -27,3 +28,7 @@ class AugmentationWarning(ImplicitRegularizationWarning):
 
 class OutputWarning(ImplicitRegularizationWarning):
     """The model's outputs do not look like what the loss expects."""
+
+
+class PathNoiseWarning(ImplicitRegularizationWarning):
+    """Single mini-batch steps are compared with the gradient on all rows."""

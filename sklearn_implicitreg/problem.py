@@ -108,6 +108,7 @@ class Problem(ABC):
     param_groups: Mapping[str, str] | None = None  # the optimizer's groups, where known
     batch_normalized: bool = False  # gradient taken through batch statistics
     notes: tuple[str, ...] = ()
+    batches: tuple[Indices, ...] | None = None  # of the steps that it is looked at for
 
     @abstractmethod
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
@@ -128,6 +129,16 @@ class Problem(ABC):
 
     def take(self, rows: Indices, weights: Weights) -> Problem:
         """The same problem on some of the rows, with weights of their own."""
+        raise self._no_path()
+
+    def whole(self) -> Problem:
+        """The same problem with all trained tensors in scope."""
+        if self.left_out:
+            raise self._no_path()
+        return self
+
+    def hvp(self, vector: Params) -> Params:
+        """Hessian of the mean loss times a vector (zero where it has no entry), in float64."""
         raise self._no_path()
 
     def spread_gradient(self, batches: list[Indices], center: Params) -> Params:

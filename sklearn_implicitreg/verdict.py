@@ -59,6 +59,7 @@ def judge(
     n_kinks: int = 0,
     noise_share: float = 0.0,
     evidence: str = "",
+    insignificant: str | None = None,
 ) -> Verdict:
     r"""Verdict on the coefficients, by the first of these rules that applies.
 
@@ -91,6 +92,9 @@ def judge(
         Share of the target's squared norm that is known to be noise; clipped to [0, 1].
     evidence : str
         Sentence that shows that the weights are no endpoint.
+    insignificant : str or None
+        On a path: why a test over windows finds no signal, empty where it finds one; it takes
+        the place of the comparison with random directions.
 
     Returns
     -------
@@ -119,17 +123,19 @@ def judge(
         "n_kinks": n_kinks,
     }
     verdict = (
-        _no_signal(solution, rounding)
+        _no_signal(solution, rounding, insignificant)
         or _not_identifiable(
             solution, term_names, tuple(scale_invariant) if scale_invariant_dominates else ()
         )
         or (Verdict("not stationary", evidence) if evidence else None)
-        or _explained(solution, n_kinks, noise)
+        or _explained(solution, n_kinks, noise, on_path=insignificant is not None)
     )
     return Verdict(verdict.label, verdict.sentence, {**base, **verdict.details})
 
 
-def _no_signal(solution: Solution, rounding: float) -> Verdict | None:
+def _no_signal(
+    solution: Solution, rounding: float, insignificant: str | None
+) -> Verdict | None:
     """Rule 1."""
     norm = solution.tss**0.5
     if norm <= rounding:
@@ -138,6 +144,8 @@ def _no_signal(solution: Solution, rounding: float) -> Verdict | None:
             f"the gradient is zero to rounding: its norm {norm:.3g} is at most {rounding:.3g} "
             "(100 eps times the size of its summands).",
         )
+    if insignificant is not None:
+        return Verdict("no signal", insignificant) if insignificant else None
     m, k = solution.n_equations, solution.rank
     if not 0 < k < m:
         return None
@@ -188,7 +196,9 @@ def _not_identifiable(
     return None
 
 
-def _explained(solution: Solution, n_kinks: int, noise: float) -> Verdict:
+def _explained(
+    solution: Solution, n_kinks: int, noise: float, *, on_path: bool
+) -> Verdict:
     """Rules 4 to 6: by how much of the target the columns explain."""
     m, k, r2 = solution.n_equations, solution.n_terms, solution.r2
     found = f"R2 = {r2:.4f} over {m} equations"
@@ -205,10 +215,8 @@ def _explained(solution: Solution, n_kinks: int, noise: float) -> Verdict:
         sentence = f"{found} is below {_PARTIAL}: these terms do not explain the gradient."
     elif solution.shortfall > bound:
         label = "partial"
-        sentence = (
-            f"{found}, {gap} is above {bound:.3g}: training noise or a missing term: "
-            "record the path."
-        )
+        why = "a missing term" if on_path else "training noise or a missing term: record the path"
+        sentence = f"{found}, {gap} is above {bound:.3g}: {why}."
     elif noise > _MAX_NOISE:
         label = "partial"
         sentence = f"{found}, but {noise:.3g} of the target is noise, more than {_MAX_NOISE}."

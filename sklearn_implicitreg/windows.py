@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.system import Array, GradientSystem, merge
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
-from sklearn_implicitreg.trajectory.references import Gradient, Reference
+from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
 
 __all__ = ["NUISANCE", "MeanColumns", "PathEquations"]
 
@@ -142,18 +144,19 @@ class PathEquations:
         ``whole`` is the problem with all recorded tensors in scope, which the reference moves.
         """
         windows = tuple(path.windows(window))
+        warn_of_single_steps(whole, windows, reference)
         parts, notes = [], []
         for stretch in windows:
             gradient = reference.mean_gradient(whole, stretch)
             columns = MeanColumns.over(penalty, problem, stretch)
-            if window == "epoch" and isinstance(reference, Gradient):
+            if _has_nuisance(reference, window):
                 nuisance = minibatch_column(whole, stretch, reference, gradient)
                 if nuisance is None:
                     notes.append(
                         "The column 'minibatch' is left out: the batches are not known; name "
                         "them with path.batch(rows) while recording."
                     )
-                elif reference.sub_window != 1:
+                else:
                     columns = columns.joined(NUISANCE, nuisance)
             parts.append(Equations(problem, columns, _deviation(problem, stretch, gradient)))
         if any(len(w.inside) < w.n_steps for w in windows):
@@ -189,16 +192,23 @@ class PathEquations:
         return Equations(self.problem, columns, replace(gradients[0], value=value))
 
     def signal(self) -> tuple[float, float]:
-        """Squared norm of the mean target without its noise, by products of windows; and with."""
-        targets = [
-            torch.cat([block.target for block in part.rows()]) for part in self.parts
-        ]
-        stacked = torch.stack(targets)
-        n = len(stacked)
-        whole = float(stacked.mean(0).square().sum())
+        """Squared norm of the mean target, free of noise by products of windows, and as it is.
+
+        The direction of the mean nuisance column is left out of both.
+        """
+        targets = torch.stack(
+            [torch.cat([block.target for block in part.rows()]) for part in self.parts]
+        )
+        if NUISANCE in self.system.term_names:
+            place = self.system.term_names.index(NUISANCE)
+            along = torch.cat([block.design[:, place] for block in self.mean.rows()])
+            along = along / along.norm()
+            targets = targets - torch.outer(targets @ along, along)
+        n = len(targets)
+        whole = float(targets.mean(0).square().sum())
         if n < 2:
             return whole, whole
-        own = float(stacked.square().sum())
+        own = float(targets.square().sum())
         return (n * n * whole - own) / (n * (n - 1)), whole
 
     @property
@@ -225,19 +235,55 @@ class PathEquations:
         return total
 
 
+def _has_nuisance(reference: Reference, window: int | str | None) -> TypeGuard[Gradient]:
+    """Whether the noise of mini-batches leaves a penalty of its own in the windows."""
+    return window == "epoch" and isinstance(reference, Gradient) and reference.sub_window != 1
+
+
 def minibatch_column(
     whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
 ) -> Params | None:
     """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate.
 
     Summed over a shuffled epoch, SGD with step size lr follows ``L`` plus ``lr / 4`` of it.
-    None where the rows of the batches are not known.
+    With sub-windows it is taken within each. None where the rows of the batches are not known.
     """
-    batches = [step.rows for step in window.steps]
-    if any(rows is None for rows in batches):
+    if reference.sub_window is None:
+        return _spread(whole, window, gradient)
+    total: Params = {}
+    for part in sub_windows(window, reference.sub_window):
+        column = _spread(whole, part, at_mean(whole, part, exact=True))
+        if column is None:
+            return None
+        for name, tensor in column.items():
+            _add(total, name, tensor * (part.n_steps / window.n_steps))
+    return total
+
+
+def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | None:
+    batches = [step.rows for step in window.steps if step.rows is not None]
+    n_rows = whole.n_rows or 0
+    if len(batches) < window.n_steps or any(rows.max() >= n_rows for rows in batches):
         return None
-    there = whole.at(window.mean("visited"))
-    return there.spread_gradient([rows for rows in batches if rows is not None], gradient.value)
+    return whole.at(window.mean("visited")).spread_gradient(batches, gradient.value)
+
+
+def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference: Reference) -> None:
+    """Warn where mini-batch steps are compared with the gradient on all rows."""
+    if not isinstance(reference, Gradient) or reference.sub_window is not None:
+        return
+    n_rows = whole.n_rows or 0
+    for window in windows:
+        weights = window.row_weights(n_rows)
+        if weights is not None and (weights == 0).mean() > 0.1:
+            warnings.warn(
+                "The windows do not use all rows: within a shuffled epoch the batches left over "
+                "pull against those used, which looks like a ridge that is not there. Use "
+                "window='epoch', or reference='batch'.",
+                PathNoiseWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def _deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.torch_curvature import functional, hessian_vector
 from sklearn_implicitreg.adapters.torch_data import (
     Batch,
     Rows,
@@ -29,8 +27,15 @@ from sklearn_implicitreg.adapters.torch_losses import (
     resolve_loss,
     warn_of_probabilities,
 )
+from sklearn_implicitreg.adapters.torch_options import (
+    BATCH_NORMS,
+    batch_size_of,
+    device_of,
+    dtype_of,
+    seed_of,
+    set_modes,
+)
 from sklearn_implicitreg.conventions import CONVENTIONS
-from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.frozen import own_name, rebuilt
 from sklearn_implicitreg.problem import (
     BlockGradient,
@@ -44,11 +49,8 @@ from sklearn_implicitreg.problem import (
 
 __all__ = ["HANDLERS", "TorchProblem", "module_problem", "weight_matrices"]
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_NORMS = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_AUTO_BATCH = 8192  # rows; larger batches gained nothing, smaller ones cost up to 2.5 times
-_AUTO_BATCH_NUMBERS = 2**24  # numbers in the inputs of a batch: 128 MB in float64
+_NORMS = (*BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -98,38 +100,59 @@ class TorchProblem(Problem):
         """The same problem on some of the rows, with weights of their own."""
         return replace(self, rows=self.rows.take(rows, weights))
 
-    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)`` by double backward."""
-        total: Params = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in self.params.items()}
-        named = dict(self.module.named_parameters())
-        tensors = [named[name] for name in self.params]
-        with preserved_rng(self.device, self.seed), torch.enable_grad():
-            for rows in batches:
-                mean = self.take(rows, np.ones(len(rows)))._mean_loss()
-                grads = torch.autograd.grad(mean, tensors, create_graph=True)
-                away = [
-                    (g.detach().double() - center[n]).to(g.dtype)
-                    for n, g in zip(self.params, grads, strict=True)
-                ]
-                inner = sum((g * a).sum() for g, a in zip(grads, away, strict=True))
-                for (name, _), h in zip(
-                    self.params.items(), torch.autograd.grad(inner, tensors), strict=True
-                ):
-                    total[name] += 2 * h.double() / len(batches)
-        return total
+    def whole(self) -> TorchProblem:
+        """The same problem with all trained tensors in scope."""
+        if not self.left_out:
+            return self
+        trained = {*self.params, *self.left_out}
+        named = self.module.named_parameters()
+        every = {name: t.detach() for name, t in named if name in trained}
+        return replace(self, params=every, left_out=())
 
-    def _mean_loss(self) -> Tensor:
-        """Mean loss of all rows with its graph, for batches that fit in memory."""
-        sums: list[Tensor] = []
-        weight = 0.0
-        for batch in self.rows.batches(self.rows.n_rows or 1):
-            moved = self._to_device(batch)
-            output = self.forward(self.module, moved.inputs)
-            target = self.row_loss.prepare(output, moved.target)
-            loss, mass = self.row_loss(output, target, moved.weight)
-            sums.append(loss)
-            weight += mass
-        return torch.stack(sums).sum() / weight
+    def hvp(self, vector: Params) -> Params:
+        """Hessian of the mean loss times a vector, in one pass."""
+        own = self.params
+        wrong = [n for n, v in vector.items() if n not in own or v.shape != own[n].shape]
+        if wrong:
+            raise ValueError(f"Expected a vector shaped like {list(own)}, got also {wrong}.")
+        along = {
+            name: vector[name].to(t) if name in vector else torch.zeros_like(t)
+            for name, t in own.items()
+        }
+        call = functional(self.module, self.forward)
+        total: Params = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in own.items()}
+        weight = mass = 0.0
+        with preserved_rng(self.device, self.seed), self._own_kernels():
+            for read in _merged_last(self.rows.batches(self.batch_size), self):
+                batch = self._to_device(read)
+
+                def loss(params: Params, batch: Batch = batch) -> Tensor:
+                    nonlocal mass
+                    output = call(params, batch.inputs)
+                    target = self.row_loss.prepare(output, batch.target)
+                    value, mass = self.row_loss(output, target, batch.weight)
+                    return value
+
+                for name, product in hessian_vector(loss, own, along).items():
+                    total[name] += product.double()
+                weight += mass
+        return {name: product / weight for name, product in total.items()}
+
+    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
+        """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)``.
+
+        Only the tensors in ``center`` count in the norm.
+        """
+        total: Params = {
+            n: torch.zeros_like(t, dtype=torch.float64) for n, t in self.params.items()
+        }
+        for rows in batches:
+            batch = self.take(rows, np.ones(len(rows)))
+            own = batch.gradient().value
+            product = batch.hvp({name: own[name] - g for name, g in center.items()})
+            for name, h in product.items():
+                total[name] += 2 * h / len(batches)
+        return total
 
     def _block(self, batch: Batch, first: bool = False) -> BlockGradient:
         output = self.forward(self.module, batch.inputs)
@@ -313,10 +336,10 @@ def module_problem(
             "everywhere (or without parameters); set requires_grad on what was trained."
         )
     check_finite_params(trained)
-    device = _device(options.device, trained)
-    dtype = _dtype(options.dtype, trained)
+    device = device_of(options.device, trained)
+    dtype = dtype_of(options.dtype, trained)
     own = skeleton(module, device, dtype)
-    normalized, notes = _set_modes(own, options, rows)
+    normalized, notes = set_modes(own, options, rows)
     named: Params = dict(own.named_parameters())
     covered = {own_name(n) for n in default} if default else weight_matrices(own)
     names = select_params(options.params, {n: named[n] for n in trained}, covered)
@@ -331,10 +354,10 @@ def module_problem(
         module=own,
         rows=rows,
         row_loss=_moved_loss(row_loss, device, dtype),
-        batch_size=_batch_size(options.batch_size, rows, normalized),
+        batch_size=batch_size_of(options.batch_size, rows, normalized),
         device=device,
         dtype=dtype,
-        seed=_seed(options),
+        seed=seed_of(options),
         forward=forward,
         **fields,
     )
@@ -356,83 +379,6 @@ def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> 
     if isinstance(row_loss.criterion, nn.Module):
         row_loss.criterion.to(device=device, dtype=dtype)  # a copy, made by undo_reduction
     return row_loss
-
-
-def _device(spec: Any, params: Params) -> torch.device:
-    own = next(iter(params.values())).device
-    if spec == "auto":
-        return own
-    try:
-        device = torch.device(spec)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"Expected device 'auto', 'cpu', 'cuda', ..., got {spec!r}.") from error
-    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = device.type != "cuda" or (device.index or 0) < n_cuda
-    try:
-        torch.empty(0, device=device if there else "cpu")
-    except (RuntimeError, AssertionError, NotImplementedError):
-        there = False
-    if not there:
-        found = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
-        raise ValueError(f"Expected a device that is there, one of {found}, got {spec!r}.")
-    return device
-
-
-def _dtype(spec: Any, params: Params) -> torch.dtype:
-    kinds = {p.dtype for p in params.values()}
-    if spec == "auto":
-        coarse = sorted(str(k).removeprefix("torch.") for k in kinds if torch.finfo(k).bits < 32)
-        if coarse:
-            warnings.warn(
-                f"The model is stored in {' and '.join(coarse)}, too coarse for "
-                "gradients: they are computed in float32 from the stored weights.",
-                ModelStateWarning,
-                stacklevel=2,
-            )
-        return functools.reduce(torch.promote_types, kinds, torch.float32)
-    name = str(spec).removeprefix("torch.")
-    if name not in ("float32", "float64"):
-        raise ValueError(f"Expected dtype 'auto', 'float32' or 'float64', got {spec!r}.")
-    return torch.float32 if name == "float32" else torch.float64
-
-
-def _seed(options: Options) -> int | None:
-    if options.random_state is not None:
-        return int(check_random_state(options.random_state).randint(2**31 - 1))
-    if options.module_mode != "train":
-        return None
-    with preserved_rng(torch.device("cpu")):  # NumPy's generator stays where it was
-        return int(check_random_state(None).randint(2**31 - 1))
-
-
-def _set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, list[str]]:
-    """Put the skeleton in the state of ``module_mode``; whether batch statistics are used."""
-    norms = [m for m in module.modules() if isinstance(m, _BATCH_NORMS)]
-    module.train(options.module_mode == "train")
-    if options.module_mode == "train":
-        return bool(norms), ["modules in training state"]
-    if options.module_mode == "eval" or not norms:
-        return False, []
-    if options.batch_size == "auto" and rows.train_batch_size is None:
-        warnings.warn(
-            "The model has BatchNorm layers and the size of its training batches is not known: "
-            "their running statistics are used, whose gradient is another function's. Give "
-            "`batch_size`, the size it was trained with.",
-            ModelStateWarning,
-            stacklevel=2,
-        )
-        return False, ["BatchNorm by running statistics (training batch size not known)"]
-    for norm in norms:
-        norm.train()
-    return True, ["BatchNorm by the statistics of training-size batches"]
-
-
-def _batch_size(spec: Any, rows: Rows, normalized: bool) -> int:
-    if spec != "auto":
-        return int(spec)
-    if normalized and rows.train_batch_size is not None:
-        return rows.train_batch_size
-    return max(1, min(_AUTO_BATCH, _AUTO_BATCH_NUMBERS // max(1, rows.row_size)))
 
 
 HANDLERS = {"Module": adapt_module}

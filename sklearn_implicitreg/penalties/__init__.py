@@ -20,6 +20,7 @@ from sklearn_implicitreg.penalties.base import (
 )
 from sklearn_implicitreg.penalties.columns import check_terms
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
+from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.weights import (
     L1,
     L2,
@@ -36,10 +37,12 @@ __all__ = [
     "L1",
     "L2",
     "L21",
+    "BatchGradientNorm",
     "Callables",
     "ElasticNet",
     "FittedPenalty",
     "Fixed",
+    "GradientNorm",
     "Grouped",
     "Penalty",
     "Power",
@@ -59,6 +62,7 @@ FAMILIES: dict[str, type[Penalty]] = {
     "weight_decay": WeightDecay,
     "power": Power,
     "l21": L21,
+    "gradient_norm": GradientNorm,
 }
 
 

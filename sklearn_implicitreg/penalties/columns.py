@@ -14,13 +14,15 @@ from sklearn_implicitreg.problem import Params, Problem
 __all__ = ["Columns"]
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
+FullGradient = Callable[[Params, Problem], dict[str, Params]]
 
 
 class Columns:
     """Design of a family at a problem's parameters, in float64.
 
-    Penalties with a closed-form ``gradient`` are evaluated one tensor at a time; the others
-    by one reverse pass for each coefficient, kept until the object goes.
+    Penalties with a closed-form ``gradient`` are evaluated one tensor at a time, those with a
+    ``full_gradient`` of all tensors at once; the others by one reverse pass for each
+    coefficient. The last two are kept until the object goes.
     """
 
     def __init__(self, penalty: Penalty, problem: Problem):
@@ -51,7 +53,7 @@ class Columns:
         at = self.params[name] if tensor is None else tensor
         total = None
         for part in self._parts:
-            if part.leaf.coef is not None and name in part.leaf.names:
+            if part.leaf.coef is not None and (name in part.leaf.names or isinstance(part, _Full)):
                 column = part.leaf.coef * part.block(name, at).sum(dim=1)
                 total = column if total is None else total + column
         return total
@@ -113,6 +115,22 @@ class _Autograd:
         return torch.stack([column[name].reshape(-1) for column in self._columns], dim=1)
 
 
+class _Full:
+    """Columns of a leaf whose penalty gives its gradients at all tensors of the problem."""
+
+    def __init__(self, leaf: Leaf, params: Params, problem: Problem, gradient: FullGradient):
+        self.leaf = leaf
+        seen = {name: params[name] for name in leaf.names}
+        self._columns = gradient(seen, problem)
+        self.terms = tuple(self._columns)
+
+    def block(self, name: str, tensor: Tensor) -> Tensor:
+        """Columns for one tensor; a penalty may reach beyond the tensors that the leaf sees."""
+        nothing = torch.zeros_like(tensor)
+        found = [column.get(name, nothing) for column in self._columns.values()]
+        return torch.stack([column.to(tensor).reshape(-1) for column in found], dim=1)
+
+
 def _gradient_of(value: Tensor, params: Params) -> Params:
     """Gradient with respect to every tensor; zero where the value does not depend on it."""
     if not value.requires_grad:
@@ -124,7 +142,10 @@ def _gradient_of(value: Tensor, params: Params) -> Params:
     }
 
 
-def _part(leaf: Leaf, params: Params, problem: Problem) -> _ClosedForm | _Autograd:
+def _part(leaf: Leaf, params: Params, problem: Problem) -> _ClosedForm | _Autograd | _Full:
+    full = getattr(leaf.penalty, "full_gradient", None)
+    if full is not None:
+        return _Full(leaf, params, problem, cast(FullGradient, full))
     gradient = getattr(leaf.penalty, "gradient", None)
     if gradient is None:
         return _Autograd(leaf, params, problem)

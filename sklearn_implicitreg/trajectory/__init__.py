@@ -1,6 +1,34 @@
-"""Training paths: recording them, and the regression over their steps."""
+"""Training paths: recording or making them, and what theory expects of their steps."""
 
 from sklearn_implicitreg.trajectory.path import Trajectory
+from sklearn_implicitreg.trajectory.probes import ContinueTraining, GradientDescentProbe, Probe
 from sklearn_implicitreg.trajectory.recorder import record
+from sklearn_implicitreg.trajectory.references import Applied, Batch, Flow, Gradient
+from sklearn_implicitreg.trajectory.smoothness import Kinks, drift_ratio, find_kinks
+from sklearn_implicitreg.trajectory.step_size import (
+    StepFactor,
+    barrett_dherin_scale,
+    finite_step_factor,
+    minibatch_factor,
+    richardson,
+)
 
-__all__ = ["Trajectory", "record"]
+__all__ = [
+    "Applied",
+    "Batch",
+    "ContinueTraining",
+    "Flow",
+    "Gradient",
+    "GradientDescentProbe",
+    "Kinks",
+    "Probe",
+    "StepFactor",
+    "Trajectory",
+    "barrett_dherin_scale",
+    "drift_ratio",
+    "find_kinks",
+    "finite_step_factor",
+    "minibatch_factor",
+    "record",
+    "richardson",
+]

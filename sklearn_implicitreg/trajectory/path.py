@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.files import read, write
+from sklearn_implicitreg.trajectory.marks import SUMS, Mark
+from sklearn_implicitreg.trajectory.steps import Indices, Step, Window
 
-__all__ = ["Mark", "Step", "Trajectory", "Window"]
-
-_FORMAT = 1
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is known of one step beside the weights."""
-
-    lr: float
-    rows: Indices | None = None  # of the batch, where they were named
-    batch_size: int | None = None
-
-
-@dataclass(frozen=True)
-class Mark:
-    """State of the path after ``step`` steps; the sums run from its start, in float64."""
-
-    step: int
-    epoch: int  # epochs that had ended
-    weights: Params
-    applied: Params  # sum of the gradients that the steps applied
-    consumed: Params  # sum of the gradients that the optimizer was given
-    visited: Params  # sum of the weights that the gradients were taken at
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of steps as one block of equations."""
-
-    start: Mark
-    stop: Mark
-    inside: tuple[Mark, ...]  # marks at which a step of the window began
-    steps: tuple[Step, ...]
-
-    @property
-    def n_steps(self) -> int:
-        """Number of steps, T."""
-        return self.stop.step - self.start.step
-
-    def mean(self, what: str) -> Params:
-        """Mean over the steps of "applied", "consumed" or "visited"."""
-        first, last = getattr(self.start, what), getattr(self.stop, what)
-        return {name: (last[name] - first[name]) / self.n_steps for name in last}
-
-    def row_weights(self, n_rows: int) -> npt.NDArray[np.float64] | None:
-        """``omega_i``: mean over the steps of 1 / batch size where row i was used.
-
-        None where the rows of a batch are not known.
-        """
-        weights = np.zeros(n_rows)
-        for step in self.steps:
-            if step.rows is None:
-                return None
-            np.add.at(weights, step.rows, 1.0 / (len(step.rows) * self.n_steps))
-        return weights
+__all__ = ["Indices", "Mark", "Step", "Trajectory", "Window"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +32,24 @@ class Trajectory:
     settings : dict
         Of its first parameter group (momentum, betas, ...).
     n_dropped : int
-        Steps that were not finite and are left out.
+        Steps that are left out: not finite, of step size zero, or beside which something else
+        than the optimizer changed the weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.trajectory import record
+    >>> net = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> with record(net, optimizer) as path:
+    ...     for _ in range(4):
+    ...         optimizer.zero_grad()
+    ...         net(torch.ones(4, 2)).square().mean().backward()
+    ...         optimizer.step()
+    >>> path.trajectory
+    Trajectory(4 steps of SGD, 5 marks, 0 epochs, batches known for 0 steps)
+    >>> path.trajectory[2:].n_steps
+    2
     """
 
     marks: tuple[Mark, ...]
@@ -105,9 +66,10 @@ class Trajectory:
         """What the path holds."""
         epochs = self.marks[-1].epoch - self.marks[0].epoch
         known = sum(step.rows is not None for step in self.steps)
+        dropped = f", {self.n_dropped} steps dropped" if self.n_dropped else ""
         return (
             f"Trajectory({self.n_steps} steps of {self.optimizer}, {len(self.marks)} marks, "
-            f"{epochs} epochs, batches known for {known} steps)"
+            f"{epochs} epochs, batches known for {known} steps{dropped})"
         )
 
     @property
@@ -125,6 +87,30 @@ class Trajectory:
         """Whether there is a mark at every step."""
         return len(self.marks) == self.n_steps + 1
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradients that the optimizer was given are known."""
+        return bool(self.marks[0].consumed)
+
+    def rounding(self, window: int | str | None = None) -> float:
+        """Norm of the rounding in the targets of all windows, at most.
+
+        A coefficient of a single term is wrong by at most this over the norm of its column.
+        For SGD, and for what AdamW's directions do not explain, it is the rounding of the
+        weights over the step size; for the moments of Adam their rounding over ``1 - beta_1``.
+
+        Parameters
+        ----------
+        window : None, int or "epoch", default=None
+            As for :meth:`windows`.
+
+        Returns
+        -------
+        rounding : float
+            Measured at one step in ten at least, and held in between; nan where unknown.
+        """
+        return float(np.sqrt(sum(part.rounding**2 for part in self.windows(window))))
+
     def windows(self, window: int | str | None) -> list[Window]:
         """Windows of the path: between marks (None), of some steps (int) or of epochs.
 
@@ -140,7 +126,6 @@ class Trajectory:
         if window is None:
             return list(range(len(self.marks)))
         if window == "epoch":
-            ends = [0] if self.marks[0].epoch == self._first_epoch else []
             ends = [
                 i
                 for i, mark in enumerate(self.marks)
@@ -165,10 +150,6 @@ class Trajectory:
             )
         return [place[step] for step in wanted]
 
-    @property
-    def _first_epoch(self) -> int:
-        return self.marks[0].epoch
-
     def _between(self, a: int, b: int) -> Window:
         start, stop = self.marks[a], self.marks[b]
         offset = self.marks[0].step
@@ -192,25 +173,15 @@ class Trajectory:
         Parameters
         ----------
         path : str or path-like
+            An existing file is replaced once the new one is whole.
         """
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        for i, mark in enumerate(self.marks):
-            for what in ("weights", "applied", "consumed", "visited"):
-                for name, tensor in getattr(mark, what).items():
-                    arrays[f"{i}/{what}/{name}"] = tensor.detach().cpu().numpy()
-        for i, step in enumerate(self.steps):
-            if step.rows is not None:
-                arrays[f"rows/{i}"] = step.rows
         header = {
-            "format": _FORMAT,
             "optimizer": self.optimizer,
             "settings": self.settings,
             "n_dropped": self.n_dropped,
-            "marks": [[mark.step, mark.epoch] for mark in self.marks],
-            "names": list(self.names),
-            "steps": [[step.lr, step.batch_size] for step in self.steps],
+            "steps": [[step.lr, step.batch_size, step.rounding] for step in self.steps],
         }
-        np.savez(path, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
+        write(path, header, self.marks, [step.rows for step in self.steps])
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Trajectory:
@@ -219,6 +190,56 @@ class Trajectory:
         Parameters
         ----------
         path : str or path-like
+            A file above 1 GiB is read mark by mark when they are used, so it must stay there.
+
+        Returns
+        -------
+        trajectory : Trajectory
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is cut short, or of another version.
+        """
+        header, marks, batches = read(path)
+        settings = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in header["settings"].items()
+        }
+        steps = tuple(
+            Step(lr, rows, size, rounding)
+            for rows, (lr, size, rounding) in zip(batches, header["steps"], strict=True)
+        )
+        return cls(marks, steps, header["optimizer"], settings, header["n_dropped"])
+
+    @classmethod
+    def from_iterates(
+        cls,
+        weights: Iterable[Any],
+        lr: float | Iterable[float],
+        *,
+        gradients: Iterable[Any] | None = None,
+        n_steps: int = 1,
+    ) -> Trajectory:
+        """Path of iterates that gradient descent made, such as checkpoints.
+
+        The applied gradient is the displacement over the step size, so the iterates must be of
+        an optimizer without momentum and preconditioning (``MLPRegressor(solver="sgd",
+        momentum=0)`` by ``partial_fit``; checkpoints of plain SGD).
+
+        Parameters
+        ----------
+        weights : iterable of T + 1 modules, dicts, fitted scikit-learn models or checkpoint files
+            State dicts and files that hold one may keep buffers, which do not change.
+        lr : float or iterable of T floats
+            Step size, of every step or of the steps between two iterates.
+        gradients : iterable of T dicts, default=None
+            Mean gradients that were given to the optimizer, for ``reference="applied"``.
+        n_steps : int, default=1
+            Steps between two iterates. With more than one the mean iterate between them is
+            taken as the mean of both.
 
         Returns
         -------
@@ -227,75 +248,81 @@ class Trajectory:
         Raises
         ------
         ValueError
-            If the file is cut short, or of another version.
+            If iterates change names or shapes, are fewer than two, most are not finite, or a
+            step size is not positive.
+
+        Examples
+        --------
+        >>> import torch
+        >>> path = Trajectory.from_iterates([{"w": torch.ones(2)}, {"w": torch.zeros(2)}], lr=0.5)
+        >>> path.windows(None)[0].mean("applied")["w"].tolist()
+        [2.0, 2.0]
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                if header.get("format") != _FORMAT:
-                    raise ValueError(
-                        f"Expected a path of format {_FORMAT}, got {header.get('format')!r}; "
-                        "read it with the version that wrote it."
-                    )
-                content = {name: stored[name] for name in stored.files}
-        except (OSError, EOFError, KeyError, ValueError) as error:
-            if "of format" in str(error):
-                raise
-            raise ValueError(
-                f"Expected a file written by Trajectory.save, got one that cannot be read "
-                f"({error}); was it cut short?"
-            ) from error
-        return cls._from_content(header, content)
+        from sklearn_implicitreg.trajectory.iterates import recorded
+
+        marks, steps, dropped = recorded(weights, lr, gradients, n_steps)
+        return cls(tuple(marks), tuple(steps), "gradient descent", {}, dropped)
 
     @classmethod
-    def _from_content(cls, header: dict[str, Any], content: dict[str, Any]) -> Trajectory:
-        def params(i: int, what: str) -> Params:
-            return {n: torch.from_numpy(content[f"{i}/{what}/{n}"]) for n in header["names"]}
+    def join(cls, paths: Iterable[Trajectory]) -> Trajectory:
+        """One path of consecutive ones, as of a training that was continued.
 
-        marks = tuple(
-            Mark(step, epoch, *(params(i, w) for w in ("weights", "applied", "consumed", "visited")))
-            for i, (step, epoch) in enumerate(header["marks"])
-        )
-        steps = tuple(
-            Step(lr, content.get(f"rows/{i}"), size)
-            for i, (lr, size) in enumerate(header["steps"])
-        )
-        return cls(marks, steps, header["optimizer"], header["settings"], header["n_dropped"])
+        Parameters
+        ----------
+        paths : iterable of Trajectory
+            Each begins at the weights at which the one before ended.
+
+        Returns
+        -------
+        trajectory : Trajectory
+
+        Raises
+        ------
+        ValueError
+            If they do not continue each other.
+        """
+        parts = list(paths)
+        if not parts:
+            raise ValueError("Expected at least one path to join, got none.")
+        total = parts[0]
+        for path in parts[1:]:
+            total = _continued(total, path)
+        return total
 
 
-def joined(paths: Sequence[Trajectory]) -> Trajectory:
-    """One path of consecutive ones, whose marks must meet."""
-    total = paths[0]
-    for path in paths[1:]:
-        last, first = total.marks[-1], path.marks[0]
-        same = last.weights.keys() == first.weights.keys() and all(
-            torch.equal(t, first.weights[n]) for n, t in last.weights.items()
+def _continued(total: Trajectory, path: Trajectory) -> Trajectory:
+    """Two paths, one after the other."""
+    last, first = total.marks[-1], path.marks[0]
+    before, begin = last.weights, first.weights
+    if before.keys() != begin.keys() or not all(
+        torch.equal(t, begin[name].to(t.device)) for name, t in before.items()
+    ):
+        raise ValueError(
+            "Expected paths that continue each other, got a start that is not where the one "
+            "before ended."
         )
-        if not same:
-            raise ValueError(
-                "Expected paths that continue each other, got a start that is not where the one "
-                "before ended."
-            )
-        shifted = tuple(
-            Mark(
-                mark.step - first.step + last.step,
-                mark.epoch - first.epoch + last.epoch,
-                mark.weights,
-                *(
-                    {n: t - getattr(first, w)[n] + getattr(last, w)[n] for n, t in sums.items()}
-                    for w, sums in (
-                        ("applied", mark.applied),
-                        ("consumed", mark.consumed),
-                        ("visited", mark.visited),
-                    )
-                ),
-            )
-            for mark in path.marks[1:]
+    if total.optimizer != path.optimizer or total.has_gradients != path.has_gradients:
+        raise ValueError(
+            "Expected paths of one optimizer that hold the same, got "
+            f"{total.optimizer} (gradients: {total.has_gradients}) and {path.optimizer} "
+            f"(gradients: {path.has_gradients}); record both in the same way."
         )
-        total = replace(
-            total,
-            marks=(*total.marks, *shifted),
-            steps=(*total.steps, *path.steps),
-            n_dropped=total.n_dropped + path.n_dropped,
+    shift = {
+        what: {n: t - getattr(first, what)[n] for n, t in getattr(last, what).items()}
+        for what in SUMS
+    }
+    shifted = tuple(
+        Mark(
+            mark.step - first.step + last.step,
+            mark.epoch - first.epoch + last.epoch,
+            mark.weights,
+            *({n: t + shift[w][n] for n, t in getattr(mark, w).items()} for w in SUMS),
         )
-    return total
+        for mark in path.marks[1:]
+    )
+    return replace(
+        total,
+        marks=(*total.marks, *shifted),
+        steps=(*total.steps, *path.steps),
+        n_dropped=total.n_dropped + path.n_dropped,
+    )

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import weakref
+from os import PathLike
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sklearn_implicitreg.frozen import own_name
 from sklearn_implicitreg.problem import Params
-from sklearn_implicitreg.trajectory.path import Indices, Mark, Step, Trajectory
-from sklearn_implicitreg.trajectory.updates import UpdateRule, rule_of
+from sklearn_implicitreg.trajectory.marks import SUMS, Mark, Shelf, copied, size_of
+from sklearn_implicitreg.trajectory.meters import Stretch, add, settings_of, zeros
+from sklearn_implicitreg.trajectory.path import Step, Trajectory
+from sklearn_implicitreg.trajectory.rows import Batches, RowFinder
+from sklearn_implicitreg.trajectory.updates import UpdateRule, number, rule_of
 
 __all__ = ["Recorder", "record"]
 
-_ATTACHED = "_sklearn_implicitreg_recorder"
+_RECORDED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+_ROUNDING_EVERY = 10  # steps between two estimates of the rounding
+_MEMORY = 2**30
 
 
-def record(
+def record(  # noqa: PLR0913
     model: nn.Module,
     optimizer: Optimizer,
     *,
     every: int = 1,
+    data: Any = None,
+    gradients: bool | None = None,
+    directory: str | PathLike[str] | None = None,
+    memory_limit: int = _MEMORY,
     update_rule: UpdateRule | None = None,
 ) -> Recorder:
     """Context manager that records the steps of an optimizer.
+
+    With ``every`` above 1 the weights are not copied at each step: what SGD and the Adam kinds
+    applied follows from both ends of a stretch of constant settings. RMSprop, Adagrad and other
+    rules, and step sizes that change at every step, cost a copy per step.
 
     Parameters
     ----------
@@ -36,6 +51,17 @@ def record(
         SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad.
     every : int, default=1
         Steps between marks; the sums lose no step.
+    data : array, tensor, tuple of these or Dataset, default=None
+        All that a batch holds, in the order in which the rows count, so that ``path.batch`` can
+        be given the batch itself.
+    gradients : bool, default=None
+        Whether to sum the gradients that the optimizer is given, for ``reference="applied"``;
+        None: with ``every=1`` only.
+    directory : path-like, default=None
+        Empty folder for the marks. None keeps them in memory up to ``memory_limit``, then in a
+        temporary folder.
+    memory_limit : int, default=2**30
+        Bytes.
     update_rule : callable(displacement, group, state_before, state_after), default=None
         Returns the gradient that a step applied, for other optimizers.
 
@@ -58,102 +84,117 @@ def record(
     >>> with record(net, optimizer) as path:
     ...     net(torch.ones(4, 2)).square().mean().backward()
     ...     optimizer.step()
-    ...     path.epoch()
     >>> path.trajectory
-    Trajectory(1 steps of SGD, 2 marks, 1 epochs, batches known for 0 steps)
+    Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
-    return Recorder(model, optimizer, every=every, update_rule=update_rule)
+    recorder = Recorder(model, optimizer, every, gradients, directory, memory_limit, update_rule)
+    if data is not None:
+        recorder.rows_from(data)
+    return recorder
 
 
 class Recorder:
-    """Keeps the marks of a run; see :func:`record`."""
+    """Hooks of one optimizer, and what they saw; made by :func:`record`, see its parameters."""
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        *,
         every: int = 1,
+        gradients: bool | None = None,
+        directory: str | PathLike[str] | None = None,
+        memory_limit: int = _MEMORY,
         update_rule: UpdateRule | None = None,
     ):
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"Expected every >= 1, got {every!r}.")
-        self._rule, self._remembered = rule_of(optimizer, update_rule)
-        self._optimizer = optimizer
-        self._every = every
-        names = {id(p): name for name, p in model.named_parameters()}
-        self._params = {
-            names[id(p)]: p
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if id(p) in names
-        }
-        if not self._params:
-            raise ValueError(
-                "Expected an optimizer of this model's parameters, got one of none of them."
-            )
-        self._names = names
+        if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
+            raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
+        self._rule = rule_of(optimizer, update_rule)
+        self._model, self._optimizer, self._every = model, optimizer, int(every)
+        self._params, self._others = _recorded(model, optimizer)
+        self._shapes = {name: p.shape for name, p in self._params.items()}
+        self._memory_limit = memory_limit
+        self._shelf = None if directory is None else Shelf(directory)
+        self._batches = Batches()
         self._handles: list[Any] = []
-        self._before: dict[str, tuple[Tensor, dict[str, Any]]] = {}
-        self._step = self._epoch = self._n_dropped = 0
-        self._rows: Indices | None = None
-        self._batch_size: int | None = None
+        self._stretch: Stretch | None = None
+        self._spare: Stretch | None = None
+        self._each = self._every == 1
+        self._pending = self._idle = self._stale = False
+        self._step = self._epoch = 0
+        self._dropped: dict[str, int] = {}
+        self._rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
         self._steps: list[Step] = []
         self._marks: list[Mark] = []
+        summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
         self._sums: dict[str, Params] = {
-            what: {n: torch.zeros_like(p, dtype=torch.float64) for n, p in self._params.items()}
-            for what in ("applied", "consumed", "visited")
+            what: {n: zeros(p) for n, p in self._params.items()} if what in summed else {}
+            for what in SUMS
         }
 
     def __enter__(self) -> Recorder:
         """Attach the hooks and make the first mark."""
-        if getattr(self._optimizer, _ATTACHED, False):
+        if self._optimizer in _RECORDED:
             raise ValueError(
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
-        setattr(self._optimizer, _ATTACHED, True)
+        _RECORDED.add(self._optimizer)
         self._handles = [
-            self._optimizer.register_step_pre_hook(self._remember),
-            self._optimizer.register_step_post_hook(self._add),
+            self._optimizer.register_step_pre_hook(self._before),
+            self._optimizer.register_step_post_hook(self._after),
         ]
-        if not self._marks:
+        if self._marks:
+            self._stale = True  # weights may have changed outside
+        else:
             self._mark()
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
     ) -> None:
         """Detach the hooks; what was recorded is kept, also when the loop raised."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        delattr(self._optimizer, _ATTACHED)
+        _RECORDED.discard(self._optimizer)
+        self._settle()
         if self._marks[-1].step != self._step:
             self._mark()
+        self._spare = None
+        if self._shelf is not None:
+            self._shelf.close()
 
     def epoch(self) -> None:
         """Mark the end of an epoch."""
+        self._settle()
         self._epoch += 1
-        if self._marks[-1].step == self._step:
-            self._marks.pop()
         self._mark()
 
-    def batch(self, rows: Any) -> None:
+    def batch(self, rows: Any, *, accumulate: bool = False) -> None:
         """Name the rows of the batch of the next step.
 
         Parameters
         ----------
-        rows : array-like of int, or int
-            Positions of the rows in the data set; or only their number.
+        rows : int, array of int, or the batch itself
+            Positions of the rows in the data set, or only their number. The tensors of the
+            batch are looked up in ``data``; where a transform changed them, only their number
+            is kept.
+        accumulate : bool, default=False
+            Whether the rows join those named before, where gradients are accumulated.
         """
-        if np.ndim(rows) == 0:
-            self._rows, self._batch_size = None, int(rows)
-            return
-        self._rows = np.array(torch.as_tensor(rows).cpu().numpy(), dtype=np.int64)
-        self._batch_size = len(self._rows)
+        self._batches.name(rows, accumulate)
+
+    def rows_from(self, data: Any) -> None:
+        """Data set that batches are looked up in.
+
+        Parameters
+        ----------
+        data : array, tensor, tuple of these or Dataset
+            All that a batch holds.
+        """
+        self._batches.finder = RowFinder(data)
 
     @property
     def trajectory(self) -> Trajectory:
@@ -162,88 +203,194 @@ class Recorder:
         Raises
         ------
         ValueError
-            If there was no step, or most were not finite.
+            If there was no step, or most had to be dropped.
         """
-        if len(self._marks) < 2:
-            raise ValueError("Expected at least one recorded step, got none.")
-        if self._n_dropped > self._step / 2:
+        n_dropped = sum(self._dropped.values())
+        if n_dropped > (self._step + n_dropped) / 2:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self._dropped.items())
             raise ValueError(
-                f"Expected finite steps, got {self._n_dropped} of "
-                f"{self._step + self._n_dropped} with NaN or inf; the training diverged."
+                f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
+                f"steps of which {reasons}; record a run that trains."
             )
-        group = self._optimizer.param_groups[0]
+        if len(self._marks) < 2:
+            raise ValueError(
+                "Expected at least one recorded step, got none; the optimizer that was given to "
+                "record(...) must be the one that steps."
+            )
         settings = {
-            key: value
-            for key, value in group.items()
-            if isinstance(value, int | float | bool | str) or _is_pair(value)
+            key: number(value) if isinstance(value, Tensor) else value
+            for key, value in self._optimizer.param_groups[0].items()
+            if _is_plain(value)
         }
         name = type(self._optimizer).__name__
-        return Trajectory(
-            tuple(self._marks), tuple(self._steps), name, settings, self._n_dropped
-        )
+        return Trajectory(tuple(self._marks), tuple(self._steps), name, settings, n_dropped)
 
-    def _mark(self) -> None:
-        self._marks.append(
-            Mark(
-                self._step,
-                self._epoch,
-                {name: p.detach().clone() for name, p in self._params.items()},
-                *(
-                    {name: t.clone() for name, t in self._sums[what].items()}
-                    for what in ("applied", "consumed", "visited")
-                ),
-            )
-        )
-
-    def _remember(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Weights and the state that the step will overwrite."""
-        self._before = {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                name = self._names.get(id(p))
-                if name is None:
-                    raise ValueError(
-                        "Expected the optimizer to keep the parameters of the recorded model, "
-                        "got another one; start a new record(...) after replacing a model."
-                    )
-                state = optimizer.state.get(p, {})
-                kept = state if "*" in self._remembered else {
-                    key: state[key] for key in self._remembered if key in state
-                }
-                copied = {
-                    key: value.clone() if isinstance(value, Tensor) else value
-                    for key, value in kept.items()
-                }
-                self._before[name] = (p.detach().clone(), copied)
-
-    def _add(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Add what the step did to the running sums."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                name = self._names[id(p)]
-                weights, state = self._before[name]
-                moved = weights.double() - p.detach().double()
-                applied = self._rule(moved, group, state, optimizer.state.get(p, {}))
-                found[name] = (applied, p.grad.detach().double())
-        if not all(bool(torch.isfinite(a.sum())) for a, _ in found.values()):
-            self._n_dropped += 1
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Remember what the step will overwrite."""
+        self._settle()
+        self._check(optimizer)
+        if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
+            self._close()
+        if self._stale:
+            self._refresh()
+        self._idle = any(number(group["lr"]) == 0 for group in optimizer.param_groups)
+        if self._idle:
             return
-        for name, (weights, _) in self._before.items():
-            self._sums["visited"][name] += weights
-        for name, (applied, gradient) in found.items():
-            self._sums["applied"][name] += applied
-            self._sums["consumed"][name] += gradient
-        lr = optimizer.param_groups[0]["lr"]
-        self._steps.append(Step(float(lr), self._rows, self._batch_size))
-        self._rows = self._batch_size = None
+        if self._stretch is None:
+            self._stretch = self._new_stretch()
+        self._stretch.before()
+        if self._stretch.spoilt():
+            self._close()
+            self._refresh()
+            self._stretch = self._new_stretch()
+            self._stretch.before()
+        self._visit()
+        self._pending = True
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Add what the step did to the running sums."""
+        rows, size = self._batches.taken()
+        if self._idle:
+            self._drop(1, "with learning rate 0")
+            self._stale = True
+            return
+        stretch = self._stretch
+        if stretch is None:
+            return
+        self._pending = False
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is not None and number(skipped) > 0:  # the step of a fused optimizer under AMP
+            self._unvisit()
+            return
+        stretch.after()
+        for name, total in self._sums["consumed"].items():
+            gradient = self._params[name].grad
+            if gradient is not None:
+                add(total, gradient.detach())
+        if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
+            self._rounding, self._rounding_at = stretch.rounding(), self._step
+        lr = number(optimizer.param_groups[0]["lr"])
+        self._steps.append(Step(lr, rows, size, self._rounding))
         self._step += 1
-        self._before = {}
         if self._step % self._every == 0:
             self._mark()
 
+    def _new_stretch(self) -> Stretch:
+        """Stretch that begins here, in the memory of the last one where that is possible."""
+        spare, self._spare = self._spare, None
+        if spare is None or not spare.fits(self._each):
+            return Stretch(self._rule, self._optimizer, self._params, self._each)
+        spare.restart()
+        return spare
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(v, int | float) for v in value)
+    def _visit(self) -> None:
+        for name, total in self._sums["visited"].items():
+            add(total, self._params[name].detach())
+
+    def _unvisit(self) -> None:
+        for name, total in self._sums["visited"].items():
+            total -= self._params[name].detach()
+
+    def _settle(self) -> None:
+        """Take back a step that raised before it was made, or all since a half-made one."""
+        if not self._pending:
+            return
+        self._pending = False
+        assert self._stretch is not None
+        if self._stretch.moved():
+            self._roll_back("that raised")
+        else:
+            self._unvisit()
+
+    def _close(self) -> None:
+        """End a stretch: its sum joins the running one, or all since the last mark is dropped."""
+        stretch, self._stretch = self._stretch, None
+        if stretch is None or not stretch.n_steps:
+            return
+        given = self._sums["consumed"].values()
+        if stretch.sound() and all(bool(total.sum().isfinite()) for total in given):
+            stretch.add_to(self._sums["applied"])
+            self._spare = stretch
+        elif self._finite():
+            self._each = True  # weights are changed between steps: measure each by itself
+            self._roll_back("beside which something else changed the weights")
+        else:
+            self._roll_back("with NaN or inf")
+
+    def _roll_back(self, reason: str) -> None:
+        """Forget all steps since the last mark."""
+        last = self._marks[-1]
+        self._stretch = None
+        last = copied(last)
+        self._sums = {what: getattr(last, what) for what in SUMS}
+        self._drop(self._step - last.step, reason)
+        self._step = last.step
+        del self._steps[last.step :]
+        self._stale = True
+
+    def _drop(self, n_steps: int, reason: str) -> None:
+        if n_steps:
+            self._dropped[reason] = self._dropped.get(reason, 0) + n_steps
+
+    def _refresh(self) -> None:
+        """Where steps were dropped, the next one begins at other weights than the last mark's."""
+        if self._marks[-1].step == self._step and self._finite():
+            self._mark()
+        self._stale = False
+
+    def _finite(self) -> bool:
+        return all(bool(p.detach().sum().isfinite()) for p in self._params.values())
+
+    def _mark(self) -> None:
+        """Keep the weights and sums; a mark of the same step is replaced."""
+        self._close()
+        weights = {name: p.detach() for name, p in self._params.items()}
+        if self._marks and self._marks[-1].step == self._step:
+            replaced = self._marks.pop()
+            weights = weights if self._finite() else replaced.weights
+        mark = Mark(self._step, self._epoch, weights, *(self._sums[what] for what in SUMS))
+        if self._shelf is None and size_of(mark) * (len(self._marks) + 1) > self._memory_limit:
+            self._shelf = Shelf()
+            self._marks = [self._shelf.put(kept) for kept in self._marks]
+        self._marks.append(copied(mark) if self._shelf is None else self._shelf.put(mark))
+
+    def _check(self, optimizer: Optimizer) -> None:
+        """Refuse other tensors than those that recording began with."""
+        here = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        same = {id(p) for p in self._params.values()} <= set(here)
+        problem = ""
+        if not same or not set(here) <= {id(p) for p in self._params.values()} | self._others:
+            problem = (
+                "Expected the optimizer to keep the parameters of the recorded model, got "
+                "another one or a new parameter group"
+            )
+        for name, shape in self._shapes.items():
+            if self._params[name].shape != shape:
+                problem = (
+                    f"Expected {name} to keep its shape {tuple(shape)}, got "
+                    f"{tuple(self._params[name].shape)}"
+                )
+        if problem:
+            self._roll_back("of another model")
+            raise ValueError(f"{problem}; start a new record(...) after changing a model.")
+
+
+def _recorded(model: nn.Module, optimizer: Optimizer) -> tuple[Params, set[int]]:
+    """Trained tensors of the model that the optimizer has, and what else it has."""
+    names = {id(p): own_name(name) for name, p in model.named_parameters() if p.requires_grad}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    params = {names[id(p)]: p for p in held if id(p) in names}
+    if not params:
+        raise ValueError(
+            "Expected an optimizer of this model's parameters, got one of none of them."
+        )
+    return params, {id(p) for p in held if id(p) not in names}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a setting is a number, a name or a pair of numbers."""
+    if isinstance(value, tuple):
+        return all(isinstance(v, int | float) for v in value)
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float | bool | str)

@@ -13,7 +13,16 @@ from torch import Tensor
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.path import Window
 
-__all__ = ["Applied", "Batch", "Flow", "Gradient", "Reference", "as_reference"]
+__all__ = [
+    "Applied",
+    "Batch",
+    "Flow",
+    "Gradient",
+    "Reference",
+    "as_reference",
+    "at_mean",
+    "sub_windows",
+]
 
 
 class Reference(Protocol):
@@ -47,9 +56,9 @@ class Gradient:
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over the rows that the window used."""
         if self.sub_window is None:
-            return _at_mean(problem, window)
-        parts = list(_sub_windows(window, self.sub_window))
-        return _mean([_at_mean(problem, part, exact=True) for part in parts], parts)
+            return at_mean(problem, window)
+        parts = list(sub_windows(window, self.sub_window))
+        return _mean([at_mean(problem, part, exact=True) for part in parts], parts)
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,9 @@ class Batch:
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over each batch."""
-        parts = list(_sub_windows(window, 1))
+        parts = list(sub_windows(window, 1))
         gradients = [
-            _at_mean(problem, part, exact=True) for part in parts for _ in range(self.n_draws)
+            at_mean(problem, part, exact=True) for part in parts for _ in range(self.n_draws)
         ]
         return _mean(gradients, [part for part in parts for _ in range(self.n_draws)])
 
@@ -142,7 +151,7 @@ def as_reference(reference: Any) -> Reference:
     return given
 
 
-def _at_mean(problem: Problem, window: Window, exact: bool = False) -> LossGradient:
+def at_mean(problem: Problem, window: Window, exact: bool = False) -> LossGradient:
     """Gradient at the window's mean iterate, rows weighted as they were used."""
     there = problem.at(window.mean("visited"))
     n_rows = there.n_rows
@@ -160,7 +169,7 @@ def _at_mean(problem: Problem, window: Window, exact: bool = False) -> LossGradi
     return there.take(used, weights[used]).gradient()
 
 
-def _sub_windows(window: Window, size: int) -> Iterator[Window]:
+def sub_windows(window: Window, size: int) -> Iterator[Window]:
     """Consecutive parts of a window, which must begin at marks."""
     marks = {mark.step: mark for mark in (*window.inside, window.stop)}
     begin, end = window.start.step, window.stop.step

@@ -5,14 +5,16 @@ Never from its settings of a penalty: a decay is found in the numbers or not at 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["UpdateRule", "rule_of"]
+__all__ = ["Rule", "UpdateRule", "rounding_of", "rule_of"]
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -22,110 +24,193 @@ UpdateRule = Callable[[Tensor, Group, State, State], Tensor]
 
 def sgd(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the step size; momentum, dampening and Nesterov undone."""
-    velocity = moved / _lr(group)
+    velocity = moved / lr_of(group)
     momentum = group["momentum"]
     if not momentum:
-        return _signed(velocity, group)
+        return signed(velocity, group)
     old = before.get("momentum_buffer")
     old = torch.zeros_like(velocity) if old is None else old.double()
     if group["nesterov"]:
-        return _signed((velocity - momentum**2 * old) / (1 + momentum), group)
+        return signed((velocity - momentum**2 * old) / (1 + momentum), group)
     if before.get("momentum_buffer") is None:  # torch does not dampen the first step
-        return _signed(velocity, group)
-    return _signed((velocity - momentum * old) / (1 - group["dampening"]), group)
+        return signed(velocity, group)
+    return signed((velocity - momentum * old) / (1 - group["dampening"]), group)
 
 
 def adam(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Increment of the first moment; a decoupled decay is what the moments leave unexplained."""
-    beta = _number(group["betas"][0])
+    beta = number(group["betas"][0])
     new = after["exp_avg"].double()
     old = before.get("exp_avg")
     old = torch.zeros_like(new) if old is None else old.double()
     gradient = (new - beta * old) / (1 - beta)
     if group.get("decoupled_weight_decay"):
-        gradient = gradient + (moved / _lr(group) - _adam_direction(group, after))
-    return _signed(gradient, group)
+        gradient = gradient + (moved / lr_of(group) - adam_direction(group, after, double=True))
+    return signed(gradient, group)
 
 
-def _adam_direction(group: Group, after: State) -> Tensor:
-    """Preconditioned direction of Adam's step."""
-    step = _number(after["step"])
-    first, second = (_number(beta) for beta in group["betas"])
-    name = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
-    scale = (after[name].double() / (1 - second**step)).sqrt() + group["eps"]
-    return after["exp_avg"].double() / (1 - first**step) / scale
+def adam_direction(group: Group, after: State, double: bool = False) -> Tensor:
+    """Preconditioned direction of Adam's step, in the dtype of its state or in float64."""
+    step = number(after["step"])
+    first, second = (number(beta) for beta in group["betas"])
+    square = after["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
+    mean = after["exp_avg"]
+    if double:
+        square, mean = square.double(), mean.double()
+    scale = (square / (1 - second**step)).sqrt_().add_(number(group["eps"]))
+    direction: Tensor = (mean / (1 - first**step)).div_(scale)
+    return direction
 
 
-def first_moment(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """NAdam, RAdam, Adamax: the increment of the first moment."""
-    if group.get("decoupled_weight_decay"):
-        raise ValueError(
-            "Expected an optimizer whose decay can be told from its step, got NAdam or RAdam "
-            "with decoupled_weight_decay=True; use AdamW, or give `update_rule=`."
-        )
-    return adam(moved, group, before, after)
+def adamw(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
+    """As Adam; what its direction does not explain of the displacement is the decay."""
+    return adam(moved, {**group, "decoupled_weight_decay": True}, before, after)
 
 
 def rmsprop(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the step size, times the running root of the squared gradients."""
-    step = moved / _lr(group)
+    step = moved / lr_of(group)
     if group["momentum"]:
         old = before.get("momentum_buffer")
         step = step if old is None else step - group["momentum"] * old.double()
     square = after["square_avg"].double()
     if group["centered"]:
         square = square - after["grad_avg"].double().square()
-    return _signed(step * (square.sqrt() + group["eps"]), group)
+    return signed(step * (square.sqrt() + group["eps"]), group)
 
 
 def adagrad(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the decayed step size, times the root of the summed squares."""
-    step = _number(after["step"])
-    lr = _lr(group) / (1 + (step - 1) * group["lr_decay"])
-    return _signed(moved / lr * (after["sum"].double().sqrt() + group["eps"]), group)
+    step = number(after["step"])
+    lr = lr_of(group) / (1 + (step - 1) * group["lr_decay"])
+    return signed(moved / lr * (after["sum"].double().sqrt() + group["eps"]), group)
 
 
-_RULES: dict[str, tuple[UpdateRule, tuple[str, ...]]] = {
-    "SGD": (sgd, ("momentum_buffer",)),
-    "Adam": (adam, ("exp_avg",)),
-    "AdamW": (adam, ("exp_avg",)),
-    "NAdam": (first_moment, ("exp_avg",)),
-    "RAdam": (first_moment, ("exp_avg",)),
-    "Adamax": (first_moment, ("exp_avg",)),
-    "RMSprop": (rmsprop, ("momentum_buffer",)),
-    "Adagrad": (adagrad, ()),
+@dataclass(frozen=True)
+class Rule:
+    """How the gradient that a step applied is recovered.
+
+    Parameters
+    ----------
+    applied : callable(displacement, group, state_before, state_after)
+        Applied gradient of one tensor, in float64.
+    remembered : tuple of str
+        Keys of the state that the step overwrites; "*" for all.
+    telescopes : {"displacement", "moment"} or None, default=None
+        What the sum over steps of constant settings follows from: displacement and momentum
+        buffer at both ends, or the running sum of the first moment. None: step by step only.
+    """
+
+    applied: UpdateRule
+    remembered: tuple[str, ...]
+    telescopes: str | None = None
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether every entry of a tensor follows from its own state alone."""
+        return "*" not in self.remembered
+
+    def remember(self, state: State) -> State:
+        """Copy of the state that the next step will overwrite."""
+        keys = state if "*" in self.remembered else [k for k in self.remembered if k in state]
+        return {k: v.clone() if isinstance(v := state[k], Tensor) else v for k in keys}
+
+
+_RULES = {
+    "SGD": Rule(sgd, ("momentum_buffer",), "displacement"),
+    "Adam": Rule(adam, ("exp_avg",), "moment"),
+    "AdamW": Rule(adamw, ("exp_avg",), "moment"),
+    "NAdam": Rule(adam, ("exp_avg",), "moment"),
+    "RAdam": Rule(adam, ("exp_avg",), "moment"),
+    "Adamax": Rule(adam, ("exp_avg",), "moment"),
+    "RMSprop": Rule(rmsprop, ("momentum_buffer",)),
+    "Adagrad": Rule(adagrad, ()),
 }
 
 
-def rule_of(
-    optimizer: Optimizer, update_rule: UpdateRule | None = None
-) -> tuple[UpdateRule, tuple[str, ...]]:
-    """Rule of an optimizer, and the state that must be remembered from before the step.
+def rule_of(optimizer: Optimizer, update_rule: UpdateRule | None = None) -> Rule:
+    """Rule of an optimizer.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    update_rule : callable(displacement, group, state_before, state_after), default=None
+        For other optimizers.
+
+    Returns
+    -------
+    rule : Rule
 
     Raises
     ------
     ValueError
-        For LBFGS, and for optimizers that no rule is known for.
+        For LBFGS, for optimizers that no rule is known for, or whose step is not torch's.
     """
     if update_rule is not None:
-        return update_rule, ("*",)
+        return Rule(update_rule, ("*",))
     for cls in type(optimizer).__mro__:
+        if not cls.__module__.startswith("torch.optim"):
+            continue
         if cls.__name__ == "LBFGS":
             raise ValueError(
                 "Expected an optimizer that makes one step per gradient, got LBFGS, whose step "
                 "holds many evaluations; analyze its endpoint with mode='endpoint'."
             )
-        if cls.__name__ in _RULES and cls.__module__.startswith("torch.optim"):
+        if cls.__name__ in _RULES and _same_step(type(optimizer), cls):
+            _check_decay(cls.__name__, optimizer)
             return _RULES[cls.__name__]
     raise ValueError(
-        f"Expected one of the optimizers {list(_RULES)}, got {type(optimizer).__name__}; give "
-        "`update_rule=`, a callable(displacement, group, state_before, state_after) that returns "
-        "the gradient that the step applied."
+        f"Expected one of torch's optimizers {list(_RULES)} with its own step, got "
+        f"{type(optimizer).__name__}; give `update_rule=`, a callable(displacement, group, "
+        "state_before, state_after) that returns the gradient that the step applied."
     )
 
 
-def _lr(group: Group) -> float:
-    lr = _number(group["lr"])
+def _same_step(own: type, known: type) -> bool:
+    """Whether a subclass steps as torch's class does."""
+    return bool(inspect.unwrap(own.step) is inspect.unwrap(known.step))  # type: ignore[attr-defined]
+
+
+def _check_decay(name: str, optimizer: Optimizer) -> None:
+    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
+    if decoupled and name in ("NAdam", "RAdam"):
+        raise ValueError(
+            "Expected an optimizer whose decay can be told from its step, got "
+            f"{name} with decoupled_weight_decay=True; use AdamW, or give `update_rule=`."
+        )
+
+
+def rounding_of(
+    rule: Rule, weights: Tensor, moved: Tensor, group: Group, before: State, after: State
+) -> Tensor:
+    """Size of the rounding in the applied gradient of one step, entry by entry.
+
+    To first order, by what a relative change of one rounding unit in the weights, the
+    displacement and the state of the optimizer does to the recovered gradient. For SGD it is
+    the rounding of the weights over the step size.
+    """
+    unit = torch.finfo(weights.dtype).eps / 2
+    base = rule.applied(moved, group, before, after)
+    slack = weights.detach().double().abs() + 4 * moved.abs()
+    total = (rule.applied(moved + slack, group, before, after) - base).abs()
+    h = 1e-4
+    for k, value in before.items():
+        if k in rule.remembered and isinstance(value, Tensor):
+            changed = rule.applied(moved, group, {**before, k: value.double() * (1 + h)}, after)
+            total += (changed - base).abs() * (2 / h)
+    for k in _MOMENTS & after.keys():
+        if isinstance(after[k], Tensor):
+            changed = rule.applied(moved, group, before, {**after, k: after[k].double() * (1 + h)})
+            total += (changed - base).abs() * (2 / h)
+    return unit * (total.nan_to_num(0.0, 0.0, 0.0) + base.abs())
+
+
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum"}
+
+
+def lr_of(group: Group) -> float:
+    """Step size in force, which must be positive."""
+    lr = number(group["lr"])
     if not lr > 0:
         raise ValueError(
             f"Expected a positive learning rate, got {lr}: a step that does not move tells "
@@ -134,10 +219,11 @@ def _lr(group: Group) -> float:
     return lr
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """Number that a setting stands for, also where it is a tensor."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
 
 
-def _signed(gradient: Tensor, group: Group) -> Tensor:
+def signed(gradient: Tensor, group: Group) -> Tensor:
     """A maximizing optimizer follows minus its gradient."""
     return -gradient if group.get("maximize") else gradient

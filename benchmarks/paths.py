@@ -1,0 +1,73 @@
+"""Small networks trained by SGD, with the last epochs recorded: the cases of the path benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from nets import TRUTHS, make_data
+from torch import Tensor, nn
+
+from sklearn_implicitreg.trajectory import Trajectory, record
+
+
+@dataclass(frozen=True)
+class RecordedNet:
+    """A network, its rows, its last epochs, and the penalty that it was trained with."""
+
+    truth: str | None
+    net: nn.Module
+    X: Tensor
+    y: Tensor
+    path: Trajectory
+
+
+def train_sgd(
+    truth: str | None,
+    seed: int,
+    *,
+    lr: float = 0.01,
+    momentum: float = 0.0,
+    batch: int = 40,
+    n_epochs: int = 20,
+    n_before: int = 350,
+    replacement: bool = False,
+) -> RecordedNet:
+    """10-50-1 tanh network, 400 rows, mean squared error plus the true penalty, float64."""
+    X, y = make_data(seed)
+    rng = torch.Generator().manual_seed(1000 + seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(10, 50), nn.Tanh(), nn.Linear(50, 1)).double()
+    fast = 0.05 * (1 - momentum)
+    optimizer = torch.optim.SGD(net.parameters(), lr=max(lr, fast), momentum=momentum)
+
+    def step(rows: Tensor) -> None:
+        optimizer.zero_grad()
+        value = nn.functional.mse_loss(net(X[rows]), y[rows])
+        if truth is not None:
+            params = dict(net.named_parameters())
+            value = value + sum(c * sum(p.terms(params, None).values()) for c, p in TRUTHS[truth])
+        value.backward()
+        optimizer.step()
+
+    def epoch(path=None) -> None:
+        order = torch.randperm(len(X), generator=rng)
+        for start in range(0, len(X), batch):
+            rows = order[start : start + batch]
+            if replacement:
+                rows = torch.randint(0, len(X), (batch,), generator=rng)
+            if path is not None:
+                path.batch(rows)
+            step(rows)
+        if path is not None:
+            path.epoch()
+
+    for i in range(n_before):
+        if i == n_before * 6 // 7:
+            optimizer.param_groups[0]["lr"] = lr
+        epoch()
+    with record(net, optimizer) as path:
+        for _ in range(n_epochs):
+            epoch(path)
+    return RecordedNet(truth, net, X, y, path.trajectory)

@@ -1,0 +1,89 @@
+"""Products of a loss's second derivatives with vectors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sklearn_implicitreg.problem import Params
+
+__all__ = ["functional", "hessian_vector"]
+
+Forward = Callable[[nn.Module, Any], Any]
+Scalar = Callable[[Params], Tensor]
+
+
+class _Call(nn.Module):
+    """A module inside a function of it, so that its parameters can be swapped."""
+
+    def __init__(self, inner: nn.Module, function: Forward):
+        super().__init__()
+        self.inner = inner
+        self._function = function
+
+    def forward(self, inputs: Any) -> Any:
+        """Outputs of the module as the function computes them."""
+        return self._function(self.inner, inputs)
+
+
+def functional(module: nn.Module, forward: Forward) -> Callable[[Params, Any], Any]:
+    """Outputs of a module as a function of some of its parameters and of the inputs."""
+    wrapped = _Call(module, forward)
+
+    def call(params: Params, inputs: Any) -> Any:
+        swapped = {f"inner.{name}": tensor for name, tensor in params.items()}
+        return torch.func.functional_call(wrapped, swapped, (inputs,))
+
+    return call
+
+
+def hessian_vector(loss: Scalar, params: Params, vector: Params) -> Params:
+    """``H v`` of a scalar function, by forward over reverse mode.
+
+    Operations without a forward rule are differentiated twice in reverse mode.
+
+    Raises
+    ------
+    ValueError
+        If an operation has no second derivative in either way.
+    """
+    # Fused attention has neither a forward rule nor a second derivative.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # torch compiles its own forward rules by a function that it deprecates.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        try:
+            product: Params = torch.func.jvp(torch.func.grad(loss), (params,), (vector,))[1]
+            return product
+        except (RuntimeError, NotImplementedError):
+            return _double_backward(loss, params, vector)
+
+
+def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
+    with torch.enable_grad():
+        leaves = {name: t.detach().clone().requires_grad_() for name, t in params.items()}
+        tensors = list(leaves.values())
+        try:
+            first = torch.autograd.grad(loss(leaves), tensors, create_graph=True, allow_unused=True)
+            seen = [(g, vector[n]) for n, g in zip(leaves, first, strict=True) if g is not None]
+            inner = torch.stack([(g * v).sum() for g, v in seen]).sum()
+            linear = not inner.requires_grad  # the loss has no second derivative to speak of
+            second = (
+                [None] * len(tensors)
+                if linear
+                else torch.autograd.grad(inner, tensors, allow_unused=True)
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                "Expected a model and a loss that can be differentiated twice, got an operation "
+                f"that cannot ({str(error).splitlines()[0]}); replace it, or leave out penalties "
+                "on the gradient."
+            ) from error
+    return {
+        name: torch.zeros_like(t) if h is None else h.detach()
+        for (name, t), h in zip(leaves.items(), second, strict=True)
+    }

@@ -1,0 +1,189 @@
+"""Fits along a recorded path: its equations, its solution and what they allow one to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.facts import Facts
+from sklearn_implicitreg.inference import Inference, infer
+from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.solve import Solution, solve
+from sklearn_implicitreg.system import Array, triangle
+from sklearn_implicitreg.trajectory.path import Trajectory
+from sklearn_implicitreg.trajectory.references import as_reference
+from sklearn_implicitreg.verdict import Verdict, judge
+from sklearn_implicitreg.windows import NUISANCE, PathEquations
+
+__all__ = ["PathFit", "path_equations"]
+
+
+def path_equations(
+    model: Any,
+    data: Data,
+    options: Options,
+    penalty_of: Callable[[Problem], Penalty],
+    trajectory: Any,
+    reference: Any,
+    window: int | str | None,
+) -> PathEquations:
+    """Equations of a penalty along a path, or along the path that a probe makes.
+
+    Raises
+    ------
+    ValueError
+        If there is no path, or it is one of another model.
+    """
+    if trajectory is None:
+        raise ValueError(
+            "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
+        )
+    problem = adapt(model, data, options)
+    whole = adapt(model, data, replace(options, params="all"))
+    path = trajectory if isinstance(trajectory, Trajectory) else trajectory.run(model, data, whole)
+    missing = [name for name in problem.params if name not in path.names]
+    if missing:
+        raise ValueError(
+            f"Expected a path of this model, which has {list(problem.params)}, got one of "
+            f"{list(path.names)}."
+        )
+    return PathEquations.of(
+        problem, whole, penalty_of(problem), path, as_reference(reference), window
+    )
+
+
+@dataclass(frozen=True)
+class PathFit:
+    """Solution along a path and what follows from it.
+
+    Parameters
+    ----------
+    equations : PathEquations
+    stacked : Solution
+        Of the equations of all windows.
+    confidence_level : float
+    positive : bool
+    """
+
+    equations: PathEquations
+    stacked: Solution
+    confidence_level: float
+    positive: bool
+
+    @property
+    def solution(self) -> Solution:
+        """The shared coefficients, with R2 and cosines of the mean over the windows.
+
+        The nuisance column is projected out of the mean target and of the family's columns.
+        """
+        reduced, kept = self._mean_without_nuisance()
+        size = float(reduced[:, -1] @ reduced[:, -1])
+        away = reduced[:, -1] - reduced[:, :-1] @ self.stacked.coef[kept]
+        shortfall = min(1.0, float(away @ away) / size) if size else 1.0
+        cosine = np.array(self.stacked.cosine)
+        cosine[kept] = solve(reduced, self.stacked.n_equations, eps=self.stacked.eps).cosine
+        return replace(
+            self.stacked,
+            tss=size,
+            rss=shortfall * size,
+            r2=1.0 - shortfall,
+            shortfall=shortfall,
+            cosine=cosine,
+        )
+
+    def verdict(self, inference: Inference) -> Verdict:
+        """By R2 of the mean and its measured noise; no signal where the joint test says so."""
+        equations, solution = self.equations, self.solution
+        reduced, kept = self._mean_without_nuisance()
+        family = solve(reduced, equations.mean.system.n_equations, eps=self.stacked.eps)
+        shown = replace(
+            family,
+            coef=solution.coef[kept],
+            r2=solution.r2,
+            shortfall=solution.shortfall,
+            active=self.stacked.active[kept],
+        )
+        return judge(
+            shown,
+            [equations.system.term_names[i] for i in kept],
+            rounding=equations.mean.rounding,
+            n_kinks=equations.gradient.n_kinks,
+            noise_share=self.noise_share(),
+            insignificant=self._insignificant(inference, kept),
+        )
+
+    def noise_share(self) -> float:
+        """Share of the mean target's squared norm that differs between the windows."""
+        signal, whole = self.equations.signal()
+        return float(np.clip(1.0 - signal / whole, 0.0, 1.0)) if whole else 0.0
+
+    def coef_path(self) -> tuple[Array, Array]:
+        """Coefficients of every window (W, k), and their intervals (W, k, 2)."""
+        coefs, bands = [], []
+        for part in self.equations.parts:
+            system = part.system
+            found = solve(
+                system.triangle,
+                system.n_equations,
+                positive=self.positive,
+                eps=self.stacked.eps,
+            )
+            band = infer(system, found, confidence_level=self.confidence_level)
+            coefs.append(found.coef)
+            bands.append(band.conf_int)
+        return np.array(coefs), np.array(bands)
+
+    def facts(self) -> Facts:
+        """Header lines and notes of the summary."""
+        equations = self.equations
+        problem = equations.problem
+        n_steps = sum(window.n_steps for window in equations.windows)
+        signal, _ = equations.signal()
+        reduced, kept = self._mean_without_nuisance()
+        explained = float(np.square(reduced[:, :-1] @ self.stacked.coef[kept]).sum())
+        header = [
+            ("Model", problem.model_name),
+            ("Loss", problem.loss_name),
+            ("Path", f"{n_steps} steps in {len(equations.windows)} windows"),
+            ("|mean deviation|", f"{self.solution.tss ** 0.5:.4g}"),
+            ("Noise share", f"{self.noise_share():.3g}"),
+        ]
+        if signal > 0:
+            header.append(("R2, noise removed", f"{min(1.0, explained / signal):.4f}"))
+        notes = [*problem.notes, *equations.notes]
+        if problem.left_out:
+            notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
+        return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False)
+
+    def _mean_without_nuisance(self) -> tuple[Array, list[int]]:
+        """Triangle of the mean over the windows with the nuisance projected out."""
+        system = self.equations.mean.system
+        kept = [i for i, name in enumerate(system.term_names) if name != NUISANCE]
+        first = [i for i, name in enumerate(system.term_names) if name == NUISANCE]
+        order = [*first, *kept, system.n_terms]
+        turned = system.triangle[:, order]
+        upper = triangle(turned[:, :-1], turned[:, -1])
+        return upper[len(first) :, len(first) :], kept
+
+    def _insignificant(self, inference: Inference, kept: list[int]) -> str:
+        """Sentence where the joint test of the family's coefficients does not reject."""
+        cov = inference.cov[np.ix_(kept, kept)]
+        if inference.covariance != "cluster" or not np.isfinite(cov).all():
+            return ""
+        coef, q = self.stacked.coef[kept], len(kept)
+        if inference.df < q:
+            return ""
+        wald = float(coef @ np.linalg.pinv(cov, hermitian=True) @ coef) / q
+        p_value = float(stats.f.sf(wald, q, inference.df))
+        if p_value < 0.05:
+            return ""
+        return (
+            f"the joint test over windows does not reject that all coefficients are zero "
+            f"(F({q}, {inference.df:g}) = {wald:.3g}, p = {p_value:.3g})."
+        )

@@ -1,0 +1,218 @@
+"""Penalties on the gradient of the loss: what finite steps and mini-batches add to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from sklearn_implicitreg.penalties.base import Penalty
+from sklearn_implicitreg.problem import Indices, Params, Problem
+
+__all__ = ["BatchGradientNorm", "GradientNorm"]
+
+
+class _OfGradient(Penalty):
+    """A penalty that is a function of loss gradients, with its value and its own gradient."""
+
+    _term: str
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Value of the term; it can be differentiated once with respect to the parameters."""
+        there = self._problem(problem).at({name: t.detach() for name, t in params.items()})
+        scope = _scope(params, there)
+        first = next(iter(params.values()))
+        value = first.new_tensor(self._value(scope))
+        if any(t.requires_grad for t in params.values()):
+            slope = self._gradient(scope)
+            for name, tensor in params.items():
+                own = slope[name].to(tensor)
+                value = value + (own * (tensor - tensor.detach())).sum()
+        return {self._term: value}
+
+    def full_gradient(self, params: Params, problem: Problem | None) -> dict[str, Params]:
+        """Gradient of the term at the problem's weights, for all tensors that it reaches."""
+        return {self._term: self._gradient(_scope(params, self._problem(problem)))}
+
+    def _problem(self, problem: Problem | None) -> Problem:
+        if problem is None:
+            raise ValueError(
+                f"Expected a model with its data, which {type(self).__name__} is a function of, "
+                "got the weights alone; it cannot be evaluated without them."
+            )
+        return problem
+
+    def _value(self, scope: _Scope) -> float:
+        raise NotImplementedError
+
+    def _gradient(self, scope: _Scope) -> Params:
+        raise NotImplementedError
+
+
+class _Scope:
+    """A problem with all trained tensors, and which of their gradients the norm counts."""
+
+    def __init__(self, problem: Problem, counted: frozenset[str]):
+        self.problem = problem
+        self._counted = counted
+
+    def only(self, gradient: Params) -> Params:
+        """Entries that the norm counts."""
+        return {name: g for name, g in gradient.items() if name in self._counted}
+
+
+def _scope(params: Params, problem: Problem) -> _Scope:
+    """All trained tensors, unless the penalty was restricted to some of those in scope."""
+    whole = problem.whole()
+    restricted = params.keys() != problem.params.keys()
+    return _Scope(whole, frozenset(params if restricted else whole.params))
+
+
+class GradientNorm(_OfGradient):
+    """Squared norm of the loss gradient, ``R = |grad L|^2``.
+
+    Gradient descent with step size ``lr`` follows, to second order, the gradient flow of
+    ``L + lr / 4 * R`` [1]_. Its gradient is ``2 H grad L``, one product with the Hessian.
+
+    The norm is over all trained tensors, also those that give no equations; restricted by
+    ``.on`` or ``.per`` it is over the chosen ones, and its gradient still reaches all others.
+
+    See Also
+    --------
+    sklearn_implicitreg.trajectory.GradientDescentProbe : Makes the path to fit it on.
+    sklearn_implicitreg.trajectory.finite_step_factor : What theory expects at a finite step.
+
+    References
+    ----------
+    .. [1] Barrett and Dherin (2021), Implicit Gradient Regularization, whose ``R`` is divided
+       by the number of weights p and whose coefficient is ``lr * p / 4``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> from sklearn_implicitreg.penalties import GradientNorm
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(net.weight, 3.0)
+    >>> rows = Data(torch.ones(2, 1), torch.ones(2, 1))
+    >>> problem = adapt(net, rows, Options(loss="mse"))  # L = (theta - 1)^2
+    >>> GradientNorm().terms(problem.params, problem)
+    {'gradient_norm': tensor(16.)}
+    >>> GradientNorm().full_gradient(problem.params, problem)["gradient_norm"]["weight"].item()
+    16.0
+    """
+
+    _term = "gradient_norm"
+
+    def _value(self, scope: _Scope) -> float:
+        return _squared(scope.only(scope.problem.gradient().value))
+
+    def _gradient(self, scope: _Scope) -> Params:
+        product = scope.problem.hvp(scope.only(scope.problem.gradient().value))
+        return {name: 2 * h for name, h in product.items()}
+
+
+class BatchGradientNorm(_OfGradient):
+    """Mean squared norm of mini-batch gradients, ``R = mean_k |g_k - g|^2`` or ``mean_k |g_k|^2``.
+
+    Over whole shuffled epochs, plain SGD with step size ``lr`` follows the gradient flow of
+    ``L + lr / 4 * mean_k |g_k|^2`` [1]_: take ``centered=False`` with the reference "flow", and
+    ``centered=True`` with the reference "gradient". Momentum multiplies the coefficient by
+    :func:`sklearn_implicitreg.trajectory.minibatch_factor`.
+
+    Parameters
+    ----------
+    batch_size : int, default=None
+        Rows in a batch of random partitions, where the batches themselves are not known.
+    centered : bool, default=True
+        Whether the gradient on all rows is subtracted.
+    batches : list of array-like of int, default=None
+        Row numbers of the batches; by default those of the path's window, where it knows them.
+    n_partitions : int, default=1
+        Random partitions that are averaged.
+    random_state : int, default=0
+        Of the random partitions.
+
+    References
+    ----------
+    .. [1] Smith, Dherin, Barrett and De (2021), On the Origin of Implicit Regularization in
+       Stochastic Gradient Descent.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> from sklearn_implicitreg.penalties import BatchGradientNorm
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(net.weight, 3.0)
+    >>> rows = Data(torch.ones(2, 1), torch.tensor([[0.0], [2.0]]))
+    >>> problem = adapt(net, rows, Options(loss="mse"))  # g_1 = 6, g_2 = 2, g = 4
+    >>> BatchGradientNorm(batches=[[0], [1]]).terms(problem.params, problem)
+    {'batch_gradient_norm': tensor(4.)}
+    """
+
+    _term = "batch_gradient_norm"
+
+    def __init__(
+        self,
+        batch_size: int | None = None,
+        centered: bool = True,
+        batches: Sequence[Any] | None = None,
+        n_partitions: int = 1,
+        random_state: Any = 0,
+    ):
+        self.batch_size = batch_size
+        self.centered = centered
+        self.batches = batches
+        self.n_partitions = n_partitions
+        self.random_state = random_state
+
+    def _value(self, scope: _Scope) -> float:
+        problem, center = scope.problem, self._center(scope)
+        values = [
+            _squared({n: g - center[n] for n, g in scope.only(own).items()})
+            for batches in self._partitions(problem)
+            for own in (problem.take(b, np.ones(len(b))).gradient().value for b in batches)
+        ]
+        return float(np.mean(values))
+
+    def _gradient(self, scope: _Scope) -> Params:
+        problem, center = scope.problem, self._center(scope)
+        parts = list(self._partitions(problem))
+        spreads = [problem.spread_gradient(batches, center) for batches in parts]
+        return {
+            name: torch.stack([spread[name] for spread in spreads]).mean(0) for name in spreads[0]
+        }
+
+    def _center(self, scope: _Scope) -> Params:
+        """What is subtracted from the gradients; entries that are not there do not count."""
+        gradient = scope.only(scope.problem.gradient().value)
+        if self.centered:
+            return gradient
+        return {name: torch.zeros_like(g) for name, g in gradient.items()}
+
+    def _partitions(self, problem: Problem) -> Iterator[list[Indices]]:
+        """The batches that are known, or random partitions of the rows."""
+        known = self.batches if self.batches is not None else problem.batches
+        if known is not None and (self.batches is not None or self.batch_size is None):
+            yield [np.asarray(batch, dtype=np.int64) for batch in known]
+            return
+        n_rows, size = problem.n_rows, self.batch_size
+        if n_rows is None or size is None or not 1 <= size <= n_rows:
+            raise ValueError(
+                f"Expected batch_size in 1..{n_rows} or the row numbers of the batches, got "
+                f"batch_size={size!r} and no batches; give one of them, or a path that knows "
+                "its batches."
+            )
+        rng = check_random_state(self.random_state)
+        for _ in range(self.n_partitions):
+            order = rng.permutation(n_rows).astype(np.int64)
+            yield [order[start : start + size] for start in range(0, n_rows, size)]
+
+
+def _squared(gradient: Params) -> float:
+    return float(sum(float(g.square().sum()) for g in gradient.values()))

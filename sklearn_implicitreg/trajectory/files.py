@@ -1,0 +1,116 @@
+"""Paths as npz files, without pickle."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from os import PathLike, path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sklearn_implicitreg.trajectory.marks import (
+    SUMS,
+    Mark,
+    StoredMark,
+    read_tensor,
+    tensors_of,
+    write_arrays,
+)
+
+__all__ = ["read", "write"]
+
+_FORMAT = 1
+_IN_MEMORY = 2**30  # bytes of a file up to which its marks are read at once
+
+
+def write(
+    file: str | PathLike[str], header: dict[str, Any], marks: Sequence[Mark], rows: Sequence[Any]
+) -> None:
+    """Write marks, the rows of batches and a header that JSON can hold."""
+    first = marks[0]
+    full = {
+        **header,
+        "format": _FORMAT,
+        "marks": [[mark.step, mark.epoch] for mark in marks],
+        "dtypes": {n: str(t.dtype).removeprefix("torch.") for n, t in first.weights.items()},
+        "gradients": bool(first.consumed),
+    }
+
+    def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        yield "header", np.array(json.dumps(full))
+        for i, mark in enumerate(marks):
+            yield from tensors_of(mark, f"{i}/")
+        known = [np.asarray(own, dtype=np.int64) for own in rows if own is not None]
+        yield "batch_lengths", np.array([-1 if own is None else len(own) for own in rows])
+        yield "batch_rows", np.concatenate([np.empty(0, np.int64), *known])
+
+    write_arrays(file, arrays())
+
+
+def read(file: str | PathLike[str]) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any]]:
+    """Header, marks and rows of batches of a file that :func:`write` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is cut short, not a path, or of another version.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            header = json.loads(str(stored["header"]))
+            if header.get("format") != _FORMAT:
+                raise _OtherVersion(
+                    f"Expected a path of format {_FORMAT}, got {header.get('format')!r}; "
+                    "read it with the version that wrote it."
+                )
+            marks = _marks(file, header, stored)
+            lengths, rows = stored["batch_lengths"], stored["batch_rows"]
+    except (FileNotFoundError, _OtherVersion):
+        raise
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            "Expected a file written by Trajectory.save, got one that cannot be read "
+            f"({error}); was it cut short?"
+        ) from error
+    ends = np.cumsum(np.maximum(lengths, 0))
+    batches = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+    return header, marks, batches
+
+
+class _OtherVersion(ValueError):
+    """A whole file that this version does not read."""
+
+
+def _marks(file: str | PathLike[str], header: dict[str, Any], stored: Any) -> tuple[Mark, ...]:
+    dtypes = {name: getattr(torch, kind) for name, kind in header["dtypes"].items()}
+    gradients = header["gradients"]
+    wanted = ["weights", *(s for s in SUMS if gradients or s != "consumed")]
+    numbered = list(enumerate(header["marks"]))
+    here = set(stored.files)
+    for i, _ in numbered:
+        for what in wanted:
+            lost = [name for name in dtypes if f"{i}/{what}/{name}" not in here]
+            if lost:
+                raise KeyError(f"no {what} of {lost} at mark {i}")
+    if path.getsize(file) > _IN_MEMORY:
+        return tuple(
+            StoredMark(step, epoch, file, f"{i}/", dtypes, gradients)
+            for i, (step, epoch) in numbered
+        )
+
+    def tensors(i: int, what: str) -> dict[str, torch.Tensor]:
+        if what not in wanted:
+            return {}
+        kinds = {n: d if what == "weights" else torch.float64 for n, d in dtypes.items()}
+        return {n: read_tensor(stored[f"{i}/{what}/{n}"], kind) for n, kind in kinds.items()}
+
+    return tuple(
+        Mark(step, epoch, tensors(i, "weights"), *(tensors(i, what) for what in SUMS))
+        for i, (step, epoch) in numbered
+    )

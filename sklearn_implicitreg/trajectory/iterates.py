@@ -1,0 +1,136 @@
+"""Paths made from iterates that were kept, instead of hooks that watched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import repeat
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.marks import Mark
+from sklearn_implicitreg.trajectory.steps import Step
+
+__all__ = ["recorded", "tensors"]
+
+
+def recorded(
+    weights: Iterable[Any],
+    lr: float | Iterable[float],
+    gradients: Iterable[Any] | None,
+    n_steps: int,
+) -> tuple[list[Mark], list[Step], int]:
+    """Marks and steps of gradient descent through the iterates, and how many were dropped."""
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
+        raise ValueError(f"Expected n_steps to be an integer >= 1, got {n_steps!r}.")
+    iterates = iter(weights)
+    first = next(iterates, None)
+    if first is None:
+        raise ValueError("Expected at least 2 iterates, got 0.")
+    here = tensors(first)
+    rates = _rates(lr)
+    given = None if gradients is None else iter(gradients)
+    zeros = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in here.items()}
+    consumed = {} if given is None else zeros
+    marks, steps, dropped = [Mark(0, 0, here, zeros, consumed, zeros)], [], 0
+    for there in map(tensors, iterates):
+        rate = next(rates, None)
+        gradient = None if given is None else next(given, None)
+        if rate is None or (given is not None and gradient is None):
+            raise ValueError(
+                f"Expected one lr (and gradient) for each step, got {len(marks) - 1 + dropped} "
+                "of them for more iterates; give one less than there are iterates."
+            )
+        _check_same(here, there)
+        if not (_finite(here) and _finite(there)):
+            dropped += n_steps
+        else:
+            if marks[-1].weights is not here:  # steps before were dropped
+                marks[-1] = replace(marks[-1], weights=here)
+            marks.append(_next(marks[-1], there, rate, gradient, n_steps))
+            steps += [Step(rate, rounding=_rounding(there, rate))] * n_steps
+        here = there
+    if len(marks) < 2 or dropped > len(steps):
+        raise ValueError(
+            f"Expected at least 2 finite iterates, got {len(marks)} with {dropped} steps to NaN "
+            "or inf."
+        )
+    return marks, steps, dropped
+
+
+def tensors(iterate: Any) -> Params:
+    """Weights of an iterate by their names, copied."""
+    if isinstance(iterate, str | PathLike):
+        iterate = torch.load(iterate, map_location="cpu", weights_only=True)
+    if isinstance(iterate, nn.Module):
+        iterate = dict(iterate.named_parameters())
+    elif hasattr(iterate, "coefs_") and hasattr(iterate, "intercepts_"):
+        pairs = enumerate(zip(iterate.coefs_, iterate.intercepts_, strict=True))
+        iterate = {
+            f"layers.{i}.{kind}": value
+            for i, (coef, bias) in pairs
+            for kind, value in (("weight", np.transpose(coef)), ("bias", bias))
+        }
+    elif hasattr(iterate, "coef_"):
+        iterate = {"coef": iterate.coef_, "intercept": getattr(iterate, "intercept_", 0.0)}
+    if not isinstance(iterate, Mapping) or not iterate:
+        raise ValueError(
+            "Expected iterates that are modules, dicts of tensors, fitted scikit-learn models "
+            f"with coef_ or coefs_, or files of state dicts, got {type(iterate).__name__}."
+        )
+    found = {}
+    for name, value in iterate.items():
+        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
+        if tensor.is_floating_point():
+            found[name] = tensor.clone()
+    return found
+
+
+def _rates(lr: float | Iterable[float]) -> Iterator[float]:
+    """Step sizes, one after the other."""
+    for rate in repeat(float(lr)) if isinstance(lr, int | float) else lr:
+        if not 0 < rate < float("inf"):
+            raise ValueError(
+                f"Expected a positive learning rate, got {rate}; the gradient is read off the "
+                "displacement."
+            )
+        yield float(rate)
+
+
+def _check_same(here: Params, there: Params) -> None:
+    shapes = [{n: tuple(t.shape) for n, t in params.items()} for params in (here, there)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Expected iterates of one model, got tensors {shapes[0]} and then {shapes[1]}; "
+            "start a new path where the model changes."
+        )
+
+
+def _finite(params: Params) -> bool:
+    return all(bool(tensor.sum().isfinite()) for tensor in params.values())
+
+
+def _next(last: Mark, there: Params, rate: float, gradient: Any, n_steps: int) -> Mark:
+    """Mark after the steps that led to an iterate."""
+    old = {name: t.double() for name, t in last.weights.items()}
+    new = {name: t.double() for name, t in there.items()}
+    applied = {n: last.applied[n] + (t - new[n]) / rate for n, t in old.items()}
+    middle = {n: t if n_steps == 1 else (t + new[n]) / 2 for n, t in old.items()}
+    visited = {n: last.visited[n] + n_steps * t for n, t in middle.items()}
+    consumed = dict(last.consumed)
+    if gradient is not None:
+        given = tensors(gradient)
+        _check_same(old, given)
+        consumed = {n: consumed[n] + n_steps * t.double() for n, t in given.items()}
+    return Mark(last.step + n_steps, last.epoch, there, applied, consumed, visited)
+
+
+def _rounding(weights: Params, rate: float) -> float:
+    sizes = [float(t.double().norm()) * torch.finfo(t.dtype).eps / 2 for t in weights.values()]
+    return math.hypot(*sizes) / rate

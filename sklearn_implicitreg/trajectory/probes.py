@@ -1,0 +1,281 @@
+"""Paths made on purpose from a model that is already trained."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.adapters.torch_data import preserved_rng
+from sklearn_implicitreg.frozen import FrozenModel
+from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.trajectory.path import Mark, Step, Trajectory
+from sklearn_implicitreg.trajectory.recorder import Recorder, record
+from sklearn_implicitreg.trajectory.vectors import norm
+
+__all__ = ["ContinueTraining", "GradientDescentProbe", "Probe"]
+
+
+@dataclass
+class _Made:
+    """A path that was made, and from what."""
+
+    path: Trajectory
+    start: Params
+    rows: Any
+
+    def fits(self, params: Params, rows: Any) -> bool:
+        """Whether it began at these weights, on these rows."""
+        return (
+            self.rows is rows
+            and self.start.keys() == params.keys()
+            and all(torch.equal(t, params[name]) for name, t in self.start.items())
+        )
+
+
+class Probe(ABC):
+    """Makes a path from a trained model; give it as ``trajectory=``.
+
+    The path is made once for a model and its rows, and kept; ``clone`` shares the probe, so that
+    a search makes it once.
+    """
+
+    _made: _Made | None = None
+
+    def __sklearn_clone__(self) -> Probe:
+        """Shared, not copied, with the path that it made."""
+        return self
+
+    def run(self, model: Any, data: Data, whole: Problem) -> Trajectory:
+        """Path of a trained model, which is left as it is.
+
+        Parameters
+        ----------
+        model : nn.Module or skorch net
+            The trained model.
+        data : Data
+            The rows that the problem was made of.
+        whole : Problem
+            The model and its rows with all trained tensors in scope.
+
+        Returns
+        -------
+        path : Trajectory
+        """
+        rows = self._rows(data)
+        if self._made is None or not self._made.fits(whole.params, rows):
+            start = {name: t.clone() for name, t in whole.params.items()}
+            self._made = _Made(self._make(model, data, whole), start, rows)
+        return self._made.path
+
+    def _rows(self, data: Data) -> Any:
+        """What identifies the rows that the path depends on."""
+        return data.X
+
+    @abstractmethod
+    def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory: ...
+
+
+class GradientDescentProbe(Probe):
+    """Full-batch gradient descent from the trained weights, every step marked.
+
+    With ``reference="flow"`` and the family :class:`GradientNorm` it shows what a finite step
+    size adds: a coefficient of ``lr / 4``, up to :func:`finite_step_factor`.
+
+    Parameters
+    ----------
+    lr : float
+        Step size.
+    n_steps : int, default=5
+        Number of steps, each a pass over all rows.
+
+    References
+    ----------
+    Rudoler, Tan, Hooker, Kording (2026), Appendix H.5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> net, rows = torch.nn.Linear(1, 1), Data(torch.ones(2, 1), torch.ones(2, 1))
+    >>> whole = adapt(net, rows, Options(loss="mse", params="all"))
+    >>> GradientDescentProbe(lr=0.1, n_steps=3).run(net, rows, whole)
+    Trajectory(3 steps of SGD, 4 marks, 3 epochs, batches known for 0 steps)
+    """
+
+    def __init__(self, lr: float, n_steps: int = 5):
+        if not lr > 0:
+            raise ValueError(f"Expected lr > 0, got {lr!r}.")
+        if not isinstance(n_steps, int) or n_steps < 1:
+            raise ValueError(f"Expected n_steps >= 1, got {n_steps!r}.")
+        self.lr = lr
+        self.n_steps = n_steps
+
+    def __repr__(self) -> str:
+        return f"GradientDescentProbe(lr={self.lr!r}, n_steps={self.n_steps!r})"
+
+    def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:
+        """The weights are carried in float64, whatever the gradient is computed in."""
+        at = {name: t.double() for name, t in whole.params.items()}
+        applied = {name: torch.zeros_like(t) for name, t in at.items()}
+        visited = dict(applied)
+        marks = [Mark(0, 0, at, applied, applied, visited)]
+        for step in range(1, self.n_steps + 1):
+            slope = whole.at(at).gradient().value
+            visited = {name: t + at[name] for name, t in visited.items()}
+            applied = {name: t + slope[name] for name, t in applied.items()}
+            at = {name: t - self.lr * slope[name] for name, t in at.items()}
+            if not all(bool(torch.isfinite(t).all()) for t in at.values()):
+                raise ValueError(
+                    f"Expected finite steps, got NaN or inf at step {step} of gradient descent "
+                    f"with lr={self.lr!r}; take a smaller lr."
+                )
+            marks.append(Mark(step, step, at, applied, applied, visited))
+        # The steps are exact; a flow over them is a difference of weights.
+        rounding = torch.finfo(torch.float64).eps * norm(marks[0].weights) / self.lr
+        steps = (Step(self.lr, None, whole.n_rows, rounding),) * self.n_steps
+        settings = {"lr": self.lr, "momentum": 0.0, "nesterov": False}
+        return Trajectory(tuple(marks), steps, "SGD", settings)
+
+
+class ContinueTraining(Probe):
+    """Train a copy of the model on, and record it: the path of a net that is trained already.
+
+    A skorch net trains on with its own ``partial_fit``, optimizer and loader, without its
+    callbacks that stop, print or write files. A bare module needs ``train_epoch`` and
+    ``optimizer``.
+
+    Parameters
+    ----------
+    n_epochs : int
+        Epochs to train on, recorded as such.
+    train_epoch : callable(model, optimizer, path) or callable(model, optimizer), default=None
+        Trains a bare module for one epoch, on its own rows; ``path.batch(rows)`` names the
+        rows of a batch, by their positions in the X that the estimator is fitted on.
+    optimizer : Optimizer, or callable(parameters) -> Optimizer, default=None
+        The optimizer that the module was trained with, of which a copy goes on from its state;
+        or what makes a new one.
+    every : int, default=1
+        Steps between marks.
+    data : tuple (X, y), default=None
+        Rows that a skorch net is trained on, by default those that the estimator is fitted on.
+        Give them in searches, which fit on folds.
+    random_state : int, default=None
+        Seed of the order of the rows and of random modules; the global generators stay where
+        they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> net, X = torch.nn.Linear(1, 1), torch.ones(4, 1)
+    >>> def train_epoch(model, optimizer, path):
+    ...     for rows in ([0, 1], [2, 3]):
+    ...         path.batch(rows)
+    ...         optimizer.zero_grad()
+    ...         (model(X[rows]) - 1).square().mean().backward()
+    ...         optimizer.step()
+    >>> probe = ContinueTraining(
+    ...     2, train_epoch=train_epoch, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)
+    ... )
+    >>> probe.run(net, Data(X, X), adapt(net, Data(X, X), Options(loss="mse", params="all")))
+    Trajectory(4 steps of SGD, 5 marks, 2 epochs, batches known for 4 steps)
+    """
+
+    def __init__(
+        self,
+        n_epochs: int,
+        train_epoch: Callable[..., Any] | None = None,
+        optimizer: Any = None,
+        *,
+        every: int = 1,
+        data: tuple[Any, Any] | None = None,
+        random_state: int | None = None,
+    ):
+        if not isinstance(n_epochs, int) or n_epochs < 1:
+            raise ValueError(f"Expected n_epochs >= 1, got {n_epochs!r}.")
+        self.n_epochs = n_epochs
+        self.train_epoch = train_epoch
+        self.optimizer = optimizer
+        self.every = every
+        self.data = data
+        self.random_state = random_state
+
+    def __repr__(self) -> str:
+        return f"ContinueTraining(n_epochs={self.n_epochs!r})"
+
+    def _rows(self, data: Data) -> Any:
+        """The estimator's rows matter only where the net is trained on them."""
+        return None if self.train_epoch is not None or self.data is not None else data.X
+
+    def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:
+        if isinstance(model, FrozenModel):
+            model = model.model
+        first = next(iter(whole.params.values()))
+        with preserved_rng(first.device, self.random_state), torch.enable_grad():
+            if hasattr(model, "partial_fit"):
+                if self.train_epoch is not None or self.optimizer is not None:
+                    raise ValueError(
+                        "Expected no train_epoch and no optimizer with a skorch net, which has "
+                        "its own; leave them out."
+                    )
+                continued = import_module("sklearn_implicitreg.trajectory.skorch_runs")
+                rows = data if self.data is None else Data(*self.data)
+                path: Trajectory = continued.continue_net(
+                    model, rows, whole, n_epochs=self.n_epochs, every=self.every
+                )
+                return path
+            return self._continue_module(model)
+
+    def _continue_module(self, model: nn.Module) -> Trajectory:
+        if self.train_epoch is None or self.optimizer is None:
+            raise ValueError(
+                "Expected `train_epoch` and `optimizer` to train a bare module on, got "
+                f"train_epoch={self.train_epoch!r} and optimizer={self.optimizer!r}."
+            )
+        own, optimizer = _copied(model, self.optimizer)
+        own.train()
+        with record(own, optimizer, every=self.every) as path:
+            for _ in range(self.n_epochs):
+                _call(self.train_epoch, own, optimizer, path)
+                path.epoch()
+        return path.trajectory
+
+
+def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Optimizer]:
+    """Copies that belong together; a compiled module's without what wraps it."""
+    plain = getattr(model, "_orig_mod", model)
+    if isinstance(optimizer, Optimizer):
+        own, its = copy.deepcopy((plain, optimizer))
+        return own, its
+    own = copy.deepcopy(plain)
+    made = optimizer(own.parameters())
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            "Expected `optimizer` to be an Optimizer or to make one from parameters, got "
+            f"{type(made).__name__}."
+        )
+    return own, made
+
+
+def _call(
+    train_epoch: Callable[..., Any], model: nn.Module, optimizer: Optimizer, path: Recorder
+) -> None:
+    """With the path where the function takes it."""
+    try:
+        inspect.signature(train_epoch).bind(model, optimizer, path)
+    except TypeError:
+        train_epoch(model, optimizer)
+        return
+    except ValueError:  # a callable that tells nothing of its arguments
+        pass
+    train_epoch(model, optimizer, path)

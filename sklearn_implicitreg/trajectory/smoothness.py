@@ -1,0 +1,189 @@
+"""Whether the expansion behind the step-size penalty holds: kinks, and long horizons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sklearn_implicitreg.problem import BlockGradient, LossGradient, Params, Problem
+from sklearn_implicitreg.trajectory.path import Mark, Step, Window
+from sklearn_implicitreg.trajectory.references import Flow
+from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
+
+__all__ = ["Kinks", "drift_ratio", "find_kinks"]
+
+_MISMATCH = 0.01  # of Hg with differences of the gradient, relative
+_FALL = (8, 100)  # of the mismatch at a quarter of the distance; 16 where the loss is smooth
+_RELATIVE_STEP = 1e-3  # of a difference, relative to the weights
+
+
+@dataclass(frozen=True)
+class Kinks:
+    """Whether a loss is smooth on the scale of a step along its gradient.
+
+    Parameters
+    ----------
+    smooth : bool
+    mismatch : tuple of float
+        Of ``Hg`` with central differences of the gradient, over ``|Hg|``, at the two distances.
+    distances : tuple of float
+        How far the differences reach, the larger first.
+    """
+
+    smooth: bool
+    mismatch: tuple[float, float]
+    distances: tuple[float, float]
+
+    @property
+    def note(self) -> str:
+        """Why there is no step-size penalty to be found; empty where the loss is smooth."""
+        if self.smooth:
+            return ""
+        return (
+            f"The loss has kinks on the scale of a step: differences of its gradient miss Hg by "
+            f"{self.mismatch[0]:.2g} of its norm at distance {self.distances[0]:.2g} and by "
+            f"{self.mismatch[1]:.2g} at {self.distances[1]:.2g}, where those of a smooth loss come "
+            "16 times nearer (ReLU units switch in between). The expansion behind GradientNorm "
+            "does not hold: what the steps add is out of its family."
+        )
+
+
+def find_kinks(problem: Problem, lr: float | None = None) -> Kinks:
+    """Compare ``Hg`` with differences of the gradient along g at two distances.
+
+    Automatic differentiation sees the curvature between kinks and not the kinks; a step sees
+    both.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model at which a step begins.
+    lr : float, default=None
+        Step size, which says how far a step goes; by default a thousandth of the weights.
+
+    Returns
+    -------
+    kinks : Kinks
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> X = torch.linspace(-1, 1, 400).double().reshape(-1, 1)
+    >>> rows = Data(X, X.square())
+    >>> for unit in (torch.nn.Tanh(), torch.nn.ReLU()):
+    ...     net = torch.nn.Sequential(torch.nn.Linear(1, 1), unit).double()
+    ...     _ = [torch.nn.init.constant_(p, 0.5) for p in net.parameters()]
+    ...     print(find_kinks(adapt(net, rows, Options(loss="mse")), lr=0.1).smooth)
+    True
+    False
+    """
+    whole = problem.whole()
+    gradient = whole.gradient().value
+    product = whole.hvp(gradient)
+    size, length = norm(product), norm(gradient)
+    if not size > 0:
+        return Kinks(True, (0.0, 0.0), (0.0, 0.0))
+    reach = lr * length if lr is not None else _RELATIVE_STEP * norm(whole.params)
+    reach = max(reach, whole.eps ** (1 / 3) * norm(whole.params))
+    distances = (reach, reach / 4)
+    first, second = (
+        norm(minus(_differences(whole, gradient, d / length), product)) / size for d in distances
+    )
+    falls = first / _FALL[1] < second < first / _FALL[0]
+    return Kinks(falls or max(first, second) < _MISMATCH, (first, second), distances)
+
+
+def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10) -> float:
+    """How much nearer the modified flow is to gradient descent than the flow of the loss.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model at which the steps begin.
+    lr : float
+        Step size.
+    n_steps : int
+        Steps of gradient descent.
+    n_substeps : int, default=10
+        Runge-Kutta steps for each of them.
+
+    Returns
+    -------
+    ratio : float
+        Distance of gradient descent to the flow of ``L + lr/4 |grad L|^2``, over its distance to
+        the flow of ``L``, after the same time.
+
+    References
+    ----------
+    Barrett and Dherin (2021), Implicit Gradient Regularization.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> net = torch.nn.Linear(1, 1, bias=False).double()
+    >>> rows = Data(torch.ones(2, 1).double(), 5 * torch.ones(2, 1).double())
+    >>> ratio = drift_ratio(adapt(net, rows, Options(loss="mse")), lr=0.01, n_steps=5)
+    >>> 0.01 < ratio < 0.02
+    True
+    """
+    whole = problem.whole()
+    at = {name: t.double() for name, t in whole.params.items()}
+    start = dict(at)
+    for _ in range(n_steps):
+        g = whole.at(at).gradient().value
+        at = {name: t - lr * g[name] for name, t in at.items()}
+    first, last = Mark(0, 0, start, {}, {}, {}), Mark(n_steps, n_steps, at, {}, {}, {})
+    window = Window(first, last, (first,), (Step(lr),) * n_steps)
+    flow, time = Flow(n_substeps), lr * n_steps
+    apart = minus(start, at)
+    away = [
+        norm(minus(apart, {n: time * g for n, g in flow.mean_gradient(p, window).value.items()}))
+        for p in (_modified(whole, lr), whole)
+    ]
+    return away[0] / away[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Modified(Problem):
+    """``L + lr/4 |grad L|^2`` in the place of the loss L of another problem."""
+
+    inner: Problem
+    lr: float
+
+    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """Not by blocks: the gradient needs two passes over all rows."""
+        raise NotImplementedError
+
+    def at(self, params: Params) -> _Modified:
+        """The same at other weights."""
+        inner = self.inner.at(params)
+        return replace(self, inner=inner, params=inner.params)
+
+    def gradient(self) -> LossGradient:
+        """``g + lr/2 Hg``."""
+        own = self.inner.gradient()
+        product = self.inner.hvp(own.value)
+        value = {name: g + self.lr / 2 * product[name] for name, g in own.value.items()}
+        return replace(own, value=value)
+
+
+def _modified(problem: Problem, lr: float) -> _Modified:
+    return _Modified(
+        inner=problem,
+        lr=lr,
+        params=problem.params,
+        model_name=problem.model_name,
+        loss_name=problem.loss_name,
+        eps=problem.eps,
+    )
+
+
+def _differences(problem: Problem, gradient: Params, step: float) -> Params:
+    """Central difference of the gradient over a displacement of ``step * gradient``."""
+    ahead, behind = (
+        problem.at(moved(problem.params, gradient, sign * step)).gradient().value
+        for sign in (1.0, -1.0)
+    )
+    return {name: (ahead[name] - behind[name]) / (2 * step) for name in ahead}

@@ -1,0 +1,274 @@
+"""What theory expects of the coefficient of :class:`GradientNorm` at a finite step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.trajectory.vectors import flat, moved, norm, shaped
+
+__all__ = [
+    "StepFactor",
+    "barrett_dherin_scale",
+    "finite_step_factor",
+    "minibatch_factor",
+    "richardson",
+]
+
+Array = npt.NDArray[np.float64]
+_LARGE_STEP = 0.5  # lr times curvature above which a series in it no longer holds
+_SERIES = 24  # terms of f, whose remainder is below rounding for |x| < 1
+
+
+@dataclass(frozen=True)
+class StepFactor:
+    """Ratio of the coefficient of :class:`GradientNorm` to ``lr / 4`` at a finite step size.
+
+    Parameters
+    ----------
+    lr : float
+        Step size of the gradient descent.
+    curvatures, weights : ndarray of shape (n,)
+        Spectral measure of the Hessian as seen from ``H g``: Ritz values and their shares.
+    third : float
+        ``<Hg, D3L[g, g]> / |Hg|^2``, what the third derivative adds at first order in ``lr``.
+
+    See Also
+    --------
+    finite_step_factor : Measures it for a trained model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> factor = StepFactor(0.1, np.array([2.0]), np.array([1.0]), 0.0)
+    >>> round(factor.value, 4), factor.at(1e-6).note
+    (0.9365, '')
+    """
+
+    lr: float
+    curvatures: Array
+    weights: Array
+    third: float = 0.0
+
+    @property
+    def quadratic(self) -> float:
+        """Factor of a locally quadratic loss, exact: the mean of ``2 (e^-x - 1 + x) / x^2``."""
+        return float(self.weights @ _shape(self.lr * self.curvatures))
+
+    @property
+    def correction(self) -> float:
+        """What the third derivative adds, to first order in ``lr``."""
+        return -self.lr / 3 * self.third
+
+    @property
+    def value(self) -> float:
+        """Factor with the correction."""
+        return self.quadratic + self.correction
+
+    @property
+    def expected_coefficient(self) -> float:
+        """Coefficient of :class:`GradientNorm` that theory expects, ``lr / 4`` times the factor."""
+        return self.lr / 4 * self.value
+
+    @property
+    def note(self) -> str:
+        """What to know where the step is too large for the theory; else empty."""
+        largest = self.lr * float(np.max(self.curvatures))
+        if largest <= _LARGE_STEP:
+            return ""
+        return (
+            f"lr times the largest curvature met by the step is {largest:.2g} (> {_LARGE_STEP}): "
+            "lr / 4 is the small-step limit, far from here; extrapolate with richardson(), or "
+            "take a smaller lr."
+        )
+
+    def at(self, lr: float) -> StepFactor:
+        """The same for another step size, from the same spectrum."""
+        return replace(self, lr=lr)
+
+
+def finite_step_factor(
+    problem: Problem, lr: float, n_lanczos: int = 12, *, third_order: bool = True
+) -> StepFactor:
+    """Expected ratio of the coefficient of :class:`GradientNorm` to ``lr / 4``.
+
+    A step of gradient descent differs from the flow by ``lr/2 Hg`` only as ``lr -> 0``. For a
+    locally quadratic loss the ratio of what is found to that is ``sum_i w_i f(lr h_i)`` with
+    ``f(x) = 2 (e^-x - 1 + x) / x^2`` and weights ``w_i`` proportional to ``(h_i g_i)^2``; the
+    measure comes from Lanczos steps started at ``Hg``. The third derivative adds
+    ``-lr/3 <Hg, D3L[g, g]> / |Hg|^2``.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model at which a step begins; all its trained tensors count.
+    lr : float
+        Step size.
+    n_lanczos : int, default=12
+        Products with the Hessian, which give as many Ritz values (fewer where they are exact).
+    third_order : bool, default=True
+        Whether the third derivative is measured, by two more products.
+
+    Returns
+    -------
+    factor : StepFactor
+        With ``value``, ``expected_coefficient`` and a ``note``.
+
+    Raises
+    ------
+    ValueError
+        If the gradient or its product with the Hessian is zero, or ``lr`` is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> net = torch.nn.Linear(1, 1, bias=False).double()
+    >>> rows = Data(torch.ones(2, 1).double(), 5 * torch.ones(2, 1).double())
+    >>> factor = finite_step_factor(adapt(net, rows, Options(loss="mse")), lr=0.1)  # h = 2
+    >>> round(factor.value, 6), round(factor.expected_coefficient, 8)
+    (0.936538, 0.02341344)
+    """
+    if not lr > 0 or n_lanczos < 1:
+        raise ValueError(f"Expected lr > 0 and n_lanczos >= 1, got {lr!r} and {n_lanczos!r}.")
+    whole = problem.whole()
+    gradient = whole.gradient().value
+    start = whole.hvp(gradient)
+    if not norm(start) > 0:
+        raise ValueError(
+            "Expected a gradient that the Hessian does not take to zero, got Hg = 0; the step "
+            "size leaves no trace here."
+        )
+    curvatures, weights = _lanczos(whole, start, n_lanczos)
+    third = _third(whole, gradient, start) if third_order else 0.0
+    return StepFactor(lr, curvatures, weights, third)
+
+
+def richardson(c_lr4: float, c_lr2: float, c_lr: float) -> float:
+    """Extrapolate coefficients over their step sizes to a step size of zero.
+
+    Parameters
+    ----------
+    c_lr4, c_lr2, c_lr : float
+        Coefficient over its step size, at ``lr/4``, ``lr/2`` and ``lr``, from the same weights.
+
+    Returns
+    -------
+    c : float
+        ``(8 c(lr/4) - 6 c(lr/2) + c(lr)) / 3``, free of the first and second order.
+
+    Examples
+    --------
+    >>> round(richardson(*(0.25 * (1 - h + h * h) for h in (0.1, 0.2, 0.4))), 12)
+    0.25
+    """
+    return (8 * c_lr4 - 6 * c_lr2 + c_lr) / 3
+
+
+def barrett_dherin_scale(lr: float, n_params: int) -> float:
+    """Coefficient ``lr p / 4`` of Barrett and Dherin, whose penalty is ``|grad L|^2 / p``.
+
+    Parameters
+    ----------
+    lr : float
+        Step size.
+    n_params : int
+        Number of trained weights, p.
+
+    Returns
+    -------
+    coef : float
+        ``p`` times the coefficient of :class:`GradientNorm`.
+
+    Examples
+    --------
+    >>> barrett_dherin_scale(0.01, 1000)
+    2.5
+    """
+    return lr * n_params / 4
+
+
+def minibatch_factor(momentum: float, n_steps: int, nesterov: bool = False) -> float:
+    """What momentum multiplies the mini-batch penalty of a shuffled epoch by.
+
+    Parameters
+    ----------
+    momentum : float
+        Of the heavy ball, m.
+    n_steps : int
+        Steps in an epoch (window), T.
+    nesterov : bool, default=False
+        Whether it is Nesterov's.
+
+    Returns
+    -------
+    kappa : float
+        ``2 / (T (T - 1)) sum_{k < T} (T - k) (1 - m^k) / (1 - m)``, with ``m^(k+1)`` for
+        Nesterov's; 1 without momentum.
+
+    Examples
+    --------
+    >>> minibatch_factor(0.0, 10)
+    1.0
+    >>> round(minibatch_factor(0.9, 10), 2), round(minibatch_factor(0.9, 79), 2)
+    (3.03, 7.98)
+    """
+    if not 0 <= momentum < 1 or n_steps < 2:
+        raise ValueError(
+            f"Expected 0 <= momentum < 1 and at least 2 steps, got {momentum!r} and {n_steps!r}."
+        )
+    k = np.arange(1, n_steps)
+    sums = (1 - momentum ** (k + bool(nesterov))) / (1 - momentum)
+    return float(2 * ((n_steps - k) @ sums) / (n_steps * (n_steps - 1)))
+
+
+def _shape(x: Array) -> Array:
+    """``2 (e^-x - 1 + x) / x^2``, by its series ``2 sum (-x)^k / (k+2)!`` near zero."""
+    near = np.abs(x) < 1
+    term = np.ones_like(x)
+    total = np.zeros_like(x)
+    small = np.where(near, x, 0.0)
+    for k in range(_SERIES):
+        total += term
+        term = term * -small / (k + 3)
+    far = np.where(near, 1.0, x)
+    return np.where(near, total, 2 * (np.expm1(-far) + far) / far**2)
+
+
+def _lanczos(problem: Problem, start: Params, n_steps: int) -> tuple[Array, Array]:
+    """Ritz values of the Hessian and their shares of the start, fully reorthogonalized."""
+    vector = flat(start) / norm(start)
+    basis = [vector]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(n_steps, vector.numel())):
+        image = flat(problem.hvp(shaped(basis[-1], start)))
+        diagonal.append(float(basis[-1] @ image))
+        stacked = torch.stack(basis)
+        for _ in range(2):  # once leaves what the first subtraction rounds off
+            image = image - stacked.T @ (stacked @ image)
+        length = float(image.norm())
+        scale = max(abs(value) for value in (*diagonal, *beside))
+        if length <= 100 * problem.eps * scale:
+            break
+        beside.append(length)
+        basis.append(image / length)
+    n = len(diagonal)
+    tridiagonal = np.diag(diagonal) + np.diag(beside[: n - 1], 1) + np.diag(beside[: n - 1], -1)
+    values, vectors = np.linalg.eigh(tridiagonal)
+    return values, vectors[0] ** 2
+
+
+def _third(problem: Problem, gradient: Params, product: Params) -> float:
+    """``<Hg, D3L[g, g]> / |Hg|^2`` by central differences of products along the gradient."""
+    step = problem.eps ** (1 / 3) * norm(problem.params) / norm(gradient)
+    ahead, behind = (
+        problem.at(moved(problem.params, gradient, sign * step)).hvp(gradient)
+        for sign in (1.0, -1.0)
+    )
+    change = sum(float((product[n] * (ahead[n] - behind[n])).sum()) for n in product)
+    return change / (2 * step) / norm(product) ** 2

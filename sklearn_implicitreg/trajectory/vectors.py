@@ -1,0 +1,38 @@
+"""Named tensors as one vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg.problem import Params
+
+__all__ = ["flat", "minus", "moved", "norm", "shaped"]
+
+
+def moved(params: Params, along: Params, step: float) -> Params:
+    """``params + step * along``, in float64."""
+    return {name: t.double() + step * along[name] for name, t in params.items()}
+
+
+def minus(a: Params, b: Params) -> Params:
+    """Difference."""
+    return {name: t - b[name] for name, t in a.items()}
+
+
+def norm(params: Params) -> float:
+    """Euclidean norm over all tensors."""
+    return float(sum(float(t.double().square().sum()) for t in params.values())) ** 0.5
+
+
+def flat(params: Params) -> Tensor:
+    """One vector of all entries."""
+    return torch.cat([t.reshape(-1) for t in params.values()])
+
+
+def shaped(vector: Tensor, like: Params) -> Params:
+    """The tensors that a vector holds."""
+    parts = torch.split(vector, [t.numel() for t in like.values()])
+    return {
+        name: part.reshape(t.shape) for (name, t), part in zip(like.items(), parts, strict=True)
+    }

@@ -204,13 +204,20 @@ def _warn_of_augmentation(read: Callable[[int], Iterator[Batch]], size: int) -> 
         if first is None or second is None:
             return
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
-        if not all(torch.equal(a, b) for a, b in pairs):
+        if not all(_same(a, b) for a, b in pairs):
             warnings.warn(
                 "The first batch differs when it is read twice: random augmentation, or a "
                 "stream that cannot be read again. The gradient is that of one draw.",
                 AugmentationWarning,
                 stacklevel=2,
             )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Equal numbers, NaN included (which is refused later, by its own name)."""
+    if first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _array_rows(data: Data) -> Rows:
@@ -297,4 +304,9 @@ def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
         raise ValueError(f"Expected sample_weight of shape ({n_rows},), got {tuple(weight.shape)}.")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("Expected finite sample_weight, got NaN or inf.")
+    if bool((weight < 0).any()):
+        raise ValueError(
+            f"Expected sample_weight at or above zero, got {float(weight.min()):g}; drop those "
+            "rows."
+        )
     return weight

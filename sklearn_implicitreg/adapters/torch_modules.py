@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -151,7 +152,7 @@ class TorchProblem(Problem):
 
 
 def _norm(sums: Params) -> float:
-    return float(sum(float(g.square().sum()) for g in sums.values())) ** 0.5
+    return math.sqrt(sum(float(g.square().sum()) for g in sums.values()))
 
 
 def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Batch]:

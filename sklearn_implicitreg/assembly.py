@@ -21,7 +21,7 @@ from sklearn_implicitreg.system import Array, GradientSystem
 __all__ = ["Equations", "Inequalities", "RowBlock"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
-_COSINE_OF_INVARIANCE = 1e-4  # BatchNorm's own eps leaves 5e-6
+_COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
 
 

@@ -328,6 +328,10 @@ class TestCombinations:
         nested = L2().per("layer").per(lambda name, tensor: "deep")
         assert list(nested.terms(tensors(), None)) == ["l2[fc1,deep]", "l2[fc2,deep]"]
 
+    def test_groups_of_which_a_part_sees_nothing(self):
+        both = (L2().on("^fc1") + L1()).per("layer")
+        assert list(both.terms(tensors(), None)) == ["l2[fc1]", "l1[fc1]", "l1[fc2]"]
+
     def test_a_layer_owns_what_its_weights_are_computed_from(self):
         names = ["a.fc.parametrizations.weight.original0", "a.fc.bias", "b.weight", "scale"]
         params = {name: torch.ones(1) for name in names}

@@ -233,13 +233,16 @@ class Grouped(_Combined):
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty for each group of tensors, labeled by the group."""
-        members: dict[str, Params] = {}
+        members: dict[str, list[str]] = {}
         for name, tensor in params.items():
-            members.setdefault(self._group(name, tensor, problem), {})[name] = tensor
+            members.setdefault(self._group(name, tensor, problem), []).append(name)
+        # Split what the penalty sees of all tensors: it need not see some of every group.
+        whole = self.penalty.leaves(params, problem)
         return [
-            replace(leaf, group=f"{leaf.group},{group}" if leaf.group else group)
-            for group, chosen in members.items()
-            for leaf in self.penalty.leaves(chosen, problem)
+            replace(leaf, names=seen, group=f"{leaf.group},{group}" if leaf.group else group)
+            for group, names in members.items()
+            for leaf in whole
+            if (seen := tuple(name for name in names if name in leaf.names))
         ]
 
     def _group(self, name: str, tensor: Tensor, problem: Problem | None) -> str:

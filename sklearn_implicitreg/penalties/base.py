@@ -98,11 +98,31 @@ class Penalty(BaseEstimator, ABC):
         return Fixed(self, float(coef))
 
     def on(self, params: Scope) -> Scoped:
-        """Restrict the penalty to the tensors that a regular expression or callable selects."""
+        """Restrict the penalty to some of the tensors.
+
+        Parameters
+        ----------
+        params : str or callable(name, tensor) -> bool
+            Regular expression searched for in the tensor names, or a choice by callable.
+
+        Returns
+        -------
+        penalty : Scoped
+        """
         return Scoped(self, params)
 
     def per(self, by: GroupBy) -> Grouped:
-        """One coefficient per group of tensors: "layer", "param_group", a dict or callable."""
+        """One coefficient per group of tensors.
+
+        Parameters
+        ----------
+        by : {"layer", "param_group"}, dict of tensor name to group, or callable(name, tensor)
+            A layer is the module that owns the tensor.
+
+        Returns
+        -------
+        penalty : Grouped
+        """
         return Grouped(self, by)
 
 

@@ -234,7 +234,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
-        other = adapt(self.model_, Data(X, y, sample_weight), options).gradient()
+        other = fitted.completing(adapt(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
 
     def _check_parameters(self) -> None:

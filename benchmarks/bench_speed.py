@@ -46,14 +46,18 @@ def main() -> float:
     bare_pass(net, X, y)
     estimator.fit(X, y)
     bare, fit = zip(
-        *((timed(lambda: bare_pass(net, X, y)), timed(lambda: estimator.fit(X, y)))
-          for _ in range(5)),
+        *(
+            (timed(lambda: bare_pass(net, X, y)), timed(lambda: estimator.fit(X, y)))
+            for _ in range(5)
+        ),
         strict=True,
     )
     ratios = [f / b for f, b in zip(fit, bare, strict=True)]
     print(f"bare pass, s: {[round(b, 3) for b in bare]}")
     print(f"fit, s:       {[round(f, 3) for f in fit]}")
-    print(f"best of five pairs: {min(ratios):.3f}; best fit over best pass {min(fit) / min(bare):.3f}")
+    print(
+        f"best of five pairs: {min(ratios):.3f}; best fit over best pass {min(fit) / min(bare):.3f}"
+    )
     return min(ratios)
 
 

@@ -80,12 +80,12 @@ print(wrong_fit.summary())
 # %%
 # Every point is one weight: its loss gradient against what the fitted penalty says it should be.
 
-figure, axes = plt.subplots(ncols=2, figsize=(9, 4.5), layout="constrained")
+figure, axes = plt.subplots(ncols=2, figsize=(9, 5.2), layout="constrained")
 for fit, ax, title in zip((net_fit, wrong_fit), axes, ("l2", "l1"), strict=True):
     GradientMatchDisplay.from_estimator(fit, images, digits, ax=ax)
     ax.locator_params(axis="x", nbins=5)
     ax.set_title(f"{title}: R2 = {fit.r2_:.4f}, {fit.verdict_}")
-figure.savefig("demo.png", dpi=150)
+figure.savefig("demo.png", dpi=150, bbox_inches="tight")
 print("The figure is in demo.png.")
 
 # %%

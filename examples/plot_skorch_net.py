@@ -29,7 +29,7 @@ X, y = scale(X).astype(np.float32), scale(y).astype(np.float32)[:, None]
 torch.manual_seed(0)
 net = NeuralNetRegressor(
     nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 1)),
-    max_epochs=500,
+    max_epochs=300,
     batch_size=-1,
     lr=0.1,
     optimizer=torch.optim.SGD,

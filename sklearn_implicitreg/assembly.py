@@ -14,14 +14,14 @@ from torch import Tensor
 from sklearn_implicitreg import system as regression
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.columns import Columns
-from sklearn_implicitreg.problem import LossGradient, Problem
+from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.solve import solve
 from sklearn_implicitreg.system import Array, GradientSystem
 
 __all__ = ["Equations", "Inequalities", "RowBlock"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
-_COSINE_OF_INVARIANCE = 1e-4  # BatchNorm's own eps leaves 5e-6
+_COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
 
 
@@ -32,7 +32,7 @@ class RowBlock:
     name: str
     target: Tensor  # (m,)
     design: Tensor  # (m, k)
-    index: Tensor  # (m,), positions in the flattened tensor
+    index: Tensor | None  # (m,), positions in the flattened tensor; None: all of it
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,13 @@ class Equations:
     def rows(self) -> Iterator[RowBlock]:
         """Blocks of equations, one for each tensor that gives any."""
         for name in self.problem.params:
-            keep = self._kept(name)
-            index = torch.nonzero(keep).reshape(-1)
-            if len(index):
-                design = self.columns.design(name)
-                whole = len(index) == len(keep)
-                target = self._target(name)
-                yield RowBlock(
-                    name,
-                    target if whole else target[index],
-                    design if whole else design[index],
-                    index,
-                )
+            dropped = self._dropped.get(name)
+            if dropped is None:
+                yield RowBlock(name, self._target(name), self.columns.design(name), None)
+            elif not bool(dropped.all()):
+                index = torch.nonzero(~dropped).reshape(-1)
+                design, target = self.columns.design(name), self._target(name)
+                yield RowBlock(name, target[index], design[index], index)
 
     @cached_property
     def system(self) -> GradientSystem:
@@ -104,7 +99,7 @@ class Equations:
     @property
     def n_dropped(self) -> int:
         """Coordinates in scope that give no equation."""
-        return sum(int((~self._kept(name)).sum()) for name in self.problem.params)
+        return sum(int(mask.sum()) for mask in self._dropped.values())
 
     def inequalities(self, coef: Array) -> Inequalities | None:
         """Test the coordinates that give no equation: no descent of ``L + sum coef R`` there.
@@ -118,10 +113,8 @@ class Equations:
             return None
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
-        for name, tensor in self.columns.params.items():
-            dropped = ~self._kept(name)
-            if not bool(dropped.any()):
-                continue
+        for name, dropped in self._dropped.items():
+            tensor = self.columns.params[name]
             target = self._target(name)
             side = torch.where(self._free(name), target, torch.ones_like(target))
             size = side.abs().max()
@@ -185,7 +178,9 @@ class Equations:
         """Design, target and tensor of every equation, as one table of rows."""
         blocks = list(self.rows())
         names = np.concatenate([[b.name] * len(b.target) for b in blocks])
-        places = np.concatenate([b.index.cpu().numpy() for b in blocks])
+        places = np.concatenate(
+            [np.arange(len(b.target)) if b.index is None else b.index.cpu().numpy() for b in blocks]
+        )
         index = pd.MultiIndex.from_arrays([names, places], names=["tensor", "coordinate"])
         design = np.concatenate([b.design.cpu().numpy() for b in blocks])
         target = np.concatenate([b.target.cpu().numpy() for b in blocks])
@@ -208,8 +203,11 @@ class Equations:
             return torch.ones(tensor.numel(), dtype=torch.bool, device=tensor.device)
         return free.reshape(-1)
 
-    def _kept(self, name: str) -> Tensor:
-        return self.columns.smooth(name) & self._free(name)
+    @cached_property
+    def _dropped(self) -> Params:
+        """Masks of the coordinates at a kink or a bound, for the tensors that have any."""
+        masks = {n: ~(self.columns.smooth(n) & self._free(n)) for n in self.problem.params}
+        return {name: mask for name, mask in masks.items() if bool(mask.any())}
 
     def _meat(self, whitener: Array, coef: Array) -> Array:
         """Second pass over the rows: the middle factor of the HC3 covariance."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -114,7 +115,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         The trained model that was analyzed.
     n_features_in_ : int
         Number of features of two-dimensional X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, where X has them.
 
     See Also
@@ -250,7 +251,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
-        other = adapt(self.model_, Data(X, y, sample_weight), options).gradient()
+        other = fitted.completing(adapt(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
 
     def _check_parameters(self) -> None:
@@ -271,6 +272,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
         if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
             raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
+        if not callable(self.params) and not _is_pattern(self.params):
+            raise ValueError(
+                "Expected params 'auto', 'all', 'weights', a regular expression or a "
+                f"callable(name, tensor) -> bool, got {self.params!r}."
+            )
         if self.known is not None and not _finite_numbers(self.known):
             raise ValueError(
                 "Expected known to be a dict of family name to finite coefficient, such as "
@@ -419,3 +425,10 @@ def _finite_numbers(known: Any) -> bool:
         isinstance(family, str) and isinstance(coef, numbers.Real) and math.isfinite(coef)
         for family, coef in known.items()
     )
+
+
+def _is_pattern(params: Any) -> bool:
+    try:
+        return isinstance(params, str) and re.compile(params) is not None
+    except re.error:
+        return False

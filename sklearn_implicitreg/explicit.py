@@ -94,15 +94,12 @@ def _kind(model: Any) -> str:
 
 def _sklearn_estimator(model: Any, coef: Mapping[str, float], facts: Facts) -> Any:
     """The model's class, or the one of its loss that has these terms as parameters."""
-    if facts.convention is None:
-        raise ValueError(
-            f"{type(model).__name__} has no parameter for a penalty; use penalty_ in a training "
-            "loop."
-        )
     name = type(model).__name__
     terms = frozenset(term.partition("[")[0] for term in coef)
     if name in _LEAST_SQUARES:
         return _least_squares(model, terms, coef, facts)
+    if facts.convention is None:
+        raise ValueError(f"{name} has no parameter for a penalty; use penalty_ in a training loop.")
     whole = clone(model)
     if name in _CLASSIFIERS:
         whole = _like(model, _CLASSIFIERS[name], _OF_THE_PROBLEM | _OF_THE_SOLVER)

@@ -69,7 +69,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         The trained model that was analyzed.
     n_features_in_ : int
         Number of features of two-dimensional X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, where X has them.
 
     See Also
@@ -270,9 +270,20 @@ def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     n_splits = sum(key.startswith("split") and key.endswith("_test_score") for key in cv_results)
     best = int(np.nanargmax(mean))
     within = mean >= mean[best] - std[best] / np.sqrt(max(1, n_splits))
-    sizes = np.array([_n_terms(params.get("family", "l2")) for params in cv_results["params"]])
+    sizes = np.array([_n_terms(_family_in(params)) for params in cv_results["params"]])
     smallest = within & (sizes == sizes[within].min())
     return int(np.nanargmax(np.where(smallest, mean, -np.inf)))
+
+
+def _family_in(params: Mapping[str, Any]) -> Any:
+    """Value of ``family`` in a candidate, also of a step in a pipeline."""
+    found = [value for key, value in params.items() if key.split("__")[-1] == "family"]
+    if len(found) != 1:
+        raise ValueError(
+            f"Expected a search over one parameter 'family', got candidates of {list(params)}; "
+            "use this rule where families are compared."
+        )
+    return found[0]
 
 
 def _n_terms(family: Any) -> int:
@@ -298,10 +309,12 @@ def equations(
     ----------
     model : trained model or fitted ImplicitRegularizationEstimator
         With a fitted estimator (or ``ImplicitRegularizationCV``) its parameters are used.
-    X, y, sample_weight
+    X, y
         The rows that the model was trained on.
     families : family or list of families, default=None
         Joined to one design; by default the estimator's own, or "l2".
+    sample_weight : array-like of shape (n,), default=None
+        The weights that the model was trained with.
     **params
         Further parameters of :class:`ImplicitRegularizationEstimator`, such as ``loss``.
 

@@ -85,7 +85,7 @@ class LossGradient:
 
     def norm(self) -> float:
         """Euclidean norm over all parameters."""
-        return float(sum(float(g.square().sum()) for g in self.value.values())) ** 0.5
+        return float(sum(float(g.square().sum()) for g in self.value.values()) ** 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)

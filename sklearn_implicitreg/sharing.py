@@ -36,10 +36,8 @@ def is_trained(model: Any) -> bool:
         return False
     try:
         check_is_fitted(model)
-    except NotFittedError:
+    except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
         return False
-    except (AttributeError, TypeError):  # follows no more of scikit-learn than its names
-        return hasattr(model, "coef_")
     return True
 
 

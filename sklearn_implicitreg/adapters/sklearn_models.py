@@ -106,7 +106,7 @@ def _squared(convention: Convention | None, model: Any, data: Data, options: Opt
 
 def _lars(model: Any, data: Data, options: Options) -> Problem:
     """The lasso by least angles."""
-    if model.jitter is not None:
+    if getattr(model, "jitter", None) is not None:
         raise ValueError(
             "Expected LassoLars with jitter=None, got jitter: it was trained on a perturbed y "
             "that is not kept. Train it without."

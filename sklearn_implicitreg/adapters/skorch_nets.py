@@ -64,6 +64,8 @@ def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
     ------
     ValueError
         If the split cannot be reproduced or other rows were given in training.
+    TypeError
+        For a Dataset or DataLoader, which searches cannot fold.
 
     Examples
     --------
@@ -76,6 +78,11 @@ def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
     >>> X_train.shape
     (8, 2)
     """
+    if isinstance(X, Dataset | DataLoader):
+        raise TypeError(
+            f"Expected arrays, a DataFrame or a dict of arrays as X, got {type(X).__name__}, of "
+            "which searches cannot take folds; fit on all of it, or give its arrays."
+        )
     index = _training_index(net, _plain(X), y)
     if index is None:
         return _marked(X), y
@@ -105,7 +112,10 @@ def _is_marked(X: Any) -> bool:
 
 
 def _plain(X: Any) -> Any:
-    return np.asarray(X) if isinstance(X, TrainingRows) else X
+    """Array without its mark; a copy of one that torch could not share without a warning."""
+    if not isinstance(X, np.ndarray):
+        return X
+    return np.asarray(X) if X.flags.writeable else np.array(X)
 
 
 class _OwnNet:
@@ -219,13 +229,13 @@ def _optimizer_groups(net: NeuralNet) -> tuple[set[str], dict[str, str] | None]:
 
 def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
     """The rows that the net was trained on, in batches of its own iterator."""
-    X = _plain(data.X)
+    X, y = _plain(data.X), _plain(data.y)
     weight = data.sample_weight
     if isinstance(X, DataLoader):
-        return read_rows(Data(X, data.y, weight))
-    dataset: Dataset[Any] = net.get_dataset(X, data.y)
+        return read_rows(Data(X, y, weight))
+    dataset: Dataset[Any] = net.get_dataset(X, y)
     if not _is_marked(data.X) and _has_history(net):
-        index = _training_index(net, X, data.y, completing)
+        index = _training_index(net, X, y, completing)
         if index is not None:
             dataset = Subset(dataset, index.tolist())
             weight = None if weight is None else np.asarray(weight)[index]

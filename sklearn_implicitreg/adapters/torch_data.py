@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,10 @@ class Batch(NamedTuple):
     inputs: Any
     target: Any
     weight: Tensor | None
+
+
+# Two threads in torch.get_rng_state and torch.set_rng_state at once wait for each other forever.
+_GENERATORS = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -97,22 +102,35 @@ class Rows:
 
 @contextlib.contextmanager
 def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Leave the global generators of torch, NumPy and Python as they were."""
-    states = random.getstate(), np.random.get_state()
-    cuda = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=cuda):
+    """Leave the global generators of torch, NumPy and Python as they were.
+
+    With a seed, what other threads do in such a block waits: the numbers drawn are the seed's.
+    """
+    with _GENERATORS if seed is not None else contextlib.nullcontext():
+        with _GENERATORS:
+            states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+            cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        try:
             if seed is not None:
-                random.seed(seed)
-                np.random.seed(seed)
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed: every device's
-                for own in cuda:
-                    with torch.cuda.device(own):
-                        torch.cuda.manual_seed(seed)
+                _seed_all(device, seed)
             yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        finally:
+            with _GENERATORS:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+                torch.set_rng_state(states[2])
+                if cuda is not None:
+                    torch.cuda.set_rng_state(cuda, device)
+
+
+def _seed_all(device: torch.device, seed: int) -> None:
+    """Seed what is preserved; torch.manual_seed would seed every device there is."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -233,13 +251,20 @@ def _warn_of_augmentation(read: Callable[[int], Iterator[Batch]], size: int) -> 
         if first is None or second is None:
             return
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
-        if not all(torch.equal(a, b) for a, b in pairs):
+        if not all(_same(a, b) for a, b in pairs):
             warnings.warn(
                 "The first batch differs when it is read twice: random augmentation, or a "
                 "stream that cannot be read again. The gradient is that of one draw.",
                 AugmentationWarning,
                 stacklevel=2,
             )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Equal numbers, NaN included (which is refused later, by its own name)."""
+    if first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _array_rows(data: Data) -> Rows:
@@ -335,4 +360,9 @@ def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
         raise ValueError(f"Expected sample_weight of shape ({n_rows},), got {tuple(weight.shape)}.")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("Expected finite sample_weight, got NaN or inf.")
+    if bool((weight < 0).any()):
+        raise ValueError(
+            f"Expected sample_weight at or above zero, got {float(weight.min()):g}; drop those "
+            "rows."
+        )
     return weight

@@ -149,11 +149,12 @@ class RowLoss:
             return None
         if target.is_floating_point():
             return None
-        kept = target != self._ignore_index
+        kept: Tensor = target != self._ignore_index
         if self.criterion.weight is None:
             return kept.double()
         weights = self.criterion.weight.to(target.device).double()
-        return torch.where(kept, weights[target.clamp(0, len(weights) - 1)], 0.0)
+        element: Tensor = torch.where(kept, weights[target.clamp(0, len(weights) - 1)], 0.0)
+        return element
 
     def _class_indices(self, output: Tensor, target: Tensor) -> Tensor:
         if output.ndim < 2 or output.shape[1] < 2:
@@ -217,9 +218,8 @@ class RowLoss:
     def _same_shape(self, output: Tensor, target: Tensor) -> Tensor:
         if output.shape == target.shape:
             return target
-        if output.numel() == target.numel() and len(output) == len(target):
-            if output.squeeze(-1).shape == target.squeeze(-1).shape:
-                return target.reshape(output.shape)
+        if (*target.shape, 1) == output.shape or (*output.shape, 1) == target.shape:
+            return target.reshape(output.shape)
         if self.kind == "free":
             return target
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -227,7 +228,7 @@ class TorchProblem(Problem):
 
 
 def _norm(sums: Params) -> float:
-    return float(sum(float(g.square().sum()) for g in sums.values())) ** 0.5
+    return math.sqrt(sum(float(g.square().sum()) for g in sums.values()))
 
 
 def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -22,11 +23,12 @@ Scope = str | Callable[[str, Tensor], bool]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A concrete penalty with the tensors it sees, its label and its fixed coefficient."""
+    """A concrete penalty with the tensors it sees, its labels and its fixed coefficient."""
 
     penalty: Penalty
     names: tuple[str, ...]
     group: str = ""
+    scope: str = ""
     coef: float | None = None
 
     def values(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
@@ -64,6 +66,8 @@ class Penalty(BaseEstimator, ABC):
     {'cubic': tensor(9.)}
     """
 
+    __array_ufunc__ = None  # NumPy numbers leave ``number * penalty`` to the penalty
+
     @abstractmethod
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Value of each term at these parameters.
@@ -94,11 +98,31 @@ class Penalty(BaseEstimator, ABC):
         return Fixed(self, float(coef))
 
     def on(self, params: Scope) -> Scoped:
-        """Restrict the penalty to the tensors that a regular expression or callable selects."""
+        """Restrict the penalty to some of the tensors.
+
+        Parameters
+        ----------
+        params : str or callable(name, tensor) -> bool
+            Regular expression searched for in the tensor names, or a choice by callable.
+
+        Returns
+        -------
+        penalty : Scoped
+        """
         return Scoped(self, params)
 
     def per(self, by: GroupBy) -> Grouped:
-        """One coefficient per group of tensors: "layer", "param_group", a dict or callable."""
+        """One coefficient per group of tensors.
+
+        Parameters
+        ----------
+        by : {"layer", "param_group"}, dict of tensor name to group, or callable(name, tensor)
+            A layer is the module that owns the tensor.
+
+        Returns
+        -------
+        penalty : Grouped
+        """
         return Grouped(self, by)
 
 
@@ -195,7 +219,9 @@ class Scoped(_Combined):
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty on the chosen tensors."""
+        label = str(self.params)
         if callable(self.params):
+            label = getattr(self.params, "__name__", type(self.params).__name__)
             chosen = {name: t for name, t in params.items() if self.params(name, t)}
         else:
             chosen = {name: t for name, t in params.items() if re.search(self.params, name)}
@@ -204,7 +230,10 @@ class Scoped(_Combined):
                 f"The scope {self.params!r} of {self.penalty!r} selects no tensor; expected a "
                 f"selection among {list(params)}."
             )
-        return self.penalty.leaves(chosen, problem)
+        return [
+            replace(leaf, scope=f"{label}, {leaf.scope}" if leaf.scope else label)
+            for leaf in self.penalty.leaves(chosen, problem)
+        ]
 
 
 class Grouped(_Combined):
@@ -224,22 +253,32 @@ class Grouped(_Combined):
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty for each group of tensors, labeled by the group."""
-        members: dict[str, Params] = {}
+        members: dict[str, list[str]] = {}
         for name, tensor in params.items():
-            members.setdefault(self._group(name, tensor, problem), {})[name] = tensor
+            members.setdefault(self._group(name, tensor, problem), []).append(name)
+        # Split what the penalty sees of all tensors: it need not see some of every group.
+        whole = self.penalty.leaves(params, problem)
         return [
-            replace(leaf, group=f"{leaf.group},{group}" if leaf.group else group)
-            for group, chosen in members.items()
-            for leaf in self.penalty.leaves(chosen, problem)
+            replace(leaf, names=seen, group=f"{leaf.group},{group}" if leaf.group else group)
+            for group, names in members.items()
+            for leaf in whole
+            if (seen := tuple(name for name in names if name in leaf.names))
         ]
 
     def _group(self, name: str, tensor: Tensor, problem: Problem | None) -> str:
         if callable(self.by):
             return str(self.by(name, tensor))
         if isinstance(self.by, Mapping):
-            return self.by[name]
+            if name not in self.by:
+                raise ValueError(
+                    f"Expected a group for every tensor in scope, got none for {name!r}; add it "
+                    "to group_by, or leave it out by params=."
+                )
+            return str(self.by[name])
         if self.by == "layer":
-            return name.rpartition(".")[0] or name
+            # A parametrized layer owns the tensors that its weights are computed from.
+            owner = re.split(r"\.?\bparametrizations\.", name)[0]
+            return (owner if owner != name else name.rpartition(".")[0]) or name
         if self.by == "param_group":
             groups = getattr(problem, "param_groups", None)
             if groups is None:
@@ -298,7 +337,7 @@ def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[st
     """Unique names for the terms of each leaf.
 
     A name is the term with its group in square brackets; two equal ones get the parameters
-    of their penalties in round brackets.
+    and the scopes of their penalties in round brackets.
 
     Raises
     ------
@@ -317,8 +356,8 @@ def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[st
     twice = [n for n, c in Counter(n for names in named for n in names).items() if c > 1]
     if twice:
         raise ValueError(
-            f"Expected terms of different names, got {twice} twice; drop one, or give the two "
-            "different parameters."
+            f"Expected terms of different names, got {twice} more than once; drop one, or give "
+            "them different parameters or scopes."
         )
     return named
 
@@ -326,7 +365,9 @@ def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[st
 def _name(leaf: Leaf, term: str, with_params: bool = False) -> str:
     if with_params:
         params = leaf.penalty.get_params(deep=False)
-        inside = ", ".join(f"{key}={value}" for key, value in params.items())
+        plain = {k: v for k, v in params.items() if isinstance(v, str | Number | None)}
+        plain |= {"on": leaf.scope} if leaf.scope else {}
+        inside = ", ".join(f"{key}={value}" for key, value in plain.items())
         term = f"{term}({inside})" if inside else term
     if leaf.coef is not None:
         term = f"{leaf.coef:g}*{term}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sklearn_implicitreg.frozen import own_name
 from sklearn_implicitreg.penalties.base import Leaf
 
 __all__ = ["FittedPenalty"]
@@ -46,7 +47,7 @@ class FittedPenalty:
         Parameters
         ----------
         params : torch.nn.Module or dict of str to Tensor
-            Must hold the tensors in ``self.tensors``.
+            Must hold the tensors in ``self.tensors``; it may be wrapped by ``torch.compile``.
 
         Returns
         -------
@@ -57,8 +58,8 @@ class FittedPenalty:
         ValueError
             If a tensor is missing.
         """
-        module = getattr(params, "_orig_mod", params)  # what torch.compile wraps
-        named = dict(module.named_parameters()) if isinstance(module, nn.Module) else dict(module)
+        given = params.named_parameters() if isinstance(params, nn.Module) else params.items()
+        named = {own_name(name): tensor for name, tensor in given}
         missing = [name for name in self.tensors if name not in named]
         if missing:
             raise ValueError(

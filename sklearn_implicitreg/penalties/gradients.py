@@ -129,7 +129,8 @@ class BatchGradientNorm(_OfGradient):
     batch_size : int, default=None
         Rows in a batch of random partitions, where the batches themselves are not known.
     centered : bool, default=True
-        Whether the gradient on all rows is subtracted.
+        Whether g, the mean of the batch gradients, is subtracted: the gradient on all rows, where
+        batches are of equal size.
     batches : list of array-like of int, default=None
         Row numbers of the batches; by default those of the path's window, where it knows them.
     n_partitions : int, default=1
@@ -172,28 +173,26 @@ class BatchGradientNorm(_OfGradient):
         self.random_state = random_state
 
     def _value(self, scope: _Scope) -> float:
-        problem, center = scope.problem, self._center(scope)
-        values = [
-            _squared({n: g - center[n] for n, g in scope.only(own).items()})
-            for batches in self._partitions(problem)
-            for own in (problem.take(b, np.ones(len(b))).gradient().value for b in batches)
-        ]
+        values = []
+        for batches in self._partitions(scope.problem):
+            gradients = _gradients(scope, batches)
+            center = self._center(gradients)
+            values += [_squared({n: g - center[n] for n, g in own.items()}) for own in gradients]
         return float(np.mean(values))
 
     def _gradient(self, scope: _Scope) -> Params:
-        problem, center = scope.problem, self._center(scope)
-        parts = list(self._partitions(problem))
-        spreads = [problem.spread_gradient(batches, center) for batches in parts]
+        spreads = []
+        for batches in self._partitions(scope.problem):
+            center = self._center(_gradients(scope, batches))
+            spreads.append(scope.problem.spread_gradient(batches, center))
         return {
             name: torch.stack([spread[name] for spread in spreads]).mean(0) for name in spreads[0]
         }
 
-    def _center(self, scope: _Scope) -> Params:
+    def _center(self, gradients: list[Params]) -> Params:
         """What is subtracted from the gradients; entries that are not there do not count."""
-        gradient = scope.only(scope.problem.gradient().value)
-        if self.centered:
-            return gradient
-        return {name: torch.zeros_like(g) for name, g in gradient.items()}
+        mean = {n: torch.stack([g[n] for g in gradients]).mean(0) for n in gradients[0]}
+        return mean if self.centered else {name: torch.zeros_like(g) for name, g in mean.items()}
 
     def _partitions(self, problem: Problem) -> Iterator[list[Indices]]:
         """The batches that are known, or random partitions of the rows."""
@@ -212,6 +211,12 @@ class BatchGradientNorm(_OfGradient):
         for _ in range(self.n_partitions):
             order = rng.permutation(n_rows).astype(np.int64)
             yield [order[start : start + size] for start in range(0, n_rows, size)]
+
+
+def _gradients(scope: _Scope, batches: list[Indices]) -> list[Params]:
+    """Gradient on each batch."""
+    parts = (scope.problem.take(rows, np.ones(len(rows))) for rows in batches)
+    return [scope.only(part.gradient().value) for part in parts]
 
 
 def _squared(gradient: Params) -> float:

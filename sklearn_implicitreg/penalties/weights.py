@@ -209,4 +209,5 @@ def _feature_norms(tensor: Tensor) -> Tensor:
     if tensor.ndim < 2:
         return tensor.abs()
     axes = [axis for axis in range(tensor.ndim) if axis != 1]
-    return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=axes, keepdim=True)
+    return norms

@@ -1,0 +1,621 @@
+"""Wrong or useless input: every error says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cases import SPARSE_DIABETES, X_DIABETES, Y_DIABETES, Y_TWO, Y_UNIT
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from skorch import NeuralNetRegressor
+from skorch.dataset import ValidSplit
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from sklearn_implicitreg import (
+    FrozenModel,
+    ImplicitRegularizationCV,
+    ImplicitRegularizationEstimator,
+    equations,
+)
+from sklearn_implicitreg.exceptions import ModelStateWarning, OutputWarning
+
+Estimator = ImplicitRegularizationEstimator
+X, Y = X_DIABETES, Y_DIABETES
+N = len(Y)
+CODES = np.digitize(Y, [100, 200])
+RIDGE = Ridge().fit(X, Y)
+ONES = np.ones(N)
+
+
+def linear(outputs=1):
+    torch.manual_seed(0)
+    return nn.Linear(10, outputs).double()
+
+
+def at(array, value):
+    """A copy with one other number."""
+    changed = np.array(array, dtype=float)
+    changed.flat[3] = value
+    return changed
+
+
+def frozen():
+    return linear().requires_grad_(False)
+
+
+def with_nan():
+    module = linear()
+    module.weight.data[0, 0] = np.nan
+    return module
+
+
+class ForwardOnly:
+    def forward(self, inputs):
+        return inputs
+
+
+def net(split=None, y=None, **params):
+    model = NeuralNetRegressor(linear(), max_epochs=1, verbose=0, train_split=split, **params)
+    return model.fit(X, Y_UNIT[:, None] if y is None else y)
+
+
+FAMILY_NAMES = r"\['l2', 'l1', 'smooth_l1', 'elastic_net', 'weight_decay', 'power', 'l21'\]"
+LOSS_NAMES = (
+    r"\['mse', 'mae', 'huber', 'cross_entropy', 'bce', 'bce_with_logits', 'nll', 'poisson_nll'\]"
+)
+MSE = {"loss": "mse"}
+
+# id: (model, parameters, X, y, sample_weight), error, text
+MODELS = {
+    "object-with-forward": (
+        (ForwardOnly, MSE, X, Y, None),
+        TypeError,
+        "Expected a trained nn.Module, a fitted skorch net or scikit-learn estimator, an unfitted "
+        "one as a template, or 'precomputed', got <.*ForwardOnly",
+    ),
+    "module-class": (
+        (lambda: nn.Linear, MSE, X, Y, None),
+        TypeError,
+        "Expected a trained model instance, got the class Linear; create and train it first",
+    ),
+    "estimator-class": (
+        (lambda: Ridge, {}, X, Y, None),
+        TypeError,
+        "Expected a trained model instance, got the class Ridge; create and train it first",
+    ),
+    "function": ((lambda: len, MSE, X, Y, None), TypeError, "Expected a trained nn.Module.*got <b"),
+    "None": ((lambda: None, MSE, X, Y, None), TypeError, "Expected a trained nn.Module.*got None"),
+    "name": ((lambda: "ridge", {}, X, Y, None), TypeError, "or 'precomputed', got 'ridge'"),
+    "lazy-module": (
+        (lambda: nn.LazyLinear(1), MSE, X, Y, None),
+        ValueError,
+        r"Expected a trained module, got one whose parameters \['weight', 'bias'\] have no shape "
+        "yet; train it first",
+    ),
+    "frozen-lazy-module": (
+        (lambda: FrozenEstimator(nn.LazyLinear(1)), MSE, X, Y, None),
+        ValueError,
+        "have no shape yet; train it first",
+    ),
+    "frozen-unfitted": (
+        (lambda: FrozenEstimator(Ridge()), {}, X, Y, None),
+        NotFittedError,
+        "This Ridge instance is not fitted yet",
+    ),
+    "unknown-estimator": (
+        (lambda: KNeighborsRegressor().fit(X, Y), {}, X, Y, None),
+        TypeError,
+        "Expected a trained torch module, skorch net or scikit-learn linear or MLP model, got "
+        "KNeighborsRegressor. Give a bare nn.Module with `loss=`, or",
+    ),
+    "several-outputs-of-an-mlp": (
+        (lambda: MLPRegressor(max_iter=200).fit(X, Y_TWO / 100), {}, X, Y_TWO, None),
+        ValueError,
+        "Expected an MLPRegressor with one output, got 2: its loss averages .* while the gradient "
+        "that it follows sums them, so it minimizes no one objective. Give loss='mse'",
+    ),
+    "search-without-refit": (
+        (lambda: GridSearchCV(Ridge(), {"alpha": [1]}, refit=False).fit(X, Y), {}, X, Y, None),
+        ValueError,
+        "Expected GridSearchCV with refit=True, got refit=False: .* Fit it with refit=True",
+    ),
+    "no-trainable-parameters": (
+        (frozen, MSE, X, Y, None),
+        ValueError,
+        "Expected a model with trainable parameters, got one with requires_grad=False everywhere "
+        r"\(or without parameters\); set requires_grad on what was trained",
+    ),
+    "no-parameters-at-all": (
+        (nn.Identity, MSE, X, Y, None),
+        ValueError,
+        "Expected a model with trainable parameters",
+    ),
+    "nan-in-parameters": (
+        (with_nan, MSE, X, Y, None),
+        ValueError,
+        r"Expected finite trained parameters, got NaN or inf in \['weight'\]; analyse a checkpoint",
+    ),
+}
+LOSSES = {
+    "no-loss": (
+        (linear, {}, X, Y, None),
+        ValueError,
+        "A bare nn.Module does not say what it was trained with: give `loss=`, one of "
+        + LOSS_NAMES,
+    ),
+    "no-loss-frozen-module": (
+        (lambda: FrozenModel(linear()), {}, X, Y, None),
+        ValueError,
+        "give `loss=`",
+    ),
+    "unknown-loss": (
+        (linear, {"loss": "cross-entropy"}, X, Y, None),
+        ValueError,
+        f"Unknown loss 'cross-entropy'; expected one of {LOSS_NAMES}. Did you mean 'cross_entropy'",
+    ),
+    "loss-class": (
+        (linear, {"loss": nn.MSELoss}, X, Y, None),
+        TypeError,
+        r"an nn loss instance or a callable\(output, target\), got <class.*MSELoss",
+    ),
+    "detached-loss": (
+        (linear, {"loss": lambda o, y: (o.detach() - y).square().mean()}, X, Y, None),
+        ValueError,
+        "Expected a loss that depends on the trained parameters, got one without a gradient",
+    ),
+    "loss-that-returns-nothing": (
+        (linear, {"loss": lambda o, y: None}, X, Y, None),
+        TypeError,
+        "Expected the loss to return a Tensor, got NoneType",
+    ),
+    "mean-with-sample-weight": (
+        (linear, {"loss": lambda o, y: (o[:, 0] - y).square().mean()}, X, Y, ONES),
+        ValueError,
+        "Expected a loss that returns one number per row to go with sample_weight, got a single "
+        "mean; return the unreduced losses",
+    ),
+}
+FAMILIES = {
+    "unknown-family": (
+        (lambda: RIDGE, {"family": "l3"}, X, Y, None),
+        ValueError,
+        f"Unknown family 'l3'; expected one of {FAMILY_NAMES}, joined by .*Did you mean 'l2'",
+    ),
+    "unknown-part": (
+        (lambda: RIDGE, {"family": "l2+smooth"}, X, Y, None),
+        ValueError,
+        "Unknown family 'smooth'.*Did you mean 'smooth_l1'",
+    ),
+    "family-of-another-type": (
+        (lambda: RIDGE, {"family": 3}, X, Y, None),
+        TypeError,
+        f"Expected family to be one of {FAMILY_NAMES}, a Penalty, a list of these, .* got 3",
+    ),
+    "more-coefficients-than-equations": (
+        (lambda: nn.Linear(1, 1).double(), {**MSE, "family": "l2+l1+power"}, X[:, :1], Y, None),
+        ValueError,
+        r"Expected at least as many equations as coefficients, got 1 equations for the 3 "
+        r"coefficients \['l2', 'l1', 'power'\]; take fewer terms, or widen params=",
+    ),
+    "two-terms-of-one-name": (
+        (lambda: RIDGE, {"family": ["l2", "l1", "l2"]}, X, Y, None),
+        ValueError,
+        r"Expected terms of different names, got \['l2'\] more than once; drop one, or",
+    ),
+    "unknown-known": (
+        (lambda: RIDGE, {"known": {"l3": 0.1}}, X, Y, None),
+        ValueError,
+        "Unknown family 'l3'",
+    ),
+    "known-without-numbers": (
+        (lambda: RIDGE, {"known": {"l2": np.nan}}, X, Y, None),
+        ValueError,
+        "Expected known to be a dict of family name to finite coefficient, such as .*, got .*nan",
+    ),
+}
+DATA = {
+    "unequal-length": (
+        (lambda: RIDGE, {}, X, Y[:-1], None),
+        ValueError,
+        r"inconsistent numbers of samples: \[442, 441\]",
+    ),
+    "unequal-length-of-a-module": (
+        (linear, MSE, X, Y[:-1], None),
+        ValueError,
+        r"inconsistent numbers of samples: \[442, 441\]",
+    ),
+    "too-few-weights": (
+        (linear, MSE, X, Y, ONES[:-1]),
+        ValueError,
+        r"Expected sample_weight of shape \(442,\), got \(441,\)",
+    ),
+    "too-few-weights-for-ridge": (
+        (lambda: RIDGE, {}, X, Y, ONES[:-1]),
+        ValueError,
+        "sample_weight",
+    ),
+    "nan-in-X": ((lambda: RIDGE, {}, at(X, np.nan), Y, None), ValueError, "Input X contains NaN"),
+    "nan-in-X-of-a-module": (
+        (linear, MSE, at(X, np.nan), Y, None),
+        ValueError,
+        "Expected finite data, got NaN or inf in X or y",
+    ),
+    "inf-in-y": ((lambda: RIDGE, {}, X, at(Y, np.inf), None), ValueError, "Input y contains inf"),
+    "inf-in-y-of-a-module": (
+        (linear, MSE, X, at(Y, np.inf), None),
+        ValueError,
+        "Expected finite data, got NaN or inf in X or y",
+    ),
+    "nan-in-weights": (
+        (lambda: RIDGE, {}, X, Y, at(ONES, np.nan)),
+        ValueError,
+        "Input sample_weight contains NaN",
+    ),
+    "nan-in-weights-of-a-module": (
+        (linear, MSE, X, Y, at(ONES, np.nan)),
+        ValueError,
+        "Expected finite sample_weight, got NaN or inf",
+    ),
+    "negative-weights": ((lambda: RIDGE, {}, X, Y, at(ONES, -1)), ValueError, "Negative values"),
+    "negative-weights-of-a-module": (
+        (linear, MSE, X, Y, at(ONES, -1)),
+        ValueError,
+        "Expected sample_weight at or above zero, got -1; drop those rows",
+    ),
+    "weights-of-zero": (
+        (linear, MSE, X, Y, 0 * ONES),
+        ValueError,
+        "Expected a positive total weight of the rows, got 0",
+    ),
+    "no-y": ((lambda: RIDGE, {}, X, None, None), ValueError, "requires y to be passed"),
+    "no-y-for-a-module": (
+        (linear, MSE, X, None, None),
+        ValueError,
+        "Expected y with arrays, got None; or give a Dataset or DataLoader",
+    ),
+    "y-beside-a-dataset": (
+        (linear, MSE, TensorDataset(torch.as_tensor(X), torch.as_tensor(Y)), Y, None),
+        ValueError,
+        "Expected y=None with a Dataset or DataLoader, which bring their own targets; got y of",
+    ),
+    "no-rows": ((lambda: RIDGE, {}, X[:0], Y[:0], None), ValueError, r"Found array with 0 sample"),
+    "no-rows-for-a-module": (
+        (linear, MSE, X[:0], Y[:0], None),
+        ValueError,
+        "Expected at least 1 row in X, got 0",
+    ),
+    "labels-for-a-squared-error": (
+        (linear, MSE, X, np.where(Y > 100, "a", "b"), None),
+        ValueError,
+        "Expected numbers in y for 'squared error .*', got labels",
+    ),
+    "fractions-for-cross-entropy": (
+        (lambda: linear(3), {"loss": "cross_entropy"}, X, Y / 7, None),
+        ValueError,
+        "Expected class labels for 'cross-entropy.*', got fractional numbers in y; use a regress",
+    ),
+    "fractions-for-a-classifier": (
+        (lambda: LogisticRegression().fit(X, Y > 100), {}, X, Y / 7, None),
+        ValueError,
+        "Unknown label type: continuous",
+    ),
+    "negative-counts": (
+        (lambda: PoissonRegressor().fit(X, Y), {}, X, -Y, None),
+        ValueError,
+        "Expected y >= 0 for a deviance of power 1, got a smallest y of -346",
+    ),
+    "three-classes-for-bce": (
+        (linear, {"loss": "bce_with_logits"}, X, CODES, None),
+        ValueError,
+        r"Expected binary labels or probabilities for .*, got values \[0, 1, 2\]",
+    ),
+    "one-output-for-cross-entropy": (
+        (linear, {"loss": "cross_entropy"}, X, CODES, None),
+        ValueError,
+        r"Expected outputs of shape \(n, classes\) .*, got \(442, 1\); use loss='bce_with_logits'",
+    ),
+    "outputs-against-flat-targets": (
+        (lambda: linear(2), MSE, X, Y, None),
+        ValueError,
+        r"Expected y of the shape of the outputs, \(442, 2\), got \(442,\): the two would be broad",
+    ),
+    "two-targets-for-one-output": (
+        (lambda: RIDGE, {}, X, Y_TWO, None),
+        ValueError,
+        r"Expected y with the 1 output\(s\) that the model was trained on, got 2; give the y of",
+    ),
+    "other-features": (
+        (lambda: RIDGE, {}, X[:, :4], Y, None),
+        ValueError,
+        "X has 4 features, but Ridge is expecting 10 features",
+    ),
+    "sparse-for-a-module": (
+        (linear, MSE, SPARSE_DIABETES, Y, None),
+        TypeError,
+        "Expected dense X for a torch model, got a sparse matrix; use X.toarray",
+    ),
+    "text": (
+        (linear, MSE, X.astype(str), Y, None),
+        TypeError,
+        "Expected numbers in X, got dtype <U",
+    ),
+}
+CHOICES = {
+    "trajectory": (
+        (linear, {**MSE, "mode": "trajectory"}, X, Y, None),
+        ValueError,
+        "mode='trajectory' needs a recorded path, .*; use mode='endpoint'",
+    ),
+    "mode": ((linear, {**MSE, "mode": "end"}, X, Y, None), ValueError, "Expected mode.*got 'end'"),
+    "device-that-is-not-there": (
+        (linear, {**MSE, "device": "cuda:77"}, X, Y, None),
+        ValueError,
+        r"Expected a device that is there, one of \['cpu'.*\], got 'cuda:77'",
+    ),
+    "device-of-no-kind": (
+        (linear, {**MSE, "device": "gpu"}, X, Y, None),
+        ValueError,
+        "Expected device 'auto', 'cpu', 'cuda', ..., got 'gpu'",
+    ),
+    "dtype": (
+        (linear, {**MSE, "dtype": "float16"}, X, Y, None),
+        ValueError,
+        "Expected dtype 'auto', 'float32' or 'float64', got 'float16'",
+    ),
+    "covariance": (
+        (lambda: RIDGE, {"covariance": "HC1"}, X, Y, None),
+        ValueError,
+        r"Expected covariance to be one of \('auto', 'ols', 'nonrobust', 'hc3', 'cluster'\), got",
+    ),
+    "confidence-level": (
+        (lambda: RIDGE, {"confidence_level": 95}, X, Y, None),
+        ValueError,
+        "Expected 0 < confidence_level < 1, got 95",
+    ),
+    "confidence-level-none": (
+        (lambda: RIDGE, {"confidence_level": None}, X, Y, None),
+        ValueError,
+        "Expected 0 < confidence_level < 1, got None",
+    ),
+    "module-mode": (
+        (linear, {**MSE, "module_mode": "test"}, X, Y, None),
+        ValueError,
+        r"Expected module_mode to be one of \('auto', 'eval', 'train'\), got 'test'",
+    ),
+    "positive": (
+        (lambda: RIDGE, {"positive": "yes"}, X, Y, None),
+        ValueError,
+        r"Expected positive to be one of \(True, False\), got 'yes'",
+    ),
+    "batch-size": (
+        (linear, {**MSE, "batch_size": 0}, X, Y, None),
+        ValueError,
+        "Expected batch_size 'auto' or an integer >= 1, got 0",
+    ),
+    "batch-size-true": (
+        (linear, {**MSE, "batch_size": True}, X, Y, None),
+        ValueError,
+        "Expected batch_size 'auto' or an integer >= 1, got True",
+    ),
+    "params-that-select-nothing": (
+        (linear, {**MSE, "params": "conv"}, X, Y, None),
+        ValueError,
+        r"params='conv' selects none of the trained parameters; expected .* among \['weight'",
+    ),
+    "params-of-no-kind": (
+        (linear, {**MSE, "params": 3}, X, Y, None),
+        ValueError,
+        "Expected params 'auto', 'all', 'weights', a regular expression or a callable.*, got 3",
+    ),
+    "params-of-a-broken-pattern": (
+        (linear, {**MSE, "params": "["}, X, Y, None),
+        ValueError,
+        r"a regular expression or a callable.*, got '\['",
+    ),
+    "group-by": (
+        (linear, {**MSE, "group_by": "layers"}, X, Y, None),
+        ValueError,
+        "Expected group_by None, 'layer', 'param_group', a dict or a callable, got 'layers'",
+    ),
+    "group-by-unknown-optimizer": (
+        (linear, {**MSE, "group_by": "param_group"}, X, Y, None),
+        ValueError,
+        "group_by='param_group' needs a model that knows its optimizer, such as a fitted skorch",
+    ),
+}
+SKORCH = {
+    "split-that-cannot-be-reproduced": (
+        (lambda: net(ValidSplit(0.2)), {}, X, Y_UNIT[:, None], None),
+        ValueError,
+        "validation split cannot be reproduced .*Retrain with train_split=ValidSplit",
+    ),
+    "fewer-rows": (
+        (lambda: net(ValidSplit(5)), {}, X[:300], Y_UNIT[:300, None], None),
+        ValueError,
+        r"Expected the 442 rows that the net's history says .* got 300: .*`training_rows\(net",
+    ),
+    "loss-beside-its-own": (
+        (net, MSE, X, Y_UNIT[:, None], None),
+        ValueError,
+        "Expected loss='auto' for a skorch net, whose own get_loss is used, got 'mse'; give net.mo",
+    ),
+}
+GIVEN = {
+    "equations-with-two-targets": (
+        (lambda: "precomputed", {}, X, Y_TWO, None),
+        ValueError,
+        r"Expected a design of shape \(m, k\) as X and a target of shape \(m,\) as y .*\(442, 2\)",
+    ),
+    "equations-without-a-target": (
+        (lambda: "precomputed", {}, X, None, None),
+        ValueError,
+        "Expected y, the target of the regression, with model='precomputed', got None",
+    ),
+    "equations-with-nan": (
+        (lambda: "precomputed", {}, at(X, np.nan), Y, None),
+        ValueError,
+        "Expected finite numbers in X, got NaN or inf; drop those rows",
+    ),
+    "too-few-equations": (
+        (lambda: "precomputed", {}, X[:3], Y[:3], None),
+        ValueError,
+        "Expected at least as many equations as coefficients, got 3 equations for 10 coeff",
+    ),
+    "no-equations": (
+        (lambda: "precomputed", {}, np.empty((0, 0)), np.empty(0), None),
+        ValueError,
+        "Expected at least as many equations as coefficients, got 0 equations",
+    ),
+    "two-columns-of-one-name": (
+        (lambda: "precomputed", {}, pd.DataFrame(X, columns=list("aabcdefghi")), Y, None),
+        ValueError,
+        r"Expected columns of different names, got \['a'\] twice; rename them",
+    ),
+    "negative-weights-of-equations": (
+        (lambda: "precomputed", {}, X, Y, -ONES),
+        ValueError,
+        "Expected sample_weight of shape .*, at or above zero .* a smallest weight of -1",
+    ),
+}
+ALL = {**MODELS, **LOSSES, **FAMILIES, **DATA, **CHOICES, **SKORCH, **GIVEN}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("kind", ALL)
+def test_error_says_what_to_do(kind):
+    (make, params, x, y, weight), error, text = ALL[kind]
+    estimator = Estimator(make(), **params)
+    with pytest.raises(error, match=text):
+        estimator.fit(x, y, sample_weight=weight)
+    assert not hasattr(estimator, "coef_")
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_flat_targets_of_a_net_that_broadcast():
+    flat = net(y=Y_UNIT, batch_size=N)
+    with pytest.raises(ValueError, match=r"got \(442,\): the net's own loss broadcast .*reshape"):
+        Estimator(flat).fit(X, Y_UNIT)
+
+
+def test_flat_targets_of_a_module_are_meant():
+    """(n,) against (n, 1) can mean one thing only."""
+    one = Estimator(linear(), loss="mse").fit(X, Y)
+    np.testing.assert_array_equal(
+        one.coef_, Estimator(linear(), loss="mse").fit(X, Y[:, None]).coef_
+    )
+    last = Estimator(linear(), loss="mse", batch_size=N - 1).fit(X, Y)
+    assert last.coef_ == pytest.approx(one.coef_, rel=1e-10)
+
+
+def test_parameters_of_a_shared_model():
+    with pytest.raises(ValueError, match="Expected a template to set .*, got a trained model"):
+        Estimator(make_pipeline(RIDGE)).set_params(model__ridge__alpha=2.0)
+
+
+def test_zero_gradient_is_no_exception():
+    est = Estimator(LinearRegression().fit(X, Y)).fit(X, Y)
+    assert est.verdict_ == "no signal"
+    assert np.isnan(est.coef_).all()
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "outputs"),
+    [(nn.Softmax(dim=-1), "cross_entropy", 3), (nn.Sigmoid(), "bce_with_logits", 1)],
+    ids=["softmax", "sigmoid"],
+)
+def test_probabilities_for_logits_warn(last, loss, outputs):
+    module = nn.Sequential(linear(outputs), last)
+    y = CODES if outputs == 3 else (Y > 100).astype(int)
+    with pytest.warns(OutputWarning, match="expects logits, but the outputs look like probabilit"):
+        Estimator(module, loss=loss).fit(X, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_cast_up_and_said(dtype):
+    module = linear().to(dtype)
+    with pytest.warns(ModelStateWarning, match=f"is stored in {str(dtype)[6:]}, too coarse for"):
+        est = Estimator(module, loss="mse").fit(X, Y)
+    assert module.weight.dtype == dtype
+    exact = Estimator(linear().to(dtype).double(), loss="mse").fit(X, Y)
+    assert est.coef_ == pytest.approx(exact.coef_, rel=1e-3)
+
+
+SEARCHES = {
+    "no-family": ({"families": []}, r"Expected a list or dict of at least one family, got \[\]"),
+    "one-name": ({"families": "l2"}, "Expected a list or dict of at least one family, got 'l2'"),
+    "unknown": ({"families": ["l2", "l9"]}, "Unknown family 'l9'.*Did you mean"),
+    "twice": (
+        {"families": ["l2", "l1", "l2"]},
+        r"Expected families of different names, got \['l2'\] twice; name them by a dict",
+    ),
+    "unknown-parameter": (
+        {"families": ["l2"], "estimator_params": {"los": "mse"}},
+        r"Expected estimator_params among .*'loss'.*, got \['los'\]; the model and the famil",
+    ),
+    "family-as-parameter": (
+        {"families": ["l2"], "estimator_params": {"family": "l1"}},
+        r"Expected estimator_params among .*, got \['family'\]",
+    ),
+    "wrong-parameter": (
+        {"families": ["l2"], "estimator_params": {"covariance": "x"}},
+        "Expected covariance to be one of",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.parametrize("cv", [None, 3], ids=["criterion", "folds"])
+def test_searches_say_what_to_do(kind, cv):
+    params, text = SEARCHES[kind]
+    with pytest.raises(ValueError, match=text):
+        ImplicitRegularizationCV(RIDGE, cv=cv, **params).fit(X, Y)
+
+
+def test_search_of_given_equations():
+    with pytest.raises(ValueError, match="Expected a model, got 'precomputed': families are func"):
+        ImplicitRegularizationCV("precomputed", families=["l2"]).fit(X, Y)
+    with pytest.raises(ValueError, match="Expected a model, got 'precomputed': its equations are"):
+        equations("precomputed", X, Y)
+
+
+def test_search_of_one_row():
+    with pytest.raises(ValueError, match="Expected at least 2 rows, .* got n_samples = 1"):
+        ImplicitRegularizationCV(RIDGE, families=["l2"]).fit(X[:1], Y[:1])
+
+
+def test_score_of_other_equations():
+    est = Estimator("precomputed").fit(X, Y)
+    with pytest.raises(ValueError, match="X has 3 features, but .* is expecting 10 features"):
+        est.score(X[:, :3], Y)
+
+
+def test_model_is_whole_after_a_fit_that_raised():
+    module = linear()
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    rng = torch.get_rng_state()
+    with pytest.raises(ValueError, match="Expected finite data"):
+        Estimator(module, loss="mse").fit(at(X, np.nan), Y)
+    assert all(torch.equal(state[name], t) for name, t in module.state_dict().items())
+    assert module.weight.grad is None
+    assert module.training
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_failed_refit_keeps_the_last_results():
+    est = Estimator(RIDGE).fit(X, Y)
+    coef = est.coef_
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        with pytest.raises(ValueError, match="Unknown family"):
+            est.set_params(family="l9").fit(X, Y)
+    assert est.coef_ is coef

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,16 +14,50 @@ from torch import Tensor
 
 from sklearn_implicitreg import system as regression
 from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.solve import solve
 from sklearn_implicitreg.system import Array, GradientSystem
 
-__all__ = ["Equations", "Inequalities", "RowBlock"]
+__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
+
+
+class DesignColumns(Protocol):
+    """Gradients of the penalty terms, by tensor; :class:`Columns` at one point."""
+
+    params: Params
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        ...
+
+    @property
+    def leaves(self) -> list[tuple[Leaf, int]]:
+        """The penalties, each with its number of coefficients."""
+        ...
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether all gradients can be evaluated at other values of one tensor."""
+        ...
+
+    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
+        """Columns for one tensor, of shape (numel, k)."""
+        ...
+
+    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
+        """Gradient of the penalties with known coefficients."""
+        ...
+
+    def smooth(self, name: str) -> Tensor:
+        """Where all terms are differentiable."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +87,7 @@ class Equations:
     """
 
     problem: Problem
-    columns: Columns
+    columns: DesignColumns
     gradient: LossGradient
 
     @classmethod

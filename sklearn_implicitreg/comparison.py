@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.assembly import DesignColumns, Equations
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
 from sklearn_implicitreg.solve import decompose, solve
 from sklearn_implicitreg.system import Array
+from sklearn_implicitreg.windows import PathEquations, PathTargets
 
-__all__ = ["Candidate", "compared"]
+__all__ = ["Candidate", "compared", "compared_on_path"]
 
 _BLOCKS = 20  # of rows: the covariance of the row gradients is read off their spread
 _ODDS = 1 / 99  # one row in a hundred left out
@@ -25,7 +26,7 @@ _ODDS = 1 / 99  # one row in a hundred left out
 class Candidate:
     """A family at a problem: ``score`` is R2 less the share of it that noise would give."""
 
-    equations: Equations
+    equations: Equations | PathEquations
     score: float
     r2: float
     n_terms: int
@@ -46,9 +47,27 @@ def compared(problem: Problem, penalties: Sequence[Penalty], positive: bool) -> 
             "Expected at least 2 rows, whose gradients tell the noise of their mean, got "
             "n_samples = 1."
         )
+    equations = [Equations(problem, spread.columns, gradient) for spread in spreads]
     return [
-        _candidate(Equations(problem, spread.columns, gradient), spread, positive)
-        for spread in spreads
+        Candidate(own, *_score(own, spread, positive))
+        for own, spread in zip(equations, spreads, strict=True)
+    ]
+
+
+def compared_on_path(
+    targets: PathTargets, penalties: Sequence[Penalty], positive: bool
+) -> list[Candidate]:
+    """The same for the mean over the windows of a path.
+
+    The spread of the row gradients is taken at the mean iterate of the path.
+    """
+    equations = [targets.equations(penalty) for penalty in penalties]
+    spreads = [_Spread(own.mean.columns, targets.problem) for own in equations]
+    for _ in _seen(targets.problem.at(targets.mean_visited()).blocks(_BLOCKS), spreads):
+        pass
+    return [
+        Candidate(own, *_score(own.mean, spread, positive))
+        for own, spread in zip(equations, spreads, strict=True)
     ]
 
 
@@ -56,7 +75,7 @@ def compared(problem: Problem, penalties: Sequence[Penalty], positive: bool) -> 
 class _Spread:
     """Columns of a family, and their products with the gradient of every block of rows."""
 
-    columns: Columns
+    columns: DesignColumns
     problem: Problem
     weights: list[float] = field(default_factory=list)
     products: list[Array] = field(default_factory=list)
@@ -92,12 +111,12 @@ def _seen(blocks: Iterator[BlockGradient], spreads: list[_Spread]) -> Iterator[B
         yield block
 
 
-def _candidate(equations: Equations, spread: _Spread, positive: bool) -> Candidate:
+def _score(equations: Equations, spread: _Spread, positive: bool) -> tuple[float, float, int]:
+    """Criterion, R2 and number of terms."""
     system = equations.system
     eps = equations.problem.eps
     solution = solve(system.triangle, system.n_equations, positive=positive, eps=eps)
     if solution.tss**0.5 <= equations.rounding:
-        return Candidate(equations, 0.0, 0.0, system.n_terms)
+        return 0.0, 0.0, system.n_terms
     noise = spread.noise(decompose(system.triangle, eps=eps).whitener)
-    score = solution.r2 - _ODDS * noise / solution.tss
-    return Candidate(equations, score, solution.r2, system.n_terms)
+    return solution.r2 - _ODDS * noise / solution.tss, solution.r2, system.n_terms

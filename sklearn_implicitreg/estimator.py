@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,13 +14,15 @@ from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.facts import Facts, precomputed_facts
 from sklearn_implicitreg.inference import Verdict, infer, judge
-from sklearn_implicitreg.paths import PathFit, path_equations
-from sklearn_implicitreg.penalties import FittedPenalty, Fixed, Penalty, as_penalty
+from sklearn_implicitreg.parameters import check_parameters, penalty_of
+from sklearn_implicitreg.paths import PathFit, path_targets, whole_problem
+from sklearn_implicitreg.penalties import FittedPenalty, Penalty, as_penalty
 from sklearn_implicitreg.precomputed import given_system
 from sklearn_implicitreg.results import FittedResult, Result, without_numbers
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import GradientSystem
+from sklearn_implicitreg.windows import PathEquations
 
 __all__ = ["ImplicitRegularizationEstimator"]
 
@@ -140,6 +139,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     (3.0, 'supported')
     """
 
+    _equations: Equations | PathEquations
+
     def __init__(  # noqa: PLR0913
         self,
         model: Any,
@@ -203,7 +204,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             For data that do not fit the model or the loss, unknown names, or more
             coefficients than equations.
         """
-        self._check_parameters()
+        check_parameters(self)
         penalty = as_penalty(self.family)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             return self._fit_precomputed(X, y, sample_weight)
@@ -244,44 +245,16 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
             return explained(given_system(X, y, sample_weight, len(coef)).triangle, coef)
-        fitted: Equations | None = getattr(self, "_equations", None)
+        fitted: Equations | PathEquations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(
                 "score needs the gradient of the fitted rows, which is not pickled; fit again."
             )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
-        other = fitted.completing(adapt(self.model_, Data(X, y, sample_weight), options))
+        make = whole_problem if self.mode == "trajectory" else adapt
+        other = fitted.completing(make(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
-
-    def _check_parameters(self) -> None:
-        choices = {
-            "mode": ("endpoint", "trajectory"),
-            "module_mode": ("auto", "eval", "train"),
-            "covariance": ("auto", "ols", "nonrobust", "hc3", "cluster"),
-            "positive": (True, False),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if not isinstance(value, str | bool | np.bool_) or value not in allowed:
-                raise ValueError(f"Expected {name} to be one of {allowed}, got {value!r}.")
-        level = self.confidence_level
-        if not isinstance(level, numbers.Real) or not 0 < level < 1:
-            raise ValueError(f"Expected 0 < confidence_level < 1, got {level!r}.")
-        size = self.batch_size
-        is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-        if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
-            raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
-        if not callable(self.params) and not _is_pattern(self.params):
-            raise ValueError(
-                "Expected params 'auto', 'all', 'weights', a regular expression or a "
-                f"callable(name, tensor) -> bool, got {self.params!r}."
-            )
-        if self.known is not None and not _finite_numbers(self.known):
-            raise ValueError(
-                "Expected known to be a dict of family name to finite coefficient, such as "
-                f"{{'weight_decay': 1e-4}}, got {self.known!r}."
-            )
 
     def _options(self, completing: bool = False) -> Options:
         return Options(
@@ -307,6 +280,12 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             )
         return solution
 
+    def _fit_on(self, equations: Equations | PathEquations) -> Any:
+        """Solve equations that were made before."""
+        if isinstance(equations, PathEquations):
+            return self._fit_windows(equations)
+        return self._fit_equations(equations)
+
     def _fit_equations(self, equations: Equations) -> Any:
         """Solve the equations of a trained model."""
         self._equations = equations
@@ -327,16 +306,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def _fit_path(self, data: Data, penalty: Penalty) -> Any:
         """Solve the equations of a path."""
-        equations = path_equations(
-            self.model_,
-            data,
-            self._options(),
-            lambda problem: penalty_of(penalty, problem.groups, self.group_by, self.known),
-            self.trajectory,
-            self.reference,
-            self.window,
+        targets = path_targets(
+            self.model_, data, self._options(), self.trajectory, self.reference, self.window
         )
-        self._equations = equations.mean
+        full = penalty_of(penalty, targets.problem.groups, self.group_by, self.known)
+        return self._fit_windows(targets.equations(full))
+
+    def _fit_windows(self, equations: PathEquations) -> Any:
+        """Solve the equations of all windows of a path."""
+        self._equations = equations
         system = equations.system
         stacked = self._solved(system, equations.problem.eps)
         level = float(self.confidence_level)
@@ -392,22 +370,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         return state
 
 
-def penalty_of(
-    penalty: Penalty,
-    own_groups: Mapping[str, str] | None,
-    group_by: str | Mapping[str, str] | Callable[[str, Any], str] | None,
-    known: Mapping[str, float] | None,
-) -> Penalty:
-    """The family, grouped as asked for (or as the model's own penalty is), with the known part."""
-    if group_by is not None:
-        penalty = penalty.per(group_by)
-    elif own_groups is not None:
-        penalty = penalty.per(own_groups)
-    for family, coef in (known or {}).items():
-        penalty = penalty + Fixed(as_penalty(family), float(coef))
-    return penalty
-
-
 def fitted_penalty(equations: Equations, solution: Solution) -> FittedPenalty:
     """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
     signal = solution.tss**0.5 > equations.rounding
@@ -418,17 +380,3 @@ def fitted_penalty(equations: Equations, solution: Solution) -> FittedPenalty:
         leaves.append((leaf, tuple(coef[start : start + n].tolist())))
         start += n
     return FittedPenalty(tuple(leaves), tuple(equations.problem.params))
-
-
-def _finite_numbers(known: Any) -> bool:
-    return isinstance(known, Mapping) and all(
-        isinstance(family, str) and isinstance(coef, numbers.Real) and math.isfinite(coef)
-        for family, coef in known.items()
-    )
-
-
-def _is_pattern(params: Any) -> bool:
-    try:
-        return isinstance(params, str) and re.compile(params) is not None
-    except re.error:
-        return False

@@ -14,8 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, adapt
 from sklearn_implicitreg.assembly import Equations
-from sklearn_implicitreg.comparison import compared
-from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, penalty_of
+from sklearn_implicitreg.comparison import Candidate, compared, compared_on_path
+from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
+from sklearn_implicitreg.parameters import check_parameters, penalty_of
+from sklearn_implicitreg.paths import path_targets
 from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results import FittedResult
@@ -163,7 +165,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
                 "Choose columns of given equations by any search of scikit-learn."
             )
         estimator = ImplicitRegularizationEstimator(self.model, **params)
-        estimator._check_parameters()
+        check_parameters(estimator)
         return estimator
 
     def _named_families(self) -> dict[str, Any]:
@@ -192,9 +194,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     ) -> None:
         """All families from one pass over the rows."""
         model = estimator._train(X, y, sample_weight)
-        problem = adapt(model, Data(X, y, sample_weight), estimator._options())
-        penalties = [_penalty(estimator, family, problem) for family in named.values()]
-        candidates = compared(problem, penalties, estimator.positive)
+        candidates = _candidates(estimator, model, Data(X, y, sample_weight), list(named.values()))
         scores = np.array([candidate.score for candidate in candidates])
         self.best_index_ = int(np.argmax(scores))
         self.best_score_ = float(scores[self.best_index_])
@@ -210,7 +210,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         best = clone(estimator).set_params(family=list(named.values())[self.best_index_])
         best.model_ = model
         best._check_features(X, reset=True)
-        self.best_estimator_ = best._fit_equations(candidates[self.best_index_].equations)
+        self.best_estimator_ = best._fit_on(candidates[self.best_index_].equations)
 
     def _search(
         self,
@@ -231,6 +231,22 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_index_ = int(search.best_index_)
         self.best_score_ = float(search.best_score_)
         self.best_estimator_ = search.best_estimator_
+
+
+def _candidates(
+    estimator: ImplicitRegularizationEstimator, model: Any, data: Data, families: list[Any]
+) -> list[Candidate]:
+    """All families at the trained weights, or along the path."""
+    options = estimator._options()
+    if estimator.mode == "trajectory":
+        targets = path_targets(
+            model, data, options, estimator.trajectory, estimator.reference, estimator.window
+        )
+        penalties = [_penalty(estimator, family, targets.problem) for family in families]
+        return compared_on_path(targets, penalties, estimator.positive)
+    problem = adapt(model, data, options)
+    penalties = [_penalty(estimator, family, problem) for family in families]
+    return compared(problem, penalties, estimator.positive)
 
 
 def _penalty(estimator: ImplicitRegularizationEstimator, family: Any, problem: Problem) -> Any:
@@ -347,7 +363,7 @@ def equations(
         raise ValueError(
             f"Expected a model, got {estimator.model!r}: its equations are the X and y given."
         )
-    estimator._check_parameters()
+    check_parameters(estimator)
     trained = estimator._train(X, y, sample_weight)
     problem = adapt(trained, Data(X, y, sample_weight), estimator._options())
     family = estimator.family if families is None else families

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,28 +11,21 @@ from scipy import stats
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference, infer
-from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.trajectory.references import as_reference
 from sklearn_implicitreg.verdict import Verdict, judge
-from sklearn_implicitreg.windows import NUISANCE, PathEquations
+from sklearn_implicitreg.windows import NUISANCE, PathEquations, PathTargets
 
-__all__ = ["PathFit", "path_equations"]
+__all__ = ["PathFit", "path_targets", "whole_problem"]
 
 
-def path_equations(
-    model: Any,
-    data: Data,
-    options: Options,
-    penalty_of: Callable[[Problem], Penalty],
-    trajectory: Any,
-    reference: Any,
-    window: int | str | None,
-) -> PathEquations:
-    """Equations of a penalty along a path, or along the path that a probe makes.
+def path_targets(
+    model: Any, data: Data, options: Options, trajectory: Any, reference: Any, window: Any
+) -> PathTargets:
+    """Targets of a path, or of the path that a probe makes.
 
     Raises
     ------
@@ -45,7 +37,7 @@ def path_equations(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
     problem = adapt(model, data, options)
-    whole = adapt(model, data, replace(options, params="all"))
+    whole = whole_problem(model, data, options)
     path = trajectory if isinstance(trajectory, Trajectory) else trajectory.run(model, data, whole)
     missing = [name for name in problem.params if name not in path.names]
     if missing:
@@ -53,9 +45,12 @@ def path_equations(
             f"Expected a path of this model, which has {list(problem.params)}, got one of "
             f"{list(path.names)}."
         )
-    return PathEquations.of(
-        problem, whole, penalty_of(problem), path, as_reference(reference), window
-    )
+    return PathTargets.of(problem, whole, path, as_reference(reference, window), window)
+
+
+def whole_problem(model: Any, data: Data, options: Options) -> Problem:
+    """The problem with all trained tensors in scope, which a path moves."""
+    return adapt(model, data, replace(options, params="all"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class PathFit:
             shown,
             [equations.system.term_names[i] for i in kept],
             rounding=equations.mean.rounding,
-            n_kinks=equations.gradient.n_kinks,
+            n_kinks=equations.mean.gradient.n_kinks,
             noise_share=self.noise_share(),
             insignificant=self._insignificant(inference, kept),
         )
@@ -151,12 +146,12 @@ class PathFit:
             ("Model", problem.model_name),
             ("Loss", problem.loss_name),
             ("Path", f"{n_steps} steps in {len(equations.windows)} windows"),
-            ("|mean deviation|", f"{self.solution.tss ** 0.5:.4g}"),
+            ("|mean deviation|", f"{self.solution.tss**0.5:.4g}"),
             ("Noise share", f"{self.noise_share():.3g}"),
         ]
         if signal > 0:
             header.append(("R2, noise removed", f"{min(1.0, explained / signal):.4f}"))
-        notes = [*problem.notes, *equations.notes]
+        notes = [*problem.notes, *equations.targets.notes]
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
         return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False)

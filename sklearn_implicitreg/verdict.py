@@ -49,7 +49,7 @@ class Verdict:
         return f"{self.label}: {self.sentence}"
 
 
-def judge(
+def judge(  # noqa: PLR0913
     solution: Solution,
     term_names: Sequence[str],
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ __all__ = ["NUISANCE", "MeanColumns", "PathEquations"]
 NUISANCE = "minibatch"
 
 
-@dataclass(frozen=True)
+@dataclass
 class MeanColumns:
     """Columns of a family averaged over the steps of a window.
 
@@ -110,23 +110,28 @@ class MeanColumns:
 
 
 @dataclass(frozen=True)
-class PathEquations:
-    """Equations of all windows of a path; a window is a cluster.
+class PathTargets:
+    """What every family along a path shares: one deviation of the path for each window.
 
     Parameters
     ----------
     problem : Problem
         The trained model, whose tensors in scope give the equations.
-    parts : tuple of Equations
-        One for each window.
+    reference : Reference
     windows : tuple of Window
+    deviations : tuple of LossGradient
+        Reference less applied gradient, mean over the steps of the window.
+    nuisances : tuple of (dict of str to Tensor)
+        The column of mini-batching; empty dicts where it is left out.
     notes : tuple of str
         What the reader of the result should know.
     """
 
     problem: Problem
-    parts: tuple[Equations, ...]
+    reference: Reference
     windows: tuple[Window, ...]
+    deviations: tuple[LossGradient, ...]
+    nuisances: tuple[Params, ...]
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -134,34 +139,98 @@ class PathEquations:
         cls,
         problem: Problem,
         whole: Problem,
-        penalty: Penalty,
         path: Trajectory,
         reference: Reference,
         window: int | str | None,
-    ) -> PathEquations:
-        """Equations of a penalty along a path.
+    ) -> PathTargets:
+        """Deviations of a path from a reference, in one pass over the rows per window.
 
         ``whole`` is the problem with all recorded tensors in scope, which the reference moves.
         """
         windows = tuple(path.windows(window))
         warn_of_single_steps(whole, windows, reference)
-        parts, notes = [], []
+        deviations, nuisances, notes = [], [], []
         for stretch in windows:
             gradient = reference.mean_gradient(whole, stretch)
-            columns = MeanColumns.over(penalty, problem, stretch)
+            deviations.append(_deviation(problem, stretch, gradient))
             if _has_nuisance(reference, window):
-                nuisance = minibatch_column(whole, stretch, reference, gradient)
-                if nuisance is None:
-                    notes.append(
-                        "The column 'minibatch' is left out: the batches are not known; name "
-                        "them with path.batch(rows) while recording."
-                    )
-                else:
-                    columns = columns.joined(NUISANCE, nuisance)
-            parts.append(Equations(problem, columns, _deviation(problem, stretch, gradient)))
+                column = minibatch_column(whole, stretch, reference, gradient)
+                nuisances.append(column or {})
+        if any(not column for column in nuisances):
+            nuisances = []
+            notes.append(
+                "The column 'minibatch' is left out: the batches are not known; name them with "
+                "path.batch(rows) while recording."
+            )
         if any(len(w.inside) < w.n_steps for w in windows):
             notes.append("Columns are means over marks, not over every step.")
-        return cls(problem, tuple(parts), windows, tuple(dict.fromkeys(notes)))
+        return cls(problem, reference, windows, tuple(deviations), tuple(nuisances), tuple(notes))
+
+    def equations(self, penalty: Penalty) -> PathEquations:
+        """Equations of a penalty along the path."""
+        parts = []
+        for i, (stretch, deviation) in enumerate(zip(self.windows, self.deviations, strict=True)):
+            columns = MeanColumns.over(penalty, self.problem, stretch)
+            if self.nuisances:
+                columns = columns.joined(NUISANCE, self.nuisances[i])
+            parts.append(Equations(self.problem, columns, deviation))
+        return PathEquations(self, tuple(parts))
+
+    def mean_deviation(self, whole: Problem | None = None) -> LossGradient:
+        """Mean over the windows, each by its steps; with ``whole`` against other rows."""
+        deviations = self.deviations
+        if whole is not None:
+            deviations = tuple(
+                _deviation(self.problem, w, self.reference.mean_gradient(whole, w))
+                for w in self.windows
+            )
+        value = {
+            name: sum(
+                (s * g.value[name] for s, g in zip(self.shares, deviations, strict=True)),
+                torch.zeros_like(deviations[0].value[name]),
+            )
+            for name in self.problem.params
+        }
+        return replace(deviations[0], value=value)
+
+    def mean_visited(self) -> Params:
+        """Mean iterate of all windows."""
+        means = [window.mean("visited") for window in self.windows]
+        return {
+            name: torch.stack([s * m[name] for s, m in zip(self.shares, means, strict=True)]).sum(0)
+            for name in means[0]
+        }
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of every window in the steps."""
+        total = sum(w.n_steps for w in self.windows)
+        return [w.n_steps / total for w in self.windows]
+
+
+@dataclass(frozen=True)
+class PathEquations:
+    """Equations of a family in all windows of a path; a window is a cluster.
+
+    Parameters
+    ----------
+    targets : PathTargets
+    parts : tuple of Equations
+        One for each window.
+    """
+
+    targets: PathTargets
+    parts: tuple[Equations, ...]
+
+    @property
+    def problem(self) -> Problem:
+        """The trained model."""
+        return self.targets.problem
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows of the path."""
+        return self.targets.windows
 
     @cached_property
     def system(self) -> GradientSystem:
@@ -178,18 +247,20 @@ class PathEquations:
     @cached_property
     def mean(self) -> Equations:
         """Equations of the mean over the windows, each by its number of steps."""
-        total = sum(w.n_steps for w in self.windows)
-        shares = [w.n_steps / total for w in self.windows]
-        columns = MeanColumns.mean([part.columns for part in self.parts], shares)  # type: ignore[misc]
-        gradients = [part.gradient for part in self.parts]
-        value = {
-            name: sum(
-                (s * g.value[name] for s, g in zip(shares, gradients, strict=True)),
-                torch.zeros_like(gradients[0].value[name]),
-            )
-            for name in self.problem.params
-        }
-        return Equations(self.problem, columns, replace(gradients[0], value=value))
+        columns = [part.columns for part in self.parts if isinstance(part.columns, MeanColumns)]
+        mean = MeanColumns.mean(columns, self.targets.shares)
+        return Equations(self.problem, mean, self.targets.mean_deviation())
+
+    def completing(self, other: Problem) -> LossGradient:
+        """Mean deviation against further rows, whose labels are numbered as in these."""
+        numbered = getattr(other, "numbered_like", None)
+        return self.targets.mean_deviation(other if numbered is None else numbered(self.problem))
+
+    def completed_r2(
+        self, other: LossGradient, coef: Array, *, positive: bool, eps: float
+    ) -> float:
+        """R2 of coefficients on the mean over the windows, over these rows and others."""
+        return self.mean.completed_r2(other, coef, positive=positive, eps=eps)
 
     def signal(self) -> tuple[float, float]:
         """Squared norm of the mean target, free of noise by products of windows, and as it is.
@@ -210,16 +281,6 @@ class PathEquations:
             return whole, whole
         own = float(targets.square().sum())
         return (n * n * whole - own) / (n * (n - 1)), whole
-
-    @property
-    def columns(self) -> Any:
-        """Columns of the first window: the names and penalties of all."""
-        return self.parts[0].columns
-
-    @property
-    def gradient(self) -> LossGradient:
-        """Mean over the windows of reference less applied gradient."""
-        return self.mean.gradient
 
     @property
     def rounding(self) -> float:
@@ -271,7 +332,7 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
 def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference: Reference) -> None:
     """Warn where mini-batch steps are compared with the gradient on all rows."""
     if not isinstance(reference, Gradient) or reference.sub_window is not None:
-        return
+        return  # their rows are those of the steps
     n_rows = whole.n_rows or 0
     for window in windows:
         weights = window.row_weights(n_rows)

@@ -1,5 +1,8 @@
 """Training paths: recording or making them, and what theory expects of their steps."""
 
+from importlib import import_module
+from typing import Any
+
 from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.trajectory.probes import ContinueTraining, GradientDescentProbe, Probe
 from sklearn_implicitreg.trajectory.recorder import record
@@ -32,3 +35,18 @@ __all__ = [
     "record",
     "richardson",
 ]
+
+# Loaded with the library that each is for.
+_RECORDERS = {
+    "ImplicitRegularizationRecorder": "skorch_recorder",
+    "IterateRecorder": "sklearn_recorder",
+    "LightningRecorder": "lightning_recorder",
+    "TransformersRecorder": "hf_recorder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Recorders for other libraries, imported when they are asked for."""
+    if name not in _RECORDERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_RECORDERS[name]}"), name)

@@ -7,7 +7,6 @@ from os import PathLike
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -106,10 +105,10 @@ class Recorder:
         memory_limit: int = _MEMORY,
         update_rule: UpdateRule | None = None,
     ):
-        if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
         self._rule = rule_of(optimizer, update_rule)
-        self._model, self._optimizer, self._every = model, optimizer, int(every)
+        self._optimizer, self._every = optimizer, every
         self._params, self._others = _recorded(model, optimizer)
         self._shapes = {name: p.shape for name, p in self._params.items()}
         self._memory_limit = memory_limit
@@ -138,10 +137,8 @@ class Recorder:
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
         _RECORDED.add(self._optimizer)
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before),
-            self._optimizer.register_step_post_hook(self._after),
-        ]
+        pre = self._optimizer.register_step_pre_hook(self._before)
+        self._handles = [pre, self._optimizer.register_step_post_hook(self._after)]
         if self._marks:
             self._stale = True  # weights may have changed outside
         else:
@@ -165,6 +162,11 @@ class Recorder:
         self._spare = None
         if self._shelf is not None:
             self._shelf.close()
+
+    @property
+    def attached(self) -> bool:
+        """Whether steps are being recorded."""
+        return bool(self._handles)
 
     def epoch(self) -> None:
         """Mark the end of an epoch."""
@@ -222,8 +224,8 @@ class Recorder:
             for key, value in self._optimizer.param_groups[0].items()
             if _is_plain(value)
         }
-        name = type(self._optimizer).__name__
-        return Trajectory(tuple(self._marks), tuple(self._steps), name, settings, n_dropped)
+        marks, steps = tuple(self._marks), tuple(self._steps)
+        return Trajectory(marks, steps, type(self._optimizer).__name__, settings, n_dropped)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Remember what the step will overwrite."""

@@ -35,7 +35,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class Gradient:
-    """Gradient on all rows, at the mean iterate of the window, rows weighted as they were used.
+    """Gradient on all rows, at the mean iterate of the window.
 
     Summed over an epoch the mini-batch noise cancels, so the equations of a window hold to
     second order in the step size.
@@ -45,6 +45,10 @@ class Gradient:
     sub_window : int or None, default=None
         Steps that share one mean iterate and their own rows; 1 is the batch reference. None
         takes the whole window.
+    weighted : bool, default=True
+        Whether rows count as often as the window used them, where that is known. By the name
+        "gradient" they do in windows of epochs, and count equally in others: there a window
+        is compared with what the gradient on all rows would have done.
 
     References
     ----------
@@ -52,11 +56,14 @@ class Gradient:
     """
 
     sub_window: int | None = None
+    weighted: bool = True
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over the rows that the window used."""
         if self.sub_window is None:
-            return at_mean(problem, window)
+            if self.weighted:
+                return at_mean(problem, window)
+            return problem.at(window.mean("visited")).gradient()
         parts = list(sub_windows(window, self.sub_window))
         return _mean([at_mean(problem, part, exact=True) for part in parts], parts)
 
@@ -128,8 +135,8 @@ class Flow:
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 
-def as_reference(reference: Any) -> Reference:
-    """Reference that a name or an instance stands for.
+def as_reference(reference: Any, window: int | str | None = "epoch") -> Reference:
+    """Reference that a name or an instance stands for, in windows of a kind.
 
     Raises
     ------
@@ -140,6 +147,8 @@ def as_reference(reference: Any) -> Reference:
     if isinstance(reference, str):
         if reference not in named:
             raise ValueError(f"Expected reference among {list(named)}, got {reference!r}.")
+        if reference == "gradient":
+            return Gradient(weighted=window == "epoch")
         made: Reference = named[reference]()
         return made
     if not hasattr(reference, "mean_gradient"):

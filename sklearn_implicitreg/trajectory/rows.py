@@ -45,7 +45,10 @@ class RowFinder:
 
     def find(self, batch: Any) -> npt.NDArray[np.int64] | None:
         """Positions of the rows of a batch; None if one of them is not in the data set."""
-        keys = _keys(batch)
+        try:
+            keys = _keys(batch)
+        except ValueError:  # not one array per row: a graph, a ragged batch
+            return None
         place = np.searchsorted(self._sorted, keys)
         inside = place < len(self._sorted)
         if not inside.all() or not (self._sorted[place] == keys).all():
@@ -88,7 +91,7 @@ class Batches:
 def _n_rows(batch: Any) -> int | None:
     """Number of rows of a batch; None where it holds no arrays."""
     for leaf in _leaves(batch):
-        return len(leaf) if np.ndim(leaf) else None
+        return len(leaf)
     return None
 
 
@@ -124,9 +127,11 @@ def _chunks(data: Any) -> Iterator[Any]:
 def _keys(batch: Any) -> Keys:
     """One key for each row."""
     leaves = list(_leaves(batch))
-    n = len(leaves[0])
-    if any(len(leaf) != n for leaf in leaves):
-        raise ValueError(f"Expected arrays of {n} rows each, got {[len(a) for a in leaves]}.")
+    n = len(leaves[0]) if leaves else 0
+    if not leaves or any(len(leaf) != n for leaf in leaves):
+        raise ValueError(
+            f"Expected numeric arrays of equally many rows, got {[len(leaf) for leaf in leaves]}."
+        )
     total = np.zeros(n, dtype=np.uint64)
     for i, leaf in enumerate(leaves):
         width = int(np.prod(leaf.shape[1:], dtype=int))
@@ -144,12 +149,15 @@ def _leaves(batch: Any) -> Iterator[Any]:
     """Arrays of a batch, in order."""
     if isinstance(batch, Tensor):
         plain = batch.detach().cpu()
-        yield (plain.float() if plain.is_floating_point() else plain).numpy()
+        if plain.ndim:
+            yield (plain.float() if plain.is_floating_point() else plain).numpy()
     elif isinstance(batch, Mapping):
         for value in batch.values():
             yield from _leaves(value)
     elif _is_nested(batch):
         for part in batch:
             yield from _leaves(part)
-    elif batch is not None:
-        yield np.asarray(batch)
+    else:
+        array = np.asarray(batch)
+        if array.ndim and array.dtype.kind in "biuf":
+            yield array

@@ -1,0 +1,82 @@
+"""Parameters of the estimators: checked before a fit, and turned into a penalty."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sklearn_implicitreg.penalties import Fixed, Penalty, as_penalty
+
+__all__ = ["check_parameters", "penalty_of"]
+
+
+def check_parameters(estimator: Any) -> None:
+    """Refuse parameter values that no fit can use, all but the model and the family.
+
+    Raises
+    ------
+    ValueError
+        With what was expected and what came.
+    """
+    choices = {
+        "mode": ("endpoint", "trajectory"),
+        "module_mode": ("auto", "eval", "train"),
+        "covariance": ("auto", "ols", "nonrobust", "hc3", "cluster"),
+        "positive": (True, False),
+    }
+    for name, allowed in choices.items():
+        value = getattr(estimator, name)
+        if not isinstance(value, str | bool | np.bool_) or value not in allowed:
+            raise ValueError(f"Expected {name} to be one of {allowed}, got {value!r}.")
+    level = estimator.confidence_level
+    if not isinstance(level, numbers.Real) or not 0 < float(level) < 1:
+        raise ValueError(f"Expected 0 < confidence_level < 1, got {level!r}.")
+    size = estimator.batch_size
+    is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+    if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
+        raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
+    if not callable(estimator.params) and not _is_pattern(estimator.params):
+        raise ValueError(
+            "Expected params 'auto', 'all', 'weights', a regular expression or a "
+            f"callable(name, tensor) -> bool, got {estimator.params!r}."
+        )
+    if estimator.known is not None and not _finite_numbers(estimator.known):
+        raise ValueError(
+            "Expected known to be a dict of family name to finite coefficient, such as "
+            f"{{'weight_decay': 1e-4}}, got {estimator.known!r}."
+        )
+
+
+def penalty_of(
+    penalty: Penalty,
+    own_groups: Mapping[str, str] | None,
+    group_by: str | Mapping[str, str] | Callable[[str, Any], str] | None,
+    known: Mapping[str, float] | None,
+) -> Penalty:
+    """The family, grouped as asked for (or as the model's own penalty is), with the known part."""
+    if group_by is not None:
+        penalty = penalty.per(group_by)
+    elif own_groups is not None:
+        penalty = penalty.per(own_groups)
+    for family, coef in (known or {}).items():
+        penalty = penalty + Fixed(as_penalty(family), float(coef))
+    return penalty
+
+
+def _finite_numbers(known: Any) -> bool:
+    return isinstance(known, Mapping) and all(
+        isinstance(family, str) and isinstance(coef, numbers.Real) and math.isfinite(coef)
+        for family, coef in known.items()
+    )
+
+
+def _is_pattern(params: Any) -> bool:
+    try:
+        return isinstance(params, str) and re.compile(params) is not None
+    except re.error:
+        return False

@@ -17,6 +17,7 @@ from sklearn_implicitreg.inference import Inference, Verdict
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
 from sklearn_implicitreg.solve import Solution
+from sklearn_implicitreg.windows import NUISANCE
 
 __all__ = ["FittedResult", "Result", "without_numbers"]
 
@@ -61,9 +62,10 @@ class FittedResult:
         return self._result
 
     def _coefficients(self) -> dict[str, float]:
-        """Coefficient of every term."""
+        """Coefficient of every term of the family."""
         result = self._fitted_result()
-        return dict(zip(result.term_names, result.solution.coef.tolist(), strict=True))
+        named = zip(result.term_names, result.solution.coef.tolist(), strict=True)
+        return {name: coef for name, coef in named if name != NUISANCE}
 
     def summary(self) -> Summary:
         """Table of the fit for people: text when printed, HTML in notebooks, LaTeX on request.

@@ -59,7 +59,7 @@ class MeanColumns:
         masks: Params = {}
         first: Columns | None = None
         for mark in window.inside:
-            columns = Columns(penalty, problem.at(mark.weights))
+            columns = Columns(penalty, _there(penalty, problem, mark.weights))
             first = first or columns
             for name in problem.params:
                 _add(designs, name, columns.design(name) / n)
@@ -107,6 +107,15 @@ class MeanColumns:
     def smooth(self, name: str) -> Tensor:
         """Coordinates at which all terms are differentiable at every step."""
         return self.masks[name]
+
+
+def _there(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
+    """The problem at other weights; only its parameters, where no penalty looks at the model."""
+    leaves = penalty.leaves(problem.params, problem)
+    if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
+        return problem.at(weights)
+    own = {name: weights[name].to(tensor.device) for name, tensor in problem.params.items()}
+    return replace(problem, params=own)
 
 
 @dataclass(frozen=True)

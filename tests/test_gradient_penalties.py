@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.penalties import L2, BatchGradientNorm, GradientNorm, as_penalty
+from sklearn_implicitreg.penalties import L2, BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.trajectory import Flow
 from sklearn_implicitreg.trajectory.path import Mark, Step, Window
@@ -251,10 +251,9 @@ def test_an_epoch_in_any_order_follows_lr_over_four(lr):
     assert coef / (lr / 4) == pytest.approx(1, abs=4 * lr)
 
 
-def test_clone_and_names():
+def test_clone():
     penalty = clone(BatchGradientNorm(batch_size=32, centered=False))
     assert penalty.get_params()["batch_size"] == 32
-    assert isinstance(as_penalty("gradient_norm"), GradientNorm)
 
 
 @pytest.mark.parametrize("batch_size", [None, 0, 24])

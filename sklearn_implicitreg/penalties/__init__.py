@@ -57,7 +57,6 @@ FAMILIES: dict[str, type[Penalty]] = {
     "weight_decay": WeightDecay,
     "power": Power,
     "l21": L21,
-    "gradient_norm": GradientNorm,
 }
 
 

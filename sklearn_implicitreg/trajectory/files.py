@@ -62,7 +62,8 @@ def read(file: str | PathLike[str]) -> tuple[dict[str, Any], tuple[Mark, ...], l
         If it is cut short, not a path, or of another version.
     """
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        # Opened here: np.load does not close a file whose directory it cannot read.
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
             header = json.loads(str(stored["header"]))
             if header.get("format") != _FORMAT:
                 raise _OtherVersion(

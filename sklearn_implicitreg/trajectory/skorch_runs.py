@@ -53,7 +53,7 @@ class _Remembering:
         return len(self._inner)
 
 
-class _Marking(Callback):  # type: ignore[misc]
+class _Marking(Callback):
     """Names the rows of every batch and marks the ends of epochs."""
 
     def __init__(self, path: Recorder, loaders: list[_Remembering]):
@@ -108,7 +108,7 @@ def _remembering(loader: Any, loaders: list[_Remembering]) -> Any:
     loaders.append(sampler)
     return DataLoader(
         loader.dataset,
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -270,5 +271,5 @@ def _third(problem: Problem, gradient: Params, product: Params) -> float:
         problem.at(moved(problem.params, gradient, sign * step)).hvp(gradient)
         for sign in (1.0, -1.0)
     )
-    change = sum(float((product[n] * (ahead[n] - behind[n])).sum()) for n in product)
-    return change / (2 * step) / norm(product) ** 2
+    change = math.fsum(float((product[n] * (ahead[n] - behind[n])).sum()) for n in product)
+    return float(change / (2 * step) / norm(product) ** 2)

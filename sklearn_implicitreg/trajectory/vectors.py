@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def minus(a: Params, b: Params) -> Params:
 
 def norm(params: Params) -> float:
     """Euclidean norm over all tensors."""
-    return float(sum(float(t.double().square().sum()) for t in params.values())) ** 0.5
+    return math.sqrt(sum(float(t.double().square().sum()) for t in params.values()))
 
 
 def flat(params: Params) -> Tensor:

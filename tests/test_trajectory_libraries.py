@@ -1,0 +1,392 @@
+"""Recorders for skorch, Lightning, Transformers and scikit-learn against a bare loop."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from skorch import NeuralNetClassifier, NeuralNetRegressor
+from skorch.callbacks import Callback
+from skorch.dataset import ValidSplit
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.utils.data import DataLoader, TensorDataset
+
+from sklearn_implicitreg.trajectory import (
+    ImplicitRegularizationRecorder,
+    IterateRecorder,
+    hf_recorder,
+    lightning_recorder,
+    record,
+)
+
+DECAY = 0.02
+X = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+Y = np.sin(X.sum(1, keepdims=True))
+
+
+def module(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
+
+
+def data(dtype=torch.float64):
+    return TensorDataset(torch.tensor(X, dtype=dtype), torch.tensor(Y, dtype=dtype))
+
+
+def decay_found(path):
+    """Coefficient of the weights in what was applied beyond what the optimizer was given."""
+    (window,) = path.windows(path.n_steps)
+    mean = {w: torch.cat([t.flatten() for t in window.mean(w).values()]) for w in _SUMS}
+    column, target = mean["visited"], mean["applied"] - mean["consumed"]
+    return float(column @ target / (column @ column))
+
+
+_SUMS = ("visited", "applied", "consumed")
+
+
+def skorch_net(recorder, kind=NeuralNetRegressor, **settings):
+    common = {
+        "max_epochs": 3,
+        "batch_size": 8,
+        "train_split": None,
+        "verbose": 0,
+        "lr": 0.05,
+        "callbacks": [("path", recorder)],
+        "optimizer__weight_decay": DECAY,
+    }
+    return kind(module, **{**common, **settings})
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("every", [1, 4])
+def test_skorch_finds_the_decay(optimizer, every):
+    recorder = ImplicitRegularizationRecorder(every=every, gradients=True)
+    net = skorch_net(recorder, optimizer=optimizer, iterator_train__shuffle=True)
+    net.fit(X.astype(np.float64), Y.astype(np.float64))
+    path = recorder.trajectory_
+    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
+    assert [w.n_steps for w in path.windows("epoch")] == [4, 4, 4]
+    assert [step.batch_size for step in path.steps] == [8, 8, 8, 6] * 3
+    for window in path.windows("epoch"):  # each epoch uses every row once, in its own order
+        rows = np.concatenate([step.rows for step in window.steps])
+        assert sorted(rows) == list(range(30))
+        assert list(rows) != list(range(30))
+
+
+def test_skorch_rows_are_those_of_the_training_part():
+    recorder = ImplicitRegularizationRecorder()
+    split = ValidSplit(5)
+    net = skorch_net(recorder, module__dtype=torch.float32, train_split=split)
+    net.fit(X, Y)
+    train, _ = net.get_split_datasets(X, Y)
+    path = recorder.trajectory_
+    assert np.concatenate([s.rows for s in path.steps[:3]]).tolist() == list(range(24))
+    step = path.steps[1]
+    given = torch.tensor(np.stack([train[int(i)][0] for i in step.rows]))
+    target = torch.tensor(np.stack([train[int(i)][1] for i in step.rows]))
+    own = module(torch.float32)
+    own.load_state_dict(path.marks[1].weights)
+    (own(given) - target).square().mean().backward()
+    window = path.windows(None)[1]
+    for name, p in own.named_parameters():
+        assert torch.allclose(window.mean("consumed")[name].float(), p.grad, atol=1e-6)
+
+
+class Scaled(Callback):
+    """Changes the inputs of each batch."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def on_batch_begin(self, net, batch=None, training=None, **kwargs):
+        batch[0].mul_(self.factor)
+
+
+def test_skorch_without_the_rows():
+    recorder = ImplicitRegularizationRecorder(find_rows=False)
+    skorch_net(recorder, module__dtype=torch.float32).fit(X, Y)
+    changed = ImplicitRegularizationRecorder()
+    net = skorch_net(changed, module__dtype=torch.float32)
+    net.set_params(callbacks=[("scaled", Scaled(1.5)), ("path", changed)])
+    net.fit(X.copy(), Y)
+    for path in (recorder.trajectory_, changed.trajectory_):
+        assert all(step.rows is None for step in path.steps)
+        assert path.steps[3].batch_size == 6
+
+
+def test_skorch_partial_fit_goes_on_and_fit_begins_anew():
+    recorder = ImplicitRegularizationRecorder()
+    net = skorch_net(recorder, module__dtype=torch.float32)
+    net.fit(X, Y)
+    assert recorder.trajectory_.n_steps == 12
+    net.partial_fit(X, Y)
+    assert recorder.trajectory_.n_steps == 24
+    assert len(recorder.trajectory_.windows("epoch")) == 6
+    net.fit(X, Y)
+    assert recorder.trajectory_.n_steps == 12
+
+
+def test_skorch_after_a_run_that_raised():
+    recorder = ImplicitRegularizationRecorder()
+    net = skorch_net(recorder, module__dtype=torch.float32)
+    with pytest.raises(RuntimeError):
+        net.fit(X[:, :2], Y)
+    net.fit(X, Y)
+    assert recorder.trajectory_.n_steps == 12
+
+
+def test_skorch_nets_are_cloned_copied_and_pickled():
+    recorder = ImplicitRegularizationRecorder(every=2)
+    net = skorch_net(recorder, module__dtype=torch.float32).fit(X, Y)
+    assert dict(clone(net).callbacks)["path"].every == 2
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        path = dict(other.callbacks_)["path"].trajectory_
+        assert path.n_steps == 12
+        other.partial_fit(X, Y)
+    assert recorder.trajectory_.n_steps == 12
+    with pytest.raises(ValueError, match="a recorder that has seen a training run, got a new one"):
+        _ = ImplicitRegularizationRecorder().trajectory_
+
+
+def test_skorch_classifier_learns_as_without():
+    torch.manual_seed(1)
+    labels = (Y[:, 0] > 0).astype(np.int64)
+    nets = []
+    for callbacks in ([], [("path", ImplicitRegularizationRecorder())]):
+        net = NeuralNetClassifier(
+            nn.Sequential,
+            module__0=0,
+            max_epochs=2,
+            verbose=0,
+            callbacks=callbacks,
+            iterator_train__shuffle=True,
+        )
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=-1))
+        net = NeuralNetClassifier(
+            layers, max_epochs=2, verbose=0, callbacks=callbacks, iterator_train__shuffle=True
+        )
+        net.fit(X, labels)
+        nets.append(net)
+    plain, recorded = (dict(net.module_.named_parameters()) for net in nets)
+    assert all(torch.equal(p, recorded[name]) for name, p in plain.items())
+
+
+def drive_lightning(recorder, n_epochs=2, accumulated=1, n_optimizers=1):
+    """Call the hooks in the order in which Lightning's fit loop documents them."""
+    net = module()
+    optimizer = SGD(net.parameters(), lr=0.05, weight_decay=DECAY)
+    loader = DataLoader(data(), batch_size=8, shuffle=True)
+    trainer = SimpleNamespace(
+        optimizers=[optimizer] * n_optimizers,
+        train_dataloader=loader,
+        accumulate_grad_batches=accumulated,
+    )
+    recorder.on_train_start(trainer, net)
+    for _ in range(n_epochs):
+        for i, batch in enumerate(loader):
+            recorder.on_train_batch_start(trainer, net, batch, i)
+            if i % accumulated == 0:
+                optimizer.zero_grad()
+            ((net(batch[0]) - batch[1]).square().mean() / accumulated).backward()
+            if (i + 1) % accumulated == 0 or i + 1 == len(loader):
+                optimizer.step()
+        recorder.on_train_epoch_end(trainer, net)
+    recorder.on_train_end(trainer, net)
+
+
+@pytest.fixture
+def without_base(monkeypatch):
+    """Recorders built on nothing, as fakes drive them."""
+    for own in (lightning_recorder, hf_recorder):
+        monkeypatch.setattr(own, "_Callback", SimpleNamespace)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_lightning_hooks(without_base, every):
+    recorder = lightning_recorder.LightningRecorder(every=every, gradients=True)
+    drive_lightning(recorder)
+    path = recorder.trajectory_
+    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
+    assert [w.n_steps for w in path.windows("epoch")] == [4, 4]
+    assert sorted(np.concatenate([s.rows for s in path.steps[:4]])) == list(range(30))
+
+
+def test_lightning_hooks_with_accumulation(without_base):
+    recorder = lightning_recorder.LightningRecorder()
+    drive_lightning(recorder, accumulated=2)
+    assert [step.batch_size for step in recorder.trajectory_.steps] == [16, 14] * 2
+    assert len(recorder.trajectory_.steps[0].rows) == 16
+
+
+def test_lightning_hooks_need_one_optimizer(without_base):
+    with pytest.raises(ValueError, match="Expected one optimizer, got 2"):
+        drive_lightning(lightning_recorder.LightningRecorder(), n_optimizers=2)
+
+
+@pytest.mark.parametrize(("accumulated", "sizes"), [(1, [8, 8, 8, 6]), (2, [16, 14])])
+def test_transformers_hooks(without_base, accumulated, sizes):
+    net = module()
+    optimizer = AdamW(net.parameters(), lr=0.05, weight_decay=DECAY)
+    loader = DataLoader(data(), batch_size=8)
+    args = SimpleNamespace(
+        train_batch_size=8, gradient_accumulation_steps=accumulated, world_size=1
+    )
+    shown = {
+        "model": net,
+        "optimizer": SimpleNamespace(optimizer=optimizer),
+        "train_dataloader": loader,
+    }
+    recorder = hf_recorder.TransformersRecorder()
+    recorder.on_train_begin(args, None, None, **shown)
+    for _ in range(2):
+        recorder.on_epoch_begin(args, None, None, **shown)
+        for i, batch in enumerate(loader):
+            if i % accumulated == 0:
+                recorder.on_step_begin(args, None, None, **shown)
+                optimizer.zero_grad()
+            ((net(batch[0]) - batch[1]).square().mean() / accumulated).backward()
+            if (i + 1) % accumulated == 0:
+                optimizer.step()
+        recorder.on_epoch_end(args, None, None, **shown)
+    recorder.on_train_end(args, None, None, **shown)
+    path = recorder.trajectory_
+    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
+    assert [step.batch_size for step in path.steps] == sizes * 2
+    assert len(path.windows("epoch")) == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [(lightning_recorder, "LightningRecorder"), (hf_recorder, "TransformersRecorder")],
+    ids=["lightning", "transformers"],
+)
+def test_a_library_that_is_missing(monkeypatch, own, name):
+    monkeypatch.setattr(own, "_Callback", object)
+    with pytest.raises(ImportError, match=f"{name} needs the package"):
+        getattr(own, name)()
+
+
+@pytest.mark.filterwarnings("default")
+def test_lightning(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = module()
+
+        def training_step(self, batch, index):
+            return (self.net(batch[0]) - batch[1]).square().mean()
+
+        def configure_optimizers(self):
+            return SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=DECAY)
+
+    recorder = lightning_recorder.LightningRecorder(every=2, gradients=True, submodule="net")
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        callbacks=[recorder],
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Model(), DataLoader(data(), batch_size=8, shuffle=True))
+    path = recorder.trajectory_
+    assert path.names == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
+    assert [w.n_steps for w in path.windows("epoch")] == [4, 4]
+    assert sorted(np.concatenate([s.rows for s in path.steps[:4]])) == list(range(30))
+
+
+@pytest.mark.filterwarnings("default")
+def test_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = module()
+
+        def forward(self, x, labels):
+            return {"loss": (self.net(x) - labels).square().mean()}
+
+    rows = [{"x": x, "labels": y} for x, y in data()]
+    args = transformers.TrainingArguments(
+        output_dir=tmp_path,
+        num_train_epochs=2,
+        per_device_train_batch_size=8,
+        learning_rate=0.01,
+        weight_decay=DECAY,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    recorder = hf_recorder.TransformersRecorder(gradients=True)
+    model = Model()
+    transformers.Trainer(model, args, train_dataset=rows, callbacks=[recorder]).train()
+    path = recorder.trajectory_
+    assert [step.batch_size for step in path.steps] == [8, 8, 8, 6] * 2
+    assert len(path.windows("epoch")) == 2
+    window = path.windows(path.n_steps)[0]
+    for name, column in window.mean("visited").items():  # biases are not decayed there
+        extra = window.mean("applied")[name] - window.mean("consumed")[name]
+        decay = 0 if name.endswith("bias") else DECAY
+        assert torch.allclose(extra, decay * column, atol=1e-11)
+
+
+def test_logistic_regression_hands_out_its_iterates():
+    pytest.importorskip("sklearn.callback")
+    from sklearn.linear_model import LogisticRegression
+
+    recorder = IterateRecorder()
+    model = LogisticRegression(C=0.5).set_callbacks(recorder)
+    labels = (Y[:, 0] > 0).astype(int)
+    model.fit(X, labels)
+    assert len(recorder.iterates_) == model.n_iter_[0]
+    assert np.array_equal(recorder.iterates_[-1].coef_, model.coef_)
+    path = recorder.path(lr=0.1)
+    assert path.n_steps == len(recorder.iterates_) - 1
+    assert path.names == ("coef", "intercept")
+    model.fit(X, labels)
+    assert len(recorder.iterates_) == model.n_iter_[0]
+
+
+def test_libraries_are_not_imported_unasked():
+    code = (
+        "import sys; from sklearn_implicitreg.trajectory import record, Trajectory; "
+        "print([m for m in ('skorch', 'lightning', 'transformers') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_bare_loop_records_the_same():
+    recorder = ImplicitRegularizationRecorder()
+    skorch_net(recorder, module__dtype=torch.float32, optimizer__weight_decay=0.0).fit(X, Y)
+    net = module(torch.float32)
+    optimizer = SGD(net.parameters(), lr=0.05)
+    with record(net, optimizer) as path:
+        for _ in range(3):
+            for rows in np.split(np.arange(30), [8, 16, 24]):
+                optimizer.zero_grad()
+                given, target = data(torch.float32)[rows]
+                (net(given) - target).square().mean().backward()
+                path.batch(rows)
+                optimizer.step()
+            path.epoch()
+    ours, wanted = recorder.trajectory_, path.trajectory
+    for what in ("weights", *_SUMS):
+        for name, tensor in getattr(wanted.marks[-1], what).items():
+            assert torch.allclose(getattr(ours.marks[-1], what)[name], tensor, atol=1e-6)
+    assert [s.rows.tolist() for s in ours.steps] == [s.rows.tolist() for s in wanted.steps]

@@ -1,0 +1,343 @@
+"""Paths: windows, files, slices, joins, iterates that were kept."""
+
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.linear_model import SGDRegressor
+from sklearn.neural_network import MLPRegressor
+from torch import nn
+from torch.optim import SGD, Adam
+
+from sklearn_implicitreg.trajectory import Trajectory, files, record
+from sklearn_implicitreg.trajectory.marks import SUMS, StoredMark
+
+X = torch.linspace(-1, 1, 40).reshape(20, 2)
+Y = X.sum(1, keepdim=True).sin()
+ALL = ("weights", *SUMS)
+
+
+def new_net(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
+
+
+def recorded(net=None, n_epochs=3, every=1, kind=SGD, **how):
+    net = new_net() if net is None else net
+    optimizer = kind(net.parameters(), lr=0.05, weight_decay=0.02)
+    dtype = next(net.parameters()).dtype
+    with record(net, optimizer, every=every, **how) as path:
+        for _ in range(n_epochs):
+            for rows in np.split(np.arange(20), [8, 16]):
+                optimizer.zero_grad()
+                (net(X[rows].to(dtype)) - Y[rows].to(dtype)).square().mean().backward()
+                path.batch(rows)
+                optimizer.step()
+            path.epoch()
+    return path.trajectory
+
+
+def assert_same(ours, wanted, tol=0.0):
+    assert [(m.step, m.epoch) for m in ours.marks] == [(m.step, m.epoch) for m in wanted.marks]
+    for mine, own in zip(ours.marks, wanted.marks, strict=True):
+        for what in ALL:
+            a, b = getattr(mine, what), getattr(own, what)
+            assert a.keys() == b.keys()
+            for name, tensor in a.items():
+                assert tensor.dtype == b[name].dtype
+                assert torch.allclose(tensor, b[name], rtol=tol, atol=tol)
+    for mine, own in zip(ours.steps, wanted.steps, strict=True):
+        assert (mine.lr, mine.batch_size, mine.rounding) == (own.lr, own.batch_size, own.rounding)
+        assert (mine.rows is None) == (own.rows is None)
+        assert mine.rows is None or np.array_equal(mine.rows, own.rows)
+
+
+def test_windows():
+    path = recorded()
+    assert [w.n_steps for w in path.windows(None)] == [1] * 9
+    assert [w.n_steps for w in path.windows(2)] == [2] * 4
+    assert [w.n_steps for w in path.windows("epoch")] == [3] * 3
+    weights = path.windows("epoch")[1].row_weights(20)
+    assert weights == pytest.approx([1 / 24] * 16 + [1 / 12] * 4)
+    assert path.rounding("epoch") < path.rounding()
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        (0, "window None, 'epoch' or an integer >= 1"),
+        ("step", "window None, 'epoch' or an integer >= 1"),
+        (2, "window=2 needs a mark every 2 steps"),
+        (50, "at least that many steps"),
+    ],
+    ids=str,
+)
+def test_windows_that_are_not_there(window, message):
+    with pytest.raises(ValueError, match=message):
+        recorded(every=3).windows(window)
+
+
+def test_epochs_that_were_not_marked():
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    with record(net, optimizer) as path:
+        net(X).sum().backward()
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"call path.epoch\(\) at the end of every epoch"):
+        path.trajectory.windows("epoch")
+
+
+def test_gradients_that_were_not_recorded():
+    window = recorded(every=3).windows(3)[0]
+    with pytest.raises(ValueError, match="reference='applied' needs .* record with gradients=True"):
+        window.mean("consumed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("every", [1, 3])
+def test_saved_and_loaded(tmp_path, dtype, every):
+    path = recorded(new_net(dtype), every=every, kind=Adam)
+    path.save(tmp_path / "path")
+    again = Trajectory.load(tmp_path / "path")
+    assert_same(again, path)
+    assert (again.optimizer, again.settings) == (path.optimizer, path.settings)
+    assert again.settings["betas"] == (0.9, 0.999)
+    assert repr(again) == repr(path)
+    assert [f.name for f in tmp_path.iterdir()] == ["path"]
+
+
+def test_large_files_are_read_mark_by_mark(tmp_path, monkeypatch):
+    path = recorded()
+    path.save(tmp_path / "path.npz")
+    monkeypatch.setattr(files, "_IN_MEMORY", 0)
+    again = Trajectory.load(tmp_path / "path.npz")
+    assert all(isinstance(mark, StoredMark) for mark in again.marks)
+    assert_same(again, path)
+    assert_same(pickle.loads(pickle.dumps(again)), path)
+    again.save(tmp_path / "copy.npz")
+    assert_same(Trajectory.load(tmp_path / "copy.npz"), path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+def test_a_file_that_was_cut_is_refused(tmp_path, part):
+    file = tmp_path / "path.npz"
+    recorded().save(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ValueError, match="file written by Trajectory.save, .* was it cut short"):
+        Trajectory.load(file)
+
+
+def changed(file, change):
+    """Rewrite a file with another header, or without some arrays."""
+    with np.load(file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    header = json.loads(str(arrays["header"]))
+    change(header, arrays)
+    np.savez(file, **{**arrays, "header": np.array(json.dumps(header))})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, arrays: header.update(format=99), "path of format 1, got 99; read it with"),
+        (lambda header, arrays: header.pop("format"), "path of format 1, got None"),
+        (lambda header, arrays: arrays.pop("3/applied/0.bias"), "no applied of .*0.bias.* mark 3"),
+        (lambda header, arrays: header.pop("marks"), "cannot be read .'marks'"),
+    ],
+    ids=["newer", "without-version", "without-a-sum", "without-marks"],
+)
+def test_files_of_another_kind_are_refused(tmp_path, change, message):
+    file = tmp_path / "path.npz"
+    recorded().save(file)
+    changed(file, change)
+    with pytest.raises(ValueError, match=message):
+        Trajectory.load(file)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Trajectory.load(tmp_path / "none.npz")
+    (tmp_path / "text").write_text("no path")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Trajectory.load(tmp_path / "text")
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    file = tmp_path / "path.npz"
+    recorded().save(file)
+    with zipfile.ZipFile(file) as archive:
+        start = archive.getinfo("2/weights/0.weight.npy").header_offset
+    content = bytearray(file.read_bytes())
+    content[start + 200] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read"):
+        Trajectory.load(file)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "path.npz"
+    recorded().save(file)
+    before = file.read_bytes()
+    broken = recorded()
+    broken.marks[3].weights["0.bias"] = None
+    with pytest.raises(AttributeError):
+        broken.save(file)
+    assert file.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["path.npz"]
+
+
+def test_slices():
+    path = recorded()
+    part = path[3:7]
+    assert (part.n_steps, part.marks[0].step, len(part.steps)) == (3, 3, 3)
+    assert part.windows("epoch")[0].n_steps == 3
+    assert_same(Trajectory(part.marks, part.steps, path.optimizer), part)
+    for wrong in (slice(0, 6, 2), 3):
+        with pytest.raises(TypeError, match="slice of marks"):
+            path[wrong]
+    with pytest.raises(ValueError, match="at least 2 marks, got 1"):
+        path[8:9]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_parts_that_are_joined_are_the_whole(every):
+    whole = recorded(n_epochs=6, every=every)
+    net = new_net()
+    parts = [recorded(net, n_epochs=n, every=every) for n in (1, 2, 3)]
+    joined = Trajectory.join(parts)
+    assert [m.step for m in joined.marks] == [m.step for m in whole.marks]
+    assert joined.marks[-1].epoch == 6
+    for what in ALL:
+        for name, tensor in getattr(whole.marks[-1], what).items():
+            assert torch.allclose(tensor, getattr(joined.marks[-1], what)[name])
+    assert len(joined.windows("epoch")) == 6
+
+
+def test_paths_that_do_not_meet_are_not_joined():
+    path = recorded()
+    with pytest.raises(ValueError, match="continue each other, got a start that is not where"):
+        Trajectory.join([path, path])
+    with pytest.raises(ValueError, match="at least one path"):
+        Trajectory.join([])
+    net = new_net()
+    with pytest.raises(ValueError, match="one optimizer that hold the same, got SGD .* and Adam"):
+        Trajectory.join([recorded(net), recorded(net, kind=Adam)])
+
+
+def test_clone_shares():
+    path = recorded()
+    assert clone(path) is path
+
+
+def descended(dtype=torch.float64, lr=0.1, n_steps=6):
+    net = new_net(dtype)
+    iterates, gradients = [dict(net.named_parameters())], []
+    iterates = [{n: p.detach().clone() for n, p in net.named_parameters()}]
+    for _ in range(n_steps):
+        net.zero_grad()
+        (net(X.to(dtype)) - Y.to(dtype)).square().mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in net.named_parameters()})
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= lr * p.grad
+        iterates.append({n: p.detach().clone() for n, p in net.named_parameters()})
+    return iterates, gradients
+
+
+def test_iterates_of_gradient_descent():
+    iterates, gradients = descended()
+    path = Trajectory.from_iterates(iterates, lr=0.1, gradients=gradients)
+    assert (path.n_steps, path.every_step, path.has_gradients) == (6, True, True)
+    for window, given, weights in zip(path.windows(None), gradients, iterates, strict=False):
+        for name, tensor in given.items():
+            assert torch.allclose(window.mean("applied")[name], tensor, atol=1e-13)
+            assert torch.equal(window.mean("consumed")[name], tensor) or torch.allclose(
+                window.mean("consumed")[name], tensor
+            )
+            assert torch.allclose(window.mean("visited")[name], weights[name])
+    assert 0 < path.rounding() < 1e-13
+
+
+def test_checkpoints_several_steps_apart(tmp_path):
+    iterates, gradients = descended()
+    saved = []
+    for i in (0, 3, 6):
+        saved.append(tmp_path / f"{i}.pt")
+        torch.save(iterates[i], saved[-1])
+    path = Trajectory.from_iterates(saved, lr=[0.1, 0.1], n_steps=3)
+    assert (path.n_steps, len(path.marks)) == (6, 3)
+    applied = path.windows(6)[0].mean("applied")
+    mean = {n: sum(g[n] for g in gradients) / 6 for n in gradients[0]}
+    assert all(torch.allclose(applied[name], tensor) for name, tensor in mean.items())
+
+
+def test_iterates_of_partial_fit():
+    rng = np.random.default_rng(0)
+    inputs, target = rng.normal(size=(50, 3)), rng.normal(size=50)
+    model = MLPRegressor(
+        hidden_layer_sizes=4,
+        solver="sgd",
+        momentum=0,
+        learning_rate_init=0.01,
+        alpha=0.5,
+        batch_size=50,
+        random_state=0,
+    )
+    iterates = []
+    for _ in range(4):
+        model.partial_fit(inputs, target)
+        iterates.append(
+            {
+                f"layers.{i}.{kind}": np.array(value.T)
+                for i, pair in enumerate(zip(model.coefs_, model.intercepts_, strict=True))
+                for kind, value in zip(("weight", "bias"), pair, strict=True)
+            }
+        )
+    path = Trajectory.from_iterates(iterates, lr=0.01)
+    assert path.names == ("layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias")
+    last = Trajectory.from_iterates([iterates[0], model], lr=0.01, n_steps=3)
+    for name, tensor in last.windows(None)[0].mean("applied").items():
+        assert torch.allclose(tensor, path.windows(3)[0].mean("applied")[name])
+
+
+def test_linear_models_and_modules_are_iterates():
+    rng = np.random.default_rng(0)
+    model = SGDRegressor(learning_rate="constant", eta0=0.01, max_iter=1, tol=None)
+    first = model.partial_fit(rng.normal(size=(5, 2)), rng.normal(size=5))
+    assert Trajectory.from_iterates([first, first], lr=0.01).names == ("coef", "intercept")
+    assert Trajectory.from_iterates([new_net(), new_net()], lr=0.01).n_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "lr", "message"),
+    [
+        ([], 0.1, "at least 2 iterates, got 0"),
+        ([{"w": torch.ones(1)}], 0.1, "at least 2 finite iterates, got 1"),
+        ([{"w": torch.ones(1)}] * 2, 0.0, "positive learning rate, got 0.0"),
+        ([{"w": torch.ones(1)}] * 3, [0.1], "one lr .* for each step, got 1 of them"),
+        ([{"w": torch.ones(1)}, {"w": torch.ones(2)}], 0.1, r"iterates of one model, .*\(2,\)"),
+        ([{"w": torch.ones(1)}, {"v": torch.ones(1)}], 0.1, "iterates of one model"),
+        ([3, 4], 0.1, "got int"),
+    ],
+    ids=["none", "one", "lr-zero", "few-lr", "shape", "name", "kind"],
+)
+def test_bad_iterates(weights, lr, message):
+    with pytest.raises(ValueError, match=message):
+        Trajectory.from_iterates(weights, lr)
+
+
+def test_iterates_that_are_not_finite():
+    iterates, _ = descended()
+    iterates[3] = {n: t * float("nan") for n, t in iterates[3].items()}
+    path = Trajectory.from_iterates(iterates, lr=0.1)
+    assert (path.n_steps, path.n_dropped) == (4, 2)
+    whole = Trajectory.from_iterates(iterates[4:], lr=0.1)
+    ours, wanted = path.windows(2)[1].mean("applied"), whole.windows(2)[0].mean("applied")
+    assert all(torch.allclose(ours[name], tensor) for name, tensor in wanted.items())
+    with pytest.raises(ValueError, match="at least 2 finite iterates"):
+        Trajectory.from_iterates([iterates[3]] * 4, lr=0.1)

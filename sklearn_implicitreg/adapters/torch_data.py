@@ -18,7 +18,7 @@ import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.exceptions import AugmentationWarning
@@ -40,18 +40,24 @@ _GENERATORS = threading.RLock()
 
 @dataclass(frozen=True)
 class Rows:
-    """Re-readable rows; ``n_rows`` is None for a stream."""
+    """Re-readable rows; ``n_rows`` is None for a stream.
 
-    read: Callable[[int], Iterator[Batch]]
+    ``read(batch_size, order)`` gives them in batches, in an order of positions if one is given.
+    """
+
+    read: Callable[[int, Tensor | None], Iterator[Batch]]
     n_rows: int | None
     train_batch_size: int | None = None  # of the loader they came in
     row_size: int = 1  # numbers in one row's inputs
     classes: Tensor | None = None  # sorted labels, where y came as an array
     names: npt.NDArray[Any] | None = None  # sorted names in y, which stand as 0, 1, ...
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Consecutive batches; NaN and infinite numbers are refused."""
-        for batch in self.read(batch_size):
+    def batches(self, batch_size: int, shuffled: bool = False) -> Iterator[Batch]:
+        """Batches of consecutive rows, or of a fixed random order; NaN and inf are refused."""
+        order = None
+        if shuffled and self.n_rows:
+            order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(0))
+        for batch in self.read(batch_size, order):
             for tensor in tensors_in((batch.inputs, batch.target)):
                 if not all_finite(tensor):
                     raise ValueError("Expected finite data, got NaN or inf in X or y.")
@@ -68,8 +74,8 @@ class Rows:
             )
         codes = torch.as_tensor(np.searchsorted(fitted.names, self.names))
 
-        def read(batch_size: int) -> Iterator[Batch]:
-            for batch in self.read(batch_size):
+        def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
+            for batch in self.read(batch_size, order):
                 yield batch._replace(target=codes[batch.target])
 
         return replace(self, read=read, names=fitted.names, classes=fitted.classes)
@@ -164,7 +170,7 @@ def _loader_rows(data: Data) -> Rows:
             return items[0]
 
         rows = _dataset_rows(data, loader.dataset, collate, 1, in_batches=True)
-        return replace(rows, read=lambda _: rows.read(1), train_batch_size=None)
+        return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return _dataset_rows(data, loader.dataset, collate, size)
 
@@ -186,19 +192,20 @@ def _dataset_rows(
     n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
     weight = _weights(data.sample_weight, n_rows)
 
-    def read(batch_size: int) -> Iterator[Batch]:
+    def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         loader: DataLoader[Any] = DataLoader(
-            dataset,
+            dataset if order is None else Subset(dataset, order.tolist()),
             batch_size=batch_size,
             shuffle=None if stream else False,
             collate_fn=collate,
             generator=torch.Generator(),
         )
+        weights = weight if weight is None or order is None else weight[order]
         start = 0
         for item in loader:
             inputs, target = _unpack(item)
             stop = start + len(next(tensors_in(inputs)))
-            yield Batch(inputs, target, None if weight is None else weight[start:stop])
+            yield Batch(inputs, target, None if weights is None else weights[start:stop])
             start = stop
 
     _warn_of_augmentation(read, size or 1)
@@ -215,10 +222,10 @@ def _unpack(item: Any) -> tuple[Any, Any]:
     )
 
 
-def _warn_of_augmentation(read: Callable[[int], Iterator[Batch]], size: int) -> None:
+def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]], size: int) -> None:
     """Read the first batch twice: random augmentation makes the loss another function."""
     with preserved_rng(torch.device("cpu")):
-        first, second = (next(read(size), None) for _ in range(2))
+        first, second = (next(read(size, None), None) for _ in range(2))
         if first is None or second is None:
             return
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
@@ -250,14 +257,14 @@ def _array_rows(data: Data) -> Rows:
         raise ValueError("Expected at least 1 row in X, got 0.")
     weight = _weights(data.sample_weight, n_rows)
 
-    def read(batch_size: int) -> Iterator[Batch]:
+    def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         for start in range(0, n_rows, batch_size):
             part = slice(start, start + batch_size)
-            cut = operator.itemgetter(part)
+            cut = operator.itemgetter(part if order is None else order[part])
             yield Batch(
                 map_tensors(cut, inputs),
                 map_tensors(cut, target),
-                None if weight is None else weight[part],
+                None if weight is None else cut(weight),
             )
 
     row_size = sum(t[0].numel() for t in tensors_in(inputs))

@@ -54,14 +54,19 @@ def main(n_runs: int = 500) -> None:
         found = [one(seed, **design) for seed in range(n_runs)]
         covers = sum(f[0] for f in found)
         band = binom.interval(0.95, n_runs, 0.95)
-        print(f"{name}: covers 0 in {covers} of {n_runs} ({covers / n_runs:.1%}; 95 % of such "
-              f"counts lie in {band[0]:.0f} .. {band[1]:.0f})")
+        print(
+            f"{name}: covers 0 in {covers} of {n_runs} ({covers / n_runs:.1%}; 95 % of such "
+            f"counts lie in {band[0]:.0f} .. {band[1]:.0f})"
+        )
         print("   verdicts", dict(Counter(f[1] for f in found)))
         ratios = np.array([f[2] for f in found])
         if np.isfinite(ratios).all():
             se = ratios.std(ddof=1) / np.sqrt(n_runs)
-            print(f"   minibatch over lr/4: {ratios.mean():.3f} +- {se:.3f}, its interval covers "
-                  f"lr/4 in {np.mean([f[3] for f in found]):.1%}", flush=True)
+            print(
+                f"   minibatch over lr/4: {ratios.mean():.3f} +- {se:.3f}, its interval covers "
+                f"lr/4 in {np.mean([f[3] for f in found]):.1%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -54,8 +54,10 @@ def main(n_seeds: int = 3) -> None:
                     shares[name].append(est.r2_)
         print(setting, f"endpoint R2 {min(endpoint):.2f} .. {max(endpoint):.2f}")
         for name in REFERENCES:
-            print(f"   {name:10s} error <= {max(errors[name]):.2e}  R2 >= {min(shares[name]):.6f}",
-                  flush=True)
+            print(
+                f"   {name:10s} error <= {max(errors[name]):.2e}  R2 >= {min(shares[name]):.6f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def explicit_estimator(
     Raises
     ------
     ValueError
-        If the model has no parameter for a term, or a coefficient is negative or NaN.
+        If the model has no parameter for a term, a coefficient is negative or NaN, or a part of
+        the penalty was known.
     TypeError
         For a bare module, which has no constructor to call, and for given equations.
     """
@@ -67,6 +68,11 @@ def explicit_estimator(
             f"Expected coefficients at or above zero, got {refused}: no estimator takes a "
             "penalty that rewards large weights, or none (NaN). Fit with positive=True, or read "
             "verdict_ and coef_."
+        )
+    if facts.known:
+        raise ValueError(
+            f"Expected a family without known penalties, got {list(facts.known)}: the estimator "
+            "would state the other coefficients alone. Fit without `known`, or add the two up."
         )
     if isinstance(model, FrozenEstimator):
         return explicit_estimator(model.estimator, coef, facts, penalty)

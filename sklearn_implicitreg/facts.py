@@ -26,6 +26,7 @@ class Facts:
     n_effective: float
     convention: Convention | None
     per_output: bool
+    known: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -42,6 +43,9 @@ class Facts:
         notes = [*problem.notes]
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
+        known = equations.columns.known_terms
+        if known:
+            notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
         notes += _inequality_notes(equations, solution)
         if scale_invariant:
             notes.append(
@@ -54,7 +58,8 @@ class Facts:
                 f"{solution.condition_number:.3g}): single coefficients are uncertain."
             )
         n = problem.n_effective or gradient.weight
-        return cls(header, tuple(notes), n, problem.convention, problem.groups is not None)
+        split = problem.groups is not None
+        return cls(header, tuple(notes), n, problem.convention, split, known)
 
     def in_convention(self, convention: Convention) -> Facts:
         """The same facts for a model that states penalties in another way."""

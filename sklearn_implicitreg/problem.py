@@ -112,7 +112,10 @@ class Problem(ABC):
 
     @abstractmethod
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
-        """Gradient sums over consecutive blocks of rows, at least ``n_blocks`` of them."""
+        """Gradient sums over blocks of rows, at least ``n_blocks`` of them if rows allow it.
+
+        Several blocks are drawn at random, always the same: rows may come sorted.
+        """
 
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""

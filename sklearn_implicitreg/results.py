@@ -151,7 +151,8 @@ class FittedResult:
         Raises
         ------
         ValueError
-            If the model has no parameter for a term, or a coefficient is negative or NaN.
+            If the model has no parameter for a term, a coefficient is negative or NaN, or a
+            part of the penalty was ``known``.
         TypeError
             For a bare module: add ``penalty_`` to its training loop.
         """

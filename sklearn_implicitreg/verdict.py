@@ -133,9 +133,7 @@ def judge(  # noqa: PLR0913
     return Verdict(verdict.label, verdict.sentence, {**base, **verdict.details})
 
 
-def _no_signal(
-    solution: Solution, rounding: float, insignificant: str | None
-) -> Verdict | None:
+def _no_signal(solution: Solution, rounding: float, insignificant: str | None) -> Verdict | None:
     """Rule 1."""
     norm = solution.tss**0.5
     if norm <= rounding:
@@ -196,9 +194,7 @@ def _not_identifiable(
     return None
 
 
-def _explained(
-    solution: Solution, n_kinks: int, noise: float, *, on_path: bool
-) -> Verdict:
+def _explained(solution: Solution, n_kinks: int, noise: float, *, on_path: bool) -> Verdict:
     """Rules 4 to 6: by how much of the target the columns explain."""
     m, k, r2 = solution.n_equations, solution.n_terms, solution.r2
     found = f"R2 = {r2:.4f} over {m} equations"

@@ -132,6 +132,9 @@ def test_known_moves_a_penalty_to_the_loss():
     assert est.term_names_ == ["l1"]
     assert est.coef_ == pytest.approx([0.6], rel=1e-6)
     assert est.verdict_ == "supported"
+    assert "Known, and moved to the side of the loss: 0.2*l2." in str(est.summary())
+    with pytest.raises(ValueError, match="Expected a family without known penalties, got .*0.2"):
+        est.explicit_estimator()
 
 
 def test_positive_keeps_coefficients_at_or_above_zero():

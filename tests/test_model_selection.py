@@ -24,6 +24,7 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from sklearn_implicitreg import (
     FrozenModel,
@@ -485,6 +486,31 @@ def test_search_with_parameters_of_the_estimator():
     ).fit(X, Y)
     assert search.best_family_ == "l1"
     assert search.coef_ == pytest.approx([0.6], rel=1e-6)
+
+
+def test_criterion_does_not_depend_on_the_order_of_the_rows():
+    """Against the covariance of all row gradients, also for rows sorted by their target."""
+    model = ElasticNet(0.5, l1_ratio=0.5, **CD).fit(X, Y)
+    rows = 2 * X * (model.predict(X) - Y)[:, None]
+    g, w = rows.mean(axis=0), model.coef_
+    bases = [np.linalg.qr(np.array(c).T)[0] for c in ([w], [np.sign(w)], [w, np.sign(w)])]
+    noise = [np.trace(b.T @ np.cov(rows.T) @ b) / (99 * len(Y) * g @ g) for b in bases]
+    net = nn.Linear(10, 1).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor(w)[None]), net.bias.fill_(float(model.intercept_))
+    order = np.argsort(Y)
+    inputs, target = torch.tensor(X[order]), torch.tensor(Y[order])[:, None]
+    families = ["l2", "l1", "l2+l1"]
+    for trained, data in (
+        (model, (X[order], Y[order])),
+        (net, (inputs, target)),
+        (net, (TensorDataset(inputs, target),)),
+    ):
+        params = {"loss": "mse"} if trained is net else None
+        search = ImplicitRegularizationCV(trained, families=families, estimator_params=params)
+        found = search.fit(*data).cv_results_
+        shares = (found["r2"] - found["mean_test_score"]) / noise
+        assert np.all((shares > 0.4) & (shares < 2.5)), shares  # 19 degrees of freedom
 
 
 def test_search_of_a_model_without_a_penalty():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.linear_model import Ridge
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
@@ -651,6 +652,10 @@ class TestFittedPenalty:
         est = clone(fitted).set_params(model=compile_quietly(model)).fit(X, y)
         np.testing.assert_array_equal(est.coef_, fitted.coef_)
         assert est.penalty_(model) == fitted.penalty_(model)
+
+    def test_of_something_without_tensors(self, fitted):
+        with pytest.raises(TypeError, match="Expected a torch module or a dict .* got Ridge"):
+            fitted.penalty_(Ridge())
 
     def test_missing_tensors(self, fitted):
         with pytest.raises(

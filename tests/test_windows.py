@@ -83,7 +83,9 @@ def decayed():
 
 def fit(case, **params):
     net, X, y, path = case
-    return ImplicitRegularizationEstimator(net, **({"trajectory": path} | OPTIONS | params)).fit(X, y)
+    return ImplicitRegularizationEstimator(net, **({"trajectory": path} | OPTIONS | params)).fit(
+        X, y
+    )
 
 
 class TestKnownPenalty:

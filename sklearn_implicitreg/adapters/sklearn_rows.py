@@ -112,6 +112,9 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     check_is_fitted(model)
     X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=np.float64)
     check_classification_targets(y)
+    if model.classes_.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
+        # LabelEncoder would take whatever it is given for True.
+        raise ValueError(f"y contains previously unseen labels: the model knows {model.classes_}.")
     codes = np.asarray(LabelEncoder().fit(model.classes_).transform(y), dtype=np.intp)
     return X, codes, y, _sample_weight(model, data, X.shape[0])
 

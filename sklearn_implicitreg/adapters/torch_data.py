@@ -18,7 +18,7 @@ import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.exceptions import AugmentationWarning
@@ -41,9 +41,12 @@ _GENERATORS = threading.RLock()
 
 @dataclass(frozen=True)
 class Rows:
-    """Re-readable rows; ``n_rows`` is None for a stream."""
+    """Re-readable rows; ``n_rows`` is None for a stream.
 
-    read: Callable[[int], Iterator[Batch]]
+    ``read(batch_size, order)`` gives them in batches, in an order of positions if one is given.
+    """
+
+    read: Callable[[int, Tensor | None], Iterator[Batch]]
     n_rows: int | None
     train_batch_size: int | None = None  # of the loader they came in
     pick: Callable[[Indices], Batch] | None = None  # rows by number
@@ -65,18 +68,21 @@ class Rows:
             )
         pick, factors = self.pick, torch.as_tensor(weights)
 
-        def read(batch_size: int) -> Iterator[Batch]:
+        def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
+            places = np.arange(len(rows)) if order is None else order.numpy()
             for start in range(0, len(rows), batch_size):
-                part = slice(start, start + batch_size)
-                batch = pick(rows[part])
-                own = factors[part] if batch.weight is None else factors[part] * batch.weight
-                yield batch._replace(weight=own)
+                part = places[start : start + batch_size]
+                batch, own = pick(rows[part]), factors[part]
+                yield batch._replace(weight=own if batch.weight is None else own * batch.weight)
 
         return replace(self, read=read, n_rows=len(rows), pick=lambda i: pick(rows[i]))
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Consecutive batches; NaN and infinite numbers are refused."""
-        for batch in self.read(batch_size):
+    def batches(self, batch_size: int, shuffled: bool = False) -> Iterator[Batch]:
+        """Batches of consecutive rows, or of a fixed random order; NaN and inf are refused."""
+        order = None
+        if shuffled and self.n_rows:
+            order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(0))
+        for batch in self.read(batch_size, order):
             for tensor in tensors_in((batch.inputs, batch.target)):
                 if not all_finite(tensor):
                     raise ValueError("Expected finite data, got NaN or inf in X or y.")
@@ -93,11 +99,16 @@ class Rows:
             )
         codes = torch.as_tensor(np.searchsorted(fitted.names, self.names))
 
-        def read(batch_size: int) -> Iterator[Batch]:
-            for batch in self.read(batch_size):
+        def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
+            for batch in self.read(batch_size, order):
                 yield batch._replace(target=codes[batch.target])
 
-        return replace(self, read=read, names=fitted.names, classes=fitted.classes)
+        def pick(rows: Indices) -> Batch:
+            assert self.pick is not None  # arrays, which alone hold names, have it
+            batch = self.pick(rows)
+            return batch._replace(target=codes[batch.target])
+
+        return replace(self, read=read, pick=pick, names=fitted.names, classes=fitted.classes)
 
 
 @contextlib.contextmanager
@@ -189,7 +200,7 @@ def _loader_rows(data: Data) -> Rows:
             return items[0]
 
         rows = _dataset_rows(data, loader.dataset, collate, 1, in_batches=True)
-        return replace(rows, read=lambda _: rows.read(1), train_batch_size=None)
+        return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return _dataset_rows(data, loader.dataset, collate, size)
 
@@ -211,19 +222,20 @@ def _dataset_rows(
     n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
     weight = _weights(data.sample_weight, n_rows)
 
-    def read(batch_size: int) -> Iterator[Batch]:
+    def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         loader: DataLoader[Any] = DataLoader(
-            dataset,
+            dataset if order is None else Subset(dataset, order.tolist()),
             batch_size=batch_size,
             shuffle=None if stream else False,
             collate_fn=collate,
             generator=torch.Generator(),
         )
+        weights = weight if weight is None or order is None else weight[order]
         start = 0
         for item in loader:
             inputs, target = _unpack(item)
             stop = start + len(next(tensors_in(inputs)))
-            yield Batch(inputs, target, None if weight is None else weight[start:stop])
+            yield Batch(inputs, target, None if weights is None else weights[start:stop])
             start = stop
 
     def pick(rows: Indices) -> Batch:
@@ -244,10 +256,10 @@ def _unpack(item: Any) -> tuple[Any, Any]:
     )
 
 
-def _warn_of_augmentation(read: Callable[[int], Iterator[Batch]], size: int) -> None:
+def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]], size: int) -> None:
     """Read the first batch twice: random augmentation makes the loss another function."""
     with preserved_rng(torch.device("cpu")):
-        first, second = (next(read(size), None) for _ in range(2))
+        first, second = (next(read(size, None), None) for _ in range(2))
         if first is None or second is None:
             return
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
@@ -279,14 +291,14 @@ def _array_rows(data: Data) -> Rows:
         raise ValueError("Expected at least 1 row in X, got 0.")
     weight = _weights(data.sample_weight, n_rows)
 
-    def read(batch_size: int) -> Iterator[Batch]:
+    def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         for start in range(0, n_rows, batch_size):
             part = slice(start, start + batch_size)
-            cut = operator.itemgetter(part)
+            cut = operator.itemgetter(part if order is None else order[part])
             yield Batch(
                 map_tensors(cut, inputs),
                 map_tensors(cut, target),
-                None if weight is None else weight[part],
+                None if weight is None else cut(weight),
             )
 
     def pick(rows: Indices) -> Batch:

@@ -73,11 +73,12 @@ class TorchProblem(Problem):
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """One block per batch; batches are made smaller where more blocks are asked for."""
         size = self.batch_size
-        if n_blocks > 1 and not self.batch_normalized and self.rows.n_rows:
+        split = n_blocks > 1 and not self.batch_normalized
+        if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
         with preserved_rng(self.device, self.seed), torch.enable_grad(), self._own_kernels():
-            for index, batch in enumerate(_merged_last(self.rows.batches(size), self)):
+            for index, batch in enumerate(_merged_last(self.rows.batches(size, split), self)):
                 block = self._block(self._to_device(batch), first=index == 0)
                 if index == 0 and not self.batch_normalized:
                     row_scale = self._row_scale(batch)

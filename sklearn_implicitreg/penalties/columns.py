@@ -40,6 +40,13 @@ class Columns:
         """The penalties with unknown coefficients, each with its number of coefficients."""
         return [(part.leaf, len(part.terms)) for part in self._free]
 
+    @property
+    def known_terms(self) -> tuple[str, ...]:
+        """Names of the terms with known coefficients, such as ``"0.1*l2"``."""
+        fixed = [part for part in self._parts if part.leaf.coef is not None]
+        named = name_terms([part.leaf for part in fixed], [part.terms for part in fixed])
+        return tuple(name for names in named for name in names)
+
     def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Gradients of the terms with respect to one tensor, of shape (numel, k).
 

@@ -57,7 +57,14 @@ class FittedPenalty:
         ------
         ValueError
             If a tensor is missing.
+        TypeError
+            If it is neither a module nor a dict of tensors.
         """
+        if not isinstance(params, nn.Module | Mapping):
+            raise TypeError(
+                f"Expected a torch module or a dict of name to Tensor, got "
+                f"{type(params).__name__}; give {{name: tensor}} for {list(self.tensors)}."
+            )
         given = params.named_parameters() if isinstance(params, nn.Module) else params.items()
         named = {own_name(name): tensor for name, tensor in given}
         missing = [name for name in self.tensors if name not in named]

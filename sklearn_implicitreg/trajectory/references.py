@@ -129,9 +129,7 @@ class Flow:
             end, slope = _runge_kutta(problem, end, time / n)
             first = first or slope
         assert first is not None
-        value = {
-            name: (start[name] - end[name]) / time for name in problem.params
-        }
+        value = {name: (start[name] - end[name]) / time for name in problem.params}
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 

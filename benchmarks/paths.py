@@ -1,4 +1,4 @@
-"""Small networks trained by SGD, with the last epochs recorded: the cases of the path benchmarks."""
+"""Small networks trained by SGD, the last epochs recorded: the cases of the path benchmarks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecordedNet:
     path: Trajectory
 
 
-def train_sgd(
+def train_sgd(  # noqa: C901
     truth: str | None,
     seed: int,
     *,

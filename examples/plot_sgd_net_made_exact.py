@@ -74,7 +74,7 @@ for name, fit in fits.items():
 
 truth = np.array(list(TRUTH.values()))
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
-for place, (name, fit) in enumerate(fits.items()):
+for place, fit in enumerate(fits.values()):
     ratio = fit.coef_[:2] / truth
     low, high = np.abs(fit.conf_int_[:2].T / truth - ratio)
     for k, term in enumerate(TRUTH):

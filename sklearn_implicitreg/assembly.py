@@ -47,6 +47,11 @@ class DesignColumns(Protocol):
         """Whether all gradients can be evaluated at other values of one tensor."""
         ...
 
+    @property
+    def known_terms(self) -> tuple[str, ...]:
+        """Names of the terms with known coefficients."""
+        ...
+
     def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Columns for one tensor, of shape (numel, k)."""
         ...

@@ -109,7 +109,7 @@ def _fetched(file: Path) -> Bunch:
         "x_test": images[60000:],
         "y_test": labels[60000:],
     }
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(file, **arrays)
     return _bunch(arrays)
 
 

@@ -11,11 +11,14 @@ from scipy import stats
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference, infer
+from sklearn_implicitreg.penalties.gradients import GradientNorm
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
-from sklearn_implicitreg.trajectory.references import as_reference
+from sklearn_implicitreg.trajectory.references import Flow, as_reference
+from sklearn_implicitreg.trajectory.smoothness import find_kinks
+from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibatch_factor
 from sklearn_implicitreg.verdict import Verdict, judge
 from sklearn_implicitreg.windows import NUISANCE, PathEquations, PathTargets
 
@@ -93,7 +96,10 @@ class PathFit:
         )
 
     def verdict(self, inference: Inference) -> Verdict:
-        """By R2 of the mean and its measured noise; no signal where the joint test says so."""
+        """By R2 of the mean and its measured noise; no signal where the joint test says so.
+
+        The step-size penalty of a loss with kinks is out of the family whatever R2 says.
+        """
         equations, solution = self.equations, self.solution
         reduced, kept = self._mean_without_nuisance()
         family = solve(reduced, equations.mean.system.n_equations, eps=self.stacked.eps)
@@ -104,7 +110,7 @@ class PathFit:
             shortfall=solution.shortfall,
             active=self.stacked.active[kept],
         )
-        return judge(
+        verdict = judge(
             shown,
             [equations.system.term_names[i] for i in kept],
             rounding=equations.mean.rounding,
@@ -112,6 +118,22 @@ class PathFit:
             noise_share=self.noise_share(),
             insignificant=self._insignificant(inference, kept),
         )
+        if self._of_step_size:
+            kinks = find_kinks(equations.problem, self._lr)
+            if not kinks.smooth:
+                return replace(verdict, label="out of family", sentence=kinks.note)
+        return verdict
+
+    @property
+    def _of_step_size(self) -> bool:
+        """Whether a step-size penalty is held against the gradient flow."""
+        leaves = self.equations.mean.columns.leaves
+        flow = isinstance(self.equations.targets.reference, Flow)
+        return flow and any(isinstance(leaf.penalty, GradientNorm) for leaf, _ in leaves)
+
+    @property
+    def _lr(self) -> float:
+        return self.equations.windows[0].steps[0].lr
 
     def noise_share(self) -> float:
         """Share of the mean target's squared norm that differs between the windows."""
@@ -151,10 +173,42 @@ class PathFit:
         ]
         if signal > 0:
             header.append(("R2, noise removed", f"{min(1.0, explained / signal):.4f}"))
-        notes = [*problem.notes, *equations.targets.notes]
+        notes = [*problem.notes, *equations.targets.notes, *self._theory()]
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
-        return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False)
+        known = equations.mean.columns.known_terms
+        if known:
+            notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
+        return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False, known)
+
+    def _theory(self) -> list[str]:
+        """What theory expects of coefficients that the step size or mini-batches explain."""
+        notes = []
+        window = self.equations.windows[0]
+        if NUISANCE in self.equations.system.term_names:
+            settings = self.equations.targets.settings
+            steps = getattr(self.equations.targets.reference, "sub_window", None) or window.n_steps
+            if "momentum" in settings or settings.get("optimizer") == "SGD":
+                kappa = minibatch_factor(
+                    float(settings.get("momentum", 0.0)),
+                    steps,
+                    nesterov=bool(settings.get("nesterov", False)),
+                )
+                notes.append(
+                    f"{NUISANCE}: theory expects lr/4 times {kappa:.3g} = "
+                    f"{self._lr / 4 * kappa:.4g}."
+                )
+            else:
+                notes.append(f"{NUISANCE}: no theory for a preconditioned optimizer.")
+        if self._of_step_size:
+            factor = finite_step_factor(self.equations.problem, self._lr)
+            notes.append(
+                f"gradient_norm: theory expects lr/4 = {self._lr / 4:.4g}, at this step size "
+                f"{factor.expected_coefficient:.4g}."
+            )
+            if factor.note:
+                notes.append(factor.note)
+        return notes
 
     def _mean_without_nuisance(self) -> tuple[Array, list[int]]:
         """Triangle of the mean over the windows with the nuisance projected out."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.columns import Columns
+from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.system import Array, GradientSystem, merge
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
@@ -48,6 +50,7 @@ class MeanColumns:
     designs: Params
     knowns: Params
     masks: Params
+    known_terms: tuple[str, ...] = ()
     closed_form: bool = False
 
     @classmethod
@@ -70,7 +73,8 @@ class MeanColumns:
                 masks[name] = masks[name] & smooth if name in masks else smooth
         if first is None:
             raise ValueError("Expected at least one mark in every window, got none.")
-        return cls(first.term_names, first.leaves, first.params, designs, knowns, masks)
+        own = (designs, knowns, masks, first.known_terms)
+        return cls(first.term_names, first.leaves, first.params, *own)
 
     @classmethod
     def mean(cls, parts: list[MeanColumns], shares: list[float]) -> MeanColumns:
@@ -86,7 +90,8 @@ class MeanColumns:
                 mask = part.masks[name]
                 masks[name] = masks[name] & mask if name in masks else mask
         first = parts[0]
-        return cls(first.term_names, first.leaves, first.params, designs, knowns, masks)
+        own = (designs, knowns, masks, first.known_terms)
+        return cls(first.term_names, first.leaves, first.params, *own)
 
     def joined(self, name: str, column: Params) -> MeanColumns:
         """The same with one more column."""
@@ -132,6 +137,8 @@ class PathTargets:
         Reference less applied gradient, mean over the steps of the window.
     nuisances : tuple of (dict of str to Tensor)
         The column of mini-batching; empty dicts where it is left out.
+    settings : dict
+        Of the optimizer, and its name under "optimizer".
     notes : tuple of str
         What the reader of the result should know.
     """
@@ -141,6 +148,7 @@ class PathTargets:
     windows: tuple[Window, ...]
     deviations: tuple[LossGradient, ...]
     nuisances: tuple[Params, ...]
+    settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -173,14 +181,21 @@ class PathTargets:
             )
         if any(len(w.inside) < w.n_steps for w in windows):
             notes.append("Columns are means over marks, not over every step.")
-        return cls(problem, reference, windows, tuple(deviations), tuple(nuisances), tuple(notes))
+        settings = {**path.settings, "optimizer": path.optimizer}
+        found = (tuple(deviations), tuple(nuisances), settings, tuple(notes))
+        return cls(problem, reference, windows, *found)
 
     def equations(self, penalty: Penalty) -> PathEquations:
         """Equations of a penalty along the path."""
         parts = []
+        leaves = penalty.leaves(self.problem.params, self.problem)
+        # The family's own column of mini-batching takes the place of the nuisance.
+        own = any(isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves)
         for i, (stretch, deviation) in enumerate(zip(self.windows, self.deviations, strict=True)):
-            columns = MeanColumns.over(penalty, self.problem, stretch)
-            if self.nuisances:
+            batches = tuple(step.rows for step in stretch.steps if step.rows is not None)
+            there = replace(self.problem, batches=batches or None)
+            columns = MeanColumns.over(penalty, there, stretch)
+            if self.nuisances and not own:
                 columns = columns.joined(NUISANCE, self.nuisances[i])
             parts.append(Equations(self.problem, columns, deviation))
         return PathEquations(self, tuple(parts))

@@ -24,12 +24,15 @@ LAYERS = [
     {"theory"},
     {"adapters"},
     {"penalties"},
+    {"trajectory"},
     {"solve"},
     {"assembly"},
+    {"windows"},
     {"verdict"},
     {"inference"},
     {"report"},
-    {"comparison", "facts", "precomputed"},
+    {"comparison", "datasets", "facts", "parameters", "precomputed"},
+    {"paths"},
     {"explicit"},
     {"results"},
     {"estimator"},
@@ -39,7 +42,15 @@ LAYERS = [
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 OPTIONAL = ("skorch", "matplotlib", "lightning", "transformers", "statsmodels", "dask")
-PUBLIC_MODULES = ("", ".penalties", ".theory", ".inspection", ".model_selection")
+PUBLIC_MODULES = (
+    "",
+    ".datasets",
+    ".inspection",
+    ".model_selection",
+    ".penalties",
+    ".theory",
+    ".trajectory",
+)
 PUBLIC = [
     (module, name)
     for module in (NAME + suffix for suffix in PUBLIC_MODULES)

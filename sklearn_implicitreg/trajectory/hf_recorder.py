@@ -14,7 +14,7 @@ __all__ = ["TransformersRecorder"]
 _Callback: Any = base_of("transformers", "TrainerCallback")
 
 
-class TransformersRecorder(_Callback):  # type: ignore[misc]
+class TransformersRecorder(_Callback):
     """Callback that records the training path of a Hugging Face ``Trainer``.
 
     Epochs are marked. The Trainer does not show its batches: only their size is known, where

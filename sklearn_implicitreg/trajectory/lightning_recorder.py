@@ -20,7 +20,7 @@ _Callback: Any = base_of(
 )
 
 
-class LightningRecorder(_Callback):  # type: ignore[misc]
+class LightningRecorder(_Callback):
     """Callback that records the training path of a LightningModule with one optimizer.
 
     Epochs are marked, and the rows of every batch are named: they are looked up by their

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sklearn_implicitreg.trajectory.sums import RunningSums, zeros
 from sklearn_implicitreg.trajectory.updates import (
     Group,
     Rule,
@@ -21,7 +22,7 @@ from sklearn_implicitreg.trajectory.updates import (
     signed,
 )
 
-__all__ = ["Stretch", "add", "settings_of", "zeros"]
+__all__ = ["Stretch", "settings_of"]
 
 _CHUNK = 2**16  # entries that are worked on at once on a CPU, so that they stay in its cache
 _SAMPLE = 1000  # entries of a tensor that the rounding is estimated from
@@ -125,7 +126,7 @@ class Telescope:
         self._live = state  # the optimizer's own tensors, which it changes in place
         self._seen: Tensor | None = None  # checksum of the weights after the last step
         self._tampered = torch.zeros((), dtype=torch.bool, device=p.device)
-        self._moments: Tensor | None = None
+        self._moments: RunningSums | None = None
         self._directions: Tensor | None = None
 
     def restart(self, state: State) -> None:
@@ -136,9 +137,10 @@ class Telescope:
                 old.copy_(state[key])
         self._live, self._seen = state, None
         self._tampered.zero_()
-        for total in (self._moments, self._directions):
-            if total is not None:
-                total.zero_()
+        if self._moments is not None:
+            self._moments.clear()
+        if self._directions is not None:
+            self._directions.zero_()
 
     def before(self, state: State) -> None:
         """Note whether the weights are still those that the last step left."""
@@ -155,11 +157,11 @@ class Telescope:
         if self._p.grad is None or self._rule.telescopes != "moment":
             return
         if self._moments is None:
-            self._moments = zeros(p)
-        add(self._moments, state["exp_avg"])
+            self._moments = RunningSums({"": zeros(p)})
+        self._moments.add("", state["exp_avg"])
         if self._group.get("decoupled_weight_decay"):
             if self._directions is None:
-                self._directions = torch.zeros_like(self._moments)
+                self._directions = zeros(p)
             for part in _slices(p):
                 direction = adam_direction(self._group, _cut(state, p, part))
                 self._directions.view(-1)[part].add_(direction)
@@ -191,7 +193,7 @@ class Telescope:
         if self._moments is None:
             return torch.zeros_like(rate)
         beta = number(self._group["betas"][0])
-        applied = self._moments.view(-1)[part] + beta / (1 - beta) * gained
+        applied = self._moments.flush()[""].view(-1)[part] + beta / (1 - beta) * gained
         if self._directions is not None:
             applied += rate - self._directions.view(-1)[part]
         return applied
@@ -295,27 +297,6 @@ def settings_of(optimizer: Optimizer) -> list[Any]:
         states = [optimizer.state.get(p, {}) for p in group["params"]]
         found.append(tuple(id(s[k]) for s in states for k in _BUFFERS if s.get(k) is not None))
     return found
-
-
-def zeros(p: Tensor) -> Tensor:
-    """Sum of nothing yet, in float64."""
-    return torch.zeros_like(p, dtype=torch.float64, memory_format=torch.contiguous_format)
-
-
-def add(total: Tensor, part: Tensor) -> None:
-    """Add in place in float64, in pieces that stay in the cache."""
-    if part.is_sparse or not total.is_contiguous():
-        total += part
-        return
-    sums, flat = total.view(-1), _flat(part)
-    if part.device.type != "cpu" or part.dtype == torch.float64:
-        sums += flat
-        return
-    wide = torch.empty(min(_CHUNK, len(flat)), dtype=torch.float64)
-    for start in range(0, len(flat), _CHUNK):
-        narrow = flat[start : start + _CHUNK]
-        own = wide[: len(narrow)]
-        sums[start : start + _CHUNK].add_(own.copy_(narrow))
 
 
 def _slices(tensor: Tensor) -> Iterator[slice]:

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.frozen import own_name
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, Shelf, copied, size_of
-from sklearn_implicitreg.trajectory.meters import Stretch, add, settings_of, zeros
+from sklearn_implicitreg.trajectory.meters import Stretch, settings_of
 from sklearn_implicitreg.trajectory.path import Step, Trajectory
 from sklearn_implicitreg.trajectory.rows import Batches, RowFinder
+from sklearn_implicitreg.trajectory.sums import RunningSums, zeros
 from sklearn_implicitreg.trajectory.updates import UpdateRule, number, rule_of
 
 __all__ = ["Recorder", "record"]
@@ -125,10 +126,9 @@ class Recorder:
         self._steps: list[Step] = []
         self._marks: list[Mark] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
-        self._sums: dict[str, Params] = {
-            what: {n: zeros(p) for n, p in self._params.items()} if what in summed else {}
-            for what in SUMS
-        }
+        self._begin_sums(
+            {w: {n: zeros(p) for n, p in self._params.items() if w in summed} for w in SUMS}
+        )
 
     def __enter__(self) -> Recorder:
         """Attach the hooks and make the first mark."""
@@ -246,7 +246,7 @@ class Recorder:
             self._refresh()
             self._stretch = self._new_stretch()
             self._stretch.before()
-        self._visit()
+        self._visit(1)
         self._pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -260,15 +260,14 @@ class Recorder:
         if stretch is None:
             return
         self._pending = False
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None and number(skipped) > 0:  # the step of a fused optimizer under AMP
-            self._unvisit()
+        if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
+            self._visit(-1)
             return
         stretch.after()
-        for name, total in self._sums["consumed"].items():
+        for name in self._sums["consumed"]:
             gradient = self._params[name].grad
             if gradient is not None:
-                add(total, gradient.detach())
+                self._running["consumed"].add(name, gradient.detach())
         if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
             self._rounding, self._rounding_at = stretch.rounding(), self._step
         lr = number(optimizer.param_groups[0]["lr"])
@@ -285,13 +284,9 @@ class Recorder:
         spare.restart()
         return spare
 
-    def _visit(self) -> None:
-        for name, total in self._sums["visited"].items():
-            add(total, self._params[name].detach())
-
-    def _unvisit(self) -> None:
-        for name, total in self._sums["visited"].items():
-            total -= self._params[name].detach()
+    def _visit(self, sign: int) -> None:
+        for name in self._sums["visited"]:
+            self._running["visited"].add(name, self._params[name].detach(), sign)
 
     def _settle(self) -> None:
         """Take back a step that raised before it was made, or all since a half-made one."""
@@ -302,14 +297,14 @@ class Recorder:
         if self._stretch.moved():
             self._roll_back("that raised")
         else:
-            self._unvisit()
+            self._visit(-1)
 
     def _close(self) -> None:
         """End a stretch: its sum joins the running one, or all since the last mark is dropped."""
         stretch, self._stretch = self._stretch, None
         if stretch is None or not stretch.n_steps:
             return
-        given = self._sums["consumed"].values()
+        given = self._running["consumed"].flush().values()
         if stretch.sound() and all(bool(total.sum().isfinite()) for total in given):
             stretch.add_to(self._sums["applied"])
             self._spare = stretch
@@ -319,12 +314,16 @@ class Recorder:
         else:
             self._roll_back("with NaN or inf")
 
+    def _begin_sums(self, sums: dict[str, Params]) -> None:
+        self._sums = sums
+        self._running = {what: RunningSums(sums[what]) for what in ("visited", "consumed")}
+
     def _roll_back(self, reason: str) -> None:
         """Forget all steps since the last mark."""
         last = self._marks[-1]
         self._stretch = None
         last = copied(last)
-        self._sums = {what: getattr(last, what) for what in SUMS}
+        self._begin_sums({what: getattr(last, what) for what in SUMS})
         self._drop(self._step - last.step, reason)
         self._step = last.step
         del self._steps[last.step :]
@@ -350,7 +349,8 @@ class Recorder:
         if self._marks and self._marks[-1].step == self._step:
             replaced = self._marks.pop()
             weights = weights if self._finite() else replaced.weights
-        mark = Mark(self._step, self._epoch, weights, *(self._sums[what] for what in SUMS))
+        sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
+        mark = Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS))
         if self._shelf is None and size_of(mark) * (len(self._marks) + 1) > self._memory_limit:
             self._shelf = Shelf()
             self._marks = [self._shelf.put(kept) for kept in self._marks]

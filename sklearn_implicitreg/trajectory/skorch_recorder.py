@@ -13,7 +13,7 @@ from sklearn_implicitreg.trajectory.sessions import Session
 __all__ = ["ImplicitRegularizationRecorder"]
 
 
-class ImplicitRegularizationRecorder(Callback):  # type: ignore[misc]
+class ImplicitRegularizationRecorder(Callback):
     """Callback that records the training path of a skorch net.
 
     Epochs are marked, and the rows of every batch are named: they are looked up in the

@@ -17,13 +17,14 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
-from sklearn_implicitreg.solve import solve
+from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, GradientSystem
 
 __all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
+_SLACK = 3.0  # root mean square residuals of the equations that an inequality may miss by
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
 
 
@@ -141,11 +142,12 @@ class Equations:
         """Coordinates in scope that give no equation."""
         return sum(int(mask.sum()) for mask in self._dropped.values())
 
-    def inequalities(self, coef: Array) -> Inequalities | None:
+    def inequalities(self, coef: Array, slack: float = 0.0) -> Inequalities | None:
         """Test the coordinates that give no equation: no descent of ``L + sum coef R`` there.
 
         At a kink the slope against the gradient of the rest must not be negative, at a bound
-        the slope away from it. None where a penalty has no closed form to test with.
+        the slope away from it. None where a penalty has no closed form to test with. What
+        misses by less than ``slack`` counts as held: training had its own tolerance.
         """
         if not self.n_dropped:
             return Inequalities(0, 0)
@@ -163,8 +165,13 @@ class Equations:
             slope = self.columns.design(name, beside)
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
             descent = (self._target(name, beside) - bound) * side.sign()
-            violated += int((dropped & (descent > 1e-6 * scale)).sum())
+            violated += int((dropped & (descent > slack + 1e-6 * scale)).sum())
         return Inequalities(self.n_dropped, violated)
+
+    def tested(self, solution: Solution) -> Inequalities | None:
+        """The inequalities at a solution, to within its residuals."""
+        slack = _SLACK * (solution.rss / solution.n_equations) ** 0.5
+        return self.inequalities(solution.coef, slack)
 
     def scale_invariant(self) -> tuple[tuple[str, ...], bool]:
         """Tensors whose units the loss does not see the scale of, and whether they dominate."""

@@ -292,10 +292,12 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         system = equations.system
         solution = self._solved(system, equations.problem.eps)
         invariant, dominates = equations.scale_invariant()
+        tested = equations.tested(solution)
         verdict = judge(
             solution,
             system.term_names,
             rounding=equations.rounding,
+            n_violated=tested.n_violated if tested else 0,
             scale_invariant=invariant,
             scale_invariant_dominates=dominates,
             n_kinks=equations.gradient.n_kinks,

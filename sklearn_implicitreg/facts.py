@@ -67,7 +67,7 @@ class Facts:
 
 
 def _inequality_notes(equations: Equations, solution: Solution) -> list[str]:
-    tested = equations.inequalities(solution.coef)
+    tested = equations.tested(solution)
     dropped = equations.n_dropped
     if not dropped:
         return []

@@ -60,6 +60,7 @@ def judge(  # noqa: PLR0913
     noise_share: float = 0.0,
     evidence: str = "",
     insignificant: str | None = None,
+    n_violated: int = 0,
 ) -> Verdict:
     r"""Verdict on the coefficients, by the first of these rules that applies.
 
@@ -68,8 +69,8 @@ def judge(  # noqa: PLR0913
     2. ``not identifiable``: rank below k, condition number above ``1/sqrt(eps)``, or layers on
        whose scale the model does not depend dominate the columns.
     3. ``not stationary``: ``evidence`` was found that the weights are no endpoint.
-    4. ``supported``: ``1 - R2 <= 0.01 + noise_share``, with m > k, no kinks and a noise share of
-       at most 0.1.
+    4. ``supported``: ``1 - R2 <= 0.01 + noise_share``, with m > k, no kinks, no violated
+       inequality and a noise share of at most 0.1.
     5. ``partial``: R2 >= 0.1.
     6. ``out of family``: below.
 
@@ -95,6 +96,9 @@ def judge(  # noqa: PLR0913
     insignificant : str or None
         On a path: why a test over windows finds no signal, empty where it finds one; it takes
         the place of the comparison with random directions.
+
+    n_violated : int
+        Coordinates at a kink or bound whose inequality does not hold.
 
     Returns
     -------
@@ -128,7 +132,7 @@ def judge(  # noqa: PLR0913
             solution, term_names, tuple(scale_invariant) if scale_invariant_dominates else ()
         )
         or (Verdict("not stationary", evidence) if evidence else None)
-        or _explained(solution, n_kinks, noise, on_path=insignificant is not None)
+        or _explained(solution, n_kinks, noise, n_violated, on_path=insignificant is not None)
     )
     return Verdict(verdict.label, verdict.sentence, {**base, **verdict.details})
 
@@ -194,7 +198,9 @@ def _not_identifiable(
     return None
 
 
-def _explained(solution: Solution, n_kinks: int, noise: float, *, on_path: bool) -> Verdict:
+def _explained(
+    solution: Solution, n_kinks: int, noise: float, n_violated: int, *, on_path: bool
+) -> Verdict:
     """Rules 4 to 6: by how much of the target the columns explain."""
     m, k, r2 = solution.n_equations, solution.n_terms, solution.r2
     found = f"R2 = {r2:.4f} over {m} equations"
@@ -217,8 +223,12 @@ def _explained(solution: Solution, n_kinks: int, noise: float, *, on_path: bool)
         label = "partial"
         sentence = f"{found}, but {noise:.3g} of the target is noise, more than {_MAX_NOISE}."
     else:
-        label = "partial" if n_kinks else "supported"
+        label = "partial" if n_kinks or n_violated else "supported"
         sentence = f"{found}, {gap} is at most {bound:.3g}."
+    if n_violated:
+        sentence += (
+            f" {n_violated} coordinates at a kink or bound pull away from it: never supported."
+        )
     if n_kinks:
         sentence += (
             f" The loss has a kink at {n_kinks} rows, where its gradient is a set: never supported."

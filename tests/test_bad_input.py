@@ -354,7 +354,7 @@ CHOICES = {
     "trajectory": (
         (linear, {**MSE, "mode": "trajectory"}, X, Y, None),
         ValueError,
-        "mode='trajectory' needs a recorded path, .*; use mode='endpoint'",
+        r"mode='trajectory' needs `trajectory=`; record one with `record\(model, optimizer\)`",
     ),
     "mode": ((linear, {**MSE, "mode": "end"}, X, Y, None), ValueError, "Expected mode.*got 'end'"),
     "device-that-is-not-there": (

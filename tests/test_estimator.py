@@ -14,6 +14,7 @@ import torch
 from cases import CASES, N_DIABETES, N_WINE, X_DIABETES, X_WINE, Y_DIABETES, Y_TWO, Y_UNIT, Y_WINE
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import (
@@ -558,3 +559,20 @@ def test_part_of_the_rows_has_a_low_r2():
     est = Estimator(Ridge(100.0).fit(X, Y)).fit(X[:350], Y[:350])
     assert est.r2_ < 0.95
     assert est.score(X[350:], Y[350:]) > 0.99
+
+
+class TestViolatedInequalities:
+    def test_lasso_of_some_features_is_not_supported(self):
+        X, y = load_diabetes(return_X_y=True)
+        few = Lasso(alpha=0.1, tol=1e-12).fit(X[:, :6], y)
+        whole = Lasso(alpha=0.1, tol=1e-12).fit(X, y)
+        whole.coef_, whole.intercept_ = np.r_[few.coef_, np.zeros(4)], few.intercept_
+        est = ImplicitRegularizationEstimator(whole, family="l1").fit(X, y)
+        assert est.r2_ > 0.999999
+        assert est.verdict_ == "partial"
+        assert "coordinates at a kink or bound pull away from it" in str(est.summary())
+
+    def test_default_tolerance_of_the_solver_is_forgiven(self):
+        X, y = load_diabetes(return_X_y=True)
+        est = ImplicitRegularizationEstimator(Lasso(alpha=0.5).fit(X, y), family="l1").fit(X, y)
+        assert est.verdict_ == "supported"

@@ -91,7 +91,19 @@ def explicit_estimator(
         )
     if hasattr(model, "module_"):
         return clone(model).set_params(**_skorch_params(model, coef, penalty))
+    _check_scope(model, facts, penalty)
     return _sklearn_estimator(model, coef, facts)
+
+
+def _check_scope(model: Any, facts: Facts, penalty: FittedPenalty) -> None:
+    """Refuse penalties on some of the weights, which one parameter would spread over all."""
+    partial = [leaf for leaf, _ in penalty.leaves if set(leaf.names) != set(penalty.tensors)]
+    if partial and not facts.per_output:
+        raise ValueError(
+            f"Expected a penalty on all of {list(penalty.tensors)}, got one on "
+            f"{list(partial[0].names)}: {type(model).__name__} has one parameter for all its "
+            "weights; use penalty_ in a training loop."
+        )
 
 
 def _kind(model: Any) -> str:

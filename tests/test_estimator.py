@@ -46,6 +46,7 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
+from sklearn_implicitreg.penalties import L2
 
 WEIGHTS = np.random.default_rng(0).uniform(0.2, 3.0, N_DIABETES)
 X, Y, N = X_DIABETES, Y_DIABETES, N_DIABETES
@@ -576,3 +577,17 @@ class TestViolatedInequalities:
         X, y = load_diabetes(return_X_y=True)
         est = ImplicitRegularizationEstimator(Lasso(alpha=0.5).fit(X, y), family="l1").fit(X, y)
         assert est.verdict_ == "supported"
+
+
+def test_explicit_estimator_refuses_a_penalty_on_some_weights():
+    X, y = load_diabetes(return_X_y=True)
+    model = MLPRegressor(
+        hidden_layer_sizes=3, solver="lbfgs", alpha=10, max_iter=50, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y / y.std())
+    family = L2().on(r"layers\.0")
+    est = ImplicitRegularizationEstimator(model, family=family, positive=True)
+    with pytest.raises(ValueError, match="one parameter for all its weights"):
+        est.fit(X, y / y.std()).explicit_estimator()

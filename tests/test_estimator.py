@@ -582,7 +582,7 @@ class TestViolatedInequalities:
 def test_explicit_estimator_refuses_a_penalty_on_some_weights():
     X, y = load_diabetes(return_X_y=True)
     model = MLPRegressor(
-        hidden_layer_sizes=3, solver="lbfgs", alpha=10, max_iter=50, random_state=0
+        hidden_layer_sizes=3, solver="lbfgs", alpha=0.1, max_iter=500, random_state=0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -167,11 +167,10 @@ def hc3_meat(
 def _chunk_meat(basis: Array, residual: Array) -> Array:
     """HC3 middle factor of rows of the orthonormal basis with their residuals."""
     rest = 1.0 - np.einsum("ij,ij->i", basis, basis)
-    lonely = rest <= _FULL_LEVERAGE
-    residual = residual / np.where(lonely, 1.0, rest)
-    residual[lonely] = np.nan
-    scaled = basis * residual[:, None]
-    meat: Array = scaled.T @ scaled
+    if rest.min(initial=1.0) <= _FULL_LEVERAGE:
+        rest[rest <= _FULL_LEVERAGE] = np.nan
+    basis *= (residual / rest)[:, None]
+    meat: Array = basis.T @ basis
     return meat
 
 

@@ -53,7 +53,8 @@ class Columns:
         ``tensor`` puts other values in the place of the trained ones (closed forms only).
         """
         at = self.params[name] if tensor is None else tensor
-        return torch.cat([part.block(name, at) for part in self._free], dim=1)
+        columns = [column.reshape(-1) for part in self._free for column in part.columns(name, at)]
+        return torch.stack(columns).T  # column by column, as LAPACK wants it
 
     def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
         """Gradient of the penalties with known coefficients, of shape (numel,)."""
@@ -61,8 +62,9 @@ class Columns:
         total = None
         for part in self._parts:
             if part.leaf.coef is not None and (name in part.leaf.names or isinstance(part, _Full)):
-                column = part.leaf.coef * part.block(name, at).sum(dim=1)
-                total = column if total is None else total + column
+                for column in part.columns(name, at):
+                    own = part.leaf.coef * column.reshape(-1)
+                    total = own if total is None else total + own
         return total
 
     def smooth(self, name: str) -> Tensor:
@@ -90,12 +92,12 @@ class _ClosedForm:
         first = leaf.names[0]
         self.terms = tuple(gradient(first, params[first]))
 
-    def block(self, name: str, tensor: Tensor) -> Tensor:
+    def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""
         if name not in self.leaf.names:
-            return tensor.new_zeros(tensor.numel(), len(self.terms))
+            return [torch.zeros_like(tensor) for _ in self.terms]
         columns = self._gradient(name, tensor)
-        return torch.stack([columns[term].reshape(-1) for term in self.terms], dim=1)
+        return [columns[term] for term in self.terms]
 
 
 class _Autograd:
@@ -115,11 +117,11 @@ class _Autograd:
             self.terms = tuple(term for term, _ in entries)
             self._columns = [_gradient_of(entry, seen) for _, entry in entries]
 
-    def block(self, name: str, tensor: Tensor) -> Tensor:
+    def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""
         if name not in self.leaf.names:
-            return tensor.new_zeros(tensor.numel(), len(self.terms))
-        return torch.stack([column[name].reshape(-1) for column in self._columns], dim=1)
+            return [torch.zeros_like(tensor) for _ in self.terms]
+        return [column[name] for column in self._columns]
 
 
 class _Full:
@@ -131,11 +133,10 @@ class _Full:
         self._columns = gradient(seen, problem)
         self.terms = tuple(self._columns)
 
-    def block(self, name: str, tensor: Tensor) -> Tensor:
+    def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; a penalty may reach beyond the tensors that the leaf sees."""
         nothing = torch.zeros_like(tensor)
-        found = [column.get(name, nothing) for column in self._columns.values()]
-        return torch.stack([column.to(tensor).reshape(-1) for column in found], dim=1)
+        return [column.get(name, nothing).to(tensor) for column in self._columns.values()]
 
 
 def _gradient_of(value: Tensor, params: Params) -> Params:

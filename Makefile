@@ -36,7 +36,7 @@ doc: $(VENV)/.doc  ## build the documentation into doc/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html doc doc/_build/html
 
 benchmarks: $(VENV)/.test  ## measure the figures that the documentation quotes
-	for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
+	for script in $(wildcard benchmarks/bench_*.py); do $(BIN)/python $$script || exit 1; done
 
 # torch goes first and by its pin, so that no other requirement can pull another build of it.
 $(VENV)/.torch: constraints.txt

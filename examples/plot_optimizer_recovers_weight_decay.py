@@ -86,7 +86,7 @@ for shift, reference in ((-0.12, "applied"), (0.12, "gradient")):
 ax.axhline(DECAY, color="0.3", linewidth=1, zorder=0)
 ax.set_xticks(range(len(OPTIMIZERS)), OPTIMIZERS)
 ax.set_ylabel("weight decay found")
-ax.legend(frameon=False)
+ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 # %%
 for name in OPTIMIZERS:

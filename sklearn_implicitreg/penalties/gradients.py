@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,11 +47,13 @@ class _OfGradient(Penalty):
             )
         return problem
 
+    @abstractmethod
     def _value(self, scope: _Scope) -> float:
-        raise NotImplementedError
+        """Value of the term."""
 
+    @abstractmethod
     def _gradient(self, scope: _Scope) -> Params:
-        raise NotImplementedError
+        """Gradient of the term."""
 
 
 class _Scope:

@@ -371,7 +371,7 @@ def test_criterion_is_the_mean_completed_score(kind, family):
 
 
 def test_criterion_is_near_the_mean_over_folds():
-    """By blocks of rows the noise is estimated, with 19 degrees of freedom."""
+    """By a hundred blocks of rows the noise is estimated; both it and the folds vary."""
     model = Ridge(2.0).fit(X, Y)
     search = ImplicitRegularizationCV(model, families=["l2", "l1", "l2+l1"]).fit(X, Y)
     for family, criterion in zip(
@@ -387,7 +387,7 @@ def test_criterion_is_near_the_mean_over_folds():
             for seed in range(3)
         ]
         r2 = Estimator(model, family=family).fit(X, Y).r2_
-        assert r2 - criterion == pytest.approx(r2 - np.mean(folds), rel=0.6)
+        assert r2 - criterion == pytest.approx(r2 - np.mean(folds), rel=0.3)
 
 
 def test_results_of_a_search():

@@ -159,18 +159,19 @@ def hc3_meat(
     meat: Array = np.zeros((basis.shape[1], basis.shape[1]))
     step = _CHUNK // (columns.shape[1] + 1)
     for start in range(0, len(last), step):
-        rows = slice(start, start + step)
-        meat += _chunk_meat(columns[rows] @ basis, last[rows] - columns[rows] @ weights)
+        # Turned, so that a design stored column by column is read in order.
+        part = columns[start : start + step].T
+        meat += _chunk_meat(basis.T @ part, last[start : start + step] - weights @ part)
     return meat
 
 
 def _chunk_meat(basis: Array, residual: Array) -> Array:
-    """HC3 middle factor of rows of the orthonormal basis with their residuals."""
-    rest = 1.0 - np.einsum("ij,ij->i", basis, basis)
+    """HC3 middle factor of columns of the orthonormal basis, (r, rows), with their residuals."""
+    rest = 1.0 - np.einsum("ij,ij->j", basis, basis)
     if rest.min(initial=1.0) <= _FULL_LEVERAGE:
         rest[rest <= _FULL_LEVERAGE] = np.nan
-    basis *= (residual / rest)[:, None]
-    meat: Array = basis.T @ basis
+    basis *= residual / rest
+    meat: Array = basis @ basis.T
     return meat
 
 

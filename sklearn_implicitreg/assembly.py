@@ -195,9 +195,7 @@ class Equations:
 
     def completing(self, other: Problem) -> LossGradient:
         """Gradient over further rows, whose labels are numbered as in the rows of this one."""
-        numbered = getattr(other, "numbered_like", None)
-        problem: Problem = other if numbered is None else numbered(self.problem)
-        return problem.gradient()
+        return other.numbered_like(self.problem).gradient()
 
     def completed_r2(
         self, other: LossGradient, coef: Array, *, positive: bool, eps: float

@@ -15,7 +15,7 @@ from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.facts import Facts, precomputed_facts
 from sklearn_implicitreg.inference import Verdict, infer, judge
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
-from sklearn_implicitreg.paths import PathFit, path_targets, whole_problem
+from sklearn_implicitreg.paths import PathFit, path_targets
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty, as_penalty
 from sklearn_implicitreg.precomputed import given_system
 from sklearn_implicitreg.results import FittedResult, Result, without_numbers
@@ -252,8 +252,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
-        make = whole_problem if self.mode == "trajectory" else adapt
-        other = fitted.completing(make(self.model_, Data(X, y, sample_weight), options))
+        other = fitted.completing(adapt(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
 
     def _options(self, completing: bool = False) -> Options:
@@ -302,7 +301,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             scale_invariant_dominates=dominates,
             n_kinks=equations.gradient.n_kinks,
         )
-        facts = Facts.of(equations, solution, invariant)
+        facts = Facts.of(equations, solution, invariant, tested)
         penalty = fitted_penalty(equations, solution)
         return self._finish(system, solution, verdict, facts, penalty)
 

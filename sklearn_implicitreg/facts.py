@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.assembly import Equations, Inequalities
 from sklearn_implicitreg.conventions import Convention
 from sklearn_implicitreg.solve import Solution
 
@@ -30,7 +30,11 @@ class Facts:
 
     @classmethod
     def of(
-        cls, equations: Equations, solution: Solution, scale_invariant: tuple[str, ...]
+        cls,
+        equations: Equations,
+        solution: Solution,
+        scale_invariant: tuple[str, ...],
+        tested: Inequalities | None,
     ) -> Facts:
         """Facts of the equations at a trained model."""
         problem, gradient = equations.problem, equations.gradient
@@ -46,7 +50,7 @@ class Facts:
         known = equations.columns.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
-        notes += _inequality_notes(equations, solution)
+        notes += _inequality_notes(equations.n_dropped, tested)
         if scale_invariant:
             notes.append(
                 "The loss does not see the scale of " + ", ".join(scale_invariant) + " (they "
@@ -66,9 +70,7 @@ class Facts:
         return replace(self, convention=convention)
 
 
-def _inequality_notes(equations: Equations, solution: Solution) -> list[str]:
-    tested = equations.tested(solution)
-    dropped = equations.n_dropped
+def _inequality_notes(dropped: int, tested: Inequalities | None) -> list[str]:
     if not dropped:
         return []
     start = f"{dropped} coordinates at a kink of the penalty or a bound give no equation"

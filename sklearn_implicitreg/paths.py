@@ -12,7 +12,6 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference, infer
 from sklearn_implicitreg.penalties.gradients import GradientNorm
-from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
@@ -22,7 +21,7 @@ from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibat
 from sklearn_implicitreg.verdict import Verdict, judge
 from sklearn_implicitreg.windows import NUISANCE, PathEquations, PathTargets
 
-__all__ = ["PathFit", "path_targets", "whole_problem"]
+__all__ = ["PathFit", "path_targets"]
 
 
 def path_targets(
@@ -40,20 +39,16 @@ def path_targets(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
     problem = adapt(model, data, options)
-    whole = whole_problem(model, data, options)
-    path = trajectory if isinstance(trajectory, Trajectory) else trajectory.run(model, data, whole)
+    path = trajectory
+    if not isinstance(trajectory, Trajectory):
+        path = trajectory.run(model, data, problem.whole())
     missing = [name for name in problem.params if name not in path.names]
     if missing:
         raise ValueError(
             f"Expected a path of this model, which has {list(problem.params)}, got one of "
             f"{list(path.names)}."
         )
-    return PathTargets.of(problem, whole, path, as_reference(reference, window), window)
-
-
-def whole_problem(model: Any, data: Data, options: Options) -> Problem:
-    """The problem with all trained tensors in scope, which a path moves."""
-    return adapt(model, data, replace(options, params="all"))
+    return PathTargets.of(problem, path, as_reference(reference, window), window)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,10 @@ class Problem(ABC):
         """The same problem on some of the rows, with weights of their own."""
         raise self._no_path()
 
+    def numbered_like(self, fitted: Problem) -> Problem:
+        """The same problem with labels numbered as in another; most are not numbered."""
+        return self
+
     def whole(self) -> Problem:
         """The same problem with all trained tensors in scope."""
         if self.left_out:

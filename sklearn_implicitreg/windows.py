@@ -136,7 +136,7 @@ class PathTargets:
     deviations : tuple of LossGradient
         Reference less applied gradient, mean over the steps of the window.
     nuisances : tuple of (dict of str to Tensor)
-        The column of mini-batching; empty dicts where it is left out.
+        The column of mini-batching, one per window; empty where it is left out.
     settings : dict
         Of the optimizer, and its name under "optimizer".
     notes : tuple of str
@@ -155,15 +155,12 @@ class PathTargets:
     def of(
         cls,
         problem: Problem,
-        whole: Problem,
         path: Trajectory,
         reference: Reference,
         window: int | str | None,
     ) -> PathTargets:
-        """Deviations of a path from a reference, in one pass over the rows per window.
-
-        ``whole`` is the problem with all recorded tensors in scope, which the reference moves.
-        """
+        """Deviations of a path from a reference, in one pass over the rows per window."""
+        whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
         warn_of_single_steps(whole, windows, reference)
         deviations, nuisances, notes = [], [], []
@@ -277,8 +274,7 @@ class PathEquations:
 
     def completing(self, other: Problem) -> LossGradient:
         """Mean deviation against further rows, whose labels are numbered as in these."""
-        numbered = getattr(other, "numbered_like", None)
-        return self.targets.mean_deviation(other if numbered is None else numbered(self.problem))
+        return self.targets.mean_deviation(other.numbered_like(self.problem).whole())
 
     def completed_r2(
         self, other: LossGradient, coef: Array, *, positive: bool, eps: float

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from sklearn_implicitreg.trajectory.path import Trajectory
 
 __all__ = ["IterateRecorder"]
@@ -54,10 +52,9 @@ class IterateRecorder:
         self, estimator: Any, context: Any, *, fitted_estimator: Any = None, **kwargs: Any
     ) -> bool:
         """Keep the iterate of a task; some tasks have none, the whole fit repeats the last."""
-        if fitted_estimator is not None and hasattr(fitted_estimator, "coef_"):
-            last = self.iterates_[-1] if self.iterates_ else None
-            if last is None or not _same(last, fitted_estimator):
-                self.iterates_.append(fitted_estimator)
+        is_iteration = not getattr(context, "max_subtasks", 0)
+        if is_iteration and hasattr(fitted_estimator, "coef_"):
+            self.iterates_.append(fitted_estimator)
         return False
 
     def path(self, lr: float | Iterable[float]) -> Trajectory:
@@ -73,9 +70,3 @@ class IterateRecorder:
         trajectory : Trajectory
         """
         return Trajectory.from_iterates(self.iterates_, lr)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two fitted models have the same weights."""
-    pairs = [(getattr(m, "coef_", 0.0), getattr(m, "intercept_", 0.0)) for m in (one, other)]
-    return all(np.array_equal(a, b) for a, b in zip(*pairs, strict=True))

@@ -20,8 +20,9 @@ from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.system import Array, GradientSystem, merge
+from sklearn_implicitreg.trajectory.minibatches import mean_column, minibatch_column, named_batches
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
-from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
+from sklearn_implicitreg.trajectory.references import Gradient, Reference
 
 __all__ = ["NUISANCE", "MeanColumns", "PathEquations"]
 
@@ -173,8 +174,14 @@ class PathTargets:
         if any(not column for column in nuisances):
             nuisances = []
             notes.append(
-                "The column 'minibatch' is left out: the batches are not known; name them with "
-                "path.batch(rows) while recording."
+                "The column 'minibatch' is left out: not even the sizes of the batches are known; "
+                "name them with path.batch(rows) while recording."
+            )
+        elif nuisances and any(named_batches(part, whole) is None for part in windows):
+            nuisances = [mean_column(nuisances)] * len(windows)
+            notes.append(
+                "The column 'minibatch' is the mean over the path for random batches of the sizes "
+                "used; name the rows with path.batch(rows) while recording to have their own."
             )
         if any(len(w.inside) < w.n_steps for w in windows):
             notes.append("Columns are means over marks, not over every step.")
@@ -319,34 +326,6 @@ class PathEquations:
 def _has_nuisance(reference: Reference, window: int | str | None) -> TypeGuard[Gradient]:
     """Whether the noise of mini-batches leaves a penalty of its own in the windows."""
     return window == "epoch" and isinstance(reference, Gradient) and reference.sub_window != 1
-
-
-def minibatch_column(
-    whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
-) -> Params | None:
-    """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate.
-
-    Summed over a shuffled epoch, SGD with step size lr follows ``L`` plus ``lr / 4`` of it.
-    With sub-windows it is taken within each. None where the rows of the batches are not known.
-    """
-    if reference.sub_window is None:
-        return _spread(whole, window, gradient)
-    total: Params = {}
-    for part in sub_windows(window, reference.sub_window):
-        column = _spread(whole, part, at_mean(whole, part, exact=True))
-        if column is None:
-            return None
-        for name, tensor in column.items():
-            _add(total, name, tensor * (part.n_steps / window.n_steps))
-    return total
-
-
-def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | None:
-    batches = [step.rows for step in window.steps if step.rows is not None]
-    n_rows = whole.n_rows or 0
-    if len(batches) < window.n_steps or any(rows.max() >= n_rows for rows in batches):
-        return None
-    return whole.at(window.mean("visited")).spread_gradient(batches, gradient.value)
 
 
 def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference: Reference) -> None:

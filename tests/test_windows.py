@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,6 +148,24 @@ class TestNoPenalty:
         assert est.conf_int_[0, 0] <= 0 <= est.conf_int_[0, 1]
         assert 0.5 < est.coef_[1] / (LR / 4) < 1.5
         assert "does not reject" in str(est.summary())
+
+    def test_sizes_of_batches_are_enough(self, plain):
+        """Batches drawn at random in the place of the epoch's own: the same to their spread."""
+        net, X, y, path = plain
+        sizes = [replace(step, rows=None) for step in path.steps]
+        unnamed = fit((net, X, y, replace(path, steps=tuple(sizes))), family="l2")
+        assert unnamed.term_names_ == ["l2", "minibatch"]
+        assert unnamed.conf_int_[0, 0] <= 0 <= unnamed.conf_int_[0, 1]
+        assert 0.5 < unnamed.coef_[1] / (LR / 4) < 1.5
+        assert unnamed.coef_[1] != fit(plain, family="l2").coef_[1]
+        assert "random batches of the sizes used" in " ".join(str(unnamed.summary()).split())
+
+    def test_without_sizes_the_column_is_left_out(self, plain):
+        net, X, y, path = plain
+        unknown = [replace(step, rows=None, batch_size=None) for step in path.steps]
+        est = fit((net, X, y, replace(path, steps=tuple(unknown))), family="l2")
+        assert est.term_names_ == ["l2"]
+        assert "not even the sizes of the batches are known" in " ".join(str(est.summary()).split())
 
     def test_single_steps_warn(self, plain):
         with pytest.warns(PathNoiseWarning, match="window='epoch'"):

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
+from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.penalties import L2, SmoothL1
 from sklearn_implicitreg.trajectory import Batch, Gradient, Trajectory, record
@@ -36,7 +37,13 @@ def penalty(net: nn.Module) -> torch.Tensor:
     return sum(TRUTH[name] * value for name, value in terms.items())
 
 
-def train(penalized: bool = True, decay: float = 0.0, n_epochs: int = 15, every: int = 1):
+def train(
+    penalized: bool = True,
+    decay: float = 0.0,
+    n_epochs: int = 15,
+    every: int = 1,
+    n_before: int = 180,
+):
     """Tanh net by SGD in shuffled epochs, the last ones recorded."""
     X, y = make_data()
     with torch.random.fork_rng():
@@ -56,10 +63,9 @@ def train(penalized: bool = True, decay: float = 0.0, n_epochs: int = 15, every:
         if path is not None:
             path.epoch()
 
-    for _ in range(150):
-        epoch()
-    optimizer.param_groups[0]["lr"] = LR
-    for _ in range(30):
+    for i in range(n_before):
+        if i == 150:
+            optimizer.param_groups[0]["lr"] = LR
         epoch()
     with record(net, optimizer, every=every) as path:
         for _ in range(n_epochs):
@@ -139,6 +145,55 @@ class TestKnownPenalty:
         est = fit(decayed, family="weight_decay")
         np.testing.assert_allclose(est.coef_[0], 0.02, rtol=0.05)
         assert est.in_model_units()["weight_decay"] == est.coef_[0]
+
+
+class Cubic(nn.Module):
+    """``f(w) = sum w^3``: its gradient is a parabola along any line."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.w = nn.Parameter(start.clone())
+
+    def forward(self, X):
+        return (self.w**3).sum() + 0 * X.sum(1, keepdim=True)
+
+
+class TestNodes:
+    """Weights that drift in a straight line by even steps, along which the gradient is curved."""
+
+    STEPS = 7
+
+    def straight(self):
+        start = torch.tensor([1.0, -2.0], dtype=torch.float64)
+        drift = torch.tensor([0.1, 0.3], dtype=torch.float64)
+        iterates = [{"w": start + t * drift} for t in range(self.STEPS + 1)]
+        mean = torch.stack([3 * i["w"] ** 2 for i in iterates[:-1]]).mean(0)
+        return Trajectory.from_iterates(iterates, lr=1.0), mean, iterates[-1]["w"]
+
+    def reference(self, **how):
+        path, mean, end = self.straight()
+        rows = Data(torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1))
+        options = Options(loss=lambda output, target: output.mean(), params="all")
+        problem = adapt(Cubic(end), rows, options)
+        found = Gradient(weighted=False, **how).mean_gradient(problem, path.windows(7)[0])
+        return found.value["w"], mean
+
+    def test_two_nodes_are_exact_where_the_mean_iterate_is_not(self):
+        found, mean = self.reference(n_nodes=2)
+        np.testing.assert_allclose(found, mean, rtol=1e-14)
+        found, mean = self.reference()
+        spread = (self.STEPS**2 - 1) / 12 * np.array([0.1, 0.3]) ** 2
+        np.testing.assert_allclose(mean - found, 3 * spread, rtol=1e-12)
+
+    def test_two_nodes_see_the_first_epochs_better(self):
+        """From a fresh start, where the weights move far in an epoch."""
+        case = train(penalized=False, decay=0.02, n_before=0)
+        one, two = (fit(case, family="weight_decay", reference=Gradient(n_nodes=n)) for n in (1, 2))
+        assert abs(two.coef_[0] / 0.02 - 1) < 0.5 * abs(one.coef_[0] / 0.02 - 1)
+
+    def test_other_numbers_are_refused(self):
+        with pytest.raises(ValueError, match="Expected n_nodes 1 or 2, got 3"):
+            Gradient(n_nodes=3)
 
 
 class TestNoPenalty:

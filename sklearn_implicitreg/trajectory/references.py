@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.path import Window
+from sklearn_implicitreg.trajectory.vectors import moved
 
 __all__ = [
     "Applied",
@@ -49,6 +50,16 @@ class Gradient:
         Whether rows count as often as the window used them, where that is known. By the name
         "gradient" they do in windows of epochs, and count equally in others: there a window
         is compared with what the gradient on all rows would have done.
+    n_nodes : {1, 2}, default=1
+        Places at which the gradient is taken: the mean iterate, or two places beside it, a
+        standard deviation of even steps from the first to the last iterate away. Two cost a
+        second pass, and are right up to the curvature of the gradient along a straight drift:
+        for windows in which the weights move far, such as the first epochs of a training.
+
+    Raises
+    ------
+    ValueError
+        If ``n_nodes`` is neither 1 nor 2.
 
     References
     ----------
@@ -57,15 +68,37 @@ class Gradient:
 
     sub_window: int | None = None
     weighted: bool = True
+    n_nodes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of nodes that there is no rule for."""
+        if self.n_nodes not in (1, 2):
+            raise ValueError(f"Expected n_nodes 1 or 2, got {self.n_nodes!r}.")
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
-        """One pass over the rows that the window used."""
-        if self.sub_window is None:
-            if self.weighted:
-                return at_mean(problem, window)
-            return problem.at(window.mean("visited")).gradient()
-        parts = list(sub_windows(window, self.sub_window))
-        return _mean([at_mean(problem, part, exact=True) for part in parts], parts)
+        """One pass (two with two nodes) over the rows that the window used."""
+        exact = self.sub_window is not None
+        size = window.n_steps if self.sub_window is None else self.sub_window
+        parts = list(sub_windows(window, size))
+        gradients = [
+            _at(problem, part, node, exact=exact)
+            if exact or self.weighted
+            else problem.at(node).gradient()
+            for part in parts
+            for node in self._nodes(part)
+        ]
+        return _mean(gradients, [part for part in parts for _ in range(self.n_nodes)])
+
+    def _nodes(self, window: Window) -> list[Params]:
+        """Weights at which the gradient stands for that of all steps."""
+        mean = window.mean("visited")
+        if self.n_nodes == 1:
+            return [mean]
+        # Standard deviation of T even steps, over their length.
+        away = ((window.n_steps**2 - 1) / 12) ** 0.5 / window.n_steps
+        start, stop = window.start.weights, window.stop.weights
+        drift = {name: stop[name].double() - start[name].double() for name in mean}
+        return [moved(mean, drift, sign * away) for sign in (-1, 1)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +193,12 @@ def as_reference(reference: Any, window: int | str | None = "epoch") -> Referenc
 
 def at_mean(problem: Problem, window: Window, exact: bool = False) -> LossGradient:
     """Gradient at the window's mean iterate, rows weighted as they were used."""
-    there = problem.at(window.mean("visited"))
+    return _at(problem, window, window.mean("visited"), exact=exact)
+
+
+def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> LossGradient:
+    """Gradient at some weights, rows weighted as the window used them."""
+    there = problem.at(params)
     n_rows = there.n_rows
     weights = None if n_rows is None else window.row_weights(n_rows)
     if weights is None:
@@ -225,13 +263,13 @@ def _runge_kutta(problem: Problem, at: Params, h: float) -> tuple[Params, LossGr
     def slope(params: Params) -> LossGradient:
         return problem.at(params).gradient()
 
-    def moved(by: LossGradient, part: float) -> Params:
+    def after(by: LossGradient, part: float) -> Params:
         return {n: t - part * h * by.value[n] if n in by.value else t for n, t in at.items()}
 
     k1 = slope(at)
-    k2 = slope(moved(k1, 0.5))
-    k3 = slope(moved(k2, 0.5))
-    k4 = slope(moved(k3, 1.0))
+    k2 = slope(after(k1, 0.5))
+    k3 = slope(after(k2, 0.5))
+    k4 = slope(after(k3, 1.0))
 
     def total(name: str, tensor: Tensor) -> Tensor:
         if name not in k1.value:

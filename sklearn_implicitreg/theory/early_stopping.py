@@ -8,7 +8,7 @@ from scipy.special import exprel
 
 from sklearn_implicitreg.theory.responses import exponential, repeated
 
-__all__ = ["early_stopping_eigenvalues", "early_stopping_slopes"]
+__all__ = ["descent", "early_stopping_eigenvalues", "early_stopping_slopes"]
 
 Array = npt.NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.
     >>> early_stopping_eigenvalues([0.0, 1.0, 4.0], None, 0.5).round(6)
     array([1.      , 0.581977, 0.074629])
     """
-    residual, gain = _response(s, lr, n_steps)
+    residual, gain = descent(s, lr, n_steps)
     return np.asarray(residual / gain)
 
 
@@ -112,7 +112,7 @@ def early_stopping_slopes(s: npt.ArrayLike, lr: float | None, n_steps: npt.Array
     return np.asarray(-eigenvalues * factor)
 
 
-def _response(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> tuple[Array, Array]:
+def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> tuple[Array, Array]:
     """``1 - f`` and ``f / s`` of gradient descent or of the flow, arguments checked."""
     s = np.asarray(s, dtype=float)
     steps = np.asarray(n_steps, dtype=float)

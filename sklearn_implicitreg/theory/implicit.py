@@ -1,0 +1,319 @@
+"""The quadratic penalty that a spectral filter implies."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import null_space
+
+from sklearn_implicitreg.exceptions import IndefinitePenaltyWarning, StepSizeWarning
+from sklearn_implicitreg.theory.spectral import SpectralFilter
+from sklearn_implicitreg.theory.spectrum import (
+    Spectrum,
+    as_matrix,
+    as_vector,
+    column_notes,
+    decompose,
+)
+
+__all__ = ["ImplicitPenalty", "filtered", "implicit_penalty"]
+
+Array = npt.NDArray[np.float64]
+_ROUNDING = 1e-12  # of 1 - f, where f = 1 is meant
+
+
+@dataclass(frozen=True, eq=False)
+class ImplicitPenalty:
+    """A penalty ``R = (theta - start)' Lambda (theta - start)`` that a procedure implies.
+
+    The weights that the procedure gives minimize ``L + R``, for every y (conjugate gradients: for
+    the given y). ``Lambda`` is ``V diag(eigenvalues) V'`` on the space of the eigenvectors V and
+    ``null_eigenvalue`` times the identity beside it.
+
+    Parameters
+    ----------
+    filter : SpectralFilter
+        The procedure.
+    eigenvalues : ndarray of shape (r,)
+        Penalty along each eigenvector, by decreasing eigenvalue of ``X'X/n``; in the units of L.
+    eigenvectors : ndarray of shape (p, r)
+        Orthonormal basis of the row space of X, of dimension r.
+    null_eigenvalue : float
+        Penalty on the null space of X, ``1 / f'(0)``; 0 where there is none.
+    constraint : ndarray of shape (p, q)
+        Orthonormal directions in which the weights are held at the start: ``constraint' (theta -
+        start) = 0``. Empty but for principal components.
+    start : ndarray of shape (p,)
+        Where the procedure begins.
+    notes : tuple of str
+        What to know: columns that are constant, a null space, an indefinite ``Lambda``.
+    gain : ndarray of shape (r,)
+        ``f / s``, share of the gradient at the start that the weights move by.
+    spectrum : Spectrum
+        The decomposed data.
+    y : ndarray of shape (n,), optional
+        Target that was given.
+
+    See Also
+    --------
+    implicit_penalty : Makes it from data and a filter.
+    kernel_penalty : Makes it from a kernel matrix and a filter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.theory import implicit_penalty, ridge
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([1.0, 1.0])
+    >>> penalty = implicit_penalty(X, ridge(0.5), y=y)
+    >>> penalty.matrix.round(12)
+    array([[0.5, 0. ],
+           [0. , 0.5]])
+    >>> theta = penalty.theta()
+    >>> theta.round(4), round(penalty.value(theta), 4)
+    (array([0.5, 0.4]), 0.205)
+    """
+
+    filter: SpectralFilter
+    eigenvalues: Array
+    eigenvectors: Array
+    null_eigenvalue: float
+    constraint: Array
+    start: Array
+    notes: tuple[str, ...]
+    gain: Array = field(repr=False)
+    spectrum: Spectrum = field(repr=False)
+    y: Array | None = field(default=None, repr=False)
+
+    @property
+    def matrix(self) -> Array:
+        """The matrix Lambda, of shape (p, p)."""
+        p, rank = self.eigenvectors.shape
+        matrix = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
+        if rank < p:
+            beside = np.eye(p) - self.eigenvectors @ self.eigenvectors.T
+            matrix += self.null_eigenvalue * beside
+        return np.asarray((matrix + matrix.T) / 2)
+
+    def theta(self, y: npt.ArrayLike | None = None) -> Array:
+        """Weights that the procedure gives.
+
+        Parameters
+        ----------
+        y : array-like of shape (n,), optional
+            Target; by default the one given with X.
+
+        Returns
+        -------
+        theta : ndarray of shape (p,)
+            They minimize ``L + R``, under the constraint where there is one.
+
+        Raises
+        ------
+        ValueError
+            If there is no y, or another one than the filter was made for.
+        """
+        target = self.y if y is None else as_vector("y", y, self.spectrum.data.shape[1])
+        if target is None:
+            raise ValueError("Expected y, here or in implicit_penalty(X, filter, y=y), got none.")
+        if self.filter.needs_y and not (self.y is not None and np.array_equal(target, self.y)):
+            raise ValueError(
+                f"Expected the y that {self.filter.name} was asked for, got another: this filter "
+                "depends on y. Call implicit_penalty again with the new one."
+            )
+        return self.start + self.eigenvectors @ (
+            self.gain * self.spectrum.gradient(target, self.start)
+        )
+
+    def value(self, theta: npt.ArrayLike) -> float:
+        """Value of R.
+
+        Parameters
+        ----------
+        theta : array-like of shape (p,)
+            Weights.
+
+        Returns
+        -------
+        value : float
+            ``(theta - start)' Lambda (theta - start)``.
+        """
+        moved = as_vector("theta", theta, len(self.start)) - self.start
+        along = self.eigenvectors.T @ moved
+        beside = moved - self.eigenvectors @ along
+        return float(along @ (self.eigenvalues * along) + self.null_eigenvalue * beside @ beside)
+
+    def gradient(self, theta: npt.ArrayLike) -> Array:
+        """Gradient of R.
+
+        Parameters
+        ----------
+        theta : array-like of shape (p,)
+            Weights.
+
+        Returns
+        -------
+        gradient : ndarray of shape (p,)
+            ``2 Lambda (theta - start)``.
+        """
+        moved = as_vector("theta", theta, len(self.start)) - self.start
+        along = self.eigenvectors.T @ moved
+        beside = moved - self.eigenvectors @ along
+        return np.asarray(
+            2 * (self.eigenvectors @ (self.eigenvalues * along) + self.null_eigenvalue * beside)
+        )
+
+
+def implicit_penalty(
+    X: npt.ArrayLike,
+    filter: SpectralFilter,
+    *,
+    y: npt.ArrayLike | None = None,
+    start: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+) -> ImplicitPenalty:
+    """The one quadratic penalty whose minimizer beside L is what a spectral filter gives.
+
+    With ``X'X/n = V S V'`` a filter f gives ``theta = V f(S) S^-1 V' X'y/n``. For every y this
+    minimizes ``L + theta' Lambda theta`` with ``L = (1/n) |y - X theta|^2`` and
+    ``Lambda = V diag(s (1 - f) / f) V'``.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, p)
+        Design, taken as it is: center X and y to leave an intercept free.
+    filter : SpectralFilter
+        Such as ``gradient_descent(lr, n_steps)``.
+    y : array-like of shape (n,), optional
+        Target; needed for conjugate gradients.
+    start : array-like of shape (p,), optional
+        Where the procedure begins; by default at zero.
+    sample_weight : array-like of shape (n,), optional
+        Weights of the rows; L is divided by their sum.
+
+    Returns
+    -------
+    penalty : ImplicitPenalty
+        With the matrix, its eigenvalues, and the weights for any y.
+
+    Raises
+    ------
+    ValueError
+        If ``f <= 0`` in some direction, where the weights are stationary but not a minimum;
+        or if the filter needs y and it is not given.
+
+    Warns
+    -----
+    IndefinitePenaltyWarning
+        If ``f > 1`` in some direction, where the penalty is negative; ``L + R`` is still convex.
+    StepSizeWarning
+        If the step size is so large that the iteration diverges.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.theory import gradient_descent, implicit_penalty
+    >>> rng = np.random.default_rng(0)
+    >>> X, y = rng.normal(size=(50, 3)), rng.normal(size=50)
+    >>> penalty = implicit_penalty(X, gradient_descent(lr=0.1, n_steps=7), y=y)
+    >>> theta = np.zeros(3)
+    >>> for _ in range(7):
+    ...     theta -= 0.1 * 2 * X.T @ (X @ theta - y) / 50
+    >>> bool(np.allclose(penalty.theta(), theta, rtol=1e-12))
+    True
+    >>> slope = 2 * X.T @ (X @ theta - y) / 50 + penalty.gradient(theta)
+    >>> bool(np.all(np.abs(slope) < 1e-14))
+    True
+    """
+    X = as_matrix("X", X)
+    spectrum = decompose(X, sample_weight)
+    return filtered(spectrum, filter, y, start, column_notes(X))
+
+
+def filtered(
+    spectrum: Spectrum,
+    filter: SpectralFilter,
+    y: npt.ArrayLike | None,
+    start: npt.ArrayLike | None,
+    notes: list[str],
+) -> ImplicitPenalty:
+    """The penalty of a filter on decomposed data."""
+    p, rank = spectrum.vectors.shape
+    begin = np.zeros(p) if start is None else as_vector("start", start, p)
+    target = None if y is None else as_vector("y", y, spectrum.data.shape[1])
+    s = np.append(spectrum.s, 0.0) if rank < p else spectrum.s
+    if filter.needs_y:
+        if target is None:
+            raise ValueError(f"Expected y for {filter.name}, whose filter depends on it, got none.")
+        b = np.append(spectrum.gradient(target, begin), np.zeros(s.size - rank))
+        residual, gain = filter.response(s, b)
+        notes = [*notes, f"The penalty of {filter.name} holds for this y only."]
+    else:
+        residual, gain = filter.response(s)
+    if filter.drops:
+        return _constrained(spectrum, filter, gain[:rank], begin, target, notes)
+    notes = [*notes, *_checked(filter, s, residual, gain)]
+    penalty = residual / gain
+    if rank < p:
+        notes = [
+            *notes,
+            f"X has rank {rank} of {p} columns: the eigenvectors span its row space. Beside it the "
+            f"weights stay at the start, and the penalty is 1/f'(0) = {penalty[-1]:.4g}.",
+        ]
+    return ImplicitPenalty(
+        filter,
+        penalty[:rank] * spectrum.scale,
+        spectrum.vectors,
+        float(penalty[-1]) if rank < p else 0.0,
+        np.empty((p, 0)),
+        begin,
+        tuple(notes),
+        gain[:rank],
+        spectrum,
+        target,
+    )
+
+
+def _constrained(
+    spectrum: Spectrum,
+    filter: SpectralFilter,
+    gain: Array,
+    start: Array,
+    y: Array | None,
+    notes: list[str],
+) -> ImplicitPenalty:
+    """No penalty on the directions kept, and the others held at the start."""
+    dropped = null_space(spectrum.vectors[:, gain > 0].T)
+    notes = [*notes, f"The weights are held at the start in {dropped.shape[1]} directions."]
+    zero = np.zeros(len(gain))
+    return ImplicitPenalty(
+        filter, zero, spectrum.vectors, 0.0, dropped, start, tuple(notes), gain, spectrum, y
+    )
+
+
+def _checked(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -> list[str]:
+    """Refuses f <= 0, warns of f > 1 and of steps that diverge."""
+    bad = np.flatnonzero(~(gain > 0) | ~np.isfinite(residual))
+    diverges = float(s[0]) >= filter.limit
+    large = f"its steps diverge where s >= {filter.limit:.4g}, and the largest s is {s[0]:.4g}"
+    if bad.size:
+        shown = ", ".join(f"{i} (s = {s[i]:.4g}, f = {s[i] * gain[i]:.4g})" for i in bad[:5])
+        more = f" and {bad.size - 5} more" * (bad.size > 5)
+        raise ValueError(
+            f"Expected 0 < f < inf, got under {filter.name} in the directions {shown}{more}: the "
+            "weights are a stationary point of L + R there, not a minimum. Take a smaller step "
+            f"size or another number of steps{'; ' + large if diverges else ''}."
+        )
+    if diverges:
+        warnings.warn(f"{filter.name}: {large}.", StepSizeWarning, stacklevel=4)
+    over = np.flatnonzero(residual < -_ROUNDING)
+    if not over.size:
+        return []
+    note = (
+        f"Lambda indefinite, L + R still convex: under {filter.name} f reaches "
+        f"{1 - float(np.min(residual)):.4g} > 1, in {over.size} of {s.size} directions."
+    )
+    warnings.warn(note, IndefinitePenaltyWarning, stacklevel=4)
+    return [note]

@@ -1,0 +1,296 @@
+"""Implied penalties against what they describe: other libraries' fits, and explicit iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.linalg import expm, norm, solve
+from scipy.sparse.linalg import cg
+from sklearn.cross_decomposition import PLSRegression
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression, Ridge
+
+from sklearn_implicitreg import theory
+from sklearn_implicitreg.exceptions import IndefinitePenaltyWarning
+
+Array = npt.NDArray[np.float64]
+BOUND = 1e-10
+quiet = pytest.mark.filterwarnings(
+    "ignore::" + IndefinitePenaltyWarning.__module__ + ".IndefinitePenaltyWarning"
+)
+
+
+def data(n: int, p: int) -> tuple[Array, Array, Array]:
+    """Correlated columns of unequal size, a target and a start; curvatures up to about 4."""
+    rng = np.random.default_rng(n + p)
+    X = rng.normal(size=(n, p)) @ (np.eye(p) + 0.3 * rng.normal(size=(p, p)))
+    X *= np.linspace(0.4, 1.4, p)
+    X *= 2 / np.sqrt(norm(X.T @ X / n, 2))
+    return X, X @ rng.normal(size=p) + rng.normal(size=n), rng.normal(size=p)
+
+
+def iterates(X: Array, y: Array, start: Array, n_steps: int, **keywords: float) -> Array:
+    """Weights before and after each step of torch's SGD on the mean squared error."""
+    theta = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.SGD([theta], **keywords)
+    path = [start]
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(torch.tensor(X) @ theta, torch.tensor(y)).backward()
+        optimizer.step()
+        path.append(theta.detach().numpy().copy())
+    return np.array(path)
+
+
+def last(X: Array, y: Array, start: Array, **keywords: float) -> Array:
+    return iterates(X, y, start, **keywords)[-1]
+
+
+def mean(X: Array, y: Array, start: Array, **keywords: float) -> Array:
+    return iterates(X, y, start, **keywords)[1:].mean(0)
+
+
+def moving(X: Array, y: Array, start: Array, decay: float, **keywords: float) -> Array:
+    average = start
+    for theta in iterates(X, y, start, **keywords)[1:]:
+        average = decay * average + (1 - decay) * theta
+    return average
+
+
+def flow(X: Array, y: Array, start: Array, time: float) -> Array:
+    """By the exponential of the affine system ``theta' = -2 (S theta - b)``."""
+    n, p = X.shape
+    system = np.zeros((p + 1, p + 1))
+    system[:p, :p], system[:p, p] = -2 * X.T @ X / n, 2 * X.T @ y / n
+    return np.asarray((expm(time * system) @ np.append(start, 1.0))[:p])
+
+
+def ridge(X: Array, y: Array, start: Array, coef: float) -> Array:
+    model = Ridge(coef * len(y), fit_intercept=False, solver="svd")
+    return start + model.fit(X, y - X @ start).coef_
+
+
+def boosting(X: Array, y: Array, start: Array, learner: object, rate: float, n_steps: int) -> Array:
+    theta = start
+    for _ in range(n_steps):
+        theta = theta + rate * learner.fit(X, y - X @ theta).coef_  # type: ignore[attr-defined]
+    return theta
+
+
+def conjugate(X: Array, y: Array, start: Array, k: int) -> Array:
+    found, _ = cg(X.T @ X, X.T @ y, x0=start, rtol=0.0, maxiter=k)
+    return np.asarray(found)
+
+
+DESCENT = {"lr": 0.1, "n_steps": 17}
+ols = LinearRegression(fit_intercept=False)
+TRUTHS: dict[str, tuple[theory.SpectralFilter, Callable[..., Array]]] = {
+    "gradient descent": (theory.gradient_descent(**DESCENT), partial(last, **DESCENT)),
+    "one step": (theory.gradient_descent(0.1, 1), partial(last, lr=0.1, n_steps=1)),
+    "large step": (theory.gradient_descent(0.2, 7), partial(last, lr=0.2, n_steps=7)),
+    "momentum": (
+        theory.gradient_descent(**DESCENT, momentum=0.8),
+        partial(last, **DESCENT, momentum=0.8),
+    ),
+    "Nesterov": (
+        theory.gradient_descent(**DESCENT, momentum=0.8, nesterov=True),
+        partial(last, **DESCENT, momentum=0.8, nesterov=True),
+    ),
+    "average": (theory.gradient_descent(**DESCENT, average=True), partial(mean, **DESCENT)),
+    "average of momentum": (
+        theory.gradient_descent(**DESCENT, momentum=0.8, average=True),
+        partial(mean, **DESCENT, momentum=0.8),
+    ),
+    "moving average": (
+        theory.exponential_average(**DESCENT, decay=0.9),
+        partial(moving, **DESCENT, decay=0.9),
+    ),
+    "moving average of Nesterov": (
+        theory.exponential_average(**DESCENT, decay=0.9, momentum=0.5, nesterov=True),
+        partial(moving, **DESCENT, decay=0.9, momentum=0.5, nesterov=True),
+    ),
+    "flow": (theory.gradient_flow(1.3), partial(flow, time=1.3)),
+    "ridge": (theory.ridge(0.3), partial(ridge, coef=0.3)),
+    "boosting of ridge": (
+        theory.l2_boosting(0.3, 12, theory.ridge(0.5)),
+        lambda X, y, start: boosting(
+            X, y, start, Ridge(0.5 * len(y), fit_intercept=False, solver="svd"), 0.3, 12
+        ),
+    ),
+    "iterated ridge": (
+        theory.l2_boosting(1.0, 4, theory.ridge(0.5)),
+        lambda X, y, start: boosting(
+            X, y, start, Ridge(0.5 * len(y), fit_intercept=False, solver="svd"), 1.0, 4
+        ),
+    ),
+    "boosting of least squares": (
+        theory.l2_boosting(0.3, 5),
+        partial(boosting, learner=ols, rate=0.3, n_steps=5),
+    ),
+    "conjugate gradients": (theory.conjugate_gradient(3), partial(conjugate, k=3)),
+}
+
+
+def relative(found: Array, wanted: Array) -> float:
+    return float(norm(found - wanted) / norm(wanted))
+
+
+@quiet
+@pytest.mark.parametrize("from_zero", [True, False], ids=["zero", "start"])
+@pytest.mark.parametrize("shape", [(40, 6), (7, 11)], ids=["n>p", "p>n"])
+@pytest.mark.parametrize("name", TRUTHS)
+def test_weights_minimize_loss_and_penalty(
+    name: str, shape: tuple[int, int], from_zero: bool
+) -> None:
+    X, y, start = data(*shape)
+    start = np.zeros_like(start) if from_zero else start
+    filter, procedure = TRUTHS[name]
+    theta = procedure(X, y, start)
+    penalty = theory.implicit_penalty(X, filter, y=y, start=start)
+    assert relative(penalty.theta(), theta) < BOUND
+    # Stationary: the gradients of loss and penalty are opposite.
+    slope = 2 * X.T @ (X @ theta - y) / len(y)
+    pulled = penalty.gradient(theta)
+    start_slope = 2 * X.T @ (X @ start - y) / len(y)
+    assert norm(slope + pulled) < BOUND * norm(start_slope)
+    np.testing.assert_allclose(pulled, 2 * penalty.matrix @ (theta - start), atol=1e-13)
+    assert penalty.value(theta) == pytest.approx((theta - start) @ pulled / 2, rel=1e-12)
+    # And the minimizer, where it is the only one.
+    curvature = X.T @ X / len(y) + penalty.matrix
+    if np.linalg.cond(curvature) < 1e6:
+        right = X.T @ y / len(y) + penalty.matrix @ start
+        assert relative(solve(curvature, right, assume_a="pos"), theta) < BOUND
+
+
+@quiet
+@pytest.mark.parametrize("name", [n for n in TRUTHS if n != "conjugate gradients"])
+def test_one_penalty_serves_every_target_and_weighted_rows(name: str) -> None:
+    X, y, start = data(40, 6)
+    weight = np.random.default_rng(0).integers(1, 4, size=40)
+    filter, procedure = TRUTHS[name]
+    penalty = theory.implicit_penalty(X, filter, sample_weight=weight, start=start)
+    rows = np.repeat(np.arange(40), weight)
+    for target in (y, np.sin(5 * y)):
+        assert relative(penalty.theta(target), procedure(X[rows], target[rows], start)) < BOUND
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_partial_least_squares(k: int) -> None:
+    X, y, _ = data(40, 6)
+    X, y = X - X.mean(0), y - y.mean()
+    model = PLSRegression(k, scale=False, tol=1e-14).fit(X, y)
+    theta = model.coef_.ravel()
+    try:
+        penalty = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y)
+    except IndefinitePenaltyWarning:
+        with pytest.warns(IndefinitePenaltyWarning):
+            penalty = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y)
+    assert relative(penalty.theta(), theta) < BOUND
+    slope = 2 * X.T @ (X @ theta - y) / len(y)
+    assert norm(slope + penalty.gradient(theta)) < BOUND * norm(X.T @ y / len(y))
+
+
+@quiet
+def test_as_many_conjugate_gradients_as_directions_arrive() -> None:
+    X, y, start = data(40, 6)
+    wanted = LinearRegression(fit_intercept=False).fit(X, y).coef_
+    for k in (6, 9):
+        penalty = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y, start=start)
+        assert relative(penalty.theta(), wanted) < BOUND
+        assert norm(penalty.matrix) < BOUND
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (7, 11)], ids=["n>p", "p>n"])
+def test_principal_components_are_a_constraint(shape: tuple[int, int]) -> None:
+    X, y, _ = data(*shape)
+    X, y = X - X.mean(0), y - y.mean()
+    pca = PCA(3).fit(X)
+    theta = pca.components_.T @ LinearRegression().fit(pca.transform(X), y).coef_
+    penalty = theory.implicit_penalty(X, theory.principal_components(3), y=y)
+    assert relative(penalty.theta(), theta) < BOUND
+    assert not penalty.matrix.any()
+    assert penalty.constraint.shape == (X.shape[1], X.shape[1] - 3)
+    assert norm(penalty.constraint.T @ theta) < BOUND
+    # Stationary along the directions that the constraint leaves.
+    slope = 2 * X.T @ (X @ theta - y) / len(y)
+    free = slope - penalty.constraint @ (penalty.constraint.T @ slope)
+    assert norm(free) < BOUND * norm(X.T @ y / len(y))
+    start = np.linspace(-1, 1, X.shape[1])
+    moved = theory.implicit_penalty(X, theory.principal_components(3), y=y, start=start).theta()
+    assert norm(penalty.constraint.T @ (moved - start)) < BOUND
+
+
+def test_dropout_and_noise_are_expectations() -> None:
+    X, y, start = data(12, 3)
+    n, rate, sigma = len(y), 0.3, 0.5
+    keep = np.array(np.meshgrid(*[[0, 1]] * 3)).reshape(3, -1).T
+    chance = np.prod(np.where(keep, 1 - rate, rate), axis=1)
+    masked = sum(
+        c * (y - (X * k / (1 - rate)) @ start) ** 2 for c, k in zip(chance, keep, strict=True)
+    )
+    penalty = np.mean(masked) - np.mean((y - X @ start) ** 2)
+    assert theory.input_dropout(X, rate) @ start**2 == pytest.approx(penalty, rel=1e-12)
+    # Expectations over Gaussian noise are exact by quadrature with two nodes per column.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(2)
+    weights = weights / weights.sum()
+    noisy = 0.0
+    for i in np.ndindex(2, 2, 2):
+        shift = sigma * nodes[list(i)]
+        noisy += np.prod(weights[list(i)]) * np.mean((y - (X + shift) @ start) ** 2)
+    wanted = noisy - np.mean((y - X @ start) ** 2)
+    assert theory.input_noise(sigma) * start @ start == pytest.approx(wanted, rel=1e-10)
+    weight = np.arange(1, n + 1)
+    np.testing.assert_allclose(
+        theory.input_dropout(X, rate, sample_weight=weight),
+        rate / (1 - rate) * np.average(X**2, axis=0, weights=weight),
+        rtol=1e-13,
+    )
+
+
+@quiet
+@pytest.mark.parametrize("from_zero", [True, False], ids=["zero", "start"])
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+@pytest.mark.parametrize("kind", ["ridge", "ntk"])
+def test_kernels(kind: str, momentum: float, from_zero: bool) -> None:
+    """Descent on the loss of kernel ridge, and the flow of outputs under a tangent kernel."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(15, 2))
+    K = np.exp(-3 * ((points[:, None] - points) ** 2).sum(-1))
+    n, coef, lr = 15, 0.1, 0.2
+    y = np.sin(points).sum(1)
+    start = np.zeros(n) if from_zero else rng.normal(size=n)
+    a, velocity = start.copy(), np.zeros(n)
+    for _ in range(30):
+        slope = 2 * K @ (K @ a - y) / n + 2 * coef * K @ a
+        # The tangent kernel: outputs move by -K times the gradient by outputs, so K is divided out.
+        step = slope if kind == "ridge" else 2 * (K @ a - y) / n + 2 * coef * a
+        velocity = momentum * velocity + step
+        a = a - lr * velocity
+    filter = theory.gradient_descent(lr, 30, momentum)
+    penalty = theory.kernel_penalty(K, filter, coef=coef, kind=kind, y=y, start=start)  # type: ignore[arg-type]
+    assert relative(penalty.theta(), a) < BOUND
+    slope = 2 * K @ (K @ a - y) / n + 2 * coef * K @ a
+    assert norm(slope + penalty.gradient(a)) < BOUND * norm(K @ y / n)
+    # The penalty of the tangent kernel is K times the matrix of its own steps.
+    D = K @ K / n + coef * K if kind == "ridge" else K / n + coef * np.eye(n)
+    values, vectors = np.linalg.eigh(D)
+    Q = (vectors * filter.penalty(np.maximum(values, 0))) @ vectors.T
+    wanted = Q if kind == "ridge" else K @ Q
+    assert relative(penalty.matrix, wanted) < BOUND
+
+
+def test_flow_of_a_tangent_kernel() -> None:
+    """Outputs of a wide model, from the exponential of their own equation."""
+    X, y, _ = data(9, 20)
+    K, time = X @ X.T, 0.8
+    penalty = theory.kernel_penalty(K, theory.gradient_flow(time), kind="ntk", y=y)
+    outputs = y - expm(-2 * time * K / 9) @ y
+    assert relative(K @ penalty.theta(), outputs) < BOUND
+    # The same model in its weights: the flow from zero on the linear model.
+    weights = theory.implicit_penalty(X, theory.gradient_flow(time), y=y).theta()
+    assert relative(X.T @ penalty.theta(), weights) < BOUND

@@ -15,9 +15,10 @@ from sklearn_implicitreg.theory.filters import (
     principal_components,
     ridge,
 )
-from sklearn_implicitreg.theory.implicit import ImplicitPenalty, implicit_penalty
+from sklearn_implicitreg.theory.implicit import implicit_penalty
 from sklearn_implicitreg.theory.kernels import kernel_penalty
 from sklearn_implicitreg.theory.noise import input_dropout, input_noise
+from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 from sklearn_implicitreg.theory.strength import (
     degrees_of_freedom,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from sklearn_implicitreg.theory.early_stopping import descent
-from sklearn_implicitreg.theory.responses import averaged, smoothed, stepped
-from sklearn_implicitreg.theory.spectral import SpectralFilter, check_positive, check_whole
+from sklearn_implicitreg.theory.checks import check_positive, check_whole
+from sklearn_implicitreg.theory.responses import averaged, descent, smoothed, stepped
+from sklearn_implicitreg.theory.spectral import SpectralFilter
 
 __all__ = ["exponential_average", "gradient_descent", "gradient_flow"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import exprel
 
-from sklearn_implicitreg.theory.responses import exponential, repeated
+from sklearn_implicitreg.theory.responses import descent
 
-__all__ = ["descent", "early_stopping_eigenvalues", "early_stopping_slopes"]
+__all__ = ["early_stopping_eigenvalues", "early_stopping_slopes"]
 
 Array = npt.NDArray[np.float64]
 
@@ -110,23 +110,3 @@ def early_stopping_slopes(s: npt.ArrayLike, lr: float | None, n_steps: npt.Array
     # Where the eigenvalue is zero the exponent may be infinite.
     factor = np.where(eigenvalues > 0, 1 / exprel(-np.minimum(exponent, 1e3)), 0.0)
     return np.asarray(-eigenvalues * factor)
-
-
-def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> tuple[Array, Array]:
-    """``1 - f`` and ``f / s`` of gradient descent or of the flow, arguments checked."""
-    s = np.asarray(s, dtype=float)
-    steps = np.asarray(n_steps, dtype=float)
-    if not np.all(s >= 0):
-        raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
-    if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
-        raise ValueError(
-            f"Expected a positive finite number of steps, got {steps}: after no step the "
-            "weights are the start, which no finite penalty gives."
-        )
-    if lr is None:
-        return exponential(s, steps)
-    if not (lr > 0 and np.isfinite(lr)):
-        raise ValueError(f"Expected a positive finite lr, got {lr!r}.")
-    h = 2 * lr * s
-    residual, ratio = repeated(h, 1 - h, steps)
-    return residual, 2 * lr * ratio

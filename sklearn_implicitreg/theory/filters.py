@@ -10,7 +10,8 @@ import math
 from functools import partial
 
 from sklearn_implicitreg.theory import responses
-from sklearn_implicitreg.theory.spectral import SpectralFilter, check_positive, check_whole
+from sklearn_implicitreg.theory.checks import check_positive, check_whole
+from sklearn_implicitreg.theory.spectral import SpectralFilter
 
 __all__ = ["conjugate_gradient", "l2_boosting", "principal_components", "ridge"]
 

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from sklearn_implicitreg.theory.implicit import ImplicitPenalty, filtered
+from sklearn_implicitreg.theory.checks import as_matrix
+from sklearn_implicitreg.theory.filtering import filtered
+from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
 from sklearn_implicitreg.theory.spectral import SpectralFilter
-from sklearn_implicitreg.theory.spectrum import Spectrum, as_matrix
+from sklearn_implicitreg.theory.spectrum import Spectrum
 
 __all__ = ["kernel_penalty"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_implicitreg.theory.spectrum import as_matrix, weighted_rows
+from sklearn_implicitreg.theory.checks import as_matrix
+from sklearn_implicitreg.theory.spectrum import weighted_rows
 
 __all__ = ["input_dropout", "input_noise"]
 

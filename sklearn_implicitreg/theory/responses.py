@@ -17,6 +17,7 @@ from scipy.special import exprel
 __all__ = [
     "averaged",
     "boosted",
+    "descent",
     "exponential",
     "kept",
     "krylov",
@@ -29,6 +30,26 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 Response = tuple[Array, Array]
+
+
+def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Response:
+    """``1 - f`` and ``f / s`` of gradient descent or of the flow, arguments checked."""
+    s = np.asarray(s, dtype=float)
+    steps = np.asarray(n_steps, dtype=float)
+    if not np.all(s >= 0):
+        raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
+    if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
+        raise ValueError(
+            f"Expected a positive finite number of steps, got {steps}: after no step the "
+            "weights are the start, which no finite penalty gives."
+        )
+    if lr is None:
+        return exponential(s, steps)
+    if not (lr > 0 and np.isfinite(lr)):
+        raise ValueError(f"Expected a positive finite lr, got {lr!r}.")
+    h = 2 * lr * s
+    residual, ratio = repeated(h, 1 - h, steps)
+    return residual, 2 * lr * ratio
 
 
 def exponential(s: npt.ArrayLike, time: npt.ArrayLike) -> Response:

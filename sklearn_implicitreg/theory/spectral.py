@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SpectralFilter", "check_positive", "check_whole"]
+__all__ = ["SpectralFilter"]
 
 Array = npt.NDArray[np.float64]
 
@@ -21,7 +21,7 @@ class SpectralFilter:
     From another start, ``theta = theta_0 + V f(S) S^-1 V' (X'y/n - X'X/n theta_0)``. Filters are
     made by the functions of this module.
 
-    Parameters
+    Attributes
     ----------
     name : str
         The procedure with its arguments.
@@ -115,7 +115,13 @@ class SpectralFilter:
 
     @property
     def slope_at_zero(self) -> float:
-        """The derivative f'(0): one over the penalty in the null space of X."""
+        """The derivative f'(0).
+
+        Returns
+        -------
+        slope : float
+            One over the penalty in the null space of X.
+        """
         return float(self._at([0.0])[1][1][0])
 
     def _at(self, s: npt.ArrayLike) -> tuple[Array, tuple[Array, Array]]:
@@ -129,15 +135,3 @@ class SpectralFilter:
         if not np.all(s >= 0):
             raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
         return s, self.response(s)
-
-
-def check_positive(name: str, value: float) -> None:
-    """A number above zero."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"Expected a positive finite {name}, got {value!r}.")
-
-
-def check_whole(name: str, value: float) -> None:
-    """A count of at least one."""
-    if not (value >= 1 and value == int(value)):
-        raise ValueError(f"Expected {name} to be a whole number of at least 1, got {value!r}.")

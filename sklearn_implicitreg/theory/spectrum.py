@@ -1,4 +1,4 @@
-"""The decomposed data of a quadratic loss, and checks of what comes in."""
+"""The decomposed data of a quadratic loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import svd
 
-__all__ = ["Spectrum", "as_matrix", "as_vector", "column_notes", "decompose", "weighted_rows"]
+from sklearn_implicitreg.theory.checks import as_vector
+
+__all__ = ["Spectrum", "column_notes", "decompose", "weighted_rows"]
 
 Array = npt.NDArray[np.float64]
 
@@ -73,25 +75,3 @@ def weighted_rows(X: Array, sample_weight: npt.ArrayLike | None) -> tuple[Array,
         raise ValueError("Expected sample weights >= 0 that are not all zero.")
     root = np.sqrt(weight / np.sum(weight))
     return X * root[:, None], root
-
-
-def as_matrix(name: str, values: npt.ArrayLike) -> Array:
-    """A finite matrix."""
-    matrix = np.asarray(values, dtype=float)
-    if matrix.ndim != 2 or not matrix.size or not np.all(np.isfinite(matrix)):
-        raise ValueError(
-            f"Expected {name} to be a matrix of finite numbers, got an array of shape "
-            f"{matrix.shape}{'' if np.all(np.isfinite(matrix)) else ' with some that are not'}."
-        )
-    return matrix
-
-
-def as_vector(name: str, values: npt.ArrayLike, length: int) -> Array:
-    """A finite vector of known length."""
-    vector = np.asarray(values, dtype=float)
-    if vector.shape != (length,) or not np.all(np.isfinite(vector)):
-        raise ValueError(
-            f"Expected {name} to be {length} finite numbers, got an array of shape "
-            f"{vector.shape}{'' if np.all(np.isfinite(vector)) else ' with some that are not'}."
-        )
-    return vector

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from sklearn_implicitreg.theory.implicit import ImplicitPenalty
+from sklearn_implicitreg.theory.checks import as_matrix, as_vector
+from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
 from sklearn_implicitreg.theory.spectral import SpectralFilter
-from sklearn_implicitreg.theory.spectrum import as_matrix, as_vector, decompose
+from sklearn_implicitreg.theory.spectrum import decompose
 
 __all__ = ["degrees_of_freedom", "equivalent_ridge", "scalar_equivalent"]
 
@@ -94,7 +95,7 @@ def equivalent_ridge(
     if left == 0:
         return 0.0
 
-    def excess(log_coef: float) -> float:
+    def _excess(log_coef: float) -> float:
         """Of ridge over the filter, as logarithms of odds: exact at both ends."""
         coef = np.exp(log_coef)
         odds = np.sum(s / (s + coef)) / np.sum(coef / (s + coef))
@@ -102,7 +103,7 @@ def equivalent_ridge(
 
     # Were all eigenvalues the same, the root would be s left/taken: it lies between the extremes.
     ends = np.log(s[-1] * left / taken) - 1e-9, np.log(s[0] * left / taken) + 1e-9
-    return float(np.exp(brentq(excess, *ends, xtol=1e-15, rtol=4 * np.finfo(float).eps)))
+    return float(np.exp(brentq(_excess, *ends, xtol=1e-15, rtol=4 * np.finfo(float).eps)))
 
 
 def scalar_equivalent(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import numpy.typing as npt
 import pytest
+from mpmath import mpf
 from scipy.linalg import expm, norm, solve
 from sklearn.cross_decomposition import PLSRegression
+from sklearn.datasets import load_diabetes
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from theory_cases import TRUTHS, data, kernel_case, relative
@@ -60,20 +63,39 @@ def test_one_penalty_serves_every_target_and_weighted_rows(name: str) -> None:
         assert relative(penalty.theta(target), procedure(X[rows], target[rows], start)) < BOUND
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
+@quiet
+@pytest.mark.parametrize("k", [1, 2, 5, 7, 9, 10])
 def test_partial_least_squares(k: int) -> None:
-    X, y, _ = data(40, 6)
+    X, y = load_diabetes(return_X_y=True)
     X, y = X - X.mean(0), y - y.mean()
-    model = PLSRegression(k, scale=False, tol=1e-14).fit(X, y)
-    theta = model.coef_.ravel()
-    try:
-        penalty = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y)
-    except IndefinitePenaltyWarning:
-        with pytest.warns(IndefinitePenaltyWarning):
-            penalty = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y)
-    assert relative(penalty.theta(), theta) < BOUND
+    theta = PLSRegression(k, scale=False, tol=1e-15).fit(X, y).coef_.ravel()
+    penalty = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y)
+    assert relative(penalty.theta(), theta) < 1e-13
     slope = 2 * X.T @ (X @ theta - y) / len(y)
-    assert norm(slope + penalty.gradient(theta)) < BOUND * norm(X.T @ y / len(y))
+    assert norm(slope + penalty.gradient(theta)) < 1e-13 * norm(2 * X.T @ y / len(y))
+
+
+@pytest.mark.parametrize("k", [1, 3, 9, 14])
+def test_conjugate_gradients_of_a_large_condition(k: int) -> None:
+    """Eigenvalues over six decades; in floating point the plain recurrence has lost its way."""
+    s = np.logspace(0, -6, 20)
+    b = np.sqrt(s) * np.random.default_rng(0).normal(size=20)
+    with mpmath.workdps(100):
+        many, towards = [mpf(v) for v in s], [mpf(v) for v in b]
+        left, taken, ahead = [mpf(1)] * 20, [mpf(0)] * 20, [mpf(1)] * 20
+        for _ in range(k):
+            size = sum((v * e) ** 2 for v, e in zip(towards, left, strict=True))
+            bend = sum(u * (v * d) ** 2 for u, v, d in zip(many, towards, ahead, strict=True))
+            rate = size / bend
+            taken = [g + rate * d for g, d in zip(taken, ahead, strict=True)]
+            left = [1 - u * g for u, g in zip(many, taken, strict=True)]
+            new = sum((v * e) ** 2 for v, e in zip(towards, left, strict=True))
+            ahead = [e + new / size * d for e, d in zip(left, ahead, strict=True)]
+        gain, residual = np.array(taken, float), np.array(left, float)
+    found_residual, found_gain = theory.conjugate_gradient(k).response(s, b)
+    assert relative(found_gain * b, gain * b) < 1e-13
+    np.testing.assert_allclose(found_gain, gain, rtol=1e-10)
+    np.testing.assert_allclose(found_residual, residual, atol=1e-10)
 
 
 @quiet

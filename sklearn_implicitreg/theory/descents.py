@@ -79,7 +79,7 @@ def gradient_descent(
     """
     _check_steps(lr, n_steps, momentum, nesterov)
     extra = f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
-    name = f"gradient_descent(lr={lr:g}, n_steps={n_steps:g}{extra}{', average=True' * average})"
+    name = f"gradient_descent(lr={lr:g}, n_steps={n_steps}{extra}{', average=True' * average})"
     limit = _largest_stable(lr, momentum, nesterov)
     if not (momentum or average):
         return SpectralFilter(name, partial(descent, lr=lr, n_steps=n_steps), limit)
@@ -143,7 +143,7 @@ def exponential_average(
         nesterov=nesterov,
         decay=decay,
     )
-    name = f"exponential_average(lr={lr:g}, n_steps={n_steps:g}, decay={decay:g}{extra})"
+    name = f"exponential_average(lr={lr:g}, n_steps={n_steps}, decay={decay:g}{extra})"
     return SpectralFilter(name, response, _largest_stable(lr, momentum, nesterov))
 
 

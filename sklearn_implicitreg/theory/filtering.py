@@ -91,8 +91,8 @@ def _checked(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -> 
         more = f" and {bad.size - 5} more" * (bad.size > 5)
         raise ValueError(
             f"Expected 0 < f < inf, got under {filter.name} in the directions {shown}{more}: the "
-            "weights are a stationary point of L + R there, not a minimum. Take a smaller step "
-            f"size or another number of steps{'; ' + large if diverges else ''}."
+            "weights are a stationary point of L + R there, not a minimum. Take another number of "
+            f"steps, or a smaller step size{'; ' + large if diverges else ''}."
         )
     if diverges:
         warnings.warn(f"{filter.name}: {large}.", StepSizeWarning, stacklevel=4)

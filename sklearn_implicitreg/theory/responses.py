@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import svdvals
+from scipy.linalg import solve_triangular, svdvals
 from scipy.special import exprel
 
 __all__ = [
@@ -157,20 +157,31 @@ def kept(s: Array, k: int) -> Response:
 
 
 def krylov(s: Array, b: Array, k: int) -> Response:
-    """Of k steps of conjugate gradients towards b, by its Ritz values: ``prod (1 - s / ritz)``."""
+    """Of k steps of conjugate gradients towards b: their weights over b.
+
+    Where b is near zero this is rounding over rounding; there it is the polynomial
+    ``prod_j (1 - s / ritz_j)``, which in turn is steep near the large Ritz values.
+    """
     if not np.any(b):
         raise ValueError("Expected y that X can explain, got X'y = 0: there is no first step.")
+    basis, bidiagonal = _bidiagonalized(np.sqrt(s), b, k)
+    first = np.append(np.linalg.norm(b), np.zeros(len(bidiagonal) - 1))
+    half = solve_triangular(bidiagonal, first, trans="T")
+    weights = basis.T @ solve_triangular(bidiagonal, half)
     residual, gain = np.ones_like(s), np.zeros_like(s)
-    for ritz in _ritz_values(np.sqrt(s), b, k):
+    for ritz in svdvals(bidiagonal) ** 2:
         gain = gain + residual / ritz
         residual = residual * (1 - s / ritz)
+    seen = np.abs(b) > 1e-8 * np.max(np.abs(b))
+    gain[seen] = weights[seen] / b[seen]
+    residual[seen] = 1 - s[seen] * gain[seen]
     return residual, gain
 
 
-def _ritz_values(sigma: Array, b: Array, k: int) -> Array:
-    """Squared singular values of the bidiagonal that begins with b, fully reorthogonalized.
+def _bidiagonalized(sigma: Array, b: Array, k: int) -> tuple[Array, Array]:
+    """Krylov basis of ``diag(sigma)`` begun with b, and the bidiagonal matrix on it.
 
-    Fewer than k where the Krylov space is exhausted, and b reached.
+    Fully reorthogonalized. Smaller than k where the Krylov space is exhausted, and b reached.
     """
     right = [b / np.linalg.norm(b)]
     left: list[Array] = []
@@ -186,8 +197,7 @@ def _ritz_values(sigma: Array, b: Array, k: int) -> Array:
             break
         beside.append(length)
         right.append(image / length)
-    values = svdvals(np.diag(diagonal) + np.diag(beside, 1)) ** 2
-    return np.asarray(values)
+    return np.stack(right), np.diag(diagonal) + np.diag(beside, 1)
 
 
 def _orthogonal(vector: Array, basis: list[Array]) -> Array:

@@ -20,7 +20,7 @@ def check_positive(name: str, value: float) -> None:
 
 def check_whole(name: str, value: float) -> None:
     """A count of at least one."""
-    if not (value >= 1 and value == int(value)):
+    if not (value >= 1 and float(value).is_integer()):
         raise ValueError(f"Expected {name} to be a whole number of at least 1, got {value!r}.")
 
 

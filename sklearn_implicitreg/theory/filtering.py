@@ -101,7 +101,7 @@ def _checked(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -> 
         return []
     note = (
         f"Lambda indefinite, L + R still convex: under {filter.name} f reaches "
-        f"{1 - float(np.min(residual)):.4g} > 1, in {over.size} of {s.size} directions."
+        f"{1 - float(np.min(residual)):.4g} > 1, in {over.size} directions."
     )
     warnings.warn(note, IndefinitePenaltyWarning, stacklevel=4)
     return [note]

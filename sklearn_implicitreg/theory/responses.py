@@ -30,6 +30,7 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 Response = tuple[Array, Array]
+_divergent = np.errstate(over="ignore", invalid="ignore")  # such a run is refused by its caller
 
 
 def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Response:
@@ -90,21 +91,22 @@ def iterates(
     """Responses after each step of torch's SGD, whose velocity begins as the first gradient."""
     h = 2 * lr * s
     residual, gain, velocity = np.ones_like(s), np.zeros_like(s), np.zeros_like(s)
-    with np.errstate(over="ignore", invalid="ignore"):  # a divergent run is refused by its caller
-        for _ in range(n_steps):
-            velocity = momentum * velocity + residual
-            step = residual + momentum * velocity if nesterov else velocity
-            gain = gain + 2 * lr * step
-            residual = residual - h * step
-            yield residual, gain
+    for _ in range(n_steps):
+        velocity = momentum * velocity + residual
+        step = residual + momentum * velocity if nesterov else velocity
+        gain = gain + 2 * lr * step
+        residual = residual - h * step
+        yield residual, gain
 
 
+@_divergent
 def stepped(s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool) -> Response:
     """Of the last iterate."""
     *_, last = iterates(s, lr, n_steps, momentum, nesterov)
     return last
 
 
+@_divergent
 def averaged(s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool) -> Response:
     """Of the mean of the iterates 1 to n_steps."""
     residual, gain = np.zeros_like(s), np.zeros_like(s)
@@ -114,6 +116,7 @@ def averaged(s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool)
     return residual / n_steps, gain / n_steps
 
 
+@_divergent
 def smoothed(
     s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool, decay: float
 ) -> Response:

@@ -28,7 +28,8 @@ class Spectrum:
     data : ndarray of shape (r, n)
         Takes a target to minus half the gradient at zero.
     scale : ndarray of shape (r,)
-        What the gradient of L is to the direction that the procedure steps along.
+        The gradient of L over the direction that the procedure steps along: 1, for the tangent
+        kernel the eigenvalues of K.
     """
 
     s: Array

@@ -322,3 +322,8 @@ def test_conjugate_gradients_answer_for_their_own_target() -> None:
     assert "this y only" in " ".join(penalty.notes)
     with pytest.raises(ValueError, match="got another: this filter depends on y"):
         penalty.theta(2 * y)
+
+
+def test_a_filter_is_asked_for() -> None:
+    with pytest.raises(TypeError, match=r"filter such as gradient_descent.*got 'ridge'"):
+        theory.implicit_penalty(X2, "ridge")  # type: ignore[arg-type]

@@ -28,6 +28,8 @@ def filtered(
     notes: list[str],
 ) -> ImplicitPenalty:
     """The penalty of a filter on decomposed data."""
+    if not isinstance(filter, SpectralFilter):
+        raise TypeError(f"Expected a filter such as gradient_descent(lr, n_steps), got {filter!r}.")
     p, rank = spectrum.vectors.shape
     begin = np.zeros(p) if start is None else as_vector("start", start, p)
     target = None if y is None else as_vector("y", y, spectrum.data.shape[1])

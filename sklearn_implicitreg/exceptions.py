@@ -4,9 +4,11 @@ __all__ = [
     "AugmentationWarning",
     "CollinearTermsWarning",
     "ImplicitRegularizationWarning",
+    "IndefinitePenaltyWarning",
     "ModelStateWarning",
     "OutputWarning",
     "PathNoiseWarning",
+    "StepSizeWarning",
 ]
 
 
@@ -32,3 +34,11 @@ class OutputWarning(ImplicitRegularizationWarning):
 
 class PathNoiseWarning(ImplicitRegularizationWarning):
     """Single mini-batch steps are compared with the gradient on all rows."""
+
+
+class IndefinitePenaltyWarning(ImplicitRegularizationWarning):
+    """An implied penalty is negative in some directions; with the loss it is still convex."""
+
+
+class StepSizeWarning(ImplicitRegularizationWarning):
+    """The step size is so large that the iteration diverges."""

@@ -1,0 +1,104 @@
+"""The penalty that a spectral filter implies on the weights of a kernel model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import eigh
+
+from sklearn_implicitreg.theory.checks import as_matrix
+from sklearn_implicitreg.theory.filtering import filtered
+from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
+from sklearn_implicitreg.theory.spectral import SpectralFilter
+from sklearn_implicitreg.theory.spectrum import Spectrum
+
+__all__ = ["kernel_penalty"]
+
+
+def kernel_penalty(
+    K: npt.ArrayLike,
+    filter: SpectralFilter,
+    *,
+    coef: float = 0.0,
+    kind: Literal["ridge", "ntk"] = "ridge",
+    y: npt.ArrayLike | None = None,
+    start: npt.ArrayLike | None = None,
+) -> ImplicitPenalty:
+    """The quadratic penalty of a filter on ``L = (1/n) |y - K a|^2 + coef a'Ka``.
+
+    Kernel ridge regression steps along the gradient of L in the weights a, whose curvature is 2 D
+    with ``D = K^2/n + coef K``. A wide network at its neural tangent kernel moves the outputs ``K
+    a`` along K times their gradient: the weights step by ``2 (D a - y/n)`` with
+    ``D = K/n + coef I``, K times which is the gradient of L. A filter f acts on the eigenvalues of
+    D. With ``Q = D (1 - f(D)) / f(D)`` the penalty beside L is ``(a - a_0)' Q (a - a_0)``, and
+    for the tangent kernel ``(a - a_0)' K Q (a - a_0)``.
+
+    Parameters
+    ----------
+    K : array-like of shape (n, n)
+        Kernel matrix of the training rows, symmetric and not negative.
+    filter : SpectralFilter
+        Such as ``gradient_descent(lr, n_steps)``.
+    coef : float, default=0.0
+        Coefficient of ``a'Ka`` in L; scikit-learn's ``KernelRidge(alpha)`` has ``alpha / n``.
+    kind : {"ridge", "ntk"}, default="ridge"
+        Which of the two steps is taken.
+    y : array-like of shape (n,), optional
+        Target; needed for conjugate gradients.
+    start : array-like of shape (n,), optional
+        Where the weights begin; by default at zero.
+
+    Returns
+    -------
+    penalty : ImplicitPenalty
+        On the weights a. Its ``theta(y)`` are the weights that the procedure gives.
+
+    Raises
+    ------
+    ValueError
+        If K is not symmetric or has negative eigenvalues, the kind is not known, ``coef`` is
+        negative, or as :func:`implicit_penalty` does.
+
+    Warns
+    -----
+    IndefinitePenaltyWarning
+        If ``f > 1`` in some direction.
+    StepSizeWarning
+        If the iteration diverges.
+
+    See Also
+    --------
+    implicit_penalty : The same for a linear model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.theory import gradient_flow, kernel_penalty
+    >>> K = np.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> kernel_penalty(K, gradient_flow(0.5), kind="ntk").matrix.round(4)
+    array([[1.0316, 0.2609],
+           [0.2609, 1.0316]])
+    """
+    K = as_matrix("K", K)
+    n = len(K)
+    scale = float(np.max(np.abs(K)))
+    if K.shape != (n, n) or np.max(np.abs(K - K.T)) > 1e-10 * scale:
+        raise ValueError(f"Expected a symmetric kernel matrix, got one of shape {K.shape}.")
+    if kind not in ("ridge", "ntk"):
+        raise ValueError(f"Expected kind='ridge' or 'ntk', got {kind!r}.")
+    if not 0 <= coef < np.inf:
+        raise ValueError(f"Expected coef >= 0, got {coef!r}.")
+    values, vectors = eigh(K)
+    if values[0] < -1e-10 * scale * n:
+        raise ValueError(
+            f"Expected a kernel matrix without negative eigenvalues, got {values[0]:.4g}."
+        )
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    if kind == "ridge":
+        s, towards, factor = values * (values / n + coef), values / n, np.ones(n)
+    else:
+        s, towards, factor = values / n + coef, np.full(n, 1 / n), values
+    spectrum = Spectrum(s, vectors, towards[:, None] * vectors.T, factor)
+    return filtered(spectrum, filter, y, start, [])

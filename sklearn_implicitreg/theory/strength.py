@@ -1,0 +1,154 @@
+"""One number for a spectral filter: degrees of freedom, and ridge coefficients like it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+
+from sklearn_implicitreg.theory.checks import as_matrix, as_vector
+from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
+from sklearn_implicitreg.theory.spectral import SpectralFilter
+from sklearn_implicitreg.theory.spectrum import decompose
+
+__all__ = ["degrees_of_freedom", "equivalent_ridge", "scalar_equivalent"]
+
+Array = npt.NDArray[np.float64]
+
+
+def degrees_of_freedom(
+    X: npt.ArrayLike, filter: SpectralFilter, *, sample_weight: npt.ArrayLike | None = None
+) -> float:
+    """Effective degrees of freedom of a filter: the trace of the map from y to the fit.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, p)
+        Design.
+    filter : SpectralFilter
+        Procedure, linear in y: not conjugate gradients.
+    sample_weight : array-like of shape (n,), optional
+        Weights of the rows.
+
+    Returns
+    -------
+    df : float
+        Sum of f over the eigenvalues of ``X'X/n``.
+
+    Raises
+    ------
+    ValueError
+        If the filter depends on y, as conjugate gradients (partial least squares) do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.theory import degrees_of_freedom, ridge
+    >>> round(degrees_of_freedom(np.diag([1.0, 2.0]), ridge(0.5)), 12)
+    1.3
+    """
+    s = decompose(as_matrix("X", X), sample_weight).s
+    return float(np.sum(filter.values(s)))
+
+
+def equivalent_ridge(
+    X: npt.ArrayLike, filter: SpectralFilter, *, sample_weight: npt.ArrayLike | None = None
+) -> float:
+    """The ridge coefficient with as many effective degrees of freedom as a filter.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, p)
+        Design.
+    filter : SpectralFilter
+        Procedure, linear in y.
+    sample_weight : array-like of shape (n,), optional
+        Weights of the rows.
+
+    Returns
+    -------
+    coef : float
+        Root of ``sum s / (s + coef) = sum f``, coefficient of ``|theta|^2`` beside L;
+        scikit-learn's alpha is n times it. Zero where nothing is left of the least-squares
+        solution.
+
+    Raises
+    ------
+    ValueError
+        If the filter depends on y, or takes more than the least-squares solution.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.theory import equivalent_ridge, gradient_flow, ridge
+    >>> X = np.diag([1.0, 2.0])
+    >>> [round(equivalent_ridge(X, f), 4) for f in (ridge(0.5), gradient_flow(1.0))]
+    [0.5, 0.2067]
+    """
+    s = decompose(as_matrix("X", X), sample_weight).s
+    taken, left = float(np.sum(filter.values(s))), float(np.sum(filter.complement(s)))
+    if not (taken > 0 and left >= 0):
+        raise ValueError(
+            f"Expected between 0 and {s.size} degrees of freedom, got {taken:.6g} under "
+            f"{filter.name}: no ridge has as many."
+        )
+    if left == 0:
+        return 0.0
+
+    def _excess(log_coef: float) -> float:
+        """Of ridge over the filter, as logarithms of odds: exact at both ends."""
+        coef = np.exp(log_coef)
+        odds = np.sum(s / (s + coef)) / np.sum(coef / (s + coef))
+        return float(np.log(odds) - np.log(taken / left))
+
+    # Were all eigenvalues the same, the root would be s left/taken: it lies between the extremes.
+    ends = np.log(s[-1] * left / taken) - 1e-9, np.log(s[0] * left / taken) + 1e-9
+    return float(np.exp(brentq(_excess, *ends, xtol=1e-15, rtol=4 * np.finfo(float).eps)))
+
+
+def scalar_equivalent(
+    theta: npt.ArrayLike,
+    Lambda: npt.ArrayLike | ImplicitPenalty,
+    *,
+    start: npt.ArrayLike | None = None,
+) -> float:
+    """The coefficient of ``|theta|^2`` that a regression on it finds for a quadratic penalty.
+
+    The one multiple of ``theta`` nearest to ``Lambda theta`` is
+    ``theta' Lambda theta / |theta|^2``; this is what the family ``l2`` finds at weights that
+    minimize ``L + theta' Lambda theta``.
+
+    Parameters
+    ----------
+    theta : array-like of shape (p,)
+        Weights.
+    Lambda : array-like of shape (p, p) or ImplicitPenalty
+        Penalty.
+    start : array-like of shape (p,), optional
+        Point that the penalty is measured from; that of the penalty, or zero.
+
+    Returns
+    -------
+    coef : float
+        In the units of L.
+
+    Raises
+    ------
+    ValueError
+        If the weights are at the start.
+
+    Examples
+    --------
+    >>> scalar_equivalent([1.0, 1.0], [[1.0, 0.0], [0.0, 3.0]])
+    2.0
+    """
+    begin = Lambda.start if isinstance(Lambda, ImplicitPenalty) and start is None else start
+    moved = as_vector("theta", theta, np.size(theta))
+    if begin is not None:
+        moved = moved - as_vector("start", begin, moved.size)
+    length = float(moved @ moved)
+    if not length > 0:
+        raise ValueError("Expected weights away from the start, got the start itself.")
+    if isinstance(Lambda, ImplicitPenalty):
+        return Lambda.value(Lambda.start + moved) / length
+    return float(moved @ as_matrix("Lambda", Lambda) @ moved) / length

@@ -16,7 +16,7 @@ from sklearn_implicitreg.facts import Facts, precomputed_facts
 from sklearn_implicitreg.inference import Verdict, infer, judge
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.paths import PathFit, path_targets
-from sklearn_implicitreg.penalties import FittedPenalty, Penalty, as_penalty
+from sklearn_implicitreg.penalties import FittedPenalty, Penalty, penalty_with_terms
 from sklearn_implicitreg.precomputed import given_system
 from sklearn_implicitreg.results import FittedResult, Result, without_numbers
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
@@ -205,7 +205,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             coefficients than equations.
         """
         check_parameters(self)
-        penalty = as_penalty(self.family)
+        penalty = penalty_with_terms(self.family)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             return self._fit_precomputed(X, y, sample_weight)
         self.model_ = self._train(X, y, sample_weight)

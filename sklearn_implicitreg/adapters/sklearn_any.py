@@ -173,16 +173,17 @@ def _by_autograd(model: Any, X: Any, target: torch.Tensor, weight: Array, loss: 
     slopes = slope.detach().numpy()
     value = np.full((n_rows, 1), float(total.detach()) / n_rows)
 
-    def rows(_: Array, __: Array, eta_size: Array | None) -> RowLosses:
-        size = np.abs(slopes) + curvature * (0.0 if eta_size is None else eta_size)
-        return RowLosses(value, slopes, size, np.zeros(slopes.shape, dtype=bool))
+    def looked_up(_: Array, place: Array, eta_size: Array | None) -> RowLosses:
+        at = place[:, 0].astype(np.intp)
+        size = np.abs(slopes[at]) + curvature[at] * (0.0 if eta_size is None else eta_size)
+        return RowLosses(value[at], slopes[at], size, np.zeros(size.shape, dtype=bool))
 
     return LinearFit(
         model=model,
         X=X,
-        y=np.zeros((n_rows, n_outputs)),
+        y=np.repeat(np.arange(float(n_rows))[:, None], n_outputs, axis=1),
         weight=weight * (mass / weight.sum()),
-        row_loss=rows,
+        row_loss=looked_up,
         loss_name=row_loss.words,
         loss_weight=np.ones((n_rows, 1)),
     )

@@ -14,7 +14,13 @@ from sklearn_implicitreg.problem import Problem
 
 __all__ = ["Data", "Options", "adapt"]
 
-_LIBRARIES = {"sklearn": "sklearn_models", "skorch": "skorch_nets", "torch": "torch_modules"}
+_LIBRARIES = {
+    "sklearn": "sklearn_models",
+    "sklearn_implicitreg": "sklearn_any",
+    "skorch": "skorch_nets",
+    "statsmodels": "statsmodels_results",
+    "torch": "torch_modules",
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from sklearn_implicitreg.adapters.sklearn_rows import (
 )
 from sklearn_implicitreg.adapters.torch_losses import LOSSES, resolve_loss
 
-__all__ = ["adapt_any_linear"]
+__all__ = ["HANDLERS", "adapt_any_linear"]
 
 _LossMaker = Callable[[Any], RowLoss]
 
@@ -196,3 +197,12 @@ def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:
     (second,) = torch.autograd.grad(slope.sum(), eta, allow_unused=True)
     size: Array = np.zeros(eta.shape) if second is None else np.abs(second.numpy())
     return size
+
+
+def _linear_model(model: Any, data: Data, options: Options) -> LinearProblem:
+    """Given coefficients with their own loss, unless another one is asked for."""
+    own = isinstance(options.loss, str) and options.loss == "auto"
+    return adapt_any_linear(model, data, replace(options, loss=model.loss) if own else options)
+
+
+HANDLERS = {"LinearModel": _linear_model}

@@ -141,7 +141,12 @@ class LinearModel(BaseEstimator):
 
     @property
     def coef_(self) -> npt.NDArray[Any]:
-        """Coefficients as an array of floats."""
+        """Coefficients as an array of floats.
+
+        Returns
+        -------
+        ndarray of shape (p,) or (K, p)
+        """
         coef = np.asarray(self.coef)
         if coef.ndim not in (1, 2) or coef.dtype.kind not in "fiub":
             raise ValueError(
@@ -152,7 +157,12 @@ class LinearModel(BaseEstimator):
 
     @property
     def intercept_(self) -> Any:
-        """Intercept, 0.0 if there is none."""
+        """Intercept, 0.0 if there is none.
+
+        Returns
+        -------
+        float or ndarray of shape (K,)
+        """
         if self.intercept is None:
             return 0.0
         shape = self.coef_.shape[:-1]
@@ -166,12 +176,22 @@ class LinearModel(BaseEstimator):
 
     @property
     def fit_intercept(self) -> bool:
-        """Whether the model has an intercept."""
+        """Whether the model has an intercept.
+
+        Returns
+        -------
+        bool
+        """
         return self.intercept is not None
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
-        """Labels of a classifier."""
+        """Labels of a classifier.
+
+        Returns
+        -------
+        ndarray of shape (n_classes,)
+        """
         if not self._of_classes:
             raise AttributeError("A LinearModel without classes is a regressor.")
         n_rows = self.coef_.shape[0] if self.coef_.ndim == 2 else 1
@@ -187,12 +207,22 @@ class LinearModel(BaseEstimator):
 
     @property
     def n_features_in_(self) -> int:
-        """Number of features."""
+        """Number of features.
+
+        Returns
+        -------
+        int
+        """
         return int(self.coef_.shape[-1])
 
     @property
     def feature_names_in_(self) -> npt.NDArray[np.object_]:
-        """Names of the features, from a Series or a DataFrame of coefficients."""
+        """Names of the features, from a Series or a DataFrame of coefficients.
+
+        Returns
+        -------
+        ndarray of shape (p,)
+        """
         labels = {pd.Series: "index", pd.DataFrame: "columns"}
         names = getattr(self.coef, labels.get(type(self.coef), ""), ())
         if not len(names) or not all(isinstance(name, str) for name in names):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from sklearn_implicitreg.frozen import FrozenModel
 from sklearn_implicitreg.problem import Problem
 
-__all__ = ["Data", "Options", "adapt"]
+__all__ = ["Data", "Options", "adapt", "adapt_many"]
 
 _LIBRARIES = {
     "sklearn": "sklearn_models",
@@ -73,3 +73,18 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
         f"{type(model).__name__}. Give a bare nn.Module with `loss=`, or "
         "model='precomputed' with the design as X and the target as y."
     )
+
+
+def adapt_many(models: Sequence[Any], data: Sequence[Data], options: Options) -> list[Problem]:
+    """Problems of several trained models, which share what they can.
+
+    Linear models with squared error on the same rows (the same objects) share one Gram matrix.
+
+    Raises
+    ------
+    TypeError
+        If no adapter knows one of the models.
+    """
+    shared = import_module(f"{__name__}.linear_checkpoints").adapt_checkpoints
+    problems: list[Problem] = shared(models, data, options)
+    return problems

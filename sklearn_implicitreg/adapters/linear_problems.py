@@ -114,9 +114,36 @@ class LinearProblem(Problem):
             column = min(int(k), self.loss_weight.shape[1] - 1)
             key = (column, features[own].tobytes())
             if key not in known:
-                known[key] = self._output_hessian(self.loss_weight[:, column], features[own])
+                known[key] = self.output_hessian(self.loss_weight[:, column], features[own])
             hessian[np.ix_(own, own)] = known[key]
         return hessian
+
+    def output_hessian(self, weight: Array, scope: NDArray[np.intp]) -> Array:
+        """Hessian of one output for some of its features, the rest profiled out.
+
+        Parameters
+        ----------
+        weight : ndarray of shape (n,)
+            What multiplies the losses of the output.
+        scope : ndarray of int
+            Positions of the features, p for the intercept, ascending.
+
+        Returns
+        -------
+        ndarray of shape (len(scope), len(scope))
+        """
+        p = self.X.shape[1]
+        factor = float(self.curvature or 0.0) / float(self.weight.sum())
+        total = float(weight.sum())
+        mean = self._weighted_sum(weight) / total
+        if self.intercept is not None and len(scope) == p and p not in scope:
+            return factor * weighted_gram(self.X, weight, mean)
+        gram = weighted_gram(self.X, weight, np.zeros(p))
+        if self.intercept is not None:
+            unit = self.intercept_unit
+            edge = total * unit * mean[:, None]
+            gram = np.block([[gram, edge], [edge.T, np.array([[total * unit**2]])]])
+        return factor * profiled(gram, np.isin(np.arange(len(gram)), scope))
 
     def places(self, name: str) -> NDArray[np.intp]:
         """Where the entries of a parameter stand in the matrix ``[coef, intercept]``.
@@ -136,6 +163,16 @@ class LinearProblem(Problem):
         every = np.arange(n_outputs * (p + 1)).reshape(n_outputs, p + 1)
         own = every[:, :p] if base == "coef" else every[:, p:]
         return (own if output is None else own[output]).reshape(-1)
+
+    def matrix(self) -> Array:
+        """Trained coefficients and intercepts, zero where there are none, in one matrix.
+
+        Returns
+        -------
+        ndarray of shape (K, p + 1)
+        """
+        intercept = np.zeros(len(self.coef)) if self.intercept is None else self.intercept
+        return np.column_stack([self.coef, intercept])
 
     def _block(self, rows: slice | NDArray[np.intp]) -> BlockGradient:
         """Gradient sums over one block."""
@@ -169,21 +206,6 @@ class LinearProblem(Problem):
             part = whole[base] if output is None else whole[base][output]
             sums[name] = torch.from_numpy(np.ascontiguousarray(part)).reshape(tensor.shape)
         return sums
-
-    def _output_hessian(self, weight: Array, scope: NDArray[np.intp]) -> Array:
-        """Hessian of one output for some of its features, the rest profiled out."""
-        p = self.X.shape[1]
-        factor = float(self.curvature or 0.0) / float(self.weight.sum())
-        total = float(weight.sum())
-        mean = self._weighted_sum(weight) / total
-        if self.intercept is not None and len(scope) == p and p not in scope:
-            return factor * weighted_gram(self.X, weight, mean)
-        gram = weighted_gram(self.X, weight, np.zeros(p))
-        if self.intercept is not None:
-            unit = self.intercept_unit
-            edge = total * unit * mean[:, None]
-            gram = np.block([[gram, edge], [edge.T, np.array([[total * unit**2]])]])
-        return factor * profiled(gram, np.isin(np.arange(len(gram)), scope))
 
     def _weighted_sum(self, weight: Array) -> Array:
         """``X' weight``, in blocks of rows."""

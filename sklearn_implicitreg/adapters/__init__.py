@@ -69,8 +69,8 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
         problem = generic(model, data, options)
         return problem
     raise TypeError(
-        f"Expected a trained torch module, skorch net or scikit-learn linear or MLP model, got "
-        f"{type(model).__name__}. Give a bare nn.Module with `loss=`, or "
+        f"Expected a trained torch module, skorch net, scikit-learn linear or MLP model or results "
+        f"of statsmodels, got {type(model).__name__}. Give a bare nn.Module with `loss=`, or "
         "model='precomputed' with the design as X and the target as y."
     )
 

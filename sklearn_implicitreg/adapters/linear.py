@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -49,6 +50,9 @@ class LinearFit:
         Whether each output has a penalty of its own.
     notes : tuple of str
         Sentences for the reader of the result.
+    columns : mapping of str to ndarray of int, or None
+        Features of each parameter, where they are not "coef" and "intercept"; the model's
+        penalty covers all of them.
     """
 
     model: Any
@@ -63,6 +67,7 @@ class LinearFit:
     liblinear: float | None = None
     per_output: bool = False
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, NDArray[np.intp]] | None = None
 
 
 def linear_problem(fit: LinearFit, options: Options) -> LinearProblem:
@@ -105,7 +110,8 @@ def linear_problem(fit: LinearFit, options: Options) -> LinearProblem:
     every = _parameters(coef, intercept, fit)
     check_finite_params(every)
     _check_outputs(fit, np.atleast_2d(coef).shape[0])
-    default = {n for n in every if n.startswith("coef") or fit.liblinear is not None}
+    whole = fit.liblinear is not None or fit.columns is not None
+    default = {n for n in every if n.startswith("coef") or whole}
     chosen = select_params(options.params, every, default)
     split = fit.per_output
     return LinearProblem(
@@ -128,6 +134,7 @@ def linear_problem(fit: LinearFit, options: Options) -> LinearProblem:
         weight=fit.weight,
         intercept_unit=1.0 if fit.liblinear is None else fit.liblinear,
         feature_names=_feature_names(fit.model),
+        columns=fit.columns,
         curvature=2.0 if fit.row_loss is squared_error else None,
     )
 
@@ -176,6 +183,8 @@ def _intercept(model: Any) -> Array | None:
 
 def _parameters(coef: Array, intercept: Array | None, fit: LinearFit) -> Params:
     """All trained parameters by name."""
+    if fit.columns is not None:
+        return {name: torch.from_numpy(coef[places]) for name, places in fit.columns.items()}
     whole = {"coef": coef}
     if intercept is not None:
         whole["intercept"] = intercept / (1.0 if fit.liblinear is None else fit.liblinear)

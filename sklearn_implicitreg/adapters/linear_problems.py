@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ class LinearProblem(Problem):
         Names of the p features, where the model knows them.
     curvature : float or None
         Second derivative of the loss in ``eta`` where it is constant.
+    columns : mapping of str to ndarray of int, or None
+        Features of each parameter, where they are not "coef" and "intercept"; K is 1.
     """
 
     X: Any
@@ -61,6 +63,7 @@ class LinearProblem(Problem):
     intercept_unit: float = 1.0
     feature_names: tuple[str, ...] | None = None
     curvature: float | None = None
+    columns: Mapping[str, NDArray[np.intp]] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -111,6 +114,7 @@ class LinearProblem(Problem):
         known: dict[tuple[int, bytes], Array] = {}
         for k in np.unique(outputs):
             own = np.flatnonzero(outputs == k)
+            own = own[np.argsort(features[own])]
             column = min(int(k), self.loss_weight.shape[1] - 1)
             key = (column, features[own].tobytes())
             if key not in known:
@@ -158,6 +162,8 @@ class LinearProblem(Problem):
         ndarray of int
             Positions in the flattened matrix of shape (K, p + 1).
         """
+        if self.columns is not None:
+            return self.columns[name]
         base, output = parsed(name)
         n_outputs, p = self.coef.shape
         every = np.arange(n_outputs * (p + 1)).reshape(n_outputs, p + 1)
@@ -196,15 +202,13 @@ class LinearProblem(Problem):
 
     def _summed(self, features: Any, slopes: Array) -> Params:
         """Sums over rows for the parameters in scope, from derivatives of shape (n, K)."""
-        whole = {
-            "coef": np.asarray(features.T @ slopes).T,
-            "intercept": self.intercept_unit * slopes.sum(axis=0),
-        }
+        matrix = np.column_stack(
+            [np.asarray(features.T @ slopes).T, self.intercept_unit * slopes.sum(axis=0)]
+        )
         sums: Params = {}
         for name, tensor in self.params.items():
-            base, output = parsed(name)
-            part = whole[base] if output is None else whole[base][output]
-            sums[name] = torch.from_numpy(np.ascontiguousarray(part)).reshape(tensor.shape)
+            part = matrix.reshape(-1)[self.places(name)]
+            sums[name] = torch.from_numpy(part).reshape(tensor.shape)
         return sums
 
     def _weighted_sum(self, weight: Array) -> Array:

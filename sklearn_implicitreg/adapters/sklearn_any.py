@@ -25,7 +25,7 @@ from sklearn_implicitreg.adapters.sklearn_rows import (
 )
 from sklearn_implicitreg.adapters.torch_losses import LOSSES, resolve_loss
 
-__all__ = ["HANDLERS", "adapt_any_linear"]
+__all__ = ["HANDLERS", "adapt_any_linear", "any_linear_fit"]
 
 _LossMaker = Callable[[Any], RowLoss]
 
@@ -91,7 +91,30 @@ def adapt_any_linear(model: Any, data: Data, options: Options) -> LinearProblem:
     >>> float(abs(problem.gradient().value["coef"]).max()) < 1e-12
     True
     """
-    loss = options.loss
+    return linear_problem(any_linear_fit(model, data, options.loss), options)
+
+
+def any_linear_fit(model: Any, data: Data, loss: Any) -> LinearFit:
+    """Validated rows of a fitted estimator and the loss given.
+
+    Parameters
+    ----------
+    model : estimator
+        Has ``coef_`` and ``intercept_``.
+    data : Data
+        Rows.
+    loss : str, nn loss or callable(output, target)
+        As in `adapt_any_linear`.
+
+    Returns
+    -------
+    LinearFit
+
+    Raises
+    ------
+    ValueError
+        If no loss is given, its name is not known, or it does not suit the model.
+    """
     known = [*_AVERAGED, *LOSSES, *_RESIDUAL, *_LOG, *_MARGIN]
     if loss is None or (isinstance(loss, str) and loss not in known):
         what = "no loss" if loss in (None, "auto") else f"loss={loss!r}"
@@ -100,8 +123,7 @@ def adapt_any_linear(model: Any, data: Data, options: Options) -> LinearProblem:
             f"`loss=`, one of {sorted(set(known))}, an nn loss, or a callable(output, target)."
         )
     classifier = hasattr(model, "classes_")
-    fit = _classifier_fit(model, data, loss) if classifier else _regressor_fit(model, data, loss)
-    return linear_problem(fit, options)
+    return _classifier_fit(model, data, loss) if classifier else _regressor_fit(model, data, loss)
 
 
 def _regressor_fit(model: Any, data: Data, loss: Any) -> LinearFit:

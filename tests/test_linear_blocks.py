@@ -4,11 +4,24 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.base import clone
+from sklearn.linear_model import (
+    Lasso,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+    SGDClassifier,
+)
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
+from sklearn_implicitreg import (
+    ImplicitRegularizationCV,
+    ImplicitRegularizationEstimator,
+    LinearModel,
+)
 from sklearn_implicitreg.adapters import Data, Options, adapt, linear_blocks
 
 
@@ -110,3 +123,96 @@ def test_hessian_same_as_one_block(rows, monkeypatch):
     whole = problem.hessian()
     monkeypatch.setattr(linear_blocks, "_BLOCK", 1000)
     np.testing.assert_allclose(problem.hessian(), whole, rtol=1e-12, atol=1e-13)
+
+
+class Blocks:
+    """Rows in blocks, made anew at every pass."""
+
+    def __init__(self, *arrays, size=300):
+        self.arrays, self.size = arrays, size
+
+    def __iter__(self):
+        for start in range(0, len(self.arrays[0]), self.size):
+            yield tuple(array[start : start + self.size] for array in self.arrays)
+
+
+STREAMS = {
+    "Ridge": (Ridge(), "y", "l2"),
+    "Lasso": (Lasso(alpha=0.5), "y", "l1"),
+    "LogisticRegression": (LogisticRegression(class_weight={0: 2.0, 1: 1.0}), "labels", "l2"),
+    "PoissonRegressor": (PoissonRegressor(), "counts", "l2"),
+}
+
+
+@pytest.mark.parametrize(("model", "kind", "family"), STREAMS.values(), ids=STREAMS)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_iterable_of_blocks(rows, model, kind, family, weighted):
+    X, y = rows[0][:2000], rows[1][:2000]
+    y = {"y": y, "labels": labels_of(y).astype(int), "counts": np.round(np.abs(y))}[kind]
+    weight = np.random.default_rng(1).uniform(1, 2, size=len(y)) if weighted else None
+    model = clone(model).fit(X, y, sample_weight=weight)
+    whole = ImplicitRegularizationEstimator(model, family=family).fit(X, y, weight)
+    given = (X, y) if weight is None else (X, y, weight)
+    est = ImplicitRegularizationEstimator(model, family=family).fit(Blocks(*given))
+    assert est.coef_ == pytest.approx(whole.coef_, rel=1e-9)
+    assert est.in_model_units() == pytest.approx(whole.in_model_units(), rel=1e-9)
+    assert est.verdict_ == whole.verdict_
+
+
+def test_blocks_of_other_kinds(rows):
+    X, y = rows[0][:2000], rows[1][:2000]
+    model = LinearModel(Ridge(alpha=30.0, fit_intercept=False).fit(X, y).coef_)
+    data = TensorDataset(torch.from_numpy(X), torch.from_numpy(y).reshape(-1, 1))
+    loader = DataLoader(data, batch_size=64, shuffle=True)
+    for source in (loader, list(Blocks(X, y)), Blocks(X.astype(np.float64), y, size=1)):
+        est = ImplicitRegularizationEstimator(model).fit(source)
+        assert est.coef_[0] * 2000 == pytest.approx(30.0, rel=1e-8)
+    sparse_blocks = [(sparse.csr_matrix(X[:900]), y[:900]), (sparse.csr_matrix(X[900:]), y[900:])]
+    est = ImplicitRegularizationEstimator(model).fit(sparse_blocks)
+    assert est.coef_[0] * 2000 == pytest.approx(30.0, rel=1e-8)
+
+
+def test_random_blocks_and_hessian_of_a_stream(rows):
+    X, y = rows[0][:2000] + 1.0, np.sort(rows[1][:2000])
+    model = Ridge().fit(X, y)
+    whole = adapt(model, Data(X, y), Options())
+    stream = adapt(model, Data(Blocks(X, y)), Options())
+    np.testing.assert_allclose(stream.hessian(), whole.hessian(), rtol=1e-10, atol=1e-12)
+    blocks = list(stream.blocks(20))
+    assert len(blocks) == 100
+    assert sum(block.n_rows for block in blocks) == 2000
+    total = sum(block.sums["coef"] for block in blocks) / 2000
+    np.testing.assert_allclose(total, whole.gradient().value["coef"], atol=1e-11)
+    spread = [np.std([b.sums["coef"][0] / b.weight for b in p.blocks(20)]) for p in (stream, whole)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.3)
+    search = ImplicitRegularizationCV(model, families=["l2", "l1"])
+    assert search.fit(Blocks(X, y)).best_family_ == search.fit(X, y).best_family_
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda X, y: iter(Blocks(X, y)), "more than once, got an iterator"),
+        (lambda X, y: Blocks(X), "Expected blocks"),
+        (lambda X, y: Blocks(X, y, y, y), "Expected blocks"),
+        (lambda X, y: Blocks(X[:0], y[:0]), "at least 1 block"),
+        (lambda X, y: Blocks(X[:, 1:], y), "39 features"),
+        (lambda X, y: Blocks(np.where(X > 3, np.nan, X), y), "NaN"),
+    ],
+    ids=["iterator", "no y", "four parts", "empty", "features", "NaN"],
+)
+def test_bad_blocks_are_refused(rows, make, message):
+    X, y = rows[0][:2000], rows[1][:2000]
+    model = Ridge().fit(X, y)
+    with pytest.raises(ValueError, match=message):
+        ImplicitRegularizationEstimator(model).fit(make(X, y))
+
+
+def test_balanced_classes_need_all_rows(rows):
+    X, y = rows[0][:2000], labels_of(rows[1][:2000])
+    model = LogisticRegression(class_weight="balanced").fit(X, y)
+    with pytest.raises(ValueError, match="all rows at once for class_weight='balanced'"):
+        ImplicitRegularizationEstimator(model).fit(Blocks(X, y))
+    sgd = SGDClassifier().fit(X, y, sample_weight=np.full(2000, 2.0))
+    with pytest.raises(ValueError, match="rows at once for SGDClassifier"):
+        ImplicitRegularizationEstimator(sgd).fit(Blocks(X, y, np.full(2000, 2.0)))

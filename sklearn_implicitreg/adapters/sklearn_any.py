@@ -17,6 +17,7 @@ from sklearn_implicitreg.adapters import linear_losses as losses
 from sklearn_implicitreg.adapters import linear_margins as margins
 from sklearn_implicitreg.adapters.linear import LinearFit, LinearProblem, linear_problem, predictor
 from sklearn_implicitreg.adapters.linear_losses import Array, RowLoss, RowLosses
+from sklearn_implicitreg.adapters.linear_streams import streamed
 from sklearn_implicitreg.adapters.sklearn_rows import (
     classification_rows,
     one_hot,
@@ -227,4 +228,4 @@ def _linear_model(model: Any, data: Data, options: Options) -> LinearProblem:
     return adapt_any_linear(model, data, replace(options, loss=model.loss) if own else options)
 
 
-HANDLERS = {"LinearModel": _linear_model}
+HANDLERS = {"LinearModel": streamed(_linear_model)}

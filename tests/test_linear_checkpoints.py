@@ -140,7 +140,8 @@ def test_many_rows_cost_one_pass():
 def test_bad_checkpoints_are_refused():
     path = [np.ones(10), np.full(10, np.nan), np.ones(10)]
     models = [LinearModel(theta) for theta in path]
-    with pytest.raises(ValueError, match="finite trained parameters"):
+    with pytest.raises(ValueError, match="finite trained parameters") as caught:
         adapt_many(models, [Data(X_DIABETES, Y_DIABETES)] * 3, Options())
+    assert caught.value.__notes__ == ["This is about endpoint 1 of the list."]
     with pytest.raises(ValueError, match="10 features, but LinearModel is expecting 9"):
         adapt_many([LinearModel(np.ones(9))] * 3, [Data(X_DIABETES, Y_DIABETES)] * 3, Options())

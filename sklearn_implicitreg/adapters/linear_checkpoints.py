@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -124,6 +125,11 @@ def adapt_checkpoints(
         In the order given. A `LinearModel` with squared error becomes a `CheckpointProblem` if
         enough others have the same objects as X, y and sample_weight for a Gram matrix to pay.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `adapt`, with a note that tells which model it is about.
+
     Examples
     --------
     >>> X, y = np.eye(2), np.array([1.0, 2.0])
@@ -137,14 +143,30 @@ def adapt_checkpoints(
         members.setdefault(_sharing(model, rows, options) or index, []).append(index)
     problems: dict[int, Problem] = {}
     for group in members.values():
-        last = adapt(models[group[-1]], data[group[-1]], options)
-        if len(group) > 1 and isinstance(last, LinearProblem) and _pays(last, len(group)):
+        *others, end = group
+        with _about(end):
+            last = adapt(models[end], data[end], options)
+        shared: _Shared | None = None
+        if others and isinstance(last, LinearProblem) and _pays(last, len(group)):
             shared = _Shared(last)
-            problems |= {index: _checkpoint(models[index], shared) for index in group}
-        else:
-            problems |= {i: adapt(models[i], data[i], options) for i in group[:-1]}
-            problems[group[-1]] = last
+        problems[end] = last if shared is None else _checkpoint(models[end], shared)
+        for index in others:
+            with _about(index):
+                if shared is None:
+                    problems[index] = adapt(models[index], data[index], options)
+                else:
+                    problems[index] = _checkpoint(models[index], shared)
     return [problems[index] for index in range(len(models))]
+
+
+@contextmanager
+def _about(index: int) -> Iterator[None]:
+    """Errors that say which model of the list they are about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.add_note(f"This is about endpoint {index} of the list.")
+        raise
 
 
 def _sharing(model: Any, rows: Data, options: Options) -> Hashable:

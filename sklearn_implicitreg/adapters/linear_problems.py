@@ -188,7 +188,9 @@ class LinearProblem(Problem):
         eta_size = np.asarray(sizes_of_features @ np.abs(self.coef).T)
         if self.intercept is not None:
             eta, eta_size = eta + self.intercept, eta_size + np.abs(self.intercept)
-        losses = self.row_loss(eta, self.y[rows], eta_size)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            losses = self.row_loss(eta, self.y[rows], eta_size)
+        self._check_finite(losses.derivative, weight)
         sizes = self._summed(sizes_of_features, np.abs(weight) * losses.size)
         kinks = np.any(losses.kink & (weight != 0), axis=1)
         return BlockGradient(
@@ -199,6 +201,16 @@ class LinearProblem(Problem):
             scale=float(np.sqrt(sum(float(t.square().sum()) for t in sizes.values()))),
             n_kinks=int(np.count_nonzero(kinks)),
         )
+
+    def _check_finite(self, slopes: Array, weight: Array) -> None:
+        """Refuse rows whose predictions are out of the range of the loss."""
+        bad = ~np.isfinite(slopes) & (weight != 0)
+        if np.any(bad):
+            raise ValueError(
+                f"Expected predictions in the range of the loss ({self.loss_name}), got "
+                f"{np.count_nonzero(bad.any(axis=1))} row(s) without a finite derivative; train "
+                "with a link that keeps them in range."
+            )
 
     def _summed(self, features: Any, slopes: Array) -> Params:
         """Sums over rows for the parameters in scope, from derivatives of shape (n, K)."""

@@ -14,6 +14,8 @@ from sklearn.linear_model import (
     Ridge,
     SGDClassifier,
 )
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -170,6 +172,17 @@ def test_blocks_of_other_kinds(rows):
     sparse_blocks = [(sparse.csr_matrix(X[:900]), y[:900]), (sparse.csr_matrix(X[900:]), y[900:])]
     est = ImplicitRegularizationEstimator(model).fit(sparse_blocks)
     assert est.coef_[0] * 2000 == pytest.approx(30.0, rel=1e-8)
+
+
+def test_blocks_through_a_pipeline(rows):
+    X, y = 3 * rows[0][:2000] + 1.0, rows[1][:2000]
+    model = make_pipeline(StandardScaler(), Ridge(alpha=30.0)).fit(X, y)
+    est = ImplicitRegularizationEstimator(model).fit(Blocks(X, y))
+    assert est.in_model_units()["alpha"] == pytest.approx(30.0, rel=1e-8)
+    with pytest.raises(ValueError, match="more than once, got an iterator"):
+        est.fit(iter(Blocks(X, y)))
+    with pytest.raises(ValueError, match="Expected blocks"):
+        est.fit(Blocks(X))
 
 
 def test_random_blocks_and_hessian_of_a_stream(rows):

@@ -190,7 +190,7 @@ class LinearProblem(Problem):
             eta, eta_size = eta + self.intercept, eta_size + np.abs(self.intercept)
         with np.errstate(all="ignore"):  # what is not finite is refused below
             losses = self.row_loss(eta, self.y[rows], eta_size)
-        self._check_finite(losses.derivative, weight)
+        self._check_finite(losses.derivative)
         sizes = self._summed(sizes_of_features, np.abs(weight) * losses.size)
         kinks = np.any(losses.kink & (weight != 0), axis=1)
         return BlockGradient(
@@ -202,9 +202,9 @@ class LinearProblem(Problem):
             n_kinks=int(np.count_nonzero(kinks)),
         )
 
-    def _check_finite(self, slopes: Array, weight: Array) -> None:
+    def _check_finite(self, slopes: Array) -> None:
         """Refuse rows whose predictions are out of the range of the loss."""
-        bad = ~np.isfinite(slopes) & (weight != 0)
+        bad = ~np.isfinite(slopes)
         if np.any(bad):
             raise ValueError(
                 f"Expected predictions in the range of the loss ({self.loss_name}), got "

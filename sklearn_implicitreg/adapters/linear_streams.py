@@ -13,7 +13,7 @@ from sklearn_implicitreg.adapters.linear_losses import Array
 from sklearn_implicitreg.adapters.linear_problems import LinearProblem
 from sklearn_implicitreg.problem import BlockGradient, Problem, profiled
 
-__all__ = ["StreamedProblem", "streamed"]
+__all__ = ["StreamedProblem", "TransformedBlocks", "is_stream", "streamed"]
 
 _MANY_BLOCKS = 100
 
@@ -110,13 +110,9 @@ def streamed(handler: Handler) -> Handler:
     """
 
     def adapt_rows(model: Any, data: Data, options: Options) -> Problem:
-        if data.y is not None or not _is_stream(data.X):
+        if data.y is not None or not is_stream(data.X):
             return handler(model, data, options)
-        if iter(data.X) is data.X:
-            raise ValueError(
-                "Expected blocks of rows that can be read more than once, got an iterator; give "
-                "a DataLoader, a list of blocks, or an object whose __iter__ starts anew."
-            )
+        _check_readable(data.X)
         if getattr(model, "class_weight", None) == "balanced":
             raise ValueError(
                 "Expected all rows at once for class_weight='balanced', which counts them, got "
@@ -134,8 +130,65 @@ def streamed(handler: Handler) -> Handler:
     return adapt_rows
 
 
-def _is_stream(X: Any) -> bool:
-    """Whether X is an iterable of blocks and no array, table or nested list of numbers."""
+class TransformedBlocks:
+    """Blocks of rows whose features a function transforms, each when it is read.
+
+    Parameters
+    ----------
+    source : iterable
+        Blocks.
+    transform : callable(X) -> X
+        Of the features.
+
+    Raises
+    ------
+    ValueError
+        If the source is an iterator, which can be read but once.
+
+    Examples
+    --------
+    >>> list(TransformedBlocks([(1.0, "y")], lambda X: 2 * X))
+    [(2.0, 'y')]
+    """
+
+    def __init__(self, source: Iterable[Any], transform: Callable[[Any], Any]):
+        _check_readable(source)
+        self.source = source
+        self.transform = transform
+
+    def __iter__(self) -> Iterator[Any]:
+        """Blocks from the first on."""
+        for block in self.source:
+            is_block = isinstance(block, list | tuple)
+            yield (self.transform(block[0]), *block[1:]) if is_block else block
+
+
+def _check_readable(source: Iterable[Any]) -> None:
+    """Refuse an iterator."""
+    if iter(source) is source:
+        raise ValueError(
+            "Expected blocks of rows that can be read more than once, got an iterator; give "
+            "a DataLoader, a list of blocks, or an object whose __iter__ starts anew."
+        )
+
+
+def is_stream(X: Any) -> bool:
+    """Whether X is an iterable of blocks and no array, table or nested list of numbers.
+
+    Parameters
+    ----------
+    X : object
+        What was given as X, without y.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> is_stream([(np.ones((2, 1)), [1, 2])]), is_stream([[1.0], [2.0]])
+    (True, False)
+    """
     if isinstance(X, list | tuple):
         return len(X) > 0 and isinstance(X[0], tuple) and getattr(X[0][0], "ndim", 0) == 2
     return hasattr(X, "__iter__") and not hasattr(X, "shape") and not isinstance(X, str | dict)

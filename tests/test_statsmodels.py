@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from cases import W_DIABETES, X_DIABETES, Y_COUNTS, Y_DIABETES, Y_UNIT
 from sklearn.linear_model import PoissonRegressor
-from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.sharing import is_trained
 
 sm = pytest.importorskip("statsmodels.api")
+ConvergenceWarning = pytest.importorskip("statsmodels.tools.sm_exceptions").ConvergenceWarning
 
 N = len(Y_DIABETES)
 EXOG = sm.add_constant(X_DIABETES)

@@ -6,12 +6,14 @@ from typing import Any
 
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.frozen import FrozenModel
+from sklearn_implicitreg.linear_model import LinearModel
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
 
 __all__ = [
     "FrozenModel",
     "ImplicitRegularizationCV",
     "ImplicitRegularizationEstimator",
+    "LinearModel",
     "equations",
     "training_rows",
 ]

@@ -29,16 +29,28 @@ PRECOMPUTED = "precomputed"
 
 
 def is_trained(model: Any) -> bool:
-    """Whether a model comes trained: a module, something frozen, or a fitted estimator."""
+    """Whether a model comes trained: a module, frozen, results, or a fitted estimator."""
     if isinstance(model, nn.Module | FrozenModel | FrozenEstimator):
         return True
-    if isinstance(model, str | type) or not hasattr(model, "fit"):
+    if isinstance(model, str | type):
+        return False
+    if _is_results(model):
+        return True
+    if not hasattr(model, "fit"):
         return False
     try:
         check_is_fitted(model)
     except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
         return False
     return True
+
+
+def _is_results(model: Any) -> bool:
+    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
+    return any(
+        cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
+        for cls in type(model).__mro__
+    )
 
 
 def _answers(method: str) -> Callable[[AboutModel], bool]:

@@ -27,6 +27,7 @@ LAYERS = [
     {"trajectory"},
     {"solve"},
     {"assembly"},
+    {"stacks"},
     {"windows"},
     {"verdict"},
     {"inference"},

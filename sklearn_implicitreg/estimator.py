@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.assembly import Equations, explained
-from sklearn_implicitreg.exceptions import CollinearTermsWarning
-from sklearn_implicitreg.facts import Facts, precomputed_facts
-from sklearn_implicitreg.inference import Verdict, infer, judge
+from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpoints
+from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
-from sklearn_implicitreg.paths import PathFit, path_targets
-from sklearn_implicitreg.penalties import FittedPenalty, Penalty, as_penalty
+from sklearn_implicitreg.paths import path_targets
+from sklearn_implicitreg.penalties import Penalty, as_penalty
 from sklearn_implicitreg.precomputed import given_system
-from sklearn_implicitreg.results import FittedResult, Result, without_numbers
+from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.results import FittedResult
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
-from sklearn_implicitreg.solve import Solution, solve
-from sklearn_implicitreg.system import GradientSystem
-from sklearn_implicitreg.windows import PathEquations
+from sklearn_implicitreg.stacks import EndpointTargets, StackedEquations
+from sklearn_implicitreg.windows import PathEquations, PathTargets
 
 __all__ = ["ImplicitRegularizationEstimator"]
-
-_EPS = float(np.finfo(np.float64).eps)
 
 
 class ImplicitRegularizationEstimator(FittedResult, AboutModel):
@@ -82,6 +78,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Of the gradient's arithmetic; the model's own by default. Sums are always float64.
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``.
+    verbose : int, default=0
+        Print progress bars over windows of a path and over endpoints if above 0.
 
     Attributes
     ----------
@@ -139,7 +137,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     (3.0, 'supported')
     """
 
-    _equations: Equations | PathEquations
+    _equations: Equations | StackedEquations
 
     def __init__(  # noqa: PLR0913
         self,
@@ -162,6 +160,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         device: Any = "auto",
         dtype: Any = "auto",
         random_state: Any = None,
+        verbose: int = 0,
     ):
         self.model = model
         self.family = family
@@ -181,6 +180,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.device = device
         self.dtype = dtype
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the coefficients at the trained weights.
@@ -205,16 +205,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             coefficients than equations.
         """
         check_parameters(self)
-        penalty = as_penalty(self.family)
+        as_penalty(self.family)  # a family that is none is refused before anything is trained
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             return self._fit_precomputed(X, y, sample_weight)
-        self.model_ = self._train(X, y, sample_weight)
-        self._check_features(X, reset=True)
-        if self.mode == "trajectory":
-            return self._fit_path(Data(X, y, sample_weight), penalty)
-        problem = adapt(self.model_, Data(X, y, sample_weight), self._options())
-        full = penalty_of(penalty, problem.groups, self.group_by, self.known)
-        return self._fit_equations(Equations.of(problem, full, problem.gradient()))
+        targets = self._targets(X, y, sample_weight)
+        return self._fit_on(targets.equations(self._penalty(targets.problem)))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
@@ -245,15 +240,54 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
             return explained(given_system(X, y, sample_weight, len(coef)).triangle, coef)
-        fitted: Equations | PathEquations | None = getattr(self, "_equations", None)
+        if holds_endpoints(X):
+            targets = self._endpoint_targets(X, y, sample_weight, reset=False)
+            return targets.stacked(self._penalty(targets.problem)).r2(coef)
+        fitted: Equations | StackedEquations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(
                 "score needs the gradient of the fitted rows, which is not pickled; fit again."
+            )
+        if not isinstance(fitted, Equations | PathEquations):
+            raise ValueError(
+                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
+                "is no one training set that they would complete."
             )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
         other = fitted.completing(adapt(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
+
+    def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | PathTargets:
+        """What the equations of every family have in common; trains a template."""
+        if holds_endpoints(X):
+            return self._endpoint_targets(X, y, sample_weight, reset=True)
+        self.model_ = self._train(X, y, sample_weight)
+        self._check_features(X, reset=True)
+        data, options = Data(X, y, sample_weight), self._options()
+        if self.mode == "trajectory":
+            path = (self.trajectory, self.reference, self.window)
+            return path_targets(self.model_, data, options, *path, verbose=self.verbose)
+        return EndpointTargets((adapt(self.model_, data, options),))
+
+    def _endpoint_targets(
+        self, group: Sequence[Endpoint], y: Any, sample_weight: Any, reset: bool
+    ) -> EndpointTargets:
+        """Targets of a list of endpoints."""
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "Expected y=None and sample_weight=None with a list of Endpoint, which bring "
+                "their own."
+            )
+        if self.mode == "trajectory":
+            raise ValueError(
+                "Expected mode='endpoint' with a list of Endpoint, got mode='trajectory'; fit "
+                "each path by itself."
+            )
+        self._check_features(group[0].X, reset=reset)
+        if reset:
+            self.model_ = [endpoint.model for endpoint in group]
+        return endpoint_targets(group, self._options(), self.verbose)
 
     def _options(self, completing: bool = False) -> Options:
         return Options(
@@ -267,72 +301,17 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             completing,
         )
 
-    def _solved(self, system: GradientSystem, eps: float) -> Solution:
-        solution = solve(system.triangle, system.n_equations, positive=self.positive, eps=eps)
-        if solution.rank < system.n_terms and solution.tss > 0:
-            names = [system.term_names[i] for i in solution.dependent]
-            warnings.warn(
-                f"The gradients of {names} are zero or linearly dependent over these equations: "
-                "the coefficients are the minimum-norm answer of many. Drop terms.",
-                CollinearTermsWarning,
-                stacklevel=4,
-            )
-        return solution
+    def _penalty(self, problem: Problem) -> Penalty:
+        """The family as it is fitted to a problem."""
+        return penalty_of(as_penalty(self.family), problem.groups, self.group_by, self.known)
 
-    def _fit_on(self, equations: Equations | PathEquations) -> Any:
+    def _settings(self) -> Settings:
+        return Settings(self.positive, self.covariance, float(self.confidence_level))
+
+    def _fit_on(self, equations: Equations | StackedEquations) -> Any:
         """Solve equations that were made before."""
-        if isinstance(equations, PathEquations):
-            return self._fit_windows(equations)
-        return self._fit_equations(equations)
-
-    def _fit_equations(self, equations: Equations) -> Any:
-        """Solve the equations of a trained model."""
+        self._publish(fit_equations(equations, self._settings()))
         self._equations = equations
-        system = equations.system
-        solution = self._solved(system, equations.problem.eps)
-        invariant, dominates = equations.scale_invariant()
-        tested = equations.tested(solution)
-        verdict = judge(
-            solution,
-            system.term_names,
-            rounding=equations.rounding,
-            n_violated=tested.n_violated if tested else 0,
-            scale_invariant=invariant,
-            scale_invariant_dominates=dominates,
-            n_kinks=equations.gradient.n_kinks,
-        )
-        facts = Facts.of(equations, solution, invariant, tested)
-        penalty = fitted_penalty(equations, solution)
-        return self._finish(system, solution, verdict, facts, penalty)
-
-    def _fit_path(self, data: Data, penalty: Penalty) -> Any:
-        """Solve the equations of a path."""
-        targets = path_targets(
-            self.model_, data, self._options(), self.trajectory, self.reference, self.window
-        )
-        full = penalty_of(penalty, targets.problem.groups, self.group_by, self.known)
-        return self._fit_windows(targets.equations(full))
-
-    def _fit_windows(self, equations: PathEquations) -> Any:
-        """Solve the equations of all windows of a path."""
-        self._equations = equations
-        system = equations.system
-        stacked = self._solved(system, equations.problem.eps)
-        level = float(self.confidence_level)
-        fit = PathFit(equations, stacked, level, self.positive)
-        inference = infer(system, stacked, covariance=self.covariance, confidence_level=level)
-        self.coef_path_, self.coef_path_conf_int_ = fit.coef_path()
-        penalty_ = fitted_penalty(equations.mean, stacked)
-        self._publish(
-            Result(
-                system.term_names,
-                fit.solution,
-                inference,
-                fit.verdict(inference),
-                fit.facts(),
-                penalty_,
-            )
-        )
         return self
 
     def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
@@ -340,28 +319,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         system = given_system(X, y, sample_weight)
         self.model_ = PRECOMPUTED
         self._check_features(X, reset=True)
-        solution = self._solved(system, _EPS)
-        verdict = judge(solution, system.term_names, rounding=0.0)
-        return self._finish(system, solution, verdict, precomputed_facts(), None)
-
-    def _finish(
-        self,
-        system: GradientSystem,
-        solution: Solution,
-        verdict: Verdict,
-        facts: Facts,
-        penalty: FittedPenalty | None,
-    ) -> Any:
-        """Add standard errors, and set the public attributes."""
-        inference = infer(
-            system,
-            solution,
-            covariance=self.covariance,
-            confidence_level=float(self.confidence_level),
-        )
-        if solution.tss**0.5 <= verdict.details["rounding"]:
-            solution, inference = without_numbers(solution, inference)
-        self._publish(Result(system.term_names, solution, inference, verdict, facts, penalty))
+        self._publish(fit_arrays(system, self._settings()))
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -369,15 +327,3 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         state: dict[str, Any] = dict(super().__getstate__())
         state.pop("_equations", None)
         return state
-
-
-def fitted_penalty(equations: Equations, solution: Solution) -> FittedPenalty:
-    """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
-    signal = solution.tss**0.5 > equations.rounding
-    coef = solution.coef if signal else np.zeros(solution.n_terms)
-    start = 0
-    leaves = []
-    for leaf, n in equations.columns.leaves:
-        leaves.append((leaf, tuple(coef[start : start + n].tolist())))
-        start += n
-    return FittedPenalty(tuple(leaves), tuple(equations.problem.params))

@@ -40,6 +40,9 @@ def check_parameters(estimator: Any) -> None:
     is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
     if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
         raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
+    verbose = estimator.verbose
+    if not isinstance(verbose, numbers.Integral | np.bool_) or verbose < 0:
+        raise ValueError(f"Expected verbose to be an integer >= 0, got {verbose!r}.")
     if not callable(estimator.params) and not _is_pattern(estimator.params):
         raise ValueError(
             "Expected params 'auto', 'all', 'weights', a regular expression or a "

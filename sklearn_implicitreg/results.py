@@ -17,6 +17,7 @@ from sklearn_implicitreg.inference import Inference, Verdict
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
 from sklearn_implicitreg.solve import Solution
+from sklearn_implicitreg.system import Array
 from sklearn_implicitreg.windows import NUISANCE
 
 __all__ = ["FittedResult", "Result", "without_numbers"]
@@ -32,6 +33,7 @@ class Result:
     verdict: Verdict
     facts: Facts
     penalty: FittedPenalty | None  # None where equations were given as such
+    path: tuple[Array, Array] | None = None  # coefficients of every window or endpoint, and bands
 
 
 class FittedResult:
@@ -56,6 +58,8 @@ class FittedResult:
         self.n_equations_ = solution.n_equations
         self.verdict_ = result.verdict.label
         self.penalty_ = result.penalty
+        if result.path is not None:
+            self.coef_path_, self.coef_path_conf_int_ = result.path
 
     def _fitted_result(self) -> Result:
         check_is_fitted(self, "coef_")
@@ -157,7 +161,8 @@ class FittedResult:
             For a bare module: add ``penalty_`` to its training loop.
         """
         result = self._fitted_result()
-        return explicit_estimator(self.model_, self._coefficients(), result.facts, result.penalty)
+        model = self.model_[0] if isinstance(self.model_, list) else self.model_
+        return explicit_estimator(model, self._coefficients(), result.facts, result.penalty)
 
 
 def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:

@@ -18,6 +18,7 @@ from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.stacks import StackedEquations
 from sklearn_implicitreg.system import Array
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
@@ -158,13 +159,14 @@ class PathTargets:
         path: Trajectory,
         reference: Reference,
         window: int | str | None,
+        verbose: int = 0,
     ) -> PathTargets:
         """Deviations of a path from a reference, in one pass over the rows per window."""
         whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
         warn_of_single_steps(whole, windows, reference)
         deviations, nuisances, notes = [], [], []
-        for stretch in windows:
+        for stretch in progress(windows, "windows", len(windows), verbose):
             gradient = reference.mean_gradient(whole, stretch)
             deviations.append(_deviation(problem, stretch, gradient))
             if _has_nuisance(reference, window):

@@ -18,7 +18,7 @@ IDS = [str(path.relative_to(ROOT)) for path in MODULES]
 
 # Bottom to top; a module may import from lines above its own (and, in a package, from siblings).
 LAYERS = [
-    {"exceptions", "frozen"},
+    {"exceptions", "frozen", "progress"},
     {"conventions", "sharing"},
     {"problem", "system"},
     {"theory"},
@@ -32,10 +32,11 @@ LAYERS = [
     {"verdict"},
     {"inference"},
     {"report"},
-    {"comparison", "datasets", "facts", "parameters", "precomputed"},
-    {"paths"},
+    {"comparison", "datasets", "endpoint", "facts", "parameters", "precomputed"},
+    {"paths", "retraining"},
     {"explicit"},
     {"results"},
+    {"fits"},
     {"estimator"},
     {"model_selection"},
     {"inspection"},

@@ -151,18 +151,23 @@ def endpoint_targets(
 
     Raises
     ------
-    ValueError
-        If a model is not trained, or parameters or features differ between endpoints.
+    ValueError, TypeError
+        If a model is not trained or its data do not fit it, or parameters or features differ
+        between endpoints.
     """
     problems = []
     for i, endpoint in enumerate(group):
-        if not is_trained(endpoint.model):
+        if hasattr(endpoint.model, "fit") and not is_trained(endpoint.model):
             raise ValueError(
                 f"Expected a trained model in every endpoint, got an unfitted "
                 f"{type(endpoint.model).__name__} in endpoint {i}; train it first."
             )
         data = Data(endpoint.X, endpoint.y, endpoint.sample_weight)
-        problems.append(adapt(endpoint.model, data, options))
+        try:
+            problems.append(adapt(endpoint.model, data, options))
+        except (TypeError, ValueError) as error:
+            error.add_note(f"This is about endpoint {i} of the list.")
+            raise
         _check_alike(i, endpoint, problems[-1], group[0], problems[0])
     return EndpointTargets(tuple(problems), verbose)
 

@@ -20,7 +20,7 @@ IDS = [str(path.relative_to(ROOT)) for path in MODULES]
 LAYERS = [
     {"exceptions", "frozen", "progress"},
     {"conventions", "sharing"},
-    {"problem", "system"},
+    {"matrix_solve", "problem", "system"},
     {"theory"},
     {"adapters"},
     {"penalties"},

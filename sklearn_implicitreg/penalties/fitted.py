@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sklearn_implicitreg.frozen import own_name
 from sklearn_implicitreg.penalties.base import Leaf
 
-__all__ = ["FittedPenalty"]
+__all__ = ["FittedPenalty", "named_tensors"]
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,7 @@ class FittedPenalty:
         TypeError
             If it is neither a module nor a dict of tensors.
         """
-        if not isinstance(params, nn.Module | Mapping):
-            raise TypeError(
-                f"Expected a torch module or a dict of name to Tensor, got "
-                f"{type(params).__name__}; give {{name: tensor}} for {list(self.tensors)}."
-            )
-        given = params.named_parameters() if isinstance(params, nn.Module) else params.items()
-        named = {own_name(name): tensor for name, tensor in given}
-        missing = [name for name in self.tensors if name not in named]
-        if missing:
-            raise ValueError(
-                f"Expected parameters named {list(self.tensors)}, got {list(named)}: "
-                f"{missing} missing."
-            )
+        named = named_tensors(params, self.tensors)
         total = torch.zeros((), dtype=named[self.tensors[0]].dtype)
         total = total.to(named[self.tensors[0]].device)
         for leaf, coefs in self.leaves:
@@ -80,3 +68,23 @@ class FittedPenalty:
             values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, None).values()])
             total = total + values @ values.new_tensor(coefs)
         return total
+
+
+def named_tensors(
+    params: nn.Module | Mapping[str, Tensor], tensors: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Parameters of a module or a dict by their own names; those expected must be there."""
+    if not isinstance(params, nn.Module | Mapping):
+        raise TypeError(
+            f"Expected a torch module or a dict of name to Tensor, got "
+            f"{type(params).__name__}; give {{name: tensor}} for {list(tensors)}."
+        )
+    given = params.named_parameters() if isinstance(params, nn.Module) else params.items()
+    named = {own_name(name): tensor for name, tensor in given}
+    missing = [name for name in tensors if name not in named]
+    if missing:
+        raise ValueError(
+            f"Expected parameters named {list(tensors)}, got {list(named)}: "
+            f"{missing} missing."
+        )
+    return named

@@ -1,0 +1,268 @@
+"""Symmetric matrices from ``Q theta_k = b_k``: least squares, psd, shrunk; with error bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import eigh, svd
+
+__all__ = ["SymmetricFit", "n_determined", "nearest_psd", "solve_symmetric"]
+
+Array = npt.NDArray[np.float64]
+_EPS = float(np.finfo(np.float64).eps)
+_MAX_STEPS = 20_000
+
+
+@dataclass(frozen=True)
+class SymmetricFit:
+    """A symmetric matrix and how well the endpoints determine it."""
+
+    matrix: Array  # (p, p)
+    n_independent: int  # m, rank of the endpoints
+    rank: int  # numbers that are determined, m p - m (m - 1) / 2
+    error_bound: float  # relative, where B is off by rounding and as much as what is left over
+    asymmetry: float  # of Theta' B, relative; 0 if one matrix fits all endpoints
+    multiple: float  # the best multiple of the identity
+    strength: float = 0.0  # of the pull towards that multiple
+    distance: float = 0.0  # from the constrained minimum, relative, at most
+
+
+def n_determined(p: int, m: int) -> int:
+    """Numbers of a symmetric matrix that m independent endpoints determine.
+
+    Parameters
+    ----------
+    p : int
+        Rows of the matrix.
+    m : int
+        Independent endpoints, up to p.
+
+    Returns
+    -------
+    int
+        ``m p - m (m - 1) / 2``: the equations of two endpoints share one relation,
+        ``theta_j' Q theta_k = theta_k' Q theta_j``.
+
+    Examples
+    --------
+    >>> n_determined(10, 9), n_determined(10, 10)
+    (54, 55)
+    """
+    return m * p - m * (m - 1) // 2
+
+
+def solve_symmetric(
+    thetas: Array,
+    rhs: Array,
+    *,
+    psd: bool = False,
+    shrinkage: str | float | None = None,
+    eps: float = _EPS,
+) -> SymmetricFit:
+    """Least-squares solution of ``Q thetas = rhs`` over symmetric matrices.
+
+    In the singular vectors of ``thetas`` the entries of Q part: each pair has two equations
+    and one unknown. What the endpoints do not determine is zero (minimum Frobenius norm), or
+    with ``psd`` the smallest that keeps Q positive semi-definite.
+
+    Parameters
+    ----------
+    thetas : ndarray of shape (p, M)
+        Parameters of the endpoints.
+    rhs : ndarray of shape (p, M)
+        Minus half the gradients there.
+    psd : bool
+        Minimize over positive semi-definite matrices.
+    shrinkage : {None, "identity"} or float
+        Pull towards the best multiple of the identity: not at all, by the spread of what is
+        left over, or by a weight between 0 and 1.
+    eps : float
+        Rounding unit of the numbers given.
+
+    Returns
+    -------
+    SymmetricFit
+        The matrix, its rank count and error bound.
+
+    Notes
+    -----
+    With ``"identity"`` the entries of ``Q - lambda I`` (orthonormal coordinates) have the prior
+    N(0, nu^2) and the equations the noise variance s^2 of the residuals; nu is the maximum of
+    the marginal likelihood up to ``|lambda| / sqrt(2 p)``, where the eigenvalues of such a
+    matrix still keep to one sign of zero (Wigner's semicircle).
+
+    References
+    ----------
+    Higham (1988), The symmetric Procrustes problem. Efron and Morris (1973), Stein's
+    estimation rule and its competitors.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Q = np.array([[2.0, 1.0], [1.0, 3.0]])
+    >>> thetas = np.array([[1.0, 0.0, 2.0], [1.0, 1.0, 0.0]])
+    >>> solve_symmetric(thetas, Q @ thetas).matrix.round(12)
+    array([[2., 1.],
+           [1., 3.]])
+    """
+    p, n_endpoints = thetas.shape
+    basis, values, right = svd(thetas, check_finite=False)
+    m = int(np.sum(values > max(p, n_endpoints) * max(eps, _EPS) * values[0]))
+    sigma = np.zeros(p)
+    sigma[:m] = values[:m]
+    weights = (sigma[:, None] ** 2 + sigma**2) / 2  # of the entries in the sum of squares
+    moments = np.zeros((p, p))
+    moments[:, :m] = basis.T @ rhs @ right[:m].T * sigma[:m]
+    entries = _divided((moments + moments.T) / 2, weights)
+    plain = basis @ entries @ basis.T
+    misfit = float(np.linalg.norm(plain @ thetas - rhs))
+    spare = thetas.size - n_determined(p, m)
+    square = float(np.square(thetas).sum())
+    multiple = float((thetas * rhs).sum()) / square if square else 0.0
+    gain = float(1 / np.sqrt(weights[weights > 0].min())) if m else 0.0
+    noise = _noise(plain, thetas, rhs, misfit, spare, eps)
+    norm = float(np.linalg.norm(plain))
+    strength = distance = 0.0
+    if shrinkage == "identity":
+        strength = _strength(entries, weights, misfit, spare, multiple)
+        share = _divided(weights, weights + strength)
+        entries = share * entries + (1 - share) * multiple * np.eye(p)
+    if psd:
+        entries, distance = _psd_entries(entries, weights + strength)
+    if isinstance(shrinkage, float | int):
+        entries = (1 - shrinkage) * entries + shrinkage * multiple * np.eye(p)
+    matrix = basis @ entries @ basis.T
+    return SymmetricFit(
+        matrix=(matrix + matrix.T) / 2,
+        n_independent=m,
+        rank=n_determined(p, m),
+        error_bound=gain * noise / norm if norm else 0.0,
+        asymmetry=_asymmetry(thetas.T @ rhs),
+        multiple=multiple,
+        strength=strength,
+        distance=distance,
+    )
+
+
+def _divided(numerator: Array, denominator: Array) -> Array:
+    """Quotient, zero where the denominator is."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+
+
+def _noise(
+    matrix: Array, thetas: Array, rhs: Array, misfit: float, spare: int, eps: float
+) -> float:
+    """Size of the error that ``rhs`` may have: rounding, and three times what is left over.
+
+    What is left over lies in the spare directions; the others have as much noise in each.
+    """
+    rounding = np.linalg.norm(rhs) + np.linalg.norm(matrix) * np.linalg.norm(thetas)
+    left_over = 3 * misfit * np.sqrt(thetas.size / spare) if spare > 0 else 0.0
+    return float(max(eps, _EPS) * rounding + left_over)
+
+
+def _asymmetry(cross: Array) -> float:
+    """Share of a square matrix that is skew, by its Frobenius norm."""
+    norm = float(np.linalg.norm(cross))
+    return float(np.linalg.norm(cross - cross.T)) / (2 * norm) if norm else 0.0
+
+
+def _strength(
+    entries: Array, weights: Array, misfit: float, spare: int, multiple: float
+) -> float:
+    """Weight of the pull towards the multiple of the identity, s^2 / nu^2."""
+    p = len(entries)
+    noise = misfit**2 / spare if spare > 0 else 0.0
+    widest = abs(multiple) / np.sqrt(2 * p)
+    if not noise or not widest:
+        return 0.0
+    rows, columns = np.triu_indices(p)
+    known = weights[rows, columns] > 0
+    rows, columns = rows[known], columns[known]
+    off = entries[rows, columns] - multiple * (rows == columns)
+    squares = np.square(off) * np.where(rows == columns, 1.0, 2.0)
+    variances = noise / weights[rows, columns]
+    grid = np.geomspace(1e-3, 1.0, 61) * widest
+    loss = [float(np.sum(np.log(w**2 + variances) + squares / (w**2 + variances))) for w in grid]
+    return float(noise / grid[int(np.argmin(loss))] ** 2)
+
+
+def _psd_entries(entries: Array, weights: Array) -> tuple[Array, float]:
+    """The constrained minimum where every entry is weighted, completed where some are not."""
+    m = int((np.diag(weights) > 0).sum())
+    inner, distance = nearest_psd(entries[:m, :m], weights[:m, :m])
+    if m == len(entries):
+        return inner, distance
+    # Q_oo >= Q_oi Q_ii^+ Q_io is what positive semi-definite asks of the rest: take equality.
+    values, vectors = eigh(inner)
+    kept = values > len(entries) * _EPS * max(values[-1], 0.0)
+    root = vectors[:, kept] * np.sqrt(values[kept])
+    # Rows of the root are coordinates: [root; outer root^{+T}] squared is the completion.
+    lower = entries[m:, :m] @ (vectors[:, kept] / np.sqrt(values[kept]))
+    factor = np.vstack([root, lower])
+    return factor @ factor.T, distance
+
+
+def nearest_psd(center: Array, weights: Array) -> tuple[Array, float]:
+    """Positive semi-definite matrix of the smallest weighted distance to a symmetric one.
+
+    Minimizes ``sum_ij weights_ij (Q_ij - center_ij)^2`` by accelerated projected gradients,
+    after a scaling of rows and columns that keeps the cone and brings the condition of the
+    problem to about the root of what it was.
+
+    Parameters
+    ----------
+    center : ndarray of shape (p, p)
+        Symmetric matrix.
+    weights : ndarray of shape (p, p)
+        Positive and symmetric, ``(d_i + d_j) / 2`` with d its diagonal.
+
+    Returns
+    -------
+    matrix : ndarray of shape (p, p)
+        The minimizer.
+    distance : float
+        Relative Frobenius distance to the true minimizer, at most: twice the gradient mapping
+        over the strong convexity.
+
+    References
+    ----------
+    Nesterov (2004), Introductory Lectures on Convex Optimization, 2.2.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> nearest_psd(np.diag([1.0, -1.0]), np.ones((2, 2)))[0]
+    array([[1., 0.],
+           [0., 0.]])
+    """
+    if not len(center) or eigh(center, eigvals_only=True)[0] >= 0:
+        return center, 0.0
+    scale = np.diag(weights) ** -0.25
+    scales = np.outer(scale, scale)
+    target, curvature = center / scales, weights * scales**2  # curvature between 1 and steepest
+    steepest = float(curvature.max())
+    momentum = (np.sqrt(steepest) - 1) / (np.sqrt(steepest) + 1)
+    found = point = _cone(target)
+    tolerance = 64 * _EPS * steepest * float(np.linalg.norm(target))  # what rounding leaves
+    distance = np.inf
+    for _ in range(_MAX_STEPS):
+        previous = found
+        found = _cone(point - curvature * (point - target) / steepest)
+        distance = 2 * steepest * float(np.linalg.norm(point - found))
+        if distance <= tolerance:
+            break
+        point = found + momentum * (found - previous)
+    matrix: Array = found * scales
+    norm = float(np.linalg.norm(matrix))
+    return matrix, float(scales.max()) * distance / norm if norm else 0.0
+
+
+def _cone(matrix: Array) -> Array:
+    """Nearest positive semi-definite matrix in the Frobenius norm."""
+    values, vectors = eigh(matrix, check_finite=False)
+    root = vectors * np.sqrt(values.clip(min=0.0))
+    projected: Array = root @ root.T
+    return projected

@@ -1,0 +1,283 @@
+"""Families that are solved as a whole: ``theta' Q theta`` with an unknown Q has no columns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+from sklearn_implicitreg.penalties.fitted import named_tensors
+from sklearn_implicitreg.problem import Problem
+
+__all__ = ["ScalarNames", "Structured", "StructuredPenalty", "StructuredSolution", "TriangleNames"]
+
+Array = npt.NDArray[np.float64]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class StructuredPenalty:
+    """``R(theta) = theta' Q theta`` with an estimated Q, full or diagonal.
+
+    Parameters
+    ----------
+    coefficients : ndarray of shape (p, p) or (p,)
+        Q, or its diagonal.
+    shapes : dict of str to tuple of int
+        Shapes of the tensors that theta is flattened and concatenated from, in this order.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> penalty = StructuredPenalty(np.array([[2.0, 1.0], [1.0, 3.0]]), {"coef": (2,)})
+    >>> penalty.value(np.array([1.0, 1.0])), penalty.gradient(np.array([1.0, 0.0]))
+    (7.0, array([4., 2.]))
+    >>> penalty({"coef": torch.tensor([1.0, 1.0])})
+    tensor(7.)
+    """
+
+    coefficients: Array
+    shapes: Shapes
+
+    @property
+    def matrix_(self) -> Array:
+        """Q, of shape (p, p)."""
+        return self.coefficients if self.coefficients.ndim == 2 else np.diag(self.coefficients)
+
+    @property
+    def diagonal_(self) -> Array:
+        """Diagonal of Q, of shape (p,)."""
+        return np.diag(self.coefficients) if self.coefficients.ndim == 2 else self.coefficients
+
+    def value(self, theta: Array) -> float:
+        """Value at flattened parameters.
+
+        Parameters
+        ----------
+        theta : ndarray of shape (p,)
+            The tensors, flattened and concatenated in the order of ``shapes``.
+
+        Returns
+        -------
+        float
+        """
+        return float(theta @ self.gradient(theta)) / 2
+
+    def gradient(self, theta: Array) -> Array:
+        """Gradient ``2 Q theta`` at flattened parameters.
+
+        Parameters
+        ----------
+        theta : ndarray of shape (p,) or (p, M)
+            One set of parameters, or one per column.
+
+        Returns
+        -------
+        ndarray of the shape of theta
+        """
+        if self.coefficients.ndim == 2:
+            return 2 * (self.coefficients @ theta)
+        return 2 * (self.coefficients * theta.T).T
+
+    def __call__(self, params: nn.Module | Mapping[str, Tensor]) -> Tensor:
+        """Value at a module or at a dict of parameters, differentiable with respect to both.
+
+        Parameters
+        ----------
+        params : torch.nn.Module or dict of str to Tensor
+            Must hold the tensors of ``shapes``.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing.
+        TypeError
+            If it is neither a module nor a dict of tensors.
+        """
+        named = named_tensors(params, tuple(self.shapes))
+        theta = torch.cat([named[name].reshape(-1) for name in self.shapes])
+        matrix = torch.as_tensor(self.coefficients, dtype=theta.dtype, device=theta.device)
+        return theta @ (matrix @ theta) if matrix.ndim == 2 else theta.square() @ matrix
+
+
+@dataclass(frozen=True)
+class StructuredSolution:
+    """What a structured family found."""
+
+    coef: Array  # (k,)
+    term_names: Sequence[str]  # made when asked for
+    fitted: Array  # (p, M), what the family explains of the targets
+    rank: int  # numbers that the equations determine
+    n_unknowns: int
+    n_equations: int
+    conf_int: Array | None  # (k, 2)
+    dependent: tuple[str, ...]  # what is not determined, in words
+    notes: tuple[str, ...]
+    penalty: StructuredPenalty
+
+
+class Structured(BaseEstimator, ABC):
+    """A family that is solved as a whole, from the endpoints themselves.
+
+    It has no terms and no columns: a matrix with p(p + 1)/2 unknowns would need as many.
+    It cannot be joined with other families.
+
+    See Also
+    --------
+    sklearn_implicitreg.penalties.Quadratic : A full symmetric matrix.
+    sklearn_implicitreg.penalties.Diagonal : One coefficient per parameter.
+    sklearn_implicitreg.penalties.EarlyStopping : The number of gradient steps.
+    """
+
+    @abstractmethod
+    def solve(
+        self, thetas: Array, targets: Array, problems: Sequence[Problem] | None = None
+    ) -> StructuredSolution:
+        """Unknowns of the family from M endpoints.
+
+        Parameters
+        ----------
+        thetas : ndarray of shape (p, M)
+            Parameters in scope of each endpoint, flattened and concatenated in the order of
+            ``problem.params``.
+        targets : ndarray of shape (p, M)
+            Minus the gradients of the mean loss there.
+        problems : sequence of M Problem, optional
+            The endpoints' models and data, for families that look at them, and for names.
+
+        Returns
+        -------
+        StructuredSolution
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not finite or do not have the same shape.
+        """
+
+
+class _Names(Sequence[str]):
+    """Names that are made when asked for."""
+
+    @abstractmethod
+    def _name(self, index: int) -> str:
+        """Name at an index from 0 to the length less one."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        places = range(len(self))[index]
+        return self._name(places) if isinstance(places, int) else tuple(map(self._name, places))
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._name, range(len(self)))
+
+
+class ScalarNames(_Names):
+    """Names of the entries of tensors, ``"coef[0]"``, ``"fc.weight[2,1]"``.
+
+    Parameters
+    ----------
+    shapes : dict of str to tuple of int
+        Shape of each tensor.
+    pattern : str
+        What to write around a name.
+
+    Examples
+    --------
+    >>> list(ScalarNames({"coef": (2,), "scale": ()}))
+    ['coef[0]', 'coef[1]', 'scale']
+    """
+
+    def __init__(self, shapes: Shapes, pattern: str = "{}"):
+        self.shapes = dict(shapes)
+        self.pattern = pattern
+        self._ends = list(accumulate(prod(shape) for shape in self.shapes.values()))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _name(self, index: int) -> str:
+        place = bisect_right(self._ends, index)
+        name, shape = list(self.shapes.items())[place]
+        where = np.unravel_index(index - self._ends[place] + prod(shape), shape)
+        inside = ",".join(str(int(i)) for i in where)
+        return self.pattern.format(f"{name}[{inside}]" if shape else name)
+
+
+class TriangleNames(_Names):
+    """Names of the upper triangle of a symmetric matrix, row by row.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the rows.
+
+    Examples
+    --------
+    >>> list(TriangleNames(["a", "b"]))
+    ['q[a,a]', 'q[a,b]', 'q[b,b]']
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names) * (len(self.names) + 1) // 2
+
+    def _start(self, row: int) -> int:
+        """Index of the diagonal entry of a row."""
+        return row * len(self.names) - row * (row - 1) // 2
+
+    def _name(self, index: int) -> str:
+        row = bisect_right(range(len(self.names)), index, key=self._start) - 1
+        column = row + index - self._start(row)
+        return f"q[{self.names[row]},{self.names[column]}]"
+
+
+def checked_endpoints(
+    thetas: Array, targets: Array, problems: Sequence[Problem] | None
+) -> tuple[Array, Array, Shapes]:
+    """Both arrays in float64 and the shapes of the tensors; refused where they do not fit."""
+    thetas, targets = np.asarray(thetas, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    if thetas.ndim != 2 or not thetas.size or thetas.shape != targets.shape:
+        raise ValueError(
+            "Expected parameters and targets of one shape (p, M), a column for each endpoint, got "
+            f"{thetas.shape} and {targets.shape}."
+        )
+    if not (np.isfinite(thetas).all() and np.isfinite(targets).all()):
+        raise ValueError(
+            "Expected finite parameters and gradients, got NaN or inf; leave out the endpoints "
+            "whose training diverged."
+        )
+    if problems is None:
+        return thetas, targets, {"theta": (len(thetas),)}
+    shapes = {name: tuple(t.shape) for name, t in problems[0].params.items()}
+    if len(problems) != thetas.shape[1] or sum(map(prod, shapes.values())) != len(thetas):
+        raise ValueError(
+            f"Expected one problem with {len(thetas)} parameters for each of the "
+            f"{thetas.shape[1]} endpoints, got {len(problems)} with {shapes}."
+        )
+    return thetas, targets, shapes
+
+
+def unexplained(targets: Array, fitted: Array) -> float:
+    """Share of the squared target that is left over; 0 for a zero target."""
+    size = float(np.linalg.norm(targets))
+    return (float(np.linalg.norm(targets - fitted)) / size) ** 2 if size else 0.0

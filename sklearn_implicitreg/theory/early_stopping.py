@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import exprel
 
-__all__ = ["early_stopping_eigenvalues", "early_stopping_slopes", "exponential", "repeated"]
+from sklearn_implicitreg.theory.responses import exponential, repeated
+
+__all__ = ["early_stopping_eigenvalues", "early_stopping_slopes"]
 
 Array = npt.NDArray[np.float64]
 
@@ -54,7 +56,7 @@ def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.
     >>> early_stopping_eigenvalues([0.0, 1.0, 4.0], 0.1, 5).round(6)
     array([1.      , 0.487387, 0.00128 ])
     >>> early_stopping_eigenvalues([0.0, 1.0, 4.0], None, 0.5).round(6)
-    array([1.      , 0.581977, 0.07463 ])
+    array([1.      , 0.581977, 0.074629])
     """
     residual, gain = _response(s, lr, n_steps)
     return np.asarray(residual / gain)
@@ -118,7 +120,7 @@ def _response(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> tup
         raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
     if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
         raise ValueError(
-            f"Expected a positive finite number of steps, got {n_steps}: after no step the "
+            f"Expected a positive finite number of steps, got {steps}: after no step the "
             "weights are the start, which no finite penalty gives."
         )
     if lr is None:
@@ -128,30 +130,3 @@ def _response(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> tup
     h = 2 * lr * s
     residual, ratio = repeated(h, 1 - h, steps)
     return residual, 2 * lr * ratio
-
-
-def exponential(s: npt.ArrayLike, time: npt.ArrayLike) -> tuple[Array, Array]:
-    """``exp(-2 s time)`` and ``(1 - exp(-2 s time)) / s``, the second without cancellation."""
-    x = 2 * np.asarray(s, dtype=float) * time
-    return np.exp(-x), 2 * np.asarray(time) * exprel(-x)
-
-
-def repeated(u: Array, v: Array, n_steps: npt.ArrayLike) -> tuple[Array, Array]:
-    """``v^t`` and ``(1 - v^t) / u`` for ``v = 1 - u`` given both, without cancellation.
-
-    A step that takes the share ``u`` of what is left, t times; ``u > 1`` goes past the goal.
-    """
-    steps = np.asarray(n_steps, dtype=float)
-    if np.any(v < 0) and np.any(steps != np.round(steps)):
-        raise ValueError(
-            f"Expected a whole number of steps where 2 lr s > 1, got {n_steps}; take "
-            "lr <= 1 / (2 max(s)), or the gradient flow."
-        )
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        # log1p of u near zero, log of v elsewhere: each where its argument is known best.
-        x = -steps * np.where(u < 0.5, np.log1p(-np.minimum(u, 0.5)), np.log(np.abs(v)))
-        sign = np.where((v < 0) & (steps % 2 == 1), -1.0, 1.0)
-        residual = sign * np.exp(-x)
-        gone = np.where(sign > 0, -np.expm1(-x), 1 - residual)
-        ratio = np.where(u > 0, gone / u, steps)
-    return residual, ratio

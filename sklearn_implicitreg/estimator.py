@@ -14,7 +14,7 @@ from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpo
 from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.paths import path_targets
-from sklearn_implicitreg.penalties import Penalty, as_penalty
+from sklearn_implicitreg.penalties import Penalty, as_penalty, penalty_with_terms
 from sklearn_implicitreg.precomputed import given_system
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results import FittedResult
@@ -303,7 +303,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def _penalty(self, problem: Problem) -> Penalty:
         """The family as it is fitted to a problem."""
-        return penalty_of(as_penalty(self.family), problem.groups, self.group_by, self.known)
+        return penalty_of(penalty_with_terms(self.family), problem.groups, self.group_by, self.known)
 
     def _settings(self) -> Settings:
         return Settings(self.positive, self.covariance, float(self.confidence_level))

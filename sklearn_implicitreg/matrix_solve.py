@@ -169,9 +169,7 @@ def _asymmetry(cross: Array) -> float:
     return float(np.linalg.norm(cross - cross.T)) / (2 * norm) if norm else 0.0
 
 
-def _strength(
-    entries: Array, weights: Array, misfit: float, spare: int, multiple: float
-) -> float:
+def _strength(entries: Array, weights: Array, misfit: float, spare: int, multiple: float) -> float:
     """Weight of the pull towards the multiple of the identity, s^2 / nu^2."""
     p = len(entries)
     noise = misfit**2 / spare if spare > 0 else 0.0

@@ -16,7 +16,7 @@ from sklearn_implicitreg.comparison import Candidate, compared, compared_on_path
 from sklearn_implicitreg.endpoint import holds_endpoints
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
-from sklearn_implicitreg.penalties import as_penalty
+from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results import FittedResult
 from sklearn_implicitreg.sharing import AboutModel, routing_enabled
@@ -245,7 +245,9 @@ def _candidates(
 
 
 def _penalty(estimator: ImplicitRegularizationEstimator, family: Any, problem: Problem) -> Any:
-    return penalty_of(as_penalty(family), problem.groups, estimator.group_by, estimator.known)
+    return penalty_of(
+        penalty_with_terms(family), problem.groups, estimator.group_by, estimator.known
+    )
 
 
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
@@ -299,7 +301,7 @@ def _family_in(params: Mapping[str, Any]) -> Any:
 
 def _n_terms(family: Any) -> int:
     example = {"layer.weight": torch.ones(2, 2, dtype=torch.float64)}
-    values = as_penalty(family).terms(example, None)
+    values = penalty_with_terms(family).terms(example, None)
     return sum(value.numel() for value in values.values())
 
 

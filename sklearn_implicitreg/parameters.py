@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_implicitreg.penalties import Fixed, Penalty, as_penalty
+from sklearn_implicitreg.penalties import Fixed, Penalty, penalty_with_terms
 
 __all__ = ["check_parameters", "penalty_of"]
 
@@ -67,7 +67,7 @@ def penalty_of(
     elif own_groups is not None:
         penalty = penalty.per(own_groups)
     for family, coef in (known or {}).items():
-        penalty = penalty + Fixed(as_penalty(family), float(coef))
+        penalty = penalty + Fixed(penalty_with_terms(family), float(coef))
     return penalty
 
 

@@ -15,8 +15,15 @@ from sklearn_implicitreg.penalties.base import (
     Sum,
 )
 from sklearn_implicitreg.penalties.checks import check_penalty
+from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
+from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
+from sklearn_implicitreg.penalties.structured import (
+    Structured,
+    StructuredPenalty,
+    StructuredSolution,
+)
 from sklearn_implicitreg.penalties.weights import (
     L1,
     L2,
@@ -32,8 +39,11 @@ __all__ = [
     "L1",
     "L2",
     "L21",
+    "STRUCTURED",
     "BatchGradientNorm",
     "Callables",
+    "Diagonal",
+    "EarlyStopping",
     "ElasticNet",
     "FittedPenalty",
     "Fixed",
@@ -41,12 +51,17 @@ __all__ = [
     "Grouped",
     "Penalty",
     "Power",
+    "Quadratic",
     "Scoped",
     "SmoothL1",
+    "Structured",
+    "StructuredPenalty",
+    "StructuredSolution",
     "Sum",
     "WeightDecay",
     "as_penalty",
     "check_penalty",
+    "penalty_with_terms",
 ]
 
 FAMILIES: dict[str, type[Penalty]] = {
@@ -59,36 +74,50 @@ FAMILIES: dict[str, type[Penalty]] = {
     "l21": L21,
 }
 
+STRUCTURED: dict[str, type[Structured]] = {
+    "diagonal": Diagonal,
+    "quadratic": Quadratic,
+    "early_stopping": EarlyStopping,
+}
 
-def as_penalty(family: Any) -> Penalty:
+
+def as_penalty(family: Any) -> Penalty | Structured:
     """Penalty that a ``family=`` argument stands for.
 
     Parameters
     ----------
-    family : str, Penalty, list of these, or dict of str to callable(params) -> scalar
-        A name of :data:`FAMILIES`, several joined by ``+``, or a list that is joined.
+    family : str, Penalty, Structured, list, or dict of str to callable(params) -> scalar
+        A name of :data:`FAMILIES`, several joined by ``+``, or a list that is joined; or one
+        name of :data:`STRUCTURED`.
 
     Returns
     -------
-    penalty : Penalty
+    penalty : Penalty or Structured
 
     Raises
     ------
     ValueError
-        If a name is not known; the message lists the names and suggests the nearest.
+        If a name is not known; the message lists the names and suggests the nearest. If a
+        structured family is joined with others.
     TypeError
         If it is none of the above.
+
+    See Also
+    --------
+    penalty_with_terms : The same where only a family with terms will do.
 
     Examples
     --------
     >>> as_penalty("l2+l1")
     Sum(parts=[L2(), L1()])
+    >>> as_penalty("quadratic")
+    Quadratic()
     """
-    if isinstance(family, Penalty):
+    if isinstance(family, Penalty | Structured):
         return family
     if isinstance(family, str):
         names = [name.strip() for name in family.split("+")]
-        parts: list[Penalty] = [_named(name) for name in names]
+        parts = [_named(name) for name in names]
     elif isinstance(family, Mapping):
         if not family or not all(callable(f) for f in family.values()):
             raise TypeError(
@@ -99,20 +128,54 @@ def as_penalty(family: Any) -> Penalty:
         parts = [as_penalty(part) for part in family]
     else:
         raise TypeError(
-            f"Expected family to be one of {list(FAMILIES)}, a Penalty, a list of these, or a "
-            f"dict of name to callable(params) -> scalar, got {family!r}."
+            f"Expected family to be one of {[*FAMILIES, *STRUCTURED]}, a Penalty, a list of "
+            f"these, or a dict of name to callable(params) -> scalar, got {family!r}."
         )
-    total = parts[0]
+    if len(parts) == 1:
+        return parts[0]
+    total = penalty_with_terms(parts[0])
     for part in parts[1:]:
-        total = total + part
+        total = total + penalty_with_terms(part)
     return total
 
 
-def _named(name: str) -> Penalty:
-    if name in FAMILIES:
-        return FAMILIES[name]()
-    near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)
+def penalty_with_terms(family: Any) -> Penalty:
+    """Penalty that a ``family=`` argument stands for, where it must have terms.
+
+    Parameters
+    ----------
+    family : str, Penalty, list, or dict of str to callable(params) -> scalar
+        As for :func:`as_penalty`.
+
+    Returns
+    -------
+    penalty : Penalty
+
+    Raises
+    ------
+    ValueError
+        If the family is a structured one, which has no terms to be joined, fixed or compared.
+
+    Examples
+    --------
+    >>> penalty_with_terms("l2")
+    L2()
+    """
+    penalty = as_penalty(family)
+    if isinstance(penalty, Structured):
+        raise ValueError(
+            f"Expected a family with terms, one of {list(FAMILIES)} or a Penalty, got "
+            f"{penalty!r}: it is solved as a whole and stands alone, as family={family!r}."
+        )
+    return penalty
+
+
+def _named(name: str) -> Penalty | Structured:
+    known: dict[str, type[Penalty] | type[Structured]] = {**FAMILIES, **STRUCTURED}
+    if name in known:
+        return known[name]()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise ValueError(
-        f"Unknown family {name!r}; expected one of {list(FAMILIES)}, joined by '+'. "
+        f"Unknown family {name!r}; expected one of {list(known)}, joined by '+'. "
         f"Did you mean {near[0]!r}?"
     )

@@ -84,7 +84,6 @@ def named_tensors(
     missing = [name for name in tensors if name not in named]
     if missing:
         raise ValueError(
-            f"Expected parameters named {list(tensors)}, got {list(named)}: "
-            f"{missing} missing."
+            f"Expected parameters named {list(tensors)}, got {list(named)}: {missing} missing."
         )
     return named

@@ -77,7 +77,9 @@ class Diagonal(Structured):
         zero = tuple(names[int(j)] for j in np.flatnonzero(~used))
         notes = [f"{unexplained(targets, fitted):.2g} of the squared gradient is left over"]
         if zero:
-            notes.append(f"{len(zero)} parameters are zero at every endpoint: they have no equation")
+            notes.append(
+                f"{len(zero)} parameters are zero at every endpoint: they have no equation"
+            )
         return StructuredSolution(
             coef=coef,
             term_names=names,
@@ -156,9 +158,7 @@ class Quadratic(Structured):
         self._check()
         thetas, targets, shapes = checked_endpoints(thetas, targets, problems)
         eps = max(problem.eps for problem in problems) if problems else _EPS
-        fit = solve_symmetric(
-            thetas, targets / 2, psd=self.psd, shrinkage=self.shrinkage, eps=eps
-        )
+        fit = solve_symmetric(thetas, targets / 2, psd=self.psd, shrinkage=self.shrinkage, eps=eps)
         p = len(thetas)
         penalty = StructuredPenalty(fit.matrix, shapes)
         fitted = penalty.gradient(thetas)

@@ -193,13 +193,12 @@ def _psd_entries(entries: Array, weights: Array) -> tuple[Array, float]:
     inner, distance = nearest_psd(entries[:m, :m], weights[:m, :m])
     if m == len(entries):
         return inner, distance
-    # Q_oo >= Q_oi Q_ii^+ Q_io is what positive semi-definite asks of the rest: take equality.
+    # Positive semi-definite asks Q_oo >= Q_oi Q_ii^+ Q_io of the rest: take equality. Where Q_ii
+    # is singular, what Q_oi has there could only be matched by an infinite Q_oo: it is dropped.
     values, vectors = eigh(inner)
     kept = values > len(entries) * _EPS * max(values[-1], 0.0)
-    root = vectors[:, kept] * np.sqrt(values[kept])
-    # Rows of the root are coordinates: [root; outer root^{+T}] squared is the completion.
-    lower = entries[m:, :m] @ (vectors[:, kept] / np.sqrt(values[kept]))
-    factor = np.vstack([root, lower])
+    roots = np.sqrt(values[kept])
+    factor = np.vstack([vectors[:, kept] * roots, entries[m:, :m] @ vectors[:, kept] / roots])
     return factor @ factor.T, distance
 
 

@@ -19,7 +19,7 @@ def endpoints(p, n_endpoints, *, noise=0.0, spread=1.0, seed=0, definite=True):
 
 
 def dense(thetas, rhs):
-    """Least squares on the p(p + 1)/2 columns, off-diagonals scaled by sqrt 2: minimum Frobenius."""
+    """Least squares on p(p + 1)/2 columns, off-diagonals scaled by sqrt 2: minimum Frobenius."""
     p, n_endpoints = thetas.shape
     rows, columns = np.triu_indices(p)
     design = np.zeros((p, n_endpoints, len(rows)))

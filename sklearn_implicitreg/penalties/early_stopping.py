@@ -213,6 +213,7 @@ def _fit(views: list[_View], lr: float | None, level: float) -> tuple[float, tup
         found: Array = early_stopping_slopes(s, lr, np.exp(log_t)) * theta / size
         return found[:, None]
 
+    slope(np.zeros(1))  # refuses a step size that is none
     starts = _starts(s, theta, target, lr)
     losses = [float(np.square(residual(np.array([u]))).sum()) for u in starts]
     best = int(np.argmin(losses)) if losses else -1
@@ -236,11 +237,10 @@ def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
     """
     own = (target * theta > 0) & (np.abs(theta) > _EPS * np.abs(theta).max())
     penalty = target[own] / theta[own]
-    rate = 2 * s[own] if lr is None else -np.log1p(-2 * lr * s[own])
     slow = 2.0 if lr is None else 2 * lr  # the rate over s as s goes to 0
-    flat = s[own] <= _EPS * penalty
     with np.errstate(divide="ignore", invalid="ignore"):
-        times = np.where(flat, 1 / (slow * penalty), np.log1p(s[own] / penalty) / rate)
+        rate = 2 * s[own] if lr is None else -np.log1p(-2 * lr * s[own])
+        times = np.where(s[own] > 0, np.log1p(s[own] / penalty) / rate, 1 / (slow * penalty))
     times = times[np.isfinite(times) & (times > 0)]
     if not len(times):
         return np.zeros(0)

@@ -110,8 +110,8 @@ class StructuredPenalty:
         """
         named = named_tensors(params, tuple(self.shapes))
         theta = torch.cat([named[name].reshape(-1) for name in self.shapes])
-        matrix = torch.as_tensor(self.coefficients, dtype=theta.dtype, device=theta.device)
-        return theta @ (matrix @ theta) if matrix.ndim == 2 else theta.square() @ matrix
+        q = theta.new_tensor(self.coefficients)
+        return theta @ (q @ theta) if q.ndim == 2 else theta.square() @ q
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,191 @@
+"""How many gradient steps a fit is worth: against descent itself, closed forms, profiles."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from scipy.optimize import minimize_scalar
+from scipy.stats import t as student_t
+
+from sklearn_implicitreg.penalties import EarlyStopping
+
+
+def problem(hessian):
+    """What the family asks of a Problem."""
+    return SimpleNamespace(hessian=lambda: hessian, params={"coef": torch.zeros(len(hessian))})
+
+
+def draw(p=6, condition=10.0, seed=0):
+    """Curvature S = X'X/n with eigenvalues between 1 and ``1 / condition``, and X'y/n."""
+    rng = np.random.default_rng(seed)
+    vectors = np.linalg.qr(rng.standard_normal((p, p)))[0]
+    return vectors * np.geomspace(1, 1 / condition, p) @ vectors.T, rng.standard_normal(p)
+
+
+def stopped(S, moment, lr, n_steps):
+    """Weights and minus the gradient after descent from zero, in closed form."""
+    s, vectors = np.linalg.eigh(S)
+    residual = np.exp(-2 * n_steps * s) if lr is None else np.exp(n_steps * np.log1p(-2 * lr * s))
+    projected = vectors.T @ moment
+    return vectors @ ((1 - residual) / s * projected), vectors @ (2 * residual * projected)
+
+
+def endpoints(counts, lr, **options):
+    """One endpoint for each number of steps, all on the same features."""
+    S, _ = draw(**options)
+    rng = np.random.default_rng(7)
+    pairs = [stopped(S, rng.standard_normal(len(S)), lr, count) for count in counts]
+    thetas, targets = (np.column_stack(parts) for parts in zip(*pairs, strict=True))
+    return thetas, targets, [problem(2 * S)] * len(counts)
+
+
+def test_gradient_descent_itself():
+    S, moment = draw()
+    theta = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    S_, moment_ = torch.as_tensor(S), torch.as_tensor(moment)
+    optimizer = torch.optim.SGD([theta], lr=0.02)
+    for _ in range(137):
+        optimizer.zero_grad()
+        (theta @ S_ @ theta - 2 * moment_ @ theta).backward()
+        optimizer.step()
+    weights = theta.detach().numpy()[:, None]
+    target = 2 * (moment - S @ weights[:, 0])[:, None]
+    found = EarlyStopping(lr=0.02).solve(weights, target, [problem(2 * S)])
+    assert_allclose(found.coef, [137], rtol=1e-10)
+    assert found.term_names == ("steps",)
+    assert_allclose(found.fitted, target, rtol=1e-9)
+    assert_allclose(found.penalty.gradient(weights), target, rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 30, 1e3, 1e4, 1e5, 1e6])
+@pytest.mark.parametrize("lr", [0.1, 1e-4, None])
+def test_steps_are_recovered(n_steps, lr):
+    # The condition puts the slowest direction where something is left after so many steps.
+    time = n_steps * (lr or 1e-4)
+    thetas, targets, problems = endpoints(
+        [time if lr is None else n_steps], lr, condition=max(10, 2 * time)
+    )
+    found = EarlyStopping(lr=lr).solve(thetas, targets, problems)
+    assert_allclose(found.coef, [time if lr is None else n_steps], rtol=1e-6)
+    assert (found.conf_int[:, 0] <= found.coef).all()
+    assert (found.coef <= found.conf_int[:, 1]).all()
+    assert found.term_names == ("time" if lr is None else "steps",)
+
+
+def test_only_the_product_is_identified_in_the_flow():
+    thetas, targets, problems = endpoints([1000], 1e-6)
+    found = EarlyStopping().solve(thetas, targets, problems)
+    assert_allclose(found.coef, [1e-3], rtol=1e-5)
+
+
+def test_each_endpoint_its_own():
+    counts = np.random.default_rng(0).integers(450, 501, 20)
+    thetas, targets, problems = endpoints(counts, 0.005)
+    found = EarlyStopping(lr=0.005, shared=False).solve(thetas, targets, problems)
+    assert_allclose(found.coef, counts, rtol=1e-9)
+    assert found.term_names[3] == "steps[3]"
+    assert (found.rank, found.n_unknowns, found.conf_int.shape) == (20, 20, (20, 2))
+    assert_allclose(found.fitted, targets, rtol=1e-7)
+
+
+def test_each_endpoint_its_own_curvature():
+    pairs = [draw(seed=seed) for seed in range(5)]
+    fits = [stopped(S, moment, 0.05, 60) for S, moment in pairs]
+    thetas, targets = (np.column_stack(parts) for parts in zip(*fits, strict=True))
+    problems = [problem(2 * S) for S, _ in pairs]
+    found = EarlyStopping(lr=0.05).solve(thetas, targets, problems)
+    assert_allclose(found.coef, [60], rtol=1e-10)
+    assert_allclose(found.fitted, targets, rtol=1e-8)
+
+
+def noisy(n_endpoints, seed=3):
+    thetas, targets, problems = endpoints([60] * n_endpoints, 0.05)
+    noise = np.random.default_rng(seed).standard_normal(targets.shape)
+    return thetas, targets + 0.1 * np.abs(targets).mean() * noise, problems
+
+
+@pytest.mark.parametrize("n_endpoints", [1, 3, 8])
+def test_is_the_global_minimum(n_endpoints):
+    thetas, targets, problems = noisy(n_endpoints)
+    s, vectors = np.linalg.eigh(problems[0].hessian() / 2)
+
+    def loss(log_t):
+        penalty = s / np.expm1(-np.exp(log_t) * np.log1p(-0.1 * s))
+        return np.square(2 * vectors * penalty @ vectors.T @ thetas - targets).sum()
+
+    grid = np.linspace(0, 7, 1000)
+    near = grid[np.argmin([loss(u) for u in grid])]
+    expected = minimize_scalar(loss, (near - 0.1, near), options={"xtol": 1e-10}).x
+    found = EarlyStopping(lr=0.05).solve(thetas, targets, problems)
+    assert_allclose(np.log(found.coef), [expected], atol=1e-6)
+
+
+def test_interval_by_misfit():
+    thetas, targets, problems = noisy(1)
+    found = EarlyStopping(lr=0.05, confidence_level=0.9).solve(thetas, targets, problems)
+    step, log_t = 1e-4, np.log(found.coef[0])
+    s, vectors = np.linalg.eigh(problems[0].hessian() / 2)
+
+    def fitted(u):
+        penalty = s / np.expm1(-np.exp(u) * np.log1p(-0.1 * s))
+        return 2 * penalty * (vectors.T @ thetas[:, 0])
+
+    slope = (fitted(log_t + step) - fitted(log_t - step)) / (2 * step)
+    rss = np.square(targets - found.fitted).sum()
+    half = student_t.ppf(0.95, 5) * np.sqrt(rss / 5 / (slope @ slope))
+    assert_allclose(np.log(found.conf_int[0]), [log_t - half, log_t + half], rtol=1e-6)
+    assert "misfit" in found.notes[0]
+    assert "not of the noise in the labels" in found.notes[0]
+
+
+def test_interval_by_leaving_out_endpoints():
+    thetas, targets, problems = noisy(30)
+    family = EarlyStopping(lr=0.05)
+    found = family.solve(thetas, targets, problems)
+    without = [
+        np.log(family.solve(*(np.delete(a, k, 1) for a in (thetas, targets)), problems[1:]).coef[0])
+        for k in range(30)
+    ]
+    spread = np.sqrt(29 / 30 * np.square(without - np.log(found.coef)).sum())
+    half = student_t.ppf(0.975, 29) * spread
+    assert_allclose(np.diff(np.log(found.conf_int[0])) / 2, [half], rtol=0.05)
+    assert "resampling" in found.notes[0]
+
+
+def test_flat_directions():
+    S = np.diag([1.0, 0.5, 0.0])
+    left = (1 - 0.2 * np.diag(S)) ** 25
+    moment = np.array([1.0, -2.0, 0.7])
+    theta = np.append((1 - left[:2]) / np.diag(S)[:2] * moment[:2], 25 * 0.2 * moment[2])
+    found = EarlyStopping(lr=0.1).solve(
+        theta[:, None], 2 * (left * moment)[:, None], [problem(2 * S)]
+    )
+    assert_allclose(found.coef, [25], rtol=1e-12)
+
+
+def test_no_finite_number_of_steps():
+    thetas, targets, problems = endpoints([50], 0.05)
+    found = EarlyStopping(lr=0.05).solve(thetas, -targets, problems)
+    assert np.isinf(found.coef).all()
+    assert np.isnan(found.conf_int).all()
+    assert (found.rank, found.dependent) == (0, ("steps",))
+    assert not found.fitted.any()
+    assert not found.penalty.matrix_.any()
+    assert "no finite number" in found.notes[-1]
+
+
+class TestBadInput:
+    def test_without_problems(self):
+        with pytest.raises(ValueError, match="needs the curvature"):
+            EarlyStopping().solve(np.ones((2, 1)), np.ones((2, 1)))
+
+    def test_start(self):
+        with pytest.raises(ValueError, match="no step was taken"):
+            EarlyStopping().solve(np.zeros((2, 1)), np.ones((2, 1)), [problem(np.eye(2))])
+
+    @pytest.mark.parametrize("lr", [0.6, 0.0, -1.0])
+    def test_step_size(self, lr):
+        with pytest.raises(ValueError, match="lr"):
+            EarlyStopping(lr=lr).solve(np.ones((2, 1)), np.ones((2, 1)), [problem(2 * np.eye(2))])

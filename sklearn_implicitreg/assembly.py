@@ -224,7 +224,7 @@ class Equations:
     @property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
-        return 100 * self.problem.eps * self.gradient.scale
+        return self.gradient.rounding(self.problem.eps)
 
     def frame(self) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
         """Design, target and tensor of every equation, as one table of rows."""

@@ -12,14 +12,15 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpoints
 from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
-from sklearn_implicitreg.parameters import check_parameters, penalty_of
+from sklearn_implicitreg.parameters import check_parameters, check_structured, penalty_of
 from sklearn_implicitreg.paths import path_targets
-from sklearn_implicitreg.penalties import Penalty, as_penalty, penalty_with_terms
+from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.precomputed import given_system
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results import FittedResult
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
 from sklearn_implicitreg.stacks import EndpointTargets, StackedEquations
+from sklearn_implicitreg.structured import fit_structured
 from sklearn_implicitreg.windows import PathEquations, PathTargets
 
 __all__ = ["ImplicitRegularizationEstimator"]
@@ -205,9 +206,13 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             coefficients than equations.
         """
         check_parameters(self)
-        as_penalty(self.family)  # a family that is none is refused before anything is trained
+        family = as_penalty(self.family)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             return self._fit_precomputed(X, y, sample_weight)
+        if isinstance(family, Structured):
+            check_structured(self, family)
+            self._publish(fit_structured(family, self._targets(X, y, sample_weight)))
+            return self
         targets = self._targets(X, y, sample_weight)
         return self._fit_on(targets.equations(self._penalty(targets.problem)))
 
@@ -240,9 +245,17 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
             return explained(given_system(X, y, sample_weight, len(coef)).triangle, coef)
+        structured = self._structured_result()
         if holds_endpoints(X):
             targets = self._endpoint_targets(X, y, sample_weight, reset=False)
+            if structured is not None:
+                return structured.r2_at(targets)
             return targets.stacked(self._penalty(targets.problem)).r2(coef)
+        if structured is not None:
+            raise ValueError(
+                f"Expected a list of Endpoint to score {structured.family}, got other data: a "
+                "family that is solved as a whole has no columns to keep from fit."
+            )
         fitted: Equations | StackedEquations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(
@@ -303,7 +316,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def _penalty(self, problem: Problem) -> Penalty:
         """The family as it is fitted to a problem."""
-        return penalty_of(penalty_with_terms(self.family), problem.groups, self.group_by, self.known)
+        return penalty_of(
+            penalty_with_terms(self.family), problem.groups, self.group_by, self.known
+        )
 
     def _settings(self) -> Settings:
         return Settings(self.positive, self.covariance, float(self.confidence_level))

@@ -59,8 +59,13 @@ class Facts:
         return replace(facts, notes=tuple(notes), known=known)
 
     @classmethod
-    def at(cls, problems: Sequence[Problem], gradients: Sequence[LossGradient]) -> Facts:
-        """Facts of trained models, whatever the family."""
+    def at(
+        cls,
+        problems: Sequence[Problem],
+        gradients: Sequence[LossGradient],
+        place: str = "endpoint",
+    ) -> Facts:
+        """Facts of trained models, or of the windows of a path, whatever the family."""
         first = problems[0]
         models, losses = (
             _each([p.model_name for p in problems]),
@@ -74,7 +79,7 @@ class Facts:
             header.append(("Rows", f"{rows[0]} (weight {weights[0]:g})"))
             header.append(("|grad L|", f"{size:.4g}"))
         else:
-            header[0] = ("Model", f"{len(problems)} endpoints of {header[0][1]}")
+            header[0] = ("Model", f"{len(problems)} {place}s of {header[0][1]}")
             header.append(("Rows of each", f"{_range(rows)} (weight {_range(weights)})"))
             header.append(("|grad L|, r.m.s.", f"{size:.4g}"))
         notes = _each([note for problem in problems for note in problem.notes])

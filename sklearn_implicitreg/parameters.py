@@ -12,7 +12,7 @@ import numpy as np
 
 from sklearn_implicitreg.penalties import Fixed, Penalty, penalty_with_terms
 
-__all__ = ["check_parameters", "penalty_of"]
+__all__ = ["check_parameters", "check_structured", "penalty_of"]
 
 
 def check_parameters(estimator: Any) -> None:
@@ -52,6 +52,17 @@ def check_parameters(estimator: Any) -> None:
         raise ValueError(
             "Expected known to be a dict of family name to finite coefficient, such as "
             f"{{'weight_decay': 1e-4}}, got {estimator.known!r}."
+        )
+
+
+def check_structured(estimator: Any, family: Any) -> None:
+    """Refuse parameters that speak of terms, beside a family without any."""
+    given = {"group_by": None, "known": None, "positive": False}
+    set_ = [name for name, default in given.items() if getattr(estimator, name) != default]
+    if set_:
+        raise ValueError(
+            f"Expected {', '.join(set_)} left at the default with {family!r}, which has no terms; "
+            "a structured family has parameters of its own."
         )
 
 

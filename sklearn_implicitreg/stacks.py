@@ -116,6 +116,8 @@ class EndpointTargets:
         Whether to show how many gradients were taken.
     """
 
+    place: ClassVar[str] = StackedEquations.place
+
     problems: tuple[Problem, ...]
     verbose: int = 0
 

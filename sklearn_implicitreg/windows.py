@@ -144,6 +144,8 @@ class PathTargets:
         What the reader of the result should know.
     """
 
+    place: ClassVar[str] = "window"
+
     problem: Problem
     reference: Reference
     windows: tuple[Window, ...]
@@ -183,6 +185,16 @@ class PathTargets:
         settings = {**path.settings, "optimizer": path.optimizer}
         found = (tuple(deviations), tuple(nuisances), settings, tuple(notes))
         return cls(problem, reference, windows, *found)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problem at the mean iterate of every window."""
+        return tuple(self.problem.at(window.mean("visited")) for window in self.windows)
+
+    @property
+    def gradients(self) -> tuple[LossGradient, ...]:
+        """The deviations, which take the place of the gradients of endpoints."""
+        return self.deviations
 
     def equations(self, penalty: Penalty) -> PathEquations:
         """Equations of a penalty along the path."""
@@ -242,7 +254,7 @@ class PathEquations(StackedEquations):
     targets : PathTargets
     """
 
-    place: ClassVar[str] = "window"
+    place: ClassVar[str] = PathTargets.place
 
     targets: PathTargets
 

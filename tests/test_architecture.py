@@ -33,7 +33,7 @@ LAYERS = [
     {"inference"},
     {"report"},
     {"comparison", "datasets", "endpoint", "facts", "parameters", "precomputed"},
-    {"paths", "retraining"},
+    {"paths", "retraining", "structured"},
     {"explicit"},
     {"results"},
     {"fits"},

@@ -35,14 +35,16 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     Parameters
     ----------
-    model : nn.Module, skorch net, scikit-learn estimator or "precomputed"
+    model : nn.Module, skorch net, scikit-learn estimator, "precomputed" or None
         The trained model; it is shared, never changed or copied. A fitted ``Pipeline``,
         ``TransformedTargetRegressor``, search or ``FrozenEstimator`` is looked into. An
         unfitted estimator is a template: ``fit`` clones and trains it. With
-        ``"precomputed"`` X is the design and y the target of the regression.
-    family : str, Penalty, list of these, or dict of str to callable, default="l2"
+        ``"precomputed"`` X is the design and y the target of the regression. None where X
+        is a list of :class:`Endpoint`, which bring their models.
+    family : str, Penalty, Structured, list, or dict of str to callable, default="l2"
         The penalties: a name of :data:`sklearn_implicitreg.penalties.FAMILIES`, names joined
-        by ``+``, or functions of the dict of parameters.
+        by ``+``, or functions of the dict of parameters; or a structured family, which is
+        solved as a whole: ``"diagonal"``, ``"quadratic"``, ``"early_stopping"``.
     mode : {"endpoint", "trajectory"}, default="endpoint"
         How equations are made: at the trained weights, or from the steps of a recorded path.
     trajectory : Trajectory or probe, default=None
@@ -89,15 +91,17 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     term_names_ : list of str
         Names of the terms, ``"l2[fc1]"`` for a grouped one.
     std_err_, pvalues_ : ndarray of shape (k,)
-        Standard errors and two-sided p-values, over equations.
+        Standard errors and two-sided p-values, over equations. They, ``vif_`` and
+        ``condition_number_`` are None for a structured family.
     conf_int_ : ndarray of shape (k, 2)
-        Confidence intervals.
+        Confidence intervals; None where a structured family has none.
     r2_ : float
         Uncentered share of the gradient that the penalty explains. After a fit on a part of
         the training rows it is low even for the true family: a model is stationary on all of
         them (see :meth:`score`).
     cosine_ : ndarray of shape (k,)
-        Cosine of each term's gradient with minus the loss gradient.
+        Cosine of each term's gradient with minus the loss gradient; of a structured family
+        that of the whole fitted gradient, of shape (1,).
     condition_number_ : float
         Of the columns, scaled to unit norm.
     vif_ : ndarray of shape (k,)
@@ -107,10 +111,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     verdict_ : str
         "no signal", "not identifiable", "supported", "partial" or "out of family"; the reason
         stands in :meth:`summary`.
-    penalty_ : FittedPenalty
+    coef_path_ : ndarray of shape (W, k)
+        Coefficients of every window of a path or of every endpoint by itself; NaN where one
+        alone has too few equations.
+    coef_path_conf_int_ : ndarray of shape (W, k, 2)
+        Their confidence intervals.
+    penalty_ : FittedPenalty or StructuredPenalty
         The penalty as a function of a module or dict of parameters.
     model_ : object
-        The trained model that was analyzed.
+        The trained model that was analyzed; a list of them for a list of endpoints.
     n_features_in_ : int
         Number of features of two-dimensional X.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -119,6 +128,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     See Also
     --------
     ImplicitRegularizationCV : Chooses among families in one gradient pass.
+    endpoints : Retrains an estimator on resamples or new data.
     equations : The regression as a DataFrame.
 
     References
@@ -189,7 +199,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Parameters
         ----------
         X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
-            The rows that the model was trained on.
+            The rows that the model was trained on; or a list of :class:`Endpoint`, without y.
         y : array-like of shape (n,) or (n, outputs), default=None
             Targets; None with a Dataset or DataLoader.
         sample_weight : array-like of shape (n,), default=None
@@ -228,7 +238,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Parameters
         ----------
         X, y, sample_weight
-            As in ``fit``; for ``model="precomputed"`` equations, whose plain R2 is returned.
+            As in ``fit``; for ``model="precomputed"`` equations, and for a list of
+            :class:`Endpoint` these, whose plain R2 is returned: there is nothing to complete.
 
         Returns
         -------
@@ -238,7 +249,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Raises
         ------
         ValueError
-            If the gradient of the fitted rows was lost (it is not pickled).
+            If the gradient of the fitted rows was lost (it is not pickled), or a structured
+            family or a fit of endpoints is scored on other data than endpoints.
         """
         check_is_fitted(self, "coef_")
         coef = np.nan_to_num(self.coef_)

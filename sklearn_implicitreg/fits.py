@@ -32,8 +32,8 @@ class Settings:
     covariance: str = "auto"
     confidence_level: float = 0.95
 
-    def solved(self, system: GradientSystem, eps: float) -> Solution:
-        """Solution of a system; warns where the columns are dependent."""
+    def solved(self, system: GradientSystem, eps: float, stacklevel: int = 6) -> Solution:
+        """Solution of a system; warns the caller of ``fit`` where the columns are dependent."""
         solution = solve(system.triangle, system.n_equations, positive=self.positive, eps=eps)
         if solution.rank < system.n_terms and solution.tss > 0:
             names = [system.term_names[i] for i in solution.dependent]
@@ -41,7 +41,7 @@ class Settings:
                 f"The gradients of {names} are zero or linearly dependent over these equations: "
                 "the coefficients are the minimum-norm answer of many. Drop terms.",
                 CollinearTermsWarning,
-                stacklevel=6,
+                stacklevel=stacklevel,
             )
         return solution
 
@@ -60,7 +60,7 @@ def fit_equations(equations: Equations | StackedEquations, settings: Settings) -
 
 def fit_arrays(system: GradientSystem, settings: Settings) -> Result:
     """Fit of equations that were given as arrays."""
-    solution = settings.solved(system, _EPS)
+    solution = settings.solved(system, _EPS, stacklevel=5)
     verdict = judge(solution, system.term_names, rounding=0.0)
     return _finished(system, solution, verdict, precomputed_facts(), settings)
 

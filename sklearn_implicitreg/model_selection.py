@@ -41,7 +41,8 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     model : nn.Module, skorch net or scikit-learn estimator
         As for :class:`ImplicitRegularizationEstimator`.
     families : list or dict
-        What ``family`` can be; a dict gives names to the candidates.
+        What ``family`` can be; a dict gives names to the candidates. Structured families are
+        compared over folds of endpoints only, with ``cv``.
     cv : cross-validation splitter, int or None, default=None
         None: the criterion above. Else the completed score on these folds, by ``GridSearchCV``;
         folds should be shuffled.

@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
-PUBLIC := $(addprefix sklearn_implicitreg/,endpoint.py estimator.py inspection.py model_selection.py results.py retraining.py \
-	theory/early_stopping.py theory/units.py penalties/__init__.py penalties/base.py penalties/checks.py penalties/weights.py)
+PUBLIC := $(addprefix sklearn_implicitreg/,endpoint.py estimator.py inspection.py model_selection.py \
+	results.py retraining.py theory/early_stopping.py theory/units.py penalties/__init__.py \
+	penalties/base.py penalties/checks.py penalties/weights.py penalties/structured.py \
+	penalties/quadratic.py penalties/early_stopping.py)
 EXTRAS := plot test doc dev
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format doc benchmarks clean

@@ -91,6 +91,17 @@ class TestQuadratic:
         with pytest.raises(ValueError, match="shrinkage None, 'identity' or a weight"):
             Quadratic(shrinkage=shrinkage).solve(thetas, targets)
 
+    def test_normalized_endpoints_count_alike(self):
+        matrix, thetas, targets = endpoints()
+        targets = targets + np.random.default_rng(1).standard_normal((6, 9))
+        sizes = np.geomspace(1, 100, 9)
+        for family, same in ((Quadratic(), False), (Quadratic(normalize=True), True)):
+            before = family.solve(thetas, targets).coef
+            after = family.solve(sizes * thetas, sizes * targets).coef
+            assert np.allclose(before, after, rtol=1e-9) == same
+        exact = Quadratic(normalize=True).solve(sizes * thetas, 2 * matrix @ (sizes * thetas))
+        assert_allclose(exact.penalty.matrix_, matrix, rtol=1e-11, atol=1e-13)
+
     def test_options_are_told(self):
         _, thetas, targets = endpoints()
         notes = Quadratic(psd=True, shrinkage=0.5).solve(thetas, targets).notes

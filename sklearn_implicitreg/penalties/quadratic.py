@@ -112,6 +112,9 @@ class Quadratic(Structured):
         well the endpoints determine it against the spread of what is left over: for endpoints
         that differ by resampling. Endpoints that one matrix fits exactly are not shrunk. A
         float between 0 and 1 is the weight of that multiple.
+    normalize : bool, default=False
+        Divide the equations of each endpoint by the norm of its parameters: for endpoints of
+        different size whose matrices differ somewhat, so that none speaks louder.
 
     See Also
     --------
@@ -127,9 +130,15 @@ class Quadratic(Structured):
     ([[2.0, 1.0], [1.0, 3.0]], 'q[theta[0],theta[1]]', 3)
     """
 
-    def __init__(self, psd: bool = False, shrinkage: str | float | None = None):
+    def __init__(
+        self,
+        psd: bool = False,
+        shrinkage: str | float | None = None,
+        normalize: bool = False,
+    ):
         self.psd = psd
         self.shrinkage = shrinkage
+        self.normalize = normalize
 
     def solve(
         self, thetas: Array, targets: Array, problems: Sequence[Problem] | None = None
@@ -158,7 +167,7 @@ class Quadratic(Structured):
         self._check()
         thetas, targets, shapes = checked_endpoints(thetas, targets, problems)
         eps = max(problem.eps for problem in problems) if problems else _EPS
-        fit = solve_symmetric(thetas, targets / 2, psd=self.psd, shrinkage=self.shrinkage, eps=eps)
+        fit = self._fit(thetas, targets / 2, eps)
         p = len(thetas)
         penalty = StructuredPenalty(fit.matrix, shapes)
         fitted = penalty.gradient(thetas)
@@ -176,6 +185,14 @@ class Quadratic(Structured):
             notes=self._notes(fit, p, thetas.shape[1], unexplained(targets, fitted)),
             penalty=penalty,
         )
+
+    def _fit(self, thetas: Array, rhs: Array, eps: float) -> SymmetricFit:
+        """The matrix, the endpoints as they are or of norm one."""
+        if self.normalize:
+            norms = np.linalg.norm(thetas, axis=0)
+            norms[norms == 0] = 1.0
+            thetas, rhs = thetas / norms, rhs / norms
+        return solve_symmetric(thetas, rhs, psd=self.psd, shrinkage=self.shrinkage, eps=eps)
 
     def _check(self) -> None:
         """Refuse a shrinkage that is none."""

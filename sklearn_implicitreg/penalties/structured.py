@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class StructuredPenalty:
     """``R(theta) = theta' Q theta`` with an estimated Q, full or diagonal.
 
-    Parameters
+    Attributes
     ----------
     coefficients : ndarray of shape (p, p) or (p,)
         Q, or its diagonal.
@@ -51,12 +51,22 @@ class StructuredPenalty:
 
     @property
     def matrix_(self) -> Array:
-        """Q, of shape (p, p)."""
+        """Q, full.
+
+        Returns
+        -------
+        ndarray of shape (p, p)
+        """
         return self.coefficients if self.coefficients.ndim == 2 else np.diag(self.coefficients)
 
     @property
     def diagonal_(self) -> Array:
-        """Diagonal of Q, of shape (p,)."""
+        """Diagonal of Q.
+
+        Returns
+        -------
+        ndarray of shape (p,)
+        """
         return np.diag(self.coefficients) if self.coefficients.ndim == 2 else self.coefficients
 
     def value(self, theta: Array) -> float:

@@ -69,7 +69,10 @@ def net(split=None, y=None, **params):
     return model.fit(X, Y_UNIT[:, None] if y is None else y)
 
 
-FAMILY_NAMES = r"\['l2', 'l1', 'smooth_l1', 'elastic_net', 'weight_decay', 'power', 'l21'\]"
+FAMILY_NAMES = (
+    r"\['l2', 'l1', 'smooth_l1', 'elastic_net', 'weight_decay', 'power', 'l21', "
+    r"'diagonal', 'quadratic', 'early_stopping'\]"
+)
 LOSS_NAMES = (
     r"\['mse', 'mae', 'huber', 'cross_entropy', 'bce', 'bce_with_logits', 'nll', 'poisson_nll'\]"
 )

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cases import X_DIABETES, Y_DIABETES
 from numpy.testing import assert_allclose
 from scipy.optimize import minimize_scalar
 from scipy.stats import t as student_t
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 
+from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import EarlyStopping
 
 
@@ -57,6 +60,40 @@ def test_gradient_descent_itself():
     assert found.term_names == ("steps",)
     assert_allclose(found.fitted, target, rtol=1e-9)
     assert_allclose(found.penalty.gradient(weights), target, rtol=1e-9)
+
+
+def solved(model, X, y, **options):
+    """What the family finds at a fitted scikit-learn model."""
+    own = adapt(model, Data(X, y, None), Options())
+    theta, gradient = (np.asarray(t["coef"]) for t in (own.params, own.gradient().value))
+    return EarlyStopping(**options).solve(theta[:, None], -gradient[:, None], [own])
+
+
+def test_a_linear_model_with_an_intercept():
+    X, y = X_DIABETES + 3.0, Y_DIABETES
+    model = LinearRegression().fit(X, y)
+    centered, theta = X - X.mean(axis=0), np.zeros(10)
+    lr = 0.2 / np.linalg.eigvalsh(2 * centered.T @ centered / len(y))[-1]
+    for _ in range(80):
+        theta -= 2 * lr * centered.T @ (centered @ theta - y) / len(y)
+    model.coef_, model.intercept_ = theta, y.mean() - X.mean(axis=0) @ theta
+    assert_allclose(solved(model, X, y, lr=lr).coef, [80], rtol=1e-8)
+
+
+def test_what_ridge_is_worth():
+    # Where coef is large against s, the flow leaves that penalty at time 1 / (2 coef).
+    X = np.random.default_rng(0).standard_normal((200, 5))
+    y = X @ np.ones(5)
+    worth = [solved(Ridge(alpha, fit_intercept=False).fit(X, y), X, y) for alpha in (2e3, 2e5)]
+    assert_allclose(worth[1].coef, [1 / (2 * 1e3)], rtol=1e-3)
+    assert worth[0].coef[0] > 50 * worth[1].coef[0]
+
+
+def test_a_loss_that_is_not_quadratic():
+    model = LogisticRegression().fit(X_DIABETES, Y_DIABETES > Y_DIABETES.mean())
+    own = adapt(model, Data(X_DIABETES, Y_DIABETES > Y_DIABETES.mean(), None), Options())
+    with pytest.raises(ValueError, match="quadratic|squared"):
+        EarlyStopping().solve(np.ones((10, 1)), np.ones((10, 1)), [own])
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 30, 1e3, 1e4, 1e5, 1e6])

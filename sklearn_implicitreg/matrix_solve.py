@@ -91,7 +91,8 @@ def solve_symmetric(
     With ``"identity"`` the entries of ``Q - lambda I`` (orthonormal coordinates) have the prior
     N(0, nu^2) and the equations the noise variance s^2 of the residuals; nu is the maximum of
     the marginal likelihood up to ``|lambda| / sqrt(2 p)``, where the eigenvalues of such a
-    matrix still keep to one sign of zero (Wigner's semicircle).
+    matrix still keep to one sign of zero (Wigner's semicircle). The endpoints are taken as
+    independent: many hundreds of resamples of one data set are shrunk too little.
 
     References
     ----------
@@ -108,13 +109,15 @@ def solve_symmetric(
            [1., 3.]])
     """
     p, n_endpoints = thetas.shape
-    basis, values, right = svd(thetas, check_finite=False)
+    # All p left vectors are needed, but of the right ones only those that go with them.
+    basis, values, right = svd(thetas, full_matrices=n_endpoints < p, check_finite=False)
     m = int(np.sum(values > max(p, n_endpoints) * max(eps, _EPS) * values[0]))
     sigma = np.zeros(p)
     sigma[:m] = values[:m]
     weights = (sigma[:, None] ** 2 + sigma**2) / 2  # of the entries in the sum of squares
+    projected = basis.T @ rhs
     moments = np.zeros((p, p))
-    moments[:, :m] = basis.T @ rhs @ right[:m].T * sigma[:m]
+    moments[:, :m] = projected @ right[:m].T * sigma[:m]
     entries = _divided((moments + moments.T) / 2, weights)
     plain = basis @ entries @ basis.T
     misfit = float(np.linalg.norm(plain @ thetas - rhs))
@@ -139,7 +142,7 @@ def solve_symmetric(
         n_independent=m,
         rank=n_determined(p, m),
         error_bound=gain * noise / norm if norm else 0.0,
-        asymmetry=_asymmetry(thetas.T @ rhs),
+        asymmetry=_asymmetry(sigma[:m, None] * projected[:m], right[:m]),
         multiple=multiple,
         strength=strength,
         distance=distance,
@@ -163,10 +166,13 @@ def _noise(
     return float(max(eps, _EPS) * rounding + left_over)
 
 
-def _asymmetry(cross: Array) -> float:
-    """Share of a square matrix that is skew, by its Frobenius norm."""
+def _asymmetry(cross: Array, right: Array) -> float:
+    """Share of ``Theta' B = right' cross`` that is skew, by its Frobenius norm."""
     norm = float(np.linalg.norm(cross))
-    return float(np.linalg.norm(cross - cross.T)) / (2 * norm) if norm else 0.0
+    inner = cross @ right.T
+    outer = cross - inner @ right  # meets only zeros on the other side of the diagonal
+    skew = np.hypot(np.linalg.norm(inner - inner.T), np.sqrt(2) * np.linalg.norm(outer))
+    return float(skew) / (2 * norm) if norm else 0.0
 
 
 def _strength(entries: Array, weights: Array, misfit: float, spare: int, multiple: float) -> float:

@@ -78,6 +78,17 @@ class TestLeastSquares:
         rhs[:, 0] *= 2
         assert solve_symmetric(thetas, rhs).asymmetry > 1e-2
 
+    @pytest.mark.parametrize("n_endpoints", [1, 4, 9])
+    def test_asymmetry_is_the_skew_share(self, n_endpoints):
+        _, thetas, rhs = endpoints(6, n_endpoints, noise=0.1)
+        cross = thetas.T @ rhs
+        expected = np.linalg.norm(cross - cross.T) / 2 / np.linalg.norm(cross)
+        assert_allclose(solve_symmetric(thetas, rhs).asymmetry, expected, atol=1e-14)
+
+    def test_very_many_endpoints_make_no_square_of_their_number(self):
+        matrix, thetas, rhs = endpoints(3, 100_000)
+        assert_allclose(solve_symmetric(thetas, rhs).matrix, matrix, rtol=1e-11)
+
     def test_zero_endpoints_determine_nothing(self):
         found = solve_symmetric(np.zeros((3, 2)), np.ones((3, 2)))
         assert (found.rank, found.n_independent) == (0, 0)

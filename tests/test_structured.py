@@ -102,6 +102,12 @@ class TestQuadratic:
         exact = Quadratic(normalize=True).solve(sizes * thetas, 2 * matrix @ (sizes * thetas))
         assert_allclose(exact.penalty.matrix_, matrix, rtol=1e-11, atol=1e-13)
 
+    def test_a_weight_of_any_kind_of_number(self):
+        _, thetas, targets = endpoints()
+        found = [Quadratic(shrinkage=w).solve(thetas, targets).coef for w in (0.5, np.float32(0.5))]
+        assert_allclose(found[1], found[0])
+        assert not np.allclose(found[0], Quadratic().solve(thetas, targets).coef)
+
     def test_options_are_told(self):
         _, thetas, targets = endpoints()
         notes = Quadratic(psd=True, shrinkage=0.5).solve(thetas, targets).notes
@@ -216,6 +222,13 @@ class TestNamed:
     def test_stand_alone(self, family):
         with pytest.raises(ValueError, match="solved as a whole and stands alone"):
             as_penalty(family)
+
+    @pytest.mark.parametrize(
+        "join", [lambda: L2() + Quadratic(), lambda: Quadratic() + L2(), lambda: 2.0 * Diagonal()]
+    )
+    def test_operators_refuse_them(self, join):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            join()
 
     def test_where_terms_are_needed(self):
         with pytest.raises(ValueError, match=r"got Quadratic\(\)"):

@@ -91,6 +91,8 @@ class Penalty(BaseEstimator, ABC):
 
     def __add__(self, other: Penalty) -> Sum:
         """Join two families: the coefficients of both are estimated together."""
+        if not isinstance(other, Penalty):
+            return NotImplemented
         return Sum([*_parts(self), *_parts(other)])
 
     def __rmul__(self, coef: float) -> Fixed:

@@ -192,7 +192,8 @@ class Quadratic(Structured):
             norms = np.linalg.norm(thetas, axis=0)
             norms[norms == 0] = 1.0
             thetas, rhs = thetas / norms, rhs / norms
-        return solve_symmetric(thetas, rhs, psd=self.psd, shrinkage=self.shrinkage, eps=eps)
+        pull = float(self.shrinkage) if isinstance(self.shrinkage, Real) else self.shrinkage
+        return solve_symmetric(thetas, rhs, psd=self.psd, shrinkage=pull, eps=eps)
 
     def _check(self) -> None:
         """Refuse a shrinkage that is none."""

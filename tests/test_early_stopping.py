@@ -191,6 +191,18 @@ def test_interval_by_leaving_out_endpoints():
     assert "resampling" in found.notes[0]
 
 
+@pytest.mark.parametrize("n_endpoints", [1, 6])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_targets_that_no_number_of_steps_explains(n_endpoints, size):
+    _, thetas, problems = endpoints([60] * n_endpoints, 0.05)
+    targets = size * np.random.default_rng(5).standard_normal(thetas.shape)
+    found = EarlyStopping().solve(thetas, targets, problems)
+    assert not np.isnan(found.coef).any()
+    assert np.linalg.norm(targets - found.fitted) <= np.linalg.norm(targets)
+    if np.isfinite(found.coef[0]):
+        assert found.conf_int[0, 0] <= found.coef[0] <= found.conf_int[0, 1]
+
+
 def test_flat_directions():
     S = np.diag([1.0, 0.5, 0.0])
     left = (1 - 0.2 * np.diag(S)) ** 25

@@ -24,6 +24,7 @@ from sklearn_implicitreg.theory import early_stopping_eigenvalues, early_stoppin
 __all__ = ["EarlyStopping"]
 
 _N_STARTS = 200
+_LAST_LOG = 700.0  # of the largest number whose exponential is finite
 _EPS = float(np.finfo(np.float64).eps)
 _MIN_CLUSTERS = 4  # endpoints from which leaving one out gives an interval
 
@@ -219,14 +220,12 @@ def _fit(views: list[_View], lr: float | None, level: float) -> tuple[float, tup
     best = int(np.argmin(losses)) if losses else -1
     if best in (-1, len(starts) - 1):
         return np.inf, (np.nan, np.nan)
-    options = {"xtol": _EPS, "ftol": _EPS, "gtol": _EPS}
+    options = {"xtol": _EPS, "ftol": _EPS, "gtol": _EPS, "bounds": (starts[0] - 1, starts[-1] + 1)}
     log_t = least_squares(residual, starts[best : best + 1], jac=slope, **options).x
-    column = slope(log_t)[:, 0]
-    half = _half_width(residual(log_t), column, len(views), level)
-    return float(np.exp(log_t[0])), (
-        float(np.exp(log_t[0] - half)),
-        float(np.exp(log_t[0] + half)),
-    )
+    with np.errstate(all="ignore"):  # equations that hardly depend on t: up to infinity
+        half = _half_width(residual(log_t), slope(log_t)[:, 0], len(views), level)
+        lower, upper = np.exp(log_t[0] - half), np.exp(log_t[0] + half)
+    return float(np.exp(log_t[0])), (float(lower), float(upper))
 
 
 def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
@@ -244,22 +243,23 @@ def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
     times = times[np.isfinite(times) & (times > 0)]
     if not len(times):
         return np.zeros(0)
-    grid: Array = np.linspace(np.log(times.min()), np.log(times.max()) + 5, _N_STARTS)
+    first, last = np.log(times.min()), np.log(times.max()) + 5
+    grid: Array = np.linspace(first, min(last, _LAST_LOG), _N_STARTS)
     return grid
 
 
 def _half_width(residual: Array, column: Array, n_endpoints: int, level: float) -> float:
     """Half width of the interval for log t: leave-one-out over endpoints, or by the misfit."""
-    square = float(column @ column)
+    square = column @ column
     spare = len(residual) - 1
     if n_endpoints >= _MIN_CLUSTERS:
         moments = (column * residual).reshape(n_endpoints, -1).sum(axis=1)
         squares = np.square(column).reshape(n_endpoints, -1).sum(axis=1)
         moves = moments / (square - squares)
         spare = n_endpoints - 1
-        variance = spare / n_endpoints * float(np.square(moves).sum())
+        variance = spare / n_endpoints * np.square(moves).sum()
     elif spare:
-        variance = float(residual @ residual) / spare / square
+        variance = (residual @ residual) / spare / square
     else:
         return np.nan
     return float(student_t.ppf((1 + level) / 2, spare)) * float(np.sqrt(variance))

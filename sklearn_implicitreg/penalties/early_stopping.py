@@ -217,13 +217,14 @@ def _fit(views: list[_View], lr: float | None, level: float) -> tuple[float, tup
     slope(np.zeros(1))  # refuses a step size that is none
     starts = _starts(s, theta, target, lr)
     losses = [float(np.square(residual(np.array([u]))).sum()) for u in starts]
-    best = int(np.argmin(losses)) if losses else -1
-    if best in (-1, len(starts) - 1):
+    if not losses or min(losses) >= losses[-1]:
         return np.inf, (np.nan, np.nan)
+    best = int(np.argmin(losses))
     options = {"xtol": _EPS, "ftol": _EPS, "gtol": _EPS, "bounds": (starts[0] - 1, starts[-1] + 1)}
     log_t = least_squares(residual, starts[best : best + 1], jac=slope, **options).x
     with np.errstate(all="ignore"):  # equations that hardly depend on t: up to infinity
         half = _half_width(residual(log_t), slope(log_t)[:, 0], len(views), level)
+        half = np.inf if np.isnan(half) else half
         lower, upper = np.exp(log_t[0] - half), np.exp(log_t[0] + half)
     return float(np.exp(log_t[0])), (float(lower), float(upper))
 
@@ -261,5 +262,5 @@ def _half_width(residual: Array, column: Array, n_endpoints: int, level: float) 
     elif spare:
         variance = (residual @ residual) / spare / square
     else:
-        return np.nan
+        return np.inf
     return float(student_t.ppf((1 + level) / 2, spare)) * float(np.sqrt(variance))

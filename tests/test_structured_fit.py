@@ -150,7 +150,7 @@ def test_zero_gradients_are_no_signal():
     assert not est.penalty_.matrix_.any()
 
 
-def test_path_of_a_penalized_module():
+def test_path_of_a_penalized_module(capsys):
     """Steps on L + theta' Q theta, held against L: the mean column is that at the mean iterate."""
     own = penalized(0)
     inputs, outputs = torch.tensor(own.X), torch.tensor(own.y)[:, None]
@@ -172,7 +172,9 @@ def test_path_of_a_penalized_module():
         mode="trajectory",
         trajectory=path.trajectory,
         window=2,
+        verbose=1,
     ).fit(inputs, outputs)
+    assert "windows [" + "#" * 30 + "] 12/12, " in capsys.readouterr().out
     np.testing.assert_allclose(est.penalty_.matrix_, MATRIX, atol=1e-6)
     assert est.verdict_ == "supported"
     assert "12 windows of" in str(est.summary())

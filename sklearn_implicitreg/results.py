@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_implicitreg.explicit import explicit_estimator
 from sklearn_implicitreg.facts import Facts, in_model_units
 from sklearn_implicitreg.inference import Inference, Verdict
-from sklearn_implicitreg.penalties import FittedPenalty
+from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
 from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
 from sklearn_implicitreg.solve import Solution
+from sklearn_implicitreg.structured import StructuredResult
+from sklearn_implicitreg.system import Array
 from sklearn_implicitreg.windows import NUISANCE
 
 __all__ = ["FittedResult", "Result", "without_numbers"]
@@ -32,18 +34,31 @@ class Result:
     verdict: Verdict
     facts: Facts
     penalty: FittedPenalty | None  # None where equations were given as such
+    path: tuple[Array, Array] | None = None  # coefficients of every window or endpoint, and bands
 
 
 class FittedResult:
     """Attributes of a :class:`Result` and the methods that show it."""
 
     model_: Any
-    _result: Result
+    term_names_: Sequence[str]
+    std_err_: Array | None
+    conf_int_: Array | None
+    pvalues_: Array | None
+    vif_: Array | None
+    condition_number_: float | None
+    penalty_: FittedPenalty | StructuredPenalty | None
+    _result: Result | StructuredResult
 
-    def _publish(self, result: Result) -> None:
+    def _publish(self, result: Result | StructuredResult) -> None:
         """Set the public attributes."""
-        solution, inference = result.solution, result.inference
+        for name in ("coef_path_", "coef_path_conf_int_", "_equations"):
+            vars(self).pop(name, None)  # of an earlier fit
         self._result = result
+        if isinstance(result, StructuredResult):
+            self._publish_structured(result)
+            return
+        solution, inference = result.solution, result.inference
         self.term_names_ = list(result.term_names)
         self.coef_ = solution.coef
         self.std_err_ = inference.std_err
@@ -56,9 +71,35 @@ class FittedResult:
         self.n_equations_ = solution.n_equations
         self.verdict_ = result.verdict.label
         self.penalty_ = result.penalty
+        if result.path is not None:
+            self.coef_path_, self.coef_path_conf_int_ = result.path
+
+    def _publish_structured(self, result: StructuredResult) -> None:
+        """Attributes of a family without columns; None for what speaks of columns."""
+        found = result.solution
+        self.term_names_ = found.term_names
+        self.coef_ = found.coef
+        self.conf_int_ = found.conf_int
+        self.std_err_ = self.pvalues_ = self.vif_ = self.condition_number_ = None
+        self.r2_ = result.r2
+        self.cosine_ = np.array([result.cosine])
+        self.n_equations_ = found.n_equations
+        self.verdict_ = result.verdict.label
+        self.penalty_ = found.penalty
+
+    def _structured_result(self) -> StructuredResult | None:
+        """What the fit of a structured family found; None for another."""
+        check_is_fitted(self, "coef_")
+        return self._result if isinstance(self._result, StructuredResult) else None
 
     def _fitted_result(self) -> Result:
+        """What the fit of a family of terms found."""
         check_is_fitted(self, "coef_")
+        if isinstance(self._result, StructuredResult):
+            raise ValueError(
+                f"Expected the fit of a family of terms, got {self._result.family}, which is "
+                "solved as a whole; read coef_, penalty_ and summary()."
+            )
         return self._result
 
     def _coefficients(self) -> dict[str, float]:
@@ -74,6 +115,9 @@ class FittedResult:
         -------
         summary : Summary
         """
+        structured = self._structured_result()
+        if structured is not None:
+            return structured.summary()
         result = self._fitted_result()
         facts, verdict = result.facts, result.verdict
         header = [
@@ -98,8 +142,11 @@ class FittedResult:
         -------
         frame : DataFrame
             One row per term: term, group, coef, std_err, ci_low, ci_high, statistic, p_value,
-            cosine, vif.
+            cosine, vif. Of a structured family: term, coef, ci_low, ci_high.
         """
+        structured = self._structured_result()
+        if structured is not None:
+            return structured.frame()
         result = self._fitted_result()
         return coefficient_frame(result.term_names, result.solution, result.inference)
 
@@ -110,19 +157,10 @@ class FittedResult:
         -------
         text : str
         """
-        result = self._fitted_result()
-        content = {
-            "terms": [_json_ready(row) for row in self.to_frame().to_dict(orient="records")],
-            "r2": result.solution.r2,
-            "n_equations": result.solution.n_equations,
-            "condition_number": result.solution.condition_number,
-            "verdict": result.verdict.label,
-            "reason": result.verdict.sentence,
-            "covariance": result.inference.covariance,
-            "facts": dict(result.facts.header),
-            "notes": list(result.facts.notes),
-        }
-        return json.dumps(_json_ready(content), indent=2, allow_nan=False)
+        structured = self._structured_result()
+        content = _content(self._fitted_result()) if structured is None else structured.content()
+        terms = [_json_ready(row) for row in self.to_frame().to_dict(orient="records")]
+        return json.dumps({"terms": terms} | _json_ready(content), indent=2, allow_nan=False)
 
     def in_model_units(self) -> dict[str, Any]:
         """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
@@ -157,7 +195,22 @@ class FittedResult:
             For a bare module: add ``penalty_`` to its training loop.
         """
         result = self._fitted_result()
-        return explicit_estimator(self.model_, self._coefficients(), result.facts, result.penalty)
+        model = self.model_[0] if isinstance(self.model_, list) else self.model_
+        return explicit_estimator(model, self._coefficients(), result.facts, result.penalty)
+
+
+def _content(result: Result) -> dict[str, Any]:
+    """Fit and verdict, all but the coefficients, for programs."""
+    return {
+        "r2": result.solution.r2,
+        "n_equations": result.solution.n_equations,
+        "condition_number": result.solution.condition_number,
+        "verdict": result.verdict.label,
+        "reason": result.verdict.sentence,
+        "covariance": result.inference.covariance,
+        "facts": dict(result.facts.header),
+        "notes": list(result.facts.notes),
+    }
 
 
 def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:

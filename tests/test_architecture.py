@@ -18,7 +18,7 @@ IDS = [str(path.relative_to(ROOT)) for path in MODULES]
 
 # Bottom to top; a module may import from lines above its own (and, in a package, from siblings).
 LAYERS = [
-    {"exceptions", "frozen", "linear_model"},
+    {"exceptions", "frozen", "linear_model", "progress"},
     {"conventions", "sharing"},
     {"matrix_solve", "problem", "system"},
     {"theory"},
@@ -27,14 +27,16 @@ LAYERS = [
     {"trajectory"},
     {"solve"},
     {"assembly"},
+    {"stacks"},
     {"windows"},
     {"verdict"},
     {"inference"},
     {"report"},
-    {"comparison", "datasets", "facts", "parameters", "precomputed"},
-    {"paths"},
+    {"comparison", "datasets", "endpoint", "facts", "parameters", "precomputed"},
+    {"paths", "retraining", "structured"},
     {"explicit"},
     {"results"},
+    {"fits"},
     {"estimator"},
     {"model_selection"},
     {"inspection"},

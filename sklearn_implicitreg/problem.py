@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.linalg import lstsq
 from torch import Tensor
 
 from sklearn_implicitreg.conventions import Convention
 
-__all__ = ["BlockGradient", "LossGradient", "Params", "Problem", "select_params"]
+__all__ = ["BlockGradient", "LossGradient", "Params", "Problem", "profiled", "select_params"]
 
 Params = dict[str, Tensor]
 Indices = npt.NDArray[np.int64]
@@ -152,6 +153,26 @@ class Problem(ABC):
         """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g."""
         raise self._no_path()
 
+    def hessian(self) -> npt.NDArray[np.float64]:
+        """Hessian of a mean loss that is quadratic in the parameters.
+
+        Of shape (p, p), p the number of parameters in scope, flattened and joined in the order
+        of ``params``. Trained parameters out of scope, such as an unpenalized intercept, are
+        profiled out: they stand at their best for every value of those in scope.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not quadratic, or its Hessian is too large to be made.
+        """
+        raise self._not_quadratic()
+
+    def _not_quadratic(self) -> ValueError:
+        return ValueError(
+            f"Expected a loss that is quadratic in the parameters, got {self.loss_name} of "
+            f"{self.model_name}; give a linear model with squared error."
+        )
+
     def _no_path(self) -> ValueError:
         return ValueError(
             f"Expected a torch module or skorch net for a path, got {self.model_name}; a path "
@@ -182,6 +203,18 @@ def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[s
             f"among {list(params)}."
         )
     return chosen
+
+
+def profiled(
+    hessian: npt.NDArray[np.float64], scope: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Hessian of what is in scope where the rest is at its best: the Schur complement."""
+    if scope.all():
+        return hessian
+    cross = hessian[~scope][:, scope]
+    best = lstsq(hessian[~scope][:, ~scope], cross)[0]
+    reduced = hessian[scope][:, scope] - cross.T @ best
+    return np.asarray((reduced + reduced.T) / 2)
 
 
 def check_finite_params(params: Params) -> None:

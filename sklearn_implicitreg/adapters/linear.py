@@ -13,13 +13,15 @@ from scipy import sparse
 from torch import Tensor
 
 from sklearn_implicitreg.adapters import Options
-from sklearn_implicitreg.adapters.linear_losses import Array, RowLoss, RowLosses
+from sklearn_implicitreg.adapters.linear_blocks import weighted_gram
+from sklearn_implicitreg.adapters.linear_losses import Array, RowLoss, RowLosses, squared_error
 from sklearn_implicitreg.conventions import Convention
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Params,
     Problem,
     check_finite_params,
+    profiled,
     select_params,
 )
 
@@ -50,6 +52,8 @@ class LinearProblem(Problem):
         Constant feature that the intercept parameter multiplies.
     feature_names : tuple of str or None
         Names of the p features, where the model knows them.
+    curvature : float or None
+        Second derivative of the loss in ``eta`` where it is constant.
     """
 
     X: Any
@@ -58,6 +62,59 @@ class LinearProblem(Problem):
     weight: Array
     intercept_unit: float = 1.0
     feature_names: tuple[str, ...] | None = None
+    curvature: float | None = None
+
+    def hessian(self) -> Array:
+        """Hessian of the mean loss in closed form; outputs do not meet in it.
+
+        Returns
+        -------
+        ndarray of shape (p, p)
+            Of the parameters in scope, in their order; the others are profiled out.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not the squared error.
+        """
+        if self.curvature is None:
+            raise self._not_quadratic()
+        places = np.concatenate([self._places(name) for name in self.params])
+        outputs, features = np.divmod(places, self.X.shape[1] + 1)
+        hessian = np.zeros((len(places), len(places)))
+        known: dict[tuple[int, bytes], Array] = {}
+        for k in np.unique(outputs):
+            own = np.flatnonzero(outputs == k)
+            column = min(int(k), self.loss_weight.shape[1] - 1)
+            key = (column, features[own].tobytes())
+            if key not in known:
+                known[key] = self._output_hessian(self.loss_weight[:, column], features[own])
+            hessian[np.ix_(own, own)] = known[key]
+        return hessian
+
+    def _places(self, name: str) -> NDArray[np.intp]:
+        """Output times p + 1 plus feature of each entry of a parameter; p is the intercept."""
+        base, output = _parse(name)
+        n_outputs, p = self.rows.derivative.shape[1], self.X.shape[1]
+        every = np.arange(n_outputs * (p + 1)).reshape(n_outputs, p + 1)
+        own = every[:, :p] if base == "coef" else every[:, p:]
+        return (own if output is None else own[output]).reshape(-1)
+
+    def _output_hessian(self, weight: Array, scope: NDArray[np.intp]) -> Array:
+        """Hessian of one output for some of its features, the rest profiled out."""
+        p = self.X.shape[1]
+        factor = float(self.curvature or 0.0) / float(self.weight.sum())
+        fitted_intercept = any(n.startswith("intercept") for n in (*self.params, *self.left_out))
+        total = float(weight.sum())
+        mean = np.asarray(self.X.T @ weight) / total
+        if fitted_intercept and len(scope) == p and p not in scope:
+            return factor * weighted_gram(self.X, weight, mean)
+        gram = weighted_gram(self.X, weight, np.zeros(p))
+        if fitted_intercept:
+            unit = self.intercept_unit
+            edge = total * unit * mean[:, None]
+            gram = np.block([[gram, edge], [edge.T, np.array([[total * unit**2]])]])
+        return factor * profiled(gram, np.isin(np.arange(len(gram)), scope))
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums over blocks of rows, drawn at random if there are several.
@@ -215,6 +272,7 @@ def linear_problem(fit: LinearFit, options: Options) -> LinearProblem:
         weight=fit.weight,
         intercept_unit=1.0 if fit.liblinear is None else fit.liblinear,
         feature_names=_feature_names(fit.model),
+        curvature=2.0 if fit.row_loss is squared_error else None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from sklearn_implicitreg.adapters import Data, Options
 from sklearn_implicitreg.adapters import linear_deviances as deviances
@@ -105,6 +106,8 @@ def adapt_any_linear(model: Any, data: Data, options: Options) -> LinearProblem:
 def _regressor_fit(model: Any, data: Data, loss: Any) -> LinearFit:
     """Rows of a regressor."""
     X, y, weight = regression_rows(model, data)
+    if type(loss) is nn.MSELoss:  # the same in closed form; a sum is over outputs
+        loss = "squared_error" if loss.reduction == "sum" else "mse"
     if isinstance(loss, str) and loss in _AVERAGED:
         row_loss, n_outputs = _AVERAGED[loss](model), y.shape[1]
         name = {"mse": "squared error (no 1/2)", "mae": "absolute error"}[loss]

@@ -307,6 +307,7 @@ def _glm(model: Any, data: Data, options: Options) -> Problem:
         name = f"half Tweedie deviance of power {power:g}, {link} link"
         if power == 0:
             name = f"squared error, no 1/2, {link} link"
+            loss = losses.squared_error if link == "identity" else loss
             convention = replace(convention, l2=2 * float(convention.l2 or 0.0))
     _check_range(y, power)
     fit = LinearFit(

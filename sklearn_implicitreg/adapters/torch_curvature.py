@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem import Params, Problem, profiled
 
-__all__ = ["functional", "hessian_vector"]
+__all__ = ["functional", "hessian_vector", "quadratic_hessian"]
+
+# Each column is a pass over the rows.
+_MAX_HESSIAN = 2000
+_AFFINE_TOL = 1e4  # rounding units that a gradient may be off a straight line by
 
 Forward = Callable[[nn.Module, Any], Any]
 Scalar = Callable[[Params], Tensor]
@@ -87,3 +93,57 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
         name: torch.zeros_like(t) if h is None else h.detach()
         for (name, t), h in zip(leaves.items(), second, strict=True)
     }
+
+
+def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
+    """Hessian of a quadratic loss from its products with unit vectors.
+
+    Raises
+    ------
+    ValueError
+        If the gradient is not affine along a random line through the parameters, or if there
+        are more than 2000 of them.
+    """
+    whole = problem.whole()
+    sizes = [tensor.numel() for tensor in whole.params.values()]
+    if sum(sizes) > _MAX_HESSIAN:
+        raise ValueError(
+            f"Expected at most {_MAX_HESSIAN} parameters for a Hessian, got {sum(sizes)}; give a "
+            "smaller model, or a linear model of scikit-learn, whose Hessian is in closed form."
+        )
+    if not _affine_gradient(whole):
+        raise problem._not_quadratic()
+    columns = [_flat(whole.hvp(unit)) for unit in _units(whole.params)]
+    hessian = np.stack(columns, axis=1)
+    scope = np.repeat([name in problem.params for name in whole.params], sizes)
+    return profiled((hessian + hessian.T) / 2, scope)
+
+
+def _affine_gradient(problem: Problem) -> bool:
+    """Whether the gradient is affine, to rounding, along a random line: a quadratic loss."""
+    generator = torch.Generator().manual_seed(0)
+    step = {
+        name: max(1.0, float(t.abs().max())) * torch.randn(t.shape, generator=generator).to(t)
+        for name, t in problem.params.items()
+    }
+    gradients = [
+        problem.at({name: t + sign * step[name] for name, t in problem.params.items()}).gradient()
+        for sign in (-1.0, 0.0, 1.0)
+    ]
+    down, here, up = (_flat(g.value) for g in gradients)
+    size = max(max(g.scale, g.norm()) for g in gradients)
+    off = float(np.linalg.norm(up - 2 * here + down))
+    return off <= _AFFINE_TOL * problem.eps * size
+
+
+def _units(params: Params) -> Iterator[Params]:
+    """Unit vectors in the space of the parameters."""
+    for name, tensor in params.items():
+        for index in range(tensor.numel()):
+            unit = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+            unit[index] = 1.0
+            yield {name: unit.reshape(tensor.shape)}
+
+
+def _flat(params: Params) -> npt.NDArray[np.float64]:
+    return np.concatenate([t.reshape(-1).double().cpu().numpy() for t in params.values()])

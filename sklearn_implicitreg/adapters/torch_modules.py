@@ -10,11 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options
-from sklearn_implicitreg.adapters.torch_curvature import functional, hessian_vector
+from sklearn_implicitreg.adapters.torch_curvature import (
+    functional,
+    hessian_vector,
+    quadratic_hessian,
+)
 from sklearn_implicitreg.adapters.torch_data import (
     Batch,
     Rows,
@@ -155,6 +160,10 @@ class TorchProblem(Problem):
             for name, h in product.items():
                 total[name] += 2 * h / len(batches)
         return total
+
+    def hessian(self) -> npt.NDArray[np.float64]:
+        """Hessian of a module that is linear, with squared error."""
+        return quadratic_hessian(self)
 
     def _block(self, batch: Batch, first: bool = False) -> BlockGradient:
         output = self.forward(self.module, batch.inputs)

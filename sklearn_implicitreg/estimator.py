@@ -17,7 +17,7 @@ from sklearn_implicitreg.inference import Verdict, infer, judge
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.paths import PathFit, path_targets
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty, as_penalty
-from sklearn_implicitreg.precomputed import given_system
+from sklearn_implicitreg.precomputed import GivenEquations
 from sklearn_implicitreg.results import FittedResult, Result, without_numbers
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
 from sklearn_implicitreg.solve import Solution, solve
@@ -105,6 +105,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Uncentered variance inflation factors.
     n_equations_ : int
         Rows of the regression.
+    aic_, bic_ : float
+        Information criteria of the regression, with its equations as the sample; they compare
+        families at the same equations. Minus infinity where no residual is left.
     verdict_ : str
         "no signal", "not identifiable", "supported", "partial" or "out of family"; the reason
         stands in :meth:`summary`.
@@ -139,7 +142,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     (3.0, 'supported')
     """
 
-    _equations: Equations | PathEquations
+    _equations: Equations | PathEquations | GivenEquations
 
     def __init__(  # noqa: PLR0913
         self,
@@ -244,7 +247,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         coef = np.nan_to_num(self.coef_)
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
-            return explained(given_system(X, y, sample_weight, len(coef)).triangle, coef)
+            given = GivenEquations.of(X, y, sample_weight, len(coef))
+            return explained(given.system.triangle, coef)
         fitted: Equations | PathEquations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(
@@ -337,7 +341,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """Solve equations that were given as arrays."""
-        system = given_system(X, y, sample_weight)
+        self._equations = GivenEquations.of(X, y, sample_weight)
+        system = self._equations.system
         self.model_ = PRECOMPUTED
         self._check_features(X, reset=True)
         solution = self._solved(system, _EPS)

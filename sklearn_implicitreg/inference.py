@@ -11,12 +11,14 @@ from sklearn_implicitreg.solve import Solution, Spectrum, decompose
 from sklearn_implicitreg.system import Array, GradientSystem
 from sklearn_implicitreg.verdict import VERDICTS, Verdict, judge
 
-__all__ = ["COVARIANCES", "Inference", "Verdict", "VERDICTS", "infer", "judge"]
+__all__ = ["COVARIANCES", "Inference", "Verdict", "VERDICTS", "infer", "judge", "wald"]
 
 COVARIANCES = ("auto", "ols", "nonrobust", "hc3", "cluster")
 
 # Below it a t distribution of so few clusters says next to nothing.
 _MIN_CLUSTERS = 4
+# Eigenvalues of correlations up to it are zero to rounding.
+_SINGULAR = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,10 @@ class Inference:
         What was used: "ols", "hc3" or "cluster".
     description : str
         One sentence on it, with the reason where "auto" fell back.
+    log_likelihood, aic, bic : float
+        Of the regression with Gaussian errors of one variance, whatever the covariance. The
+        criteria count the coefficients in use, not the variance, as statsmodels does. A residual
+        of exactly zero has an infinite likelihood.
     """
 
     cov: Array
@@ -51,6 +57,9 @@ class Inference:
     confidence_level: float
     covariance: str
     description: str
+    log_likelihood: float
+    aic: float
+    bic: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +172,60 @@ def infer(
     return _package(solution, cov, known, df, confidence_level, kind, description)
 
 
+def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float, float]:
+    """Wald test that q combinations of coefficients are what a hypothesis says, as an F test.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (q, k)
+        The combinations.
+    difference : ndarray of shape (q,)
+        Their estimates less their values under the hypothesis, d.
+    inference : Inference
+        With the covariance of the coefficients, V.
+
+    Returns
+    -------
+    statistic : float
+        ``d' (matrix V matrix')^{-1} d / q``; NaN where that is singular or has no numbers, and
+        where there are not more clusters than combinations.
+    p_value : float
+        Of F(q, df).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.solve import solve
+    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
+    >>> solution = solve(system.triangle, 3)
+    >>> inference = infer(system, solution, covariance="ols")
+    >>> round(wald(np.eye(1), solution.coef, inference)[0], 9)
+    12.0
+    """
+    q, df = len(matrix), inference.df
+    used = np.flatnonzero((matrix != 0).any(axis=0))
+    cov = inference.cov[np.ix_(used, used)]
+    too_few = inference.covariance == "cluster" and df < q
+    if too_few or not df > 0 or not np.isfinite(cov).all():
+        return float("nan"), float("nan")
+    # By a root of the correlations, so that neither units nor squares cost digits.
+    std_err = np.sqrt(np.diagonal(cov))
+    std_err[std_err == 0] = 1.0
+    values, vectors = np.linalg.eigh(cov / np.outer(std_err, std_err))
+    values[values <= _SINGULAR * len(values)] = 0.0
+    root = (matrix[:, used] * std_err) @ (vectors * np.sqrt(values))
+    size = np.linalg.norm(root, axis=1)
+    if (difference[size == 0] != 0).any():
+        return float("inf"), 0.0
+    if not size.all():
+        return float("nan"), float("nan")
+    left, singular, _ = np.linalg.svd(root / size[:, None], full_matrices=False)
+    if len(singular) < q or singular[-1] <= _SINGULAR * q:
+        return float("nan"), float("nan")
+    statistic = float(np.square(left.T @ (difference / size) / singular).sum()) / q
+    return statistic, float(stats.f.sf(statistic, q, df))
+
+
 def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
     """Covariance, degrees of freedom, its name and a sentence; "auto" tries in order."""
     if kind != "auto":
@@ -264,6 +327,7 @@ def _package(
         tvalues = solution.coef / std_err
     half = std_err * (stats.t.ppf(0.5 + level / 2, df) if df > 0 else np.nan)
     pvalues = 2 * stats.t.sf(np.abs(tvalues), df) if df > 0 else np.full(k, np.nan)
+    likelihood, n_used = _log_likelihood(solution), solution.n_used
     return Inference(
         cov=full,
         std_err=std_err,
@@ -274,4 +338,15 @@ def _package(
         confidence_level=level,
         covariance=kind,
         description=description,
+        log_likelihood=likelihood,
+        aic=2 * n_used - 2 * likelihood,
+        bic=float(np.log(solution.n_equations)) * n_used - 2 * likelihood,
     )
+
+
+def _log_likelihood(solution: Solution) -> float:
+    """Gaussian, at the most likely variance ``rss / m``."""
+    if solution.rss == 0:
+        return float("inf")
+    m = solution.n_equations
+    return float(-m / 2 * (np.log(2 * np.pi) + np.log(solution.rss / m) + 1))

@@ -23,7 +23,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from sklearn_implicitreg.frozen import FrozenModel
 
-__all__ = ["PRECOMPUTED", "AboutModel", "is_trained", "routing_enabled"]
+__all__ = ["PRECOMPUTED", "AboutModel", "is_trained", "routing_enabled", "weight_name"]
 
 PRECOMPUTED = "precomputed"
 
@@ -186,7 +186,7 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
             if "sample_weight" in routed:
                 return routed
         else:
-            name = _weight_name(model)
+            name = weight_name(model)
             if name is not None:
                 return {name: sample_weight}
         raise ValueError(
@@ -262,18 +262,18 @@ def _tags_of(model: Any) -> Tags | None:
         return None
 
 
-def _weight_name(model: Any) -> str | None:
+def weight_name(model: Any) -> str | None:
     """Name by which a template's fit takes sample weights, also through containers."""
     if isinstance(model, Pipeline):
         step, last = model.steps[-1]
-        inner = _weight_name(last)
+        inner = weight_name(last)
         return None if inner is None else f"{step}__{inner}"
     if has_fit_parameter(model, "sample_weight"):
         return "sample_weight"
     if isinstance(model, TransformedTargetRegressor):
-        return _weight_name(LinearRegression() if model.regressor is None else model.regressor)
+        return weight_name(LinearRegression() if model.regressor is None else model.regressor)
     is_search = hasattr(model, "estimator") and hasattr(model, "refit")
-    return _weight_name(model.estimator) if is_search else None
+    return weight_name(model.estimator) if is_search else None
 
 
 def _check_initialized(module: nn.Module) -> None:

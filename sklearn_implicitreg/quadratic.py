@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from sklearn_implicitreg.system import Array
 
 __all__ = [
     "Quadratic",
+    "Stationary",
     "flat",
     "has_gradient",
     "quadratic_loss",
     "quadratic_penalty",
     "shaped",
-    "zero_up_to",
 ]
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -43,18 +44,37 @@ class Quadratic:
         step = end - start
         return float(step @ (self.hessian @ (start + step / 2) - self.slope))
 
-    def stationary(self) -> tuple[Array, Array]:
-        """Where the gradient is zero, and eigenvalues of the Hessian scaled to unit diagonal.
-
-        The shortest such point where there are many.
-        """
+    def stationary(self) -> Stationary:
+        """Where the gradient is zero: the only such point, or the shortest of many."""
         size = np.sqrt(np.abs(np.diagonal(self.hessian)))
         size[size == 0] = 1.0
+        # Scaled to a diagonal of ones, so that the units of the features do not matter: the
+        # signs of the eigenvalues stay.
         values, vectors = np.linalg.eigh(self.hessian / np.outer(size, size))
-        if np.abs(values).min() > zero_up_to(values):
-            scaled = vectors @ ((vectors.T @ (self.slope / size)) / values)
-            return scaled / size, values
-        return pinvh(self.hessian) @ self.slope, values
+        bound = 10 * len(values) * _EPS * float(np.abs(values).max())
+        n_negative = int((values < -bound).sum())
+        n_zero = int((np.abs(values) <= bound).sum())
+        if n_zero:
+            point = pinvh(self.hessian) @ self.slope
+        else:
+            point = vectors @ ((vectors.T @ (self.slope / size)) / values) / size
+        lowest = 0.0
+        if n_negative:
+            lowest = min(float(np.linalg.eigvalsh(self.hessian)[0]), 0.0)
+        elif not n_zero:
+            inverse = (vectors / values) @ vectors.T / np.outer(size, size)
+            lowest = 1 / float(np.linalg.eigvalsh(inverse)[-1])
+        return Stationary(point, len(values), n_negative, n_zero, lowest)
+
+
+class Stationary(NamedTuple):
+    """A stationary point, and the signs of the Hessian's eigenvalues."""
+
+    point: Array
+    n: int
+    n_negative: int
+    n_zero: int
+    smallest_eigenvalue: float
 
 
 def quadratic_loss(problem: Problem) -> Quadratic | None:
@@ -101,11 +121,6 @@ def _slope(penalty: FittedPenalty, params: Params, theta: Array) -> Array:
         slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     pairs = zip(leaves.items(), slopes, strict=True)
     return flat({n: torch.zeros_like(t) if s is None else s for (n, t), s in pairs})
-
-
-def zero_up_to(values: Array) -> float:
-    """Size up to which eigenvalues are zero to rounding."""
-    return 10 * len(values) * _EPS * float(np.abs(values).max())
 
 
 def flat(params: Params) -> Array:

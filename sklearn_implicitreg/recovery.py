@@ -17,12 +17,12 @@ from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.quadratic import (
     Quadratic,
+    Stationary,
     flat,
     has_gradient,
     quadratic_loss,
     quadratic_penalty,
     shaped,
-    zero_up_to,
 )
 from sklearn_implicitreg.report import Summary
 from sklearn_implicitreg.sharing import weight_name
@@ -84,7 +84,7 @@ class Recovery:
         only minimizer; otherwise they are equal by the linear solve alone. None after a refit,
         which minimizes.
     smallest_eigenvalue : float
-        Of that Hessian, scaled to a diagonal of ones; NaN after a refit.
+        Of that Hessian; NaN after a refit.
     notes : tuple of str
         Sentences for the reader.
     """
@@ -266,7 +266,7 @@ class _Task:
                 "Expected an estimator whose fit takes sample_weight, got "
                 f"{type(estimator).__name__}."
             )
-        weights = {} if weight is None else {name: weight}
+        weights = {} if name is None or weight is None else {name: weight}
         estimator.fit(self.data.X, self.data.y, **weights)
         problem = adapt(estimator, self.data, self.options)
         away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
@@ -291,36 +291,33 @@ class _Task:
 
 def _solved(task: _Task, loss: Quadratic, rule: Quadratic) -> Recovery | None:
     """The three arms in closed form; None where the penalty is not quadratic at the solution."""
-    recovered, values = (loss + rule).stationary()
-    if not has_gradient(task.penalty, task.problem.params, rule, recovered):
+    found = (loss + rule).stationary()
+    if not has_gradient(task.penalty, task.problem.params, rule, found.point):
         return None
-    least_squares, _ = loss.stationary()
     return Recovery(
         model=task.solved(loss, task.theta),
-        recovered=task.solved(loss, recovered),
-        ablated=task.solved(loss, least_squares),
+        recovered=task.solved(loss, found.point),
+        ablated=task.solved(loss, loss.stationary().point),
         index=_index(task.problem.params),
         method="closed form",
-        is_minimizer=bool(values[0] > zero_up_to(values)),
-        smallest_eigenvalue=float(values[0]),
-        notes=(_judged(values), _PREDICTION, *task.notes()),
+        is_minimizer=found.n_negative == found.n_zero == 0,
+        smallest_eigenvalue=found.smallest_eigenvalue,
+        notes=(_judged(found), _PREDICTION, *task.notes()),
     )
 
 
-def _judged(values: Array) -> str:
+def _judged(found: Stationary) -> str:
     """What the eigenvalues of the Hessian say of the solution."""
-    bound = zero_up_to(values)
-    negative, zero = int((values < -bound).sum()), int((np.abs(values) <= bound).sum())
-    if negative:
+    if found.n_negative:
         return (
-            f"Not a minimizer: {negative} of {len(values)} eigenvalues of the Hessian of L + R are "
-            "negative, L + R has no lower bound. Equal weights are those of the linear solve; "
+            f"Not a minimizer: {found.n_negative} of {found.n} eigenvalues of the Hessian of L + R "
+            "are negative, L + R has no lower bound. Equal weights are those of the linear solve; "
             "training on L + R would not end there."
         )
-    if zero:
+    if found.n_zero:
         return (
-            f"Not the only solution: {zero} of {len(values)} eigenvalues of the Hessian of L + R "
-            "are zero; shown is the shortest one."
+            f"Not the only solution: {found.n_zero} of {found.n} eigenvalues of the Hessian of "
+            "L + R are zero; shown is the shortest one."
         )
     return "The Hessian of L + R is positive definite: the recovered weights minimize it, alone."
 
@@ -337,7 +334,7 @@ def _refitted(
         _PREDICTION,
     ]
     if loss is not None:
-        ablated = task.solved(loss, loss.stationary()[0])
+        ablated = task.solved(loss, loss.stationary().point)
     else:
         leaves = tuple((leaf, (0.0,) * len(coefs)) for leaf, coefs in task.penalty.leaves)
         none = FittedPenalty(leaves, task.penalty.tensors)

@@ -11,14 +11,12 @@ from sklearn_implicitreg.solve import Solution, Spectrum, decompose
 from sklearn_implicitreg.system import Array, GradientSystem
 from sklearn_implicitreg.verdict import VERDICTS, Verdict, judge
 
-__all__ = ["COVARIANCES", "Inference", "Verdict", "VERDICTS", "infer", "judge", "wald"]
+__all__ = ["COVARIANCES", "Inference", "Verdict", "VERDICTS", "infer", "judge"]
 
 COVARIANCES = ("auto", "ols", "nonrobust", "hc3", "cluster")
 
 # Below it a t distribution of so few clusters says next to nothing.
 _MIN_CLUSTERS = 4
-# Eigenvalues of correlations up to it are zero to rounding.
-_SINGULAR = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,60 +168,6 @@ def infer(
     )
     cov, df, kind, description = _covariance(fit, kind)
     return _package(solution, cov, known, df, confidence_level, kind, description)
-
-
-def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float, float]:
-    """Wald test that q combinations of coefficients are what a hypothesis says, as an F test.
-
-    Parameters
-    ----------
-    matrix : ndarray of shape (q, k)
-        The combinations.
-    difference : ndarray of shape (q,)
-        Their estimates less their values under the hypothesis, d.
-    inference : Inference
-        With the covariance of the coefficients, V.
-
-    Returns
-    -------
-    statistic : float
-        ``d' (matrix V matrix')^{-1} d / q``; NaN where that is singular or has no numbers, and
-        where there are not more clusters than combinations.
-    p_value : float
-        Of F(q, df).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_implicitreg.solve import solve
-    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
-    >>> solution = solve(system.triangle, 3)
-    >>> inference = infer(system, solution, covariance="ols")
-    >>> round(wald(np.eye(1), solution.coef, inference)[0], 9)
-    12.0
-    """
-    q, df = len(matrix), inference.df
-    used = np.flatnonzero((matrix != 0).any(axis=0))
-    cov = inference.cov[np.ix_(used, used)]
-    too_few = inference.covariance == "cluster" and df < q
-    if too_few or not df > 0 or not np.isfinite(cov).all():
-        return float("nan"), float("nan")
-    # By a root of the correlations, so that neither units nor squares cost digits.
-    std_err = np.sqrt(np.diagonal(cov))
-    std_err[std_err == 0] = 1.0
-    values, vectors = np.linalg.eigh(cov / np.outer(std_err, std_err))
-    values[values <= _SINGULAR * len(values)] = 0.0
-    root = (matrix[:, used] * std_err) @ (vectors * np.sqrt(values))
-    size = np.linalg.norm(root, axis=1)
-    if (difference[size == 0] != 0).any():
-        return float("inf"), 0.0
-    if not size.all():
-        return float("nan"), float("nan")
-    left, singular, _ = np.linalg.svd(root / size[:, None], full_matrices=False)
-    if len(singular) < q or singular[-1] <= _SINGULAR * q:
-        return float("nan"), float("nan")
-    statistic = float(np.square(left.T @ (difference / size) / singular).sum()) / q
-    return statistic, float(stats.f.sf(statistic, q, df))
 
 
 def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
-from sklearn_implicitreg.inference import Inference, infer, wald
+from sklearn_implicitreg.inference import Inference, infer
 from sklearn_implicitreg.penalties.gradients import GradientNorm
+from sklearn_implicitreg.restrictions import wald
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory

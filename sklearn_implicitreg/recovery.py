@@ -11,11 +11,8 @@ import numpy as np
 import pandas as pd
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.explicit import explicit_estimator
-from sklearn_implicitreg.facts import Facts
-from sklearn_implicitreg.penalties import FittedPenalty
-from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.quadratic import (
+from sklearn_implicitreg.closed_form import (
+    PenaltyValue,
     Quadratic,
     Stationary,
     flat,
@@ -24,6 +21,10 @@ from sklearn_implicitreg.quadratic import (
     quadratic_penalty,
     shaped,
 )
+from sklearn_implicitreg.explicit import explicit_estimator
+from sklearn_implicitreg.facts import Facts
+from sklearn_implicitreg.penalties import FittedPenalty
+from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.report import Summary
 from sklearn_implicitreg.sharing import weight_name
 from sklearn_implicitreg.system import Array
@@ -157,7 +158,7 @@ def recover(
     model: Any,
     coef: Mapping[str, float],
     facts: Facts,
-    penalty: FittedPenalty | None,
+    penalty: PenaltyValue | None,
     data: Data,
     options: Options,
 ) -> Recovery:
@@ -174,7 +175,7 @@ def recover(
         Coefficient of every term.
     facts : Facts
         Of the fit.
-    penalty : FittedPenalty or None
+    penalty : callable of a dict of tensors, or None
         The penalty with its coefficients.
     data : Data
         Rows that the model was trained on.
@@ -230,7 +231,7 @@ class _Task:
     """A trained model with its data and penalty, which every arm is compared with."""
 
     model: Any
-    penalty: FittedPenalty
+    penalty: PenaltyValue
     data: Data
     options: Options
     problem: Problem
@@ -326,7 +327,13 @@ def _refitted(
     task: _Task, coef: Mapping[str, float], facts: Facts, loss: Quadratic | None
 ) -> Recovery:
     """The arms by training the estimator that states the penalty, and the one without."""
-    stated = explicit_estimator(task.model, coef, facts, task.penalty)
+    penalty = task.penalty
+    if not isinstance(penalty, FittedPenalty):
+        raise ValueError(
+            f"Expected a quadratic loss for this penalty, got {task.problem.loss_name} of "
+            f"{task.problem.model_name}: no estimator states it; add penalty_ to a training loop."
+        )
+    stated = explicit_estimator(task.model, coef, facts, penalty)
     recovered = task.trained(stated)
     notes = [
         f"{type(stated).__name__} was trained with this penalty; its tolerance, and its start "
@@ -336,8 +343,8 @@ def _refitted(
     if loss is not None:
         ablated = task.solved(loss, loss.stationary().point)
     else:
-        leaves = tuple((leaf, (0.0,) * len(coefs)) for leaf, coefs in task.penalty.leaves)
-        none = FittedPenalty(leaves, task.penalty.tensors)
+        leaves = tuple((leaf, (0.0,) * len(coefs)) for leaf, coefs in penalty.leaves)
+        none = FittedPenalty(leaves, penalty.tensors)
         plain = explicit_estimator(task.model, dict.fromkeys(coef, 0.0), facts, none)
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")  # without a penalty there may be no optimum

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
-from sklearn_implicitreg.inference import Inference, wald
+from sklearn_implicitreg.inference import Inference
 from sklearn_implicitreg.system import Array
 
-__all__ = ["WaldTest", "wald_test"]
+__all__ = ["WaldTest", "wald", "wald_test"]
 
+# Eigenvalues of correlations up to it are zero to rounding.
+_SINGULAR = 1e-13
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
@@ -119,6 +122,62 @@ def wald_test(
         )
     statistic, p_value = wald(matrix, matrix[:, used] @ coef[used] - target, inference)
     return WaldTest(texts, statistic, p_value, q, inference.df, inference.description)
+
+
+def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float, float]:
+    """Wald test that q combinations of coefficients are what a hypothesis says, as an F test.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (q, k)
+        The combinations.
+    difference : ndarray of shape (q,)
+        Their estimates less their values under the hypothesis, d.
+    inference : Inference
+        With the covariance of the coefficients, V.
+
+    Returns
+    -------
+    statistic : float
+        ``d' (matrix V matrix')^{-1} d / q``; NaN where that is singular or has no numbers, and
+        where there are not more clusters than combinations.
+    p_value : float
+        Of F(q, df).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.inference import infer
+    >>> from sklearn_implicitreg.solve import solve
+    >>> from sklearn_implicitreg.system import GradientSystem
+    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
+    >>> solution = solve(system.triangle, 3)
+    >>> inference = infer(system, solution, covariance="ols")
+    >>> round(wald(np.eye(1), solution.coef, inference)[0], 9)
+    12.0
+    """
+    q, df = len(matrix), inference.df
+    used = np.flatnonzero((matrix != 0).any(axis=0))
+    cov = inference.cov[np.ix_(used, used)]
+    too_few = inference.covariance == "cluster" and df < q
+    if too_few or not df > 0 or not np.isfinite(cov).all():
+        return float("nan"), float("nan")
+    # By a root of the correlations, so that neither units nor squares cost digits.
+    std_err = np.sqrt(np.diagonal(cov))
+    std_err[std_err == 0] = 1.0
+    values, vectors = np.linalg.eigh(cov / np.outer(std_err, std_err))
+    values[values <= _SINGULAR * len(values)] = 0.0
+    root = (matrix[:, used] * std_err) @ (vectors * np.sqrt(values))
+    size = np.linalg.norm(root, axis=1)
+    if (difference[size == 0] != 0).any():
+        return float("inf"), 0.0
+    if not size.all():
+        return float("nan"), float("nan")
+    left, singular, _ = np.linalg.svd(root / size[:, None], full_matrices=False)
+    if len(singular) < q or singular[-1] <= _SINGULAR * q:
+        return float("nan"), float("nan")
+    statistic = float(np.square(left.T @ (difference / size) / singular).sum()) / q
+    return statistic, float(stats.f.sf(statistic, q, df))
 
 
 def _restrictions(

@@ -14,12 +14,12 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.explicit import explicit_estimator
 from sklearn_implicitreg.facts import Facts, in_model_units
-from sklearn_implicitreg.inference import Inference, Verdict, wald
+from sklearn_implicitreg.inference import Inference, Verdict
 from sklearn_implicitreg.influence import influence
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.recovery import Recovery, recover
 from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
-from sklearn_implicitreg.restrictions import WaldTest, wald_test
+from sklearn_implicitreg.restrictions import WaldTest, wald, wald_test
 from sklearn_implicitreg.solve import Solution
 from sklearn_implicitreg.windows import NUISANCE
 
@@ -243,23 +243,22 @@ class FittedResult:
             ``penalty_`` to a training loop. For given equations, and where a part of the penalty
             was ``known``.
         """
-        result = self._fitted_result()
+        check_is_fitted(self, "coef_")
         source: Any = getattr(self, "best_estimator_", self)
-        return recover(
-            source.model_,
-            self._coefficients(),
-            result.facts,
-            result.penalty,
-            Data(X, y, sample_weight),
-            source._options(),
-        )
+        if isinstance(source.model_, list):
+            raise ValueError(
+                f"Expected a fit of one model to recover, got {len(source.model_)}; fit one "
+                "of them, and recover it."
+            )
+        stated = self._coefficients() if isinstance(self.penalty_, FittedPenalty) else {}
+        data, options = Data(X, y, sample_weight), source._options()
+        return recover(source.model_, stated, self._result.facts, self.penalty_, data, options)
 
 
 def _regression_header(result: Result) -> list[tuple[str, str]]:
     """What statistical tables say of a regression as a whole."""
     solution, inference = result.solution, result.inference
     m, k = solution.n_equations, solution.n_used
-    adjusted = 1 - solution.shortfall * m / (m - k) if m > k else np.nan
     kept = [i for i, name in enumerate(result.term_names) if name != NUISANCE]
     family = np.eye(solution.n_terms)[kept]
     statistic, p_value = wald(family, solution.coef[kept], inference)
@@ -275,7 +274,6 @@ def _regression_header(result: Result) -> list[tuple[str, str]]:
         ("Equations", str(m)),
         ("Df residuals", str(m - k)),
         ("R2 (uncentered)", f"{solution.r2:.4f}"),
-        ("Adjusted R2", f"{adjusted:.4f}"),
         (f"F({len(kept)}, {inference.df:g})", f"{statistic:.4g}"),
         ("Prob (F)", f"{p_value:.3g}"),
         ("Covariance", inference.covariance),

@@ -23,10 +23,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.closed_form import quadratic_penalty
 from sklearn_implicitreg.penalties import L1, L2, L21, Penalty, Power, SmoothL1, WeightDecay
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
-from sklearn_implicitreg.quadratic import quadratic_penalty
+from sklearn_implicitreg.recovery import recover
 
 N = len(X_DIABETES)
 TOL = 1e-10
@@ -291,18 +293,15 @@ class TestRefit:
 
     def test_network_from_its_own_start(self):
         net = MLPRegressor(
-            hidden_layer_sizes=(3,),
-            alpha=10.0,
-            solver="lbfgs",
-            tol=1e-12,
-            max_iter=10**5,
-            max_fun=10**6,
-            random_state=0,
+            hidden_layer_sizes=(3,), alpha=10.0, solver="lbfgs", max_iter=5000, random_state=0
         ).fit(X_DIABETES, Y_DIABETES / 50)
         found = recovered(net, X_DIABETES, Y_DIABETES / 50)
         assert found.method == "refit"
-        assert found.recovered.distance < 1e-2 < found.ablated.distance
         assert len(found.index) == 33
+        # Its solver stops by a relative decrease of 2e-9, which `tol` does not change.
+        assert found.recovered.loss == pytest.approx(found.model.loss, rel=1e-3)
+        assert found.recovered.cosine > 0.999
+        assert found.recovered.distance < 0.1 * found.ablated.distance
 
 
 class TestWhatIsQuadratic:
@@ -366,6 +365,28 @@ class TestBadInput:
         est = ImplicitRegularizationEstimator(model).fit(X_DIABETES + 2.0, Y_DIABETES)
         found = est.recover(X_DIABETES + 2.0, Y_DIABETES)
         assert "The model's intercept are not at their best" in found.notes[-1]
+
+    def test_penalty_that_is_only_a_function(self):
+        """A closed form asks for no more than its value; an estimator cannot be made from it."""
+        options, data = Options(), Data(X_DIABETES, Y_DIABETES)
+        model = Ridge(alpha=3.0).fit(X_DIABETES, Y_DIABETES)
+        est = ImplicitRegularizationEstimator(model).fit(X_DIABETES, Y_DIABETES)
+        facts = est._result.facts
+
+        def penalty(params):
+            return 3.0 / N * params["coef"].square().sum()
+
+        assert_recovered(recover(model, {}, facts, penalty, data, options))
+        logistic = LogisticRegression().fit(X_DIABETES, LABELS)
+        with pytest.raises(ValueError, match="Expected a quadratic loss for this penalty"):
+            recover(logistic, {}, facts, penalty, Data(X_DIABETES, LABELS), options)
+
+    def test_several_models(self):
+        model = Ridge(alpha=3.0).fit(X_DIABETES, Y_DIABETES)
+        est = ImplicitRegularizationEstimator(model).fit(X_DIABETES, Y_DIABETES)
+        est.model_ = [model, model]
+        with pytest.raises(ValueError, match="one model to recover, got 2"):
+            est.recover(X_DIABETES, Y_DIABETES)
 
     def test_unfitted(self):
         with pytest.raises(ValueError, match="not fitted"):

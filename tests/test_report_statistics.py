@@ -15,7 +15,8 @@ from sklearn.preprocessing import scale
 from statsmodels.stats.outliers_influence import OLSInfluence
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator, equations
-from sklearn_implicitreg.inference import wald
+from sklearn_implicitreg.restrictions import wald
+from sklearn_implicitreg.trajectory import record
 
 TOL = 1e-10
 
@@ -92,7 +93,6 @@ class TestAgainstStatsmodels:
         header = dict(est.summary().header)
         assert header["Equations"] == str(int(ols.nobs))
         assert header["Df residuals"] == str(int(ols.df_resid))
-        assert header["Adjusted R2"] == f"{ols.rsquared_adj:.4f}"
         assert header[f"F({int(ols.df_model)}, {int(ols.df_resid)})"] == f"{ols.fvalue:.4g}"
         assert header["Prob (F)"] == f"{ols.f_pvalue:.3g}"
         assert header["Log-likelihood"] == f"{ols.llf:.2f}"
@@ -295,6 +295,56 @@ class TestWald:
         first = np.eye(6)[:1]
         assert wald(first, np.array([1.0]), certain) == (np.inf, 0.0)
         assert np.isnan(wald(first, np.array([0.0]), certain)[0])
+
+
+@pytest.fixture(scope="module")
+def path():
+    """Gradient descent of a linear module, with a penalty that the family has not."""
+    torch.manual_seed(0)
+    X, y = torch.randn(40, 5).double(), torch.randn(40, 1).double()
+    net = torch.nn.Linear(5, 1).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    with record(net, optimizer) as recorded:
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(net(X), y)
+            (loss + 0.1 * net.weight.abs().sum()).backward()
+            optimizer.step()
+    est = ImplicitRegularizationEstimator(
+        net, loss="mse", mode="trajectory", trajectory=recorded.trajectory, family="l2+power"
+    )
+    est.fit(X, y)
+    blocks = [block for part in est._equations.parts for block in part.rows()]
+    design = np.concatenate([block.design.numpy() for block in blocks])
+    target = np.concatenate([block.target.numpy() for block in blocks])
+    return est, sm.OLS(target, design, hasconst=False).fit()
+
+
+class TestPath:
+    def test_criteria_are_of_the_equations_of_all_windows(self, path):
+        est, ols = path
+        np.testing.assert_allclose(est.coef_, ols.params, rtol=TOL)
+        assert est.aic_ == pytest.approx(ols.aic, rel=TOL)
+        assert est.bic_ == pytest.approx(ols.bic, rel=TOL)
+        header = dict(est.summary().header)
+        assert header["Equations"] == str(int(ols.nobs)) == "30"
+        assert header["AIC"] == f"{ols.aic:.2f}"
+
+    def test_influence_names_the_window(self, path):
+        est, ols = path
+        frame, theirs = est.influence(), OLSInfluence(ols)
+        assert frame.index.names == ["cluster", "tensor", "coordinate"]
+        assert frame.index[7] == ("window 1", "weight", 2)
+        np.testing.assert_allclose(frame["cooks_d"], theirs.cooks_distance[0], rtol=TOL)
+        np.testing.assert_allclose(frame["student_resid"], theirs.resid_studentized_external)
+        pd.testing.assert_frame_equal(est.influence(3), frame.nlargest(3, "cooks_d"))
+
+    def test_joint_test_is_that_of_the_verdict(self, path):
+        est, _ = path
+        test = est.wald_test(est.term_names_)
+        header = dict(est.summary().header)
+        assert header[f"F({test.df_num:g}, {test.df_denom:g})"] == f"{test.statistic:.4g}"
+        assert test.df_denom == 5  # six windows
 
 
 class TestInfluence:

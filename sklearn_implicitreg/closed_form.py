@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg import pinvh
+from torch import Tensor
 
-from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.system import Array
 
 __all__ = [
+    "PenaltyValue",
     "Quadratic",
     "Stationary",
     "flat",
@@ -22,6 +24,8 @@ __all__ = [
     "quadratic_penalty",
     "shaped",
 ]
+
+PenaltyValue = Callable[[Params], Tensor]
 
 _EPS = float(np.finfo(np.float64).eps)
 _LARGEST = 4000  # weights: an eigendecomposition of half a minute
@@ -89,7 +93,7 @@ def quadratic_loss(problem: Problem) -> Quadratic | None:
     return Quadratic(hessian, hessian @ flat(problem.params) - gradient)
 
 
-def quadratic_penalty(penalty: FittedPenalty, params: Params) -> Quadratic | None:
+def quadratic_penalty(penalty: PenaltyValue, params: Params) -> Quadratic | None:
     """The penalty where it is quadratic: its gradient is affine."""
     theta = flat(params)
     start = _slope(penalty, params, np.zeros_like(theta))
@@ -102,7 +106,7 @@ def quadratic_penalty(penalty: FittedPenalty, params: Params) -> Quadratic | Non
     return rule if all(has_gradient(penalty, params, rule, point) for point in points) else None
 
 
-def has_gradient(penalty: FittedPenalty, params: Params, rule: Quadratic, theta: Array) -> bool:
+def has_gradient(penalty: PenaltyValue, params: Params, rule: Quadratic, theta: Array) -> bool:
     """Whether a penalty has at a point the gradient that a quadratic one would have."""
     expected = rule.hessian @ theta - rule.slope
     scale = np.linalg.norm(np.abs(rule.hessian) @ np.abs(theta)) + np.linalg.norm(rule.slope)
@@ -110,7 +114,7 @@ def has_gradient(penalty: FittedPenalty, params: Params, rule: Quadratic, theta:
     return bool(off <= _ROUNDING * scale)  # never of NaN
 
 
-def _slope(penalty: FittedPenalty, params: Params, theta: Array) -> Array:
+def _slope(penalty: PenaltyValue, params: Params, theta: Array) -> Array:
     """Gradient of a penalty at flattened parameters."""
     point = shaped(params, theta)
     leaves = {name: tensor.requires_grad_() for name, tensor in point.items()}

@@ -262,9 +262,11 @@ def _regression_header(result: Result) -> list[tuple[str, str]]:
     kept = [i for i, name in enumerate(result.term_names) if name != NUISANCE]
     family = np.eye(solution.n_terms)[kept]
     statistic, p_value = wald(family, solution.coef[kept], inference)
-    # Below it, residuals are rounding errors, and so would be their likelihood.
+    # Below it, residuals are rounding errors, and so would be what they are compared with.
     rounding = max(10 * solution.eps * solution.tss**0.5, _number(result.verdict, "rounding"))
-    exact = solution.rss**0.5 <= rounding
+    exact = bool(np.isfinite(solution.coef).all()) and solution.rss**0.5 <= rounding
+    if exact:
+        statistic, p_value = np.inf, 0.0
     criteria = {
         "Log-likelihood": inference.log_likelihood,
         "AIC": inference.aic,

@@ -26,8 +26,8 @@ truth = 1.0 / len(y)  # the coefficient of Ridge(alpha=1) under "l2"
 # Three terms at once
 # -------------------
 # The family explains nearly all of the gradient, and the F test leaves no doubt about that. Yet its
-# columns are close to dependent: a variance inflation of 59 makes the standard error of ``l2`` eight
-# times as wide, and the note says to test the terms together.
+# columns are close to dependent: a variance inflation of 59 makes the standard error of ``l2``
+# eight times as wide, and the note says to test the terms together.
 
 
 def fitted(family):
@@ -56,9 +56,9 @@ for name, fit in {"l2": alone, "l2 + l1 + power": all_three}.items():
 # -----------------------
 # One equation per weight, so influence is a property of the features. The weight of ARMED is the
 # smallest: ``l1`` has its full slope there, where the others have next to none. This equation, with
-# a leverage near one, is what tells them apart. UNEMP has a residual that the others do not explain:
-# a rounded weight disturbs the equations of all features that it is correlated with, so errors are
-# not independent, and the intervals are to be read as such.
+# a leverage near one, is what tells them apart. UNEMP has a residual that the others do not
+# explain: a rounded weight disturbs the equations of all features that it is correlated with, so
+# errors are not independent, and the intervals are to be read as such.
 
 influence = all_three.influence()
 influence.index = data.exog.columns

@@ -44,7 +44,8 @@ def influence(equations: Any, solution: Solution, top: int | None = None) -> pd.
         One row per equation: ``hat_diag``, ``resid``, ``standard_resid``, ``student_resid``,
         ``cooks_d``, ``dffits`` and one ``dfb_<term>`` for every term. Where an equation alone
         determines a coefficient (leverage 1) Cook's distance is infinite and the measures
-        without it are NaN.
+        without it are NaN, as is the change of a coefficient that was left at zero or is part of
+        a linear dependence.
 
     Raises
     ------
@@ -113,6 +114,7 @@ class _Hat:
     coef: Array
     rss: float
     df: int
+    norms: Array  # (k,), what the changes are divided by; NaN where there is no answer
 
     @classmethod
     def of(cls, system: GradientSystem, solution: Solution) -> _Hat:
@@ -120,12 +122,14 @@ class _Hat:
         used = np.flatnonzero(solution.active)
         part = system.select([system.term_names[i] for i in used])
         spectrum = decompose(part.triangle, eps=solution.eps)
-        whitener = np.full((system.n_terms, spectrum.rank), 0.0)
+        whitener = np.zeros((system.n_terms, spectrum.rank))
         whitener[used] = spectrum.whitener
         # On a path the solution tells the residual of the mean over the windows.
         residual = system.triangle[:, -1] - system.triangle[:, :-1] @ solution.coef
-        rss = float(residual @ residual)
-        return cls(whitener, solution.coef, rss, system.n_equations - spectrum.rank)
+        norms = np.linalg.norm(whitener, axis=1)
+        norms[[*np.flatnonzero(~solution.active), *solution.dependent]] = np.nan
+        df = system.n_equations - spectrum.rank
+        return cls(whitener, solution.coef, float(residual @ residual), df, norms)
 
     def measures(self, design: Array, target: Array) -> Array:
         """Measures of some rows, (rows, 6 + k)."""
@@ -141,7 +145,7 @@ class _Hat:
             student = resid / (spread * np.sqrt(rest))
             cook = standard**2 * leverage / (rest * basis.shape[1])
             change = (basis @ self.whitener.T) * (resid / (rest * spread))[:, None]
-            change /= np.linalg.norm(self.whitener, axis=1)
+            change /= self.norms
         cook[alone] = np.inf
         fits = student * np.sqrt(leverage / rest)
         return np.column_stack([leverage, resid, standard, student, cook, fits, change])

@@ -413,6 +413,17 @@ class TestInfluence:
         statistic = alone.wald_test(name).statistic
         assert search.wald_test(name).statistic == pytest.approx(statistic, rel=1e-12)
 
+    def test_dependent_columns_have_no_change_of_their_own(self):
+        rng = np.random.default_rng(0)
+        X, y = rng.standard_normal((30, 2)), rng.standard_normal(30)
+        est = ImplicitRegularizationEstimator("precomputed")
+        with pytest.warns(UserWarning, match="linearly dependent"):
+            est.fit(np.column_stack([X, 2 * X[:, 0]]), y)
+        frame, theirs = est.influence(), OLSInfluence(sm.OLS(y, X, hasconst=False).fit())
+        np.testing.assert_allclose(frame["cooks_d"], theirs.cooks_distance[0], rtol=TOL)
+        np.testing.assert_allclose(frame["dfb_x1"], theirs.dfbetas[:, 1], rtol=1e-9)
+        assert frame[["dfb_x0", "dfb_x2"]].isna().all(axis=None)
+
     def test_needs_a_coefficient_in_use(self):
         X = np.array([[1.0], [2.0]])
         est = ImplicitRegularizationEstimator("precomputed", positive=True).fit(X, -X[:, 0])

@@ -32,6 +32,7 @@ from sklearn_implicitreg.system import Array
 __all__ = ["Arm", "Recovery", "recover"]
 
 _STATIONARY = 1e-6  # of the summands: gradient of a parameter that is at its best
+_WEAK = 1e-3  # share of the penalty in the place of none
 _PREDICTION = "Prediction: root mean square difference from the model's, over the rows."
 
 
@@ -53,7 +54,7 @@ class Arm:
         Of the angle between the two.
     prediction : float
         Root mean square over the rows of the difference in predictions (decision values for
-        classifiers); several outputs as the loss takes them.
+        classifiers); several outputs as the loss takes them, in a refit their sum.
     """
 
     coef: Array
@@ -282,11 +283,11 @@ class _Task:
         gradient = adapt(self.model, self.data, replace(self.options, params="all")).gradient()
         names = [name for name in gradient.value if name not in self.problem.params]
         size = float(sum(gradient.value[name].square().sum() for name in names) ** 0.5)
-        if size <= _STATIONARY * gradient.scale:
+        if size <= max(_STATIONARY, 100 * self.problem.eps) * gradient.scale:
             return ()
         return (
-            f"The model's {', '.join(names)} are not at their best for its weights (gradient "
-            f"{size:.3g}), those of the other arms are.",
+            f"At its best for the weights in the other arms, but not in the model: "
+            f"{', '.join(names)} (gradient {size:.3g}).",
         )
 
 
@@ -343,12 +344,15 @@ def _refitted(
     if loss is not None:
         ablated = task.solved(loss, loss.stationary().point)
     else:
-        leaves = tuple((leaf, (0.0,) * len(coefs)) for leaf, coefs in penalty.leaves)
-        none = FittedPenalty(leaves, penalty.tensors)
-        plain = explicit_estimator(task.model, dict.fromkeys(coef, 0.0), facts, none)
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")  # without a penalty there may be no optimum
-            ablated = task.trained(plain)
+            try:
+                ablated = task.trained(_weakened(task.model, coef, facts, penalty, 0.0))
+            except ValueError:  # C=inf is not taken everywhere
+                ablated = task.trained(_weakened(task.model, coef, facts, penalty, _WEAK))
+                notes.append(
+                    f"Without R: {_WEAK:g} of it, as {type(stated).__name__} takes no zero."
+                )
         notes += [f"Without R: {' '.join(str(w.message).split())}" for w in heard[:1]]
     return Recovery(
         model=task.arm(task.theta, task.problem.gradient().loss, 0.0),
@@ -360,6 +364,15 @@ def _refitted(
         smallest_eigenvalue=float("nan"),
         notes=tuple(notes),
     )
+
+
+def _weakened(
+    model: Any, coef: Mapping[str, float], facts: Facts, penalty: FittedPenalty, share: float
+) -> Any:
+    """Estimator that states a share of the penalty."""
+    leaves = tuple((leaf, tuple(share * c for c in coefs)) for leaf, coefs in penalty.leaves)
+    part = FittedPenalty(leaves, penalty.tensors)
+    return explicit_estimator(model, {t: share * c for t, c in coef.items()}, facts, part)
 
 
 def _predicted(model: Any, X: Any) -> Array:

@@ -20,6 +20,7 @@ from sklearn.linear_model import (
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVR
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
@@ -291,6 +292,13 @@ class TestRefit:
         assert found.recovered.distance < 1e-4
         assert found.ablated.distance > 1
 
+    def test_estimator_that_takes_no_zero(self):
+        model = LinearSVR(loss="squared_epsilon_insensitive", tol=1e-12, max_iter=10**5)
+        model.fit(X_DIABETES, Y_DIABETES / 50)
+        found = recovered(model, X_DIABETES, Y_DIABETES / 50)
+        assert found.recovered.distance < 1e-4 < 0.1 * found.ablated.distance
+        assert "LinearSVR takes no zero" in found.notes[2]
+
     def test_network_from_its_own_start(self):
         net = MLPRegressor(
             hidden_layer_sizes=(3,), alpha=10.0, solver="lbfgs", max_iter=5000, random_state=0
@@ -364,7 +372,7 @@ class TestBadInput:
         model.fit(X_DIABETES + 2.0, Y_DIABETES)
         est = ImplicitRegularizationEstimator(model).fit(X_DIABETES + 2.0, Y_DIABETES)
         found = est.recover(X_DIABETES + 2.0, Y_DIABETES)
-        assert "The model's intercept are not at their best" in found.notes[-1]
+        assert "not in the model: intercept (gradient" in found.notes[-1]
 
     def test_penalty_that_is_only_a_function(self):
         """A closed form asks for no more than its value; an estimator cannot be made from it."""

@@ -8,7 +8,8 @@ THEORY := descents.py early_stopping.py filters.py implicit.py kernels.py noise.
 	spectral.py strength.py units.py
 PENALTIES := __init__.py base.py checks.py early_stopping.py quadratic.py structured.py weights.py
 PUBLIC := $(addprefix sklearn_implicitreg/,endpoint.py estimator.py inspection.py linear_model.py \
-	model_selection.py results.py retraining.py $(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
+	model_selection.py recovery.py restrictions.py results.py retraining.py \
+	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format doc benchmarks clean

@@ -15,7 +15,7 @@ from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
 from sklearn_implicitreg.parameters import check_parameters, check_structured, penalty_of
 from sklearn_implicitreg.paths import path_targets
 from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
-from sklearn_implicitreg.precomputed import given_system
+from sklearn_implicitreg.precomputed import GivenEquations
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results import FittedResult
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
@@ -148,7 +148,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     (3.0, 'supported')
     """
 
-    _equations: Equations | StackedEquations
+    _equations: Equations | StackedEquations | GivenEquations
 
     def __init__(  # noqa: PLR0913
         self,
@@ -256,7 +256,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         coef = np.nan_to_num(self.coef_)
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
-            return explained(given_system(X, y, sample_weight, len(coef)).triangle, coef)
+            given = GivenEquations.of(X, y, sample_weight, len(coef))
+            return explained(given.system.triangle, coef)
         structured = self._structured_result()
         if holds_endpoints(X):
             targets = self._endpoint_targets(X, y, sample_weight, reset=False)
@@ -343,10 +344,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """Solve equations that were given as arrays."""
-        system = given_system(X, y, sample_weight)
+        given = GivenEquations.of(X, y, sample_weight)
         self.model_ = PRECOMPUTED
         self._check_features(X, reset=True)
-        self._publish(fit_arrays(system, self._settings()))
+        self._publish(fit_arrays(given.system, self._settings()))
+        self._equations = given
         return self
 
     def __getstate__(self) -> dict[str, Any]:

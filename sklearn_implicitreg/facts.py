@@ -17,6 +17,7 @@ from sklearn_implicitreg.stacks import StackedEquations
 __all__ = ["Facts", "in_model_units", "precomputed_facts"]
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
+_VIF_NOTE = 10.0  # the same, by the usual rule
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,12 @@ class Facts:
                 "The loss does not see the scale of " + ", ".join(scale_invariant) + " (they "
                 "feed a normalization): an endpoint shows no L2 there."
             )
-        if np.isfinite(solution.condition_number) and solution.condition_number > _CONDITION_NOTE:
+        condition, vif = solution.condition_number, float(solution.vif.max())
+        if np.isfinite(condition) and (condition > _CONDITION_NOTE or vif > _VIF_NOTE):
             notes.append(
-                f"The columns are close to dependent (condition number "
-                f"{solution.condition_number:.3g}): single coefficients are uncertain."
+                f"The columns are close to dependent (condition number {condition:.3g}, largest "
+                f"VIF {vif:.3g}): single coefficients are uncertain; test them together "
+                "(wald_test)."
             )
         return replace(facts, notes=tuple(notes), known=known)
 

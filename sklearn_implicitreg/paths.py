@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference
 from sklearn_implicitreg.penalties.gradients import GradientNorm
+from sklearn_implicitreg.restrictions import wald
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
@@ -203,17 +203,14 @@ class PathFit:
 
     def _insignificant(self, inference: Inference, kept: list[int]) -> str:
         """Sentence where the joint test of the family's coefficients does not reject."""
-        cov = inference.cov[np.ix_(kept, kept)]
-        if inference.covariance != "cluster" or not np.isfinite(cov).all():
+        if inference.covariance != "cluster":
             return ""
-        coef, q = self.stacked.coef[kept], len(kept)
-        if inference.df < q:
-            return ""
-        wald = float(coef @ np.linalg.pinv(cov, hermitian=True) @ coef) / q
-        p_value = float(stats.f.sf(wald, q, inference.df))
-        if p_value < 0.05:
+        q = len(kept)
+        family = np.eye(self.stacked.n_terms)[kept]
+        statistic, p_value = wald(family, self.stacked.coef[kept], inference)
+        if not p_value >= 0.05:
             return ""
         return (
             f"the joint test over windows does not reject that all coefficients are zero "
-            f"(F({q}, {inference.df:g}) = {wald:.3g}, p = {p_value:.3g})."
+            f"(F({q}, {inference.df:g}) = {statistic:.3g}, p = {p_value:.3g})."
         )

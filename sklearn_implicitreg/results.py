@@ -11,11 +11,15 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.explicit import explicit_estimator
 from sklearn_implicitreg.facts import Facts, in_model_units
 from sklearn_implicitreg.inference import Inference, Verdict
+from sklearn_implicitreg.influence import influence
 from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
+from sklearn_implicitreg.recovery import Recovery, recover
 from sklearn_implicitreg.report import Summary, coefficient_frame, coefficient_table
+from sklearn_implicitreg.restrictions import WaldTest, wald, wald_test
 from sklearn_implicitreg.solve import Solution
 from sklearn_implicitreg.structured import StructuredResult
 from sklearn_implicitreg.system import Array
@@ -69,6 +73,8 @@ class FittedResult:
         self.condition_number_ = solution.condition_number
         self.vif_ = solution.vif
         self.n_equations_ = solution.n_equations
+        self.aic_: float | None = inference.aic
+        self.bic_: float | None = inference.bic
         self.verdict_ = result.verdict.label
         self.penalty_ = result.penalty
         if result.path is not None:
@@ -81,6 +87,7 @@ class FittedResult:
         self.coef_ = found.coef
         self.conf_int_ = found.conf_int
         self.std_err_ = self.pvalues_ = self.vif_ = self.condition_number_ = None
+        self.aic_ = self.bic_ = None
         self.r2_ = result.r2
         self.cosine_ = np.array([result.cosine])
         self.n_equations_ = found.n_equations
@@ -120,13 +127,7 @@ class FittedResult:
             return structured.summary()
         result = self._fitted_result()
         facts, verdict = result.facts, result.verdict
-        header = [
-            *facts.header,
-            ("Equations", str(result.solution.n_equations)),
-            ("R2 (uncentered)", f"{result.solution.r2:.4f}"),
-            ("Condition number", f"{result.solution.condition_number:.3g}"),
-            ("Verdict", verdict.label),
-        ]
+        header = [*facts.header, *_regression_header(result), ("Verdict", verdict.label)]
         table = coefficient_table(result.term_names, result.solution, result.inference)
         notes = [
             verdict.sentence[0].upper() + verdict.sentence[1:],
@@ -134,6 +135,63 @@ class FittedResult:
             *facts.notes,
         ]
         return Summary("Implicit regularization", header, table, notes)
+
+    def wald_test(self, restrictions: Any, value: Any = None) -> WaldTest:
+        """Test linear restrictions on the coefficients, by the covariance of the fit.
+
+        Parameters
+        ----------
+        restrictions : str, list of str or array-like of shape (q, k)
+            Equations in the names of the terms, such as ``"l2[fc1] = l2[fc2]"`` or
+            ``["l2 = 0", "l1 = 2*l21"]``; without ``=`` what is to be zero. Commas separate
+            several. Or a matrix with one restriction in each row.
+        value : array-like of shape (q,), default=None
+            What the rows of the matrix equal; zero by default.
+
+        Returns
+        -------
+        test : WaldTest
+            F statistic and p-value of all restrictions together.
+
+        Raises
+        ------
+        ValueError
+            If a restriction is not understood, not linear or follows from others, or names a
+            coefficient without a standard error.
+        """
+        result = self._fitted_result()
+        names, coef = result.term_names, result.solution.coef
+        return wald_test(names, coef, result.inference, restrictions, value)
+
+    def influence(self, top: int | None = None) -> pd.DataFrame:
+        """Leverage, residual and Cook's distance of single equations.
+
+        Parameters
+        ----------
+        top : int, default=None
+            Return only so many equations, those with the largest Cook's distance, without holding
+            a table of all of them.
+
+        Returns
+        -------
+        frame : DataFrame
+            One row per equation: ``hat_diag``, ``resid``, ``standard_resid``,
+            ``student_resid`` (by the variance without the equation), ``cooks_d``, ``dffits``
+            and ``dfb_<term>``, as in statsmodels.
+
+        Raises
+        ------
+        ValueError
+            If there is no gradient to explain, or the equations were lost (they are not pickled).
+        """
+        solution = self._fitted_result().solution
+        source = getattr(self, "best_estimator_", self)
+        equations = getattr(source, "_equations", None)
+        if equations is None:
+            raise ValueError(
+                "influence needs the equations of the fit, which are not pickled; fit again."
+            )
+        return influence(equations, solution, top)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy table of the coefficients for programs.
@@ -198,6 +256,41 @@ class FittedResult:
         model = self.model_[0] if isinstance(self.model_, list) else self.model_
         return explicit_estimator(model, self._coefficients(), result.facts, result.penalty)
 
+    def recover(self, X: Any, y: Any = None, sample_weight: Any = None) -> Recovery:
+        """Train on loss and estimated penalty, and compare with the model.
+
+        In closed form for a linear model with squared error and a quadratic penalty: equal
+        weights then follow from the equations; that they *minimize* L + R is checked and said.
+        Otherwise :meth:`explicit_estimator` is trained. An arm without the penalty stands beside.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            The rows that the model was trained on, as in ``fit``.
+
+        Returns
+        -------
+        recovery : Recovery
+            Weights, loss and predictions of the model and of both arms.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is neither a closed form nor an estimator that states the penalty: add
+            ``penalty_`` to a training loop. For given equations, and where a part of the penalty
+            was ``known``.
+        """
+        check_is_fitted(self, "coef_")
+        source: Any = getattr(self, "best_estimator_", self)
+        if isinstance(source.model_, list):
+            raise ValueError(
+                f"Expected a fit of one model to recover, got {len(source.model_)}; fit one "
+                "of them, and recover it."
+            )
+        stated = self._coefficients() if isinstance(self.penalty_, FittedPenalty) else {}
+        data, options = Data(X, y, sample_weight), source._options()
+        return recover(source.model_, stated, self._result.facts, self.penalty_, data, options)
+
 
 def _content(result: Result) -> dict[str, Any]:
     """Fit and verdict, all but the coefficients, for programs."""
@@ -205,12 +298,52 @@ def _content(result: Result) -> dict[str, Any]:
         "r2": result.solution.r2,
         "n_equations": result.solution.n_equations,
         "condition_number": result.solution.condition_number,
+        "df_resid": result.solution.n_equations - result.solution.n_used,
+        "log_likelihood": result.inference.log_likelihood,
+        "aic": result.inference.aic,
+        "bic": result.inference.bic,
         "verdict": result.verdict.label,
         "reason": result.verdict.sentence,
         "covariance": result.inference.covariance,
         "facts": dict(result.facts.header),
         "notes": list(result.facts.notes),
     }
+
+
+def _regression_header(result: Result) -> list[tuple[str, str]]:
+    """What statistical tables say of a regression as a whole."""
+    solution, inference = result.solution, result.inference
+    m, k = solution.n_equations, solution.n_used
+    kept = [i for i, name in enumerate(result.term_names) if name != NUISANCE]
+    family = np.eye(solution.n_terms)[kept]
+    statistic, p_value = wald(family, solution.coef[kept], inference)
+    # Below it, residuals are rounding errors, and so would be what they are compared with.
+    rounding = max(10 * solution.eps * solution.tss**0.5, _number(result.verdict, "rounding"))
+    exact = bool(np.isfinite(solution.coef).all()) and solution.rss**0.5 <= rounding
+    if exact:
+        statistic, p_value = np.inf, 0.0
+    criteria = {
+        "Log-likelihood": inference.log_likelihood,
+        "AIC": inference.aic,
+        "BIC": inference.bic,
+    }
+    return [
+        ("Equations", str(m)),
+        ("Df residuals", str(m - k)),
+        ("R2 (uncentered)", f"{solution.r2:.4f}"),
+        (f"F({len(kept)}, {inference.df:g})", f"{statistic:.4g}"),
+        ("Prob (F)", f"{p_value:.3g}"),
+        ("Covariance", inference.covariance),
+        *((name, "exact fit" if exact else f"{value:.2f}") for name, value in criteria.items()),
+        ("Condition number", f"{solution.condition_number:.3g}"),
+    ]
+
+
+def _number(verdict: Verdict, name: str) -> float:
+    """One of the numbers behind a verdict."""
+    value = verdict.details[name]
+    assert isinstance(value, float | int)
+    return float(value)
 
 
 def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:
@@ -226,6 +359,9 @@ def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution,
             tvalues=blank,
             pvalues=blank,
             conf_int=np.full((k, 2), np.nan),
+            log_likelihood=np.nan,
+            aic=np.nan,
+            bic=np.nan,
         ),
     )
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from sklearn_implicitreg.endpoint import Endpoint
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.frozen import FrozenModel
+from sklearn_implicitreg.linear_model import LinearModel
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
+from sklearn_implicitreg.retraining import endpoints
 
 __all__ = [
+    "Endpoint",
     "FrozenModel",
     "ImplicitRegularizationCV",
     "ImplicitRegularizationEstimator",
+    "LinearModel",
+    "endpoints",
     "equations",
     "training_rows",
 ]

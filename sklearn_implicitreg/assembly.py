@@ -112,6 +112,11 @@ class Equations:
                 design, target = self.columns.design(name), self._target(name)
                 yield RowBlock(name, target[index], design[index], index)
 
+    @property
+    def parts(self) -> tuple[Equations, ...]:
+        """These equations, as the only ones of a stack."""
+        return (self,)
+
     @cached_property
     def system(self) -> GradientSystem:
         """Triangles of the equations, one per tensor.
@@ -121,18 +126,20 @@ class Equations:
         ValueError
             If there are fewer equations than coefficients.
         """
+        check_count(self.reduced)
+        return self.reduced
+
+    @cached_property
+    def reduced(self) -> GradientSystem:
+        """Triangles of the equations, one per tensor, however few they are."""
+        k = len(self.columns.term_names)
         labels, triangles, counts = [], [], []
         for block in self.rows():
             labels.append(block.name)
             triangles.append(_triangle(block))
             counts.append(len(block.target))
-        k, m = len(self.columns.term_names), sum(counts)
-        if m < k:
-            raise ValueError(
-                f"Expected at least as many equations as coefficients, got {m} equations for the "
-                f"{k} coefficients {list(self.columns.term_names)}; take fewer terms, or widen "
-                "params=."
-            )
+        if not labels:
+            labels, triangles, counts = ["none"], [np.zeros((k + 1, k + 1))], [0]
         return GradientSystem(
             self.columns.term_names, tuple(labels), tuple(triangles), tuple(counts), self._meat
         )
@@ -217,7 +224,7 @@ class Equations:
     @property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
-        return 100 * self.problem.eps * self.gradient.scale
+        return self.gradient.rounding(self.problem.eps)
 
     def frame(self) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
         """Design, target and tensor of every equation, as one table of rows."""
@@ -261,6 +268,16 @@ class Equations:
             design, target = block.design.cpu().numpy(), block.target.cpu().numpy()
             total += regression.hc3_meat(design, target, whitener, coef)
         return total
+
+
+def check_count(system: GradientSystem) -> None:
+    """Refuse fewer equations than coefficients."""
+    m, k = system.n_equations, system.n_terms
+    if m < k:
+        raise ValueError(
+            f"Expected at least as many equations as coefficients, got {m} equations for the "
+            f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
+        )
 
 
 def explained(triangle: Array, coef: Array) -> float:

@@ -12,9 +12,11 @@ from sklearn_implicitreg.assembly import DesignColumns, Equations
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
+from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.solve import decompose, solve
+from sklearn_implicitreg.stacks import EndpointTargets, StackedEquations
 from sklearn_implicitreg.system import Array
-from sklearn_implicitreg.windows import PathEquations, PathTargets
+from sklearn_implicitreg.windows import PathTargets
 
 __all__ = ["Candidate", "compared", "compared_on_path"]
 
@@ -26,32 +28,41 @@ _ODDS = 1 / 99  # one row in a hundred left out
 class Candidate:
     """A family at a problem: ``score`` is R2 less the share of it that noise would give."""
 
-    equations: Equations | PathEquations
+    equations: Equations | StackedEquations
     score: float
     r2: float
     n_terms: int
 
 
-def compared(problem: Problem, penalties: Sequence[Penalty], positive: bool) -> list[Candidate]:
+def compared(
+    targets: EndpointTargets, penalties: Sequence[Penalty], positive: bool
+) -> list[Candidate]:
     """Every family by ``R2 - (1/99) tr(P S) / (n |g|^2)``, the expected completed score.
+
+    Of several endpoints the noise of each is independent of the others'.
 
     Raises
     ------
     ValueError
         If there is only one row, or a family has more coefficients than equations.
     """
-    spreads = [_Spread(Columns(penalty, problem), problem) for penalty in penalties]
-    gradient = LossGradient.from_blocks(_seen(problem.blocks(_BLOCKS), spreads))
-    if gradient.n_rows < 2:
-        raise ValueError(
-            "Expected at least 2 rows, whose gradients tell the noise of their mean, got "
-            "n_samples = 1."
-        )
-    equations = [Equations(problem, spread.columns, gradient) for spread in spreads]
-    return [
-        Candidate(own, *_score(own, spread, positive))
-        for own, spread in zip(equations, spreads, strict=True)
-    ]
+    found = []
+    steps = progress(targets.problems, "gradients", len(targets.problems), targets.verbose)
+    for problem in steps:
+        spreads = [_Spread(Columns(penalty, problem), problem) for penalty in penalties]
+        gradient = LossGradient.from_blocks(_seen(problem.blocks(_BLOCKS), spreads))
+        if gradient.n_rows < 2:
+            raise ValueError(
+                "Expected at least 2 rows, whose gradients tell the noise of their mean, got "
+                "n_samples = 1."
+            )
+        found.append([(Equations(problem, own.columns, gradient), own) for own in spreads])
+    candidates = []
+    for family in zip(*found, strict=True):
+        parts, noises = zip(*family, strict=True)
+        own = StackedEquations(parts) if len(parts) > 1 else parts[0]
+        candidates.append(Candidate(own, *_score(own, noises, positive)))
+    return candidates
 
 
 def compared_on_path(
@@ -66,7 +77,7 @@ def compared_on_path(
     for _ in _seen(targets.problem.at(targets.mean_visited()).blocks(_BLOCKS), spreads):
         pass
     return [
-        Candidate(own, *_score(own.mean, spread, positive))
+        Candidate(own, *_score(own.mean, [spread], positive))
         for own, spread in zip(equations, spreads, strict=True)
     ]
 
@@ -111,12 +122,15 @@ def _seen(blocks: Iterator[BlockGradient], spreads: list[_Spread]) -> Iterator[B
         yield block
 
 
-def _score(equations: Equations, spread: _Spread, positive: bool) -> tuple[float, float, int]:
+def _score(
+    equations: Equations | StackedEquations, spreads: Sequence[_Spread], positive: bool
+) -> tuple[float, float, int]:
     """Criterion, R2 and number of terms."""
     system = equations.system
-    eps = equations.problem.eps
+    eps = max(part.problem.eps for part in equations.parts)
     solution = solve(system.triangle, system.n_equations, positive=positive, eps=eps)
     if solution.tss**0.5 <= equations.rounding:
         return 0.0, 0.0, system.n_terms
-    noise = spread.noise(decompose(system.triangle, eps=eps).whitener)
+    whitener = decompose(system.triangle, eps=eps).whitener
+    noise = sum(spread.noise(whitener) for spread in spreads)
     return solution.r2 - _ODDS * noise / solution.tss, solution.r2, system.n_terms

@@ -27,6 +27,7 @@ class Convention:
     per_row: bool = False
     inverse: bool = False
     l1_term: str = "l1"  # the sparse term that l1_ratio speaks of
+    ratio: str = "l1_ratio"  # name of the parameter r
 
     def coefficients(
         self, value: float, *, l1_ratio: float | None = None, n: float | None = None
@@ -67,7 +68,7 @@ class Convention:
             value = strength
         if self.l1_term in coef and any(t in coef for t in _L2_PER_TERM):
             ratio = strength_l1 / strength if strength else 0.0
-            return {self.parameter: value, "l1_ratio": ratio}
+            return {self.parameter: value, self.ratio: ratio}
         return {self.parameter: value}
 
     def _rows(self, n: float | None) -> float:
@@ -100,4 +101,7 @@ CONVENTIONS: dict[str, Convention] = {
     "MLPRegressor": Convention(l2=1.0, per_row=True),
     "MLPClassifier": Convention(l2=0.5, per_row=True),
     "torch": Convention("weight_decay", l2=0.5),
+    # fit_regularized of statsmodels; OLS stands for WLS and GLS too.
+    "OLS": Convention(l2=1.0, l1=2.0, ratio="L1_wt"),
+    "GLM": Convention(l2=0.5, l1=1.0, ratio="L1_wt"),
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,20 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.assembly import Equations, explained
-from sklearn_implicitreg.exceptions import CollinearTermsWarning
-from sklearn_implicitreg.facts import Facts, precomputed_facts
-from sklearn_implicitreg.inference import Verdict, infer, judge
-from sklearn_implicitreg.parameters import check_parameters, penalty_of
-from sklearn_implicitreg.paths import PathFit, path_targets
-from sklearn_implicitreg.penalties import FittedPenalty, Penalty, penalty_with_terms
-from sklearn_implicitreg.precomputed import given_system
-from sklearn_implicitreg.results import FittedResult, Result, without_numbers
+from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpoints
+from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
+from sklearn_implicitreg.parameters import check_parameters, check_structured, penalty_of
+from sklearn_implicitreg.paths import path_targets
+from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
+from sklearn_implicitreg.precomputed import GivenEquations
+from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.results import FittedResult
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
-from sklearn_implicitreg.solve import Solution, solve
-from sklearn_implicitreg.system import GradientSystem
-from sklearn_implicitreg.windows import PathEquations
+from sklearn_implicitreg.stacks import EndpointTargets, StackedEquations
+from sklearn_implicitreg.structured import fit_structured
+from sklearn_implicitreg.windows import PathEquations, PathTargets
 
 __all__ = ["ImplicitRegularizationEstimator"]
-
-_EPS = float(np.finfo(np.float64).eps)
 
 
 class ImplicitRegularizationEstimator(FittedResult, AboutModel):
@@ -38,14 +35,16 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     Parameters
     ----------
-    model : nn.Module, skorch net, scikit-learn estimator or "precomputed"
+    model : nn.Module, skorch net, scikit-learn estimator, "precomputed" or None
         The trained model; it is shared, never changed or copied. A fitted ``Pipeline``,
         ``TransformedTargetRegressor``, search or ``FrozenEstimator`` is looked into. An
         unfitted estimator is a template: ``fit`` clones and trains it. With
-        ``"precomputed"`` X is the design and y the target of the regression.
-    family : str, Penalty, list of these, or dict of str to callable, default="l2"
+        ``"precomputed"`` X is the design and y the target of the regression. None where X
+        is a list of :class:`Endpoint`, which bring their models.
+    family : str, Penalty, Structured, list, or dict of str to callable, default="l2"
         The penalties: a name of :data:`sklearn_implicitreg.penalties.FAMILIES`, names joined
-        by ``+``, or functions of the dict of parameters.
+        by ``+``, or functions of the dict of parameters; or a structured family, which is
+        solved as a whole: ``"diagonal"``, ``"quadratic"``, ``"early_stopping"``.
     mode : {"endpoint", "trajectory"}, default="endpoint"
         How equations are made: at the trained weights, or from the steps of a recorded path.
     trajectory : Trajectory or probe, default=None
@@ -82,6 +81,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Of the gradient's arithmetic; the model's own by default. Sums are always float64.
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``.
+    verbose : int, default=0
+        Print progress bars over windows of a path and over endpoints if above 0.
 
     Attributes
     ----------
@@ -90,15 +91,17 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     term_names_ : list of str
         Names of the terms, ``"l2[fc1]"`` for a grouped one.
     std_err_, pvalues_ : ndarray of shape (k,)
-        Standard errors and two-sided p-values, over equations.
+        Standard errors and two-sided p-values, over equations. They, ``vif_`` and
+        ``condition_number_`` are None for a structured family.
     conf_int_ : ndarray of shape (k, 2)
-        Confidence intervals.
+        Confidence intervals; None where a structured family has none.
     r2_ : float
         Uncentered share of the gradient that the penalty explains. After a fit on a part of
         the training rows it is low even for the true family: a model is stationary on all of
         them (see :meth:`score`).
     cosine_ : ndarray of shape (k,)
-        Cosine of each term's gradient with minus the loss gradient.
+        Cosine of each term's gradient with minus the loss gradient; of a structured family
+        that of the whole fitted gradient, of shape (1,).
     condition_number_ : float
         Of the columns, scaled to unit norm.
     vif_ : ndarray of shape (k,)
@@ -108,10 +111,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     verdict_ : str
         "no signal", "not identifiable", "supported", "partial" or "out of family"; the reason
         stands in :meth:`summary`.
-    penalty_ : FittedPenalty
+    coef_path_ : ndarray of shape (W, k)
+        Coefficients of every window of a path or of every endpoint by itself; NaN where one
+        alone has too few equations.
+    coef_path_conf_int_ : ndarray of shape (W, k, 2)
+        Their confidence intervals.
+    penalty_ : FittedPenalty or StructuredPenalty
         The penalty as a function of a module or dict of parameters.
     model_ : object
-        The trained model that was analyzed.
+        The trained model that was analyzed; a list of them for a list of endpoints.
     n_features_in_ : int
         Number of features of two-dimensional X.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -120,6 +128,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     See Also
     --------
     ImplicitRegularizationCV : Chooses among families in one gradient pass.
+    endpoints : Retrains an estimator on resamples or new data.
     equations : The regression as a DataFrame.
 
     References
@@ -139,7 +148,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     (3.0, 'supported')
     """
 
-    _equations: Equations | PathEquations
+    _equations: Equations | StackedEquations | GivenEquations
 
     def __init__(  # noqa: PLR0913
         self,
@@ -162,6 +171,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         device: Any = "auto",
         dtype: Any = "auto",
         random_state: Any = None,
+        verbose: int = 0,
     ):
         self.model = model
         self.family = family
@@ -181,6 +191,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.device = device
         self.dtype = dtype
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the coefficients at the trained weights.
@@ -188,7 +199,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Parameters
         ----------
         X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
-            The rows that the model was trained on.
+            The rows that the model was trained on; or a list of :class:`Endpoint`, without y.
         y : array-like of shape (n,) or (n, outputs), default=None
             Targets; None with a Dataset or DataLoader.
         sample_weight : array-like of shape (n,), default=None
@@ -205,16 +216,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             coefficients than equations.
         """
         check_parameters(self)
-        penalty = penalty_with_terms(self.family)
+        family = as_penalty(self.family)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             return self._fit_precomputed(X, y, sample_weight)
-        self.model_ = self._train(X, y, sample_weight)
-        self._check_features(X, reset=True)
-        if self.mode == "trajectory":
-            return self._fit_path(Data(X, y, sample_weight), penalty)
-        problem = adapt(self.model_, Data(X, y, sample_weight), self._options())
-        full = penalty_of(penalty, problem.groups, self.group_by, self.known)
-        return self._fit_equations(Equations.of(problem, full, problem.gradient()))
+        if isinstance(family, Structured):
+            check_structured(self, family)
+            self._publish(fit_structured(family, self._targets(X, y, sample_weight)))
+            return self
+        targets = self._targets(X, y, sample_weight)
+        return self._fit_on(targets.equations(self._penalty(targets.problem)))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
@@ -228,7 +238,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Parameters
         ----------
         X, y, sample_weight
-            As in ``fit``; for ``model="precomputed"`` equations, whose plain R2 is returned.
+            As in ``fit``; for ``model="precomputed"`` equations, and for a list of
+            :class:`Endpoint` these, whose plain R2 is returned: there is nothing to complete.
 
         Returns
         -------
@@ -238,22 +249,71 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Raises
         ------
         ValueError
-            If the gradient of the fitted rows was lost (it is not pickled).
+            If the gradient of the fitted rows was lost (it is not pickled), or a structured
+            family or a fit of endpoints is scored on other data than endpoints.
         """
         check_is_fitted(self, "coef_")
         coef = np.nan_to_num(self.coef_)
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
-            return explained(given_system(X, y, sample_weight, len(coef)).triangle, coef)
-        fitted: Equations | PathEquations | None = getattr(self, "_equations", None)
+            given = GivenEquations.of(X, y, sample_weight, len(coef))
+            return explained(given.system.triangle, coef)
+        structured = self._structured_result()
+        if holds_endpoints(X):
+            targets = self._endpoint_targets(X, y, sample_weight, reset=False)
+            if structured is not None:
+                return structured.r2_at(targets)
+            return targets.stacked(self._penalty(targets.problem)).r2(coef)
+        if structured is not None:
+            raise ValueError(
+                f"Expected a list of Endpoint to score {structured.family}, got other data: a "
+                "family that is solved as a whole has no columns to keep from fit."
+            )
+        fitted: Equations | StackedEquations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(
                 "score needs the gradient of the fitted rows, which is not pickled; fit again."
+            )
+        if not isinstance(fitted, Equations | PathEquations):
+            raise ValueError(
+                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
+                "is no one training set that they would complete."
             )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
         other = fitted.completing(adapt(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
+
+    def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | PathTargets:
+        """What the equations of every family have in common; trains a template."""
+        if holds_endpoints(X):
+            return self._endpoint_targets(X, y, sample_weight, reset=True)
+        self.model_ = self._train(X, y, sample_weight)
+        self._check_features(X, reset=True)
+        data, options = Data(X, y, sample_weight), self._options()
+        if self.mode == "trajectory":
+            path = (self.trajectory, self.reference, self.window)
+            return path_targets(self.model_, data, options, *path, verbose=self.verbose)
+        return EndpointTargets((adapt(self.model_, data, options),))
+
+    def _endpoint_targets(
+        self, group: Sequence[Endpoint], y: Any, sample_weight: Any, reset: bool
+    ) -> EndpointTargets:
+        """Targets of a list of endpoints."""
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "Expected y=None and sample_weight=None with a list of Endpoint, which bring "
+                "their own."
+            )
+        if self.mode == "trajectory":
+            raise ValueError(
+                "Expected mode='endpoint' with a list of Endpoint, got mode='trajectory'; fit "
+                "each path by itself."
+            )
+        self._check_features(group[0].X, reset=reset)
+        if reset:
+            self.model_ = [endpoint.model for endpoint in group]
+        return endpoint_targets(group, self._options(), self.verbose)
 
     def _options(self, completing: bool = False) -> Options:
         return Options(
@@ -267,101 +327,28 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             completing,
         )
 
-    def _solved(self, system: GradientSystem, eps: float) -> Solution:
-        solution = solve(system.triangle, system.n_equations, positive=self.positive, eps=eps)
-        if solution.rank < system.n_terms and solution.tss > 0:
-            names = [system.term_names[i] for i in solution.dependent]
-            warnings.warn(
-                f"The gradients of {names} are zero or linearly dependent over these equations: "
-                "the coefficients are the minimum-norm answer of many. Drop terms.",
-                CollinearTermsWarning,
-                stacklevel=4,
-            )
-        return solution
+    def _penalty(self, problem: Problem) -> Penalty:
+        """The family as it is fitted to a problem."""
+        return penalty_of(
+            penalty_with_terms(self.family), problem.groups, self.group_by, self.known
+        )
 
-    def _fit_on(self, equations: Equations | PathEquations) -> Any:
+    def _settings(self) -> Settings:
+        return Settings(self.positive, self.covariance, float(self.confidence_level))
+
+    def _fit_on(self, equations: Equations | StackedEquations) -> Any:
         """Solve equations that were made before."""
-        if isinstance(equations, PathEquations):
-            return self._fit_windows(equations)
-        return self._fit_equations(equations)
-
-    def _fit_equations(self, equations: Equations) -> Any:
-        """Solve the equations of a trained model."""
+        self._publish(fit_equations(equations, self._settings()))
         self._equations = equations
-        system = equations.system
-        solution = self._solved(system, equations.problem.eps)
-        invariant, dominates = equations.scale_invariant()
-        tested = equations.tested(solution)
-        verdict = judge(
-            solution,
-            system.term_names,
-            rounding=equations.rounding,
-            n_violated=tested.n_violated if tested else 0,
-            scale_invariant=invariant,
-            scale_invariant_dominates=dominates,
-            n_kinks=equations.gradient.n_kinks,
-        )
-        facts = Facts.of(equations, solution, invariant, tested)
-        penalty = fitted_penalty(equations, solution)
-        return self._finish(system, solution, verdict, facts, penalty)
-
-    def _fit_path(self, data: Data, penalty: Penalty) -> Any:
-        """Solve the equations of a path."""
-        targets = path_targets(
-            self.model_, data, self._options(), self.trajectory, self.reference, self.window
-        )
-        full = penalty_of(penalty, targets.problem.groups, self.group_by, self.known)
-        return self._fit_windows(targets.equations(full))
-
-    def _fit_windows(self, equations: PathEquations) -> Any:
-        """Solve the equations of all windows of a path."""
-        self._equations = equations
-        system = equations.system
-        stacked = self._solved(system, equations.problem.eps)
-        level = float(self.confidence_level)
-        fit = PathFit(equations, stacked, level, self.positive)
-        inference = infer(system, stacked, covariance=self.covariance, confidence_level=level)
-        self.coef_path_, self.coef_path_conf_int_ = fit.coef_path()
-        penalty_ = fitted_penalty(equations.mean, stacked)
-        self._publish(
-            Result(
-                system.term_names,
-                fit.solution,
-                inference,
-                fit.verdict(inference),
-                fit.facts(),
-                penalty_,
-            )
-        )
         return self
 
     def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """Solve equations that were given as arrays."""
-        system = given_system(X, y, sample_weight)
+        given = GivenEquations.of(X, y, sample_weight)
         self.model_ = PRECOMPUTED
         self._check_features(X, reset=True)
-        solution = self._solved(system, _EPS)
-        verdict = judge(solution, system.term_names, rounding=0.0)
-        return self._finish(system, solution, verdict, precomputed_facts(), None)
-
-    def _finish(
-        self,
-        system: GradientSystem,
-        solution: Solution,
-        verdict: Verdict,
-        facts: Facts,
-        penalty: FittedPenalty | None,
-    ) -> Any:
-        """Add standard errors, and set the public attributes."""
-        inference = infer(
-            system,
-            solution,
-            covariance=self.covariance,
-            confidence_level=float(self.confidence_level),
-        )
-        if solution.tss**0.5 <= verdict.details["rounding"]:
-            solution, inference = without_numbers(solution, inference)
-        self._publish(Result(system.term_names, solution, inference, verdict, facts, penalty))
+        self._publish(fit_arrays(given.system, self._settings()))
+        self._equations = given
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -369,15 +356,3 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         state: dict[str, Any] = dict(super().__getstate__())
         state.pop("_equations", None)
         return state
-
-
-def fitted_penalty(equations: Equations, solution: Solution) -> FittedPenalty:
-    """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
-    signal = solution.tss**0.5 > equations.rounding
-    coef = solution.coef if signal else np.zeros(solution.n_terms)
-    start = 0
-    leaves = []
-    for leaf, n in equations.columns.leaves:
-        leaves.append((leaf, tuple(coef[start : start + n].tolist())))
-        start += n
-    return FittedPenalty(tuple(leaves), tuple(equations.problem.params))

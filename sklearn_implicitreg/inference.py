@@ -40,6 +40,10 @@ class Inference:
         What was used: "ols", "hc3" or "cluster".
     description : str
         One sentence on it, with the reason where "auto" fell back.
+    log_likelihood, aic, bic : float
+        Of the regression with Gaussian errors of one variance, whatever the covariance. The
+        criteria count the coefficients in use, not the variance, as statsmodels does. A residual
+        of exactly zero has an infinite likelihood.
     """
 
     cov: Array
@@ -51,6 +55,9 @@ class Inference:
     confidence_level: float
     covariance: str
     description: str
+    log_likelihood: float
+    aic: float
+    bic: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +271,7 @@ def _package(
         tvalues = solution.coef / std_err
     half = std_err * (stats.t.ppf(0.5 + level / 2, df) if df > 0 else np.nan)
     pvalues = 2 * stats.t.sf(np.abs(tvalues), df) if df > 0 else np.full(k, np.nan)
+    likelihood, n_used = _log_likelihood(solution), solution.n_used
     return Inference(
         cov=full,
         std_err=std_err,
@@ -274,4 +282,15 @@ def _package(
         confidence_level=level,
         covariance=kind,
         description=description,
+        log_likelihood=likelihood,
+        aic=2 * n_used - 2 * likelihood,
+        bic=float(np.log(solution.n_equations)) * n_used - 2 * likelihood,
     )
+
+
+def _log_likelihood(solution: Solution) -> float:
+    """Gaussian, at the most likely variance ``rss / m``."""
+    if solution.rss == 0:
+        return float("inf")
+    m = solution.n_equations
+    return float(-m / 2 * (np.log(2 * np.pi) + np.log(solution.rss / m) + 1))

@@ -12,16 +12,16 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.adapters import Data, adapt
-from sklearn_implicitreg.assembly import Equations
 from sklearn_implicitreg.comparison import Candidate, compared, compared_on_path
+from sklearn_implicitreg.endpoint import holds_endpoints
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
-from sklearn_implicitreg.paths import path_targets
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results import FittedResult
 from sklearn_implicitreg.sharing import AboutModel, routing_enabled
+from sklearn_implicitreg.stacks import EndpointTargets
+from sklearn_implicitreg.windows import PathTargets
 
 __all__ = ["ImplicitRegularizationCV", "equations", "simplest_within_one_se"]
 
@@ -41,7 +41,8 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     model : nn.Module, skorch net or scikit-learn estimator
         As for :class:`ImplicitRegularizationEstimator`.
     families : list or dict
-        What ``family`` can be; a dict gives names to the candidates.
+        What ``family`` can be; a dict gives names to the candidates. Structured families are
+        compared over folds of endpoints only, with ``cv``.
     cv : cross-validation splitter, int or None, default=None
         None: the criterion above. Else the completed score on these folds, by ``GridSearchCV``;
         folds should be shuffled.
@@ -131,7 +132,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_name_ = list(named)[self.best_index_]
         self.best_family_ = named[self.best_name_]
         self.model_ = self.best_estimator_.model_
-        self._check_features(X, reset=True)
+        self._check_features(X[0].X if holds_endpoints(X) else X, reset=True)
         self._publish(self.best_estimator_._result)
         return self
 
@@ -193,8 +194,9 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         sample_weight: Any,
     ) -> None:
         """All families from one pass over the rows."""
-        model = estimator._train(X, y, sample_weight)
-        candidates = _candidates(estimator, model, Data(X, y, sample_weight), list(named.values()))
+        candidates = _candidates(
+            estimator, estimator._targets(X, y, sample_weight), list(named.values())
+        )
         scores = np.array([candidate.score for candidate in candidates])
         self.best_index_ = int(np.argmax(scores))
         self.best_score_ = float(scores[self.best_index_])
@@ -207,9 +209,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
             "r2": np.array([candidate.r2 for candidate in candidates]),
             "n_terms": np.array([candidate.n_terms for candidate in candidates]),
         }
-        best = clone(estimator).set_params(family=list(named.values())[self.best_index_])
-        best.model_ = model
-        best._check_features(X, reset=True)
+        best = estimator.set_params(family=list(named.values())[self.best_index_])
         self.best_estimator_ = best._fit_on(candidates[self.best_index_].equations)
 
     def _search(
@@ -234,19 +234,15 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
 
 
 def _candidates(
-    estimator: ImplicitRegularizationEstimator, model: Any, data: Data, families: list[Any]
+    estimator: ImplicitRegularizationEstimator,
+    targets: EndpointTargets | PathTargets,
+    families: list[Any],
 ) -> list[Candidate]:
     """All families at the trained weights, or along the path."""
-    options = estimator._options()
-    if estimator.mode == "trajectory":
-        targets = path_targets(
-            model, data, options, estimator.trajectory, estimator.reference, estimator.window
-        )
-        penalties = [_penalty(estimator, family, targets.problem) for family in families]
+    penalties = [_penalty(estimator, family, targets.problem) for family in families]
+    if isinstance(targets, PathTargets):
         return compared_on_path(targets, penalties, estimator.positive)
-    problem = adapt(model, data, options)
-    penalties = [_penalty(estimator, family, problem) for family in families]
-    return compared(problem, penalties, estimator.positive)
+    return compared(targets, penalties, estimator.positive)
 
 
 def _penalty(estimator: ImplicitRegularizationEstimator, family: Any, problem: Problem) -> Any:
@@ -328,7 +324,8 @@ def equations(
     model : trained model or fitted ImplicitRegularizationEstimator
         With a fitted estimator (or ``ImplicitRegularizationCV``) its parameters are used.
     X, y
-        The rows that the model was trained on.
+        The rows that the model was trained on; or a list of :class:`Endpoint` as X, with any
+        ``model`` or None.
     families : family or list of families, default=None
         Joined to one design; by default the estimator's own, or "l2".
     sample_weight : array-like of shape (n,), default=None
@@ -341,7 +338,8 @@ def equations(
     regression : Bunch
         ``data``, DataFrame of shape (m, k), the gradients of the terms; ``target``, Series of
         shape (m,), minus the gradient of the loss; ``groups``, Series of shape (m,), the
-        tensor that each equation belongs to.
+        tensor that each equation belongs to, the endpoint where there are several, or the
+        window of a path.
 
     Examples
     --------
@@ -366,9 +364,8 @@ def equations(
             f"Expected a model, got {estimator.model!r}: its equations are the X and y given."
         )
     check_parameters(estimator)
-    trained = estimator._train(X, y, sample_weight)
-    problem = adapt(trained, Data(X, y, sample_weight), estimator._options())
+    targets = estimator._targets(X, y, sample_weight)
     family = estimator.family if families is None else families
-    penalty = _penalty(estimator, family, problem)
-    data, target, groups = Equations.of(problem, penalty, problem.gradient()).frame()
+    penalty = _penalty(estimator, family, targets.problem)
+    data, target, groups = targets.equations(penalty).frame()
     return Bunch(data=data, target=target, groups=groups)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sklearn_implicitreg.penalties import Fixed, Penalty, penalty_with_terms
 
-__all__ = ["check_parameters", "penalty_of"]
+__all__ = ["check_parameters", "check_structured", "penalty_of"]
 
 
 def check_parameters(estimator: Any) -> None:
@@ -40,6 +40,9 @@ def check_parameters(estimator: Any) -> None:
     is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
     if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
         raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
+    verbose = estimator.verbose
+    if not isinstance(verbose, numbers.Integral | np.bool_) or verbose < 0:
+        raise ValueError(f"Expected verbose to be an integer >= 0, got {verbose!r}.")
     if not callable(estimator.params) and not _is_pattern(estimator.params):
         raise ValueError(
             "Expected params 'auto', 'all', 'weights', a regular expression or a "
@@ -49,6 +52,17 @@ def check_parameters(estimator: Any) -> None:
         raise ValueError(
             "Expected known to be a dict of family name to finite coefficient, such as "
             f"{{'weight_decay': 1e-4}}, got {estimator.known!r}."
+        )
+
+
+def check_structured(estimator: Any, family: Any) -> None:
+    """Refuse parameters that speak of terms, beside a family without any."""
+    given = {"group_by": None, "known": None, "positive": False}
+    set_ = [name for name, default in given.items() if getattr(estimator, name) != default]
+    if set_:
+        raise ValueError(
+            f"Expected {', '.join(set_)} left at the default with {family!r}, which has no terms; "
+            "a structured family has parameters of its own."
         )
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
-from sklearn_implicitreg.inference import Inference, infer
+from sklearn_implicitreg.inference import Inference
 from sklearn_implicitreg.penalties.gradients import GradientNorm
+from sklearn_implicitreg.restrictions import wald
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
@@ -25,7 +25,13 @@ __all__ = ["PathFit", "path_targets"]
 
 
 def path_targets(
-    model: Any, data: Data, options: Options, trajectory: Any, reference: Any, window: Any
+    model: Any,
+    data: Data,
+    options: Options,
+    trajectory: Any,
+    reference: Any,
+    window: Any,
+    verbose: int = 0,
 ) -> PathTargets:
     """Targets of a path, or of the path that a probe makes.
 
@@ -48,7 +54,7 @@ def path_targets(
             f"Expected a path of this model, which has {list(problem.params)}, got one of "
             f"{list(path.names)}."
         )
-    return PathTargets.of(problem, path, as_reference(reference, window), window)
+    return PathTargets.of(problem, path, as_reference(reference, window), window, verbose)
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,10 @@ class PathFit:
     equations : PathEquations
     stacked : Solution
         Of the equations of all windows.
-    confidence_level : float
-    positive : bool
     """
 
     equations: PathEquations
     stacked: Solution
-    confidence_level: float
-    positive: bool
 
     @property
     def solution(self) -> Solution:
@@ -135,22 +137,6 @@ class PathFit:
         signal, whole = self.equations.signal()
         return float(np.clip(1.0 - signal / whole, 0.0, 1.0)) if whole else 0.0
 
-    def coef_path(self) -> tuple[Array, Array]:
-        """Coefficients of every window (W, k), and their intervals (W, k, 2)."""
-        coefs, bands = [], []
-        for part in self.equations.parts:
-            system = part.system
-            found = solve(
-                system.triangle,
-                system.n_equations,
-                positive=self.positive,
-                eps=self.stacked.eps,
-            )
-            band = infer(system, found, confidence_level=self.confidence_level)
-            coefs.append(found.coef)
-            bands.append(band.conf_int)
-        return np.array(coefs), np.array(bands)
-
     def facts(self) -> Facts:
         """Header lines and notes of the summary."""
         equations = self.equations
@@ -217,17 +203,14 @@ class PathFit:
 
     def _insignificant(self, inference: Inference, kept: list[int]) -> str:
         """Sentence where the joint test of the family's coefficients does not reject."""
-        cov = inference.cov[np.ix_(kept, kept)]
-        if inference.covariance != "cluster" or not np.isfinite(cov).all():
+        if inference.covariance != "cluster":
             return ""
-        coef, q = self.stacked.coef[kept], len(kept)
-        if inference.df < q:
-            return ""
-        wald = float(coef @ np.linalg.pinv(cov, hermitian=True) @ coef) / q
-        p_value = float(stats.f.sf(wald, q, inference.df))
-        if p_value < 0.05:
+        q = len(kept)
+        family = np.eye(self.stacked.n_terms)[kept]
+        statistic, p_value = wald(family, self.stacked.coef[kept], inference)
+        if not p_value >= 0.05:
             return ""
         return (
             f"the joint test over windows does not reject that all coefficients are zero "
-            f"(F({q}, {inference.df:g}) = {wald:.3g}, p = {p_value:.3g})."
+            f"(F({q}, {inference.df:g}) = {statistic:.3g}, p = {p_value:.3g})."
         )

@@ -84,6 +84,10 @@ class LossGradient:
             self.n_kinks + other.n_kinks,
         )
 
+    def rounding(self, eps: float) -> float:
+        """Norm below which it is zero to rounding."""
+        return 100 * eps * self.scale
+
     def norm(self) -> float:
         """Euclidean norm over all parameters."""
         return float(sum(float(g.square().sum()) for g in self.value.values()) ** 0.5)

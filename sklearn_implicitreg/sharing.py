@@ -23,22 +23,34 @@ from torch.nn.parameter import UninitializedParameter
 
 from sklearn_implicitreg.frozen import FrozenModel
 
-__all__ = ["PRECOMPUTED", "AboutModel", "is_trained", "routing_enabled"]
+__all__ = ["PRECOMPUTED", "AboutModel", "is_trained", "routing_enabled", "weight_name"]
 
 PRECOMPUTED = "precomputed"
 
 
 def is_trained(model: Any) -> bool:
-    """Whether a model comes trained: a module, something frozen, or a fitted estimator."""
+    """Whether a model comes trained: a module, frozen, results, or a fitted estimator."""
     if isinstance(model, nn.Module | FrozenModel | FrozenEstimator):
         return True
-    if isinstance(model, str | type) or not hasattr(model, "fit"):
+    if isinstance(model, str | type):
+        return False
+    if _is_results(model):
+        return True
+    if not hasattr(model, "fit"):
         return False
     try:
         check_is_fitted(model)
     except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
         return False
     return True
+
+
+def _is_results(model: Any) -> bool:
+    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
+    return any(
+        cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
+        for cls in type(model).__mro__
+    )
 
 
 def _answers(method: str) -> Callable[[AboutModel], bool]:
@@ -186,7 +198,7 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
             if "sample_weight" in routed:
                 return routed
         else:
-            name = _weight_name(model)
+            name = weight_name(model)
             if name is not None:
                 return {name: sample_weight}
         raise ValueError(
@@ -262,18 +274,18 @@ def _tags_of(model: Any) -> Tags | None:
         return None
 
 
-def _weight_name(model: Any) -> str | None:
+def weight_name(model: Any) -> str | None:
     """Name by which a template's fit takes sample weights, also through containers."""
     if isinstance(model, Pipeline):
         step, last = model.steps[-1]
-        inner = _weight_name(last)
+        inner = weight_name(last)
         return None if inner is None else f"{step}__{inner}"
     if has_fit_parameter(model, "sample_weight"):
         return "sample_weight"
     if isinstance(model, TransformedTargetRegressor):
-        return _weight_name(LinearRegression() if model.regressor is None else model.regressor)
+        return weight_name(LinearRegression() if model.regressor is None else model.regressor)
     is_search = hasattr(model, "estimator") and hasattr(model, "refit")
-    return _weight_name(model.estimator) if is_search else None
+    return weight_name(model.estimator) if is_search else None
 
 
 def _check_initialized(module: nn.Module) -> None:

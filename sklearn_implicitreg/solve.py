@@ -66,6 +66,11 @@ class Solution:
         """Number of columns, k."""
         return len(self.coef)
 
+    @property
+    def n_used(self) -> int:
+        """Independent columns that the answer uses: their rank, or those above zero."""
+        return min(self.rank, int(np.count_nonzero(self.active)))
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
-__all__ = ["Array", "GradientSystem", "hc3_meat", "merge", "triangle"]
+__all__ = ["FULL_LEVERAGE", "Array", "GradientSystem", "hc3_meat", "merge", "triangle"]
 
 Array = npt.NDArray[np.float64]
 Meat = Callable[[Array, Array], Array]
@@ -24,7 +24,7 @@ Meat = Callable[[Array, Array], Array]
 # Numbers in one chunk of rows: 1 MiB stays in the cache, which is 3-6 times as fast as one QR.
 _CHUNK = 2**17
 # One minus leverage at which a row is the only one to tell some coefficient.
-_FULL_LEVERAGE = 1e-12
+FULL_LEVERAGE = 1e-12
 
 
 def triangle(design: npt.ArrayLike, target: npt.ArrayLike) -> Array:
@@ -168,8 +168,8 @@ def hc3_meat(
 def _chunk_meat(basis: Array, residual: Array) -> Array:
     """HC3 middle factor of columns of the orthonormal basis, (r, rows), with their residuals."""
     rest = 1.0 - np.einsum("ij,ij->j", basis, basis)
-    if rest.min(initial=1.0) <= _FULL_LEVERAGE:
-        rest[rest <= _FULL_LEVERAGE] = np.nan
+    if rest.min(initial=1.0) <= FULL_LEVERAGE:
+        rest[rest <= FULL_LEVERAGE] = np.nan
     basis *= residual / rest
     meat: Array = basis @ basis.T
     return meat

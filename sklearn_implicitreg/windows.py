@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,9 @@ from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
-from sklearn_implicitreg.system import Array, GradientSystem, merge
+from sklearn_implicitreg.progress import progress
+from sklearn_implicitreg.stacks import StackedEquations
+from sklearn_implicitreg.system import Array
 from sklearn_implicitreg.trajectory.minibatches import mean_column, minibatch_column, named_batches
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
 from sklearn_implicitreg.trajectory.references import Gradient, Reference
@@ -144,6 +145,8 @@ class PathTargets:
         What the reader of the result should know.
     """
 
+    place: ClassVar[str] = "window"
+
     problem: Problem
     reference: Reference
     windows: tuple[Window, ...]
@@ -159,13 +162,14 @@ class PathTargets:
         path: Trajectory,
         reference: Reference,
         window: int | str | None,
+        verbose: int = 0,
     ) -> PathTargets:
         """Deviations of a path from a reference, in one pass over the rows per window."""
         whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
         warn_of_single_steps(whole, windows, reference)
         deviations, nuisances, notes = [], [], []
-        for stretch in windows:
+        for stretch in progress(windows, "windows", len(windows), verbose):
             gradient = reference.mean_gradient(whole, stretch)
             deviations.append(_deviation(problem, stretch, gradient))
             if _has_nuisance(reference, window):
@@ -189,6 +193,16 @@ class PathTargets:
         found = (tuple(deviations), tuple(nuisances), settings, tuple(notes))
         return cls(problem, reference, windows, *found)
 
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problem at the mean iterate of every window."""
+        return tuple(self.problem.at(window.mean("visited")) for window in self.windows)
+
+    @property
+    def gradients(self) -> tuple[LossGradient, ...]:
+        """The deviations, which take the place of the gradients of endpoints."""
+        return self.deviations
+
     def equations(self, penalty: Penalty) -> PathEquations:
         """Equations of a penalty along the path."""
         parts = []
@@ -202,7 +216,7 @@ class PathTargets:
             if self.nuisances and not own:
                 columns = columns.joined(NUISANCE, self.nuisances[i])
             parts.append(Equations(self.problem, columns, deviation))
-        return PathEquations(self, tuple(parts))
+        return PathEquations(tuple(parts), self)
 
     def mean_deviation(self, whole: Problem | None = None) -> LossGradient:
         """Mean over the windows, each by its steps; with ``whole`` against other rows."""
@@ -237,40 +251,24 @@ class PathTargets:
 
 
 @dataclass(frozen=True)
-class PathEquations:
+class PathEquations(StackedEquations):
     """Equations of a family in all windows of a path; a window is a cluster.
 
     Parameters
     ----------
-    targets : PathTargets
     parts : tuple of Equations
         One for each window.
+    targets : PathTargets
     """
 
-    targets: PathTargets
-    parts: tuple[Equations, ...]
+    place: ClassVar[str] = PathTargets.place
 
-    @property
-    def problem(self) -> Problem:
-        """The trained model."""
-        return self.targets.problem
+    targets: PathTargets
 
     @property
     def windows(self) -> tuple[Window, ...]:
         """The windows of the path."""
         return self.targets.windows
-
-    @cached_property
-    def system(self) -> GradientSystem:
-        """Triangles of the equations, one per window."""
-        systems = [part.system for part in self.parts]
-        return GradientSystem(
-            systems[0].term_names,
-            tuple(f"window {i}" for i in range(len(systems))),
-            tuple(merge(system.triangles) for system in systems),
-            tuple(system.n_equations for system in systems),
-            self._meat,
-        )
 
     @cached_property
     def mean(self) -> Equations:
@@ -308,19 +306,6 @@ class PathEquations:
             return whole, whole
         own = float(targets.square().sum())
         return (n * n * whole - own) / (n * (n - 1)), whole
-
-    @property
-    def rounding(self) -> float:
-        """Norm below which the targets are zero to rounding."""
-        return float(np.sqrt(sum(part.rounding**2 for part in self.parts)))
-
-    def _meat(self, whitener: Array, coef: Array) -> Array:
-        total = np.zeros((whitener.shape[1], whitener.shape[1]))
-        for part in self.parts:
-            meat = part.system.hc3_meat
-            assert meat is not None
-            total += meat(whitener, coef)
-        return total
 
 
 def _has_nuisance(reference: Reference, window: int | str | None) -> TypeGuard[Gradient]:

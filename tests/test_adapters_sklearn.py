@@ -41,6 +41,7 @@ from sklearn.linear_model import (
     SGDClassifier,
     SGDRegressor,
     TheilSenRegressor,
+    TweedieRegressor,
 )
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
@@ -48,6 +49,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, TargetEncoder
 from sklearn.svm import LinearSVC, LinearSVR
 
+from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.linear import LinearProblem
 from sklearn_implicitreg.problem import LossGradient, Problem
@@ -624,3 +626,20 @@ def test_unknown_loss_and_parameters_are_refused() -> None:
     lars = LassoLars().fit(X_DIABETES, Y_DIABETES)
     with pytest.raises(ValueError, match="LassoLars cannot be trained with weights"):
         adapt(lars, Data(X_DIABETES, Y_DIABETES, W_DIABETES), Options())
+
+
+@pytest.mark.parametrize("power", [-1, 0, 1, 1.5, 2, 2.5, 3])
+@pytest.mark.parametrize("link", ["log", "identity"])
+def test_every_power_and_link_of_tweedie(power: float, link: str) -> None:
+    X, y = X_DIABETES / 10, Y_DIABETES / 100 + 1
+    model = TweedieRegressor(power=power, link=link, alpha=0.01, tol=1e-10, max_iter=1000)
+    model = model.set_params(solver="newton-cholesky").fit(X, y)
+    est = ImplicitRegularizationEstimator(model).fit(X, y)
+    assert est.in_model_units() == pytest.approx({"alpha": 0.01}, rel=1e-6)
+
+
+def test_predictions_out_of_range_are_refused() -> None:
+    model = TweedieRegressor(power=1.5, link="identity").fit(X_DIABETES, Y_DIABETES)
+    model.intercept_ = -1e3
+    with pytest.raises(ValueError, match="predictions in the range of the loss"):
+        ImplicitRegularizationEstimator(model).fit(X_DIABETES, Y_DIABETES)

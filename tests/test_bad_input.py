@@ -118,7 +118,8 @@ MODELS = {
     "unknown-estimator": (
         (lambda: KNeighborsRegressor().fit(X, Y), {}, X, Y, None),
         TypeError,
-        "Expected a trained torch module, skorch net or scikit-learn linear or MLP model, got "
+        "Expected a trained torch module, skorch net, scikit-learn linear or MLP model or "
+        "results of statsmodels, got "
         "KNeighborsRegressor. Give a bare nn.Module with `loss=`, or",
     ),
     "several-outputs-of-an-mlp": (

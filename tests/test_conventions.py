@@ -62,7 +62,7 @@ def test_parameters_undo_coefficients(name: str, ratio: float) -> None:
     found = row.parameters(coef, n=50)
     assert found[row.parameter] == pytest.approx(0.7)
     if row.l1 is not None and row.l2 is not None:
-        assert found["l1_ratio"] == pytest.approx(ratio)
+        assert found[row.ratio] == pytest.approx(ratio)
 
 
 def test_weight_decay_is_half_of_l2() -> None:

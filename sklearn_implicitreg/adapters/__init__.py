@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,9 +12,15 @@ from torch import Tensor
 from sklearn_implicitreg.frozen import FrozenModel
 from sklearn_implicitreg.problem import Problem
 
-__all__ = ["Data", "Options", "adapt"]
+__all__ = ["Data", "Options", "adapt", "adapt_many"]
 
-_LIBRARIES = {"sklearn": "sklearn_models", "skorch": "skorch_nets", "torch": "torch_modules"}
+_LIBRARIES = {
+    "sklearn": "sklearn_models",
+    "sklearn_implicitreg": "sklearn_any",
+    "skorch": "skorch_nets",
+    "statsmodels": "statsmodels_results",
+    "torch": "torch_modules",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,22 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
         problem = generic(model, data, options)
         return problem
     raise TypeError(
-        f"Expected a trained torch module, skorch net or scikit-learn linear or MLP model, got "
-        f"{type(model).__name__}. Give a bare nn.Module with `loss=`, or "
+        f"Expected a trained torch module, skorch net, scikit-learn linear or MLP model or results "
+        f"of statsmodels, got {type(model).__name__}. Give a bare nn.Module with `loss=`, or "
         "model='precomputed' with the design as X and the target as y."
     )
+
+
+def adapt_many(models: Sequence[Any], data: Sequence[Data], options: Options) -> list[Problem]:
+    """Problems of several trained models, which share what they can.
+
+    Linear models with squared error on the same rows (the same objects) share one Gram matrix.
+
+    Raises
+    ------
+    TypeError
+        If no adapter knows one of the models.
+    """
+    shared = import_module(f"{__name__}.linear_checkpoints").adapt_checkpoints
+    problems: list[Problem] = shared(models, data, options)
+    return problems

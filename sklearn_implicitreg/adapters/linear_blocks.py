@@ -10,7 +10,7 @@ from scipy import sparse
 
 from sklearn_implicitreg.adapters.linear_losses import Array
 
-__all__ = ["row_blocks", "weighted_gram"]
+__all__ = ["row_blocks", "rows_of_features", "weighted_gram"]
 
 # Numbers in a block: large enough for BLAS, small enough to stay in the cache.
 _BLOCK = 2**20
@@ -42,6 +42,29 @@ def row_blocks(X: Any) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
+def rows_of_features(X: Any, rows: Any) -> Any:
+    """Some rows of X in float64; a view where X is a float64 array and the rows a slice.
+
+    Parameters
+    ----------
+    X : ndarray or CSR matrix of shape (n, p)
+        Features, of any float type.
+    rows : slice or ndarray of int
+        Which rows.
+
+    Returns
+    -------
+    ndarray or CSR matrix of shape (m, p)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows_of_features(np.ones((2, 1), dtype=np.float32), slice(0, 1)).dtype
+    dtype('float64')
+    """
+    return X[rows].astype(np.float64, copy=False)
+
+
 def weighted_gram(X: Any, weight: Array, center: Array) -> Array:
     """``sum_i w_i (x_i - center) (x_i - center)'`` of rows in blocks.
 
@@ -68,7 +91,7 @@ def weighted_gram(X: Any, weight: Array, center: Array) -> Array:
     """
     gram = np.zeros((X.shape[1], X.shape[1]))
     for rows in row_blocks(X):
-        part, w = X[rows], weight[rows]
+        part, w = rows_of_features(X, rows), weight[rows]
         if sparse.issparse(part):
             gram += (part.T @ part.multiply(w[:, None])).toarray()
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from sklearn_implicitreg.adapters import linear_losses as losses
 from sklearn_implicitreg.adapters import linear_margins as margins
 from sklearn_implicitreg.adapters.linear import LinearFit, LinearProblem, linear_problem, predictor
 from sklearn_implicitreg.adapters.linear_losses import Array, RowLoss, RowLosses
+from sklearn_implicitreg.adapters.linear_streams import streamed
 from sklearn_implicitreg.adapters.sklearn_rows import (
     classification_rows,
     one_hot,
@@ -24,7 +26,7 @@ from sklearn_implicitreg.adapters.sklearn_rows import (
 )
 from sklearn_implicitreg.adapters.torch_losses import LOSSES, resolve_loss
 
-__all__ = ["adapt_any_linear"]
+__all__ = ["HANDLERS", "adapt_any_linear", "any_linear_fit"]
 
 _LossMaker = Callable[[Any], RowLoss]
 
@@ -90,7 +92,30 @@ def adapt_any_linear(model: Any, data: Data, options: Options) -> LinearProblem:
     >>> float(abs(problem.gradient().value["coef"]).max()) < 1e-12
     True
     """
-    loss = options.loss
+    return linear_problem(any_linear_fit(model, data, options.loss), options)
+
+
+def any_linear_fit(model: Any, data: Data, loss: Any) -> LinearFit:
+    """Validated rows of a fitted estimator and the loss given.
+
+    Parameters
+    ----------
+    model : estimator
+        Has ``coef_`` and ``intercept_``.
+    data : Data
+        Rows.
+    loss : str, nn loss or callable(output, target)
+        As in `adapt_any_linear`.
+
+    Returns
+    -------
+    LinearFit
+
+    Raises
+    ------
+    ValueError
+        If no loss is given, its name is not known, or it does not suit the model.
+    """
     known = [*_AVERAGED, *LOSSES, *_RESIDUAL, *_LOG, *_MARGIN]
     if loss is None or (isinstance(loss, str) and loss not in known):
         what = "no loss" if loss in (None, "auto") else f"loss={loss!r}"
@@ -99,8 +124,7 @@ def adapt_any_linear(model: Any, data: Data, options: Options) -> LinearProblem:
             f"`loss=`, one of {sorted(set(known))}, an nn loss, or a callable(output, target)."
         )
     classifier = hasattr(model, "classes_")
-    fit = _classifier_fit(model, data, loss) if classifier else _regressor_fit(model, data, loss)
-    return linear_problem(fit, options)
+    return _classifier_fit(model, data, loss) if classifier else _regressor_fit(model, data, loss)
 
 
 def _regressor_fit(model: Any, data: Data, loss: Any) -> LinearFit:
@@ -173,16 +197,17 @@ def _by_autograd(model: Any, X: Any, target: torch.Tensor, weight: Array, loss: 
     slopes = slope.detach().numpy()
     value = np.full((n_rows, 1), float(total.detach()) / n_rows)
 
-    def rows(_: Array, __: Array, eta_size: Array | None) -> RowLosses:
-        size = np.abs(slopes) + curvature * (0.0 if eta_size is None else eta_size)
-        return RowLosses(value, slopes, size, np.zeros(slopes.shape, dtype=bool))
+    def looked_up(_: Array, place: Array, eta_size: Array | None) -> RowLosses:
+        at = place[:, 0].astype(np.intp)
+        size = np.abs(slopes[at]) + curvature[at] * (0.0 if eta_size is None else eta_size)
+        return RowLosses(value[at], slopes[at], size, np.zeros(size.shape, dtype=bool))
 
     return LinearFit(
         model=model,
         X=X,
-        y=np.zeros((n_rows, n_outputs)),
+        y=np.repeat(np.arange(float(n_rows))[:, None], n_outputs, axis=1),
         weight=weight * (mass / weight.sum()),
-        row_loss=rows,
+        row_loss=looked_up,
         loss_name=row_loss.words,
         loss_weight=np.ones((n_rows, 1)),
     )
@@ -195,3 +220,12 @@ def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:
     (second,) = torch.autograd.grad(slope.sum(), eta, allow_unused=True)
     size: Array = np.zeros(eta.shape) if second is None else np.abs(second.numpy())
     return size
+
+
+def _linear_model(model: Any, data: Data, options: Options) -> LinearProblem:
+    """Given coefficients with their own loss, unless another one is asked for."""
+    own = isinstance(options.loss, str) and options.loss == "auto"
+    return adapt_any_linear(model, data, replace(options, loss=model.loss) if own else options)
+
+
+HANDLERS = {"LinearModel": streamed(_linear_model)}

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.linear import LinearProblem
+from sklearn_implicitreg.adapters.linear_streams import TransformedBlocks, is_stream
 from sklearn_implicitreg.problem import Problem
 
 __all__ = ["CONTAINERS"]
@@ -23,7 +24,11 @@ def _pipeline(model: Any, data: Data, options: Options) -> Problem:
     if len(model.steps) == 1:
         return adapt(model[-1], data, options)
     before = model[:-1]
-    problem = adapt(model[-1], replace(data, X=before.transform(data.X)), options)
+    if data.y is None and is_stream(data.X):
+        X: Any = TransformedBlocks(data.X, before.transform)
+    else:
+        X = before.transform(data.X)
+    problem = adapt(model[-1], replace(data, X=X), options)
     if not isinstance(problem, LinearProblem) or problem.feature_names is not None:
         return problem
     return replace(problem, feature_names=_names_out(before))

@@ -17,6 +17,7 @@ from sklearn_implicitreg.adapters import linear_losses as losses
 from sklearn_implicitreg.adapters import linear_margins as margins
 from sklearn_implicitreg.adapters.linear import LinearFit, linear_problem
 from sklearn_implicitreg.adapters.linear_losses import Array, RowLoss
+from sklearn_implicitreg.adapters.linear_streams import streamed
 from sklearn_implicitreg.adapters.sklearn_any import adapt_any_linear
 from sklearn_implicitreg.adapters.sklearn_containers import CONTAINERS
 from sklearn_implicitreg.adapters.sklearn_rows import (
@@ -383,7 +384,7 @@ _LINEAR: dict[str, Handler] = {
 
 # By class name, along the model's MRO.
 HANDLERS: dict[str, Handler] = {
-    **{name: partial(_own_loss, handler) for name, handler in _LINEAR.items()},
+    **{name: streamed(partial(_own_loss, handler)) for name, handler in _LINEAR.items()},
     **dict.fromkeys(["MLPRegressor", "MLPClassifier"], _mlp),
     **CONTAINERS,
 }

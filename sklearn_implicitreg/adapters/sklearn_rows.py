@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Codes = NDArray[np.intp]
+_FLOATS = [np.float64, np.float32]  # kept as they come; the products are in float64
 
 
 def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
@@ -40,7 +41,7 @@ def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
     Returns
     -------
     X : ndarray or CSR matrix of shape (n, p)
-        Features, float64.
+        Features, float64 or float32.
     y : ndarray of shape (n, K)
         Targets.
     sample_weight : ndarray of shape (n,)
@@ -67,7 +68,7 @@ def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
         data.y,
         reset=False,
         accept_sparse="csr",
-        dtype=np.float64,
+        dtype=_FLOATS,
         multi_output=True,
         y_numeric=True,
     )
@@ -88,7 +89,7 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     Returns
     -------
     X : ndarray or CSR matrix of shape (n, p)
-        Features, float64.
+        Features, float64 or float32.
     codes : ndarray of int of shape (n,)
         Positions in ``classes_``.
     y : ndarray of shape (n,)
@@ -110,7 +111,7 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     [0, 1]
     """
     check_is_fitted(model)
-    X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=np.float64)
+    X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_FLOATS)
     check_classification_targets(y)
     if model.classes_.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
         # LabelEncoder would take whatever it is given for True.

@@ -63,8 +63,8 @@ def convert(
 
     Notes
     -----
-    What is minimized over w, and the coefficients that this is (r: ``l1_ratio``, SSE: sum of
-    squared errors over the n rows, D: deviance)::
+    What is minimized over w, and the coefficients that this is (r: ``l1_ratio`` or ``L1_wt``,
+    SSE: sum of squared errors over the n rows, D: deviance)::
 
         model                objective                                   coefficients
         Ridge                SSE + alpha |w|^2                           l2 = alpha/n
@@ -89,9 +89,13 @@ def convert(
         MLPRegressor         SSE/(2n) + alpha/(2n) |w|^2                 l2 = alpha/n
         MLPClassifier        mean of log losses + alpha/(2n) |w|^2       l2 = alpha/(2n)
         torch                mean loss + weight_decay/2 |w|^2            l2 = weight_decay/2
+        OLS (statsmodels,    SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
+        also WLS and GLS)    + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
+        GLM (statsmodels)    D/(2n) + alpha r |w|_1                      l1 = alpha r,
+                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)/2
 
     An SGDRegressor with another loss than the squared error has the units of SGDClassifier;
-    TweedieRegressor(power=0) has those of an ElasticNet with r = 0.
+    TweedieRegressor(power=0) has those of an ElasticNet with r = 0, a Gaussian GLM those of OLS.
 
     Examples
     --------
@@ -127,6 +131,8 @@ def convert(
     MLPRegressor        alpha        {'l2': 0.1}
     MLPClassifier       alpha        {'l2': 0.05}
     torch               weight_decay {'l2': 0.5}
+    OLS                 alpha        {'l2': 1.0, 'l1': 2.0}
+    GLM                 alpha        {'l2': 0.5, 'l1': 1.0}
     """
     if family not in _FAMILIES:
         raise ValueError(_unknown("family", family, list(_FAMILIES)))

@@ -1,0 +1,152 @@
+"""Fits, one function for each kind of equations: solved, tested, judged and described."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.exceptions import CollinearTermsWarning
+from sklearn_implicitreg.facts import Facts, precomputed_facts
+from sklearn_implicitreg.inference import Inference, Verdict, infer, judge
+from sklearn_implicitreg.paths import PathFit
+from sklearn_implicitreg.penalties import FittedPenalty
+from sklearn_implicitreg.results import Result, without_numbers
+from sklearn_implicitreg.solve import Solution, solve
+from sklearn_implicitreg.stacks import StackedEquations
+from sklearn_implicitreg.system import Array, GradientSystem
+from sklearn_implicitreg.windows import PathEquations
+
+__all__ = ["Settings", "fit_arrays", "fit_equations", "fitted_penalty"]
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How equations are solved and what standard errors are told."""
+
+    positive: bool = False
+    covariance: str = "auto"
+    confidence_level: float = 0.95
+
+    def solved(self, system: GradientSystem, eps: float, stacklevel: int = 6) -> Solution:
+        """Solution of a system; warns the caller of ``fit`` where the columns are dependent."""
+        solution = solve(system.triangle, system.n_equations, positive=self.positive, eps=eps)
+        if solution.rank < system.n_terms and solution.tss > 0:
+            names = [system.term_names[i] for i in solution.dependent]
+            warnings.warn(
+                f"The gradients of {names} are zero or linearly dependent over these equations: "
+                "the coefficients are the minimum-norm answer of many. Drop terms.",
+                CollinearTermsWarning,
+                stacklevel=stacklevel,
+            )
+        return solution
+
+    def inferred(self, system: GradientSystem, solution: Solution) -> Inference:
+        """Standard errors of a solution."""
+        level = self.confidence_level
+        return infer(system, solution, covariance=self.covariance, confidence_level=level)
+
+
+def fit_equations(equations: Equations | StackedEquations, settings: Settings) -> Result:
+    """Fit of a trained model, of several endpoints or of a path."""
+    if isinstance(equations, PathEquations):
+        return _fit_windows(equations, settings)
+    return _fit_endpoints(equations, settings)
+
+
+def fit_arrays(system: GradientSystem, settings: Settings) -> Result:
+    """Fit of equations that were given as arrays."""
+    solution = settings.solved(system, _EPS, stacklevel=5)
+    verdict = judge(solution, system.term_names, rounding=0.0)
+    return _finished(system, solution, verdict, precomputed_facts(), settings)
+
+
+def _fit_endpoints(equations: Equations | StackedEquations, settings: Settings) -> Result:
+    system = equations.system
+    eps = max(part.problem.eps for part in equations.parts)
+    solution = settings.solved(system, eps)
+    invariant, dominates = equations.scale_invariant()
+    tested = equations.tested(solution)
+    verdict = judge(
+        solution,
+        system.term_names,
+        rounding=equations.rounding,
+        n_violated=tested.n_violated if tested else 0,
+        scale_invariant=invariant,
+        scale_invariant_dominates=dominates,
+        n_kinks=sum(part.gradient.n_kinks for part in equations.parts),
+    )
+    facts = Facts.of(equations, solution, invariant, tested)
+    penalty = fitted_penalty(equations, solution)
+    result = _finished(system, solution, verdict, facts, settings, penalty)
+    if isinstance(equations, StackedEquations):
+        return replace(result, path=coef_path(equations, settings, eps))
+    return result
+
+
+def _fit_windows(equations: PathEquations, settings: Settings) -> Result:
+    system, eps = equations.system, equations.problem.eps
+    stacked = settings.solved(system, eps)
+    fit = PathFit(equations, stacked)
+    inference = settings.inferred(system, stacked)
+    return Result(
+        system.term_names,
+        fit.solution,
+        inference,
+        fit.verdict(inference),
+        fit.facts(),
+        fitted_penalty(equations.mean, stacked),
+        coef_path(equations, settings, eps),
+    )
+
+
+def _finished(
+    system: GradientSystem,
+    solution: Solution,
+    verdict: Verdict,
+    facts: Facts,
+    settings: Settings,
+    penalty: FittedPenalty | None = None,
+) -> Result:
+    """Result with standard errors; NaN where the gradient is zero to rounding."""
+    inference = settings.inferred(system, solution)
+    if solution.tss**0.5 <= verdict.details["rounding"]:
+        solution, inference = without_numbers(solution, inference)
+    return Result(system.term_names, solution, inference, verdict, facts, penalty)
+
+
+def coef_path(equations: StackedEquations, settings: Settings, eps: float) -> tuple[Array, Array]:
+    """Coefficients of every place by itself (W, k), and their intervals (W, k, 2).
+
+    NaN where a place alone has fewer equations than there are coefficients.
+    """
+    coefs, bands = [], []
+    for part in equations.parts:
+        system = part.reduced
+        k = system.n_terms
+        if system.n_equations < k:
+            coefs.append(np.full(k, np.nan))
+            bands.append(np.full((k, 2), np.nan))
+            continue
+        found = solve(system.triangle, system.n_equations, positive=settings.positive, eps=eps)
+        band = infer(system, found, confidence_level=settings.confidence_level)
+        coefs.append(found.coef)
+        bands.append(band.conf_int)
+    return np.array(coefs), np.array(bands)
+
+
+def fitted_penalty(equations: Equations | StackedEquations, solution: Solution) -> FittedPenalty:
+    """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
+    first = equations.parts[0]
+    signal = solution.tss**0.5 > equations.rounding
+    coef = solution.coef if signal else np.zeros(solution.n_terms)
+    start = 0
+    leaves = []
+    for leaf, n in first.columns.leaves:
+        leaves.append((leaf, tuple(coef[start : start + n].tolist())))
+        start += n
+    return FittedPenalty(tuple(leaves), tuple(first.problem.params))

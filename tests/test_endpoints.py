@@ -1,0 +1,525 @@
+"""Lists of endpoints against what is known: pooled least squares, jackknives, shared penalties."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cases import X_DIABETES as X
+from cases import Y_DIABETES as Y
+from scipy.linalg import lstsq
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.datasets import make_regression
+from sklearn.exceptions import FitFailedWarning
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDRegressor
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetRegressor
+from torch import nn
+
+from sklearn_implicitreg import (
+    Endpoint,
+    ImplicitRegularizationCV,
+    ImplicitRegularizationEstimator,
+    endpoints,
+    equations,
+)
+
+N, P = X.shape
+ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0)
+ROUNDS = 1e-10
+
+
+def estimator(**params):
+    return ImplicitRegularizationEstimator(None, **params)
+
+
+def data_set(seed, n=60, p=4):
+    return make_regression(n, p, noise=5.0, random_state=seed)
+
+
+def mixture():
+    """Ridge fits of different strengths on different data."""
+    sets = [data_set(seed, n=40 + 10 * seed) for seed in range(len(ALPHAS))]
+    return [Endpoint(Ridge(a).fit(*d), *d) for a, d in zip(ALPHAS, sets, strict=True)]
+
+
+def by_hand(group, terms=("l2",)):
+    """Design, target and endpoint of every equation of squared error."""
+    rows = []
+    for place, own in enumerate(group):
+        theta = own.model.coef_
+        residual = own.y - own.model.predict(own.X)
+        columns = {"l2": 2 * theta, "l1": np.sign(theta)}
+        design = np.stack([columns[t] for t in terms], axis=1)
+        rows.append((design, 2 * own.X.T @ residual / len(own.X), np.full(len(theta), place)))
+    return (np.concatenate(parts) for parts in zip(*rows, strict=True))
+
+
+# Coefficients
+
+
+def test_one_alpha_on_many_data_sets_is_found():
+    group = [Endpoint(Ridge(3.0).fit(*d), *d) for d in map(data_set, range(8))]
+    est = estimator().fit(group)
+    assert est.coef_[0] == pytest.approx(3.0 / 60, rel=ROUNDS)
+    assert est.in_model_units()["alpha"] == pytest.approx(3.0, rel=ROUNDS)
+    assert est.explicit_estimator().alpha == pytest.approx(3.0, rel=ROUNDS)
+    assert est.r2_ == pytest.approx(1.0)
+    assert est.verdict_ == "supported"
+    assert est.n_equations_ == 8 * 4
+    np.testing.assert_allclose(est.coef_path_, np.full((8, 1), 3.0 / 60), rtol=1e-8)
+    assert est.coef_path_conf_int_.shape == (8, 1, 2)
+
+
+@pytest.mark.parametrize("family", [("l2",), ("l2", "l1")])
+def test_a_mixture_is_pooled_least_squares(family):
+    group = mixture()
+    design, target, _ = by_hand(group, family)
+    expected = lstsq(design, target)[0]
+    est = estimator(family="+".join(family)).fit(group)
+    np.testing.assert_allclose(est.coef_, expected, rtol=1e-10)
+    residual = target - design @ expected
+    assert est.r2_ == pytest.approx(1 - residual @ residual / (target @ target), rel=1e-10)
+
+
+@pytest.mark.parametrize("family", [("l2",), ("l2", "l1")])
+def test_standard_errors_leave_out_one_endpoint(family):
+    group = mixture()
+    design, target, places = by_hand(group, family)
+    whole = lstsq(design, target)[0]
+    count = len(group)
+    left = np.array([lstsq(design[places != c], target[places != c])[0] for c in range(count)])
+    cov = (count - 1) / count * (left - whole).T @ (left - whole)
+    est = estimator(family="+".join(family)).fit(group)
+    np.testing.assert_allclose(est.std_err_, np.sqrt(np.diag(cov)), rtol=1e-8)
+    assert "jackknife" in str(est.summary())
+
+
+def test_every_endpoint_has_its_row_of_the_path():
+    group = mixture()
+    est = estimator().fit(group)
+    n = np.array([len(own.X) for own in group])
+    np.testing.assert_allclose(est.coef_path_[:, 0], np.array(ALPHAS) / n, rtol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["l2", "l2+l1"])
+def test_one_endpoint_is_the_fit_of_its_model(family):
+    model = Ridge(2.0).fit(X, Y)
+    alone = ImplicitRegularizationEstimator(model, family=family).fit(X, Y)
+    listed = estimator(family=family).fit([Endpoint(model, X, Y)])
+    for name in ("coef_", "std_err_", "conf_int_", "r2_", "vif_", "cosine_", "verdict_"):
+        np.testing.assert_array_equal(getattr(listed, name), getattr(alone, name))
+    assert str(listed.summary()) == str(alone.summary())
+
+
+def test_weights_of_an_endpoint_are_used():
+    weights = np.random.default_rng(0).uniform(0.5, 2.0, N)
+    group = [Endpoint(Ridge(a).fit(X, Y, sample_weight=weights), X, Y, weights) for a in (1.0, 1.0)]
+    est = estimator().fit(group)
+    assert est.coef_[0] == pytest.approx(1.0 / weights.sum(), rel=1e-9)
+
+
+def test_few_equations_each_but_enough_together():
+    group = [Endpoint(Ridge(3.0).fit(*d), *d) for d in (data_set(s, p=1) for s in range(6))]
+    est = estimator(family="l2+l1").fit(group)  # one equation each
+    np.testing.assert_allclose(est.coef_, [3.0 / 60, 0.0], atol=1e-10)
+    assert np.isnan(est.coef_path_).all()
+    with pytest.raises(ValueError, match="got 1 equations for the 2 coefficients"):
+        estimator(family="l2+l1").fit(group[:1])
+
+
+def test_no_gradient_is_no_signal():
+    est = estimator().fit(endpoints(LinearRegression(), X, Y, 5, random_state=0))
+    assert est.verdict_ == "no signal"
+    assert np.isnan(est.coef_).all()
+    assert "5 endpoints of LinearRegression" in str(est.summary())
+
+
+def test_modules_share_the_coefficient():
+    def module(decay, seed):
+        inputs, outputs = data_set(seed)
+        theta = np.linalg.solve(inputs.T @ inputs / 60 + decay * np.eye(4), inputs.T @ outputs / 60)
+        layer = nn.Linear(4, 1, bias=False).double()
+        layer.weight.data[0] = torch.tensor(theta)
+        return Endpoint(layer, inputs, outputs[:, None])
+
+    est = estimator(loss="mse").fit([module(0.3, seed) for seed in range(4)])
+    assert est.coef_[0] == pytest.approx(0.3, rel=1e-9)
+    penalty = est.penalty_({"weight": torch.ones(2, 2, dtype=torch.float64)})
+    assert float(penalty) == pytest.approx(1.2)
+
+
+# Report
+
+
+def test_summary_names_what_was_pooled():
+    text = str(estimator().fit(mixture()).summary())
+    assert "5 endpoints of Ridge" in text
+    assert "40 to 80" in text
+
+
+def test_units_of_endpoints_of_different_sizes_are_refused():
+    est = estimator().fit(mixture())
+    for convert in (est.in_model_units, est.explicit_estimator):
+        with pytest.raises(ValueError, match="Expected endpoints of one number of rows"):
+            convert()
+
+
+def test_results_are_pickled_without_data():
+    group = endpoints(Ridge(), X, Y, 4, random_state=0)
+    est = estimator().fit(group)
+    again = pickle.loads(pickle.dumps(est))
+    assert str(again.summary()) == str(est.summary())
+    np.testing.assert_array_equal(again.coef_path_, est.coef_path_)
+    assert again.score(group) == est.score(group)  # the endpoints bring all that is needed
+
+
+# Score and selection
+
+
+def test_score_is_the_plain_r2_on_other_endpoints():
+    group = mixture()
+    est = estimator().fit(group[:3])
+    design, target, _ = by_hand(group[3:])
+    residual = target - design @ est.coef_
+    expected = 1 - residual @ residual / (target @ target)
+    assert est.score(group[3:]) == pytest.approx(expected, rel=1e-10)
+    assert estimator().fit(group).score(group) == pytest.approx(estimator().fit(group).r2_)
+
+
+def test_score_of_a_fit_on_rows_takes_endpoints():
+    model = Ridge(2.0).fit(X, Y)
+    est = ImplicitRegularizationEstimator(model).fit(X, Y)
+    assert est.score([Endpoint(model, X, Y)]) == pytest.approx(1.0)
+
+
+def test_search_over_folds_of_endpoints():
+    group = endpoints(Ridge(4.0), X, Y, 10, random_state=0)
+    search = GridSearchCV(
+        estimator(), {"family": ["l1", "l2", "power"]}, cv=KFold(5, shuffle=True, random_state=0)
+    ).fit(group)
+    assert search.best_params_ == {"family": "l2"}
+    assert search.best_score_ == pytest.approx(1.0)
+    scores = cross_val_score(estimator(family="l1"), group, cv=5)
+    assert scores.shape == (5,)
+
+
+def test_selection_in_one_pass_and_over_folds():
+    group = endpoints(Ridge(4.0), X, Y, 6, random_state=0)
+    for cv in (None, 3):
+        best = ImplicitRegularizationCV(None, families=["l1", "l2"], cv=cv).fit(group)
+        assert best.best_family_ == "l2"
+        assert best.in_model_units()["alpha"] == pytest.approx(4.0, rel=1e-8)
+        assert best.coef_path_.shape == (6, 1)
+        assert best.n_features_in_ == P
+
+
+def test_criterion_of_one_endpoint_is_that_of_its_rows():
+    model = Ridge(4.0).fit(X, Y)
+    families = ["l1", "l2", "l2+l1"]
+    rows = ImplicitRegularizationCV(model, families=families).fit(X, Y)
+    listed = ImplicitRegularizationCV(None, families=families).fit([Endpoint(model, X, Y)])
+    np.testing.assert_array_equal(
+        listed.cv_results_["mean_test_score"], rows.cv_results_["mean_test_score"]
+    )
+
+
+def test_criterion_adds_the_noise_of_the_endpoints():
+    model = Ridge(4.0).fit(X, Y)
+    one, two = (
+        ImplicitRegularizationCV(None, families=["l1"]).fit([Endpoint(model, X, Y)] * count)
+        for count in (1, 2)
+    )
+    # Twice the noise over twice the target, in the same columns: but the same direction of them.
+    first, second = (best.cv_results_ for best in (one, two))
+    np.testing.assert_allclose(second["r2"], first["r2"], rtol=1e-12)
+    lost = [r["r2"][0] - r["mean_test_score"][0] for r in (first, second)]
+    assert lost[1] == pytest.approx(lost[0] / 2, rel=1e-9)
+
+
+def test_equations_are_grouped_by_endpoint():
+    group = mixture()
+    table = equations(None, group, families="l2+l1")
+    design, target, places = by_hand(group, ("l2", "l1"))
+    np.testing.assert_allclose(table.data.to_numpy(), design, rtol=1e-12)
+    np.testing.assert_allclose(table.target, target, rtol=1e-9)
+    np.testing.assert_array_equal(table.groups, places)
+    assert table.data.index.names == ["endpoint", "tensor", "coordinate"]
+    fit = LinearRegression(fit_intercept=False)
+    scores = cross_val_score(fit, table.data, table.target, groups=table.groups, cv=GroupKFold(5))
+    assert len(scores) == 5
+
+
+# Training
+
+
+def test_the_first_endpoint_has_all_rows():
+    group = endpoints(Ridge(2.0), X, Y, 4, random_state=0)
+    np.testing.assert_array_equal(group[0].X, X)
+    np.testing.assert_array_equal(group[0].model.coef_, Ridge(2.0).fit(X, Y).coef_)
+    rng = np.random.RandomState(0)
+    for own in group[1:]:
+        rows = rng.choice(N, size=N)
+        np.testing.assert_array_equal(own.X, X[rows])
+        np.testing.assert_array_equal(own.model.coef_, Ridge(2.0).fit(X[rows], Y[rows]).coef_)
+    assert group.n_failed_ == 0
+    np.testing.assert_array_equal(group.effective_sample_size_, [N] * 4)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        Ridge(2.0),
+        make_pipeline(
+            StandardScaler(), MLPRegressor(hidden_layer_sizes=3, solver="lbfgs", max_iter=15)
+        ),
+        SGDRegressor(max_iter=5, tol=None),
+    ],
+    ids=["ridge", "pipeline", "sgd"],
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_processes_do_not_change_the_numbers(template):
+    one = endpoints(template, X, Y, 5, random_state=3)
+    two = endpoints(template, X, Y, 5, random_state=3, n_jobs=2)
+    for mine, theirs in zip(one, two, strict=True):
+        np.testing.assert_array_equal(mine.X, theirs.X)
+        np.testing.assert_array_equal(mine.model.predict(X), theirs.model.predict(X))
+    assert len({own.model.predict(X[:1]).item() for own in one}) == 5
+
+
+def test_skorch_nets_are_reproducible_and_leave_the_random_state():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(P, 1)
+
+        def forward(self, inputs):
+            return self.layer(inputs)
+
+    template = NeuralNetRegressor(Net, max_epochs=2, train_split=None, verbose=0, lr=0.1)
+    inputs, outputs = X.astype(np.float32), Y[:, None].astype(np.float32)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    runs = [endpoints(template, inputs, outputs, 3, random_state=1) for _ in range(2)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for mine, theirs in zip(*runs, strict=True):
+        np.testing.assert_array_equal(mine.model.predict(inputs), theirs.model.predict(inputs))
+    est = estimator().fit(runs[0])
+    assert est.n_equations_ == 3 * P
+
+
+def test_integer_random_states_are_kept():
+    group = endpoints(SGDRegressor(random_state=7), X, Y, 2, random_state=0)
+    assert group[1].model.random_state == 7
+    free = endpoints(SGDRegressor(), X, Y, 2, random_state=0)
+    assert isinstance(free[0].model.random_state, int)
+    assert free[0].model.random_state != free[1].model.random_state
+
+
+def test_importance_weights_and_their_effective_size():
+    draw = np.random.default_rng(1).uniform(0.2, 1.0, N)
+    share = draw / draw.sum()
+    group = endpoints(Ridge(2.0), X, Y, 4, weights=draw, random_state=0)
+    np.testing.assert_array_equal(group[0].sample_weight, np.ones(N))
+    rng = np.random.RandomState(0)
+    for i, own in enumerate(group[1:], 1):
+        rows = rng.choice(N, size=N, p=share)
+        weight = 1 / (N * share[rows])
+        np.testing.assert_allclose(own.sample_weight, weight, rtol=1e-14)
+        size = weight.sum() ** 2 / (weight**2).sum()
+        assert group.effective_sample_size_[i] == pytest.approx(size, rel=1e-12)
+        expected = Ridge(2.0).fit(X[rows], Y[rows], sample_weight=weight)
+        np.testing.assert_allclose(own.model.coef_, expected.coef_, rtol=1e-12)
+    est = estimator().fit(group)
+    weights = [own.sample_weight.sum() for own in group]
+    np.testing.assert_allclose(est.coef_path_[:, 0], 2.0 / np.array(weights), rtol=1e-8)
+
+
+def test_importance_weights_are_unbiased():
+    draw = np.random.default_rng(1).uniform(0.2, 1.0, N)
+    group = endpoints(LinearRegression(), X, Y, 400, weights=draw, random_state=0)
+    means = [np.average(own.y, weights=own.sample_weight) for own in group[1:]]
+    error = np.std(means) / np.sqrt(len(means))
+    assert abs(np.mean(means) - Y.mean()) < 3 * error
+    assert abs(np.average(Y, weights=draw) - Y.mean()) > 3 * error  # what plain means would give
+
+
+def test_sample_weights_are_resampled_with_the_rows():
+    weights = np.arange(1.0, N + 1)
+    group = endpoints(Ridge(), X, Y, 3, sample_weight=weights, random_state=0)
+    np.testing.assert_array_equal(group[0].sample_weight, weights)
+    rows = np.random.RandomState(0).choice(N, size=N)
+    np.testing.assert_array_equal(group[1].sample_weight, weights[rows])
+
+
+def test_new_data_sets_as_lists_and_from_a_function():
+    sets = [data_set(seed) for seed in range(3)]
+    given = endpoints(Ridge(3.0), *zip(*sets, strict=True), 3, bootstrap=False)
+    for own, (inputs, outputs) in zip(given, sets, strict=True):
+        np.testing.assert_array_equal(own.model.coef_, Ridge(3.0).fit(inputs, outputs).coef_)
+
+    def draw(rng):
+        inputs = rng.standard_normal((30, 2))
+        return inputs, inputs @ [1.0, -1.0] + rng.standard_normal(30)
+
+    one = endpoints(Ridge(3.0), draw, None, 4, bootstrap=False, random_state=0)
+    two = endpoints(Ridge(3.0), draw, None, 4, bootstrap=False, random_state=0, n_jobs=2)
+    for mine, theirs in zip(one, two, strict=True):
+        np.testing.assert_array_equal(mine.model.coef_, theirs.model.coef_)
+    assert estimator().fit(one).in_model_units()["alpha"] == pytest.approx(3.0, rel=1e-9)
+
+
+class Fragile(RegressorMixin, BaseEstimator):
+    """Least squares that refuses resamples without the first row."""
+
+    def fit(self, X, y):
+        if not (X == X_FIRST).all(axis=1).any():
+            raise ArithmeticError("the first row is missing")
+        inner = LinearRegression().fit(X, y)
+        self.coef_, self.intercept_ = inner.coef_, inner.intercept_
+        return self
+
+
+X_FIRST = X[0]
+
+
+def test_failed_resamples_are_named_and_left_out():
+    with pytest.warns(FitFailedWarning, match="the first row is missing") as caught:
+        group = endpoints(Fragile(), X, Y, 12, random_state=0)
+    rng = np.random.RandomState(0)
+    failed = [i for i in range(1, 12) if 0 not in rng.choice(N, size=N)]
+    assert failed
+    assert group.n_failed_ == len(failed)
+    assert len(group) == 12 - len(failed)
+    text = str(caught[0].message)
+    assert text.startswith(f"{len(failed)} of 12 endpoints failed")
+    assert f"endpoint {failed[0]}: ArithmeticError" in text
+    assert caught[0].filename == __file__
+
+
+def test_frames_sparse_rows_and_dicts_are_resampled():
+    frame = pd.DataFrame(X, columns=[f"f{i}" for i in range(P)])
+    group = endpoints(Ridge(2.0), frame, pd.Series(Y), 3, random_state=0)
+    assert list(group[1].X.columns) == list(frame.columns)
+    est = estimator().fit(group)
+    assert est.in_model_units()["alpha"] == pytest.approx(2.0, rel=1e-8)
+    assert list(est.feature_names_in_) == list(frame.columns)
+    tensors = Endpoint(None, {"x": torch.as_tensor(X)}, list(Y), rows=np.array([2, 2, 0]))
+    np.testing.assert_array_equal(tensors.X["x"], X[[2, 2, 0]])
+    assert tensors.y == [Y[2], Y[2], Y[0]]
+    assert repr(tensors) == "Endpoint(NoneType, 3 rows)"
+
+
+# Sharing
+
+
+def test_an_endpoint_is_shared_by_clone_and_holds_no_copies():
+    own = Endpoint(Ridge().fit(X, Y), X, Y)
+    assert clone(own) is own
+    assert own.X is X
+    group = endpoints(Ridge(), X, Y, 50, random_state=0)
+    assert len(pickle.dumps(group)) < 3 * X.nbytes + 50 * 8 * N + 50 * 2000
+
+
+def test_progress_is_printed_on_request(capsys):
+    group = endpoints(Ridge(), X, Y, 3, random_state=0)
+    estimator().fit(group)
+    assert capsys.readouterr().out == ""
+    endpoints(Ridge(), X, Y, 3, random_state=0, verbose=1)
+    estimator(verbose=1).fit(group)
+    lines = capsys.readouterr().out.split("\r")
+    assert lines[3].startswith(f"endpoints [{'#' * 30}] 3/3, ")
+    assert lines[6].startswith(f"gradients [{'#' * 30}] 3/3, ")
+
+
+# Wrong input
+
+RIDGE = Ridge().fit(X, Y)
+OWN = Endpoint(RIDGE, X, Y)
+SMALL = Endpoint(Ridge().fit(X[:, :3], Y), X[:, :3], Y)
+
+
+def framed(columns):
+    frame = pd.DataFrame(X[:, :2], columns=list(columns))
+    return Endpoint(Ridge().fit(frame, Y), frame, Y)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        ([OWN, SMALL], ValueError, r"got {'coef': \(3,\)} in endpoint 1"),
+        ([framed("ab"), framed("ba")], ValueError, r"got \['b', 'a'\] in endpoint 1"),
+        ([OWN, X], TypeError, "a list of Endpoint alone, got ndarray among them"),
+        (OWN, TypeError, r"pass \[endpoint\]"),
+        ([], TypeError, "Expected a trained"),
+        ([Endpoint(Ridge(), X, Y)], ValueError, "unfitted Ridge in endpoint 0"),
+        ([Endpoint(3.0, X, Y)], TypeError, "got float"),
+    ],
+    ids=["shapes", "names", "mixed", "single", "empty", "unfitted", "no-model"],
+)
+def test_wrong_lists_are_refused(data, error, words):
+    with pytest.raises(error, match=words):
+        estimator().fit(data)
+
+
+def test_what_belongs_to_the_endpoints_is_refused_beside_them():
+    with pytest.raises(ValueError, match="Expected y=None and sample_weight=None"):
+        estimator().fit([OWN], Y)
+    with pytest.raises(ValueError, match="Expected y=None and sample_weight=None"):
+        estimator().fit([OWN], sample_weight=np.ones(N))
+    with pytest.raises(ValueError, match="got mode='trajectory'"):
+        estimator(mode="trajectory").fit([OWN])
+    with pytest.raises(ValueError, match="Expected a list of Endpoint to score"):
+        estimator().fit([OWN, OWN]).score(X, Y)
+    with pytest.raises(ValueError, match="Expected verbose to be an integer >= 0"):
+        estimator(verbose="much").fit([OWN])
+    empty = endpoints(Ridge(), X, Y, 1)
+    empty.clear()
+    with pytest.raises(ValueError, match="Expected at least 1 endpoint, got 0"):
+        estimator().fit(empty)
+
+
+def test_different_classes_in_a_resample_are_told():
+    codes = np.digitize(Y, [100, 200])
+    some = codes < 2
+    two = LogisticRegression(max_iter=500).fit(X[some], codes[some])
+    three = Endpoint(LogisticRegression(max_iter=500).fit(X, codes), X, codes)
+    with pytest.raises(ValueError, match=r"got .* in endpoint 1"):
+        estimator().fit([three, Endpoint(two, X[some], codes[some])])
+    with pytest.raises(ValueError, match="unseen labels") as caught:
+        estimator().fit([three, Endpoint(two, X, codes)])
+    assert caught.value.__notes__ == ["This is about endpoint 1 of the list."]
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "words"),
+    [
+        ({"estimator": RIDGE.coef_}, TypeError, "can be cloned and trained"),
+        ({"estimator": FrozenEstimator(RIDGE)}, TypeError, "can be cloned and trained"),
+        ({"n_endpoints": 0}, ValueError, "Expected n_endpoints >= 1, got 0"),
+        ({"weights": np.ones(3)}, ValueError, r"Expected weights of shape \(442,\)"),
+        ({"weights": -np.ones(N)}, ValueError, "at or above zero"),
+        ({"X": X[:0]}, ValueError, "Expected at least 1 row to resample"),
+        ({"X": lambda rng: (X, Y)}, ValueError, "pass bootstrap=False"),
+        ({"bootstrap": False}, ValueError, "Expected X to be a list of 4 data sets"),
+        ({"bootstrap": False, "X": [X] * 3}, ValueError, "list of 4 data sets .* got 3"),
+        ({"bootstrap": False, "weights": np.ones(N)}, ValueError, "Expected no weights"),
+        ({"bootstrap": False, "X": lambda rng: (X, Y)}, ValueError, "Expected y=None"),
+        ({"bootstrap": False, "X": lambda rng: X, "y": None}, TypeError, "return a tuple"),
+        ({"estimator": Fragile(), "weights": np.ones(N)}, ValueError, "takes sample_weight"),
+        ({"X": np.ones((N, 2)), "estimator": Fragile()}, ValueError, "4 of 4 endpoints failed"),
+    ],
+)
+def test_wrong_settings_are_refused(params, error, words):
+    given = {"estimator": Ridge(), "X": X, "y": Y, "n_endpoints": 4, "random_state": 0}
+    with warnings.catch_warnings(), pytest.raises(error, match=words):
+        warnings.simplefilter("error")
+        endpoints(**(given | params))

@@ -170,8 +170,8 @@ figure, axes = plt.subplots(2, 2, figsize=(9.5, 8), layout="constrained")
 (map_, noise), (explicit, implicit) = axes
 
 close = map_.inset_axes((0.47, 0.04, 0.51, 0.45))
-for ax, seen_part in ((map_, [start, best, *path]), (close, path[1:])):
-    low, high = np.min(seen_part, axis=0) - 0.035, np.max(seen_part, axis=0) + 0.035
+for ax, points, below in ((map_, [start, best, *path], 0.17), (close, path[1:], 0.035)):
+    low, high = np.min(points, axis=0) - [0.035, below], np.max(points, axis=0) + 0.035
     w, b = np.meshgrid(np.linspace(low[0], high[0], 90), np.linspace(low[1], high[1], 90))
     surface = np.mean((np.tanh(w[..., None] * x + b[..., None]) - y) ** 2, axis=-1)
     levels = np.linspace(surface.min(), surface.max(), 14)
@@ -189,7 +189,7 @@ for ax, seen_part in ((map_, [start, best, *path]), (close, path[1:])):
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 close.set(xticks=[], yticks=[])
 map_.indicate_inset_zoom(close, edgecolor="0.5")
-map_.set(xlabel="w", ylabel="b", title="paths of two weights", ylim=(low[1] - 0.26, high[1] + 0.02))
+map_.set(xlabel="w", ylabel="b", title="paths of two weights")
 map_.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize="small", loc="upper left")
 
 noise.plot(*many.T, ".", ms=2, color="0.75", label="500 runs of six steps")

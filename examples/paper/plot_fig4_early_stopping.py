@@ -119,8 +119,8 @@ for k in saddles:
 # --------------------
 # Now each model stops by itself, when its loss has not fallen by 0.001 in five steps. Every number
 # of steps has its own matrix, so no matrix fits all models. What one matrix finds is held against
-# the median of the hundred true ones. Large weights have louder equations; with many models it helps
-# to divide the equations of each by the norm of its weights.
+# the median of the hundred true ones. Large weights have louder equations; with many models it
+# helps to divide the equations of each by the norm of its weights.
 #
 # What differs is one number for each model, and a family can say so: ``EarlyStopping`` has the
 # number of steps as its unknown, here one for each model.

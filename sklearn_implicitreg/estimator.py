@@ -13,14 +13,16 @@ from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpoints
 from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
 from sklearn_implicitreg.parameters import check_parameters, check_structured, penalty_of
-from sklearn_implicitreg.paths import path_targets
+from sklearn_implicitreg.paths import path_of, path_targets
 from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.precomputed import GivenEquations
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results import FittedResult
 from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
 from sklearn_implicitreg.stacks import EndpointTargets, StackedEquations
+from sklearn_implicitreg.stationarity import path_evidence
 from sklearn_implicitreg.structured import fit_structured
+from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.windows import PathEquations, PathTargets
 
 __all__ = ["ImplicitRegularizationEstimator"]
@@ -49,7 +51,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         How equations are made: at the trained weights, or from the steps of a recorded path.
     trajectory : Trajectory or probe, default=None
         What :func:`sklearn_implicitreg.trajectory.record` recorded, or a probe that makes a path
-        from the trained model. X and y are the rows that the reference is taken on.
+        from the trained model. X and y are the rows that the reference is taken on. With
+        ``mode="endpoint"`` it is evidence: whether the steps beside the trained weights add what
+        the endpoint shows, or the weights are not stationary.
     reference : {"gradient", "batch", "flow", "applied"} or instance, default="gradient"
         What the path is compared with: the gradient on all rows, on the same batch without what
         was added, the gradient flow, or what the optimizer was given.
@@ -108,9 +112,13 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Uncentered variance inflation factors.
     n_equations_ : int
         Rows of the regression.
+    aic_, bic_ : float
+        Information criteria of the regression, with its equations as the sample; they compare
+        families at the same equations. Minus infinity where no residual is left; None for a
+        structured family.
     verdict_ : str
-        "no signal", "not identifiable", "supported", "partial" or "out of family"; the reason
-        stands in :meth:`summary`.
+        "no signal", "not identifiable", "not stationary", "supported", "partial" or "out of
+        family"; the reason stands in :meth:`summary`.
     coef_path_ : ndarray of shape (W, k)
         Coefficients of every window of a path or of every endpoint by itself; NaN where one
         alone has too few equations.
@@ -149,6 +157,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     """
 
     _equations: Equations | StackedEquations | GivenEquations
+    _path: Trajectory | None = None  # evidence at an endpoint
 
     def __init__(  # noqa: PLR0913
         self,
@@ -286,6 +295,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | PathTargets:
         """What the equations of every family have in common; trains a template."""
+        self._path = None
         if holds_endpoints(X):
             return self._endpoint_targets(X, y, sample_weight, reset=True)
         self.model_ = self._train(X, y, sample_weight)
@@ -294,7 +304,10 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if self.mode == "trajectory":
             path = (self.trajectory, self.reference, self.window)
             return path_targets(self.model_, data, options, *path, verbose=self.verbose)
-        return EndpointTargets((adapt(self.model_, data, options),))
+        problem = adapt(self.model_, data, options)
+        if self.trajectory is not None:
+            self._path = path_of(self.model_, data, problem, self.trajectory)
+        return EndpointTargets((problem,))
 
     def _endpoint_targets(
         self, group: Sequence[Endpoint], y: Any, sample_weight: Any, reset: bool
@@ -338,7 +351,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def _fit_on(self, equations: Equations | StackedEquations) -> Any:
         """Solve equations that were made before."""
-        self._publish(fit_equations(equations, self._settings()))
+        evidence = path_evidence(equations, self._path)
+        self._publish(fit_equations(equations, self._settings(), evidence))
         self._equations = equations
         return self
 
@@ -355,4 +369,5 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         """All but the equations, which hold the data and the gradient."""
         state: dict[str, Any] = dict(super().__getstate__())
         state.pop("_equations", None)
+        state.pop("_path", None)
         return state

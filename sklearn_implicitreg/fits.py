@@ -51,11 +51,15 @@ class Settings:
         return infer(system, solution, covariance=self.covariance, confidence_level=level)
 
 
-def fit_equations(equations: Equations | StackedEquations, settings: Settings) -> Result:
+def fit_equations(
+    equations: Equations | StackedEquations,
+    settings: Settings,
+    evidence: tuple[str, str] = ("", ""),
+) -> Result:
     """Fit of a trained model, of several endpoints or of a path."""
     if isinstance(equations, PathEquations):
         return _fit_windows(equations, settings)
-    return _fit_endpoints(equations, settings)
+    return _fit_endpoints(equations, settings, evidence)
 
 
 def fit_arrays(system: GradientSystem, settings: Settings) -> Result:
@@ -65,7 +69,9 @@ def fit_arrays(system: GradientSystem, settings: Settings) -> Result:
     return _finished(system, solution, verdict, precomputed_facts(), settings)
 
 
-def _fit_endpoints(equations: Equations | StackedEquations, settings: Settings) -> Result:
+def _fit_endpoints(
+    equations: Equations | StackedEquations, settings: Settings, evidence: tuple[str, str]
+) -> Result:
     system = equations.system
     eps = max(part.problem.eps for part in equations.parts)
     solution = settings.solved(system, eps)
@@ -79,6 +85,8 @@ def _fit_endpoints(equations: Equations | StackedEquations, settings: Settings) 
         scale_invariant=invariant,
         scale_invariant_dominates=dominates,
         n_kinks=sum(part.gradient.n_kinks for part in equations.parts),
+        evidence=evidence[0],
+        agreement=evidence[1],
     )
     facts = Facts.of(equations, solution, invariant, tested)
     penalty = fitted_penalty(equations, solution)

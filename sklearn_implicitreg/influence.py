@@ -62,8 +62,7 @@ def influence(equations: Regression, solution: Solution, top: int | None = None)
 
     Examples
     --------
-    >>> from sklearn_implicitreg.assembly import Equations
-    from sklearn_implicitreg.precomputed import GivenEquations
+    >>> from sklearn_implicitreg.precomputed import GivenEquations
     >>> from sklearn_implicitreg.solve import solve
     >>> given = GivenEquations.of([[1.0], [1.0], [1.0]], [1.0, 2.0, 6.0])
     >>> influence(given, solve(given.system.triangle, 3))["cooks_d"].round(3).tolist()

@@ -11,8 +11,9 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference
 from sklearn_implicitreg.penalties.gradients import GradientNorm
+from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.restrictions import wald
-from sklearn_implicitreg.solve import Solution, solve
+from sklearn_implicitreg.solve import Solution, decompose, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.trajectory.references import Flow, as_reference
@@ -21,7 +22,7 @@ from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibat
 from sklearn_implicitreg.verdict import Verdict, judge
 from sklearn_implicitreg.windows import NUISANCE, PathEquations, PathTargets
 
-__all__ = ["PathFit", "path_targets"]
+__all__ = ["PathFit", "path_of", "path_targets"]
 
 
 def path_targets(
@@ -45,7 +46,19 @@ def path_targets(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
     problem = adapt(model, data, options)
-    path = trajectory
+    path = path_of(model, data, problem, trajectory)
+    return PathTargets.of(problem, path, as_reference(reference, window), window, verbose)
+
+
+def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
+    """The path, or the one that a probe makes, of a model.
+
+    Raises
+    ------
+    ValueError
+        If it is one of another model.
+    """
+    path: Trajectory = trajectory
     if not isinstance(trajectory, Trajectory):
         path = trajectory.run(model, data, problem.whole())
     missing = [name for name in problem.params if name not in path.names]
@@ -54,7 +67,7 @@ def path_targets(
             f"Expected a path of this model, which has {list(problem.params)}, got one of "
             f"{list(path.names)}."
         )
-    return PathTargets.of(problem, path, as_reference(reference, window), window, verbose)
+    return path
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,7 @@ class PathFit:
             rounding=equations.mean.rounding,
             n_kinks=equations.mean.gradient.n_kinks,
             noise_share=self.noise_share(),
+            on_path=True,
             insignificant=self._insignificant(inference, kept),
         )
         if self._of_step_size:
@@ -129,13 +143,34 @@ class PathFit:
         return flow and any(isinstance(leaf.penalty, GradientNorm) for leaf, _ in leaves)
 
     @property
+    def _noisy(self) -> bool:
+        """Whether chance makes the windows differ; not where steps on all rows meet the flow."""
+        n_rows = self.equations.problem.n_rows or np.inf
+        steps = [step for window in self.equations.windows for step in window.steps]
+        flow = isinstance(self.equations.targets.reference, Flow)
+        return not flow or min(step.batch_size or 0 for step in steps) < n_rows
+
+    @property
     def _lr(self) -> float:
         return self.equations.windows[0].steps[0].lr
 
     def noise_share(self) -> float:
         """Share of the mean target's squared norm that differs between the windows."""
+        if not self._noisy:
+            return 0.0
         signal, whole = self.equations.signal()
         return float(np.clip(1.0 - signal / whole, 0.0, 1.0)) if whole else 0.0
+
+    def coef_rounding(self) -> Array:
+        """What the rounding of the recorded steps moves each coefficient by, at most, (k,).
+
+        Its norm over all windows over the norm of the column, the other columns projected out;
+        nan where the path does not know it.
+        """
+        size = np.sqrt(sum(window.rounding**2 for window in self.equations.windows))
+        whitener = decompose(self.equations.system.triangle, eps=self.stacked.eps).whitener
+        bound: Array = size * np.linalg.norm(whitener, axis=1)
+        return bound
 
     def facts(self) -> Facts:
         """Header lines and notes of the summary."""
@@ -152,15 +187,24 @@ class PathFit:
             ("|mean deviation|", f"{self.solution.tss**0.5:.4g}"),
             ("Noise share", f"{self.noise_share():.3g}"),
         ]
-        if signal > 0:
+        if signal > 0 and self._noisy:
             header.append(("R2, noise removed", f"{min(1.0, explained / signal):.4f}"))
-        notes = [*problem.notes, *equations.targets.notes, *self._theory()]
+        notes = [*problem.notes, *equations.targets.notes, *self._theory(), *self._rounding()]
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
         known = equations.mean.columns.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
         return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False, known)
+
+    def _rounding(self) -> list[str]:
+        """The bound on what rounding did to the coefficients, where it is known."""
+        bounds = self.coef_rounding()
+        if not np.isfinite(bounds).all():
+            return []
+        named = zip(self.equations.system.term_names, bounds, strict=True)
+        told = ", ".join(f"{bound:.2g} ({name})" for name, bound in named)
+        return [f"Rounding of the recorded steps moves the coefficients by at most {told}."]
 
     def _theory(self) -> list[str]:
         """What theory expects of coefficients that the step size or mini-batches explain."""
@@ -201,8 +245,13 @@ class PathFit:
         upper = triangle(turned[:, :-1], turned[:, -1])
         return upper[len(first) :, len(first) :], kept
 
-    def _insignificant(self, inference: Inference, kept: list[int]) -> str:
-        """Sentence where the joint test of the family's coefficients does not reject."""
+    def _insignificant(self, inference: Inference, kept: list[int]) -> str | None:
+        """Sentence where the joint test of the family's coefficients does not reject.
+
+        None where there is no noise for windows to differ by.
+        """
+        if not self._noisy:
+            return None
         if inference.covariance != "cluster":
             return ""
         q = len(kept)

@@ -24,6 +24,10 @@ VERDICTS = (
 _SUPPORTED = 0.01
 _PARTIAL = 0.1
 _MAX_NOISE = 0.1
+_NOISE_OR_TERM = (
+    "training noise or a missing term. Record the path, or let trajectory.ContinueTraining make "
+    "one, and give it as trajectory="
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def judge(  # noqa: PLR0913
     n_kinks: int = 0,
     noise_share: float = 0.0,
     evidence: str = "",
+    agreement: str = "",
+    on_path: bool = False,
     insignificant: str | None = None,
     n_violated: int = 0,
 ) -> Verdict:
@@ -93,10 +99,13 @@ def judge(  # noqa: PLR0913
         Share of the target's squared norm that is known to be noise; clipped to [0, 1].
     evidence : str
         Sentence that shows that the weights are no endpoint.
+    agreement : str
+        Sentence of a path that bears the endpoint out.
+    on_path : bool
+        Whether the equations are those of a path.
     insignificant : str or None
-        On a path: why a test over windows finds no signal, empty where it finds one; it takes
-        the place of the comparison with random directions.
-
+        Why a test over windows finds no signal, empty where it finds one; it takes the place of
+        the comparison with random directions.
     n_violated : int
         Coordinates at a kink or bound whose inequality does not hold.
 
@@ -132,9 +141,16 @@ def judge(  # noqa: PLR0913
             solution, term_names, tuple(scale_invariant) if scale_invariant_dominates else ()
         )
         or (Verdict("not stationary", evidence) if evidence else None)
-        or _explained(solution, n_kinks, noise, n_violated, on_path=insignificant is not None)
+        or _explained(
+            solution,
+            n_kinks,
+            noise,
+            n_violated,
+            on_path=on_path or bool(agreement),
+        )
     )
-    return Verdict(verdict.label, verdict.sentence, {**base, **verdict.details})
+    sentence = f"{verdict.sentence} {agreement}".rstrip()
+    return Verdict(verdict.label, sentence, {**base, **verdict.details})
 
 
 def _no_signal(solution: Solution, rounding: float, insignificant: str | None) -> Verdict | None:
@@ -217,7 +233,7 @@ def _explained(
         sentence = f"{found} is below {_PARTIAL}: these terms do not explain the gradient."
     elif solution.shortfall > bound:
         label = "partial"
-        why = "a missing term" if on_path else "training noise or a missing term: record the path"
+        why = "a missing term" if on_path else _NOISE_OR_TERM
         sentence = f"{found}, {gap} is above {bound:.3g}: {why}."
     elif noise > _MAX_NOISE:
         label = "partial"

@@ -24,8 +24,9 @@ from sklearn_implicitreg.system import Array
 from sklearn_implicitreg.trajectory.minibatches import mean_column, minibatch_column, named_batches
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
 from sklearn_implicitreg.trajectory.references import Gradient, Reference
+from sklearn_implicitreg.trajectory.vectors import squared_mean
 
-__all__ = ["NUISANCE", "MeanColumns", "PathEquations"]
+__all__ = ["NUISANCE", "MeanColumns", "PathEquations", "PathTargets", "deviation"]
 
 NUISANCE = "minibatch"
 
@@ -167,12 +168,13 @@ class PathTargets:
         """Deviations of a path from a reference, in one pass over the rows per window."""
         whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
+        several = any(stretch.n_steps > 1 for stretch in windows)  # batches in a window
         warn_of_single_steps(whole, windows, reference)
         deviations, nuisances, notes = [], [], []
         for stretch in progress(windows, "windows", len(windows), verbose):
             gradient = reference.mean_gradient(whole, stretch)
-            deviations.append(_deviation(problem, stretch, gradient))
-            if _has_nuisance(reference, window):
+            deviations.append(deviation(problem, stretch, gradient))
+            if several and _has_nuisance(reference, window):
                 column = minibatch_column(whole, stretch, reference, gradient)
                 nuisances.append(column or {})
         if any(not column for column in nuisances):
@@ -223,7 +225,7 @@ class PathTargets:
         deviations = self.deviations
         if whole is not None:
             deviations = tuple(
-                _deviation(self.problem, w, self.reference.mean_gradient(whole, w))
+                deviation(self.problem, w, self.reference.mean_gradient(whole, w))
                 for w in self.windows
             )
         value = {
@@ -300,12 +302,7 @@ class PathEquations(StackedEquations):
             along = torch.cat([block.design[:, place] for block in self.mean.rows()])
             along = along / along.norm()
             targets = targets - torch.outer(targets @ along, along)
-        n = len(targets)
-        whole = float(targets.mean(0).square().sum())
-        if n < 2:
-            return whole, whole
-        own = float(targets.square().sum())
-        return (n * n * whole - own) / (n * (n - 1)), whole
+        return squared_mean(targets)
 
 
 def _has_nuisance(reference: Reference, window: int | str | None) -> TypeGuard[Gradient]:
@@ -331,7 +328,7 @@ def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference:
             return
 
 
-def _deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
+def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
     """Reference less applied gradient: minus the target of the window's equations."""
     applied = window.mean("applied")
     value = {

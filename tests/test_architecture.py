@@ -35,6 +35,7 @@ LAYERS = [
     {"report"},
     {"closed_form", "comparison", "datasets", "endpoint", "facts", "parameters", "precomputed"},
     {"paths", "retraining", "structured"},
+    {"stationarity"},
     {"explicit"},
     {"influence", "recovery"},
     {"results"},

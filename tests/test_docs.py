@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     path for path in [ROOT / "README.md", *(ROOT / "doc").glob("*.md")] if ">>>" in path.read_text()
 )
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 PUBLIC_MODULES = [
     "sklearn_implicitreg",
     "sklearn_implicitreg.penalties",

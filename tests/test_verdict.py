@@ -133,8 +133,17 @@ def test_partial_says_what_to_do():
     verdict = verdict_at(0.9)
     assert verdict.sentence == (
         "R2 = 0.9000 over 400 equations, 1 - R2 = 0.1 is above 0.01: "
-        "training noise or a missing term: record the path."
+        "training noise or a missing term. Record the path, or let trajectory.ContinueTraining "
+        "make one, and give it as trajectory=."
     )
+
+
+def test_a_path_that_bears_the_endpoint_out_is_told():
+    agreement = "The path bears it out."
+    right, part = (verdict_at(r2, agreement=agreement) for r2 in (1.0, 0.9))
+    assert (right.label, part.label) == ("supported", "partial")
+    assert right.sentence.endswith(f"is at most 0.01. {agreement}")
+    assert part.sentence.endswith(f"is above 0.01: a missing term. {agreement}")
 
 
 @pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 3), (3, 2)], ids=str)

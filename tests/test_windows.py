@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
 from torch import nn
 
-from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
+from sklearn_implicitreg import (
+    ImplicitRegularizationCV,
+    ImplicitRegularizationEstimator,
+    equations,
+)
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.penalties import L2, SmoothL1
-from sklearn_implicitreg.trajectory import Batch, Gradient, Trajectory, record
+from sklearn_implicitreg.penalties.gradients import GradientNorm
+from sklearn_implicitreg.trajectory import (
+    Batch,
+    Gradient,
+    GradientDescentProbe,
+    Trajectory,
+    record,
+)
 from sklearn_implicitreg.trajectory.path import Mark, Step
 
 N, BATCH, LR = 200, 20, 0.01
@@ -93,6 +106,10 @@ def fit(case, **params):
     return ImplicitRegularizationEstimator(net, **({"trajectory": path} | OPTIONS | params)).fit(
         X, y
     )
+
+
+def text_of(est):
+    return " ".join(str(est.summary()).split())
 
 
 class TestKnownPenalty:
@@ -248,6 +265,145 @@ class TestEndpointIsASpecialCase:
         np.testing.assert_allclose(along.r2_, end.r2_, rtol=1e-10)
 
 
+def descend(n_steps):
+    """A linear model from zero by gradient descent on all rows, every step recorded."""
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4))
+    y = X @ rng.normal(size=4) + rng.normal(size=60)
+    lr = 0.3 / np.linalg.eigvalsh(X.T @ X / 60)[-1]
+    model = nn.Linear(4, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    rows, target = torch.as_tensor(X), torch.as_tensor(y)[:, None]
+    with record(model, optimizer) as path:
+        for _ in range(n_steps):
+            path.batch(np.arange(60))
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(rows), target).backward()
+            optimizer.step()
+            path.epoch()
+    return model, rows, target, path.trajectory, lr
+
+
+class TestGradientDescentOnALinearModel:
+    """No step adds a penalty; stopped early, all of them together are a ridge with a matrix."""
+
+    @pytest.mark.parametrize("window", [None, 10, "epoch"], ids=str)
+    def test_path_finds_nothing(self, window):
+        *case, _ = descend(100)
+        est = fit(case, family="l2", window=window)
+        assert abs(est.coef_[0]) <= 1e-12
+        assert est.verdict_ == "no signal"
+
+    def test_endpoints_find_the_matrix_along_the_weights(self):
+        """Eigenvalues ``s e / (1 - e)``, ``e = (1 - 2 lr s)^t``, by Ali et al. (2019)."""
+        model, rows, target, path, lr = descend(100)
+        s, V = np.linalg.eigh(rows.T.numpy() @ rows.numpy() / len(rows))
+        for t in (1, 2, 5, 10, 30, 100):
+            theta = path.marks[t].weights["weight"]
+            e = (1 - 2 * lr * s) ** t
+            along = V.T @ theta.numpy().ravel()
+            expected = (s * e / (1 - e)) @ along**2 / (along @ along)
+            checkpoint = nn.Linear(4, 1, bias=False).double()
+            checkpoint.load_state_dict({"weight": theta})
+            est = ImplicitRegularizationEstimator(checkpoint, loss="mse", params="all")
+            np.testing.assert_allclose(est.fit(rows, target).coef_, [expected], rtol=1e-8)
+
+
+class TestEquationsAsTables:
+    def test_rows_of_all_windows(self, penalized):
+        net, X, y, path = penalized
+        options = OPTIONS | {"trajectory": path[:31], "reference": "batch"}
+        est = fit(penalized, family="elastic_net", **options)
+        table = equations(est, X, y)
+        assert list(table.data.columns) == est.term_names_
+        assert len(table.data) == est.n_equations_ == 3 * 85
+        assert table.groups.value_counts().to_dict() == dict.fromkeys(range(3), 85)
+        assert table.data.index.names == ["window", "tensor", "coordinate"]
+        np.testing.assert_allclose(
+            np.linalg.lstsq(table.data, table.target)[0], est.coef_, rtol=1e-10
+        )
+        again = equations(net, X, y, "elastic_net", **options)
+        np.testing.assert_array_equal(again.data, table.data)
+
+    def test_windows_left_out(self, penalized):
+        net, X, y, path = penalized
+        options = OPTIONS | {"trajectory": path, "reference": "batch"}
+        scores = {}
+        for family in ("l2", "smooth_l1", "elastic_net"):
+            table = equations(net, X, y, family, **options)
+            scores[family] = cross_val_score(
+                LinearRegression(fit_intercept=False),
+                table.data,
+                table.target,
+                groups=table.groups,
+                cv=GroupKFold(5),
+            )
+        assert min(scores["elastic_net"]) > 1 - 1e-9
+        assert max(scores["elastic_net"]) > max(*scores["l2"], *scores["smooth_l1"])
+        folds = GroupKFold(5).split(table.data, groups=table.groups)
+        for train, test in folds:
+            assert not set(table.groups.iloc[train]) & set(table.groups.iloc[test])
+
+
+class TestRounding:
+    @pytest.mark.parametrize("every", [1, 5])
+    def test_decay_of_adamw_in_float32_is_within_what_the_summary_says(self, every):
+        X, y = (t.float() for t in make_data())
+        net = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 1))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02)
+        with record(net, optimizer, every=every, gradients=True) as path:
+            for _ in range(5):
+                for rows in torch.arange(N).split(BATCH):
+                    optimizer.zero_grad()
+                    nn.functional.mse_loss(net(X[rows]), y[rows]).backward()
+                    optimizer.step()
+                path.epoch()
+        case = (net, X, y, path.trajectory)
+        est = fit(case, family="weight_decay", reference="applied")
+        said = re.search(r"at most ([\d.e-]+) \(weight_decay\)", text_of(est))
+        assert 0 < abs(est.coef_[0] - 0.02) < float(said[1]) < 0.2 * 0.02
+
+    def test_of_one_term_it_is_the_norm_over_that_of_the_column(self, decayed):
+        est = fit(decayed, family="weight_decay", reference="applied")
+        path = decayed[3]
+        size = sum(
+            float(t.square().sum())
+            for w in path.windows("epoch")
+            for t in w.mean("visited").values()
+        )
+        bound = path.rounding("epoch") / size**0.5
+        assert f"at most {bound:.2g} (weight_decay)" in text_of(est)
+
+    def test_not_told_where_it_is_not_known(self, penalized):
+        net, X, y, path = penalized
+        unknown = replace(path, steps=tuple(replace(s, rounding=np.nan) for s in path.steps))
+        assert "Rounding" not in text_of(fit((net, X, y, unknown), family="l2"))
+
+
+class TestStepsOnAllRows:
+    def test_windows_of_a_flow_differ_by_no_noise(self, plain):
+        """Five deterministic steps: the gradient shrinks on the way, which is no noise."""
+        net, X, y, _ = plain
+        est = ImplicitRegularizationEstimator(
+            net,
+            family=GradientNorm(),
+            mode="trajectory",
+            trajectory=GradientDescentProbe(0.05, n_steps=5),
+            reference="flow",
+            loss="mse",
+            params="all",
+        ).fit(X, y)
+        assert np.ptp(est.coef_path_) > 0
+        assert est._result.verdict.details["noise_share"] == 0.0
+        assert est.verdict_ == "supported"
+        assert "noise removed" not in text_of(est)
+
+    def test_one_batch_an_epoch_has_no_column_of_minibatches(self):
+        *case, _ = descend(5)
+        assert fit(case, family="l2").term_names_ == ["l2"]
+
+
 class TestSelection:
     FAMILIES = ("l2", "smooth_l1", "elastic_net", "power")
 
@@ -292,6 +448,13 @@ class TestHygiene:
 
 
 class TestRefusals:
+    def test_more_coefficients_than_equations_in_a_window(self):
+        *case, _ = descend(5)
+        family = {f"power{i}": lambda p, i=i: (p["weight"] ** i).sum() for i in range(2, 7)}
+        message = "got 4 equations for the 5 coefficients .*; take fewer terms"
+        with pytest.raises(ValueError, match=message):
+            fit(case, family=family, window=5)
+
     def test_no_trajectory(self, plain):
         with pytest.raises(ValueError, match="needs `trajectory=`; record one"):
             fit(plain, trajectory=None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["flat", "minus", "moved", "norm", "shaped"]
+__all__ = ["flat", "minus", "moved", "norm", "shaped", "squared_mean"]
 
 
 def moved(params: Params, along: Params, step: float) -> Params:
@@ -38,3 +38,16 @@ def shaped(vector: Tensor, like: Params) -> Params:
     return {
         name: part.reshape(t.shape) for (name, t), part in zip(like.items(), parts, strict=True)
     }
+
+
+def squared_mean(vectors: Tensor) -> tuple[float, float]:
+    """Squared norm of the mean of n vectors, (n, p), by their products, and as it is.
+
+    The products of different vectors are free of noise that is independent from one to the next.
+    """
+    n = len(vectors)
+    whole = float(vectors.mean(0).square().sum())
+    if n < 2:
+        return whole, whole
+    own = float(vectors.square().sum())
+    return (n * n * whole - own) / (n * (n - 1)), whole

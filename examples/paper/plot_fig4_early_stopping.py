@@ -165,9 +165,9 @@ print(f"own numbers of steps: relative error {np.abs(found_steps / n_steps - 1).
 # eigenvalues, which drifts away from it. All steps of one training are a list of models on the same
 # data, and cost one pass over the rows.
 #
-# The gradient falls by nearly eight orders of magnitude on the way, its rounding error does not. The
-# bound that is drawn is ten units in the last place of the gradient at the start, over what is left
-# of it.
+# The gradient falls by nearly eight orders of magnitude on the way, its rounding error does not.
+# The bound that is drawn is ten units in the last place of the gradient at the start, over what is
+# left of it.
 
 path = descend(y, 2000)
 times = np.concatenate([np.arange(1, 1001), np.arange(1050, 2001, 50)])

@@ -157,7 +157,9 @@ def fit_structured(family: Structured, targets: EndpointTargets | PathTargets) -
     verdict = _judged(found, size, shortfall, rounding, sum(g.n_kinks for g in gradients))
     if not signal:
         nothing = replace(found.penalty, coefficients=np.zeros_like(found.penalty.coefficients))
-        found = replace(found, coef=np.full_like(found.coef, np.nan), penalty=nothing)
+        blank = np.full_like(found.coef, np.nan)
+        bounds = None if found.conf_int is None else np.column_stack([blank, blank])
+        found = replace(found, coef=blank, conf_int=bounds, penalty=nothing)
     slim = replace(found, fitted=found.fitted[:, :0])  # p x M numbers are not kept
     facts = Facts.at(problems, gradients, targets.place)
     own = isinstance(family, EarlyStopping)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso, LinearRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from torch import nn
@@ -148,6 +149,13 @@ def test_zero_gradients_are_no_signal():
     assert np.isnan(est.coef_).all()
     assert est.r2_ == 0.0
     assert not est.penalty_.matrix_.any()
+
+
+def test_no_steps_are_told_of_a_zero_gradient():
+    X, y = load_diabetes(return_X_y=True)
+    est = ImplicitRegularizationEstimator(LinearRegression(), family="early_stopping").fit(X, y)
+    assert est.verdict_ == "no signal"
+    assert np.isnan(est.coef_).all() and np.isnan(est.conf_int_).all()
 
 
 def test_path_of_a_penalized_module(capsys):

@@ -377,7 +377,7 @@ def test_a_temporary_folder_goes_with_the_path():
     with record(net, optimizer, memory_limit=0) as path:
         steps(net, optimizer, 3)
     trajectory = path.trajectory
-    folder = trajectory.marks[0]._shelf.path
+    folder = trajectory.marks[0]._source.shelf.path
     again = pickle.loads(pickle.dumps(trajectory))
     assert close(again.marks[2].weights, trajectory.marks[2].weights, tol=0)
     assert len(list(folder.iterdir())) == 4

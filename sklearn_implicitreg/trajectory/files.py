@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike, path
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from sklearn_implicitreg.trajectory.marks import (
-    SUMS,
-    Mark,
-    StoredMark,
-    read_tensor,
-    tensors_of,
-    write_arrays,
-)
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.marks import SUMS, Mark, StoredMark
 
-__all__ = ["read", "write"]
+__all__ = ["Archive", "read", "write"]
 
 _FORMAT = 1
 _IN_MEMORY = 2**30  # bytes of a file up to which its marks are read at once
+# NumPy has no such type; the bits are kept.
+_BITS = {torch.bfloat16: torch.int16}
 
 
 def write(
@@ -43,12 +42,12 @@ def write(
     def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
         yield "header", np.array(json.dumps(full))
         for i, mark in enumerate(marks):
-            yield from tensors_of(mark, f"{i}/")
+            yield from _tensors_of(mark, f"{i}/")
         known = [np.asarray(own, dtype=np.int64) for own in rows if own is not None]
         yield "batch_lengths", np.array([-1 if own is None else len(own) for own in rows])
         yield "batch_rows", np.concatenate([np.empty(0, np.int64), *known])
 
-    write_arrays(file, arrays())
+    _write_arrays(file, arrays())
 
 
 def read(file: str | PathLike[str]) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any]]:
@@ -101,7 +100,7 @@ def _marks(file: str | PathLike[str], header: dict[str, Any], stored: Any) -> tu
                 raise KeyError(f"no {what} of {lost} at mark {i}")
     if path.getsize(file) > _IN_MEMORY:
         return tuple(
-            StoredMark(step, epoch, file, f"{i}/", dtypes, gradients)
+            StoredMark(step, epoch, Archive(file, f"{i}/", dtypes, gradients))
             for i, (step, epoch) in numbered
         )
 
@@ -109,9 +108,95 @@ def _marks(file: str | PathLike[str], header: dict[str, Any], stored: Any) -> tu
         if what not in wanted:
             return {}
         kinds = {n: d if what == "weights" else torch.float64 for n, d in dtypes.items()}
-        return {n: read_tensor(stored[f"{i}/{what}/{n}"], kind) for n, kind in kinds.items()}
+        return {n: _read_tensor(stored[f"{i}/{what}/{n}"], kind) for n, kind in kinds.items()}
 
     return tuple(
         Mark(step, epoch, tensors(i, "weights"), *(tensors(i, what) for what in SUMS))
         for i, (step, epoch) in numbered
     )
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where the tensors of one mark are in an npz file.
+
+    Parameters
+    ----------
+    file : path-like
+    prefix : str
+        Of its arrays in the file.
+    dtypes : dict of str to torch.dtype
+        Tensors and the types of the weights.
+    gradients : bool
+        Whether the file has the sums of the consumed gradients.
+    """
+
+    file: str | PathLike[str]
+    prefix: str
+    dtypes: Mapping[str, torch.dtype]
+    gradients: bool
+
+    def read(self, what: str) -> Params:
+        """Weights or one of the sums."""
+        if what == "consumed" and not self.gradients:
+            return {}
+        try:
+            with np.load(self.file, allow_pickle=False) as stored:
+                return {
+                    name: _read_tensor(
+                        stored[f"{self.prefix}{what}/{name}"],
+                        dtype if what == "weights" else torch.float64,
+                    )
+                    for name, dtype in self.dtypes.items()
+                }
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"Expected the marks of this path in {self.file}, which is gone; load a path "
+                "from where its file is."
+            ) from error
+
+    def kept(self) -> Archive:
+        """The file stays where it is."""
+        return self
+
+
+def _tensors_of(mark: Mark, prefix: str = "") -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Names and arrays of a mark, as they are stored."""
+    for what in ("weights", *SUMS):
+        for name, tensor in getattr(mark, what).items():
+            bits = _BITS.get(tensor.dtype)
+            plain = tensor.detach().cpu()
+            array = (plain if bits is None else plain.view(bits)).numpy()
+            yield f"{prefix}{what}/{name}", array
+
+
+def _read_tensor(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
+    """Tensor of a stored array."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(dtype) if dtype in _BITS else tensor
+
+
+def _write_arrays(
+    file: str | PathLike[str], arrays: Iterator[tuple[str, npt.NDArray[Any]]]
+) -> None:
+    """Write an npz file array by array; an unfinished one does not take its name."""
+    target = Path(file)
+    part = target.with_name(target.name + ".part")
+    try:
+        with zipfile.ZipFile(part, "w", allowZip64=True) as archive:
+            for name, array in arrays:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    _write(member, array)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(member: IO[bytes], array: npt.NDArray[Any]) -> None:
+    """Write an array as np.save does, without its copy by pieces where memory is one block."""
+    if not array.flags.c_contiguous or not array.size or not array.ndim:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+        return
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(member, header)
+    member.write(array.reshape(-1).view(np.uint8).data)

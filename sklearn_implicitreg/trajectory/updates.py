@@ -57,8 +57,10 @@ def adam_direction(group: Group, after: State, double: bool = False) -> Tensor:
     mean = after["exp_avg"]
     if double:
         square, mean = square.double(), mean.double()
-    scale = (square / (1 - second**step)).sqrt_().add_(number(group["eps"]))
-    direction: Tensor = (mean / (1 - first**step)).div_(scale)
+    # Bias corrections as numbers: each pass over the tensors costs as much as the square root.
+    root = (1 - second**step) ** 0.5
+    scale = square.sqrt().add_(number(group["eps"]) * root)
+    direction: Tensor = torch.div(mean, scale, out=scale).mul_(root / (1 - first**step))
     return direction
 
 

@@ -12,6 +12,7 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference, infer
 from sklearn_implicitreg.penalties.gradients import GradientNorm
+from sklearn_implicitreg.recorded import targets_of
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
@@ -48,7 +49,7 @@ def path_targets(
             f"Expected a path of this model, which has {list(problem.params)}, got one of "
             f"{list(path.names)}."
         )
-    return PathTargets.of(problem, path, as_reference(reference, window), window)
+    return targets_of(problem, path, as_reference(reference, window), window)
 
 
 @dataclass(frozen=True)

@@ -3,124 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sklearn_implicitreg.assembly import Equations
 from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.system import Array, GradientSystem, merge
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
-from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
+from sklearn_implicitreg.trajectory.references import Gradient, Reference
+from sklearn_implicitreg.trajectory.stretches import (
+    NUISANCE,
+    MeanColumns,
+    deviation,
+    has_nuisance,
+    minibatch_column,
+)
 
-__all__ = ["NUISANCE", "MeanColumns", "PathEquations"]
-
-NUISANCE = "minibatch"
-
-
-@dataclass
-class MeanColumns:
-    """Columns of a family averaged over the steps of a window.
-
-    Parameters
-    ----------
-    term_names : tuple of str
-    leaves : list of (Leaf, int)
-        As of :class:`Columns`; the nuisance column is none of them.
-    params : dict of str to Tensor
-        Weights at the first step.
-    designs, knowns, masks : dict of str to Tensor
-        Mean columns of shape (numel, k), mean gradient of the known penalties, and where all
-        terms are differentiable at every step, by tensor.
-    """
-
-    term_names: tuple[str, ...]
-    leaves: list[tuple[Leaf, int]]
-    params: Params
-    designs: Params
-    knowns: Params
-    masks: Params
-    known_terms: tuple[str, ...] = ()
-    closed_form: bool = False
-
-    @classmethod
-    def over(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
-        """Mean over the marks at which a step of the window began."""
-        n = len(window.inside)
-        designs: Params = {}
-        knowns: Params = {}
-        masks: Params = {}
-        first: Columns | None = None
-        for mark in window.inside:
-            columns = Columns(penalty, _there(penalty, problem, mark.weights))
-            first = first or columns
-            for name in problem.params:
-                _add(designs, name, columns.design(name) / n)
-                known = columns.known(name)
-                if known is not None:
-                    _add(knowns, name, known / n)
-                smooth = columns.smooth(name)
-                masks[name] = masks[name] & smooth if name in masks else smooth
-        if first is None:
-            raise ValueError("Expected at least one mark in every window, got none.")
-        own = (designs, knowns, masks, first.known_terms)
-        return cls(first.term_names, first.leaves, first.params, *own)
-
-    @classmethod
-    def mean(cls, parts: list[MeanColumns], shares: list[float]) -> MeanColumns:
-        """Mean over windows."""
-        designs: Params = {}
-        knowns: Params = {}
-        masks: Params = {}
-        for part, share in zip(parts, shares, strict=True):
-            for name in part.designs:
-                _add(designs, name, share * part.designs[name])
-                if name in part.knowns:
-                    _add(knowns, name, share * part.knowns[name])
-                mask = part.masks[name]
-                masks[name] = masks[name] & mask if name in masks else mask
-        first = parts[0]
-        own = (designs, knowns, masks, first.known_terms)
-        return cls(first.term_names, first.leaves, first.params, *own)
-
-    def joined(self, name: str, column: Params) -> MeanColumns:
-        """The same with one more column."""
-        designs = {
-            tensor: torch.cat([design, column[tensor].reshape(-1, 1)], dim=1)
-            for tensor, design in self.designs.items()
-        }
-        return replace(self, term_names=(*self.term_names, name), designs=designs)
-
-    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Mean gradients of the terms with respect to one tensor, of shape (numel, k)."""
-        return self.designs[name]
-
-    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
-        """Mean gradient of the penalties with known coefficients."""
-        return self.knowns.get(name)
-
-    def smooth(self, name: str) -> Tensor:
-        """Coordinates at which all terms are differentiable at every step."""
-        return self.masks[name]
-
-
-def _there(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
-    """The problem at other weights; only its parameters, where no penalty looks at the model."""
-    leaves = penalty.leaves(problem.params, problem)
-    if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
-        return problem.at(weights)
-    own = {name: weights[name].to(tensor.device) for name, tensor in problem.params.items()}
-    return replace(problem, params=own)
+__all__ = ["NUISANCE", "PathEquations", "PathTargets", "WindowPart", "path_notes"]
 
 
 @dataclass(frozen=True)
@@ -163,46 +70,50 @@ class PathTargets:
         whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
         warn_of_single_steps(whole, windows, reference)
-        deviations, nuisances, notes = [], [], []
+        deviations, nuisances = [], []
         for stretch in windows:
             gradient = reference.mean_gradient(whole, stretch)
-            deviations.append(_deviation(problem, stretch, gradient))
-            if _has_nuisance(reference, window):
+            deviations.append(deviation(problem, stretch, gradient))
+            if has_nuisance(reference, window):
                 column = minibatch_column(whole, stretch, reference, gradient)
                 nuisances.append(column or {})
-        if any(not column for column in nuisances):
-            nuisances = []
-            notes.append(
-                "The column 'minibatch' is left out: the batches are not known; name them with "
-                "path.batch(rows) while recording."
-            )
-        if any(len(w.inside) < w.n_steps for w in windows):
-            notes.append("Columns are means over marks, not over every step.")
+        lost = any(not column for column in nuisances)
         settings = {**path.settings, "optimizer": path.optimizer}
-        found = (tuple(deviations), tuple(nuisances), settings, tuple(notes))
+        columns = () if lost else tuple(nuisances)
+        found = (tuple(deviations), columns, settings, path_notes(windows, lost))
         return cls(problem, reference, windows, *found)
 
     def equations(self, penalty: Penalty) -> PathEquations:
-        """Equations of a penalty along the path."""
-        parts = []
-        leaves = penalty.leaves(self.problem.params, self.problem)
-        # The family's own column of mini-batching takes the place of the nuisance.
-        own = any(isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves)
-        for i, (stretch, deviation) in enumerate(zip(self.windows, self.deviations, strict=True)):
+        """Equations of a penalty along the path.
+
+        The family's own column of mini-batching takes the place of the nuisance.
+        """
+        means, parts = [], []
+        with_nuisance = bool(self.nuisances) and not self.has_own_nuisance(penalty)
+        for i, (stretch, away) in enumerate(zip(self.windows, self.deviations, strict=True)):
             batches = tuple(step.rows for step in stretch.steps if step.rows is not None)
             there = replace(self.problem, batches=batches or None)
             columns = MeanColumns.over(penalty, there, stretch)
-            if self.nuisances and not own:
+            if with_nuisance:
                 columns = columns.joined(NUISANCE, self.nuisances[i])
-            parts.append(Equations(self.problem, columns, deviation))
-        return PathEquations(self, tuple(parts))
+            means.append(columns)
+            parts.append(Equations(self.problem, columns, away))
+        mean = MeanColumns.mean(means, self.shares)
+        return PathEquations(
+            self, tuple(parts), Equations(self.problem, mean, self.mean_deviation())
+        )
+
+    def has_own_nuisance(self, penalty: Penalty) -> bool:
+        """Whether a family has a column of mini-batching itself."""
+        leaves = penalty.leaves(self.problem.params, self.problem)
+        return any(isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves)
 
     def mean_deviation(self, whole: Problem | None = None) -> LossGradient:
         """Mean over the windows, each by its steps; with ``whole`` against other rows."""
         deviations = self.deviations
         if whole is not None:
             deviations = tuple(
-                _deviation(self.problem, w, self.reference.mean_gradient(whole, w))
+                deviation(self.problem, w, self.reference.mean_gradient(whole, w))
                 for w in self.windows
             )
         value = {
@@ -229,6 +140,20 @@ class PathTargets:
         return [w.n_steps / total for w in self.windows]
 
 
+class WindowPart(Protocol):
+    """Equations of one window, as :class:`Equations` has them."""
+
+    @property
+    def system(self) -> GradientSystem:
+        """Triangles of the equations, one per tensor."""
+        ...
+
+    @property
+    def rounding(self) -> float:
+        """Norm below which the target is zero to rounding."""
+        ...
+
+
 @dataclass(frozen=True)
 class PathEquations:
     """Equations of a family in all windows of a path; a window is a cluster.
@@ -236,12 +161,15 @@ class PathEquations:
     Parameters
     ----------
     targets : PathTargets
-    parts : tuple of Equations
+    parts : tuple of WindowPart
         One for each window.
+    mean : Equations
+        Of the mean over the windows, each by its number of steps.
     """
 
     targets: PathTargets
-    parts: tuple[Equations, ...]
+    parts: tuple[WindowPart, ...]
+    mean: Equations
 
     @property
     def problem(self) -> Problem:
@@ -257,20 +185,14 @@ class PathEquations:
     def system(self) -> GradientSystem:
         """Triangles of the equations, one per window."""
         systems = [part.system for part in self.parts]
+        again = all(system.hc3_meat is not None for system in systems)
         return GradientSystem(
             systems[0].term_names,
             tuple(f"window {i}" for i in range(len(systems))),
             tuple(merge(system.triangles) for system in systems),
             tuple(system.n_equations for system in systems),
-            self._meat,
+            self._meat if again else None,
         )
-
-    @cached_property
-    def mean(self) -> Equations:
-        """Equations of the mean over the windows, each by its number of steps."""
-        columns = [part.columns for part in self.parts if isinstance(part.columns, MeanColumns)]
-        mean = MeanColumns.mean(columns, self.targets.shares)
-        return Equations(self.problem, mean, self.targets.mean_deviation())
 
     def completing(self, other: Problem) -> LossGradient:
         """Mean deviation against further rows, whose labels are numbered as in these."""
@@ -283,24 +205,18 @@ class PathEquations:
         return self.mean.completed_r2(other, coef, positive=positive, eps=eps)
 
     def signal(self) -> tuple[float, float]:
-        """Squared norm of the mean target, free of noise by products of windows, and as it is.
+        r"""Squared norm of the mean target, free of noise by products of windows, and as it is.
 
-        The direction of the mean nuisance column is left out of both.
+        ``sum s_u s_v <t_u, t_v> / sum s_u s_v`` over the pairs of different windows, with the
+        shares s in the steps. The direction of the nuisance column is left out: of the mean
+        that of its mean, of each window that of its own.
         """
-        targets = torch.stack(
-            [torch.cat([block.target for block in part.rows()]) for part in self.parts]
-        )
-        if NUISANCE in self.system.term_names:
-            place = self.system.term_names.index(NUISANCE)
-            along = torch.cat([block.design[:, place] for block in self.mean.rows()])
-            along = along / along.norm()
-            targets = targets - torch.outer(targets @ along, along)
-        n = len(targets)
-        whole = float(targets.mean(0).square().sum())
-        if n < 2:
+        whole = _size(self.mean.system)
+        shares = np.square(self.targets.shares)
+        own = sum(s * _size(part.system) for s, part in zip(shares, self.parts, strict=True))
+        if len(self.parts) < 2:
             return whole, whole
-        own = float(targets.square().sum())
-        return (n * n * whole - own) / (n * (n - 1)), whole
+        return float((whole - own) / (1 - shares.sum())), whole
 
     @property
     def rounding(self) -> float:
@@ -316,37 +232,28 @@ class PathEquations:
         return total
 
 
-def _has_nuisance(reference: Reference, window: int | str | None) -> TypeGuard[Gradient]:
-    """Whether the noise of mini-batches leaves a penalty of its own in the windows."""
-    return window == "epoch" and isinstance(reference, Gradient) and reference.sub_window != 1
+def path_notes(windows: Sequence[Window], nuisance_is_lost: bool) -> tuple[str, ...]:
+    """What is said of the columns of a path."""
+    notes = []
+    if nuisance_is_lost:
+        notes.append(
+            "The column 'minibatch' is left out: the batches are not known; name them with "
+            "path.batch(rows) while recording."
+        )
+    if any(len(w.inside) < w.n_steps for w in windows):
+        notes.append("Columns are means over marks, not over every step.")
+    return tuple(notes)
 
 
-def minibatch_column(
-    whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
-) -> Params | None:
-    """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate.
-
-    Summed over a shuffled epoch, SGD with step size lr follows ``L`` plus ``lr / 4`` of it.
-    With sub-windows it is taken within each. None where the rows of the batches are not known.
-    """
-    if reference.sub_window is None:
-        return _spread(whole, window, gradient)
-    total: Params = {}
-    for part in sub_windows(window, reference.sub_window):
-        column = _spread(whole, part, at_mean(whole, part, exact=True))
-        if column is None:
-            return None
-        for name, tensor in column.items():
-            _add(total, name, tensor * (part.n_steps / window.n_steps))
-    return total
-
-
-def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | None:
-    batches = [step.rows for step in window.steps if step.rows is not None]
-    n_rows = whole.n_rows or 0
-    if len(batches) < window.n_steps or any(rows.max() >= n_rows for rows in batches):
-        return None
-    return whole.at(window.mean("visited")).spread_gradient(batches, gradient.value)
+def _size(system: GradientSystem) -> float:
+    """Squared norm of the target without its part along the nuisance column."""
+    upper = system.triangle
+    size = float(np.square(upper[:, -1]).sum())
+    if NUISANCE not in system.term_names:
+        return size
+    column = upper[:, system.term_names.index(NUISANCE)]
+    length = float(column @ column)
+    return size - float(column @ upper[:, -1]) ** 2 / length if length else size
 
 
 def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference: Reference) -> None:
@@ -365,20 +272,3 @@ def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference:
                 stacklevel=2,
             )
             return
-
-
-def _deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
-    """Reference less applied gradient: minus the target of the window's equations."""
-    applied = window.mean("applied")
-    value = {
-        name: gradient.value[name] - applied[name].to(gradient.value[name].device)
-        for name in problem.params
-    }
-    return replace(gradient, value=value)
-
-
-def _add(total: Params, name: str, part: Tensor) -> None:
-    if name in total:
-        total[name] += part
-    else:
-        total[name] = part.clone()

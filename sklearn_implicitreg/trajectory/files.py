@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, StoredMark
+from sklearn_implicitreg.trajectory.triangles import Triangles
 
 __all__ = ["Archive", "read", "write"]
 
@@ -27,9 +28,13 @@ _BITS = {torch.bfloat16: torch.int16}
 
 
 def write(
-    file: str | PathLike[str], header: dict[str, Any], marks: Sequence[Mark], rows: Sequence[Any]
+    file: str | PathLike[str],
+    header: dict[str, Any],
+    marks: Sequence[Mark],
+    rows: Sequence[Any],
+    triangles: Triangles | None,
 ) -> None:
-    """Write marks, the rows of batches and a header that JSON can hold."""
+    """Write marks, the rows of batches, triangles and a header that JSON can hold."""
     first = marks[0]
     full = {
         **header,
@@ -37,12 +42,15 @@ def write(
         "marks": [[mark.step, mark.epoch] for mark in marks],
         "dtypes": {n: str(t.dtype).removeprefix("torch.") for n, t in first.weights.items()},
         "gradients": bool(first.consumed),
+        "triangles": None if triangles is None else triangles.header(),
     }
 
     def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
         yield "header", np.array(json.dumps(full))
         for i, mark in enumerate(marks):
             yield from _tensors_of(mark, f"{i}/")
+        if triangles is not None:
+            yield from ((f"triangles/{name}", array) for name, array in triangles.arrays())
         known = [np.asarray(own, dtype=np.int64) for own in rows if own is not None]
         yield "batch_lengths", np.array([-1 if own is None else len(own) for own in rows])
         yield "batch_rows", np.concatenate([np.empty(0, np.int64), *known])
@@ -50,8 +58,10 @@ def write(
     _write_arrays(file, arrays())
 
 
-def read(file: str | PathLike[str]) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any]]:
-    """Header, marks and rows of batches of a file that :func:`write` wrote.
+def read(
+    file: str | PathLike[str],
+) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any], Triangles | None]:
+    """Header, marks, rows of batches and triangles of a file that :func:`write` wrote.
 
     Raises
     ------
@@ -71,6 +81,7 @@ def read(file: str | PathLike[str]) -> tuple[dict[str, Any], tuple[Mark, ...], l
                 )
             marks = _marks(file, header, stored)
             lengths, rows = stored["batch_lengths"], stored["batch_rows"]
+            triangles = _triangles(header, stored)
     except (FileNotFoundError, _OtherVersion):
         raise
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
@@ -80,7 +91,15 @@ def read(file: str | PathLike[str]) -> tuple[dict[str, Any], tuple[Mark, ...], l
         ) from error
     ends = np.cumsum(np.maximum(lengths, 0))
     batches = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
-    return header, marks, batches
+    return header, marks, batches, triangles
+
+
+def _triangles(header: dict[str, Any], stored: Any) -> Triangles | None:
+    if not header.get("triangles"):
+        return None
+    prefix = "triangles/"
+    own = {n.removeprefix(prefix): stored[n] for n in stored.files if n.startswith(prefix)}
+    return Triangles.read(header["triangles"], own)
 
 
 class _OtherVersion(ValueError):
@@ -92,20 +111,23 @@ def _marks(file: str | PathLike[str], header: dict[str, Any], stored: Any) -> tu
     gradients = header["gradients"]
     wanted = ["weights", *(s for s in SUMS if gradients or s != "consumed")]
     numbered = list(enumerate(header["marks"]))
+    inner = set(range(1, len(numbered) - 1)) if header.get("triangles") else set()
     here = set(stored.files)
-    for i, _ in numbered:
+    for i in set(range(len(numbered))) - inner:
         for what in wanted:
             lost = [name for name in dtypes if f"{i}/{what}/{name}" not in here]
             if lost:
                 raise KeyError(f"no {what} of {lost} at mark {i}")
     if path.getsize(file) > _IN_MEMORY:
         return tuple(
-            StoredMark(step, epoch, Archive(file, f"{i}/", dtypes, gradients))
+            Mark(step, epoch, {}, {}, {}, {})
+            if i in inner
+            else StoredMark(step, epoch, Archive(file, f"{i}/", dtypes, gradients))
             for i, (step, epoch) in numbered
         )
 
     def tensors(i: int, what: str) -> dict[str, torch.Tensor]:
-        if what not in wanted:
+        if what not in wanted or i in inner:
             return {}
         kinds = {n: d if what == "weights" else torch.float64 for n, d in dtypes.items()}
         return {n: _read_tensor(stored[f"{i}/{what}/{n}"], kind) for n, kind in kinds.items()}

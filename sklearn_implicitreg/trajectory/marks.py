@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["SUMS", "Mark", "Shelf", "Source", "StoredMark", "copied", "size_of"]
+__all__ = ["SUMS", "Kept", "Mark", "Shelf", "Source", "StoredMark", "bare", "copied", "size_of"]
 
 SUMS = ("applied", "consumed", "visited")
 _PARTS = ("weights", *SUMS)
@@ -231,8 +232,51 @@ def size_of(mark: Mark) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def bare(mark: Mark) -> Mark:
+    """The mark without its tensors."""
+    return Mark(mark.step, mark.epoch, {}, {}, {}, {})
+
+
 def copied(mark: Mark) -> Mark:
     """Copy of a mark and its tensors."""
     parts = (getattr(mark, what) for what in _PARTS)
     own = ({name: tensor.detach().clone() for name, tensor in part.items()} for part in parts)
     return Mark(mark.step, mark.epoch, *own)
+
+
+class Kept:
+    """Marks of a recording, in memory up to a limit and then on disk.
+
+    Parameters
+    ----------
+    directory : path-like or None
+        Empty folder for all marks; None for a temporary one beyond the limit.
+    memory_limit : int
+        Bytes.
+    """
+
+    def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
+        self.marks: list[Mark] = []
+        self._shelf = None if directory is None else Shelf(directory)
+        self._limit = memory_limit
+
+    def put(self, mark: Mark) -> None:
+        """Keep a mark; one of the same step is replaced."""
+        if self.marks and self.marks[-1].step == mark.step:
+            self.marks.pop()
+        if self._shelf is None and size_of(mark) * (len(self.marks) + 1) > self._limit:
+            self._shelf = Shelf()
+            self.marks = [self._shelf.put(kept) for kept in self.marks]
+        self.marks.append(copied(mark) if self._shelf is None else self._shelf.put(mark))
+
+    def settle(self, steps: Sequence[Any]) -> None:
+        """Called before the step after a mark, which is final then."""
+
+    def close(self, steps: Sequence[Any]) -> None:
+        """Called when recording ends."""
+        if self._shelf is not None:
+            self._shelf.close()
+
+    def path(self) -> tuple[tuple[Mark, ...], Any]:
+        """The marks, and the triangles where they hold these in the place of weights."""
+        return tuple(self.marks), None

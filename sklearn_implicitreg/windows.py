@@ -241,7 +241,7 @@ def path_notes(windows: Sequence[Window], nuisance_is_lost: bool) -> tuple[str, 
             "path.batch(rows) while recording."
         )
     if any(len(w.inside) < w.n_steps for w in windows):
-        notes.append("Columns are means over marks, not over every step.")
+        notes.append("Columns are means over the mean iterates between marks, not over every step.")
     return tuple(notes)
 
 

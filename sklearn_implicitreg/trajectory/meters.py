@@ -162,7 +162,7 @@ class Telescope:
         if self._group.get("decoupled_weight_decay"):
             if self._directions is None:
                 self._directions = RunningSums({"": zeros(p)})
-            self._directions.add("", adam_direction(self._group, state))
+            self._directions.add_quotient("", *adam_direction(self._group, state))
 
     def spoilt(self) -> bool:
         """Whether the weights changed between steps; told at the end where that would wait."""

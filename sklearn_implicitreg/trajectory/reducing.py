@@ -117,7 +117,7 @@ class Reduction:
             cells += list(cells_of(name, design, target, smooth))
             sums.smooth[name] &= smooth
             sums.design[name] += design.mul_(window.n_steps)
-            sums.deviation[name] += slope * window.n_steps
+            sums.deviation[name].add_(slope, alpha=window.n_steps)
         block = Block(
             repr(reference), nuisance is not None, gradient.scale, gradient.n_kinks, tuple(cells)
         )
@@ -144,6 +144,8 @@ class Reduction:
             first = designs[0][:, :1]
             own = torch.zeros_like(first) if nuisance is None else nuisance[name].reshape(-1, 1)
             designs, masks = [*designs, own], [*masks, torch.ones_like(first, dtype=torch.bool)]
+        if len(designs) == 1:
+            return designs[0], masks[0]
         return torch.cat(designs, dim=1), torch.cat(masks, dim=1)
 
     def _nothing(self, term_names: list[str]) -> Triangles:

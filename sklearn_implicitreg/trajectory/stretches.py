@@ -47,20 +47,20 @@ class MeanColumns:
 
     @classmethod
     def over(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
-        """Mean over the marks at which a step of the window began."""
-        n = len(window.inside)
+        """Mean over the iterates of the window, by their numbers of steps."""
         designs: Params = {}
         knowns: Params = {}
         masks: Params = {}
         first: Columns | None = None
-        for mark in window.inside:
-            columns = Columns(penalty, there(penalty, problem, mark.weights))
+        for weights, n in window.iterates():
+            share = n / window.n_steps
+            columns = Columns(penalty, there(penalty, problem, weights))
             first = first or columns
             for name in problem.params:
-                add_to(designs, name, columns.design(name), n)
+                add_to(designs, name, columns.design(name), share)
                 known = columns.known(name)
                 if known is not None:
-                    add_to(knowns, name, known, n)
+                    add_to(knowns, name, known, share)
                 smooth = columns.smooth(name)
                 masks[name] = masks[name] & smooth if name in masks else smooth
         if first is None:
@@ -158,9 +158,9 @@ def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossG
     return replace(gradient, value=value)
 
 
-def add_to(total: Params, name: str, part: Tensor, n: int = 1) -> None:
-    """Add an n-th of a tensor of one's own."""
-    part = part if n == 1 else part.div_(n)
+def add_to(total: Params, name: str, part: Tensor, share: float = 1.0) -> None:
+    """Add a share of a tensor that nothing else needs."""
+    part = part if share == 1.0 else part.mul_(share)
     if name in total:
         total[name] += part
     else:

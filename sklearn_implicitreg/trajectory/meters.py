@@ -175,6 +175,9 @@ class Telescope:
     def add_to(self, total: Tensor) -> None:
         """Add what the steps applied."""
         key, p = self._rule.remembered[0], self._p.detach()
+        for sums in (self._moments, self._directions):
+            if sums is not None:
+                sums.flush()
         for part in _slices(p):
             rate = _flat(self._start)[part].double() - _flat(p)[part].double()
             rate /= lr_of(self._group)
@@ -191,9 +194,9 @@ class Telescope:
         if self._moments is None:
             return torch.zeros_like(rate)
         beta = number(self._group["betas"][0])
-        applied = self._moments.flush()[""].view(-1)[part] + beta / (1 - beta) * gained
+        applied = self._moments.totals[""].view(-1)[part] + beta / (1 - beta) * gained
         if self._directions is not None:
-            applied += rate - self._directions.flush()[""].view(-1)[part]
+            applied += rate - self._directions.totals[""].view(-1)[part]
         return applied
 
     def _by_displacement(self, rate: Tensor, gained: Tensor | float) -> Tensor:

@@ -168,6 +168,13 @@ def test_a_term_is_found_in_a_family_that_has_it():
             same(fit(triangles, **how), fit(weights, **how))
 
 
+@pytest.mark.parametrize("other", ["l1", SmoothL1(delta=1e-4), SmoothL1(delta=0.1)], ids=str)
+def test_a_term_that_is_alike_at_large_weights_is_not_taken(other):
+    case = train(every=6, epochs=False, n_epochs=1, **{**APPLIED, "families": [SmoothL1()]})
+    with pytest.raises(ValueError, match=r"among those recorded, \['smooth_l1'\], got"):
+        fit(case, family=other, reference="applied")
+
+
 def test_coordinates_at_a_kink_are_left_out_of_the_families_that_have_it():
     """Biases begin at zero, where l1 has no gradient and l2 has."""
 

@@ -69,7 +69,7 @@ def record(  # noqa: PLR0913
         The data term, for ``families``.
     families : list of families, default=None
         Penalties whose triangles are kept in the place of weights, as for
-        :class:`sklearn_implicitreg.ImplicitRegularizationEstimator`.
+        :class:`sklearn_implicitreg.ImplicitRegularizationEstimator`; they stay in memory.
     reference : {"gradient", "applied"}, default="gradient"
         For ``families``: the gradient on ``data``, one pass per mark, rows weighted as they
         were used where marks are ends of epochs; or what the optimizer was given, without a

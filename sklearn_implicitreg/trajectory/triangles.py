@@ -102,8 +102,8 @@ class Triangles:
         Columns that were recorded, for people.
     tensors : tuple of str
         Those that give equations.
-    signatures : ndarray of shape (K, n_tensors, 2)
-        Of the gradient of each column at the last weights, see :func:`signature`.
+    signatures : ndarray of shape (K, 2 n_tensors, 2)
+        What each column is known again by, see :func:`signature`.
     reference : {"gradient", "applied"}
     loss : str
         In words; empty where no loss was needed.
@@ -211,27 +211,33 @@ def cells_of(name: str, design: Tensor, target: Tensor, smooth: Tensor) -> Itera
 
 
 def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
-    """Two numbers per column and tensor by which a column is known again, (k, n_tensors, 2).
+    """Numbers by which a column is known again, of shape (k, 2 n_tensors, 2).
 
-    Product with a fixed random vector, and norm, of its gradient at these weights.
+    Product with a fixed random vector, and norm, of its gradient at these weights and at smaller
+    ones: where all weights are large l1 and its smooth kin are the same.
     """
     penalty = LeafPenalty(leaf)
-    columns = Columns(penalty, there(penalty, problem, weights))
-    found = []
     generator = torch.Generator().manual_seed(0)
-    for name in problem.params:
-        design = columns.design(name).cpu()
-        fixed = torch.randn(len(design), generator=generator, dtype=torch.float64)
-        found.append(torch.stack([fixed @ design, design.norm(dim=0)], dim=1))
+
+    def fixed(tensor: Tensor) -> Tensor:
+        return torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+
+    smaller = {n: t.double() * (1e-6 ** fixed(t)).to(t.device) for n, t in weights.items()}
+    found = []
+    for at in (weights, smaller):
+        columns = Columns(penalty, there(penalty, problem, at))
+        for name, tensor in problem.params.items():
+            design = columns.design(name).cpu()
+            along = fixed(tensor).reshape(-1) @ design
+            found.append(torch.stack([along, design.norm(dim=0)], dim=1))
     return torch.stack(found, dim=1).numpy()
 
 
 def place_of(own: Array, recorded: Array) -> int | None:
     """Which of the recorded columns has a signature."""
-    size = np.abs(own).max() + np.finfo(float).tiny
-    away = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1) / size
+    away = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1)
     best = int(away.argmin())
-    return best if away[best] <= 1e-6 else None
+    return best if away[best] <= 1e-6 * np.abs(own).max() else None
 
 
 def _plain(cell: Cell) -> Sequence[Any]:

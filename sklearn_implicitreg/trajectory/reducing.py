@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -184,7 +185,7 @@ class TriangleKept(Kept):
     """
 
     def __init__(self, reduction: Reduction):
-        super().__init__(None, 2**62)
+        super().__init__(None, sys.maxsize)
         self._reduction = reduction
         self._blocks: list[Block] = []
         self._sums: Triangles | None = None

@@ -20,7 +20,7 @@ from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, GradientSystem
 
-__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock"]
+__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock", "device_triangle"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
@@ -136,7 +136,7 @@ class Equations:
         labels, triangles, counts = [], [], []
         for block in self.rows():
             labels.append(block.name)
-            triangles.append(_triangle(block))
+            triangles.append(device_triangle(block.design, block.target))
             counts.append(len(block.target))
         if not labels:
             labels, triangles, counts = ["none"], [np.zeros((k + 1, k + 1))], [0]
@@ -290,11 +290,11 @@ def explained(triangle: Array, coef: Array) -> float:
     return 1.0 - float(residual @ residual) / total
 
 
-def _triangle(block: RowBlock) -> Array:
-    """Triangle of a block, reduced on the device where the block is."""
-    if block.target.device.type == "cpu":
-        return regression.triangle(block.design.numpy(), block.target.numpy())
-    both = torch.cat([block.design, block.target[:, None]], dim=1)
+def device_triangle(design: Tensor, target: Tensor) -> Array:
+    """Triangle of equations, reduced on the device where they are."""
+    if target.device.type == "cpu":
+        return regression.triangle(design.numpy(), target.numpy())
+    both = torch.cat([design, target[:, None]], dim=1)
     upper = torch.linalg.qr(both, mode="r").R.cpu().numpy()
     width = both.shape[1]
     padded = np.zeros((width, width))

@@ -12,6 +12,7 @@ from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference
 from sklearn_implicitreg.penalties.gradients import GradientNorm
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.recorded import targets_of
 from sklearn_implicitreg.restrictions import wald
 from sklearn_implicitreg.solve import Solution, decompose, solve
 from sklearn_implicitreg.system import Array, triangle
@@ -47,7 +48,7 @@ def path_targets(
         )
     problem = adapt(model, data, options)
     path = path_of(model, data, problem, trajectory)
-    return PathTargets.of(problem, path, as_reference(reference, window), window, verbose)
+    return targets_of(problem, path, as_reference(reference, window), window, verbose)
 
 
 def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
@@ -190,6 +191,10 @@ class PathFit:
         if signal > 0 and self._noisy:
             header.append(("R2, noise removed", f"{min(1.0, explained / signal):.4f}"))
         notes = [*problem.notes, *equations.targets.notes, *self._theory(), *self._rounding()]
+        if any(len(w.inside) < w.n_steps for w in equations.windows):
+            notes.append(
+                "Columns are means over the mean iterates between marks, not over every step."
+            )
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
         known = equations.mean.columns.known_terms

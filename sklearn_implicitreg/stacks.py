@@ -50,12 +50,13 @@ class StackedEquations:
             If all places together give fewer equations than coefficients.
         """
         systems = [part.reduced for part in self.parts]
+        again = all(system.hc3_meat is not None for system in systems)
         system = GradientSystem(
             systems[0].term_names,
             tuple(f"{self.place} {i}" for i in range(len(systems))),
             tuple(merge(system.triangles) for system in systems),
             tuple(system.n_equations for system in systems),
-            self._meat,
+            self._meat if again else None,
         )
         check_count(system)
         return system

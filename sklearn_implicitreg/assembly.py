@@ -20,7 +20,7 @@ from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, GradientSystem
 
-__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock"]
+__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock", "triangle_of"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
@@ -124,7 +124,7 @@ class Equations:
         labels, triangles, counts = [], [], []
         for block in self.rows():
             labels.append(block.name)
-            triangles.append(_triangle(block))
+            triangles.append(triangle_of(block))
             counts.append(len(block.target))
         k, m = len(self.columns.term_names), sum(counts)
         if m < k:
@@ -273,7 +273,7 @@ def explained(triangle: Array, coef: Array) -> float:
     return 1.0 - float(residual @ residual) / total
 
 
-def _triangle(block: RowBlock) -> Array:
+def triangle_of(block: RowBlock) -> Array:
     """Triangle of a block, reduced on the device where the block is."""
     if block.target.device.type == "cpu":
         return regression.triangle(block.design.numpy(), block.target.numpy())

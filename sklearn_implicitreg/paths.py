@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference, infer
+from sklearn_implicitreg.instruments import InstrumentedSystem
 from sklearn_implicitreg.penalties.gradients import GradientNorm
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, triangle
@@ -157,8 +158,6 @@ class PathFit:
         problem = equations.problem
         n_steps = sum(window.n_steps for window in equations.windows)
         signal, _ = equations.signal()
-        reduced, kept = self._mean_without_nuisance()
-        explained = float(np.square(reduced[:, :-1] @ self.stacked.coef[kept]).sum())
         header = [
             ("Model", problem.model_name),
             ("Loss", problem.loss_name),
@@ -167,14 +166,38 @@ class PathFit:
             ("Noise share", f"{self.noise_share():.3g}"),
         ]
         if signal > 0:
-            header.append(("R2, noise removed", f"{min(1.0, explained / signal):.4f}"))
+            header.append(("R2, noise removed", f"{min(1.0, self._explained() / signal):.4f}"))
         notes = [*problem.notes, *equations.targets.notes, *self._theory()]
+        if isinstance(equations.system, InstrumentedSystem):
+            notes.append(
+                "Coefficients by instrumental variables: the columns are random draws and the path "
+                "remembers its own, so columns of other draws at each window's start stand in "
+                "for them in the products with the target."
+            )
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
         known = equations.mean.columns.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
         return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False, known)
+
+    def _explained(self) -> float:
+        """Squared norm of what the family explains, the nuisance left out.
+
+        By products of columns with instruments, the mean over the windows, it is free of the
+        noise of draws.
+        """
+        reduced, kept = self._mean_without_nuisance()
+        coef, system = self.stacked.coef[kept], self.equations.system
+        if not isinstance(system, InstrumentedSystem):
+            return float(np.square(reduced[:, :-1] @ coef).sum())
+        others = [i for i in range(system.n_terms) if i not in kept]
+        both = system.products
+        inside = both[np.ix_(kept, kept)]
+        if others:
+            across = np.linalg.lstsq(both[np.ix_(others, others)], both[np.ix_(others, kept)])[0]
+            inside = inside - both[np.ix_(kept, others)] @ across
+        return float(coef @ inside @ coef) / len(self.equations.windows)
 
     def _theory(self) -> list[str]:
         """What theory expects of coefficients that the step size or mini-batches explain."""

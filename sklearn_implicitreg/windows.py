@@ -10,117 +10,21 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sklearn_implicitreg.assembly import Equations
 from sklearn_implicitreg.exceptions import PathNoiseWarning
+from sklearn_implicitreg.instruments import InstrumentedEquations
+from sklearn_implicitreg.mean_columns import MeanColumns, add_to
 from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.system import Array, GradientSystem, merge
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
 
-__all__ = ["NUISANCE", "MeanColumns", "PathEquations"]
+__all__ = ["NUISANCE", "PathEquations", "PathTargets"]
 
 NUISANCE = "minibatch"
-
-
-@dataclass
-class MeanColumns:
-    """Columns of a family averaged over the steps of a window.
-
-    Parameters
-    ----------
-    term_names : tuple of str
-    leaves : list of (Leaf, int)
-        As of :class:`Columns`; the nuisance column is none of them.
-    params : dict of str to Tensor
-        Weights at the first step.
-    designs, knowns, masks : dict of str to Tensor
-        Mean columns of shape (numel, k), mean gradient of the known penalties, and where all
-        terms are differentiable at every step, by tensor.
-    """
-
-    term_names: tuple[str, ...]
-    leaves: list[tuple[Leaf, int]]
-    params: Params
-    designs: Params
-    knowns: Params
-    masks: Params
-    known_terms: tuple[str, ...] = ()
-    closed_form: bool = False
-
-    @classmethod
-    def over(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
-        """Mean over the marks at which a step of the window began."""
-        n = len(window.inside)
-        designs: Params = {}
-        knowns: Params = {}
-        masks: Params = {}
-        first: Columns | None = None
-        for mark in window.inside:
-            columns = Columns(penalty, _there(penalty, problem, mark.weights))
-            first = first or columns
-            for name in problem.params:
-                _add(designs, name, columns.design(name) / n)
-                known = columns.known(name)
-                if known is not None:
-                    _add(knowns, name, known / n)
-                smooth = columns.smooth(name)
-                masks[name] = masks[name] & smooth if name in masks else smooth
-        if first is None:
-            raise ValueError("Expected at least one mark in every window, got none.")
-        own = (designs, knowns, masks, first.known_terms)
-        return cls(first.term_names, first.leaves, first.params, *own)
-
-    @classmethod
-    def mean(cls, parts: list[MeanColumns], shares: list[float]) -> MeanColumns:
-        """Mean over windows."""
-        designs: Params = {}
-        knowns: Params = {}
-        masks: Params = {}
-        for part, share in zip(parts, shares, strict=True):
-            for name in part.designs:
-                _add(designs, name, share * part.designs[name])
-                if name in part.knowns:
-                    _add(knowns, name, share * part.knowns[name])
-                mask = part.masks[name]
-                masks[name] = masks[name] & mask if name in masks else mask
-        first = parts[0]
-        own = (designs, knowns, masks, first.known_terms)
-        return cls(first.term_names, first.leaves, first.params, *own)
-
-    def joined(self, name: str, column: Params) -> MeanColumns:
-        """The same with one more column."""
-        designs = {
-            tensor: torch.cat([design, column[tensor].reshape(-1, 1)], dim=1)
-            for tensor, design in self.designs.items()
-        }
-        return replace(self, term_names=(*self.term_names, name), designs=designs)
-
-    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Mean gradients of the terms with respect to one tensor, of shape (numel, k)."""
-        return self.designs[name]
-
-    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
-        """Mean gradient of the penalties with known coefficients."""
-        return self.knowns.get(name)
-
-    def smooth(self, name: str) -> Tensor:
-        """Coordinates at which all terms are differentiable at every step."""
-        return self.masks[name]
-
-
-def _there(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
-    """The problem at other weights; only its parameters, where no penalty looks at the model."""
-    leaves = penalty.leaves(problem.params, problem)
-    if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
-        return problem.at(weights)
-    own = {name: weights[name].to(tensor.device) for name, tensor in problem.params.items()}
-    return replace(problem, params=own)
 
 
 @dataclass(frozen=True)
@@ -184,7 +88,7 @@ class PathTargets:
 
     def equations(self, penalty: Penalty) -> PathEquations:
         """Equations of a penalty along the path."""
-        parts = []
+        parts: list[Equations] = []
         leaves = penalty.leaves(self.problem.params, self.problem)
         # The family's own column of mini-batching takes the place of the nuisance.
         own = any(isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves)
@@ -194,7 +98,8 @@ class PathTargets:
             columns = MeanColumns.over(penalty, there, stretch)
             if self.nuisances and not own:
                 columns = columns.joined(NUISANCE, self.nuisances[i])
-            parts.append(Equations(self.problem, columns, deviation))
+            kind = InstrumentedEquations if columns.instruments else Equations
+            parts.append(kind(self.problem, columns, deviation))
         return PathEquations(self, tuple(parts))
 
     def mean_deviation(self, whole: Problem | None = None) -> LossGradient:
@@ -257,12 +162,12 @@ class PathEquations:
     def system(self) -> GradientSystem:
         """Triangles of the equations, one per window."""
         systems = [part.system for part in self.parts]
-        return GradientSystem(
-            systems[0].term_names,
-            tuple(f"window {i}" for i in range(len(systems))),
-            tuple(merge(system.triangles) for system in systems),
-            tuple(system.n_equations for system in systems),
-            self._meat,
+        return replace(
+            systems[0],
+            labels=tuple(f"window {i}" for i in range(len(systems))),
+            triangles=tuple(merge(system.triangles) for system in systems),
+            counts=tuple(system.n_equations for system in systems),
+            hc3_meat=None if systems[0].hc3_meat is None else self._meat,
         )
 
     @cached_property
@@ -337,7 +242,7 @@ def minibatch_column(
         if column is None:
             return None
         for name, tensor in column.items():
-            _add(total, name, tensor * (part.n_steps / window.n_steps))
+            add_to(total, name, tensor * (part.n_steps / window.n_steps))
     return total
 
 
@@ -375,10 +280,3 @@ def _deviation(problem: Problem, window: Window, gradient: LossGradient) -> Loss
         for name in problem.params
     }
     return replace(gradient, value=value)
-
-
-def _add(total: Params, name: str, part: Tensor) -> None:
-    if name in total:
-        total[name] += part
-    else:
-        total[name] = part.clone()

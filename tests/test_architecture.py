@@ -27,6 +27,8 @@ LAYERS = [
     {"trajectory"},
     {"solve"},
     {"assembly"},
+    {"mean_columns"},
+    {"instruments"},
     {"windows"},
     {"verdict"},
     {"inference"},

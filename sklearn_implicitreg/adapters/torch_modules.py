@@ -32,6 +32,7 @@ from sklearn_implicitreg.adapters.torch_options import (
     BATCH_NORMS,
     batch_size_of,
     device_of,
+    draw_masks,
     dtype_of,
     seed_of,
     set_modes,
@@ -110,6 +111,12 @@ class TorchProblem(Problem):
         named = self.module.named_parameters()
         every = {name: t.detach() for name, t in named if name in trained}
         return replace(self, params=every, left_out=())
+
+    def with_dropout(self, rate: float | None, seed: int) -> TorchProblem:
+        """The same problem with its dropout layers at work, at a rate or at their own."""
+        own = skeleton(self.module, self.device, None)
+        draw_masks(own, rate)
+        return replace(self, module=own, seed=seed)
 
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""

@@ -15,6 +15,7 @@ from sklearn_implicitreg.penalties.base import (
     Sum,
 )
 from sklearn_implicitreg.penalties.checks import check_penalty
+from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.weights import (
@@ -34,6 +35,7 @@ __all__ = [
     "L21",
     "BatchGradientNorm",
     "Callables",
+    "Dropout",
     "ElasticNet",
     "FittedPenalty",
     "Fixed",

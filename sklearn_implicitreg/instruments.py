@@ -61,12 +61,24 @@ class InstrumentedSystem(GradientSystem):
         """Triangle of all equations, projected on the instruments."""
         return projected(merge(self.triangles))
 
-    @property
-    def products(self) -> Array:
-        """Instruments times columns, ``Z'D`` of shape (k, k)."""
+    def products_among(self, kept: list[int]) -> Array:
+        """Instruments times columns, ``Z'D``, of some terms, the others projected out.
+
+        With the coefficients of these terms on both sides it is the squared norm of what they
+        explain, free of the noise of the columns.
+        """
         upper, k = merge(self.triangles), self.n_terms
         products: Array = upper[:k, :k].T @ upper[:k, k:-1]
-        return products
+        others = [i for i in range(k) if i not in kept]
+        inside = products[np.ix_(kept, kept)]
+        if others:
+            rest = products[np.ix_(others, others)]
+            inside = (
+                inside
+                - products[np.ix_(kept, others)]
+                @ np.linalg.lstsq(rest, products[np.ix_(others, kept)])[0]
+            )
+        return inside
 
     def select(self, names: Iterable[str]) -> InstrumentedSystem:
         """System of some of the terms, with their instruments."""

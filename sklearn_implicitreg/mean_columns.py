@@ -11,7 +11,7 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.trajectory.path import Mark, Window
+from sklearn_implicitreg.trajectory.path import Window
 
 __all__ = ["MeanColumns", "add_to"]
 
@@ -48,16 +48,18 @@ class MeanColumns:
     def over(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
         """Mean over the marks at which a step of the window began.
 
-        A stochastic penalty has other draws at every mark, and others again as instruments at
-        the first: these know nothing of what the window's steps drew.
+        Where a penalty is stochastic it is :meth:`with_instruments`.
         """
+        leaves = penalty.leaves(problem.params, problem)
+        if any(getattr(leaf.penalty, "stochastic", False) for leaf in leaves):
+            return cls.with_instruments(penalty, problem, window)
         n = len(window.inside)
         designs: Params = {}
         knowns: Params = {}
         masks: Params = {}
         first: Columns | None = None
         for mark in window.inside:
-            columns = Columns(penalty, _there(penalty, problem, mark, draw=2 * mark.step))
+            columns = Columns(penalty, _there(penalty, problem, mark.weights))
             first = first or columns
             for name in problem.params:
                 add_to(designs, name, columns.design(name) / n)
@@ -69,13 +71,30 @@ class MeanColumns:
         if first is None:
             raise ValueError("Expected at least one mark in every window, got none.")
         own = (designs, knowns, masks, first.known_terms)
-        mean = cls(first.term_names, first.leaves, first.params, *own)
-        leaves = penalty.leaves(problem.params, problem)
-        if not any(getattr(leaf.penalty, "stochastic", False) for leaf in leaves):
-            return mean
-        start = window.start
-        other = Columns(penalty, _there(penalty, problem, start, draw=2 * start.step + 1))
-        return replace(mean, instruments={name: other.design(name) for name in problem.params})
+        return cls(first.term_names, first.leaves, first.params, *own)
+
+    @classmethod
+    def with_instruments(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
+        """Columns at the mean iterate; as instruments those of other draws at the first step.
+
+        The instruments neither share the noise of the columns' draws nor know what the window's
+        steps drew. Sums over few marks are no choice here: they lean to the first step, where
+        the instruments are, and what a path forgets within a window would bias the coefficients.
+        """
+        n = 2 * window.start.step  # windows have draws of their own
+        first = Columns(penalty, replace(problem.at(window.start.weights), draw=n))
+        mean = Columns(penalty, replace(problem.at(window.mean("visited")), draw=n + 1))
+        names = problem.params
+        return cls(
+            mean.term_names,
+            mean.leaves,
+            first.params,
+            {name: mean.design(name) for name in names},
+            {name: known for name in names if (known := mean.known(name)) is not None},
+            {name: first.smooth(name) & mean.smooth(name) for name in names},
+            mean.known_terms,
+            instruments={name: first.design(name) for name in names},
+        )
 
     @classmethod
     def mean(cls, parts: list[MeanColumns], shares: list[float]) -> MeanColumns:
@@ -119,12 +138,11 @@ class MeanColumns:
         return self.masks[name]
 
 
-def _there(penalty: Penalty, problem: Problem, mark: Mark, draw: int) -> Problem:
-    """The problem at a mark; only its parameters, where no penalty looks at the model."""
-    weights = mark.weights
+def _there(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
+    """The problem at other weights; only its parameters, where no penalty looks at the model."""
     leaves = penalty.leaves(problem.params, problem)
     if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
-        return replace(problem.at(weights), draw=draw)
+        return problem.at(weights)
     own = {name: weights[name].to(tensor.device) for name, tensor in problem.params.items()}
     return replace(problem, params=own)
 

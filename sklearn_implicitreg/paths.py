@@ -157,7 +157,7 @@ class PathFit:
         equations = self.equations
         problem = equations.problem
         n_steps = sum(window.n_steps for window in equations.windows)
-        signal, _ = equations.signal()
+        share = self._share_of_signal()
         header = [
             ("Model", problem.model_name),
             ("Loss", problem.loss_name),
@@ -165,8 +165,8 @@ class PathFit:
             ("|mean deviation|", f"{self.solution.tss**0.5:.4g}"),
             ("Noise share", f"{self.noise_share():.3g}"),
         ]
-        if signal > 0:
-            header.append(("R2, noise removed", f"{min(1.0, self._explained() / signal):.4f}"))
+        if share is not None:
+            header.append(("R2, noise removed", f"{share:.4f}"))
         notes = [*problem.notes, *equations.targets.notes, *self._theory()]
         if isinstance(equations.system, InstrumentedSystem):
             notes.append(
@@ -174,6 +174,8 @@ class PathFit:
                 "remembers its own, so columns of other draws at each window's start stand in "
                 "for them in the products with the target."
             )
+        elif any(len(w.inside) < w.n_steps for w in equations.windows):
+            notes.append("Columns are means over marks, not over every step.")
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
         known = equations.mean.columns.known_terms
@@ -181,23 +183,23 @@ class PathFit:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
         return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False, known)
 
-    def _explained(self) -> float:
-        """Squared norm of what the family explains, the nuisance left out.
+    def _share_of_signal(self) -> float | None:
+        """What the family explains of the mean target once noise is removed from both.
 
-        By products of columns with instruments, the mean over the windows, it is free of the
-        noise of draws.
+        The path remembers random masks, and so do products of targets; those of residuals do
+        not, so with instruments the signal is what is explained and what is left. The nuisance
+        column is left out. None where there is no signal.
         """
         reduced, kept = self._mean_without_nuisance()
-        coef, system = self.stacked.coef[kept], self.equations.system
-        if not isinstance(system, InstrumentedSystem):
-            return float(np.square(reduced[:, :-1] @ coef).sum())
-        others = [i for i in range(system.n_terms) if i not in kept]
-        both = system.products
-        inside = both[np.ix_(kept, kept)]
-        if others:
-            across = np.linalg.lstsq(both[np.ix_(others, others)], both[np.ix_(others, kept)])[0]
-            inside = inside - both[np.ix_(kept, others)] @ across
-        return float(coef @ inside @ coef) / len(self.equations.windows)
+        system, coef = self.equations.system, self.stacked.coef
+        if isinstance(system, InstrumentedSystem):
+            explained = float(coef[kept] @ system.products_among(kept) @ coef[kept])
+            explained /= len(self.equations.windows)
+            signal = explained + max(0.0, self.equations.signal(coef)[0])
+        else:
+            explained = float(np.square(reduced[:, :-1] @ coef[kept]).sum())
+            signal = self.equations.signal()[0]
+        return min(1.0, explained / signal) if signal > 0 else None
 
     def _theory(self) -> list[str]:
         """What theory expects of coefficients that the step size or mini-batches explain."""

@@ -10,8 +10,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.assembly import Equations, RowBlock
 from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.instruments import InstrumentedEquations
 from sklearn_implicitreg.mean_columns import MeanColumns, add_to
@@ -80,8 +81,6 @@ class PathTargets:
                 "The column 'minibatch' is left out: the batches are not known; name them with "
                 "path.batch(rows) while recording."
             )
-        if any(len(w.inside) < w.n_steps for w in windows):
-            notes.append("Columns are means over marks, not over every step.")
         settings = {**path.settings, "optimizer": path.optimizer}
         found = (tuple(deviations), tuple(nuisances), settings, tuple(notes))
         return cls(problem, reference, windows, *found)
@@ -187,13 +186,14 @@ class PathEquations:
         """R2 of coefficients on the mean over the windows, over these rows and others."""
         return self.mean.completed_r2(other, coef, positive=positive, eps=eps)
 
-    def signal(self) -> tuple[float, float]:
+    def signal(self, coef: Array | None = None) -> tuple[float, float]:
         """Squared norm of the mean target, free of noise by products of windows, and as it is.
 
-        The direction of the mean nuisance column is left out of both.
+        With coefficients of what they leave of it. The direction of the mean nuisance column is
+        left out.
         """
         targets = torch.stack(
-            [torch.cat([block.target for block in part.rows()]) for part in self.parts]
+            [torch.cat([_left(block, coef) for block in part.rows()]) for part in self.parts]
         )
         if NUISANCE in self.system.term_names:
             place = self.system.term_names.index(NUISANCE)
@@ -219,6 +219,13 @@ class PathEquations:
             assert meat is not None
             total += meat(whitener, coef)
         return total
+
+
+def _left(block: RowBlock, coef: Array | None) -> Tensor:
+    """Targets of a block less what the coefficients explain."""
+    if coef is None:
+        return block.target
+    return block.target - block.design @ torch.as_tensor(coef).to(block.design)
 
 
 def _has_nuisance(reference: Reference, window: int | str | None) -> TypeGuard[Gradient]:

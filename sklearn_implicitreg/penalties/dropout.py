@@ -31,8 +31,8 @@ class Dropout(_OfGradient):
     q : float, default=None
         Rate of all dropout layers, at least 0 and below 1; None takes each layer's own. A
         recurrent or attention layer counts as one where its own rate is above zero.
-    n_draws : int, default=4
-        Passes over the rows that are averaged, at each place where the penalty is looked at.
+    n_draws : int, default=10
+        Passes over the rows that are averaged; on a path twice in every window.
     random_state : int, default=0
         Seed of the masks. The same masks are drawn at all rates and weights, so differences
         between them are less noisy than the values.
@@ -50,7 +50,7 @@ class Dropout(_OfGradient):
     >>> _ = torch.nn.init.constant_(net[1].weight, 2.0)
     >>> rows = Data(torch.ones(10_000, 1), torch.ones(10_000, 1))
     >>> problem = adapt(net, rows, Options(loss="mse"))  # R = theta^2 = 4
-    >>> value = Dropout(n_draws=10).terms(problem.params, problem)["dropout"]
+    >>> value = Dropout().terms(problem.params, problem)["dropout"]
     >>> round(float(value), 1)
     4.0
     """
@@ -58,7 +58,7 @@ class Dropout(_OfGradient):
     stochastic = True
     _term = "dropout"
 
-    def __init__(self, q: float | None = None, n_draws: int = 4, random_state: int = 0):
+    def __init__(self, q: float | None = None, n_draws: int = 10, random_state: int = 0):
         self.q = q
         self.n_draws = n_draws
         self.random_state = random_state

@@ -409,7 +409,7 @@ def trained():
             epoch()
         optimizer.param_groups[0]["lr"] = 0.05
         with record(net, optimizer, every=4) as path:
-            for _ in range(150):
+            for _ in range(100):
                 epoch(path)
     return net, X, y, path.trajectory
 

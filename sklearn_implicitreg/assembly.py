@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, GradientSystem
 
-__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock", "triangle_of"]
+__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
@@ -124,7 +124,7 @@ class Equations:
         labels, triangles, counts = [], [], []
         for block in self.rows():
             labels.append(block.name)
-            triangles.append(triangle_of(block))
+            triangles.append(_triangle(replace(block, design=self._regressors(block))))
             counts.append(len(block.target))
         k, m = len(self.columns.term_names), sum(counts)
         if m < k:
@@ -133,9 +133,7 @@ class Equations:
                 f"{k} coefficients {list(self.columns.term_names)}; take fewer terms, or widen "
                 "params=."
             )
-        return GradientSystem(
-            self.columns.term_names, tuple(labels), tuple(triangles), tuple(counts), self._meat
-        )
+        return self._system(tuple(labels), tuple(triangles), tuple(counts))
 
     @property
     def n_dropped(self) -> int:
@@ -235,6 +233,16 @@ class Equations:
             pd.Series(names, index=index, name="tensor"),
         )
 
+    def _regressors(self, block: RowBlock) -> Tensor:
+        """What stands before the target in the triangle of a block."""
+        return block.design
+
+    def _system(
+        self, labels: tuple[str, ...], triangles: tuple[Array, ...], counts: tuple[int, ...]
+    ) -> GradientSystem:
+        """The triangles of all blocks together."""
+        return GradientSystem(self.columns.term_names, labels, triangles, counts, self._meat)
+
     def _target(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""
         slope = self.gradient.value[name].reshape(-1)
@@ -273,7 +281,7 @@ def explained(triangle: Array, coef: Array) -> float:
     return 1.0 - float(residual @ residual) / total
 
 
-def triangle_of(block: RowBlock) -> Array:
+def _triangle(block: RowBlock) -> Array:
     """Triangle of a block, reduced on the device where the block is."""
     if block.target.device.type == "cpu":
         return regression.triangle(block.design.numpy(), block.target.numpy())

@@ -15,8 +15,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.linalg import lstsq
+from torch import Tensor
 
-from sklearn_implicitreg.assembly import Equations, triangle_of
+from sklearn_implicitreg.assembly import Equations, RowBlock
 from sklearn_implicitreg.mean_columns import MeanColumns
 from sklearn_implicitreg.system import Array, GradientSystem, merge, triangle
 
@@ -72,12 +74,9 @@ class InstrumentedSystem(GradientSystem):
         others = [i for i in range(k) if i not in kept]
         inside = products[np.ix_(kept, kept)]
         if others:
-            rest = products[np.ix_(others, others)]
-            inside = (
-                inside
-                - products[np.ix_(kept, others)]
-                @ np.linalg.lstsq(rest, products[np.ix_(others, kept)])[0]
-            )
+            across = products[np.ix_(others, kept)]
+            shares = lstsq(products[np.ix_(others, others)], across)[0]
+            inside = inside - products[np.ix_(kept, others)] @ shares
         return inside
 
     def select(self, names: Iterable[str]) -> InstrumentedSystem:
@@ -113,7 +112,7 @@ def projected(upper: Array) -> Array:
     sizes = np.linalg.norm(upper[:k, :k], axis=0)
     top[np.abs(np.diagonal(upper)[:k]) <= _ROUNDING * sizes] = 0.0
     result = triangle(top[:, :-1], top[:, -1])
-    coef = np.linalg.lstsq(top[:, :-1], top[:, -1])[0]
+    coef = lstsq(top[:, :-1], top[:, -1])[0]
     away = np.concatenate([part[:, -1] - part[:, :-1] @ coef for part in (top, rest)])
     result[-1, -1] = np.linalg.norm(away)
     return result
@@ -125,18 +124,15 @@ class InstrumentedEquations(Equations):
 
     columns: MeanColumns
 
-    @cached_property
-    def system(self) -> GradientSystem:
-        """Triangles of instruments, columns and target, one per tensor."""
-        labels, triangles, counts = [], [], []
-        for block in self.rows():
-            instruments = self.columns.instruments[block.name]
-            if block.index is not None:
-                instruments = instruments[block.index]
-            both = torch.cat([instruments, block.design], dim=1)
-            labels.append(block.name)
-            triangles.append(triangle_of(replace(block, design=both)))
-            counts.append(len(block.target))
-        return InstrumentedSystem(
-            self.columns.term_names, tuple(labels), tuple(triangles), tuple(counts)
-        )
+    def _regressors(self, block: RowBlock) -> Tensor:
+        """Instruments and columns."""
+        instruments = self.columns.instruments[block.name]
+        if block.index is not None:
+            instruments = instruments[block.index]
+        return torch.cat([instruments, block.design], dim=1)
+
+    def _system(
+        self, labels: tuple[str, ...], triangles: tuple[Array, ...], counts: tuple[int, ...]
+    ) -> GradientSystem:
+        """The triangles of all blocks together; rows are not read again."""
+        return InstrumentedSystem(self.columns.term_names, labels, triangles, counts)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from skorch import NeuralNetRegressor
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
@@ -124,6 +125,14 @@ class TestGradient:
         slope = column(Dropout(), problem)
         for name, g in zip(params, torch.autograd.grad(value, params.values()), strict=True):
             torch.testing.assert_close(g, slope[name])
+
+    def test_skorch_nets(self):
+        X, y = (t.float() for t in rows())
+        net = NeuralNetRegressor(linear(0.4).float(), max_epochs=1, train_split=None, verbose=0)
+        problem = adapt(net.fit(X, y), Data(X, y), Options())
+        exact = 0.8 / 0.6 * X.square().mean(0) * problem.params["1.weight"]
+        found = column(Dropout(n_draws=100), problem)["1.weight"]
+        assert float((found - exact).abs().max()) < 0.2
 
     def test_restricted_to_some_tensors(self):
         problem = self.problem()

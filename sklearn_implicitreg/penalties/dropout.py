@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
+import torch
 
 from sklearn_implicitreg.penalties.gradients import _OfGradient, _Scope
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
@@ -68,10 +69,11 @@ class Dropout(_OfGradient):
         return float(np.mean(losses)) - scope.problem.gradient().loss
 
     def _gradient(self, scope: _Scope) -> Params:
-        total = {name: -g for name, g in scope.problem.gradient().value.items()}
+        rest = scope.problem.gradient().value
+        total = {name: torch.zeros_like(g) for name, g in rest.items()}
         for drawn in self._drawn(scope.problem):
             for name, g in drawn.value.items():
-                total[name] += g / self.n_draws
+                total[name] += (g - rest[name]) / self.n_draws  # exactly zero at rate zero
         return scope.only(total)
 
     def _drawn(self, problem: Problem) -> Iterator[LossGradient]:

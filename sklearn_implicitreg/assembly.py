@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
@@ -92,6 +92,8 @@ class Equations:
     (k + 1)^2 numbers are kept.
     """
 
+    _per_term: ClassVar[int] = 1  # regressors of each term
+
     problem: Problem
     columns: DesignColumns
     gradient: LossGradient
@@ -132,17 +134,15 @@ class Equations:
     @cached_property
     def reduced(self) -> GradientSystem:
         """Triangles of the equations, one per tensor, however few they are."""
-        k = len(self.columns.term_names)
         labels, triangles, counts = [], [], []
         for block in self.rows():
             labels.append(block.name)
-            triangles.append(device_triangle(block.design, block.target))
+            triangles.append(device_triangle(self._regressors(block), block.target))
             counts.append(len(block.target))
         if not labels:
-            labels, triangles, counts = ["none"], [np.zeros((k + 1, k + 1))], [0]
-        return GradientSystem(
-            self.columns.term_names, tuple(labels), tuple(triangles), tuple(counts), self._meat
-        )
+            width = self._per_term * len(self.columns.term_names) + 1
+            labels, triangles, counts = ["none"], [np.zeros((width, width))], [0]
+        return self._system(tuple(labels), tuple(triangles), tuple(counts))
 
     @property
     def n_dropped(self) -> int:
@@ -241,6 +241,16 @@ class Equations:
             pd.Series(target, index=index, name="target"),
             pd.Series(names, index=index, name="tensor"),
         )
+
+    def _regressors(self, block: RowBlock) -> Tensor:
+        """What stands before the target in the triangle of a block."""
+        return block.design
+
+    def _system(
+        self, labels: tuple[str, ...], triangles: tuple[Array, ...], counts: tuple[int, ...]
+    ) -> GradientSystem:
+        """The triangles of all blocks together."""
+        return GradientSystem(self.columns.term_names, labels, triangles, counts, self._meat)
 
     def _target(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""

@@ -12,12 +12,13 @@ import torch
 
 from sklearn_implicitreg.assembly import Equations
 from sklearn_implicitreg.exceptions import PathNoiseWarning
+from sklearn_implicitreg.instruments import InstrumentedEquations
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.stacks import StackedEquations
-from sklearn_implicitreg.system import Array, GradientSystem
+from sklearn_implicitreg.system import Array, GradientSystem, merge
 from sklearn_implicitreg.trajectory.minibatches import (
     NUISANCE,
     has_nuisance,
@@ -101,7 +102,8 @@ class PathTargets:
 
         The family's own column of mini-batching takes the place of the nuisance.
         """
-        means, parts = [], []
+        means: list[MeanColumns] = []
+        parts: list[Equations] = []
         with_nuisance = bool(self.nuisances) and not self.has_own_nuisance(penalty)
         for i, (stretch, away) in enumerate(zip(self.windows, self.deviations, strict=True)):
             batches = tuple(step.rows for step in stretch.steps if step.rows is not None)
@@ -110,7 +112,8 @@ class PathTargets:
             if with_nuisance:
                 columns = columns.joined(NUISANCE, self.nuisances[i])
             means.append(columns)
-            parts.append(Equations(self.problem, columns, away))
+            kind = InstrumentedEquations if columns.instruments else Equations
+            parts.append(kind(self.problem, columns, away))
         mean = MeanColumns.mean(means, self.shares)
         total = Equations(self.problem, mean, self.mean_deviation())
         return PathEquations(tuple(parts), self, total)
@@ -185,19 +188,20 @@ class PathEquations(StackedEquations):
         """R2 of coefficients on the mean over the windows, over these rows and others."""
         return self.mean.completed_r2(other, coef, positive=positive, eps=eps)
 
-    def signal(self) -> tuple[float, float]:
+    def signal(self, coef: Array | None = None) -> tuple[float, float]:
         r"""Squared norm of the mean target, free of noise by products of windows, and as it is.
 
         ``sum s_u s_v <t_u, t_v> / sum s_u s_v`` over the pairs of different windows, with the
-        shares s in the steps. The direction of the nuisance column is left out: of the mean
-        that of its mean, of each window that of its own.
+        shares s in the steps; with coefficients of what they leave of the targets. The direction
+        of the nuisance column is left out: of the mean that of its mean, of each window that of
+        its own.
         """
-        whole = _size(self.mean.system)
+        whole = _size(self.mean.system, coef)
         if len(self.parts) < 2:
             return whole, whole
         shares = np.square(self.targets.shares)
-        own = sum(s * _size(part.reduced) for s, part in zip(shares, self.parts, strict=True))
-        return float((whole - own) / (1 - shares.sum())), whole
+        sizes = [_size(part.reduced, coef) for part in self.parts]
+        return float((whole - shares @ sizes) / (1 - shares.sum())), whole
 
 
 def _shared(
@@ -218,15 +222,17 @@ def _shared(
     return known, ()
 
 
-def _size(system: GradientSystem) -> float:
-    """Squared norm of the target without its part along the nuisance column."""
-    upper = system.triangle
-    size = float(np.square(upper[:, -1]).sum())
+def _size(system: GradientSystem, coef: Array | None) -> float:
+    """Squared norm of what is left of the target, without its part along the nuisance column."""
+    k = system.n_terms
+    upper = merge(system.triangles)[:, -k - 1 :]  # instruments stand before the columns
+    target = upper[:, k] if coef is None else upper[:, k] - upper[:, :k] @ coef
+    size = float(target @ target)
     if NUISANCE not in system.term_names:
         return size
     column = upper[:, system.term_names.index(NUISANCE)]
     length = float(column @ column)
-    return size - float(column @ upper[:, -1]) ** 2 / length if length else size
+    return size - float(column @ target) ** 2 / length if length else size
 
 
 def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference: Reference) -> None:

@@ -27,6 +27,7 @@ LAYERS = [
     {"solve"},
     {"assembly"},
     {"stacks", "trajectory"},
+    {"instruments"},
     {"windows"},
     {"recorded"},
     {"verdict"},

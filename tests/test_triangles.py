@@ -18,7 +18,7 @@ from sklearn_implicitreg import (
     equations,
 )
 from sklearn_implicitreg.exceptions import PathNoiseWarning
-from sklearn_implicitreg.penalties import L1, L2, SmoothL1
+from sklearn_implicitreg.penalties import L1, L2, Dropout, SmoothL1
 from sklearn_implicitreg.trajectory import Gradient, Trajectory, record
 
 N, BATCH = 120, 20
@@ -343,6 +343,10 @@ BAD_RECORDINGS = {
     "no-families": ({"loss": "mse"}, "families= with loss=, reference= or params=, got none"),
     "not-a-list": ({**APPLIED, "families": "l2"}, r"families to be a list such as \['l2'\]"),
     "unknown": ({**APPLIED, "families": ["l3"]}, "l3"),
+    "random-draws": (
+        {**APPLIED, "families": ["l2", Dropout(0.3)]},
+        "without random draws, got Dro",
+    ),
     "no-tensor": ({**APPLIED, "params": "conv"}, "selects none of the trained parameters"),
 }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.torch_modules import weight_matrices
+from sklearn_implicitreg.adapters.torch_structure import weight_matrices
 from sklearn_implicitreg.frozen import own_name
 from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.penalties.base import Leaf
@@ -20,7 +20,7 @@ from sklearn_implicitreg.trajectory.marks import Kept, Mark, bare
 from sklearn_implicitreg.trajectory.minibatches import NUISANCE, minibatch_column, named_batches
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, as_reference
 from sklearn_implicitreg.trajectory.steps import Step, Window
-from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation
+from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation, is_stochastic
 from sklearn_implicitreg.trajectory.triangles import (
     Block,
     LeafPenalty,
@@ -66,7 +66,8 @@ class Reduction:
         Raises
         ------
         ValueError
-            For another reference, or one that needs rows and a loss where there are none.
+            For another reference, or one that needs rows and a loss where there are none, or a
+            penalty that draws random numbers.
         """
         if not isinstance(reference, str) or reference not in _NAMED:
             raise ValueError(
@@ -86,6 +87,13 @@ class Reduction:
             own = Data(*data) if isinstance(data, tuple) else Data(data)
             problem = adapt(model, own, Options(loss=loss, params=params))
         found = [leaf for f in families for leaf in as_penalty(f).leaves(problem.params, problem)]
+        drawn = [leaf.penalty for leaf in found if is_stochastic(leaf)]
+        if drawn:
+            raise ValueError(
+                f"Expected families without random draws, got {drawn[0]!r}: along a path such "
+                "coefficients come from instruments, which the triangles do not hold; record the "
+                "weights (without families=)."
+            )
         leaves = {(repr(leaf.penalty), leaf.names): replace(leaf, coef=None) for leaf in found}
         return cls(problem, tuple(leaves.values()), reference)
 

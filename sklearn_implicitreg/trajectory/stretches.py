@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.steps import Window
 
-__all__ = ["MeanColumns", "add_to", "deviation", "there"]
+__all__ = ["MeanColumns", "add_to", "deviation", "is_stochastic", "there"]
 
 
 @dataclass
@@ -30,6 +30,8 @@ class MeanColumns:
     designs, knowns, masks : dict of str to Tensor
         Mean columns of shape (numel, k), mean gradient of the known penalties, and where all
         terms are differentiable at every step, by tensor.
+    instruments : dict of str to Tensor
+        Columns of other draws at the first step, where a penalty is stochastic.
     """
 
     term_names: tuple[str, ...]
@@ -40,10 +42,16 @@ class MeanColumns:
     masks: Params
     known_terms: tuple[str, ...] = ()
     closed_form: bool = False
+    instruments: Params = field(default_factory=dict)
 
     @classmethod
     def over(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
-        """Mean over the iterates of the window, by their numbers of steps."""
+        """Mean over the iterates of the window, by their numbers of steps.
+
+        Where a penalty is stochastic it is :meth:`with_instruments`.
+        """
+        if any(is_stochastic(leaf) for leaf in penalty.leaves(problem.params, problem)):
+            return cls.with_instruments(penalty, problem, window)
         designs: Params = {}
         knowns: Params = {}
         masks: Params = {}
@@ -65,6 +73,29 @@ class MeanColumns:
         return cls(first.term_names, first.leaves, first.params, *own)
 
     @classmethod
+    def with_instruments(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
+        """Columns at the mean iterate; as instruments those of other draws at the first step.
+
+        The instruments neither share the noise of the columns' draws nor know what the window's
+        steps drew. Sums over few marks are no choice here: they lean to the first step, where
+        the instruments are, and what a path forgets within a window would bias the coefficients.
+        """
+        n = 2 * window.start.step  # windows have draws of their own
+        first = Columns(penalty, replace(problem.at(window.start.weights), draw=n))
+        mean = Columns(penalty, replace(problem.at(window.mean("visited")), draw=n + 1))
+        names = problem.params
+        return cls(
+            mean.term_names,
+            mean.leaves,
+            first.params,
+            {name: mean.design(name) for name in names},
+            {name: known for name in names if (known := mean.known(name)) is not None},
+            {name: first.smooth(name) & mean.smooth(name) for name in names},
+            mean.known_terms,
+            instruments={name: first.design(name) for name in names},
+        )
+
+    @classmethod
     def mean(cls, parts: list[MeanColumns], shares: list[float]) -> MeanColumns:
         """Mean over windows."""
         designs: Params = {}
@@ -82,12 +113,16 @@ class MeanColumns:
         return cls(first.term_names, first.leaves, first.params, *own)
 
     def joined(self, name: str, column: Params) -> MeanColumns:
-        """The same with one more column."""
-        designs = {
-            tensor: torch.cat([design, column[tensor].reshape(-1, 1)], dim=1)
-            for tensor, design in self.designs.items()
-        }
-        return replace(self, term_names=(*self.term_names, name), designs=designs)
+        """The same with one more column, which is its own instrument."""
+        designs, instruments = (
+            {
+                tensor: torch.cat([design, column[tensor].reshape(-1, 1)], dim=1)
+                for tensor, design in columns.items()
+            }
+            for columns in (self.designs, self.instruments)
+        )
+        names = (*self.term_names, name)
+        return replace(self, term_names=names, designs=designs, instruments=instruments)
 
     def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Mean gradients of the terms with respect to one tensor, of shape (numel, k)."""
@@ -100,6 +135,11 @@ class MeanColumns:
     def smooth(self, name: str) -> Tensor:
         """Coordinates at which all terms are differentiable at every step."""
         return self.masks[name]
+
+
+def is_stochastic(leaf: Leaf) -> bool:
+    """Whether a penalty draws random numbers."""
+    return bool(getattr(leaf.penalty, "stochastic", False))
 
 
 def there(penalty: Penalty, problem: Problem, weights: Params) -> Problem:

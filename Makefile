@@ -6,7 +6,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
 THEORY := descents.py early_stopping.py filters.py implicit.py kernels.py noise.py quadratic.py \
 	spectral.py strength.py units.py
-PENALTIES := __init__.py base.py checks.py early_stopping.py quadratic.py structured.py weights.py
+PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
+	weights.py
 PUBLIC := $(addprefix sklearn_implicitreg/,endpoint.py estimator.py inference.py inspection.py linear_model.py \
 	model_selection.py recovery.py restrictions.py results.py retraining.py \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.system import Array, GradientSystem
 
-__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock"]
+__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock", "device_triangle"]
 
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
@@ -92,6 +92,8 @@ class Equations:
     (k + 1)^2 numbers are kept.
     """
 
+    _per_term: ClassVar[int] = 1  # regressors of each term
+
     problem: Problem
     columns: DesignColumns
     gradient: LossGradient
@@ -132,17 +134,15 @@ class Equations:
     @cached_property
     def reduced(self) -> GradientSystem:
         """Triangles of the equations, one per tensor, however few they are."""
-        k = len(self.columns.term_names)
         labels, triangles, counts = [], [], []
         for block in self.rows():
             labels.append(block.name)
-            triangles.append(_triangle(block))
+            triangles.append(device_triangle(self._regressors(block), block.target))
             counts.append(len(block.target))
         if not labels:
-            labels, triangles, counts = ["none"], [np.zeros((k + 1, k + 1))], [0]
-        return GradientSystem(
-            self.columns.term_names, tuple(labels), tuple(triangles), tuple(counts), self._meat
-        )
+            width = self._per_term * len(self.columns.term_names) + 1
+            labels, triangles, counts = ["none"], [np.zeros((width, width))], [0]
+        return self._system(tuple(labels), tuple(triangles), tuple(counts))
 
     @property
     def n_dropped(self) -> int:
@@ -242,6 +242,16 @@ class Equations:
             pd.Series(names, index=index, name="tensor"),
         )
 
+    def _regressors(self, block: RowBlock) -> Tensor:
+        """What stands before the target in the triangle of a block."""
+        return block.design
+
+    def _system(
+        self, labels: tuple[str, ...], triangles: tuple[Array, ...], counts: tuple[int, ...]
+    ) -> GradientSystem:
+        """The triangles of all blocks together."""
+        return GradientSystem(self.columns.term_names, labels, triangles, counts, self._meat)
+
     def _target(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""
         slope = self.gradient.value[name].reshape(-1)
@@ -290,11 +300,11 @@ def explained(triangle: Array, coef: Array) -> float:
     return 1.0 - float(residual @ residual) / total
 
 
-def _triangle(block: RowBlock) -> Array:
-    """Triangle of a block, reduced on the device where the block is."""
-    if block.target.device.type == "cpu":
-        return regression.triangle(block.design.numpy(), block.target.numpy())
-    both = torch.cat([block.design, block.target[:, None]], dim=1)
+def device_triangle(design: Tensor, target: Tensor) -> Array:
+    """Triangle of equations, reduced on the device where they are."""
+    if target.device.type == "cpu":
+        return regression.triangle(design.numpy(), target.numpy())
+    both = torch.cat([design, target[:, None]], dim=1)
     upper = torch.linalg.qr(both, mode="r").R.cpu().numpy()
     width = both.shape[1]
     padded = np.zeros((width, width))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sklearn_implicitreg.assembly import Equations
+from sklearn_implicitreg.instruments import InstrumentedSystem
 from sklearn_implicitreg.precomputed import GivenEquations
 from sklearn_implicitreg.solve import Solution, decompose
 from sklearn_implicitreg.stacks import StackedEquations
@@ -54,7 +55,7 @@ def influence(equations: Regression, solution: Solution, top: int | None = None)
     Raises
     ------
     ValueError
-        If there are no coefficients, or top is not above zero.
+        If there are no coefficients, they come from instruments, or top is not above zero.
 
     References
     ----------
@@ -73,6 +74,11 @@ def influence(equations: Regression, solution: Solution, top: int | None = None)
     if not solution.active.any():
         raise ValueError(
             "Expected a coefficient above zero, got none: positive=True left all at 0."
+        )
+    if isinstance(equations.system, InstrumentedSystem):
+        raise ValueError(
+            "Expected coefficients of least squares, got those of instrumental variables, which a "
+            "random penalty along a path has: these measures are not theirs."
         )
     if top is not None and not (isinstance(top, int | np.integer) and top > 0):
         raise ValueError(f"Expected top above zero, or None for all equations, got {top!r}.")

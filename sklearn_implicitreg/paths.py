@@ -10,8 +10,10 @@ import numpy as np
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.inference import Inference
+from sklearn_implicitreg.instruments import InstrumentedSystem
 from sklearn_implicitreg.penalties.gradients import GradientNorm
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.recorded import targets_of
 from sklearn_implicitreg.restrictions import wald
 from sklearn_implicitreg.solve import Solution, decompose, solve
 from sklearn_implicitreg.system import Array, triangle
@@ -47,7 +49,7 @@ def path_targets(
         )
     problem = adapt(model, data, options)
     path = path_of(model, data, problem, trajectory)
-    return PathTargets.of(problem, path, as_reference(reference, window), window, verbose)
+    return targets_of(problem, path, as_reference(reference, window), window, verbose)
 
 
 def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
@@ -177,9 +179,7 @@ class PathFit:
         equations = self.equations
         problem = equations.problem
         n_steps = sum(window.n_steps for window in equations.windows)
-        signal, _ = equations.signal()
-        reduced, kept = self._mean_without_nuisance()
-        explained = float(np.square(reduced[:, :-1] @ self.stacked.coef[kept]).sum())
+        share = self._share_of_signal()
         header = [
             ("Model", problem.model_name),
             ("Loss", problem.loss_name),
@@ -187,15 +187,28 @@ class PathFit:
             ("|mean deviation|", f"{self.solution.tss**0.5:.4g}"),
             ("Noise share", f"{self.noise_share():.3g}"),
         ]
-        if signal > 0 and self._noisy:
-            header.append(("R2, noise removed", f"{min(1.0, explained / signal):.4f}"))
-        notes = [*problem.notes, *equations.targets.notes, *self._theory(), *self._rounding()]
+        if share is not None:
+            header.append(("R2, noise removed", f"{share:.4f}"))
+        notes = [*problem.notes, *equations.targets.notes, *self._theory()]
+        notes += [*self._rounding(), *self._columns()]
         if problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(problem.left_out)}.")
         known = equations.mean.columns.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
         return Facts(tuple(header), tuple(notes), 1.0, problem.convention, False, known)
+
+    def _columns(self) -> list[str]:
+        """Where along the path the columns were taken, if not at every step."""
+        if isinstance(self.equations.system, InstrumentedSystem):
+            return [
+                "Coefficients by instrumental variables: the columns are random draws and the path "
+                "remembers its own, so columns of other draws at each window's start stand in "
+                "for them in the products with the target."
+            ]
+        if any(len(w.inside) < w.n_steps for w in self.equations.windows):
+            return ["Columns are means over the mean iterates between marks, not over every step."]
+        return []
 
     def _rounding(self) -> list[str]:
         """The bound on what rounding did to the coefficients, where it is known."""
@@ -205,6 +218,26 @@ class PathFit:
         named = zip(self.equations.system.term_names, bounds, strict=True)
         told = ", ".join(f"{bound:.2g} ({name})" for name, bound in named)
         return [f"Rounding of the recorded steps moves the coefficients by at most {told}."]
+
+    def _share_of_signal(self) -> float | None:
+        """What the family explains of the mean target once noise is removed from both.
+
+        The path remembers random masks, and so do products of targets; those of residuals do
+        not, so with instruments the signal is what is explained and what is left. The nuisance
+        column is left out. None where there is no signal, or no noise.
+        """
+        if not self._noisy:
+            return None
+        reduced, kept = self._mean_without_nuisance()
+        system, coef = self.equations.system, self.stacked.coef
+        if isinstance(system, InstrumentedSystem):
+            explained = float(coef[kept] @ system.products_among(kept) @ coef[kept])
+            explained /= len(self.equations.windows)
+            signal = explained + max(0.0, self.equations.signal(coef)[0])
+        else:
+            explained = float(np.square(reduced[:, :-1] @ coef[kept]).sum())
+            signal = self.equations.signal()[0]
+        return min(1.0, explained / signal) if signal > 0 else None
 
     def _theory(self) -> list[str]:
         """What theory expects of coefficients that the step size or mini-batches explain."""

@@ -114,6 +114,7 @@ class Problem(ABC):
     batch_normalized: bool = False  # gradient taken through batch statistics
     notes: tuple[str, ...] = ()
     batches: tuple[Indices, ...] | None = None  # of the steps that it is looked at for
+    draw: int = 0  # which of many independent draws a stochastic penalty takes
 
     @abstractmethod
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
@@ -156,6 +157,12 @@ class Problem(ABC):
     def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
         """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g."""
         raise self._no_path()
+
+    def with_dropout(self, rate: float | None, seed: int) -> Problem:
+        """The same problem with its dropout layers at work, at a rate or at their own."""
+        raise ValueError(
+            f"Expected a torch module or skorch net with dropout layers, got {self.model_name}."
+        )
 
     def hessian(self) -> npt.NDArray[np.float64]:
         """Hessian of a mean loss that is quadratic in the parameters.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -50,12 +50,13 @@ class StackedEquations:
             If all places together give fewer equations than coefficients.
         """
         systems = [part.reduced for part in self.parts]
-        system = GradientSystem(
-            systems[0].term_names,
-            tuple(f"{self.place} {i}" for i in range(len(systems))),
-            tuple(merge(system.triangles) for system in systems),
-            tuple(system.n_equations for system in systems),
-            self._meat,
+        again = all(system.hc3_meat is not None for system in systems)
+        system = replace(
+            systems[0],
+            labels=tuple(f"{self.place} {i}" for i in range(len(systems))),
+            triangles=tuple(merge(system.triangles) for system in systems),
+            counts=tuple(system.n_equations for system in systems),
+            hc3_meat=self._meat if again else None,
         )
         check_count(system)
         return system

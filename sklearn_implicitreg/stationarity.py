@@ -10,8 +10,8 @@ from sklearn_implicitreg.problem import LossGradient, Params
 from sklearn_implicitreg.stacks import StackedEquations
 from sklearn_implicitreg.trajectory.path import Mark, Trajectory, Window
 from sklearn_implicitreg.trajectory.references import Gradient
+from sklearn_implicitreg.trajectory.stretches import deviation
 from sklearn_implicitreg.trajectory.vectors import squared_mean
-from sklearn_implicitreg.windows import deviation
 
 __all__ = ["path_evidence"]
 
@@ -32,10 +32,15 @@ def path_evidence(
     Raises
     ------
     ValueError
-        If the path does not go through the trained weights.
+        If the path does not go through the trained weights, or holds only triangles.
     """
     if path is None or not isinstance(equations, Equations):
         return "", ""  # several endpoints have no path in common
+    if path.triangles is not None:
+        raise ValueError(
+            "Expected a path with weights beside an endpoint, got one that holds only triangles; "
+            "record without families= to keep the weights, or use mode='trajectory'."
+        )
     size = float(np.linalg.norm(equations.system.triangle[:, -1]))
     if size <= equations.rounding:
         return "", ""

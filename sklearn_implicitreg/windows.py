@@ -3,127 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from sklearn_implicitreg.assembly import Equations
 from sklearn_implicitreg.exceptions import PathNoiseWarning
+from sklearn_implicitreg.instruments import InstrumentedEquations
 from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.stacks import StackedEquations
-from sklearn_implicitreg.system import Array
-from sklearn_implicitreg.trajectory.minibatches import mean_column, minibatch_column, named_batches
+from sklearn_implicitreg.system import Array, GradientSystem, merge
+from sklearn_implicitreg.trajectory.minibatches import (
+    NUISANCE,
+    has_nuisance,
+    mean_column,
+    minibatch_column,
+    named_batches,
+)
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
 from sklearn_implicitreg.trajectory.references import Gradient, Reference
-from sklearn_implicitreg.trajectory.vectors import squared_mean
+from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation
 
-__all__ = ["NUISANCE", "MeanColumns", "PathEquations", "PathTargets", "deviation"]
-
-NUISANCE = "minibatch"
-
-
-@dataclass
-class MeanColumns:
-    """Columns of a family averaged over the steps of a window.
-
-    Parameters
-    ----------
-    term_names : tuple of str
-    leaves : list of (Leaf, int)
-        As of :class:`Columns`; the nuisance column is none of them.
-    params : dict of str to Tensor
-        Weights at the first step.
-    designs, knowns, masks : dict of str to Tensor
-        Mean columns of shape (numel, k), mean gradient of the known penalties, and where all
-        terms are differentiable at every step, by tensor.
-    """
-
-    term_names: tuple[str, ...]
-    leaves: list[tuple[Leaf, int]]
-    params: Params
-    designs: Params
-    knowns: Params
-    masks: Params
-    known_terms: tuple[str, ...] = ()
-    closed_form: bool = False
-
-    @classmethod
-    def over(cls, penalty: Penalty, problem: Problem, window: Window) -> MeanColumns:
-        """Mean over the marks at which a step of the window began."""
-        n = len(window.inside)
-        designs: Params = {}
-        knowns: Params = {}
-        masks: Params = {}
-        first: Columns | None = None
-        for mark in window.inside:
-            columns = Columns(penalty, _there(penalty, problem, mark.weights))
-            first = first or columns
-            for name in problem.params:
-                _add(designs, name, columns.design(name) / n)
-                known = columns.known(name)
-                if known is not None:
-                    _add(knowns, name, known / n)
-                smooth = columns.smooth(name)
-                masks[name] = masks[name] & smooth if name in masks else smooth
-        if first is None:
-            raise ValueError("Expected at least one mark in every window, got none.")
-        own = (designs, knowns, masks, first.known_terms)
-        return cls(first.term_names, first.leaves, first.params, *own)
-
-    @classmethod
-    def mean(cls, parts: list[MeanColumns], shares: list[float]) -> MeanColumns:
-        """Mean over windows."""
-        designs: Params = {}
-        knowns: Params = {}
-        masks: Params = {}
-        for part, share in zip(parts, shares, strict=True):
-            for name in part.designs:
-                _add(designs, name, share * part.designs[name])
-                if name in part.knowns:
-                    _add(knowns, name, share * part.knowns[name])
-                mask = part.masks[name]
-                masks[name] = masks[name] & mask if name in masks else mask
-        first = parts[0]
-        own = (designs, knowns, masks, first.known_terms)
-        return cls(first.term_names, first.leaves, first.params, *own)
-
-    def joined(self, name: str, column: Params) -> MeanColumns:
-        """The same with one more column."""
-        designs = {
-            tensor: torch.cat([design, column[tensor].reshape(-1, 1)], dim=1)
-            for tensor, design in self.designs.items()
-        }
-        return replace(self, term_names=(*self.term_names, name), designs=designs)
-
-    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Mean gradients of the terms with respect to one tensor, of shape (numel, k)."""
-        return self.designs[name]
-
-    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
-        """Mean gradient of the penalties with known coefficients."""
-        return self.knowns.get(name)
-
-    def smooth(self, name: str) -> Tensor:
-        """Coordinates at which all terms are differentiable at every step."""
-        return self.masks[name]
-
-
-def _there(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
-    """The problem at other weights; only its parameters, where no penalty looks at the model."""
-    leaves = penalty.leaves(problem.params, problem)
-    if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
-        return problem.at(weights)
-    own = {name: weights[name].to(tensor.device) for name, tensor in problem.params.items()}
-    return replace(problem, params=own)
+__all__ = ["NUISANCE", "PathEquations", "PathTargets"]
 
 
 @dataclass(frozen=True)
@@ -168,31 +75,16 @@ class PathTargets:
         """Deviations of a path from a reference, in one pass over the rows per window."""
         whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
-        several = any(stretch.n_steps > 1 for stretch in windows)  # batches in a window
         warn_of_single_steps(whole, windows, reference)
-        deviations, nuisances, notes = [], [], []
+        deviations, nuisances = [], []
         for stretch in progress(windows, "windows", len(windows), verbose):
             gradient = reference.mean_gradient(whole, stretch)
             deviations.append(deviation(problem, stretch, gradient))
-            if several and _has_nuisance(reference, window):
-                column = minibatch_column(whole, stretch, reference, gradient)
-                nuisances.append(column or {})
-        if any(not column for column in nuisances):
-            nuisances = []
-            notes.append(
-                "The column 'minibatch' is left out: not even the sizes of the batches are known; "
-                "name them with path.batch(rows) while recording."
-            )
-        elif nuisances and any(named_batches(part, whole) is None for part in windows):
-            nuisances = [mean_column(nuisances)] * len(windows)
-            notes.append(
-                "The column 'minibatch' is the mean over the path for random batches of the sizes "
-                "used; name the rows with path.batch(rows) while recording to have their own."
-            )
-        if any(len(w.inside) < w.n_steps for w in windows):
-            notes.append("Columns are means over marks, not over every step.")
+            if has_nuisance(reference, window, windows):
+                nuisances.append(minibatch_column(whole, stretch, reference, gradient))
+        columns, notes = _shared(nuisances, windows, whole)
         settings = {**path.settings, "optimizer": path.optimizer}
-        found = (tuple(deviations), tuple(nuisances), settings, tuple(notes))
+        found = (tuple(deviations), columns, settings, notes)
         return cls(problem, reference, windows, *found)
 
     @property
@@ -206,19 +98,30 @@ class PathTargets:
         return self.deviations
 
     def equations(self, penalty: Penalty) -> PathEquations:
-        """Equations of a penalty along the path."""
-        parts = []
-        leaves = penalty.leaves(self.problem.params, self.problem)
-        # The family's own column of mini-batching takes the place of the nuisance.
-        own = any(isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves)
-        for i, (stretch, deviation) in enumerate(zip(self.windows, self.deviations, strict=True)):
+        """Equations of a penalty along the path.
+
+        The family's own column of mini-batching takes the place of the nuisance.
+        """
+        means: list[MeanColumns] = []
+        parts: list[Equations] = []
+        with_nuisance = bool(self.nuisances) and not self.has_own_nuisance(penalty)
+        for i, (stretch, away) in enumerate(zip(self.windows, self.deviations, strict=True)):
             batches = tuple(step.rows for step in stretch.steps if step.rows is not None)
             there = replace(self.problem, batches=batches or None)
             columns = MeanColumns.over(penalty, there, stretch)
-            if self.nuisances and not own:
+            if with_nuisance:
                 columns = columns.joined(NUISANCE, self.nuisances[i])
-            parts.append(Equations(self.problem, columns, deviation))
-        return PathEquations(tuple(parts), self)
+            means.append(columns)
+            kind = InstrumentedEquations if columns.instruments else Equations
+            parts.append(kind(self.problem, columns, away))
+        mean = MeanColumns.mean(means, self.shares)
+        total = Equations(self.problem, mean, self.mean_deviation())
+        return PathEquations(tuple(parts), self, total)
+
+    def has_own_nuisance(self, penalty: Penalty) -> bool:
+        """Whether a family has a column of mini-batching itself."""
+        leaves = penalty.leaves(self.problem.params, self.problem)
+        return any(isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves)
 
     def mean_deviation(self, whole: Problem | None = None) -> LossGradient:
         """Mean over the windows, each by its steps; with ``whole`` against other rows."""
@@ -261,23 +164,19 @@ class PathEquations(StackedEquations):
     parts : tuple of Equations
         One for each window.
     targets : PathTargets
+    mean : Equations
+        Of the mean over the windows, each by its number of steps.
     """
 
     place: ClassVar[str] = PathTargets.place
 
     targets: PathTargets
+    mean: Equations
 
     @property
     def windows(self) -> tuple[Window, ...]:
         """The windows of the path."""
         return self.targets.windows
-
-    @cached_property
-    def mean(self) -> Equations:
-        """Equations of the mean over the windows, each by its number of steps."""
-        columns = [part.columns for part in self.parts if isinstance(part.columns, MeanColumns)]
-        mean = MeanColumns.mean(columns, self.targets.shares)
-        return Equations(self.problem, mean, self.targets.mean_deviation())
 
     def completing(self, other: Problem) -> LossGradient:
         """Mean deviation against further rows, whose labels are numbered as in these."""
@@ -289,25 +188,51 @@ class PathEquations(StackedEquations):
         """R2 of coefficients on the mean over the windows, over these rows and others."""
         return self.mean.completed_r2(other, coef, positive=positive, eps=eps)
 
-    def signal(self) -> tuple[float, float]:
-        """Squared norm of the mean target, free of noise by products of windows, and as it is.
+    def signal(self, coef: Array | None = None) -> tuple[float, float]:
+        r"""Squared norm of the mean target, free of noise by products of windows, and as it is.
 
-        The direction of the mean nuisance column is left out of both.
+        ``sum s_u s_v <t_u, t_v> / sum s_u s_v`` over the pairs of different windows, with the
+        shares s in the steps; with coefficients of what they leave of the targets. The direction
+        of the nuisance column is left out: of the mean that of its mean, of each window that of
+        its own.
         """
-        targets = torch.stack(
-            [torch.cat([block.target for block in part.rows()]) for part in self.parts]
+        whole = _size(self.mean.system, coef)
+        if len(self.parts) < 2:
+            return whole, whole
+        shares = np.square(self.targets.shares)
+        sizes = [_size(part.reduced, coef) for part in self.parts]
+        return float((whole - shares @ sizes) / (1 - shares.sum())), whole
+
+
+def _shared(
+    nuisances: Sequence[Params | None], windows: Sequence[Window], whole: Problem
+) -> tuple[tuple[Params, ...], tuple[str, ...]]:
+    """The columns of mini-batching as the windows have them, and what is said of them."""
+    known = tuple(column for column in nuisances if column is not None)
+    if len(known) < len(nuisances):
+        return (), (
+            "The column 'minibatch' is left out: not even the sizes of the batches are known; "
+            "name them with path.batch(rows) while recording.",
         )
-        if NUISANCE in self.system.term_names:
-            place = self.system.term_names.index(NUISANCE)
-            along = torch.cat([block.design[:, place] for block in self.mean.rows()])
-            along = along / along.norm()
-            targets = targets - torch.outer(targets @ along, along)
-        return squared_mean(targets)
+    if known and any(named_batches(part, whole) is None for part in windows):
+        return (mean_column(known),) * len(windows), (
+            "The column 'minibatch' is the mean over the path for random batches of the sizes "
+            "used; name the rows with path.batch(rows) while recording to have their own.",
+        )
+    return known, ()
 
 
-def _has_nuisance(reference: Reference, window: int | str | None) -> TypeGuard[Gradient]:
-    """Whether the noise of mini-batches leaves a penalty of its own in the windows."""
-    return window == "epoch" and isinstance(reference, Gradient) and reference.sub_window != 1
+def _size(system: GradientSystem, coef: Array | None) -> float:
+    """Squared norm of what is left of the target, without its part along the nuisance column."""
+    k = system.n_terms
+    upper = merge(system.triangles)[:, -k - 1 :]  # instruments stand before the columns
+    target = upper[:, k] if coef is None else upper[:, k] - upper[:, :k] @ coef
+    size = float(target @ target)
+    if NUISANCE not in system.term_names:
+        return size
+    column = upper[:, system.term_names.index(NUISANCE)]
+    length = float(column @ column)
+    return size - float(column @ target) ** 2 / length if length else size
 
 
 def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference: Reference) -> None:
@@ -326,20 +251,3 @@ def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference:
                 stacklevel=2,
             )
             return
-
-
-def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
-    """Reference less applied gradient: minus the target of the window's equations."""
-    applied = window.mean("applied")
-    value = {
-        name: gradient.value[name] - applied[name].to(gradient.value[name].device)
-        for name in problem.params
-    }
-    return replace(gradient, value=value)
-
-
-def _add(total: Params, name: str, part: Tensor) -> None:
-    if name in total:
-        total[name] += part
-    else:
-        total[name] = part.clone()

@@ -1,6 +1,8 @@
 """The recorder: marks, batches, bad input, and the user's objects left as they were."""
 
+import errno
 import gc
+import os
 import pickle
 
 import numpy as np
@@ -372,12 +374,49 @@ def test_marks_on_disk_are_those_in_memory(tmp_path, every):
                 assert all(torch.equal(t, b[n]) and t.dtype == b[n].dtype for n, t in a.items())
 
 
+def test_a_disk_that_takes_no_direct_writes(tmp_path, monkeypatch):
+    direct = getattr(os, "O_DIRECT", 0)
+    own = os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if direct and flags & direct:
+            raise OSError(errno.EINVAL, "no direct writes")
+        return own(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    net, optimizer = new_run()
+    with record(net, optimizer, directory=tmp_path / "marks") as path:
+        steps(net, optimizer, 2)
+    assert close(path.trajectory.marks[-1].weights, dict(net.named_parameters()), tol=0)
+
+
+def test_a_mark_that_was_cut_short_is_refused(tmp_path):
+    net, optimizer = new_run()
+    with record(net, optimizer, directory=tmp_path / "marks") as path:
+        steps(net, optimizer, 2)
+    file = sorted((tmp_path / "marks").iterdir())[1]
+    file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(ValueError, match=r"whole mark in .*, got one that was cut short; record"):
+        _ = path.trajectory.marks[1].weights
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    net, optimizer = new_run()
+    with pytest.raises(OSError, match="No space left"):  # noqa: SIM117
+        with record(net, optimizer, directory=tmp_path / "marks"):
+            monkeypatch.setattr(os, "open", full)
+            steps(net, optimizer, 3)
+
+
 def test_a_temporary_folder_goes_with_the_path():
     net, optimizer = new_run()
     with record(net, optimizer, memory_limit=0) as path:
         steps(net, optimizer, 3)
     trajectory = path.trajectory
-    folder = trajectory.marks[0]._shelf.path
+    folder = trajectory.marks[0]._source.shelf.path
     again = pickle.loads(pickle.dumps(trajectory))
     assert close(again.marks[2].weights, trajectory.marks[2].weights, tol=0)
     assert len(list(folder.iterdir())) == 4

@@ -477,7 +477,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="smaller `every`"):
             fit(case, reference="batch")
         est = fit(case, family="l2")
-        assert "means over marks" in str(est.summary())
+        assert "mean iterates between marks" in str(est.summary())
 
     def test_path_of_another_model(self, plain):
         other = nn.Linear(5, 1).double()

@@ -34,15 +34,16 @@ from sklearn_implicitreg.adapters.torch_losses import (
     warn_of_probabilities,
 )
 from sklearn_implicitreg.adapters.torch_options import (
-    BATCH_NORMS,
     batch_size_of,
     device_of,
+    draw_masks,
     dtype_of,
     seed_of,
     set_modes,
 )
+from sklearn_implicitreg.adapters.torch_structure import call_module, skeleton, weight_matrices
 from sklearn_implicitreg.conventions import CONVENTIONS
-from sklearn_implicitreg.frozen import own_name, rebuilt
+from sklearn_implicitreg.frozen import own_name
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -53,10 +54,8 @@ from sklearn_implicitreg.problem import (
     select_params,
 )
 
-__all__ = ["HANDLERS", "TorchProblem", "module_problem", "weight_matrices"]
+__all__ = ["HANDLERS", "TorchProblem", "module_problem"]
 
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_NORMS = (*BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -115,6 +114,12 @@ class TorchProblem(Problem):
         named = self.module.named_parameters()
         every = {name: t.detach() for name, t in named if name in trained}
         return replace(self, params=every, left_out=())
+
+    def with_dropout(self, rate: float | None, seed: int) -> TorchProblem:
+        """The same problem with its dropout layers at work, at a rate or at their own."""
+        own = skeleton(self.module, self.device, None)
+        draw_masks(own, rate)
+        return replace(self, module=own, seed=seed)
 
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
@@ -267,50 +272,6 @@ def _joined(first: Batch, second: Batch) -> Batch:
         return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
 
     return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))
-
-
-def call_module(module: nn.Module, inputs: Any) -> Any:
-    """Call a module as skorch does: dicts by keyword, tuples by position."""
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
-
-
-def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
-    """Copy of a module's structure that shares its parameters' memory.
-
-    Buffers are copied, so that nothing a forward pass writes reaches the user's module; so are
-    the few parameters that a forward pass writes to.
-    """
-    written = set()
-    for part in module.modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise TypeError("Expected an eager module, got a scripted one; give the original.")
-        if getattr(part, "max_norm", None) is not None:  # embeddings renormalize in place
-            written |= {id(p) for p in part.parameters(recurse=False)}
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
-
-    def named(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            return moved(tensor).clone()
-        own = moved(tensor).clone() if id(tensor) in written else moved(tensor)
-        return nn.Parameter(own, requires_grad=tensor.requires_grad)
-
-    return rebuilt(module, named, lambda tensor: moved(tensor).clone())
-
-
-def weight_matrices(module: nn.Module) -> set[str]:
-    """Names of the parameters with two or more axes that belong to no normalization."""
-    norms = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in module.named_modules()
-        if isinstance(part, _NORMS)
-        for name, _ in part.named_parameters(recurse=False)
-    }
-    every = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    return {n for n, p in every.items() if p.ndim >= 2 and n not in norms} or set(every)
 
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:

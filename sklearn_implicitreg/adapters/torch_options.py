@@ -15,9 +15,26 @@ from sklearn_implicitreg.adapters.torch_data import Rows, preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["BATCH_NORMS", "batch_size_of", "device_of", "dtype_of", "seed_of", "set_modes"]
+__all__ = [
+    "BATCH_NORMS",
+    "batch_size_of",
+    "device_of",
+    "draw_masks",
+    "dtype_of",
+    "seed_of",
+    "set_modes",
+]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)  # layers that have a rate among other things
 _AUTO_BATCH = 8192  # rows; larger batches gained nothing, smaller ones cost up to 2.5 times
 _AUTO_BATCH_NUMBERS = 2**24  # numbers in the inputs of a batch: 128 MB in float64
 
@@ -92,6 +109,36 @@ def set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, li
     for norm in norms:
         norm.train()
     return True, ["BatchNorm by the statistics of training-size batches"]
+
+
+def draw_masks(module: nn.Module, rate: float | None) -> None:
+    """Put the dropout layers of a skeleton to work, at a rate or at their own.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or they are at work already.
+    """
+    found: list[tuple[Any, str]] = []
+    for part in module.modules():
+        if isinstance(part, _DROPOUTS):
+            found.append((part, "p"))
+        elif isinstance(part, _WITH_DROPOUT) and part.dropout > 0:
+            found.append((part, "dropout"))
+    if not found:
+        raise ValueError(
+            "Expected a model with dropout layers such as nn.Dropout, got none; give the model "
+            "with the layers that it was trained with (masks drawn by functions are not seen)."
+        )
+    if any(part.training for part, _ in found):
+        raise ValueError(
+            "Expected dropout layers at rest, whose loss is compared with that of their masks, "
+            "got layers in training state; use module_mode='auto' or 'eval'."
+        )
+    for part, name in found:
+        part.training = True
+        if rate is not None:
+            setattr(part, name, float(rate))
 
 
 def batch_size_of(spec: Any, rows: Rows, normalized: bool) -> int:

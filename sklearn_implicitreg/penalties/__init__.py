@@ -15,6 +15,7 @@ from sklearn_implicitreg.penalties.base import (
     Sum,
 )
 from sklearn_implicitreg.penalties.checks import check_penalty
+from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
@@ -43,6 +44,7 @@ __all__ = [
     "BatchGradientNorm",
     "Callables",
     "Diagonal",
+    "Dropout",
     "EarlyStopping",
     "ElasticNet",
     "FittedPenalty",

@@ -44,7 +44,9 @@ class Penalty(BaseEstimator, ABC):
     A family is one class with one method, :meth:`terms`. Two optional methods make it
     faster and exact at kinks: ``gradient(name, tensor)``, the gradients of the terms with
     respect to one tensor, for penalties that are sums over tensors; and ``smooth(name,
-    tensor)``, a boolean mask of the coordinates at which every term is differentiable.
+    tensor)``, a boolean mask of the coordinates at which every term is differentiable. A
+    penalty that draws random numbers says ``stochastic = True`` and seeds them by
+    ``problem.draw``: along a path its coefficients then come from instruments.
 
     Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some
     tensors), ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a coefficient

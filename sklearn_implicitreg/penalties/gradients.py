@@ -17,7 +17,7 @@ from sklearn_implicitreg.problem import Indices, Params, Problem
 __all__ = ["BatchGradientNorm", "GradientNorm"]
 
 
-class _OfGradient(Penalty):
+class OfGradient(Penalty):
     """A penalty that is a function of loss gradients, with its value and its own gradient."""
 
     _term: str
@@ -48,15 +48,15 @@ class _OfGradient(Penalty):
         return problem
 
     @abstractmethod
-    def _value(self, scope: _Scope) -> float:
+    def _value(self, scope: Scope) -> float:
         """Value of the term."""
 
     @abstractmethod
-    def _gradient(self, scope: _Scope) -> Params:
+    def _gradient(self, scope: Scope) -> Params:
         """Gradient of the term."""
 
 
-class _Scope:
+class Scope:
     """A problem with all trained tensors, and which of their gradients the norm counts."""
 
     def __init__(self, problem: Problem, counted: frozenset[str]):
@@ -68,14 +68,14 @@ class _Scope:
         return {name: g for name, g in gradient.items() if name in self._counted}
 
 
-def _scope(params: Params, problem: Problem) -> _Scope:
+def _scope(params: Params, problem: Problem) -> Scope:
     """All trained tensors, unless the penalty was restricted to some of those in scope."""
     whole = problem.whole()
     restricted = params.keys() != problem.params.keys()
-    return _Scope(whole, frozenset(params if restricted else whole.params))
+    return Scope(whole, frozenset(params if restricted else whole.params))
 
 
-class GradientNorm(_OfGradient):
+class GradientNorm(OfGradient):
     """Squared norm of the loss gradient, ``R = |grad L|^2``.
 
     Gradient descent with step size ``lr`` follows, to second order, the gradient flow of
@@ -111,15 +111,15 @@ class GradientNorm(_OfGradient):
 
     _term = "gradient_norm"
 
-    def _value(self, scope: _Scope) -> float:
+    def _value(self, scope: Scope) -> float:
         return _squared(scope.only(scope.problem.gradient().value))
 
-    def _gradient(self, scope: _Scope) -> Params:
+    def _gradient(self, scope: Scope) -> Params:
         product = scope.problem.hvp(scope.only(scope.problem.gradient().value))
         return {name: 2 * h for name, h in product.items()}
 
 
-class BatchGradientNorm(_OfGradient):
+class BatchGradientNorm(OfGradient):
     """Mean squared norm of mini-batch gradients, ``R = mean_k |g_k - g|^2`` or ``mean_k |g_k|^2``.
 
     Over whole shuffled epochs, plain SGD with step size ``lr`` follows the gradient flow of
@@ -175,7 +175,7 @@ class BatchGradientNorm(_OfGradient):
         self.n_partitions = n_partitions
         self.random_state = random_state
 
-    def _value(self, scope: _Scope) -> float:
+    def _value(self, scope: Scope) -> float:
         values = []
         for batches in self._partitions(scope.problem):
             gradients = _gradients(scope, batches)
@@ -183,7 +183,7 @@ class BatchGradientNorm(_OfGradient):
             values += [_squared({n: g - center[n] for n, g in own.items()}) for own in gradients]
         return float(np.mean(values))
 
-    def _gradient(self, scope: _Scope) -> Params:
+    def _gradient(self, scope: Scope) -> Params:
         spreads = []
         for batches in self._partitions(scope.problem):
             center = self._center(_gradients(scope, batches))
@@ -216,7 +216,7 @@ class BatchGradientNorm(_OfGradient):
             yield [order[start : start + size] for start in range(0, n_rows, size)]
 
 
-def _gradients(scope: _Scope, batches: list[Indices]) -> list[Params]:
+def _gradients(scope: Scope, batches: list[Indices]) -> list[Params]:
     """Gradient on each batch."""
     parts = (scope.problem.take(rows, np.ones(len(rows))) for rows in batches)
     return [scope.only(part.gradient().value) for part in parts]

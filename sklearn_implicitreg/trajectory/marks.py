@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import mmap
+import os
 import shutil
 import tempfile
 import weakref
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = [
-    "SUMS",
-    "Mark",
-    "Shelf",
-    "StoredMark",
-    "read_tensor",
-    "size_of",
-    "tensors_of",
-    "write_arrays",
-]
+__all__ = ["SUMS", "Kept", "Mark", "Shelf", "Source", "StoredMark", "bare", "copied", "size_of"]
 
 SUMS = ("applied", "consumed", "visited")
-# NumPy has no such type; the bits are kept.
-_BITS = {torch.bfloat16: torch.int16}
+_PARTS = ("weights", *SUMS)
+_ALIGNED = 8  # bytes; a tensor of a file begins at a multiple of them
 
 
 @dataclass(frozen=True)
@@ -63,94 +56,130 @@ class Mark:
     visited: Params
 
 
+class Source(Protocol):
+    """Where the tensors of a stored mark are."""
+
+    def read(self, what: str) -> Params:
+        """Weights or one of the sums, read anew each time."""
+
+    def kept(self) -> Source | None:
+        """The source as another process finds it; None if it goes with this one."""
+
+
 class StoredMark(Mark):
-    """Mark whose tensors are read from an npz file when they are asked for.
+    """Mark whose tensors are read from a file when they are asked for.
 
     Parameters
     ----------
     step, epoch : int
-    file : path-like
-    prefix : str
-        Of its arrays in the file.
-    names, dtypes : dict of str to torch.dtype
-        Tensors and the types of the weights.
-    gradients : bool
-        Whether the file has the sums of the consumed gradients.
-    shelf : Shelf or None
-        Folder that must live as long as the mark.
+    source : Source
     """
 
-    def __init__(
-        self,
-        step: int,
-        epoch: int,
-        file: str | PathLike[str],
-        prefix: str,
-        dtypes: Mapping[str, torch.dtype],
-        gradients: bool,
-        shelf: Shelf | None = None,
-    ):
-        own = {"step": step, "epoch": epoch, "_file": file, "_prefix": prefix, "_shelf": shelf}
-        for key, value in {**own, "_dtypes": dict(dtypes), "_gradients": gradients}.items():
+    def __init__(self, step: int, epoch: int, source: Source):
+        for key, value in {"step": step, "epoch": epoch, "_source": source}.items():
             object.__setattr__(self, key, value)
 
     @property
     def weights(self) -> Params:
         """Weights, read anew each time."""
-        return self._read("weights")
+        return self._source.read("weights")
 
     @property
     def applied(self) -> Params:
         """Sum of the applied gradients, read anew each time."""
-        return self._read("applied")
+        return self._source.read("applied")
 
     @property
     def consumed(self) -> Params:
         """Sum of the consumed gradients, read anew each time."""
-        return self._read("consumed") if self._gradients else {}
+        return self._source.read("consumed")
 
     @property
     def visited(self) -> Params:
         """Sum of the weights, read anew each time."""
-        return self._read("visited")
+        return self._source.read("visited")
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """A mark in a temporary folder travels as its tensors, others by the name of the file."""
-        if self._shelf is not None and self._shelf.temporary:
-            sums = (getattr(self, what) for what in SUMS)
-            return Mark, (self.step, self.epoch, self.weights, *sums)
-        if self._shelf is not None:
-            self._shelf.wait()
-        own = (self.step, self.epoch, self._file, self._prefix, self._dtypes, self._gradients)
-        return StoredMark, own
+        source = self._source.kept()
+        if source is None:
+            return Mark, (self.step, self.epoch, *(getattr(self, what) for what in _PARTS))
+        return StoredMark, (self.step, self.epoch, source)
 
-    def _read(self, what: str) -> Params:
-        if self._shelf is not None:
-            self._shelf.wait()
+    _source: Source
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Bytes of one tensor in a block."""
+
+    what: str
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def of(self, block: Tensor, begin: int = 0) -> Tensor:
+        """The tensor in a block of bytes, of which the first ``begin`` are left out."""
+        return block[self.start - begin : self.stop - begin].view(self.dtype).view(self.shape)
+
+
+def _places(mark: Mark) -> tuple[_Place, ...]:
+    """Order of the tensors of a mark in one block of bytes."""
+    found: list[_Place] = []
+    for what in _PARTS:
+        for name, tensor in getattr(mark, what).items():
+            last = found[-1].stop if found else 0
+            start = -(-last // _ALIGNED) * _ALIGNED
+            found.append(_Place(what, name, tensor.dtype, tensor.shape, start))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """File of the plain bytes of one mark."""
+
+    file: Path
+    places: tuple[_Place, ...]
+    shelf: Shelf | None  # folder that must live as long as the mark
+
+    def read(self, what: str) -> Params:
+        """Weights or one of the sums."""
+        if self.shelf is not None:
+            self.shelf.wait()
+        own = [place for place in self.places if place.what == what]
+        if not own:
+            return {}
+        begin, end = own[0].start, own[-1].stop
         try:
-            with np.load(self._file, allow_pickle=False) as stored:
-                return {
-                    name: read_tensor(
-                        stored[f"{self._prefix}{what}/{name}"],
-                        dtype if what == "weights" else torch.float64,
-                    )
-                    for name, dtype in self._dtypes.items()
-                }
+            block = torch.from_numpy(np.fromfile(self.file, np.uint8, end - begin, offset=begin))
         except FileNotFoundError as error:
             raise ValueError(
-                f"Expected the marks of this path in {self._file}, which is gone; save a path "
+                f"Expected the marks of this path in {self.file}, which is gone; save a path "
                 "with path.save(file) before removing its folder."
             ) from error
+        if len(block) < end - begin:
+            raise ValueError(
+                f"Expected a whole mark in {self.file}, got one that was cut short; record again."
+            )
+        return {place.name: place.of(block, begin) for place in own}
 
-    _file: str | PathLike[str]
-    _prefix: str
-    _shelf: Shelf | None
-    _dtypes: dict[str, torch.dtype]
-    _gradients: bool
+    def kept(self) -> Source | None:
+        """The file alone, unless its folder goes with this process."""
+        if self.shelf is None:
+            return self
+        self.shelf.wait()
+        return None if self.shelf.temporary else replace(self, shelf=None)
 
 
 class Shelf:
-    """Folder with one npz file for each mark, written while training goes on.
+    """Folder with one file for each mark, written while training goes on.
+
+    A file holds the plain bytes: an archive with its checksums cost twice as much.
 
     Parameters
     ----------
@@ -162,14 +191,14 @@ class Shelf:
         self.temporary = directory is None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
-        self._stage: Mark | None = None  # copy that is being written, in memory that is reused
+        self._stage: Tensor | None = None  # bytes that are being written, in memory that is reused
         if directory is None:
             self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
             weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         else:
             self.path = Path(directory)
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.glob("mark-*.npz")):
+            if any(self.path.glob("mark-*.bin")):
                 raise ValueError(
                     f"Expected a folder without marks of another recording, got {self.path}; "
                     "give an empty one."
@@ -177,13 +206,17 @@ class Shelf:
 
     def put(self, mark: Mark) -> StoredMark:
         """Write a mark; one of the same step is replaced."""
-        file = self.path / f"mark-{mark.step:09d}.npz"
-        dtypes = {name: t.dtype for name, t in mark.weights.items()}
-        stored = StoredMark(mark.step, mark.epoch, file, "", dtypes, bool(mark.consumed), self)
+        block = _Block(self.path / f"mark-{mark.step:09d}.bin", _places(mark), self)
         self.wait()
-        self._stage = copied(mark, self._stage)
-        self._pending = self._writer.submit(write_arrays, file, tensors_of(self._stage))
-        return stored
+        size = -(-block.places[-1].stop // mmap.PAGESIZE) * mmap.PAGESIZE
+        if self._stage is None or len(self._stage) != size:
+            # Whole pages of its own, which the disk can take without a copy.
+            self._stage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        for place in block.places:
+            place.of(self._stage).copy_(getattr(mark, place.what)[place.name].detach())
+        # One call with one block: the writer holds up nobody while it waits for the disk.
+        self._pending = self._writer.submit(_write, block.file, self._stage.numpy().data)
+        return StoredMark(mark.step, mark.epoch, block)
 
     def close(self) -> None:
         """Finish writing and give back the memory that it needed."""
@@ -197,59 +230,75 @@ class Shelf:
             pending.result()
 
 
-def tensors_of(mark: Mark, prefix: str = "") -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Names and arrays of a mark, as they are stored."""
-    for what in ("weights", *SUMS):
-        for name, tensor in getattr(mark, what).items():
-            bits = _BITS.get(tensor.dtype)
-            plain = tensor.detach().cpu()
-            array = (plain if bits is None else plain.view(bits)).numpy()
-            yield f"{prefix}{what}/{name}", array
+def _write(file: Path, block: memoryview) -> None:
+    """Write whole pages to a file, past the cache of the system where that is possible.
+
+    New pages of the cache cost more processor time than all sums of the steps between two marks.
+    """
+    for direct in (getattr(os, "O_DIRECT", 0), 0):
+        try:
+            opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | direct, 0o666)
+            with open(opened, "wb", buffering=0) as out:
+                done = 0
+                while done < len(block):
+                    done += out.write(block[done:])
+            return
+        except OSError as error:
+            if not direct or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
 
 
 def size_of(mark: Mark) -> int:
     """Bytes of the tensors of a mark."""
-    tensors = (t for what in ("weights", *SUMS) for t in getattr(mark, what).values())
+    tensors = (t for what in _PARTS for t in getattr(mark, what).values())
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def copied(mark: Mark, onto: Mark | None = None) -> Mark:
-    """Copy of a mark, in the memory of another one where that is given."""
-
-    def copy(what: str) -> Params:
-        own = getattr(mark, what)
-        if onto is None:
-            return {name: tensor.detach().clone() for name, tensor in own.items()}
-        return {name: getattr(onto, what)[name].copy_(t.detach()) for name, t in own.items()}
-
-    return Mark(mark.step, mark.epoch, copy("weights"), *(copy(what) for what in SUMS))
+def bare(mark: Mark) -> Mark:
+    """The mark without its tensors."""
+    return Mark(mark.step, mark.epoch, {}, {}, {}, {})
 
 
-def read_tensor(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """Tensor of a stored array."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(dtype) if dtype in _BITS else tensor
+def copied(mark: Mark) -> Mark:
+    """Copy of a mark and its tensors."""
+    parts = (getattr(mark, what) for what in _PARTS)
+    own = ({name: tensor.detach().clone() for name, tensor in part.items()} for part in parts)
+    return Mark(mark.step, mark.epoch, *own)
 
 
-def write_arrays(file: str | PathLike[str], arrays: Iterator[tuple[str, npt.NDArray[Any]]]) -> None:
-    """Write an npz file array by array; an unfinished one does not take its name."""
-    target = Path(file)
-    part = target.with_name(target.name + ".part")
-    try:
-        with zipfile.ZipFile(part, "w", allowZip64=True) as archive:
-            for name, array in arrays:
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    _write(member, array)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+class Kept:
+    """Marks of a recording, in memory up to a limit and then on disk.
 
+    Parameters
+    ----------
+    directory : path-like or None
+        Empty folder for all marks; None for a temporary one beyond the limit.
+    memory_limit : int
+        Bytes.
+    """
 
-def _write(member: IO[bytes], array: npt.NDArray[Any]) -> None:
-    """Write an array as np.save does, without its copy by pieces where memory is one block."""
-    if not array.flags.c_contiguous or not array.size or not array.ndim:
-        np.lib.format.write_array(member, array, allow_pickle=False)
-        return
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(member, header)
-    member.write(array.reshape(-1).view(np.uint8).data)
+    def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
+        self.marks: list[Mark] = []
+        self._shelf = None if directory is None else Shelf(directory)
+        self._limit = memory_limit
+
+    def put(self, mark: Mark) -> None:
+        """Keep a mark; one of the same step is replaced."""
+        if self.marks and self.marks[-1].step == mark.step:
+            self.marks.pop()
+        if self._shelf is None and size_of(mark) * (len(self.marks) + 1) > self._limit:
+            self._shelf = Shelf()
+            self.marks = [self._shelf.put(kept) for kept in self.marks]
+        self.marks.append(copied(mark) if self._shelf is None else self._shelf.put(mark))
+
+    def settle(self, steps: Sequence[Any]) -> None:
+        """Called before the step after a mark, which is final then."""
+
+    def close(self, steps: Sequence[Any]) -> None:
+        """Called when recording ends."""
+        if self._shelf is not None:
+            self._shelf.close()
+
+    def path(self) -> tuple[tuple[Mark, ...], Any]:
+        """The marks, and the triangles where they hold these in the place of weights."""
+        return tuple(self.marks), None

@@ -127,7 +127,7 @@ class Telescope:
         self._seen: Tensor | None = None  # checksum of the weights after the last step
         self._tampered = torch.zeros((), dtype=torch.bool, device=p.device)
         self._moments: RunningSums | None = None
-        self._directions: Tensor | None = None
+        self._directions: RunningSums | None = None
 
     def restart(self, state: State) -> None:
         """Begin at the weights and the state as they are now."""
@@ -140,7 +140,7 @@ class Telescope:
         if self._moments is not None:
             self._moments.clear()
         if self._directions is not None:
-            self._directions.zero_()
+            self._directions.clear()
 
     def before(self, state: State) -> None:
         """Note whether the weights are still those that the last step left."""
@@ -161,10 +161,8 @@ class Telescope:
         self._moments.add("", state["exp_avg"])
         if self._group.get("decoupled_weight_decay"):
             if self._directions is None:
-                self._directions = zeros(p)
-            for part in _slices(p):
-                direction = adam_direction(self._group, _cut(state, p, part))
-                self._directions.view(-1)[part].add_(direction)
+                self._directions = RunningSums({"": zeros(p)})
+            self._directions.add_quotient("", *adam_direction(self._group, state))
 
     def spoilt(self) -> bool:
         """Whether the weights changed between steps; told at the end where that would wait."""
@@ -177,6 +175,9 @@ class Telescope:
     def add_to(self, total: Tensor) -> None:
         """Add what the steps applied."""
         key, p = self._rule.remembered[0], self._p.detach()
+        for sums in (self._moments, self._directions):
+            if sums is not None:
+                sums.flush()
         for part in _slices(p):
             rate = _flat(self._start)[part].double() - _flat(p)[part].double()
             rate /= lr_of(self._group)
@@ -193,9 +194,9 @@ class Telescope:
         if self._moments is None:
             return torch.zeros_like(rate)
         beta = number(self._group["betas"][0])
-        applied = self._moments.flush()[""].view(-1)[part] + beta / (1 - beta) * gained
+        applied = self._moments.totals[""].view(-1)[part] + beta / (1 - beta) * gained
         if self._directions is not None:
-            applied += rate - self._directions.view(-1)[part]
+            applied += rate - self._directions.totals[""].view(-1)[part]
         return applied
 
     def _by_displacement(self, rate: Tensor, gained: Tensor | float) -> Tensor:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeGuard
+
 import numpy as np
 import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
-from sklearn_implicitreg.trajectory.path import Indices, Window
-from sklearn_implicitreg.trajectory.references import Gradient, at_mean, sub_windows
+from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
+from sklearn_implicitreg.trajectory.steps import Indices, Window
 
-__all__ = ["mean_column", "minibatch_column", "named_batches"]
+__all__ = ["NUISANCE", "has_nuisance", "mean_column", "minibatch_column", "named_batches"]
 
+NUISANCE = "minibatch"
 _PARTS = 50  # of the rows, where the batches are not known
+
+
+def has_nuisance(
+    reference: Reference, window: int | str | None, windows: Sequence[Window]
+) -> TypeGuard[Gradient]:
+    """Whether the noise of mini-batches leaves a penalty of its own in the windows.
+
+    Not where every window is a single step, whose batch differs from no other.
+    """
+    several = any(stretch.n_steps > 1 for stretch in windows)
+    own = isinstance(reference, Gradient) and reference.sub_window != 1
+    return window == "epoch" and own and several
 
 
 def minibatch_column(
@@ -60,7 +76,7 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     return {name: factor * column for name, column in spread.items()}
 
 
-def mean_column(columns: list[Params]) -> Params:
+def mean_column(columns: Sequence[Params]) -> Params:
     """Mean over windows: the noise of random batches in a column would shrink its coefficient."""
     return {name: torch.stack([column[name] for column in columns]).mean(0) for name in columns[0]}
 

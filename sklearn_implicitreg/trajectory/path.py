@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from sklearn_implicitreg.trajectory.files import read, write
-from sklearn_implicitreg.trajectory.marks import SUMS, Mark
+from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
 from sklearn_implicitreg.trajectory.steps import Indices, Step, Window
+from sklearn_implicitreg.trajectory.triangles import Triangles
 
 __all__ = ["Indices", "Mark", "Step", "Trajectory", "Window"]
 
@@ -34,6 +35,9 @@ class Trajectory:
     n_dropped : int
         Steps that are left out: not finite, of step size zero, or beside which something else
         than the optimizer changed the weights.
+    triangles : Triangles or None, default=None
+        What the path holds in the place of weights, where families were given to ``record``;
+        only the first and the last mark have tensors then.
 
     Examples
     --------
@@ -57,6 +61,7 @@ class Trajectory:
     optimizer: str
     settings: dict[str, Any] = field(default_factory=dict)
     n_dropped: int = 0
+    triangles: Triangles | None = None
 
     def __sklearn_clone__(self) -> Trajectory:
         """Shared, not copied."""
@@ -67,9 +72,10 @@ class Trajectory:
         epochs = self.marks[-1].epoch - self.marks[0].epoch
         known = sum(step.rows is not None for step in self.steps)
         dropped = f", {self.n_dropped} steps dropped" if self.n_dropped else ""
+        held = f", {self.triangles}" if self.triangles else ""
         return (
             f"Trajectory({self.n_steps} steps of {self.optimizer}, {len(self.marks)} marks, "
-            f"{epochs} epochs, batches known for {known} steps{dropped})"
+            f"{epochs} epochs, batches known for {known} steps{dropped}{held})"
         )
 
     @property
@@ -161,6 +167,12 @@ class Trajectory:
         if not isinstance(part, slice) or part.step not in (None, 1):
             raise TypeError("Expected a slice of marks such as path[10:50].")
         marks = self.marks[part]
+        if self.triangles and len(marks) < len(self.marks):
+            raise ValueError(
+                "Expected a slice of a path with weights, got one that holds only triangles and "
+                "sums over the whole path; record its parts by themselves and join them with "
+                "Trajectory.join, or record without families=."
+            )
         if len(marks) < 2:
             raise ValueError(f"Expected a slice of at least 2 marks, got {len(marks)}.")
         offset = self.marks[0].step
@@ -181,7 +193,7 @@ class Trajectory:
             "n_dropped": self.n_dropped,
             "steps": [[step.lr, step.batch_size, step.rounding] for step in self.steps],
         }
-        write(path, header, self.marks, [step.rows for step in self.steps])
+        write(path, header, self.marks, [step.rows for step in self.steps], self.triangles)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Trajectory:
@@ -203,7 +215,7 @@ class Trajectory:
         ValueError
             If the file is cut short, or of another version.
         """
-        header, marks, batches = read(path)
+        header, marks, batches, triangles = read(path)
         settings = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in header["settings"].items()
@@ -212,7 +224,7 @@ class Trajectory:
             Step(lr, rows, size, rounding)
             for rows, (lr, size, rounding) in zip(batches, header["steps"], strict=True)
         )
-        return cls(marks, steps, header["optimizer"], settings, header["n_dropped"])
+        return cls(marks, steps, header["optimizer"], settings, header["n_dropped"], triangles)
 
     @classmethod
     def from_iterates(
@@ -307,6 +319,12 @@ def _continued(total: Trajectory, path: Trajectory) -> Trajectory:
             f"{total.optimizer} (gradients: {total.has_gradients}) and {path.optimizer} "
             f"(gradients: {path.has_gradients}); record both in the same way."
         )
+    if (total.triangles is None) != (path.triangles is None):
+        raise ValueError(
+            "Expected paths that hold the same, got one with weights and one with triangles; "
+            "record both with the same families=, or both without."
+        )
+    triangles = total.triangles and path.triangles and total.triangles.joined(path.triangles)
     shift = {
         what: {n: t - getattr(first, what)[n] for n, t in getattr(last, what).items()}
         for what in SUMS
@@ -320,9 +338,11 @@ def _continued(total: Trajectory, path: Trajectory) -> Trajectory:
         )
         for mark in path.marks[1:]
     )
+    kept = total.marks if triangles is None else (*total.marks[:-1], bare(last))
     return replace(
         total,
-        marks=(*total.marks, *shifted),
+        marks=(*kept, *shifted),
         steps=(*total.steps, *path.steps),
         n_dropped=total.n_dropped + path.n_dropped,
+        triangles=triangles,
     )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from sklearn_implicitreg.frozen import own_name
-from sklearn_implicitreg.problem import Params
-from sklearn_implicitreg.trajectory.marks import SUMS, Mark, Shelf, copied, size_of
+from sklearn_implicitreg.problem import Params, ParamsSpec
+from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
 from sklearn_implicitreg.trajectory.meters import Stretch, settings_of
 from sklearn_implicitreg.trajectory.path import Step, Trajectory
+from sklearn_implicitreg.trajectory.reducing import Reduction, TriangleKept
 from sklearn_implicitreg.trajectory.rows import Batches, RowFinder
 from sklearn_implicitreg.trajectory.sums import RunningSums, zeros
 from sklearn_implicitreg.trajectory.updates import UpdateRule, number, rule_of
+from sklearn_implicitreg.trajectory.watched import Watched, plain_settings
 
 __all__ = ["Recorder", "record"]
 
@@ -32,6 +34,10 @@ def record(  # noqa: PLR0913
     *,
     every: int = 1,
     data: Any = None,
+    loss: Any = None,
+    families: Sequence[Any] | None = None,
+    reference: str = "gradient",
+    params: ParamsSpec = "auto",
     gradients: bool | None = None,
     directory: str | PathLike[str] | None = None,
     memory_limit: int = _MEMORY,
@@ -43,6 +49,10 @@ def record(  # noqa: PLR0913
     applied follows from both ends of a stretch of constant settings. RMSprop, Adagrad and other
     rules, and step sizes that change at every step, cost a copy per step.
 
+    With ``families`` the steps between two marks are reduced at once to the triangle of their
+    equations: a mark then costs a few numbers per tensor and column, and no weights. Such a path
+    answers for these families, this reference and the windows between its marks alone.
+
     Parameters
     ----------
     model : nn.Module
@@ -53,7 +63,19 @@ def record(  # noqa: PLR0913
         Steps between marks; the sums lose no step.
     data : array, tensor, tuple of these or Dataset, default=None
         All that a batch holds, in the order in which the rows count, so that ``path.batch`` can
-        be given the batch itself.
+        be given the batch itself. With ``families`` the rows (X, y) that the reference is
+        taken on.
+    loss : str, nn loss or callable(output, target), default=None
+        The data term, for ``families``.
+    families : list of families, default=None
+        Penalties whose triangles are kept in the place of weights, as for
+        :class:`sklearn_implicitreg.ImplicitRegularizationEstimator`; they stay in memory.
+    reference : {"gradient", "applied"}, default="gradient"
+        For ``families``: the gradient on ``data``, one pass per mark, rows weighted as they
+        were used where marks are ends of epochs; or what the optimizer was given, without a
+        pass and without ``data`` and ``loss``.
+    params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
+        For ``families``: the tensors that give equations.
     gradients : bool, default=None
         Whether to sum the gradients that the optimizer is given, for ``reference="applied"``;
         None: with ``every=1`` only.
@@ -74,7 +96,8 @@ def record(  # noqa: PLR0913
     Raises
     ------
     ValueError
-        For an optimizer that cannot be told from its steps, or one that is recorded already.
+        For an optimizer that cannot be told from its steps, or one that is recorded already;
+        for ``families`` without what their reference needs.
 
     Examples
     --------
@@ -87,7 +110,17 @@ def record(  # noqa: PLR0913
     >>> path.trajectory
     Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
-    recorder = Recorder(model, optimizer, every, gradients, directory, memory_limit, update_rule)
+    if families is None:
+        if loss is not None or reference != "gradient" or params != "auto":
+            raise ValueError(
+                "Expected families= with loss=, reference= or params=, got none; give the "
+                "penalties, or leave these to the estimator."
+            )
+        kept = Kept(directory, memory_limit)
+    else:
+        kept = TriangleKept(Reduction.of(model, families, reference, data, loss, params))
+        gradients = reference == "applied"
+    recorder = Recorder(model, optimizer, every, gradients, update_rule, kept)
     if data is not None:
         recorder.rows_from(data)
     return recorder
@@ -102,18 +135,16 @@ class Recorder:
         optimizer: Optimizer,
         every: int = 1,
         gradients: bool | None = None,
-        directory: str | PathLike[str] | None = None,
-        memory_limit: int = _MEMORY,
         update_rule: UpdateRule | None = None,
+        kept: Kept | None = None,
     ):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
         self._rule = rule_of(optimizer, update_rule)
         self._optimizer, self._every = optimizer, every
-        self._params, self._others = _recorded(model, optimizer)
-        self._shapes = {name: p.shape for name, p in self._params.items()}
-        self._memory_limit = memory_limit
-        self._shelf = None if directory is None else Shelf(directory)
+        self._watched = Watched(model, optimizer)
+        self._params = self._watched.params
+        self._kept = Kept(None, _MEMORY) if kept is None else kept
         self._batches = Batches()
         self._handles: list[Any] = []
         self._stretch: Stretch | None = None
@@ -124,7 +155,6 @@ class Recorder:
         self._dropped: dict[str, int] = {}
         self._rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
         self._steps: list[Step] = []
-        self._marks: list[Mark] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
         self._begin_sums(
             {w: {n: zeros(p) for n, p in self._params.items() if w in summed} for w in SUMS}
@@ -160,8 +190,7 @@ class Recorder:
         if self._marks[-1].step != self._step:
             self._mark()
         self._spare = None
-        if self._shelf is not None:
-            self._shelf.close()
+        self._kept.close(self._steps)
 
     @property
     def attached(self) -> bool:
@@ -214,23 +243,21 @@ class Recorder:
                 f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
                 f"steps of which {reasons}; record a run that trains."
             )
-        if len(self._marks) < 2:
+        marks, triangles = self._kept.path()
+        if len(marks) < 2:
             raise ValueError(
                 "Expected at least one recorded step, got none; the optimizer that was given to "
                 "record(...) must be the one that steps."
             )
-        settings = {
-            key: number(value) if isinstance(value, Tensor) else value
-            for key, value in self._optimizer.param_groups[0].items()
-            if _is_plain(value)
-        }
-        marks, steps = tuple(self._marks), tuple(self._steps)
-        return Trajectory(marks, steps, type(self._optimizer).__name__, settings, n_dropped)
+        steps = tuple(self._steps[: marks[-1].step])
+        name, settings = type(self._optimizer).__name__, plain_settings(self._optimizer)
+        return Trajectory(marks, steps, name, settings, n_dropped, triangles)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Remember what the step will overwrite."""
         self._settle()
         self._check(optimizer)
+        self._kept.settle(self._steps)
         if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
             self._close()
         if self._stale:
@@ -346,53 +373,18 @@ class Recorder:
         """Keep the weights and sums; a mark of the same step is replaced."""
         self._close()
         weights = {name: p.detach() for name, p in self._params.items()}
-        if self._marks and self._marks[-1].step == self._step:
-            replaced = self._marks.pop()
-            weights = weights if self._finite() else replaced.weights
+        if self._marks and self._marks[-1].step == self._step and not self._finite():
+            weights = self._marks[-1].weights
         sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
-        mark = Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS))
-        if self._shelf is None and size_of(mark) * (len(self._marks) + 1) > self._memory_limit:
-            self._shelf = Shelf()
-            self._marks = [self._shelf.put(kept) for kept in self._marks]
-        self._marks.append(copied(mark) if self._shelf is None else self._shelf.put(mark))
+        self._kept.put(Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS)))
+
+    @property
+    def _marks(self) -> list[Mark]:
+        return self._kept.marks
 
     def _check(self, optimizer: Optimizer) -> None:
         """Refuse other tensors than those that recording began with."""
-        here = [id(p) for group in optimizer.param_groups for p in group["params"]]
-        same = {id(p) for p in self._params.values()} <= set(here)
-        problem = ""
-        if not same or not set(here) <= {id(p) for p in self._params.values()} | self._others:
-            problem = (
-                "Expected the optimizer to keep the parameters of the recorded model, got "
-                "another one or a new parameter group"
-            )
-        for name, shape in self._shapes.items():
-            if self._params[name].shape != shape:
-                problem = (
-                    f"Expected {name} to keep its shape {tuple(shape)}, got "
-                    f"{tuple(self._params[name].shape)}"
-                )
+        problem = self._watched.change(optimizer)
         if problem:
             self._roll_back("of another model")
             raise ValueError(f"{problem}; start a new record(...) after changing a model.")
-
-
-def _recorded(model: nn.Module, optimizer: Optimizer) -> tuple[Params, set[int]]:
-    """Trained tensors of the model that the optimizer has, and what else it has."""
-    names = {id(p): own_name(name) for name, p in model.named_parameters() if p.requires_grad}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    params = {names[id(p)]: p for p in held if id(p) in names}
-    if not params:
-        raise ValueError(
-            "Expected an optimizer of this model's parameters, got one of none of them."
-        )
-    return params, {id(p) for p in held if id(p) not in names}
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a setting is a number, a name or a pair of numbers."""
-    if isinstance(value, tuple):
-        return all(isinstance(v, int | float) for v in value)
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, int | float | bool | str)

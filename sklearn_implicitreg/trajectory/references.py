@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
-from sklearn_implicitreg.trajectory.path import Window
+from sklearn_implicitreg.trajectory.steps import Window
 from sklearn_implicitreg.trajectory.vectors import moved
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,22 @@ class Window:
                 "this path does not hold; record with gradients=True (the default only with "
                 "every=1)."
             )
-        return {name: (last[name] - first[name]) / self.n_steps for name in last}
+        return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
+
+    def iterates(self) -> Iterator[tuple[Params, int]]:
+        """Weights between any two marks of the window, and for how many steps they stand.
+
+        Those of the step, or the mean iterate of several steps: a column that is linear in the
+        weights is then as exact as with a mark at every step.
+        """
+        ends = (*self.inside, self.stop)
+        for mark, after in zip(ends[:-1], ends[1:], strict=True):
+            n = after.step - mark.step
+            if n == 1:
+                yield mark.weights, n
+            else:
+                first, last = mark.visited, after.visited
+                yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
 
     def row_weights(self, n_rows: int) -> npt.NDArray[np.float64] | None:
         """``omega_i``: mean over the steps of 1 / batch size where row i was used.

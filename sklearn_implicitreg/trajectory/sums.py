@@ -34,20 +34,37 @@ class RunningSums:
         """Add a term to one sum."""
         if term.dtype != torch.float32 or term.is_sparse:
             self.totals[name].add_(term, alpha=sign)
-            return
-        n = self._n_recent.get(name, 0)
-        if n and n < _COLLECTED:
-            self._recent[name].add_(term, alpha=sign)
-            self._n_recent[name] = n + 1
-            return
-        self._flush(name)
-        if name in self._recent:
-            self._recent[name].copy_(term)
+        elif self._begins(name):
+            self._place(name, term).copy_(term)
+            if sign < 0:
+                self._recent[name].neg_()
         else:
-            self._recent[name] = term.clone(memory_format=torch.contiguous_format)
-        if sign < 0:
-            self._recent[name].neg_()
-        self._n_recent[name] = 1
+            self._recent[name].add_(term, alpha=sign)
+
+    def add_quotient(self, name: str, above: Tensor, below: Tensor, factor: float) -> None:
+        """Add ``factor * above / below`` to one sum, without a tensor of it."""
+        if above.dtype != torch.float32:
+            self.totals[name].add_(above / below, alpha=factor)
+        elif self._begins(name):
+            torch.div(above, below, out=self._place(name, above)).mul_(factor)
+        else:
+            self._recent[name].addcdiv_(above, below, value=factor)
+
+    def _begins(self, name: str) -> bool:
+        """Whether the next term is the first of those that are added up in float32."""
+        n = self._n_recent.get(name, 0)
+        first = n in (0, _COLLECTED)
+        if first:
+            self._flush(name)
+        self._n_recent[name] = 1 if first else n + 1
+        return first
+
+    def _place(self, name: str, like: Tensor) -> Tensor:
+        """Memory of the terms that are added up."""
+        if name not in self._recent:
+            kind = torch.contiguous_format
+            self._recent[name] = torch.empty_like(like, memory_format=kind, requires_grad=False)
+        return self._recent[name]
 
     def flush(self) -> Params:
         """The sums, with all terms in."""

@@ -45,21 +45,24 @@ def adam(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     old = torch.zeros_like(new) if old is None else old.double()
     gradient = (new - beta * old) / (1 - beta)
     if group.get("decoupled_weight_decay"):
-        gradient = gradient + (moved / lr_of(group) - adam_direction(group, after, double=True))
+        wide = {k: v.double() if k in _MOMENTS else v for k, v in after.items()}
+        mean, scale, factor = adam_direction(group, wide)
+        gradient = gradient + (moved / lr_of(group) - factor * mean / scale)
     return signed(gradient, group)
 
 
-def adam_direction(group: Group, after: State, double: bool = False) -> Tensor:
-    """Preconditioned direction of Adam's step, in the dtype of its state or in float64."""
+def adam_direction(group: Group, after: State) -> tuple[Tensor, Tensor, float]:
+    """Preconditioned direction of Adam's step, in the dtype of its state.
+
+    As ``factor * mean / scale``: the corrections of the bias are numbers, and a pass over the
+    tensors for each would cost as much as the square root.
+    """
     step = number(after["step"])
     first, second = (number(beta) for beta in group["betas"])
     square = after["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
-    mean = after["exp_avg"]
-    if double:
-        square, mean = square.double(), mean.double()
-    scale = (square / (1 - second**step)).sqrt_().add_(number(group["eps"]))
-    direction: Tensor = (mean / (1 - first**step)).div_(scale)
-    return direction
+    root = (1 - second**step) ** 0.5
+    scale = square.sqrt().add_(number(group["eps"]) * root)
+    return after["exp_avg"], scale, root / (1 - first**step)
 
 
 def adamw(moved: Tensor, group: Group, before: State, after: State) -> Tensor:

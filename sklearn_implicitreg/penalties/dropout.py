@@ -1,0 +1,93 @@
+"""What dropout adds to a loss, by random masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral
+
+import numpy as np
+import torch
+
+from sklearn_implicitreg.penalties.gradients import OfGradient, Scope
+from sklearn_implicitreg.problem import LossGradient, Params, Problem
+
+__all__ = ["Dropout"]
+
+
+class Dropout(OfGradient):
+    """What dropout adds to the loss, ``R = E_mask L_drop - L``, by random masks.
+
+    L is the loss with the dropout layers at rest, ``L_drop`` the loss with their masks drawn, so
+    a network that was trained with dropout at rate ``q`` follows ``L + R`` with coefficient 1
+    [1]_. For a linear model with squared error ``R = q / (1 - q) * sum_j mean(x_j^2) theta_j^2``.
+
+    The expectation is a mean over passes in which every row draws masks of its own. Its noise
+    makes the coefficient of least squares too small at an endpoint, by the share of noise in the
+    squared norm of the column. Along a path it does not: there the coefficients come from
+    instruments, columns of other masks at the start of each window, which neither share the
+    noise of the columns nor remember the masks that the window's steps drew.
+
+    Parameters
+    ----------
+    q : float, default=None
+        Rate of all dropout layers, at least 0 and below 1; None takes each layer's own. A
+        recurrent or attention layer counts as one where its own rate is above zero.
+    n_draws : int, default=10
+        Passes over the rows that are averaged; on a path twice in every window.
+    random_state : int, default=0
+        Seed of the masks. The same masks are drawn at all rates and weights, so differences
+        between them are less noisy than the values.
+
+    References
+    ----------
+    .. [1] Wager, Wang and Liang (2013), Dropout Training as Adaptive Regularization.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.adapters import Data, Options, adapt
+    >>> from sklearn_implicitreg.penalties import Dropout
+    >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1, bias=False))
+    >>> _ = torch.nn.init.constant_(net[1].weight, 2.0)
+    >>> rows = Data(torch.ones(10_000, 1), torch.ones(10_000, 1))
+    >>> problem = adapt(net, rows, Options(loss="mse"))  # R = theta^2 = 4
+    >>> value = Dropout().terms(problem.params, problem)["dropout"]
+    >>> round(float(value), 1)
+    4.0
+    """
+
+    stochastic = True
+    _term = "dropout"
+
+    def __init__(self, q: float | None = None, n_draws: int = 10, random_state: int = 0):
+        self.q = q
+        self.n_draws = n_draws
+        self.random_state = random_state
+
+    def _value(self, scope: Scope) -> float:
+        losses = [drawn.loss for drawn in self._drawn(scope.problem)]
+        return float(np.mean(losses)) - scope.problem.gradient().loss
+
+    def _gradient(self, scope: Scope) -> Params:
+        rest = scope.problem.gradient().value
+        total = {name: torch.zeros_like(g) for name, g in rest.items()}
+        for drawn in self._drawn(scope.problem):
+            for name, g in drawn.value.items():
+                total[name] += (g - rest[name]) / self.n_draws  # exactly zero at rate zero
+        return scope.only(total)
+
+    def _drawn(self, problem: Problem) -> Iterator[LossGradient]:
+        """Gradients with masks, each of a pass over the rows; other ones for every draw."""
+        self._check()
+        seeds = np.random.SeedSequence([int(self.random_state), problem.draw])
+        for seed in seeds.generate_state(self.n_draws):
+            yield problem.with_dropout(self.q, int(seed)).gradient()
+
+    def _check(self) -> None:
+        """Refuse parameters that mean nothing."""
+        if self.q is not None and not 0 <= self.q < 1:
+            raise ValueError(f"Expected a rate q >= 0 and < 1, or None, got q={self.q!r}.")
+        if not isinstance(self.n_draws, Integral) or self.n_draws < 1:
+            raise ValueError(f"Expected an integer n_draws >= 1, got {self.n_draws!r}.")
+        if not isinstance(self.random_state, Integral) or self.random_state < 0:
+            raise ValueError(f"Expected an integer random_state >= 0, got {self.random_state!r}.")

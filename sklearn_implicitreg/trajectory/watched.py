@@ -1,0 +1,75 @@
+"""The tensors and the settings of the optimizer that is recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sklearn_implicitreg.frozen import own_name
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.updates import number
+
+__all__ = ["Watched", "plain_settings"]
+
+
+class Watched:
+    """Trained tensors of a model that an optimizer has.
+
+    Parameters
+    ----------
+    model : nn.Module
+    optimizer : torch.optim.Optimizer
+
+    Raises
+    ------
+    ValueError
+        If it has none of them.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer):
+        names = {id(p): own_name(name) for name, p in model.named_parameters() if p.requires_grad}
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        self.params: Params = {names[id(p)]: p for p in held if id(p) in names}
+        if not self.params:
+            raise ValueError(
+                "Expected an optimizer of this model's parameters, got one of none of them."
+            )
+        self._others = {id(p) for p in held if id(p) not in names}
+        self._shapes = {name: p.shape for name, p in self.params.items()}
+
+    def change(self, optimizer: Optimizer) -> str:
+        """What is other than at the beginning; empty where nothing is."""
+        here = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        own = {id(p) for p in self.params.values()}
+        for name, shape in self._shapes.items():
+            if self.params[name].shape != shape:
+                return (
+                    f"Expected {name} to keep its shape {tuple(shape)}, got "
+                    f"{tuple(self.params[name].shape)}"
+                )
+        if not own <= here or not here <= own | self._others:
+            return (
+                "Expected the optimizer to keep the parameters of the recorded model, got "
+                "another one or a new parameter group"
+            )
+        return ""
+
+
+def plain_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """Settings of the first parameter group that are numbers or names."""
+    return {
+        key: number(value) if isinstance(value, Tensor) else value
+        for key, value in optimizer.param_groups[0].items()
+        if _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a setting is a number, a name or a pair of numbers."""
+    if isinstance(value, tuple):
+        return all(isinstance(v, int | float) for v in value)
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float | bool | str)

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import (
@@ -229,3 +230,33 @@ def test_balanced_classes_need_all_rows(rows):
     sgd = SGDClassifier().fit(X, y, sample_weight=np.full(2000, 2.0))
     with pytest.raises(ValueError, match="rows at once for SGDClassifier"):
         ImplicitRegularizationEstimator(sgd).fit(Blocks(X, y, np.full(2000, 2.0)))
+
+
+class TestFeaturesFarFromZero:
+    @pytest.mark.parametrize(("offset", "accuracy"), [(1e3, 1e-9), (1e5, 1e-7), (1e7, 1e-4)])
+    def test_ridge_with_an_intercept(self, offset, accuracy):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((200, 5)) + offset
+        y = (X - offset) @ rng.standard_normal(5) + rng.standard_normal(200)
+        found = ImplicitRegularizationEstimator(Ridge(alpha=5.0).fit(X, y)).fit(X, y)
+        assert 200 * found.coef_[0] == pytest.approx(5.0, rel=accuracy)
+        assert found.verdict_ == "supported"
+
+    def test_an_intercept_that_is_not_at_its_best(self):
+        rng = np.random.default_rng(0)
+        X, y = rng.standard_normal((50, 3)) + 10, rng.standard_normal(50)
+        coef = np.array([1.0, 2.0, -1.0])
+        model = LinearModel(coef, intercept=1.0)
+        found = adapt(model, Data(X, y), Options()).gradient()
+        expected = 2 * X.T @ (X @ coef + 1 - y) / 50
+        assert_allclose(found.value["coef"].numpy(), expected, rtol=1e-12)
+
+    def test_constant_of_a_design_in_the_hessian(self):
+        sm = pytest.importorskip("statsmodels.api")
+        rng = np.random.default_rng(0)
+        centered = rng.standard_normal((100, 2))
+        y = rng.standard_normal(100)
+        design = sm.add_constant(centered + 1e6)
+        problem = adapt(sm.OLS(y, design).fit(), Data(design, y), Options(params="coef"))
+        expected = 2 * np.cov(centered.T, bias=True)
+        assert_allclose(problem.hessian(), expected, rtol=1e-7)

@@ -15,6 +15,7 @@ from sklearn.linear_model import (
     Ridge,
     SGDClassifier,
 )
+from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -70,6 +71,42 @@ def test_memory_map_is_not_copied(rows, on_disk):
     _, peak = peak_of(lambda: est.fit(on_disk, rows[1]))
     assert peak < rows[0].nbytes / 2
     assert est.in_model_units()["alpha"] == pytest.approx(1e4, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8])
+def test_integers_on_disk_are_read_in_blocks(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    written = np.memmap(tmp_path / "X.dat", dtype=dtype, mode="w+", shape=(200_000, 40))
+    written[:] = rng.integers(0, 9, size=written.shape)
+    X, y = written, rng.normal(size=len(written))
+    model = LinearModel(rng.normal(size=40), intercept=1.0)
+    est = ImplicitRegularizationEstimator(model)
+    _, peak = peak_of(lambda: est.fit(X, y))
+    assert peak < 8 * X.size / 2
+    whole = ImplicitRegularizationEstimator(model).fit(X.astype(np.float64), y)
+    assert est.coef_[0] == pytest.approx(whole.coef_[0], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Ridge(),
+        LogisticRegression(C=1.0),
+        Lasso(alpha=0.1),
+        MLPRegressor(hidden_layer_sizes=(3,), max_iter=20),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_integers_are_as_good_as_floats(model):
+    X = np.random.default_rng(0).integers(0, 9, size=(60, 3))
+    y = (X @ [1, 2, -1] > 7).astype(int)
+    model.fit(X.astype(float), y)
+    one, two = (
+        adapt(model, Data(features, y), Options()).gradient() for features in (X, X.astype(float))
+    )
+    for name, value in two.value.items():
+        assert_allclose(one.value[name].numpy(), value.numpy(), rtol=1e-13, atol=1e-15)
 
 
 def test_memory_of_selection_and_hessian(rows, on_disk):

@@ -78,7 +78,7 @@ def gradient_descent(
     True
     """
     _check_steps(lr, n_steps, momentum, nesterov)
-    extra = f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
+    extra = _momentum_told(momentum, nesterov)
     name = f"gradient_descent(lr={lr:g}, n_steps={n_steps}{extra}{', average=True' * average})"
     limit = _largest_stable(lr, momentum, nesterov)
     if not (momentum or average):
@@ -134,7 +134,7 @@ def exponential_average(
     check_whole("n_steps", n_steps)
     if not 0 <= decay < 1:
         raise ValueError(f"Expected 0 <= decay < 1, got {decay!r}.")
-    extra = f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
+    extra = _momentum_told(momentum, nesterov)
     response = partial(
         smoothed,
         lr=lr,
@@ -187,6 +187,11 @@ def _check_steps(lr: float, n_steps: float, momentum: float, nesterov: bool) -> 
         raise ValueError(f"Expected 0 <= momentum < 1, got {momentum!r}.")
     if nesterov and not momentum:
         raise ValueError("Expected a momentum for nesterov=True, got 0.")
+
+
+def _momentum_told(momentum: float, nesterov: bool) -> str:
+    """Arguments of the momentum in the name of a filter."""
+    return f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
 
 
 def _largest_stable(lr: float, momentum: float, nesterov: bool) -> float:

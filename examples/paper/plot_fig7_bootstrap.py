@@ -102,7 +102,7 @@ by_count = {
 # directions in which they do not lie. At a standard deviation of 0.5 the matrix is off by twenty
 # times its size, and it beats the single number only at 20. The shrunk matrix is better than either
 # on this draw, on average over five pools of resamples. That is no law: where the data tell the
-# matrix well, as fewer weights or more noise than here make them, the plain one can be nearer.
+# matrix well, or the matrix is far from every multiple of the identity, the plain one is nearer.
 # The oracle is the best multiple there is: who knows the matrix can draw it.
 
 sigmas = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 10, 14, 20)

@@ -112,7 +112,8 @@ class Quadratic(Structured):
         ``"identity"`` shrinks towards the best multiple of the identity, each entry by how
         well the endpoints determine it against the spread of what is left over: for endpoints
         that differ by resampling one data set, of whose n rows at most n/p count as independent.
-        Endpoints that one matrix fits exactly are not shrunk. A float between 0 and 1 is the
+        Endpoints that one matrix fits exactly are not shrunk. It helps a matrix that is near
+        such a multiple, and can cost one that is far from it. A float between 0 and 1 is the
         weight of that multiple. With ``psd`` the multiple is not negative.
     normalize : bool, default=False
         Divide the equations of each endpoint by the norm of its parameters: for endpoints of

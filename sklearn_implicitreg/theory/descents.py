@@ -6,10 +6,9 @@ Every argument is in the units of ``L = (1/n) |y - X theta|^2``: ``lr`` is torch
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
-from sklearn_implicitreg.theory.checks import check_positive, check_whole
+from sklearn_implicitreg.theory.checks import check_positive, check_steps, check_whole
 from sklearn_implicitreg.theory.responses import averaged, descent, smoothed, stepped
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
@@ -178,11 +177,7 @@ def gradient_flow(time: float) -> SpectralFilter:
 def _check_steps(lr: float, n_steps: float, momentum: float, nesterov: bool) -> None:
     """Arguments of a descent."""
     check_positive("lr", lr)
-    if not 0 < n_steps < math.inf:
-        raise ValueError(
-            f"Expected a positive finite n_steps, got {n_steps!r}: after no step the weights are "
-            "the start, which no finite penalty gives."
-        )
+    check_steps(n_steps)
     if not 0 <= momentum < 1:
         raise ValueError(f"Expected 0 <= momentum < 1, got {momentum!r}.")
     if nesterov and not momentum:

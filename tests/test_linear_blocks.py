@@ -279,6 +279,14 @@ class TestFeaturesFarFromZero:
         assert 200 * found.coef_[0] == pytest.approx(5.0, rel=accuracy)
         assert found.verdict_ == "supported"
 
+    def test_rows_that_come_in_blocks(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((200, 5)) + 1e5
+        y = (X - 1e5) @ rng.standard_normal(5) + rng.standard_normal(200)
+        found = ImplicitRegularizationEstimator(Ridge(alpha=5.0).fit(X, y))
+        found.fit([(X[:90], y[:90]), (X[90:], y[90:])])
+        assert 200 * found.coef_[0] == pytest.approx(5.0, rel=1e-7)
+
     def test_an_intercept_that_is_not_at_its_best(self):
         rng = np.random.default_rng(0)
         X, y = rng.standard_normal((50, 3)) + 10, rng.standard_normal(50)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from sklearn_implicitreg.adapters.linear_losses import Array, RowLoss
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Params, Problem, profiled
 
 __all__ = ["LinearProblem", "parsed"]
+
+Measured = tuple[BlockGradient, Array, Array]
 
 # Blocks cost nothing here, and 20 tell the spread of the rows to a third only.
 _MANY_BLOCKS = 100
@@ -80,22 +82,49 @@ class LinearProblem(Problem):
         -------
         LossGradient
         """
-        if self._constant is None or self._constant in self._scope or sparse.issparse(self.X):
+        center = self.center()
+        if center is None:
             return super().gradient()
-        center = self._center()
-        blocks, totals = [], np.zeros((2, len(self.coef)))
-        for rows in row_blocks(self.X):
-            block, slopes, sizes = self._measured(rows, center)
-            blocks.append(block)
-            totals += slopes, sizes
+        return self.gathered((self.measured(rows, center) for rows in row_blocks(self.X)), center)
+
+    def center(self) -> Array | None:
+        """A point among the rows, from which a gradient may measure the features.
+
+        Returns
+        -------
+        ndarray of shape (p,) or None
+            The mean of the first rows. None without an intercept out of scope, and of a sparse X.
+        """
+        if self._constant is None or self._constant in self._scope or sparse.issparse(self.X):
+            return None
+        first = rows_of_features(self.X, next(row_blocks(self.X)))
+        return np.asarray(first.mean(axis=0), dtype=np.float64)
+
+    def gathered(self, parts: Iterable[Measured], center: Array) -> LossGradient:
+        """Gradient of the mean loss from blocks whose features are measured from a center.
+
+        Parameters
+        ----------
+        parts : iterable of (BlockGradient, ndarray of shape (K,), ndarray of shape (K,))
+            As `measured` gives them.
+        center : ndarray of shape (p,)
+            That of the parts.
+
+        Returns
+        -------
+        LossGradient
+            Where the derivatives sum to zero, up to rounding, the center does not matter.
+        """
+        blocks, slopes, sizes = zip(*parts, strict=True)
         found = LossGradient.from_blocks(iter(blocks))
-        left, size = totals / found.weight
+        left, size = (np.sum(sums, axis=0) / found.weight for sums in (slopes, sizes))
         if np.all(np.abs(left) <= 100 * self.eps * size):
             return found
-        shift = self._in_scope(left[:, None] * np.append(center, 0.0))
-        sizes_of_shift = self._in_scope(size[:, None] * np.abs(np.append(center, 0.0)))
+        point = np.append(center, 0.0)
+        shift = self._in_scope(left[:, None] * point)
         value = {name: tensor + shift[name] for name, tensor in found.value.items()}
-        return replace(found, value=value, scale=found.scale + _norm(sizes_of_shift))
+        more = _norm(self._in_scope(size[:, None] * np.abs(point)))
+        return replace(found, value=value, scale=found.scale + more)
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums over blocks of rows, drawn at random if several are asked for.
@@ -178,6 +207,47 @@ class LinearProblem(Problem):
                 gram = np.block([[gram, edge], [edge.T, np.array([[total * unit**2]])]])
         return factor * profiled(gram, np.isin(np.arange(len(gram)), scope))
 
+    def measured(self, rows: slice | NDArray[np.intp], center: Array | None) -> Measured:
+        """Gradient sums over one block, and what is needed to move the center.
+
+        Parameters
+        ----------
+        rows : slice or ndarray of int
+            The block.
+        center : ndarray of shape (p,) or None
+            Point that the features are measured from; None for zero.
+
+        Returns
+        -------
+        block : BlockGradient
+            With the sums about the center.
+        slopes : ndarray of shape (K,)
+            Sums of the derivatives of the losses.
+        sizes : ndarray of shape (K,)
+            Sums of their sizes.
+        """
+        features, weight = rows_of_features(self.X, rows), self.loss_weight[rows]
+        eta = np.asarray(features @ self.coef.T)
+        eta_size = np.asarray(abs(features) @ np.abs(self.coef).T)
+        if self.intercept is not None:
+            eta, eta_size = eta + self.intercept, eta_size + np.abs(self.intercept)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            losses = self.row_loss(eta, self.y[rows], eta_size)
+        self._check_finite(losses.derivative)
+        kinks = np.any(losses.kink & (weight != 0), axis=1)
+        slopes, sizes = weight * losses.derivative, np.abs(weight) * losses.size
+        if center is not None:
+            features = features - center
+        block = BlockGradient(
+            sums=self._summed(features, slopes),
+            loss=float(np.sum(weight * losses.value)),
+            weight=float(np.sum(self.weight[rows])),
+            n_rows=features.shape[0],
+            scale=_norm(self._summed(abs(features), sizes)),
+            n_kinks=int(np.count_nonzero(kinks)),
+        )
+        return block, slopes.sum(axis=0), sizes.sum(axis=0)
+
     def places(self, name: str) -> NDArray[np.intp]:
         """Where the entries of a parameter stand in the matrix ``[coef, intercept]``.
 
@@ -222,40 +292,9 @@ class LinearProblem(Problem):
         places = np.concatenate([self.places(name) for name in self.params])
         return set((places % (self.X.shape[1] + 1)).tolist())
 
-    def _center(self) -> Array:
-        """A point among the rows: the mean of the first of them."""
-        first = rows_of_features(self.X, next(row_blocks(self.X)))
-        return np.asarray(first.mean(axis=0), dtype=np.float64)
-
     def _block(self, rows: slice | NDArray[np.intp]) -> BlockGradient:
         """Gradient sums over one block."""
-        return self._measured(rows, None)[0]
-
-    def _measured(
-        self, rows: slice | NDArray[np.intp], center: Array | None
-    ) -> tuple[BlockGradient, Array, Array]:
-        """Gradient sums, features measured from a center; sums of derivatives, of their sizes."""
-        features, weight = rows_of_features(self.X, rows), self.loss_weight[rows]
-        eta = np.asarray(features @ self.coef.T)
-        eta_size = np.asarray(abs(features) @ np.abs(self.coef).T)
-        if self.intercept is not None:
-            eta, eta_size = eta + self.intercept, eta_size + np.abs(self.intercept)
-        with np.errstate(all="ignore"):  # what is not finite is refused below
-            losses = self.row_loss(eta, self.y[rows], eta_size)
-        self._check_finite(losses.derivative)
-        kinks = np.any(losses.kink & (weight != 0), axis=1)
-        slopes, sizes = weight * losses.derivative, np.abs(weight) * losses.size
-        if center is not None:
-            features = features - center
-        block = BlockGradient(
-            sums=self._summed(features, slopes),
-            loss=float(np.sum(weight * losses.value)),
-            weight=float(np.sum(self.weight[rows])),
-            n_rows=features.shape[0],
-            scale=_norm(self._summed(abs(features), sizes)),
-            n_kinks=int(np.count_nonzero(kinks)),
-        )
-        return block, slopes.sum(axis=0), sizes.sum(axis=0)
+        return self.measured(rows, None)[0]
 
     def _check_finite(self, slopes: Array) -> None:
         """Refuse rows whose predictions are out of the range of the loss."""

@@ -352,6 +352,8 @@ def test_degrees_of_freedom_of_what_is_no_penalty() -> None:
 def test_scalar_equivalent_of_other_shapes() -> None:
     with pytest.raises(ValueError, match=r"Expected Lambda of shape \(2, 2\)"):
         theory.scalar_equivalent([1.0, 2.0], np.eye(3))
+    with pytest.raises(ValueError, match="Expected theta to be 2 finite numbers"):
+        theory.scalar_equivalent(np.ones(3), theory.implicit_penalty(np.eye(2), theory.ridge(1.0)))
     fitted = StructuredPenalty(np.array([1.0, 3.0]), {"coef": (2,)})
     assert theory.scalar_equivalent([1.0, 1.0], fitted) == 2.0
 

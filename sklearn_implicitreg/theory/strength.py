@@ -134,7 +134,7 @@ def _shares(
 
 def scalar_equivalent(
     theta: npt.ArrayLike,
-    Lambda: npt.ArrayLike | ImplicitPenalty | Any,
+    Lambda: Any,
     *,
     start: npt.ArrayLike | None = None,
 ) -> float:
@@ -168,16 +168,16 @@ def scalar_equivalent(
     >>> scalar_equivalent([1.0, 1.0], [[1.0, 0.0], [0.0, 3.0]])
     2.0
     """
-    implied = isinstance(Lambda, ImplicitPenalty)
-    begin = Lambda.start if implied and start is None else start
-    moved = as_vector("theta", theta, len(Lambda.start) if implied else np.size(theta))
+    implied = Lambda if isinstance(Lambda, ImplicitPenalty) else None
+    begin = implied.start if implied and start is None else start
+    moved = as_vector("theta", theta, len(implied.start) if implied else np.size(theta))
     if begin is not None:
         moved = moved - as_vector("start", begin, moved.size)
     length = float(moved @ moved)
     if not length > 0:
         raise ValueError("Expected weights away from the start, got the start itself.")
     if implied:
-        return float(Lambda.value(Lambda.start + moved)) / length
+        return implied.value(implied.start + moved) / length
     matrix = as_matrix("Lambda", getattr(Lambda, "matrix_", Lambda))
     if matrix.shape != (moved.size, moved.size):
         raise ValueError(

@@ -16,7 +16,7 @@ from sklearn_implicitreg.system import Array
 
 __all__ = [
     "PenaltyValue",
-    "Quadratic",
+    "QuadraticForm",
     "Stationary",
     "flat",
     "has_gradient",
@@ -29,19 +29,20 @@ PenaltyValue = Callable[[Params], Tensor]
 
 _EPS = float(np.finfo(np.float64).eps)
 _LARGEST = 4000  # weights: an eigendecomposition of half a minute
+_SOLVED = 1e-6  # share of the slope that a solution may leave
 _ROUNDING = 1e4 * _EPS  # share of a gradient by which it may be off a straight line
 
 
 @dataclass(frozen=True, eq=False)
-class Quadratic:
+class QuadraticForm:
     """A function of the flattened parameters with gradient ``hessian @ theta - slope``."""
 
     hessian: Array
     slope: Array
 
-    def __add__(self, other: Quadratic) -> Quadratic:
+    def __add__(self, other: QuadraticForm) -> QuadraticForm:
         """Sum of two."""
-        return Quadratic(self.hessian + other.hessian, self.slope + other.slope)
+        return QuadraticForm(self.hessian + other.hessian, self.slope + other.slope)
 
     def change(self, start: Array, end: Array) -> float:
         """Value at the end less that at the start."""
@@ -68,7 +69,10 @@ class Quadratic:
         elif not n_zero:
             inverse = (vectors / values) @ vectors.T / np.outer(size, size)
             lowest = 1 / float(np.linalg.eigvalsh(inverse)[-1])
-        return Stationary(point, len(values), n_negative, n_zero, lowest)
+        off = np.linalg.norm(self.hessian @ point - self.slope)
+        scale = np.linalg.norm(self.slope) + np.linalg.norm(np.abs(self.hessian) @ np.abs(point))
+        exists = not n_zero or bool(off <= _SOLVED * scale)
+        return Stationary(point, len(values), n_negative, n_zero, lowest, exists)
 
 
 class Stationary(NamedTuple):
@@ -79,9 +83,10 @@ class Stationary(NamedTuple):
     n_negative: int
     n_zero: int
     smallest_eigenvalue: float
+    exists: bool  # no: the slope leaves the range of a singular Hessian
 
 
-def quadratic_loss(problem: Problem) -> Quadratic | None:
+def quadratic_loss(problem: Problem) -> QuadraticForm | None:
     """The loss where it is quadratic, its parameters are free and not too many."""
     if problem.free or sum(t.numel() for t in problem.params.values()) > _LARGEST:
         return None
@@ -90,15 +95,15 @@ def quadratic_loss(problem: Problem) -> Quadratic | None:
     except ValueError:
         return None
     gradient = flat(problem.gradient().value)
-    return Quadratic(hessian, hessian @ flat(problem.params) - gradient)
+    return QuadraticForm(hessian, hessian @ flat(problem.params) - gradient)
 
 
-def quadratic_penalty(penalty: PenaltyValue, params: Params) -> Quadratic | None:
+def quadratic_penalty(penalty: PenaltyValue, params: Params) -> QuadraticForm | None:
     """The penalty where it is quadratic: its gradient is affine."""
     theta = flat(params)
     start = _slope(penalty, params, np.zeros_like(theta))
     columns = [_slope(penalty, params, unit) - start for unit in np.eye(len(theta))]
-    rule = Quadratic(np.array(columns), -start)
+    rule = QuadraticForm(np.array(columns), -start)
     rng = np.random.default_rng(0)
     size = 2 * max(1.0, float(np.abs(theta).max()))
     step = size * rng.choice([-1.0, 1.0], len(theta)) * rng.uniform(1.0, 2.0, len(theta))
@@ -106,7 +111,7 @@ def quadratic_penalty(penalty: PenaltyValue, params: Params) -> Quadratic | None
     return rule if all(has_gradient(penalty, params, rule, point) for point in points) else None
 
 
-def has_gradient(penalty: PenaltyValue, params: Params, rule: Quadratic, theta: Array) -> bool:
+def has_gradient(penalty: PenaltyValue, params: Params, rule: QuadraticForm, theta: Array) -> bool:
     """Whether a penalty has at a point the gradient that a quadratic one would have."""
     expected = rule.hessian @ theta - rule.slope
     scale = np.linalg.norm(np.abs(rule.hessian) @ np.abs(theta)) + np.linalg.norm(rule.slope)

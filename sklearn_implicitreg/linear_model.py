@@ -25,7 +25,7 @@ _OF_CLASSES = frozenset(
         "squared_hinge",
     }
 )
-_LOG_LINK = frozenset({"gamma", "poisson"})
+_LOG_LINK = frozenset({"gamma", "poisson", "poisson_nll"})
 
 
 class LinearModel(BaseEstimator):
@@ -116,7 +116,8 @@ class LinearModel(BaseEstimator):
         if self._of_classes:
             codes = eta.argmax(axis=1) if eta.ndim == 2 else (eta > 0).astype(np.intp)
             return np.asarray(self.classes_[codes])
-        logs = isinstance(self.loss, str) and self.loss in _LOG_LINK
+        named = isinstance(self.loss, str) and self.loss in _LOG_LINK
+        logs = named or getattr(self.loss, "log_input", False)  # of torch's PoissonNLLLoss
         return np.asarray(np.exp(eta) if logs else eta)
 
     @available_if(lambda self: self._of_classes)  # type: ignore[untyped-decorator]

@@ -24,8 +24,10 @@ class SymmetricFit:
     rank: int  # numbers that are determined, m p - m (m - 1) / 2
     error_bound: float  # relative, where B is off by rounding and as much as what is left over
     asymmetry: float  # of Theta' B, relative; 0 if one matrix fits all endpoints
-    multiple: float  # the best multiple of the identity
+    multiple: float  # the best multiple of the identity, of those that are allowed
     strength: float = 0.0  # of the pull towards that multiple
+    pull: float = 0.0  # largest share of the way there of an entry that is determined
+    n_counted: float = 0.0  # endpoints that this strength counts as independent
     distance: float = 0.0  # from the constrained minimum, relative, at most
 
 
@@ -60,6 +62,7 @@ def solve_symmetric(
     psd: bool = False,
     shrinkage: str | float | None = None,
     eps: float = _EPS,
+    n_rows: int | None = None,
 ) -> SymmetricFit:
     """Least-squares solution of ``Q thetas = rhs`` over symmetric matrices.
 
@@ -80,6 +83,9 @@ def solve_symmetric(
         left over, or by a weight between 0 and 1.
     eps : float
         Rounding unit of the numbers given.
+    n_rows : int or None
+        Rows n of the one data set that the endpoints are resamples of, for ``"identity"``; None
+        for independent endpoints.
 
     Returns
     -------
@@ -91,8 +97,11 @@ def solve_symmetric(
     With ``"identity"`` the entries of ``Q - lambda I`` (orthonormal coordinates) have the prior
     N(0, nu^2) and the equations the noise variance s^2 of the residuals; nu is the maximum of
     the marginal likelihood up to ``|lambda| / sqrt(2 p)``, where the eigenvalues of such a
-    matrix still keep to one sign of zero (Wigner's semicircle). The endpoints are taken as
-    independent: many hundreds of resamples of one data set are shrunk too little.
+    matrix still keep to one sign of zero (Wigner's semicircle). M resamples of n rows count as
+    ``M / (1 + M p / n)``: however many they are, they know no more than the n/p disjoint parts
+    of the rows that are large enough to determine p weights. This bound is a heuristic.
+
+    With ``psd`` the multiple is not negative.
 
     References
     ----------
@@ -116,20 +125,19 @@ def solve_symmetric(
     sigma[:m] = values[:m]
     weights = (sigma[:, None] ** 2 + sigma**2) / 2  # of the entries in the sum of squares
     projected = basis.T @ rhs
-    moments = np.zeros((p, p))
-    moments[:, :m] = projected @ right[:m].T * sigma[:m]
+    moments = np.pad(projected @ right[:m].T * sigma[:m], ((0, 0), (0, p - m)))
     entries = _divided((moments + moments.T) / 2, weights)
     plain = basis @ entries @ basis.T
     misfit = float(np.linalg.norm(plain @ thetas - rhs))
     spare = thetas.size - n_determined(p, m)
-    square = float(np.square(thetas).sum())
-    multiple = float((thetas * rhs).sum()) / square if square else 0.0
+    multiple = _multiple(thetas, rhs, psd)
     gain = float(1 / np.sqrt(weights[weights > 0].min())) if m else 0.0
     noise = _noise(plain, thetas, rhs, misfit, spare, eps)
-    norm = float(np.linalg.norm(plain))
+    n_counted = n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
     strength = distance = 0.0
     if shrinkage == "identity":
-        strength = _strength(entries, weights, misfit, spare, multiple)
+        variance = n_endpoints / n_counted * misfit**2 / spare if spare > 0 else 0.0
+        strength = _strength(entries, weights, variance, multiple)
         share = _divided(weights, weights + strength)
         entries = share * entries + (1 - share) * multiple * np.eye(p)
     if psd:
@@ -141,12 +149,21 @@ def solve_symmetric(
         matrix=(matrix + matrix.T) / 2,
         n_independent=m,
         rank=n_determined(p, m),
-        error_bound=gain * noise / norm if norm else 0.0,
+        error_bound=gain * noise,
         asymmetry=_asymmetry(sigma[:m, None] * projected[:m], right[:m]),
         multiple=multiple,
         strength=strength,
+        pull=gain**2 * strength / (1 + gain**2 * strength),
+        n_counted=n_counted,
         distance=distance,
     )
+
+
+def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:
+    """The best multiple of the identity, of those that are allowed."""
+    square = float(np.square(thetas).sum())
+    multiple = float((thetas * rhs).sum()) / square if square else 0.0
+    return max(multiple, 0.0) if psd else multiple
 
 
 def _divided(numerator: Array, denominator: Array) -> Array:
@@ -157,13 +174,14 @@ def _divided(numerator: Array, denominator: Array) -> Array:
 def _noise(
     matrix: Array, thetas: Array, rhs: Array, misfit: float, spare: int, eps: float
 ) -> float:
-    """Size of the error that ``rhs`` may have: rounding, and three times what is left over.
+    """Error that ``rhs`` may have over the size of the matrix: rounding, and 3 x what is left over.
 
     What is left over lies in the spare directions; the others have as much noise in each.
     """
-    rounding = np.linalg.norm(rhs) + np.linalg.norm(matrix) * np.linalg.norm(thetas)
+    norm = float(np.linalg.norm(matrix))
+    rounding = np.linalg.norm(rhs) + norm * np.linalg.norm(thetas)
     left_over = 3 * misfit * np.sqrt(thetas.size / spare) if spare > 0 else 0.0
-    return float(max(eps, _EPS) * rounding + left_over)
+    return float(max(eps, _EPS) * rounding + left_over) / norm if norm else 0.0
 
 
 def _asymmetry(cross: Array, right: Array) -> float:
@@ -175,10 +193,9 @@ def _asymmetry(cross: Array, right: Array) -> float:
     return float(skew) / (2 * norm) if norm else 0.0
 
 
-def _strength(entries: Array, weights: Array, misfit: float, spare: int, multiple: float) -> float:
+def _strength(entries: Array, weights: Array, noise: float, multiple: float) -> float:
     """Weight of the pull towards the multiple of the identity, s^2 / nu^2."""
     p = len(entries)
-    noise = misfit**2 / spare if spare > 0 else 0.0
     widest = abs(multiple) / np.sqrt(2 * p)
     if not noise or not widest:
         return 0.0

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.closed_form import (
     PenaltyValue,
-    Quadratic,
+    QuadraticForm,
     Stationary,
     flat,
     has_gradient,
@@ -82,9 +82,10 @@ class Recovery:
     method : {"closed form", "refit"}
         How the arms were made.
     is_minimizer : bool or None
-        Whether the Hessian of L + R is positive definite, so that the recovered weights are its
-        only minimizer; otherwise they are equal by the linear solve alone. None after a refit,
-        which minimizes.
+        Whether the recovered weights minimize L + R: its Hessian has no negative eigenvalue.
+        Otherwise they are equal by the linear solve alone. None after a refit, which minimizes.
+    is_unique : bool or None
+        Whether they are its only stationary point: no eigenvalue is zero. None after a refit.
     smallest_eigenvalue : float
         Of that Hessian; NaN after a refit.
     notes : tuple of str
@@ -97,6 +98,7 @@ class Recovery:
     index: pd.MultiIndex
     method: str
     is_minimizer: bool | None
+    is_unique: bool | None
     smallest_eigenvalue: float
     notes: tuple[str, ...]
 
@@ -121,7 +123,8 @@ class Recovery:
         )
         header = [("Weights", str(len(self.index))), ("Method", self.method)]
         if self.is_minimizer is not None:
-            header.append(("Minimizer", "yes" if self.is_minimizer else "no"))
+            alone = "yes" if self.is_unique else "yes, not alone"
+            header.append(("Minimizer", alone if self.is_minimizer else "no"))
             header.append(("Smallest eigenvalue", f"{self.smallest_eigenvalue:.3g}"))
         return Summary("Recovery", header, table, list(self.notes))
 
@@ -251,7 +254,7 @@ class _Task:
         penalty = float(self.penalty(shaped(self.problem.params, coef)))
         return Arm(coef, loss, penalty, distance, cosine, prediction)
 
-    def solved(self, loss: Quadratic, coef: Array) -> Arm:
+    def solved(self, loss: QuadraticForm, coef: Array) -> Arm:
         """Arm of some weights by a quadratic loss."""
         step = coef - self.theta
         value = self.problem.gradient().loss + loss.change(self.theta, coef)
@@ -291,7 +294,7 @@ class _Task:
         )
 
 
-def _solved(task: _Task, loss: Quadratic, rule: Quadratic) -> Recovery | None:
+def _solved(task: _Task, loss: QuadraticForm, rule: QuadraticForm) -> Recovery | None:
     """The three arms in closed form; None where the penalty is not quadratic at the solution."""
     found = (loss + rule).stationary()
     if not has_gradient(task.penalty, task.problem.params, rule, found.point):
@@ -302,7 +305,8 @@ def _solved(task: _Task, loss: Quadratic, rule: Quadratic) -> Recovery | None:
         ablated=task.solved(loss, loss.stationary().point),
         index=_index(task.problem.params),
         method="closed form",
-        is_minimizer=found.n_negative == found.n_zero == 0,
+        is_minimizer=found.n_negative == 0 and found.exists,
+        is_unique=found.n_zero == 0,
         smallest_eigenvalue=found.smallest_eigenvalue,
         notes=(_judged(found), _PREDICTION, *task.notes()),
     )
@@ -316,16 +320,21 @@ def _judged(found: Stationary) -> str:
             "are negative, L + R has no lower bound. Equal weights are those of the linear solve; "
             "training on L + R would not end there."
         )
+    if not found.exists:
+        return (
+            f"No minimizer: {found.n_zero} of {found.n} eigenvalues of the Hessian of L + R are "
+            "zero, and L + R falls without end along them."
+        )
     if found.n_zero:
         return (
-            f"Not the only solution: {found.n_zero} of {found.n} eigenvalues of the Hessian of "
+            f"Not the only minimizer: {found.n_zero} of {found.n} eigenvalues of the Hessian of "
             "L + R are zero; shown is the shortest one."
         )
     return "The Hessian of L + R is positive definite: the recovered weights minimize it, alone."
 
 
 def _refitted(
-    task: _Task, coef: Mapping[str, float], facts: Facts, loss: Quadratic | None
+    task: _Task, coef: Mapping[str, float], facts: Facts, loss: QuadraticForm | None
 ) -> Recovery:
     """The arms by training the estimator that states the penalty, and the one without."""
     penalty = task.penalty
@@ -361,6 +370,7 @@ def _refitted(
         index=_index(task.problem.params),
         method="refit",
         is_minimizer=None,
+        is_unique=None,
         smallest_eigenvalue=float("nan"),
         notes=tuple(notes),
     )

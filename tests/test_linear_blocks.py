@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import (
@@ -14,6 +15,7 @@ from sklearn.linear_model import (
     Ridge,
     SGDClassifier,
 )
+from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -69,6 +71,42 @@ def test_memory_map_is_not_copied(rows, on_disk):
     _, peak = peak_of(lambda: est.fit(on_disk, rows[1]))
     assert peak < rows[0].nbytes / 2
     assert est.in_model_units()["alpha"] == pytest.approx(1e4, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8])
+def test_integers_on_disk_are_read_in_blocks(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    written = np.memmap(tmp_path / "X.dat", dtype=dtype, mode="w+", shape=(200_000, 40))
+    written[:] = rng.integers(0, 9, size=written.shape)
+    X, y = written, rng.normal(size=len(written))
+    model = LinearModel(rng.normal(size=40), intercept=1.0)
+    est = ImplicitRegularizationEstimator(model)
+    _, peak = peak_of(lambda: est.fit(X, y))
+    assert peak < 8 * X.size / 2
+    whole = ImplicitRegularizationEstimator(model).fit(X.astype(np.float64), y)
+    assert est.coef_[0] == pytest.approx(whole.coef_[0], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Ridge(),
+        LogisticRegression(C=1.0),
+        Lasso(alpha=0.1),
+        MLPRegressor(hidden_layer_sizes=(3,), max_iter=20),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_integers_are_as_good_as_floats(model):
+    X = np.random.default_rng(0).integers(0, 9, size=(60, 3))
+    y = (X @ [1, 2, -1] > 7).astype(int)
+    model.fit(X.astype(float), y)
+    one, two = (
+        adapt(model, Data(features, y), Options()).gradient() for features in (X, X.astype(float))
+    )
+    for name, value in two.value.items():
+        assert_allclose(one.value[name].numpy(), value.numpy(), rtol=1e-13, atol=1e-15)
 
 
 def test_memory_of_selection_and_hessian(rows, on_disk):
@@ -229,3 +267,41 @@ def test_balanced_classes_need_all_rows(rows):
     sgd = SGDClassifier().fit(X, y, sample_weight=np.full(2000, 2.0))
     with pytest.raises(ValueError, match="rows at once for SGDClassifier"):
         ImplicitRegularizationEstimator(sgd).fit(Blocks(X, y, np.full(2000, 2.0)))
+
+
+class TestFeaturesFarFromZero:
+    @pytest.mark.parametrize(("offset", "accuracy"), [(1e3, 1e-9), (1e5, 1e-7), (1e7, 1e-4)])
+    def test_ridge_with_an_intercept(self, offset, accuracy):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((200, 5)) + offset
+        y = (X - offset) @ rng.standard_normal(5) + rng.standard_normal(200)
+        found = ImplicitRegularizationEstimator(Ridge(alpha=5.0).fit(X, y)).fit(X, y)
+        assert 200 * found.coef_[0] == pytest.approx(5.0, rel=accuracy)
+        assert found.verdict_ == "supported"
+
+    def test_rows_that_come_in_blocks(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((200, 5)) + 1e5
+        y = (X - 1e5) @ rng.standard_normal(5) + rng.standard_normal(200)
+        found = ImplicitRegularizationEstimator(Ridge(alpha=5.0).fit(X, y))
+        found.fit([(X[:90], y[:90]), (X[90:], y[90:])])
+        assert 200 * found.coef_[0] == pytest.approx(5.0, rel=1e-7)
+
+    def test_an_intercept_that_is_not_at_its_best(self):
+        rng = np.random.default_rng(0)
+        X, y = rng.standard_normal((50, 3)) + 10, rng.standard_normal(50)
+        coef = np.array([1.0, 2.0, -1.0])
+        model = LinearModel(coef, intercept=1.0)
+        found = adapt(model, Data(X, y), Options()).gradient()
+        expected = 2 * X.T @ (X @ coef + 1 - y) / 50
+        assert_allclose(found.value["coef"].numpy(), expected, rtol=1e-12)
+
+    def test_constant_of_a_design_in_the_hessian(self):
+        sm = pytest.importorskip("statsmodels.api")
+        rng = np.random.default_rng(0)
+        centered = rng.standard_normal((100, 2))
+        y = rng.standard_normal(100)
+        design = sm.add_constant(centered + 1e6)
+        problem = adapt(sm.OLS(y, design).fit(), Data(design, y), Options(params="coef"))
+        expected = 2 * np.cov(centered.T, bias=True)
+        assert_allclose(problem.hessian(), expected, rtol=1e-7)

@@ -161,3 +161,18 @@ def test_torch_coefficients():
     given = LinearModel(torch.ones(10, dtype=torch.float64))
     est = ImplicitRegularizationEstimator(given).fit(X_DIABETES, Y_DIABETES)
     assert est.n_equations_ == 10
+
+
+@pytest.mark.parametrize(
+    ("loss", "mean"),
+    [
+        ("poisson_nll", np.e),
+        ("poisson", np.e),
+        ("gamma", np.e),
+        (nn.PoissonNLLLoss(), np.e),
+        (nn.PoissonNLLLoss(log_input=False), 1.0),
+        ("squared_error", 1.0),
+    ],
+)
+def test_predicts_by_the_link_of_the_loss(loss, mean):
+    assert LinearModel([1.0], loss=loss).predict([[1.0]]) == pytest.approx(mean)

@@ -188,6 +188,21 @@ class TestShrinkage:
         assert error <= np.linalg.norm(plain.multiple * np.eye(10) - truth)
         assert error < np.linalg.norm(plain.matrix - truth)
 
+    @pytest.mark.parametrize("seed", [1, 2, 3])
+    @pytest.mark.parametrize("sigma", [0.5, 3])
+    def test_many_resamples_of_one_data_set(self, sigma, seed):
+        truth, thetas, rhs = bootstrap(sigma, seed, n_endpoints=400)
+        found = solve_symmetric(thetas, rhs, shrinkage="identity", n_rows=1000)
+        error = np.linalg.norm(found.matrix - truth)
+        assert error <= np.linalg.norm(found.multiple * np.eye(10) - truth)
+        assert found.n_counted == pytest.approx(80)  # 400 / (1 + 400 * 10 / 1000)
+
+    def test_semidefinite_and_a_negative_multiple(self):
+        _, thetas, rhs = endpoints(4, 9)
+        found = solve_symmetric(thetas, -rhs, psd=True, shrinkage=0.5)
+        assert found.multiple == 0
+        assert np.linalg.eigvalsh(found.matrix)[0] >= -1e-15
+
     def test_exact_endpoints_are_not_shrunk(self):
         matrix, thetas, rhs = endpoints(10, 20)
         found = solve_symmetric(thetas, rhs, shrinkage="identity")

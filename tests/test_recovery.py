@@ -25,7 +25,7 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options
-from sklearn_implicitreg.closed_form import quadratic_penalty
+from sklearn_implicitreg.closed_form import QuadraticForm, quadratic_penalty
 from sklearn_implicitreg.penalties import L1, L2, L21, Penalty, Power, SmoothL1, WeightDecay
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
@@ -236,8 +236,17 @@ class TestDiagonal:
         X = np.column_stack([X_DIABETES[:, :2], X_DIABETES[:, :2].sum(axis=1)])
         model = LinearRegression(fit_intercept=False).fit(X, Y_DIABETES)
         found = recovered(model, X, Y_DIABETES)
-        assert not found.is_minimizer
-        assert "1 of 3 eigenvalues of the Hessian of L + R are zero" in " ".join(str(found).split())
+        assert found.is_minimizer
+        assert not found.is_unique
+        text = " ".join(str(found).split())
+        assert "1 of 3 eigenvalues of the Hessian of L + R are zero" in text
+        assert "Minimizer: yes, not alone" in text
+
+    def test_singular_without_a_stationary_point(self):
+        falling = QuadraticForm(np.diag([2.0, 0.0]), np.array([1.0, 1.0])).stationary()
+        assert (falling.n_zero, falling.exists) == (1, False)
+        resting = QuadraticForm(np.diag([2.0, 0.0]), np.array([1.0, 0.0])).stationary()
+        assert (resting.n_zero, resting.exists) == (1, True)
 
 
 LABELS = (Y_DIABETES > np.median(Y_DIABETES)).astype(int)

@@ -207,6 +207,9 @@ def test_freq_weights_count_rows_and_var_weights_do_not():
     two, one = (adapt(r, Data(EXOG, Y_COUNTS), Options()).gradient() for r in (doubled, plain))
     assert two.loss == pytest.approx(2 * one.loss, rel=1e-12)
     assert two.weight == one.weight == N
+    told = str(fit(doubled, EXOG, Y_COUNTS).summary())
+    assert "times var_weights, mean over rows" in " ".join(told.split())
+    assert "var_weights" not in str(fit(plain, EXOG, Y_COUNTS).summary())
 
 
 def test_binomial_trials_are_rows():

@@ -114,6 +114,41 @@ class TestQuadratic:
         assert any("times the identity" in note for note in notes)
         assert any("positive semi-definite" in note for note in notes)
 
+    def test_notes_of_what_was_not_shrunk(self):
+        _, thetas, targets = endpoints()
+        notes = Quadratic(shrinkage="identity").solve(thetas, targets).notes
+        assert any(note.startswith("not shrunk where it is determined") for note in notes)
+        noisy = targets + np.random.default_rng(1).standard_normal(targets.shape)
+        notes = Quadratic(shrinkage="identity").solve(thetas, noisy).notes
+        assert any("with strength" in note and "of the way" in note for note in notes)
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({}, "is the smallest one"),
+            ({"psd": True}, "is the smallest semi-definite one"),
+            ({"shrinkage": "identity"}, "is drawn to"),
+            ({"shrinkage": 0.5}, "is the smallest one, before it is shrunk"),
+        ],
+    )
+    def test_notes_of_what_is_open(self, options, told):
+        _, thetas, targets = endpoints(n_endpoints=4)
+        assert told in Quadratic(**options).solve(thetas, targets).notes[1]
+
+    def test_no_digit_is_guaranteed_of_endpoints_that_are_alike(self):
+        _, thetas, targets = endpoints()
+        alike = thetas[:, :1] + 1e-9 * thetas
+        noise = np.random.default_rng(1).standard_normal(targets.shape)
+        notes = Quadratic().solve(alike, targets + noise).notes
+        assert any(note.startswith("no digit of the matrix is guaranteed") for note in notes)
+        assert not any("up to" in note for note in notes if "relative error" in note)
+
+    def test_semidefinite_stays_so_when_shrunk(self):
+        _, thetas, targets = endpoints()
+        found = Quadratic(psd=True, shrinkage=0.5).solve(thetas, -targets)
+        assert np.linalg.eigvalsh(found.penalty.matrix_)[0] >= -1e-15
+        assert any("before it is shrunk" in note for note in found.notes)
+
 
 class TestDiagonal:
     def test_one_endpoint_in_closed_form(self):

@@ -14,6 +14,7 @@ from scipy.linalg import norm
 
 from sklearn_implicitreg import theory
 from sklearn_implicitreg.exceptions import IndefinitePenaltyWarning, StepSizeWarning
+from sklearn_implicitreg.penalties import StructuredPenalty
 
 S = np.array([1e-14, 1e-8, 1e-4, 0.01, 0.1, 0.5, 1.0])
 LR, STEPS = 0.05, 300
@@ -327,3 +328,41 @@ def test_conjugate_gradients_answer_for_their_own_target() -> None:
 def test_a_filter_is_asked_for() -> None:
     with pytest.raises(TypeError, match=r"filter such as gradient_descent.*got 'ridge'"):
         theory.implicit_penalty(X2, "ridge")  # type: ignore[arg-type]
+
+
+def test_a_singular_kernel_has_its_null_space_beside() -> None:
+    penalty = theory.kernel_penalty(np.ones((3, 3)), theory.l2_boosting(0.5, 2))
+    assert any("rank 1 of 3" in note for note in penalty.notes)
+    np.testing.assert_allclose(penalty.theta([1.0, 2.0, 3.0]), 0.75 * 2 / 3 * np.ones(3))
+    with pytest.raises(ValueError, match="without zero eigenvalues for l2_boosting"):
+        theory.kernel_penalty(np.ones((3, 3)), theory.l2_boosting(0.5, 2), kind="ntk")
+    with pytest.raises(ValueError, match="an entry that is not zero"):
+        theory.kernel_penalty(np.zeros((3, 3)), theory.ridge(1.0))
+
+
+def test_degrees_of_freedom_of_what_is_no_penalty() -> None:
+    X = np.diag([1.0, 2.0]) * 2**0.5  # eigenvalues 1 and 4
+    for strength in (theory.degrees_of_freedom, theory.equivalent_ridge):
+        with pytest.raises(ValueError, match="Expected 0 < f < inf"):
+            strength(X, theory.gradient_descent(lr=0.3, n_steps=2))
+    with pytest.warns(StepSizeWarning, match="diverge"):
+        theory.degrees_of_freedom(X, theory.gradient_descent(lr=0.3, n_steps=3))
+
+
+def test_scalar_equivalent_of_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"Expected Lambda of shape \(2, 2\)"):
+        theory.scalar_equivalent([1.0, 2.0], np.eye(3))
+    with pytest.raises(ValueError, match="Expected theta to be 2 finite numbers"):
+        theory.scalar_equivalent(np.ones(3), theory.implicit_penalty(np.eye(2), theory.ridge(1.0)))
+    fitted = StructuredPenalty(np.array([1.0, 3.0]), {"coef": (2,)})
+    assert theory.scalar_equivalent([1.0, 1.0], fitted) == 2.0
+
+
+def test_conjugate_gradients_that_have_arrived_say_so() -> None:
+    X, y = np.diag([1.0, 2.0]), np.ones(2)
+    for k in (2, 5):
+        notes = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y).notes
+        assert any("arrived at least squares" in note for note in notes)
+    with pytest.warns(IndefinitePenaltyWarning):
+        notes = theory.implicit_penalty(X, theory.conjugate_gradient(1), y=y).notes
+    assert not any("arrived at least squares" in note for note in notes)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from sklearn_implicitreg.adapters.linear_blocks import row_blocks, rows_of_features, weighted_gram
 from sklearn_implicitreg.adapters.linear_losses import Array, RowLoss
-from sklearn_implicitreg.problem import BlockGradient, Params, Problem, profiled
+from sklearn_implicitreg.problem import BlockGradient, LossGradient, Params, Problem, profiled
 
 __all__ = ["LinearProblem", "parsed"]
+
+Measured = tuple[BlockGradient, Array, Array]
 
 # Blocks cost nothing here, and 20 tell the spread of the rows to a third only.
 _MANY_BLOCKS = 100
@@ -26,6 +29,8 @@ class LinearProblem(Problem):
 
     The gradient of the mean loss is ``X' (s * dloss/deta) / sum(s)`` in float64, never by way
     of ``X'X``; a sparse X stays sparse. X is read in blocks of rows and never copied whole.
+    Where an intercept out of scope is at its best, the derivatives sum to zero, and features that
+    lie far from zero are measured from near their mean, which loses no digits.
 
     Attributes
     ----------
@@ -69,6 +74,57 @@ class LinearProblem(Problem):
     def n_rows(self) -> int:
         """Number of rows."""
         return int(self.X.shape[0])
+
+    def gradient(self) -> LossGradient:
+        """Gradient of the mean loss over all rows, in one pass.
+
+        Returns
+        -------
+        LossGradient
+        """
+        center = self.center()
+        if center is None:
+            return super().gradient()
+        return self.gathered((self.measured(rows, center) for rows in row_blocks(self.X)), center)
+
+    def center(self) -> Array | None:
+        """A point among the rows, from which a gradient may measure the features.
+
+        Returns
+        -------
+        ndarray of shape (p,) or None
+            The mean of the first rows. None without an intercept out of scope, and of a sparse X.
+        """
+        if self._constant is None or self._constant in self._scope or sparse.issparse(self.X):
+            return None
+        first = rows_of_features(self.X, next(row_blocks(self.X)))
+        return np.asarray(first.mean(axis=0), dtype=np.float64)
+
+    def gathered(self, parts: Iterable[Measured], center: Array) -> LossGradient:
+        """Gradient of the mean loss from blocks whose features are measured from a center.
+
+        Parameters
+        ----------
+        parts : iterable of (BlockGradient, ndarray of shape (K,), ndarray of shape (K,))
+            As `measured` gives them.
+        center : ndarray of shape (p,)
+            That of the parts.
+
+        Returns
+        -------
+        LossGradient
+            Where the derivatives sum to zero, up to rounding, the center does not matter.
+        """
+        blocks, slopes, sizes = zip(*parts, strict=True)
+        found = LossGradient.from_blocks(iter(blocks))
+        left, size = (np.sum(sums, axis=0) / found.weight for sums in (slopes, sizes))
+        if np.all(np.abs(left) <= 100 * self.eps * size):
+            return found
+        point = np.append(center, 0.0)
+        shift = self._in_scope(left[:, None] * point)
+        value = {name: tensor + shift[name] for name, tensor in found.value.items()}
+        more = _norm(self._in_scope(size[:, None] * np.abs(point)))
+        return replace(found, value=value, scale=found.scale + more)
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums over blocks of rows, drawn at random if several are asked for.
@@ -140,14 +196,57 @@ class LinearProblem(Problem):
         factor = float(self.curvature or 0.0) / float(self.weight.sum())
         total = float(weight.sum())
         mean = self._weighted_sum(weight) / total
-        if self.intercept is not None and len(scope) == p and p not in scope:
-            return factor * weighted_gram(self.X, weight, mean)
-        gram = weighted_gram(self.X, weight, np.zeros(p))
-        if self.intercept is not None:
-            unit = self.intercept_unit
-            edge = total * unit * mean[:, None]
-            gram = np.block([[gram, edge], [edge.T, np.array([[total * unit**2]])]])
+        if self._constant is not None and self._constant not in scope:
+            center = np.where(np.arange(p) == self._constant, 0.0, mean)
+            gram = weighted_gram(self.X, weight, center)
+        else:
+            gram = weighted_gram(self.X, weight, np.zeros(p))
+            if self.intercept is not None:
+                unit = self.intercept_unit
+                edge = total * unit * mean[:, None]
+                gram = np.block([[gram, edge], [edge.T, np.array([[total * unit**2]])]])
         return factor * profiled(gram, np.isin(np.arange(len(gram)), scope))
+
+    def measured(self, rows: slice | NDArray[np.intp], center: Array | None) -> Measured:
+        """Gradient sums over one block, and what is needed to move the center.
+
+        Parameters
+        ----------
+        rows : slice or ndarray of int
+            The block.
+        center : ndarray of shape (p,) or None
+            Point that the features are measured from; None for zero.
+
+        Returns
+        -------
+        block : BlockGradient
+            With the sums about the center.
+        slopes : ndarray of shape (K,)
+            Sums of the derivatives of the losses.
+        sizes : ndarray of shape (K,)
+            Sums of their sizes.
+        """
+        features, weight = rows_of_features(self.X, rows), self.loss_weight[rows]
+        eta = np.asarray(features @ self.coef.T)
+        eta_size = np.asarray(abs(features) @ np.abs(self.coef).T)
+        if self.intercept is not None:
+            eta, eta_size = eta + self.intercept, eta_size + np.abs(self.intercept)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            losses = self.row_loss(eta, self.y[rows], eta_size)
+        self._check_finite(losses.derivative)
+        kinks = np.any(losses.kink & (weight != 0), axis=1)
+        slopes, sizes = weight * losses.derivative, np.abs(weight) * losses.size
+        if center is not None:
+            features = features - center
+        block = BlockGradient(
+            sums=self._summed(features, slopes),
+            loss=float(np.sum(weight * losses.value)),
+            weight=float(np.sum(self.weight[rows])),
+            n_rows=features.shape[0],
+            scale=_norm(self._summed(abs(features), sizes)),
+            n_kinks=int(np.count_nonzero(kinks)),
+        )
+        return block, slopes.sum(axis=0), sizes.sum(axis=0)
 
     def places(self, name: str) -> NDArray[np.intp]:
         """Where the entries of a parameter stand in the matrix ``[coef, intercept]``.
@@ -180,27 +279,22 @@ class LinearProblem(Problem):
         intercept = np.zeros(len(self.coef)) if self.intercept is None else self.intercept
         return np.column_stack([self.coef, intercept])
 
+    @property
+    def _constant(self) -> int | None:
+        """Place of the feature that is one for all rows, p for a fitted intercept."""
+        if self.columns is not None:
+            return int(self.columns["const"][0]) if "const" in self.columns else None
+        return None if self.intercept is None else self.X.shape[1]
+
+    @property
+    def _scope(self) -> set[int]:
+        """Places of the features in scope, p for the intercept."""
+        places = np.concatenate([self.places(name) for name in self.params])
+        return set((places % (self.X.shape[1] + 1)).tolist())
+
     def _block(self, rows: slice | NDArray[np.intp]) -> BlockGradient:
         """Gradient sums over one block."""
-        features, weight = rows_of_features(self.X, rows), self.loss_weight[rows]
-        sizes_of_features = abs(features)
-        eta = np.asarray(features @ self.coef.T)
-        eta_size = np.asarray(sizes_of_features @ np.abs(self.coef).T)
-        if self.intercept is not None:
-            eta, eta_size = eta + self.intercept, eta_size + np.abs(self.intercept)
-        with np.errstate(all="ignore"):  # what is not finite is refused below
-            losses = self.row_loss(eta, self.y[rows], eta_size)
-        self._check_finite(losses.derivative)
-        sizes = self._summed(sizes_of_features, np.abs(weight) * losses.size)
-        kinks = np.any(losses.kink & (weight != 0), axis=1)
-        return BlockGradient(
-            sums=self._summed(features, weight * losses.derivative),
-            loss=float(np.sum(weight * losses.value)),
-            weight=float(np.sum(self.weight[rows])),
-            n_rows=features.shape[0],
-            scale=float(np.sqrt(sum(float(t.square().sum()) for t in sizes.values()))),
-            n_kinks=int(np.count_nonzero(kinks)),
-        )
+        return self.measured(rows, None)[0]
 
     def _check_finite(self, slopes: Array) -> None:
         """Refuse rows whose predictions are out of the range of the loss."""
@@ -217,11 +311,14 @@ class LinearProblem(Problem):
         matrix = np.column_stack(
             [np.asarray(features.T @ slopes).T, self.intercept_unit * slopes.sum(axis=0)]
         )
-        sums: Params = {}
-        for name, tensor in self.params.items():
-            part = matrix.reshape(-1)[self.places(name)]
-            sums[name] = torch.from_numpy(part).reshape(tensor.shape)
-        return sums
+        return self._in_scope(matrix)
+
+    def _in_scope(self, matrix: Array) -> Params:
+        """Parameters in scope from a matrix ``[coef, intercept]``."""
+        return {
+            name: torch.from_numpy(matrix.reshape(-1)[self.places(name)]).reshape(tensor.shape)
+            for name, tensor in self.params.items()
+        }
 
     def _weighted_sum(self, weight: Array) -> Array:
         """``X' weight``, in blocks of rows."""
@@ -229,6 +326,11 @@ class LinearProblem(Problem):
         for rows in row_blocks(self.X):
             total += np.asarray(rows_of_features(self.X, rows).T @ weight[rows])
         return total
+
+
+def _norm(params: Params) -> float:
+    """Euclidean norm over all parameters."""
+    return float(np.sqrt(sum(float(t.square().sum()) for t in params.values())))
 
 
 def parsed(name: str) -> tuple[str, int | None]:

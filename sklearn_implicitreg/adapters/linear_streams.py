@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.linear_blocks import row_blocks
 from sklearn_implicitreg.adapters.linear_losses import Array
 from sklearn_implicitreg.adapters.linear_problems import LinearProblem
-from sklearn_implicitreg.problem import BlockGradient, Problem, profiled
+from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, profiled
 
 __all__ = ["StreamedProblem", "TransformedBlocks", "is_stream", "streamed"]
 
@@ -40,6 +41,20 @@ class StreamedProblem(Problem):
     source: Iterable[Any]
     handler: Handler
     options: Options
+
+    def gradient(self) -> LossGradient:
+        """Gradient of the mean loss over all rows, in one pass.
+
+        Returns
+        -------
+        LossGradient
+        """
+        own = next(self._problems())
+        center = own.center()
+        if center is None:
+            return super().gradient()
+        parts = (p.measured(rows, center) for p in self._problems() for rows in row_blocks(p.X))
+        return own.gathered(parts, center)
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums, one per block of the source unless several random ones are asked for.

@@ -25,7 +25,9 @@ __all__ = [
 ]
 
 Codes = NDArray[np.intp]
-_FLOATS = [np.float64, np.float32]  # kept as they come; the products are in float64
+# Kept as they come; the products are in float64. Others become float64, which is the first.
+_INTEGERS = [f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)]
+_KEPT = [np.dtype(name) for name in ("f8", "f4", *_INTEGERS)]
 
 
 def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
@@ -41,7 +43,7 @@ def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
     Returns
     -------
     X : ndarray or CSR matrix of shape (n, p)
-        Features, float64 or float32.
+        Features, float64, float32 or integers.
     y : ndarray of shape (n, K)
         Targets.
     sample_weight : ndarray of shape (n,)
@@ -68,7 +70,7 @@ def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
         data.y,
         reset=False,
         accept_sparse="csr",
-        dtype=_FLOATS,
+        dtype=_KEPT,
         multi_output=True,
         y_numeric=True,
     )
@@ -89,7 +91,7 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     Returns
     -------
     X : ndarray or CSR matrix of shape (n, p)
-        Features, float64 or float32.
+        Features, float64, float32 or integers.
     codes : ndarray of int of shape (n,)
         Positions in ``classes_``.
     y : ndarray of shape (n,)
@@ -111,7 +113,7 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     [0, 1]
     """
     check_is_fitted(model)
-    X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_FLOATS)
+    X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT)
     check_classification_targets(y)
     if model.classes_.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
         # LabelEncoder would take whatever it is given for True.

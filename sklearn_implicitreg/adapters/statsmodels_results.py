@@ -175,13 +175,16 @@ def _glm(results: Any, data: Data, options: Options) -> LinearProblem:
         l1=scale * float(convention.l1 or 0.0),
         per_row=True,
     )
+    words = words_of(model.family)
+    if np.any(variance != 1):
+        words += ", times var_weights, mean over rows or freq_weights"
     fit = LinearFit(
         model=LinearModel(np.asarray(results.params)),
         X=rows.X,
         y=y_coded,
         weight=count,
         row_loss=row_loss,
-        loss_name=words_of(model.family),
+        loss_name=words,
         convention=convention,
         loss_weight=(count * variance)[:, None],
         n_effective=float(count.sum()) / len(count),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 
 import numpy as np
@@ -23,6 +23,7 @@ from sklearn_implicitreg.problem import Problem
 __all__ = ["Diagonal", "Quadratic"]
 
 _EPS = float(np.finfo(np.float64).eps)
+_UNSHRUNK = 1e-8  # share of the way to the multiple that is not worth a word
 
 
 class Diagonal(Structured):
@@ -110,8 +111,10 @@ class Quadratic(Structured):
     shrinkage : {None, "identity"} or float, default=None
         ``"identity"`` shrinks towards the best multiple of the identity, each entry by how
         well the endpoints determine it against the spread of what is left over: for endpoints
-        that differ by resampling. Endpoints that one matrix fits exactly are not shrunk. A
-        float between 0 and 1 is the weight of that multiple.
+        that differ by resampling one data set, of whose n rows at most n/p count as independent.
+        Endpoints that one matrix fits exactly are not shrunk. It helps a matrix that is near
+        such a multiple, and can cost one that is far from it. A float between 0 and 1 is the
+        weight of that multiple. With ``psd`` the multiple is not negative.
     normalize : bool, default=False
         Divide the equations of each endpoint by the norm of its parameters: for endpoints of
         different size whose matrices differ somewhat, so that none speaks louder.
@@ -166,8 +169,7 @@ class Quadratic(Structured):
         """
         self._check()
         thetas, targets, shapes = checked_endpoints(thetas, targets, problems)
-        eps = max(problem.eps for problem in problems) if problems else _EPS
-        fit = self._fit(thetas, targets / 2, eps)
+        fit = self._fit(thetas, targets / 2, problems or ())
         p = len(thetas)
         penalty = StructuredPenalty(fit.matrix, shapes)
         fitted = penalty.gradient(thetas)
@@ -186,14 +188,18 @@ class Quadratic(Structured):
             penalty=penalty,
         )
 
-    def _fit(self, thetas: Array, rhs: Array, eps: float) -> SymmetricFit:
+    def _fit(self, thetas: Array, rhs: Array, problems: Sequence[Problem]) -> SymmetricFit:
         """The matrix, the endpoints as they are or of norm one."""
         if self.normalize:
             norms = np.linalg.norm(thetas, axis=0)
             norms[norms == 0] = 1.0
             thetas, rhs = thetas / norms, rhs / norms
         pull = float(self.shrinkage) if isinstance(self.shrinkage, Real) else self.shrinkage
-        return solve_symmetric(thetas, rhs, psd=self.psd, shrinkage=pull, eps=eps)
+        eps = max((problem.eps for problem in problems), default=_EPS)
+        n_rows = None
+        if pull == "identity":
+            n_rows = max((problem.n_rows or 0 for problem in problems), default=0) or None
+        return solve_symmetric(thetas, rhs, psd=self.psd, shrinkage=pull, eps=eps, n_rows=n_rows)
 
     def _check(self) -> None:
         """Refuse a shrinkage that is none."""
@@ -214,10 +220,9 @@ class Quadratic(Structured):
             "(m p - m (m - 1) / 2)"
         ]
         if m < p:
-            least = "smallest semi-definite" if self.psd else "smallest"
             notes.append(
                 f"not identifiable below {p} independent endpoints: where they leave it open the "
-                f"matrix is the {least} one"
+                f"matrix is {self._where_open(fit)}"
             )
         if n_endpoints > 1:
             notes.append(
@@ -225,18 +230,40 @@ class Quadratic(Structured):
                 f"of its norm, and {share:.1e} of the squared gradient is left over"
             )
         part = "the determined part of the matrix" if m < p else "the matrix"
-        notes.append(
-            f"relative error of {part} up to {fit.error_bound:.1e}, for gradients off by rounding "
-            "and three times what is left over"
-        )
-        if self.shrinkage is not None:
-            notes.append(
-                f"shrunk towards {fit.multiple:.6g} times the identity; the bound is that of the "
-                "matrix before"
+        off = "for gradients off by rounding and three times what is left over"
+        if fit.error_bound < 1:
+            notes.append(f"relative error of {part} up to {fit.error_bound:.1e}, {off}")
+        else:
+            notes.append(f"no digit of {part} is guaranteed, {off}: the endpoints are too alike")
+        return (*notes, *self._options_told(fit))
+
+    def _where_open(self, fit: SymmetricFit) -> str:
+        """What the matrix is where no endpoint says anything."""
+        if self.shrinkage == "identity" and (fit.strength > 0 or not self.psd):
+            return f"drawn to {fit.multiple:.6g} times the identity"
+        least = "the smallest semi-definite one" if self.psd else "the smallest one"
+        return f"{least}, before it is shrunk" if isinstance(self.shrinkage, Real) else least
+
+    def _options_told(self, fit: SymmetricFit) -> Iterator[str]:
+        """What shrinkage and the cone have done."""
+        towards = f"towards {fit.multiple:.6g} times the identity"
+        before = "the bound is that of the matrix before"
+        if self.shrinkage == "identity" and fit.pull > _UNSHRUNK:
+            yield (
+                f"shrunk {towards} with strength {fit.strength:.3g}, the entry that is known least "
+                f"by {fit.pull:.2g} of the way, the endpoints counted as {fit.n_counted:.3g} "
+                f"independent ones; {before}"
             )
+        elif self.shrinkage == "identity":
+            yield (
+                f"not shrunk where it is determined (strength {fit.strength:.3g}): next to nothing "
+                "is left over"
+            )
+        elif self.shrinkage is not None:
+            yield f"shrunk {towards} with weight {float(self.shrinkage):g}; {before}"
         if self.psd:
-            notes.append(
-                "least squares over positive semi-definite matrices, relative distance from the "
-                f"minimum up to {fit.distance:.1e}"
+            when = ", before it is shrunk" if isinstance(self.shrinkage, Real) else ""
+            yield (
+                f"least squares over positive semi-definite matrices{when}, relative distance from "
+                f"the minimum up to {fit.distance:.1e}"
             )
-        return tuple(notes)

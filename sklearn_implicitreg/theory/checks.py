@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_matrix", "as_vector", "check_positive", "check_whole"]
+__all__ = ["as_matrix", "as_vector", "check_positive", "check_steps", "check_whole"]
 
 Array = npt.NDArray[np.float64]
 
@@ -16,6 +16,16 @@ def check_positive(name: str, value: float) -> None:
     """A number above zero."""
     if not 0 < value < math.inf:
         raise ValueError(f"Expected a positive finite {name}, got {value!r}.")
+
+
+def check_steps(n_steps: npt.ArrayLike) -> None:
+    """Numbers of steps above zero."""
+    steps = np.asarray(n_steps, dtype=float)
+    if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
+        raise ValueError(
+            f"Expected a positive finite n_steps, got {n_steps!r}: after no step the "
+            "weights are the start, which no finite penalty gives."
+        )
 
 
 def check_whole(name: str, value: float) -> None:

@@ -6,10 +6,9 @@ Every argument is in the units of ``L = (1/n) |y - X theta|^2``: ``lr`` is torch
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
-from sklearn_implicitreg.theory.checks import check_positive, check_whole
+from sklearn_implicitreg.theory.checks import check_positive, check_steps, check_whole
 from sklearn_implicitreg.theory.responses import averaged, descent, smoothed, stepped
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
@@ -78,7 +77,7 @@ def gradient_descent(
     True
     """
     _check_steps(lr, n_steps, momentum, nesterov)
-    extra = f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
+    extra = _momentum_told(momentum, nesterov)
     name = f"gradient_descent(lr={lr:g}, n_steps={n_steps}{extra}{', average=True' * average})"
     limit = _largest_stable(lr, momentum, nesterov)
     if not (momentum or average):
@@ -134,7 +133,7 @@ def exponential_average(
     check_whole("n_steps", n_steps)
     if not 0 <= decay < 1:
         raise ValueError(f"Expected 0 <= decay < 1, got {decay!r}.")
-    extra = f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
+    extra = _momentum_told(momentum, nesterov)
     response = partial(
         smoothed,
         lr=lr,
@@ -178,15 +177,16 @@ def gradient_flow(time: float) -> SpectralFilter:
 def _check_steps(lr: float, n_steps: float, momentum: float, nesterov: bool) -> None:
     """Arguments of a descent."""
     check_positive("lr", lr)
-    if not 0 < n_steps < math.inf:
-        raise ValueError(
-            f"Expected a positive finite n_steps, got {n_steps!r}: after no step the weights are "
-            "the start, which no finite penalty gives."
-        )
+    check_steps(n_steps)
     if not 0 <= momentum < 1:
         raise ValueError(f"Expected 0 <= momentum < 1, got {momentum!r}.")
     if nesterov and not momentum:
         raise ValueError("Expected a momentum for nesterov=True, got 0.")
+
+
+def _momentum_told(momentum: float, nesterov: bool) -> str:
+    """Arguments of the momentum in the name of a filter."""
+    return f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
 
 
 def _largest_stable(lr: float, momentum: float, nesterov: bool) -> float:

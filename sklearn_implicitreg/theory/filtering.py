@@ -14,10 +14,11 @@ from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 from sklearn_implicitreg.theory.spectrum import Spectrum
 
-__all__ = ["filtered"]
+__all__ = ["check_gain", "filtered"]
 
 Array = npt.NDArray[np.float64]
 _ROUNDING = 1e-12  # of 1 - f, where f = 1 is meant
+_ARRIVED = 1e-9  # of 1 - f of conjugate gradients, which gather rounding on the way
 
 
 def filtered(
@@ -35,22 +36,20 @@ def filtered(
     target = None if y is None else as_vector("y", y, spectrum.data.shape[1])
     s = np.append(spectrum.s, 0.0) if rank < p else spectrum.s
     if filter.needs_y:
-        if target is None:
-            raise ValueError(f"Expected y for {filter.name}, whose filter depends on it, got none.")
-        b = np.append(spectrum.gradient(target, begin), np.zeros(s.size - rank))
-        residual, gain = filter.response(s, b)
-        notes = [*notes, f"The penalty of {filter.name} holds for this y only."]
+        residual, gain, said = _for_target(spectrum, filter, s, target, begin)
+        notes = [*notes, *said]
     else:
         residual, gain = filter.response(s)
     if filter.drops:
         return _constrained(spectrum, filter, gain[:rank], begin, target, notes)
-    notes = [*notes, *_checked(filter, s, residual, gain)]
+    check_gain(filter, s, residual, gain)
+    notes = [*notes, *_indefinite(filter, residual)]
     penalty = residual / gain
     if rank < p:
         notes = [
             *notes,
-            f"X has rank {rank} of {p} columns: the eigenvectors span its row space. Beside it the "
-            f"weights stay at the start, and the penalty is 1/f'(0) = {penalty[-1]:.4g}.",
+            f"The data have rank {rank} of {p}: the eigenvectors span their row space. Beside it "
+            f"the weights stay at the start, and the penalty is 1/f'(0) = {penalty[-1]:.4g}.",
         ]
     return ImplicitPenalty(
         filter,
@@ -64,6 +63,20 @@ def filtered(
         spectrum,
         target,
     )
+
+
+def _for_target(
+    spectrum: Spectrum, filter: SpectralFilter, s: Array, y: Array | None, start: Array
+) -> tuple[Array, Array, list[str]]:
+    """Response of a filter that depends on y, and what is to be said of it."""
+    if y is None:
+        raise ValueError(f"Expected y for {filter.name}, whose filter depends on it, got none.")
+    towards = spectrum.gradient(y, start)
+    residual, gain = filter.response(s, np.append(towards, np.zeros(s.size - towards.size)))
+    notes = [f"The penalty of {filter.name} holds for this y only."]
+    if np.max(np.abs(residual[: towards.size])) < _ARRIVED:
+        notes.append("It has arrived at least squares, and its penalty is zero to rounding.")
+    return residual, gain, notes
 
 
 def _constrained(
@@ -83,8 +96,8 @@ def _constrained(
     )
 
 
-def _checked(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -> list[str]:
-    """Refuses f <= 0, warns of f > 1 and of steps that diverge."""
+def check_gain(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -> None:
+    """Refuses f <= 0 and what is not finite, warns of steps that diverge."""
     bad = np.flatnonzero(~(gain > 0) | ~np.isfinite(residual))
     diverges = float(s[0]) >= filter.limit
     large = f"its steps diverge where s >= {filter.limit:.4g}, and the largest s is {s[0]:.4g}"
@@ -98,6 +111,10 @@ def _checked(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -> 
         )
     if diverges:
         warnings.warn(f"{filter.name}: {large}.", StepSizeWarning, stacklevel=4)
+
+
+def _indefinite(filter: SpectralFilter, residual: Array) -> list[str]:
+    """Warns of f > 1."""
     over = np.flatnonzero(residual < -_ROUNDING)
     if not over.size:
         return []

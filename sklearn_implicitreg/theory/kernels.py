@@ -58,8 +58,8 @@ def kernel_penalty(
     Raises
     ------
     ValueError
-        If K is not symmetric or has negative eigenvalues, the kind is not known, ``coef`` is
-        negative, or as :func:`implicit_penalty` does.
+        If K is not symmetric, is zero or has negative eigenvalues, the kind is not known,
+        ``coef`` is negative, or as :func:`implicit_penalty` does.
 
     Warns
     -----
@@ -90,15 +90,25 @@ def kernel_penalty(
         raise ValueError(f"Expected kind='ridge' or 'ntk', got {kind!r}.")
     if not 0 <= coef < np.inf:
         raise ValueError(f"Expected coef >= 0, got {coef!r}.")
+    if not scale > 0:
+        raise ValueError("Expected K with an entry that is not zero, got none.")
     values, vectors = eigh(K)
     if values[0] < -1e-10 * scale * n:
         raise ValueError(
             f"Expected a kernel matrix without negative eigenvalues, got {values[0]:.4g}."
         )
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    values, vectors = values[::-1], vectors[:, ::-1]
+    values = np.where(values > n * np.finfo(float).eps * values[0], values, 0.0)
     if kind == "ridge":
-        s, towards, factor = values * (values / n + coef), values / n, np.ones(n)
-    else:
+        rank = np.count_nonzero(values)
+        values, vectors = values[:rank], vectors[:, :rank]
+        s, towards, factor = values * (values / n + coef), values / n, np.ones(rank)
+    else:  # the weights move in the null space of K, the outputs do not
         s, towards, factor = values / n + coef, np.full(n, 1 / n), values
+    if kind == "ntk" and s[-1] == 0 and not (filter.needs_y or np.isfinite(filter.slope_at_zero)):
+        raise ValueError(
+            f"Expected a kernel without zero eigenvalues for {filter.name}, which solves for the "
+            "weights; give coef > 0, or take another procedure."
+        )
     spectrum = Spectrum(s, vectors, towards[:, None] * vectors.T, factor)
     return filtered(spectrum, filter, y, start, [])

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from scipy.linalg import solve_triangular, svdvals
 from scipy.special import exprel
 
+from sklearn_implicitreg.theory.checks import check_positive, check_steps
+
 __all__ = [
     "averaged",
     "boosted",
@@ -39,15 +41,10 @@ def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Respo
     steps = np.asarray(n_steps, dtype=float)
     if not np.all(s >= 0):
         raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
-    if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
-        raise ValueError(
-            f"Expected a positive finite number of steps, got {steps}: after no step the "
-            "weights are the start, which no finite penalty gives."
-        )
+    check_steps(n_steps)
     if lr is None:
         return exponential(s, steps)
-    if not (lr > 0 and np.isfinite(lr)):
-        raise ValueError(f"Expected a positive finite lr, got {lr!r}.")
+    check_positive("lr", lr)
     h = 2 * lr * s
     residual, ratio = repeated(h, 1 - h, steps)
     return residual, 2 * lr * ratio

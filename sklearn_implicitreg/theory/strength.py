@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
 from sklearn_implicitreg.theory.checks import as_matrix, as_vector
+from sklearn_implicitreg.theory.filtering import check_gain
 from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 from sklearn_implicitreg.theory.spectrum import decompose
@@ -38,7 +41,13 @@ def degrees_of_freedom(
     Raises
     ------
     ValueError
-        If the filter depends on y, as conjugate gradients (partial least squares) do.
+        If the filter depends on y, as conjugate gradients (partial least squares) do, or
+        ``f <= 0`` in some direction, as for :func:`implicit_penalty`.
+
+    Warns
+    -----
+    StepSizeWarning
+        If the step size is so large that the iteration diverges.
 
     Examples
     --------
@@ -47,8 +56,8 @@ def degrees_of_freedom(
     >>> round(degrees_of_freedom(np.diag([1.0, 2.0]), ridge(0.5)), 12)
     1.3
     """
-    s = decompose(as_matrix("X", X), sample_weight).s
-    return float(np.sum(filter.values(s)))
+    _, taken, _ = _shares(X, filter, sample_weight)
+    return float(np.sum(taken))
 
 
 def equivalent_ridge(
@@ -75,7 +84,13 @@ def equivalent_ridge(
     Raises
     ------
     ValueError
-        If the filter depends on y, or takes more than the least-squares solution.
+        If the filter depends on y, takes more than the least-squares solution, or ``f <= 0`` in
+        some direction.
+
+    Warns
+    -----
+    StepSizeWarning
+        If the step size is so large that the iteration diverges.
 
     Examples
     --------
@@ -85,8 +100,8 @@ def equivalent_ridge(
     >>> [round(equivalent_ridge(X, f), 4) for f in (ridge(0.5), gradient_flow(1.0))]
     [0.5, 0.2067]
     """
-    s = decompose(as_matrix("X", X), sample_weight).s
-    taken, left = float(np.sum(filter.values(s))), float(np.sum(filter.complement(s)))
+    s, shares, rest = _shares(X, filter, sample_weight)
+    taken, left = float(np.sum(shares)), float(np.sum(rest))
     if not (taken > 0 and left >= 0):
         raise ValueError(
             f"Expected between 0 and {s.size} degrees of freedom, got {taken:.6g} under "
@@ -106,9 +121,20 @@ def equivalent_ridge(
     return float(np.exp(brentq(_excess, *ends, xtol=1e-15, rtol=4 * np.finfo(float).eps)))
 
 
+def _shares(
+    X: npt.ArrayLike, filter: SpectralFilter, sample_weight: npt.ArrayLike | None
+) -> tuple[Array, Array, Array]:
+    """Eigenvalues of ``X'X/n``, f and 1 - f there, checked as for a penalty."""
+    s = decompose(as_matrix("X", X), sample_weight).s
+    taken, left = filter.values(s), filter.complement(s)
+    if not filter.drops:
+        check_gain(filter, s, left, taken / s)
+    return s, taken, left
+
+
 def scalar_equivalent(
     theta: npt.ArrayLike,
-    Lambda: npt.ArrayLike | ImplicitPenalty,
+    Lambda: Any,
     *,
     start: npt.ArrayLike | None = None,
 ) -> float:
@@ -122,7 +148,7 @@ def scalar_equivalent(
     ----------
     theta : array-like of shape (p,)
         Weights.
-    Lambda : array-like of shape (p, p) or ImplicitPenalty
+    Lambda : array-like of shape (p, p), ImplicitPenalty, or fitted penalty with ``matrix_``
         Penalty.
     start : array-like of shape (p,), optional
         Point that the penalty is measured from; that of the penalty, or zero.
@@ -135,20 +161,27 @@ def scalar_equivalent(
     Raises
     ------
     ValueError
-        If the weights are at the start.
+        If the weights are at the start, or the shapes do not belong together.
 
     Examples
     --------
     >>> scalar_equivalent([1.0, 1.0], [[1.0, 0.0], [0.0, 3.0]])
     2.0
     """
-    begin = Lambda.start if isinstance(Lambda, ImplicitPenalty) and start is None else start
-    moved = as_vector("theta", theta, np.size(theta))
+    implied = Lambda if isinstance(Lambda, ImplicitPenalty) else None
+    begin = implied.start if implied and start is None else start
+    moved = as_vector("theta", theta, len(implied.start) if implied else np.size(theta))
     if begin is not None:
         moved = moved - as_vector("start", begin, moved.size)
     length = float(moved @ moved)
     if not length > 0:
         raise ValueError("Expected weights away from the start, got the start itself.")
-    if isinstance(Lambda, ImplicitPenalty):
-        return Lambda.value(Lambda.start + moved) / length
-    return float(moved @ as_matrix("Lambda", Lambda) @ moved) / length
+    if implied:
+        return implied.value(implied.start + moved) / length
+    matrix = as_matrix("Lambda", getattr(Lambda, "matrix_", Lambda))
+    if matrix.shape != (moved.size, moved.size):
+        raise ValueError(
+            f"Expected Lambda of shape {(moved.size, moved.size)} for these weights, got one of "
+            f"shape {matrix.shape}."
+        )
+    return float(moved @ matrix @ moved) / length

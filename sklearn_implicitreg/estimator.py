@@ -72,7 +72,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Keep the coefficients at or above zero.
     covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}, default="auto"
         Of the coefficients, over equations: delete-one-tensor jackknife where there are at
-        least four tensors, else hc3.
+        least four tensors, else hc3. "auto" of endpoints leaves out one at a time where they
+        are of independent data sets, takes the spread of resamples, and has no standard errors
+        for several models on one data set (see :class:`Endpoint`).
     confidence_level : float, default=0.95
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
@@ -230,7 +232,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             return self._fit_precomputed(X, y, sample_weight)
         if isinstance(family, Structured):
             check_structured(self, family)
-            self._publish(fit_structured(family, self._targets(X, y, sample_weight)))
+            targets = self._targets(X, y, sample_weight)
+            self._publish(fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
         return self._fit_on(targets.equations(self._penalty(targets.problem)))

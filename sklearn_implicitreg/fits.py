@@ -13,6 +13,7 @@ from sklearn_implicitreg.facts import Facts, precomputed_facts
 from sklearn_implicitreg.inference import Inference, Verdict, infer, judge
 from sklearn_implicitreg.paths import PathFit
 from sklearn_implicitreg.penalties import FittedPenalty
+from sklearn_implicitreg.resampling import one_data_set, spread
 from sklearn_implicitreg.results import Result, without_numbers
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.stacks import StackedEquations
@@ -66,7 +67,8 @@ def fit_arrays(system: GradientSystem, settings: Settings) -> Result:
     """Fit of equations that were given as arrays."""
     solution = settings.solved(system, _EPS, stacklevel=5)
     verdict = judge(solution, system.term_names, rounding=0.0)
-    return _finished(system, solution, verdict, precomputed_facts(), settings)
+    inference = settings.inferred(system, solution)
+    return _finished(system, solution, verdict, precomputed_facts(), inference)
 
 
 def _fit_endpoints(
@@ -90,10 +92,25 @@ def _fit_endpoints(
     )
     facts = Facts.of(equations, solution, invariant, tested)
     penalty = fitted_penalty(equations, solution)
-    result = _finished(system, solution, verdict, facts, settings, penalty)
-    if isinstance(equations, StackedEquations):
-        return replace(result, path=coef_path(equations, settings, eps))
-    return result
+    if not isinstance(equations, StackedEquations):
+        inference = settings.inferred(system, solution)
+        return _finished(system, solution, verdict, facts, inference, penalty)
+    path = coef_path(equations, settings, eps)
+    inference = _over_endpoints(equations, solution, path[0], settings)
+    result = _finished(system, solution, verdict, facts, inference, penalty)
+    return replace(result, path=path)
+
+
+def _over_endpoints(
+    equations: StackedEquations, solution: Solution, path: Array, settings: Settings
+) -> Inference:
+    """Standard errors by what the endpoints are of, unless a covariance was named."""
+    level = settings.confidence_level
+    if settings.covariance == "auto" and equations.sampling == "resamples":
+        return spread(solution, path, level)
+    if settings.covariance == "auto" and equations.sampling == "one data set":
+        return one_data_set(solution, level)
+    return settings.inferred(equations.system, solution)
 
 
 def _fit_windows(equations: PathEquations, settings: Settings) -> Result:
@@ -117,11 +134,10 @@ def _finished(
     solution: Solution,
     verdict: Verdict,
     facts: Facts,
-    settings: Settings,
+    inference: Inference,
     penalty: FittedPenalty | None = None,
 ) -> Result:
     """Result with standard errors; NaN where the gradient is zero to rounding."""
-    inference = settings.inferred(system, solution)
     if solution.tss**0.5 <= verdict.details["rounding"]:
         solution, inference = without_numbers(solution, inference)
     return Result(system.term_names, solution, inference, verdict, facts, penalty)

@@ -129,7 +129,9 @@ class StructuredResult:
         )
 
 
-def fit_structured(family: Structured, targets: EndpointTargets | PathTargets) -> StructuredResult:
+def fit_structured(
+    family: Structured, targets: EndpointTargets | PathTargets, confidence_level: float = 0.95
+) -> StructuredResult:
     """Fit of a structured family at endpoints, or at the mean iterates of windows.
 
     The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
@@ -147,7 +149,10 @@ def fit_structured(family: Structured, targets: EndpointTargets | PathTargets) -
             f"{at_bound}: they give inequalities; fit a family with terms."
         )
     thetas, minus = flattened(problems, gradients)
-    found = family.solve(thetas, minus, problems)
+    sampling = targets.sampling if isinstance(targets, EndpointTargets) else "data sets"
+    found = family.solve(
+        thetas, minus, problems, confidence_level=confidence_level, sampling=sampling
+    )
     size, fit = float(np.linalg.norm(minus)), float(np.linalg.norm(found.fitted))
     away = float(np.linalg.norm(minus - found.fitted))
     rounding = _rounding(targets)

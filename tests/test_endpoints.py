@@ -12,11 +12,12 @@ import torch
 from cases import X_DIABETES as X
 from cases import Y_DIABETES as Y
 from scipy.linalg import lstsq
+from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.datasets import make_regression
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDRegressor
+from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge, SGDRegressor
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -523,3 +524,99 @@ def test_wrong_settings_are_refused(params, error, words):
     with warnings.catch_warnings(), pytest.raises(error, match=words):
         warnings.simplefilter("error")
         endpoints(**(given | params))
+
+
+# What the endpoints are of
+
+
+def spread_of(est):
+    return np.std(est.coef_path_, axis=0, ddof=1)
+
+
+@pytest.mark.parametrize("family", ["l2", "l2+l1"])
+def test_standard_errors_of_resamples_are_their_spread(family):
+    group = endpoints(Lasso(0.5), X, Y, 40, random_state=0)
+    est = estimator(family=family, confidence_level=0.9).fit(group)
+    np.testing.assert_allclose(est.std_err_, spread_of(est), rtol=1e-10)
+    half = student_t.ppf(0.95, 39) * est.std_err_
+    np.testing.assert_allclose(est.conf_int_[:, 1] - est.coef_, half, rtol=1e-10)
+    assert "standard deviation over 40 resamples" in " ".join(str(est.summary()).split())
+    # It is about the rows: more resamples do not make it go to zero.
+    more = estimator(family=family).fit(endpoints(Lasso(0.5), X, Y, 160, random_state=1))
+    np.testing.assert_allclose(more.std_err_, est.std_err_, rtol=0.4)
+
+
+def test_the_spread_of_resamples_is_that_of_new_data_sets():
+    """Bootstrap theory: the standard error estimates the deviation over the population."""
+    theta = np.array([3.0, -2.0, 1.0, 0.5])
+
+    def draw(rng):
+        inputs = rng.standard_normal((300, 4))
+        return inputs, inputs @ theta + rng.standard_normal(300)
+
+    def one(data):
+        return estimator(family="l2").fit([Endpoint(Lasso(0.3).fit(*data), *data)]).coef_[0]
+
+    deviation = np.std([one(draw(np.random.RandomState(seed))) for seed in range(200)])
+    found = [
+        estimator().fit(endpoints(Lasso(0.3), *sample, 60, random_state=0)).std_err_[0]
+        for sample in (draw(np.random.RandomState(seed)) for seed in range(5))
+    ]
+    assert np.mean(found) == pytest.approx(deviation, rel=0.25)
+
+
+def test_models_on_one_data_set_are_no_sample():
+    group = [Endpoint(Lasso(a).fit(X, Y), X, Y) for a in (0.4, 0.5, 0.6, 0.7, 0.8)]
+    est = estimator().fit(group)
+    assert np.isnan(est.std_err_).all() and np.isnan(est.conf_int_).all()
+    text = " ".join(str(est.summary()).split())
+    assert "share their rows and are no resamples" in text
+    with pytest.raises(ValueError, match="share their rows"):
+        est.wald_test("l2 = 0")
+    assert np.isfinite(estimator(covariance="cluster").fit(group).std_err_).all()
+
+
+def test_independent_data_sets_are_told_apart():
+    parts = np.array_split(np.arange(N), 5)
+    inside = [Endpoint(Lasso(0.5).fit(X[r], Y[r]), X, Y, rows=r) for r in parts]
+    copies = [Endpoint(own.model, own.X, own.y) for own in inside]
+    new_targets = [Endpoint(Lasso(0.5).fit(X, Y + i), X, Y + i) for i in range(5)]
+    for group in (inside, copies, new_targets):
+        est = estimator().fit(group)
+        assert "delete-one-cluster jackknife" in " ".join(str(est.summary()).split())
+    np.testing.assert_allclose(
+        estimator().fit(inside).std_err_, estimator().fit(copies).std_err_, rtol=1e-9
+    )
+    mixed = estimator().fit([*copies, Endpoint(Lasso(0.4).fit(*args(copies[0])), *args(copies[0]))])
+    assert np.isnan(mixed.std_err_).all()
+
+
+def args(own):
+    return own.X, own.y
+
+
+def test_few_resamples_and_random_weights():
+    few = estimator().fit(endpoints(Lasso(0.5), X, Y, 3, random_state=0))
+    assert np.isnan(few.std_err_).all()
+    assert "fewer than 4" in str(few.summary())
+    rng = np.random.default_rng(0)
+    weights = [rng.exponential(size=N) for _ in range(6)]  # the Bayesian bootstrap
+    group = [Endpoint(Lasso(0.5).fit(X, Y, w), X, Y, w) for w in weights]
+    est = estimator().fit(group)
+    np.testing.assert_allclose(est.std_err_, spread_of(est), rtol=1e-10)
+    best = ImplicitRegularizationCV(None, families=["l2", "l1"]).fit(group)
+    np.testing.assert_allclose(best.std_err_, spread_of(best), rtol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [np.arange(N) < 50, list(range(50)), np.arange(50.0)])
+def test_rows_are_numbers_or_a_mask(rows):
+    own = Endpoint(Ridge(), X, Y, rows=rows)
+    np.testing.assert_array_equal(own.X, X[:50])
+    assert own.effective_sample_size == 50
+    assert repr(own) == "Endpoint(Ridge, 50 rows)"
+
+
+@pytest.mark.parametrize("rows", [np.ones(3, bool), [0.5], [-1], [N], ["a"], [[1]], []], ids=str)
+def test_wrong_rows_are_refused(rows):
+    with pytest.raises(ValueError, match="Expected rows to be numbers of rows from 0 to 441"):
+        Endpoint(Ridge(), X, Y, rows=rows)

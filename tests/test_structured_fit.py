@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student_t
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso, LinearRegression, Ridge
@@ -141,6 +142,22 @@ def test_steps_of_gradient_descent_are_counted():
     assert many.coef_[0] == pytest.approx(7.0, rel=1e-6)
     with pytest.raises(ValueError, match="depends on the data of each"):
         many.score([stopped(9)])
+
+
+def test_intervals_go_by_the_level_and_by_what_the_endpoints_are():
+    own = [Endpoint(Ridge(50.0).fit(e.X, e.y), e.X, e.y) for e in group(6)]
+    halves = []
+    for level in (0.5, 0.99):
+        est = estimator("early_stopping", confidence_level=level).fit(own)
+        halves.append(np.diff(np.log(est.conf_int_[0]))[0])
+    ratio = student_t.ppf(0.995, 5) / student_t.ppf(0.75, 5)
+    assert halves[1] / halves[0] == pytest.approx(ratio, rel=1e-9)
+    assert "other data sets" in words(est)
+    X, y = load_diabetes(return_X_y=True)
+    resamples = estimator("early_stopping").fit(endpoints(Ridge(2.0), X, y, 5, random_state=0))
+    assert "what each resample says alone" in words(resamples)
+    models = [Endpoint(Ridge(a).fit(X, y), X, y) for a in (1.0, 2.0, 3.0, 4.0)]
+    assert "speaks of misfit" in words(estimator("early_stopping").fit(models))
 
 
 def test_zero_gradients_are_no_signal():

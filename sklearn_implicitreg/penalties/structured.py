@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.fitted import named_tensors
-from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem import Problem, Sampling
 
 __all__ = ["ScalarNames", "Structured", "StructuredPenalty", "StructuredSolution", "TriangleNames"]
 
@@ -155,7 +155,13 @@ class Structured(BaseEstimator, ABC):
 
     @abstractmethod
     def solve(
-        self, thetas: Array, targets: Array, problems: Sequence[Problem] | None = None
+        self,
+        thetas: Array,
+        targets: Array,
+        problems: Sequence[Problem] | None = None,
+        *,
+        confidence_level: float = 0.95,
+        sampling: Sampling = "data sets",
     ) -> StructuredSolution:
         """Unknowns of the family from M endpoints.
 
@@ -168,6 +174,10 @@ class Structured(BaseEstimator, ABC):
             Minus the gradients of the mean loss there.
         problems : sequence of M Problem, optional
             The endpoints' models and data, for families that look at them, and for names.
+        confidence_level : float, default=0.95
+            Of the intervals, where the family has any.
+        sampling : {"data sets", "resamples", "one data set"}, default="data sets"
+            What the endpoints are of, which the intervals go by.
 
         Returns
         -------

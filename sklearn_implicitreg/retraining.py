@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,10 @@ def endpoints(  # noqa: PLR0913
     bootstrap : bool, default=True
         Draw n of the n rows with replacement. The first endpoint has every row once.
     weights : array-like of shape (n,), default=None
-        Probabilities by which rows are drawn, up to a factor. The endpoints are then trained
-        with importance weights ``1 / (n * probability)``, so that they speak of all rows alike.
+        Probabilities by which rows are drawn, above zero, up to a factor. The endpoints are then
+        trained with importance weights, in proportion to ``1 / probability``, so that they speak
+        of all rows alike. The total weight of every endpoint is that of all rows: a strength
+        that is divided by it stays the same.
     sample_weight : array-like of shape (n,), or sequence of these, default=None
         Weights of the rows.
     n_jobs : int or None, default=None
@@ -147,24 +150,28 @@ def _resamples(
     n = n_rows(data.X)
     if n < 1:
         raise ValueError("Expected at least 1 row to resample, got 0.")
-    weighted, share = data, None
+    share = None
     if weights is not None:
         share = _probabilities(weights, n)
-        with np.errstate(divide="ignore"):  # rows that are never drawn
-            importance = 1 / (n * share)
-        base = 1.0 if data.sample_weight is None else np.asarray(data.sample_weight, dtype=float)
-        weighted = Data(data.X, data.y, importance * base)
-        data = Data(data.X, data.y, np.ones(n) * base)
+        base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
+        data = replace(data, sample_weight=base)
     draws = [rng.choice(n, size=n, p=share) for _ in range(n_endpoints - 1)]
-    return [(data, None), *((weighted, rows) for rows in draws)]
+    if share is None:
+        return [(data, None), *((data, rows) for rows in draws)]
+    importance = base / share
+    scales = [base.sum() / importance[rows].sum() for rows in draws]
+    weighted = [replace(data, sample_weight=scale * importance) for scale in scales]
+    return [(data, None), *zip(weighted, draws, strict=True)]
 
 
 def _probabilities(weights: npt.ArrayLike, n: int) -> Weights:
     share = np.asarray(weights, dtype=np.float64)
-    if share.shape != (n,) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
+    if share.shape != (n,) or not np.isfinite(share).all() or not (share > 0).all():
         raise ValueError(
-            f"Expected weights of shape ({n},), finite, at or above zero and not all zero, got "
-            f"shape {share.shape}; they are the probabilities by which rows are drawn."
+            f"Expected weights of shape ({n},), finite and above zero, got shape {share.shape} "
+            f"with a smallest of {share.min(initial=np.inf):g}: they are the probabilities by "
+            "which rows are drawn, and a row that is never drawn cannot be weighted back. Leave "
+            "such rows out."
         )
     normed: Weights = share / share.sum()
     return normed

@@ -17,7 +17,15 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.datasets import make_regression
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge, SGDRegressor
+from sklearn.linear_model import (
+    ElasticNet,
+    Lasso,
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+    SGDRegressor,
+)
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -172,6 +180,31 @@ def test_units_of_endpoints_of_different_sizes_are_refused():
     for convert in (est.in_model_units, est.explicit_estimator):
         with pytest.raises(ValueError, match="Expected endpoints of one number of rows"):
             convert()
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "params"),
+    [
+        (Lasso(0.2), "l1", {"alpha": 0.2}),
+        (ElasticNet(0.2, l1_ratio=0.3), "l2+l1", {"alpha": 0.2, "l1_ratio": 0.3}),
+        (PoissonRegressor(alpha=0.2, tol=1e-8), "l2", {"alpha": 0.2}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_units_that_do_not_depend_on_rows_are_told_of_all_sizes(model, family, params):
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        inputs = rng.standard_normal((40 + 10 * seed, 4))
+        return inputs, np.exp(
+            inputs @ [0.5, -0.4, 0.3, 0.6] + 0.1 * rng.standard_normal(len(inputs))
+        )
+
+    tight = clone(model).set_params(tol=1e-10)
+    sets = [draw(seed) for seed in range(4)]
+    est = estimator(family=family).fit([Endpoint(clone(tight).fit(*d), *d) for d in sets])
+    found = est.in_model_units()
+    assert found == {key: pytest.approx(value, rel=1e-3) for key, value in params.items()}
+    assert est.explicit_estimator().alpha == found["alpha"]
 
 
 def test_results_are_pickled_without_data():
@@ -333,15 +366,16 @@ def test_importance_weights_and_their_effective_size():
     rng = np.random.RandomState(0)
     for i, own in enumerate(group[1:], 1):
         rows = rng.choice(N, size=N, p=share)
-        weight = 1 / (N * share[rows])
+        weight = 1 / share[rows]
+        weight *= N / weight.sum()  # the strength alpha / n is that of all rows
         np.testing.assert_allclose(own.sample_weight, weight, rtol=1e-14)
         size = weight.sum() ** 2 / (weight**2).sum()
         assert group.effective_sample_size_[i] == pytest.approx(size, rel=1e-12)
         expected = Ridge(2.0).fit(X[rows], Y[rows], sample_weight=weight)
         np.testing.assert_allclose(own.model.coef_, expected.coef_, rtol=1e-12)
     est = estimator().fit(group)
-    weights = [own.sample_weight.sum() for own in group]
-    np.testing.assert_allclose(est.coef_path_[:, 0], 2.0 / np.array(weights), rtol=1e-8)
+    np.testing.assert_allclose(est.coef_path_[:, 0], 2.0 / N, rtol=1e-8)
+    assert est.in_model_units()["alpha"] == pytest.approx(2.0, rel=1e-8)
 
 
 def test_importance_weights_are_unbiased():
@@ -507,7 +541,8 @@ def test_different_classes_in_a_resample_are_told():
         ({"estimator": FrozenEstimator(RIDGE)}, TypeError, "can be cloned and trained"),
         ({"n_endpoints": 0}, ValueError, "Expected n_endpoints >= 1, got 0"),
         ({"weights": np.ones(3)}, ValueError, r"Expected weights of shape \(442,\)"),
-        ({"weights": -np.ones(N)}, ValueError, "at or above zero"),
+        ({"weights": -np.ones(N)}, ValueError, "finite and above zero"),
+        ({"weights": np.arange(N) > 0}, ValueError, "cannot be weighted back"),
         ({"X": X[:0]}, ValueError, "Expected at least 1 row to resample"),
         ({"X": lambda rng: (X, Y)}, ValueError, "pass bootstrap=False"),
         ({"bootstrap": False}, ValueError, "Expected X to be a list of 4 data sets"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -128,6 +129,15 @@ class EndpointList(list[Endpoint]):
 
     n_failed_: int = 0
 
+    def __getitem__(self, index: Any) -> Any:
+        """An endpoint, or some of them, which keep the number of those that failed."""
+        own = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return own
+        part = EndpointList(own)
+        part.n_failed_ = self.n_failed_
+        return part
+
     @property
     def effective_sample_size_(self) -> Weights:
         """Effective sample size of every endpoint."""
@@ -178,6 +188,10 @@ def endpoint_targets(
     problems = adapt_many(models, data, options)
     for i, (endpoint, problem) in enumerate(zip(group, problems, strict=True)):
         _check_alike(i, endpoint, problem, group[0], problems[0])
+    n_failed = getattr(group, "n_failed_", 0)
+    if n_failed:
+        note = f"{n_failed} further endpoints failed in training and are left out."
+        problems = [replace(problems[0], notes=(*problems[0].notes, note)), *problems[1:]]
     return EndpointTargets(tuple(problems), verbose, _sampling(group))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
 
@@ -25,6 +26,7 @@ from sklearn_implicitreg.sharing import routing_enabled, weight_name
 __all__ = ["endpoints"]
 
 Weights = npt.NDArray[np.float64]
+Learned = npt.NDArray[Any]
 Sets = list[tuple[Data, Rows | None]]  # data, and which of their rows
 
 
@@ -85,7 +87,9 @@ def endpoints(  # noqa: PLR0913
     Warns
     -----
     FitFailedWarning
-        Names the endpoints whose training failed; they are left out.
+        Names the endpoints whose training failed; they are left out. So are those that have
+        coefficients that are not finite, or other classes or shapes of coefficients than the
+        first, such as resamples without a rare class.
 
     See Also
     --------
@@ -115,6 +119,8 @@ def endpoints(  # noqa: PLR0913
         sets = _resamples(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
     else:
         sets = _data_sets(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
+        for data, _ in sets:
+            _check_lengths(data)
     if any(data.sample_weight is not None for data, _ in sets):
         weighted = "sample_weight" if routing_enabled() else weight_name(estimator)
         if weighted is None:
@@ -150,6 +156,7 @@ def _resamples(
     n = n_rows(data.X)
     if n < 1:
         raise ValueError("Expected at least 1 row to resample, got 0.")
+    _check_lengths(data)
     share = None
     if weights is not None:
         share = _probabilities(weights, n)
@@ -219,6 +226,17 @@ def _drawn(
     return [(Data(*own), None) for own in drawn]
 
 
+def _check_lengths(data: Data) -> None:
+    """Refuse targets and weights that are not one for each row."""
+    n = n_rows(data.X)
+    for name, values in (("y", data.y), ("sample_weight", data.sample_weight)):
+        if values is not None and n_rows(values) != n:
+            raise ValueError(
+                f"Expected {name} to have one entry for each of the {n} rows of X, got "
+                f"{n_rows(values)}."
+            )
+
+
 def _trained(template: Any, data: Data, rows: Rows | None, weighted: str | None, seed: int) -> Any:
     """A clone trained on some rows, or a sentence on why it failed."""
     model = clone(template)
@@ -242,12 +260,17 @@ def _trained(template: Any, data: Data, rows: Rows | None, weighted: str | None,
 def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
     """Trained endpoints; those that failed are named and counted."""
     found, failures = EndpointList(), {}
+    like: dict[str, Learned] = {}
     for i, ((data, rows), outcome) in enumerate(zip(sets, outcomes, strict=True)):
-        if isinstance(outcome, str):
-            failures[i] = outcome
+        failure = outcome
+        if not isinstance(outcome, str):
+            learned = _learned(outcome)
+            failure = _unlike(learned, like)
+        if failure:
+            failures[i] = failure
         else:
-            own = Endpoint(outcome, data.X, data.y, data.sample_weight, rows=rows)
-            found.append(own)
+            like = like or learned
+            found.append(Endpoint(outcome, data.X, data.y, data.sample_weight, rows=rows))
     if failures:
         reasons = "; ".join(f"endpoint {i}: {reason}" for i, reason in list(failures.items())[:5])
         text = f"{len(failures)} of {len(sets)} endpoints failed and are left out: {reasons}"
@@ -256,3 +279,34 @@ def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
         warnings.warn(text, FitFailedWarning, stacklevel=3)
     found.n_failed_ = len(failures)
     return found
+
+
+def _learned(model: Any) -> dict[str, Learned]:
+    """Coefficients and classes of a trained model, of the one inside of a container."""
+    inner = model[-1] if isinstance(model, Pipeline) else model
+    for name in ("best_estimator_", "regressor_"):
+        inner = getattr(inner, name, inner)
+    if inner is not model:
+        return _learned(inner)
+    found = {name: getattr(model, name, None) for name in ("classes_", "coef_", "intercept_")}
+    for name in ("coefs_", "intercepts_"):
+        found |= {f"{name}[{i}]": own for i, own in enumerate(getattr(model, name, ()))}
+    module = getattr(model, "module_", None)
+    if isinstance(module, torch.nn.Module):
+        found |= {name: own.detach().double().cpu() for name, own in module.named_parameters()}
+    return {name: np.asarray(own) for name, own in found.items() if own is not None}
+
+
+def _unlike(learned: Mapping[str, Learned], like: Mapping[str, Learned]) -> str:
+    """Why a model cannot stand beside the first one, or nothing."""
+    for name, own in learned.items():
+        if own.dtype.kind in "fc" and not np.isfinite(own).all():
+            return f"{name} is not finite"
+        first = like.get(name)
+        if first is None:
+            continue
+        if name == "classes_" and not np.array_equal(own, first):
+            return f"classes_ are {own.tolist()}, of the first endpoint {first.tolist()}"
+        if own.shape != first.shape:
+            return f"{name} has shape {own.shape}, of the first endpoint {first.shape}"
+    return ""

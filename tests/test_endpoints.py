@@ -440,6 +440,58 @@ def test_failed_resamples_are_named_and_left_out():
     assert caught[0].filename == __file__
 
 
+class Diverging(Fragile):
+    """Least squares that ends in NaN without the first row."""
+
+    def fit(self, X, y):
+        inner = LinearRegression().fit(X, y)
+        self.coef_, self.intercept_ = inner.coef_, inner.intercept_
+        if not (X == X_FIRST).all(axis=1).any():
+            self.coef_ = self.coef_ * np.nan
+        return self
+
+
+@pytest.mark.parametrize("container", [lambda m: m, lambda m: make_pipeline(StandardScaler(), m)])
+def test_a_rare_class_that_is_missing_is_a_failure(container):
+    codes = np.zeros(N, dtype=int)
+    codes[N // 2 :], codes[0] = 1, 2
+    template = container(LogisticRegression(max_iter=1000))
+    with pytest.warns(
+        FitFailedWarning, match=r"classes_ are \[0, 1\], of the first .* \[0, 1, 2\]"
+    ):
+        group = endpoints(template, X, codes, 8, random_state=0)
+    rng = np.random.RandomState(0)
+    missing = sum(0 not in rng.choice(N, size=N) for _ in range(7))
+    assert 0 < missing == group.n_failed_ == 8 - len(group)
+    est = estimator().fit(group)
+    note = f"{missing} further endpoints failed in training and are left out."
+    assert note in " ".join(str(est.summary()).split())
+    assert note in est.to_json()
+    assert group[1:].n_failed_ == missing and isinstance(group[1:], list)
+    assert isinstance(group[0], Endpoint)
+
+
+def test_coefficients_that_are_not_finite_are_a_failure():
+    with pytest.warns(FitFailedWarning, match="coef_ is not finite"):
+        group = endpoints(Diverging(), X, Y, 12, random_state=0)
+    assert group.n_failed_ == 12 - len(group) > 0
+    assert np.isfinite([own.model.coef_ for own in group]).all()
+
+
+def test_nets_that_diverge_are_a_failure():
+    net = NeuralNetRegressor(
+        nn.Linear,
+        module__in_features=P,
+        module__out_features=1,
+        lr=1e30,
+        max_epochs=3,
+        train_split=None,
+        verbose=0,
+    )
+    with pytest.raises(ValueError, match="2 of 2 endpoints failed .* weight is not finite"):
+        endpoints(net, X.astype(np.float32), Y[:, None].astype(np.float32), 2, random_state=0)
+
+
 def test_frames_sparse_rows_and_dicts_are_resampled():
     frame = pd.DataFrame(X, columns=[f"f{i}" for i in range(P)])
     group = endpoints(Ridge(2.0), frame, pd.Series(Y), 3, random_state=0)
@@ -494,11 +546,12 @@ def framed(columns):
         ([framed("ab"), framed("ba")], ValueError, r"got \['b', 'a'\] in endpoint 1"),
         ([OWN, X], TypeError, "a list of Endpoint alone, got ndarray among them"),
         (OWN, TypeError, r"pass \[endpoint\]"),
-        ([], TypeError, "Expected a trained"),
+        ([], TypeError, "a list of at least one Endpoint as X where model is None, got list"),
+        (X, TypeError, "a list of at least one Endpoint as X where model is None, got ndarray"),
         ([Endpoint(Ridge(), X, Y)], ValueError, "unfitted Ridge in endpoint 0"),
         ([Endpoint(3.0, X, Y)], TypeError, "got float"),
     ],
-    ids=["shapes", "names", "mixed", "single", "empty", "unfitted", "no-model"],
+    ids=["shapes", "names", "mixed", "single", "empty", "rows", "unfitted", "no-model"],
 )
 def test_wrong_lists_are_refused(data, error, words):
     with pytest.raises(error, match=words):
@@ -544,6 +597,13 @@ def test_different_classes_in_a_resample_are_told():
         ({"weights": -np.ones(N)}, ValueError, "finite and above zero"),
         ({"weights": np.arange(N) > 0}, ValueError, "cannot be weighted back"),
         ({"X": X[:0]}, ValueError, "Expected at least 1 row to resample"),
+        ({"y": Y[:5]}, ValueError, "Expected y to have one entry for each of the 442 rows of X"),
+        ({"sample_weight": Y[:5]}, ValueError, "Expected sample_weight to have one entry"),
+        (
+            {"bootstrap": False, "X": [X] * 4, "y": [Y, Y, Y[:9], Y]},
+            ValueError,
+            "each of the 442 rows of X, got 9",
+        ),
         ({"X": lambda rng: (X, Y)}, ValueError, "pass bootstrap=False"),
         ({"bootstrap": False}, ValueError, "Expected X to be a list of 4 data sets"),
         ({"bootstrap": False, "X": [X] * 3}, ValueError, "list of 4 data sets .* got 3"),

@@ -326,6 +326,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
                 "Expected mode='endpoint' with a list of Endpoint, got mode='trajectory'; fit "
                 "each path by itself."
             )
+        if reset and self.trajectory is not None:
+            raise ValueError(
+                "Expected trajectory=None with a list of Endpoint, which have no path in common; "
+                "fit an endpoint by itself with its path."
+            )
         self._check_features(group[0].X, reset=reset)
         if reset:
             self.model_ = [endpoint.model for endpoint in group]

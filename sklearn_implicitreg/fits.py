@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn_implicitreg.results import Result, without_numbers
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.stacks import StackedEquations
 from sklearn_implicitreg.system import Array, GradientSystem
+from sklearn_implicitreg.verdict import cause_at, is_explained
 from sklearn_implicitreg.windows import PathEquations
 
 __all__ = ["Settings", "fit_arrays", "fit_equations", "fitted_penalty"]
@@ -79,6 +81,7 @@ def _fit_endpoints(
     solution = settings.solved(system, eps)
     invariant, dominates = equations.scale_invariant()
     tested = equations.tested(solution)
+    alone = _alone(equations, settings, eps)
     verdict = judge(
         solution,
         system.term_names,
@@ -89,13 +92,17 @@ def _fit_endpoints(
         n_kinks=sum(part.gradient.n_kinks for part in equations.parts),
         evidence=evidence[0],
         agreement=evidence[1],
+        cause=cause_at(
+            has_paths=equations.problem.has_paths,
+            each_explained=len(alone) > 1 and all(map(is_explained, alone)),
+        ),
     )
     facts = Facts.of(equations, solution, invariant, tested)
     penalty = fitted_penalty(equations, solution)
     if not isinstance(equations, StackedEquations):
         inference = settings.inferred(system, solution)
         return _finished(system, solution, verdict, facts, inference, penalty)
-    path = coef_path(equations, settings, eps)
+    path = coef_path(equations, alone, settings)
     inference = _over_endpoints(equations, solution, path[0], settings)
     result = _finished(system, solution, verdict, facts, inference, penalty)
     return replace(result, path=path)
@@ -125,7 +132,7 @@ def _fit_windows(equations: PathEquations, settings: Settings) -> Result:
         fit.verdict(inference),
         fit.facts(),
         fitted_penalty(equations.mean, stacked),
-        coef_path(equations, settings, eps),
+        coef_path(equations, _alone(equations, settings, eps), settings),
     )
 
 
@@ -143,20 +150,29 @@ def _finished(
     return Result(system.term_names, solution, inference, verdict, facts, penalty)
 
 
-def coef_path(equations: StackedEquations, settings: Settings, eps: float) -> tuple[Array, Array]:
+def _alone(
+    equations: Equations | StackedEquations, settings: Settings, eps: float
+) -> list[Solution]:
+    """Solution of every place by itself, however few its equations are."""
+    systems = [part.reduced for part in equations.parts]
+    return [solve(s.triangle, s.n_equations, positive=settings.positive, eps=eps) for s in systems]
+
+
+def coef_path(
+    equations: StackedEquations, alone: Sequence[Solution], settings: Settings
+) -> tuple[Array, Array]:
     """Coefficients of every place by itself (W, k), and their intervals (W, k, 2).
 
     NaN where a place alone has fewer equations than there are coefficients.
     """
     coefs, bands = [], []
-    for part in equations.parts:
+    for part, found in zip(equations.parts, alone, strict=True):
         system = part.reduced
         k = system.n_terms
         if system.n_equations < k:
             coefs.append(np.full(k, np.nan))
             bands.append(np.full((k, 2), np.nan))
             continue
-        found = solve(system.triangle, system.n_equations, positive=settings.positive, eps=eps)
         band = infer(system, found, confidence_level=settings.confidence_level)
         coefs.append(found.coef)
         bands.append(band.conf_int)

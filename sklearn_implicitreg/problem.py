@@ -142,6 +142,11 @@ class Problem(ABC):
         """Number of rows; None for a stream."""
         return None
 
+    @property
+    def has_paths(self) -> bool:
+        """Whether the loss is known at other weights, as the steps of a path need it."""
+        return False
+
     def at(self, params: Params) -> Problem:
         """The same problem at other values of some parameters."""
         raise self._no_path()

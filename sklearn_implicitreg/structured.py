@@ -16,7 +16,7 @@ from sklearn_implicitreg.report import Summary
 from sklearn_implicitreg.solve import Solution
 from sklearn_implicitreg.stacks import EndpointTargets
 from sklearn_implicitreg.system import Array
-from sklearn_implicitreg.verdict import Verdict, judge
+from sklearn_implicitreg.verdict import Verdict, cause_at, judge
 from sklearn_implicitreg.windows import PathTargets
 
 __all__ = ["StructuredResult", "fit_structured", "flattened"]
@@ -159,7 +159,9 @@ def fit_structured(
     signal = size > rounding
     shortfall = (away / size) ** 2 if signal else 1.0
     cosine = float((minus * found.fitted).sum()) / (size * fit) if signal and fit else 0.0
-    verdict = _judged(found, size, shortfall, rounding, sum(g.n_kinks for g in gradients))
+    cause = cause_at(has_paths=problems[0].has_paths)
+    n_kinks = sum(g.n_kinks for g in gradients)
+    verdict = _judged(found, size, shortfall, rounding, n_kinks, cause)
     if not signal:
         nothing = replace(found.penalty, coefficients=np.zeros_like(found.penalty.coefficients))
         blank = np.full_like(found.coef, np.nan)
@@ -196,7 +198,12 @@ def flattened(
 
 
 def _judged(
-    found: StructuredSolution, size: float, shortfall: float, rounding: float, n_kinks: int
+    found: StructuredSolution,
+    size: float,
+    shortfall: float,
+    rounding: float,
+    n_kinks: int,
+    cause: str,
 ) -> Verdict:
     """The verdict of a regression, but whether the unknowns are identified by their rank."""
     k = found.n_unknowns
@@ -215,7 +222,7 @@ def _judged(
         n_equations=found.n_equations,
         eps=float(np.finfo(np.float64).eps),
     )
-    verdict = judge(stand_in, (), rounding=rounding, n_kinks=n_kinks)
+    verdict = judge(stand_in, (), rounding=rounding, n_kinks=n_kinks, cause=cause)
     if verdict.label != "not identifiable":
         return verdict
     shown = [*found.dependent[:_SHOWN], *(["..."] if len(found.dependent) > _SHOWN else [])]

@@ -40,6 +40,7 @@ from sklearn_implicitreg import (
     endpoints,
     equations,
 )
+from sklearn_implicitreg.trajectory import GradientDescentProbe
 
 N, P = X.shape
 ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0)
@@ -688,6 +689,21 @@ def test_independent_data_sets_are_told_apart():
 
 def args(own):
     return own.X, own.y
+
+
+def test_the_advice_is_one_that_can_be_followed():
+    est = estimator().fit(mixture())
+    assert est.verdict_ == "partial"
+    assert "the coefficients of the endpoints differ (coef_path_)" in str(est._result.verdict)
+    alone = ImplicitRegularizationEstimator(Lasso(0.5).fit(X, Y)).fit(X, Y)
+    assert alone.verdict_ == "partial"
+    text = str(alone._result.verdict)
+    assert text.endswith("a missing term, or training that had not ended.")
+    with pytest.raises(ValueError, match="no path in common"):
+        estimator(trajectory=GradientDescentProbe(0.1, 3)).fit(mixture())
+    for mode in ("endpoint", "trajectory"):
+        with pytest.raises(TypeError, match="Expected trajectory to be a Trajectory.*got 'bogus'"):
+            ImplicitRegularizationEstimator(RIDGE, trajectory="bogus", mode=mode).fit(X, Y)
 
 
 def test_few_resamples_and_random_weights():

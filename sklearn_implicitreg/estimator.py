@@ -12,7 +12,12 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpoints
 from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
-from sklearn_implicitreg.parameters import check_parameters, check_structured, penalty_of
+from sklearn_implicitreg.parameters import (
+    check_parameters,
+    check_precomputed,
+    check_structured,
+    penalty_of,
+)
 from sklearn_implicitreg.paths import path_of, path_targets
 from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.precomputed import GivenEquations
@@ -227,9 +232,10 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             coefficients than equations.
         """
         check_parameters(self)
-        family = as_penalty(self.family)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
+            check_precomputed(self)
             return self._fit_precomputed(X, y, sample_weight)
+        family = as_penalty(self.family)
         if isinstance(family, Structured):
             check_structured(self, family)
             targets = self._targets(X, y, sample_weight)

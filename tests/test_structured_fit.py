@@ -287,11 +287,31 @@ def test_selection_in_one_pass_and_tables_refuse():
 
 
 @pytest.mark.parametrize(
-    "params", [{"group_by": "layer"}, {"known": {"l2": 0.1}}, {"positive": True}], ids=str
+    "params",
+    [{"group_by": "layer"}, {"known": {"l2": 0.1}}, {"positive": True}, {"covariance": "hc3"}],
+    ids=str,
 )
 def test_parameters_of_terms_are_refused(params):
     with pytest.raises(ValueError, match=f"Expected {next(iter(params))} left at the default"):
         estimator("quadratic", **params).fit(group(5))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"family": "quadratic"},
+        {"family": Diagonal()},
+        {"family": "l1"},
+        {"known": {"l2": 0.1}},
+        {"group_by": "layer"},
+        {"mode": "trajectory"},
+    ],
+    ids=str,
+)
+def test_parameters_of_a_model_are_refused_beside_equations(params):
+    est = ImplicitRegularizationEstimator("precomputed", **params)
+    with pytest.raises(ValueError, match=f"Expected {next(iter(params))} left at the default"):
+        est.fit(np.ones((3, 1)), np.ones(3))
 
 
 def test_bounds_are_refused():

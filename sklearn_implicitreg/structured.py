@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 
 from sklearn_implicitreg.facts import Facts
-from sklearn_implicitreg.penalties import EarlyStopping, Structured, StructuredSolution
+from sklearn_implicitreg.penalties import Structured, StructuredSolution
 from sklearn_implicitreg.problem import LossGradient, Problem
 from sklearn_implicitreg.report import Summary
 from sklearn_implicitreg.solve import Solution
@@ -34,7 +35,7 @@ class StructuredResult:
     cosine: float
     verdict: Verdict
     facts: Facts
-    own_to_endpoint: bool  # whether the penalty is that of the first endpoint alone
+    solver: Structured
 
     def r2_at(self, targets: EndpointTargets) -> float:
         """Plain R2 of the penalty at other endpoints; 0 where their gradients are zero.
@@ -42,14 +43,9 @@ class StructuredResult:
         Raises
         ------
         ValueError
-            If the penalty depends on the data of an endpoint, or on other parameters.
+            If every endpoint has a penalty of its own, or one depends on other parameters.
         """
         penalty = self.solution.penalty
-        if self.own_to_endpoint:
-            raise ValueError(
-                f"Expected a penalty that all endpoints share, got {self.family}, whose penalty "
-                "depends on the data of each; fit again on these endpoints."
-            )
         shapes = {name: tuple(t.shape) for name, t in targets.problem.params.items()}
         if shapes != dict(penalty.shapes):
             raise ValueError(
@@ -59,7 +55,8 @@ class StructuredResult:
         size = float(np.linalg.norm(minus))
         if size <= _rounding(targets):
             return 0.0
-        return 1.0 - (float(np.linalg.norm(minus - penalty.gradient(thetas))) / size) ** 2
+        fitted = self.solver.gradients_at(self.solution, thetas, targets.problems)
+        return 1.0 - (float(np.linalg.norm(minus - fitted)) / size) ** 2
 
     def summary(self) -> Summary:
         """Table of the first coefficients, and what the whole penalty is like."""
@@ -169,7 +166,7 @@ def fit_structured(
         found = replace(found, coef=blank, conf_int=bounds, penalty=nothing)
     slim = replace(found, fitted=found.fitted[:, :0])  # p x M numbers are not kept
     facts = Facts.at(problems, gradients, targets.place)
-    own = isinstance(family, EarlyStopping)
+    own = clone(family)  # as it was, whatever becomes of the user's
     return StructuredResult(repr(family), slim, 1 - shortfall, cosine, verdict, facts, own)
 
 

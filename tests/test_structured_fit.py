@@ -140,8 +140,23 @@ def test_steps_of_gradient_descent_are_counted():
     assert est.verdict_ == "supported"
     many = estimator(EarlyStopping(lr=0.05)).fit([stopped(s) for s in range(5)])
     assert many.coef_[0] == pytest.approx(7.0, rel=1e-6)
-    with pytest.raises(ValueError, match="depends on the data of each"):
-        many.score([stopped(9)])
+
+
+def test_steps_are_scored_by_the_curvature_of_each_endpoint():
+    many = estimator(EarlyStopping(lr=0.05)).fit([stopped(s) for s in range(5)])
+    assert many.score([stopped(9)]) == pytest.approx(1.0)
+    assert many.score([stopped(9, n_steps=20)]) < 0.9
+    single = ImplicitRegularizationEstimator(stopped(0).model, family=EarlyStopping(lr=0.05))
+    single.fit(stopped(0).X, stopped(0).y)
+    assert single.score([stopped(3)]) == pytest.approx(1.0)
+    own = estimator(EarlyStopping(lr=0.05, shared=False)).fit([stopped(s) for s in range(5)])
+    with pytest.raises(ValueError, match="fit with shared=True"):
+        own.score([stopped(9)])
+    families = ["l2", EarlyStopping(lr=0.05), EarlyStopping(lr=0.001)]
+    search = GridSearchCV(estimator("l2"), {"family": families}, cv=3)
+    search.fit([stopped(s) for s in range(9)])
+    assert search.best_params_["family"].lr == 0.05
+    assert search.best_score_ == pytest.approx(1.0)
 
 
 def test_intervals_go_by_the_level_and_by_what_the_endpoints_are():

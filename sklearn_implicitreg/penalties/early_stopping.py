@@ -158,6 +158,39 @@ class EarlyStopping(Structured):
             penalty=StructuredPenalty(views[0].matrix(self.lr, per_view[0][0]), shapes),
         )
 
+    def gradients_at(
+        self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
+    ) -> Array:
+        """Gradients after the number of steps that was found, by the curvature of each endpoint.
+
+        Parameters
+        ----------
+        found : StructuredSolution
+            What :meth:`solve` returned.
+        thetas : ndarray of shape (p, M)
+            Parameters in scope of each endpoint.
+        problems : sequence of M Problem
+            For their Hessians.
+
+        Returns
+        -------
+        ndarray of shape (p, M)
+
+        Raises
+        ------
+        ValueError
+            If several endpoints have a number of steps each.
+        """
+        if len(found.coef) > 1:
+            raise ValueError(
+                f"Expected a number of steps that all endpoints share, got {len(found.coef)}: they "
+                "say nothing of other endpoints; fit with shared=True."
+            )
+        if np.isnan(found.coef[0]):
+            return np.zeros_like(thetas)  # there was no gradient to explain
+        views = _views(thetas, thetas, problems)
+        return np.column_stack([2 * view.apply(self.lr, float(found.coef[0])) for view in views])
+
     def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
         """What the summary says."""
         notes = [

@@ -189,6 +189,26 @@ class Structured(BaseEstimator, ABC):
             If the arrays are not finite or do not have the same shape.
         """
 
+    def gradients_at(
+        self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
+    ) -> Array:
+        """Gradients of the penalty that was found, at endpoints that need not be those of the fit.
+
+        Parameters
+        ----------
+        found : StructuredSolution
+            What :meth:`solve` returned.
+        thetas : ndarray of shape (p, M)
+            Parameters in scope of each endpoint.
+        problems : sequence of M Problem
+            The endpoints' models and data, for families that look at them.
+
+        Returns
+        -------
+        ndarray of shape (p, M)
+        """
+        return found.penalty.gradient(thetas)
+
 
 class _Names(Sequence[str]):
     """Names that are made when asked for."""

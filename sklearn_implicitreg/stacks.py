@@ -61,7 +61,7 @@ class StackedEquations:
             counts=tuple(system.n_equations for system in systems),
             hc3_meat=self._meat if again else None,
         )
-        check_count(system)
+        check_count(system, self.parts)
         return system
 
     def tested(self, solution: Solution) -> Inequalities | None:

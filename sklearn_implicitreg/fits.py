@@ -19,7 +19,7 @@ from sklearn_implicitreg.results import Result, without_numbers
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.stacks import StackedEquations
 from sklearn_implicitreg.system import Array, GradientSystem
-from sklearn_implicitreg.verdict import cause_at, is_explained
+from sklearn_implicitreg.verdict import cause_at, is_explained, rounding_of
 from sklearn_implicitreg.windows import PathEquations
 
 __all__ = ["Settings", "fit_arrays", "fit_equations", "fitted_penalty"]
@@ -125,11 +125,12 @@ def _fit_windows(equations: PathEquations, settings: Settings) -> Result:
     stacked = settings.solved(system, eps)
     fit = PathFit(equations, stacked)
     inference = settings.inferred(system, stacked)
+    verdict = fit.verdict(inference)
     return Result(
         system.term_names,
         fit.solution,
-        inference,
-        fit.verdict(inference),
+        inference.at_rounding(stacked, rounding_of(verdict)),
+        verdict,
         fit.facts(),
         fitted_penalty(equations.mean, stacked),
         coef_path(equations, _alone(equations, settings, eps), settings),
@@ -145,8 +146,11 @@ def _finished(
     penalty: FittedPenalty | None = None,
 ) -> Result:
     """Result with standard errors; NaN where the gradient is zero to rounding."""
-    if solution.tss**0.5 <= verdict.details["rounding"]:
+    rounding = rounding_of(verdict)
+    if solution.tss**0.5 <= rounding:
         solution, inference = without_numbers(solution, inference)
+    else:
+        inference = inference.at_rounding(solution, rounding)
     return Result(system.term_names, solution, inference, verdict, facts, penalty)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -52,8 +52,10 @@ class Inference:
         One sentence on it, with the reason where "auto" fell back.
     log_likelihood, aic, bic : float
         Of the regression with Gaussian errors of one variance, whatever the covariance. The
-        criteria count the coefficients in use, not the variance, as statsmodels does. A residual
-        of exactly zero has an infinite likelihood.
+        criteria count the coefficients in use, not the variance, as statsmodels does. An exact
+        fit has an infinite likelihood, and criteria of minus infinity.
+    exact : bool
+        Whether what is left of the target is zero to rounding.
     """
 
     cov: Array
@@ -68,6 +70,26 @@ class Inference:
     log_likelihood: float
     aic: float
     bic: float
+    exact: bool = False
+
+    def at_rounding(self, solution: Solution, rounding: float) -> Inference:
+        """The same, as that of an exact fit where the residual is one of rounding.
+
+        Parameters
+        ----------
+        solution : Solution
+            What the standard errors are of.
+        rounding : float
+            Norm up to which the target is zero. Rounding of the columns comes beside.
+
+        Returns
+        -------
+        Inference
+        """
+        size = max(10 * solution.eps * solution.tss**0.5, rounding)
+        if solution.rss**0.5 > size:
+            return self
+        return replace(self, log_likelihood=np.inf, aic=-np.inf, bic=-np.inf, exact=True)
 
 
 @dataclass(frozen=True, eq=False)

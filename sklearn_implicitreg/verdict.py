@@ -10,7 +10,7 @@ from scipy import stats
 
 from sklearn_implicitreg.solve import Solution
 
-__all__ = ["VERDICTS", "Verdict", "cause_at", "is_explained", "judge"]
+__all__ = ["VERDICTS", "Verdict", "cause_at", "is_explained", "judge", "rounding_of"]
 
 VERDICTS = (
     "no signal",
@@ -159,6 +159,13 @@ def judge(  # noqa: PLR0913
     )
     sentence = f"{verdict.sentence} {agreement}".rstrip()
     return Verdict(verdict.label, sentence, {**base, **verdict.details})
+
+
+def rounding_of(verdict: Verdict) -> float:
+    """Norm up to which the target of a verdict is zero."""
+    value = verdict.details["rounding"]
+    assert isinstance(value, float | int)
+    return float(value)
 
 
 def is_explained(solution: Solution) -> bool:

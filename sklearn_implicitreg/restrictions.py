@@ -256,7 +256,7 @@ def _parsed(names: Sequence[str], text: str) -> list[tuple[Array, str]]:
         place = token.end()
     rows = []
     for equation in "".join(coded).split(","):
-        sides = [side.strip() for side in equation.split("=")]
+        sides = [side.strip() for side in equation.replace("==", "=").split("=")]
         sides += ["0"] * (len(sides) == 1)
         values = [_linear(side, names, text) for side in sides]
         for i in range(1, len(sides)):
@@ -277,12 +277,20 @@ def _tokens(names: Sequence[str]) -> re.Pattern[str]:
 def _linear(code: str, names: Sequence[str], text: str) -> Array:
     """Coefficients and constant of one side of an equation."""
     try:
-        return _value(ast.parse(code, mode="eval").body, len(names))
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = _value(ast.parse(code, mode="eval").body, len(names))
     except (SyntaxError, TypeError, ZeroDivisionError):
         raise ValueError(
             f"Expected a linear equation in {list(names)}, got {text!r}; write it as "
             f"'{names[0]} = 0'."
         ) from None
+    except OverflowError:
+        value = np.array([np.inf])
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"Expected numbers below 1.8e308 in a linear equation, got larger ones in {text!r}."
+        )
+    return value
 
 
 def _value(node: ast.expr, k: int) -> Array:

@@ -79,7 +79,9 @@ class StructuredResult:
         notes = _sentences([self.verdict.sentence])
         if k > _SHOWN:
             notes.append(f"The first {_SHOWN} of {k} coefficients; to_frame() has all.")
-        notes += [self._size(), *_sentences(found.notes), *self.facts.notes]
+        if not np.isnan(found.coef).all():  # else there was no gradient to explain
+            notes += [self._size(), *_sentences(found.notes)]
+        notes += self.facts.notes
         return Summary("Implicit regularization", header, table, notes)
 
     def frame(self) -> pd.DataFrame:
@@ -161,9 +163,9 @@ def fit_structured(
     verdict = _judged(found, size, shortfall, rounding, n_kinks, cause)
     if not signal:
         nothing = replace(found.penalty, coefficients=np.zeros_like(found.penalty.coefficients))
-        blank = np.full_like(found.coef, np.nan)
+        blank = np.full(len(found.coef), np.nan)
         bounds = None if found.conf_int is None else np.column_stack([blank, blank])
-        found = replace(found, coef=blank, conf_int=bounds, penalty=nothing)
+        found = replace(found, coef=blank, conf_int=bounds, penalty=nothing, notes=())
     slim = replace(found, fitted=found.fitted[:, :0])  # p x M numbers are not kept
     facts = Facts.at(problems, gradients, targets.place)
     own = clone(family)  # as it was, whatever becomes of the user's
@@ -220,6 +222,13 @@ def _judged(
         eps=float(np.finfo(np.float64).eps),
     )
     verdict = judge(stand_in, (), rounding=rounding, n_kinks=n_kinks, cause=cause)
+    if size > rounding and np.isinf(found.coef).all():
+        return replace(
+            verdict,
+            label="out of family",
+            sentence="no finite member of the family is better than no penalty: it does not lead to "
+            "these weights.",
+        )
     if verdict.label != "not identifiable":
         return verdict
     shown = [*found.dependent[:_SHOWN], *(["..."] if len(found.dependent) > _SHOWN else [])]

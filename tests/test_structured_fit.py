@@ -188,6 +188,27 @@ def test_no_steps_are_told_of_a_zero_gradient():
     est = ImplicitRegularizationEstimator(LinearRegression(), family="early_stopping").fit(X, y)
     assert est.verdict_ == "no signal"
     assert np.isnan(est.coef_).all() and np.isnan(est.conf_int_).all()
+    text = words(est)
+    for word in ("interval speaks", "left over", "eigenvalues", "no finite number"):
+        assert word not in text and word not in est.to_json()
+
+
+def test_weights_beyond_least_squares_are_out_of_family():
+    X, y = load_diabetes(return_X_y=True)
+    model = LinearRegression().fit(X, y)
+    model.coef_ = 1.3 * model.coef_
+    est = ImplicitRegularizationEstimator(model, family="early_stopping").fit(X, y)
+    assert np.isinf(est.coef_).all()
+    assert est.verdict_ == "out of family"
+    assert "No finite number of steps is best for time" in words(est)
+
+
+def test_lazy_names_are_shown():
+    est = estimator("quadratic").fit(group(5))
+    assert repr(est.term_names_).startswith("['q[coef[0],coef[0]]', 'q[coef[0],coef[1]]', ")
+    assert repr(est.term_names_).endswith(", ... (10 names)]")
+    few = estimator("diagonal").fit(group(5)).term_names_
+    assert eval(repr(few)) == list(few)
 
 
 def test_path_of_a_penalized_module(capsys):

@@ -22,6 +22,7 @@ from sklearn_implicitreg.problem import Problem, Sampling
 __all__ = ["ScalarNames", "Structured", "StructuredPenalty", "StructuredSolution", "TriangleNames"]
 
 Array = npt.NDArray[np.float64]
+_SHOWN = 6  # names in a repr
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -227,6 +228,12 @@ class _Names(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return map(self._name, range(len(self)))
+
+    def __repr__(self) -> str:
+        """The first names, and how many there are."""
+        shown = [repr(name) for name in self[:_SHOWN]]
+        more = f", ... ({len(self)} names)" if len(self) > _SHOWN else ""
+        return f"[{', '.join(shown)}{more}]"
 
 
 class ScalarNames(_Names):

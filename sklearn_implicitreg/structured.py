@@ -226,8 +226,8 @@ def _judged(
         return replace(
             verdict,
             label="out of family",
-            sentence="no finite member of the family is better than no penalty: it does not lead to "
-            "these weights.",
+            sentence="no finite member of the family is better than no penalty: it does not lead "
+            "to these weights.",
         )
     if verdict.label != "not identifiable":
         return verdict

@@ -40,8 +40,8 @@ class Endpoint:
         The weights that the model was trained with.
     rows : array-like of int or bool, default=None
         Numbers of the rows of X, y and sample_weight that the model was trained on, repeated
-        ones as often as they were used, or a mask; None for all. Resamples share one X by it; a fit takes
-        a copy of the rows of each, and holds them until it is fitted anew, or pickled.
+        ones as often as they were used, or a mask; None for all. Resamples share one X
+        by it; a fit copies the rows of each, and the fitted estimator holds them.
 
     Attributes
     ----------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol
@@ -128,7 +128,7 @@ class Equations:
         ValueError
             If there are fewer equations than coefficients.
         """
-        check_count(self.reduced)
+        check_count(self.reduced, self.parts)
         return self.reduced
 
     @cached_property
@@ -163,17 +163,29 @@ class Equations:
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
         for name, dropped in self._dropped.items():
-            tensor = self.columns.params[name]
-            target = self._target(name)
-            side = torch.where(self._free(name), target, torch.ones_like(target))
-            size = side.abs().max()
-            nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
-            beside = tensor + nudge.reshape(tensor.shape)
-            slope = self.columns.design(name, beside)
+            side, beside, slope = self._beside(name, dropped)
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
             descent = (self._target(name, beside) - bound) * side.sign()
             violated += int((dropped & (descent > slack + 1e-6 * scale)).sum())
         return Inequalities(self.n_dropped, violated)
+
+    def kink_bounds(self) -> dict[str, float]:
+        """What the coordinates at a kink say by themselves: a term's coefficient is at least this.
+
+        Of terms that alone have a slope there, and nothing where a coordinate is at a bound.
+        """
+        bounds: dict[str, float] = {}
+        if not self.columns.closed_form or not all(map(self._is_free, self._dropped)):
+            return bounds
+        for name, dropped in self._dropped.items():
+            _, beside, slope = self._beside(name, dropped)
+            steep = torch.nonzero((slope[dropped].abs() > _NUDGE**0.5).any(0)).reshape(-1)
+            if len(steep) == 1:
+                term = self.columns.term_names[int(steep)]
+                target, own = self._target(name, beside)[dropped], slope[dropped, int(steep)]
+                ratio = torch.where(target == 0, 0.0, target / own).max()
+                bounds[term] = max(bounds.get(term, 0.0), float(ratio))
+        return bounds
 
     def tested(self, solution: Solution) -> Inequalities | None:
         """The inequalities at a solution, to within its residuals."""
@@ -258,6 +270,18 @@ class Equations:
         known = self.columns.known(name, tensor)
         return -slope if known is None else -(slope + known)
 
+    def _beside(self, name: str, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Direction of descent, the tensor a touch along it from its kinks, its columns."""
+        tensor, target = self.columns.params[name], self._target(name)
+        side = torch.where(self._free(name), target, torch.ones_like(target))
+        size = side.abs().max()
+        nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
+        beside = tensor + nudge.reshape(tensor.shape)
+        return side, beside, self.columns.design(name, beside)
+
+    def _is_free(self, name: str) -> bool:
+        return bool(self._free(name).all())
+
     def _free(self, name: str) -> Tensor:
         free = self.problem.free.get(name)
         if free is None:
@@ -280,9 +304,22 @@ class Equations:
         return total
 
 
-def check_count(system: GradientSystem) -> None:
+def check_count(system: GradientSystem, parts: Sequence[Equations]) -> None:
     """Refuse fewer equations than coefficients."""
     m, k = system.n_equations, system.n_terms
+    n_dropped = sum(part.n_dropped for part in parts)
+    if m == 0 and n_dropped:
+        bounds: dict[str, float] = {}
+        for part in parts:
+            for term, bound in part.kink_bounds().items():
+                bounds[term] = max(bounds.get(term, 0.0), bound)
+        told = ", ".join(f"{term} >= {bound:.6g}" for term, bound in bounds.items())
+        raise ValueError(
+            f"Expected parameters away from kinks and bounds, got all {n_dropped} at one, where "
+            "they give inequalities and no equation: "
+            + (f"all that is known is {told}" if told else "no coefficient is known")
+            + "; fit a model of less regularization."
+        )
     if m < k:
         raise ValueError(
             f"Expected at least as many equations as coefficients, got {m} equations for the "

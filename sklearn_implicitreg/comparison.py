@@ -60,7 +60,8 @@ def compared(
     candidates = []
     for family in zip(*found, strict=True):
         parts, noises = zip(*family, strict=True)
-        own = StackedEquations(parts) if len(parts) > 1 else parts[0]
+        stacked = StackedEquations(parts, sampling=targets.sampling)
+        own = stacked if len(parts) > 1 else parts[0]
         candidates.append(Candidate(own, *_score(own, noises, positive)))
     return candidates
 

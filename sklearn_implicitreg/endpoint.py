@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from sklearn.utils import _safe_indexing
 
 from sklearn_implicitreg.adapters import Data, Options, adapt_many
-from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem import Problem, Sampling
 from sklearn_implicitreg.sharing import is_trained
 from sklearn_implicitreg.stacks import EndpointTargets
 
@@ -37,18 +38,31 @@ class Endpoint:
         Targets; None with a Dataset or DataLoader.
     sample_weight : array-like of shape (n,), default=None
         The weights that the model was trained with.
-    rows : ndarray of int, default=None
-        Which rows of X, y and sample_weight the model was trained on, repeated ones as often
-        as they were used; None for all. Resamples share one X by it.
+    rows : array-like of int or bool, default=None
+        Numbers of the rows of X, y and sample_weight that the model was trained on, repeated
+        ones as often as they were used, or a mask; None for all. Resamples share one X
+        by it; a fit copies the rows of each, and the fitted estimator holds them.
 
     Attributes
     ----------
     model : object
         As given.
 
+    Raises
+    ------
+    ValueError
+        If rows are neither numbers of rows of X nor a mask.
+
     See Also
     --------
     endpoints : Trains many of them.
+
+    Notes
+    -----
+    Endpoints that hold the same X and y (the same objects) are taken for resamples where their
+    rows or weights differ, unless no row is in two of them, and else for several models on one
+    data set. All others are taken for independent data sets. The standard errors go by it: the
+    spread of the resamples, none, or the delete-one-endpoint jackknife.
 
     Examples
     --------
@@ -68,7 +82,7 @@ class Endpoint:
     ):
         self.model = model
         self._data = Data(X, y, sample_weight)
-        self._rows = rows
+        self._rows = None if rows is None else _row_numbers(rows, X)
 
     @property
     def X(self) -> Any:
@@ -115,6 +129,15 @@ class EndpointList(list[Endpoint]):
     """
 
     n_failed_: int = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        """An endpoint, or some of them, which keep the number of those that failed."""
+        own = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return own
+        part = EndpointList(own)
+        part.n_failed_ = self.n_failed_
+        return part
 
     @property
     def effective_sample_size_(self) -> Weights:
@@ -166,7 +189,28 @@ def endpoint_targets(
     problems = adapt_many(models, data, options)
     for i, (endpoint, problem) in enumerate(zip(group, problems, strict=True)):
         _check_alike(i, endpoint, problem, group[0], problems[0])
-    return EndpointTargets(tuple(problems), verbose)
+    n_failed = getattr(group, "n_failed_", 0)
+    if n_failed:
+        note = f"{n_failed} further endpoints failed in training and are left out."
+        problems = [replace(problems[0], notes=(*problems[0].notes, note)), *problems[1:]]
+    return EndpointTargets(tuple(problems), verbose, _sampling(group))
+
+
+def _sampling(group: Sequence[Endpoint]) -> Sampling:
+    """What the endpoints are of, by the identity of their data and by the rows taken of them."""
+    own = [endpoint._data for endpoint in group]
+    n_sets = len({(id(data.X), id(data.y)) for data in own})
+    if n_sets == len(group):
+        return "data sets"
+    if n_sets > 1:
+        return "one data set"  # some of them are
+    rows = [endpoint._rows for endpoint in group]
+    parts = [np.unique(taken) for taken in rows if taken is not None]
+    if len(parts) == len(rows) and len(np.unique(np.concatenate(parts))) == sum(map(len, parts)):
+        return "data sets"
+    weights = [id(data.sample_weight) for data in own]
+    draws = {(w, None if r is None else r.tobytes()) for w, r in zip(weights, rows, strict=True)}
+    return "resamples" if len(draws) == len(group) else "one data set"
 
 
 def _check_alike(
@@ -201,6 +245,20 @@ def n_rows(values: Any) -> int:
         return n_rows(next(iter(values.values())))
     shape = getattr(values, "shape", None)
     return int(shape[0]) if shape else len(values)
+
+
+def _row_numbers(rows: Any, X: Any) -> Rows:
+    """Numbers of rows, from numbers or a mask."""
+    n, given = n_rows(X), np.asarray(rows)
+    if given.dtype == bool and given.shape == (n,):
+        return np.flatnonzero(given)
+    numeric = given.dtype.kind in "iuf" and given.ndim == 1 and given.size > 0
+    if not numeric or not (given == np.floor(given)).all() or given.min() < 0 or given.max() >= n:
+        raise ValueError(
+            f"Expected rows to be numbers of rows from 0 to {n - 1}, or a mask of shape ({n},), "
+            f"got {given.dtype} of shape {given.shape}."
+        )
+    return given.astype(np.int64)
 
 
 def _taken(values: Any, rows: Rows | None) -> Any:

@@ -12,7 +12,12 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpoints
 from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
-from sklearn_implicitreg.parameters import check_parameters, check_structured, penalty_of
+from sklearn_implicitreg.parameters import (
+    check_parameters,
+    check_precomputed,
+    check_structured,
+    penalty_of,
+)
 from sklearn_implicitreg.paths import path_of, path_targets
 from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.precomputed import GivenEquations
@@ -72,7 +77,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Keep the coefficients at or above zero.
     covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}, default="auto"
         Of the coefficients, over equations: delete-one-tensor jackknife where there are at
-        least four tensors, else hc3.
+        least four tensors, else hc3. "auto" of endpoints leaves out one at a time where they
+        are of independent data sets, takes the spread of resamples, and has no standard errors
+        for several models on one data set (see :class:`Endpoint`).
     confidence_level : float, default=0.95
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
@@ -225,12 +232,14 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             coefficients than equations.
         """
         check_parameters(self)
-        family = as_penalty(self.family)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
+            check_precomputed(self)
             return self._fit_precomputed(X, y, sample_weight)
+        family = as_penalty(self.family)
         if isinstance(family, Structured):
             check_structured(self, family)
-            self._publish(fit_structured(family, self._targets(X, y, sample_weight)))
+            targets = self._targets(X, y, sample_weight)
+            self._publish(fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
         return self._fit_on(targets.equations(self._penalty(targets.problem)))
@@ -322,6 +331,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             raise ValueError(
                 "Expected mode='endpoint' with a list of Endpoint, got mode='trajectory'; fit "
                 "each path by itself."
+            )
+        if reset and self.trajectory is not None:
+            raise ValueError(
+                "Expected trajectory=None with a list of Endpoint, which have no path in common; "
+                "fit an endpoint by itself with its path."
             )
         self._check_features(group[0].X, reset=reset)
         if reset:

@@ -17,6 +17,7 @@ from sklearn_implicitreg.stacks import StackedEquations
 __all__ = ["Facts", "in_model_units", "precomputed_facts"]
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
+_ROUNDING = 1e-9  # of total weights
 _VIF_NOTE = 10.0  # the same, by the usual rule
 
 
@@ -88,12 +89,12 @@ class Facts:
         notes = _each([note for problem in problems for note in problem.notes])
         if first.left_out:
             notes.append(f"Parameters without equations: {', '.join(first.left_out)}.")
-        effective = {p.n_effective or g.weight for p, g in zip(problems, gradients, strict=True)}
+        sizes = [p.n_effective or g.weight for p, g in zip(problems, gradients, strict=True)]
         same = all(p.convention == first.convention for p in problems)
         return cls(
             tuple(header),
             tuple(notes),
-            effective.pop() if len(effective) == 1 else None,
+            sizes[0] if np.allclose(sizes, sizes[0], rtol=_ROUNDING, atol=0.0) else None,
             first.convention if same else None,
             first.groups is not None,
         )
@@ -140,7 +141,7 @@ def in_model_units(coef: Mapping[str, float], facts: Facts) -> dict[str, Any]:
     """
     if facts.convention is None:
         raise ValueError("The model has no parameter for a penalty; read coef_ instead.")
-    if facts.n_effective is None:
+    if facts.convention.per_row and facts.n_effective is None:
         raise ValueError(
             "Expected endpoints of one number of rows, got several: the model's parameter for "
             "one coefficient depends on it; read coef_ instead."

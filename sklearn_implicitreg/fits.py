@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +14,12 @@ from sklearn_implicitreg.facts import Facts, precomputed_facts
 from sklearn_implicitreg.inference import Inference, Verdict, infer, judge
 from sklearn_implicitreg.paths import PathFit
 from sklearn_implicitreg.penalties import FittedPenalty
+from sklearn_implicitreg.resampling import one_data_set, spread
 from sklearn_implicitreg.results import Result, without_numbers
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.stacks import StackedEquations
 from sklearn_implicitreg.system import Array, GradientSystem
+from sklearn_implicitreg.verdict import cause_at, is_explained, rounding_of
 from sklearn_implicitreg.windows import PathEquations
 
 __all__ = ["Settings", "fit_arrays", "fit_equations", "fitted_penalty"]
@@ -66,7 +69,8 @@ def fit_arrays(system: GradientSystem, settings: Settings) -> Result:
     """Fit of equations that were given as arrays."""
     solution = settings.solved(system, _EPS, stacklevel=5)
     verdict = judge(solution, system.term_names, rounding=0.0)
-    return _finished(system, solution, verdict, precomputed_facts(), settings)
+    inference = settings.inferred(system, solution)
+    return _finished(system, solution, verdict, precomputed_facts(), inference)
 
 
 def _fit_endpoints(
@@ -77,6 +81,7 @@ def _fit_endpoints(
     solution = settings.solved(system, eps)
     invariant, dominates = equations.scale_invariant()
     tested = equations.tested(solution)
+    alone = _alone(equations, settings, eps)
     verdict = judge(
         solution,
         system.term_names,
@@ -87,13 +92,32 @@ def _fit_endpoints(
         n_kinks=sum(part.gradient.n_kinks for part in equations.parts),
         evidence=evidence[0],
         agreement=evidence[1],
+        cause=cause_at(
+            has_paths=equations.problem.has_paths,
+            each_explained=len(alone) > 1 and all(map(is_explained, alone)),
+        ),
     )
     facts = Facts.of(equations, solution, invariant, tested)
     penalty = fitted_penalty(equations, solution)
-    result = _finished(system, solution, verdict, facts, settings, penalty)
-    if isinstance(equations, StackedEquations):
-        return replace(result, path=coef_path(equations, settings, eps))
-    return result
+    if not isinstance(equations, StackedEquations):
+        inference = settings.inferred(system, solution)
+        return _finished(system, solution, verdict, facts, inference, penalty)
+    path = coef_path(equations, alone, settings)
+    inference = _over_endpoints(equations, solution, path[0], settings)
+    result = _finished(system, solution, verdict, facts, inference, penalty)
+    return replace(result, path=path)
+
+
+def _over_endpoints(
+    equations: StackedEquations, solution: Solution, path: Array, settings: Settings
+) -> Inference:
+    """Standard errors by what the endpoints are of, unless a covariance was named."""
+    level = settings.confidence_level
+    if settings.covariance == "auto" and equations.sampling == "resamples":
+        return spread(solution, path, level)
+    if settings.covariance == "auto" and equations.sampling == "one data set":
+        return one_data_set(solution, level)
+    return settings.inferred(equations.system, solution)
 
 
 def _fit_windows(equations: PathEquations, settings: Settings) -> Result:
@@ -101,14 +125,15 @@ def _fit_windows(equations: PathEquations, settings: Settings) -> Result:
     stacked = settings.solved(system, eps)
     fit = PathFit(equations, stacked)
     inference = settings.inferred(system, stacked)
+    verdict = fit.verdict(inference)
     return Result(
         system.term_names,
         fit.solution,
-        inference,
-        fit.verdict(inference),
+        inference.at_rounding(stacked, rounding_of(verdict)),
+        verdict,
         fit.facts(),
         fitted_penalty(equations.mean, stacked),
-        coef_path(equations, settings, eps),
+        coef_path(equations, _alone(equations, settings, eps), settings),
     )
 
 
@@ -117,30 +142,41 @@ def _finished(
     solution: Solution,
     verdict: Verdict,
     facts: Facts,
-    settings: Settings,
+    inference: Inference,
     penalty: FittedPenalty | None = None,
 ) -> Result:
     """Result with standard errors; NaN where the gradient is zero to rounding."""
-    inference = settings.inferred(system, solution)
-    if solution.tss**0.5 <= verdict.details["rounding"]:
+    rounding = rounding_of(verdict)
+    if solution.tss**0.5 <= rounding:
         solution, inference = without_numbers(solution, inference)
+    else:
+        inference = inference.at_rounding(solution, rounding)
     return Result(system.term_names, solution, inference, verdict, facts, penalty)
 
 
-def coef_path(equations: StackedEquations, settings: Settings, eps: float) -> tuple[Array, Array]:
+def _alone(
+    equations: Equations | StackedEquations, settings: Settings, eps: float
+) -> list[Solution]:
+    """Solution of every place by itself, however few its equations are."""
+    systems = [part.reduced for part in equations.parts]
+    return [solve(s.triangle, s.n_equations, positive=settings.positive, eps=eps) for s in systems]
+
+
+def coef_path(
+    equations: StackedEquations, alone: Sequence[Solution], settings: Settings
+) -> tuple[Array, Array]:
     """Coefficients of every place by itself (W, k), and their intervals (W, k, 2).
 
     NaN where a place alone has fewer equations than there are coefficients.
     """
     coefs, bands = [], []
-    for part in equations.parts:
+    for part, found in zip(equations.parts, alone, strict=True):
         system = part.reduced
         k = system.n_terms
         if system.n_equations < k:
             coefs.append(np.full(k, np.nan))
             bands.append(np.full((k, 2), np.nan))
             continue
-        found = solve(system.triangle, system.n_equations, positive=settings.positive, eps=eps)
         band = infer(system, found, confidence_level=settings.confidence_level)
         coefs.append(found.coef)
         bands.append(band.conf_int)

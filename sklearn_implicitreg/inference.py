@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
+from sklearn_implicitreg.bounds import trajectory_bound
 from sklearn_implicitreg.solve import Solution, Spectrum, decompose
 from sklearn_implicitreg.system import Array, GradientSystem
 from sklearn_implicitreg.verdict import VERDICTS, Verdict, judge
@@ -18,6 +19,7 @@ __all__ = [
     "VERDICTS",
     "infer",
     "judge",
+    "packaged",
     "trajectory_bound",
 ]
 
@@ -45,13 +47,15 @@ class Inference:
     confidence_level : float
         Probability that the intervals are made for.
     covariance : str
-        What was used: "ols", "hc3" or "cluster".
+        What was used: "ols", "hc3", "cluster", "bootstrap" or "none".
     description : str
         One sentence on it, with the reason where "auto" fell back.
     log_likelihood, aic, bic : float
         Of the regression with Gaussian errors of one variance, whatever the covariance. The
-        criteria count the coefficients in use, not the variance, as statsmodels does. A residual
-        of exactly zero has an infinite likelihood.
+        criteria count the coefficients in use, not the variance, as statsmodels does. An exact
+        fit has an infinite likelihood, and criteria of minus infinity.
+    exact : bool
+        Whether what is left of the target is zero to rounding.
     """
 
     cov: Array
@@ -66,6 +70,26 @@ class Inference:
     log_likelihood: float
     aic: float
     bic: float
+    exact: bool = False
+
+    def at_rounding(self, solution: Solution, rounding: float) -> Inference:
+        """The same, as that of an exact fit where the residual is one of rounding.
+
+        Parameters
+        ----------
+        solution : Solution
+            What the standard errors are of.
+        rounding : float
+            Norm up to which the target is zero. Rounding of the columns comes beside.
+
+        Returns
+        -------
+        Inference
+        """
+        size = max(10 * solution.eps * solution.tss**0.5, rounding)
+        if solution.rss**0.5 > size:
+            return self
+        return replace(self, log_likelihood=np.inf, aic=-np.inf, bic=-np.inf, exact=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +179,7 @@ def infer(
     if m <= k or not len(known):
         reason = f"{m} equations for {k} coefficients" if m <= k else "no coefficient above zero"
         kind = "ols" if kind == "auto" else kind
-        return _package(
+        return packaged(
             solution,
             np.empty((0, 0)),
             known[:0],
@@ -175,90 +199,7 @@ def infer(
         solution.eps,
     )
     cov, df, kind, description = _covariance(fit, kind)
-    return _package(solution, cov, known, df, confidence_level, kind, description)
-
-
-def trajectory_bound(  # noqa: PLR0913
-    n_steps: int,
-    *,
-    variation: float,
-    increment: float,
-    alpha: float = 0.05,
-    log_covering: float = 0.0,
-    radius: float = 0.0,
-    noise: float = 0.0,
-    fixed_target: bool = True,
-) -> float:
-    r"""Bound on what noise along one path costs the penalty that was fitted to it.
-
-    With targets :math:`Y_t` of mean :math:`m_t` given the past and noise
-    :math:`\xi_t = Y_t - m_t`, let E be the mean over T steps of
-    :math:`\|m_t - \nabla R(\theta_t)\|^2_{W_t}`, and ``R^`` the penalty of a class that fits the
-    targets best. With probability at least ``1 - alpha``, E of ``R^`` is above E of a penalty
-    ``R*`` of the class by at most
-
-    .. math::
-        \tfrac1T \Big[\sqrt{2 v (N + \log\tfrac1\alpha)}
-        + \tfrac b3 (N + \log\tfrac1\alpha)\Big]
-        + 2 \epsilon \tfrac1T \sum_t \|W_t \xi_t\| .
-
-    R* must be fixed in advance, such as the penalty that was put in on purpose. The minimizer of
-    E itself is read off the whole path: then pairs of penalties are covered, by 2N, and the last
-    term counts twice.
-
-    Parameters
-    ----------
-    n_steps : int
-        Steps of the path, T.
-    variation : float
-        v: no penalty of the class has a sum over the steps of the variances, given the past, of
-        ``D_t = 2 <W xi_t, grad R - grad R*>`` above it.
-    increment : float
-        b: no ``|D_t|`` is above it.
-    alpha : float, default=0.05
-        Probability that the bound may fail with.
-    log_covering : float, default=0.0
-        N: logarithm of the number of penalties that come within ``radius`` of all of the class,
-        by their gradients at every step; 0 for a class of one.
-    radius : float, default=0.0
-        epsilon; 0 for a finite class.
-    noise : float, default=0.0
-        Mean over the steps of the norm of ``W xi_t``.
-    fixed_target : bool, default=True
-        Whether R* was fixed in advance.
-
-    Returns
-    -------
-    bound : float
-
-    Raises
-    ------
-    ValueError
-        For a number that is out of its range.
-
-    References
-    ----------
-    Rudoler, Tan, Hooker, Kording (2026), Theorem 3; Freedman (1975), On tail probabilities for
-    martingales.
-
-    Examples
-    --------
-    >>> round(trajectory_bound(100, variation=4.0, increment=0.5), 4)
-    0.0539
-    >>> round(trajectory_bound(100, variation=4.0, increment=0.5, log_covering=3.0), 4)
-    0.0793
-    """
-    sizes = (variation, increment, log_covering, radius, noise)
-    if n_steps < 1 or not 0 < alpha < 1 or not all(0 <= size < np.inf for size in sizes):
-        raise ValueError(
-            "Expected n_steps >= 1, 0 < alpha < 1 and finite numbers >= 0, got "
-            f"n_steps={n_steps}, alpha={alpha}, variation={variation}, increment={increment}, "
-            f"log_covering={log_covering}, radius={radius}, noise={noise}."
-        )
-    covered = 1 if fixed_target else 2  # penalties at a time
-    exponent = covered * log_covering + np.log(1 / alpha)
-    sums = np.sqrt(2 * variation * exponent) + increment / 3 * exponent
-    return float(sums / n_steps + covered * 2 * radius * noise)
+    return packaged(solution, cov, known, df, confidence_level, kind, description)
 
 
 def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
@@ -341,7 +282,7 @@ _DESCRIPTIONS = {
 }
 
 
-def _package(
+def packaged(
     solution: Solution,
     cov: Array,
     known: np.ndarray[tuple[int], np.dtype[np.intp]],
@@ -350,7 +291,27 @@ def _package(
     kind: str,
     description: str,
 ) -> Inference:
-    """All statistics of a covariance; NaN for coefficients that are not determined."""
+    """All statistics of a covariance; NaN for coefficients that are not determined.
+
+    Parameters
+    ----------
+    solution : Solution
+        The coefficients.
+    cov : ndarray of shape (n, n)
+        Covariance of some of them.
+    known : ndarray of shape (n,)
+        Which these are.
+    df : float
+        Degrees of freedom; NaN without a covariance.
+    level : float
+        Of the intervals.
+    kind, description : str
+        Name of the covariance, and a sentence on it.
+
+    Returns
+    -------
+    Inference
+    """
     k = solution.n_terms
     full = np.full((k, k), np.nan)
     full[np.ix_(known, known)] = cov

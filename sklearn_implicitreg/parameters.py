@@ -12,7 +12,7 @@ import numpy as np
 
 from sklearn_implicitreg.penalties import Fixed, Penalty, penalty_with_terms
 
-__all__ = ["check_parameters", "check_structured", "penalty_of"]
+__all__ = ["check_parameters", "check_precomputed", "check_structured", "penalty_of"]
 
 
 def check_parameters(estimator: Any) -> None:
@@ -57,13 +57,30 @@ def check_parameters(estimator: Any) -> None:
 
 def check_structured(estimator: Any, family: Any) -> None:
     """Refuse parameters that speak of terms, beside a family without any."""
-    given = {"group_by": None, "known": None, "positive": False}
-    set_ = [name for name, default in given.items() if getattr(estimator, name) != default]
-    if set_:
+    defaults = {"group_by": None, "known": None, "positive": False, "covariance": "auto"}
+    given = _not_default(estimator, defaults)
+    if given:
         raise ValueError(
-            f"Expected {', '.join(set_)} left at the default with {family!r}, which has no terms; "
+            f"Expected {given} left at the default with {family!r}, which has no terms; "
             "a structured family has parameters of its own."
         )
+
+
+def check_precomputed(estimator: Any) -> None:
+    """Refuse parameters that speak of a model, beside equations that were given as arrays."""
+    defaults = {"family": "l2", "mode": "endpoint"}
+    none = dict.fromkeys(("trajectory", "group_by", "known"))
+    given = _not_default(estimator, defaults | none)
+    if given:
+        raise ValueError(
+            f"Expected {given} left at the default with model='precomputed': the columns of X are "
+            "the family, and what is known belongs into y."
+        )
+
+
+def _not_default(estimator: Any, defaults: Mapping[str, Any]) -> str:
+    """Names of the parameters that are not at these defaults."""
+    return ", ".join(n for n, default in defaults.items() if getattr(estimator, n) != default)
 
 
 def penalty_of(

@@ -59,9 +59,16 @@ def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajec
     ------
     ValueError
         If it is one of another model.
+    TypeError
+        If it is neither a path nor a probe.
     """
     path: Trajectory = trajectory
     if not isinstance(trajectory, Trajectory):
+        if isinstance(trajectory, type) or not hasattr(trajectory, "run"):
+            raise TypeError(
+                "Expected trajectory to be a Trajectory, such as the `trajectory` of a recorder, "
+                f"or a probe, such as ContinueTraining(...), got {trajectory!r}."
+            )
         path = trajectory.run(model, data, problem.whole())
     missing = [name for name in problem.params if name not in path.names]
     if missing:

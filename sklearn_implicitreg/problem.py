@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,21 @@ from torch import Tensor
 
 from sklearn_implicitreg.conventions import Convention
 
-__all__ = ["BlockGradient", "LossGradient", "Params", "Problem", "profiled", "select_params"]
+__all__ = [
+    "BlockGradient",
+    "LossGradient",
+    "Params",
+    "Problem",
+    "Sampling",
+    "profiled",
+    "select_params",
+]
 
 Params = dict[str, Tensor]
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 ParamsSpec = str | Callable[[str, Tensor], bool]
+Sampling = Literal["data sets", "resamples", "one data set"]  # what several endpoints are of
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,11 @@ class Problem(ABC):
     def n_rows(self) -> int | None:
         """Number of rows; None for a stream."""
         return None
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether the loss is known at other weights, as the steps of a path need it."""
+        return False
 
     def at(self, params: Params) -> Problem:
         """The same problem at other values of some parameters."""

@@ -19,6 +19,7 @@ __all__ = ["WaldTest", "wald", "wald_test"]
 
 # Eigenvalues of correlations up to it are zero to rounding.
 _SINGULAR = 1e-13
+_REPLICATED = ("cluster", "bootstrap")  # rank of the covariance: at most df
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
@@ -115,10 +116,10 @@ def wald_test(
             f"none ({inference.description})."
         )
     q = float(len(matrix))
-    if inference.covariance == "cluster" and q > inference.df:
+    if inference.covariance in _REPLICATED and q > inference.df:
         raise ValueError(
-            f"Expected at most {inference.df:g} restrictions, one less than the clusters, got "
-            f"{q:g}; test fewer, or fit with covariance='hc3'."
+            f"Expected at most {inference.df:g} restrictions, one less than the clusters or "
+            f"resamples, got {q:g}; test fewer, or fit with covariance='hc3'."
         )
     statistic, p_value = wald(matrix, matrix[:, used] @ coef[used] - target, inference)
     return WaldTest(texts, statistic, p_value, q, inference.df, inference.description)
@@ -159,7 +160,7 @@ def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float,
     q, df = len(matrix), inference.df
     used = np.flatnonzero((matrix != 0).any(axis=0))
     cov = inference.cov[np.ix_(used, used)]
-    too_few = inference.covariance == "cluster" and df < q
+    too_few = inference.covariance in _REPLICATED and df < q
     if too_few or not df > 0 or not np.isfinite(cov).all():
         return float("nan"), float("nan")
     # By a root of the correlations, so that neither units nor squares cost digits.
@@ -255,7 +256,7 @@ def _parsed(names: Sequence[str], text: str) -> list[tuple[Array, str]]:
         place = token.end()
     rows = []
     for equation in "".join(coded).split(","):
-        sides = [side.strip() for side in equation.split("=")]
+        sides = [side.strip() for side in equation.replace("==", "=").split("=")]
         sides += ["0"] * (len(sides) == 1)
         values = [_linear(side, names, text) for side in sides]
         for i in range(1, len(sides)):
@@ -276,12 +277,20 @@ def _tokens(names: Sequence[str]) -> re.Pattern[str]:
 def _linear(code: str, names: Sequence[str], text: str) -> Array:
     """Coefficients and constant of one side of an equation."""
     try:
-        return _value(ast.parse(code, mode="eval").body, len(names))
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = _value(ast.parse(code, mode="eval").body, len(names))
     except (SyntaxError, TypeError, ZeroDivisionError):
         raise ValueError(
             f"Expected a linear equation in {list(names)}, got {text!r}; write it as "
             f"'{names[0]} = 0'."
         ) from None
+    except OverflowError:
+        value = np.array([np.inf])
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"Expected numbers below 1.8e308 in a linear equation, got larger ones in {text!r}."
+        )
+    return value
 
 
 def _value(node: ast.expr, k: int) -> Array:

@@ -182,16 +182,22 @@ class FittedResult:
         Raises
         ------
         ValueError
-            If there is no gradient to explain, or the equations were lost (they are not pickled).
+            If there is no gradient to explain, the fit is exact, or the equations were lost
+            (they are not pickled).
         """
-        solution = self._fitted_result().solution
+        result = self._fitted_result()
+        if result.inference.exact:
+            raise ValueError(
+                "Expected a residual to see influence in, got an exact fit: what is left of every "
+                "equation is rounding."
+            )
         source = getattr(self, "best_estimator_", self)
         equations = getattr(source, "_equations", None)
         if equations is None:
             raise ValueError(
                 "influence needs the equations of the fit, which are not pickled; fit again."
             )
-        return influence(equations, solution, top)
+        return influence(equations, result.solution, top)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy table of the coefficients for programs.
@@ -317,11 +323,9 @@ def _regression_header(result: Result) -> list[tuple[str, str]]:
     kept = [i for i, name in enumerate(result.term_names) if name != NUISANCE]
     family = np.eye(solution.n_terms)[kept]
     statistic, p_value = wald(family, solution.coef[kept], inference)
-    # Below it, residuals are rounding errors, and so would be what they are compared with.
-    rounding = max(10 * solution.eps * solution.tss**0.5, _number(result.verdict, "rounding"))
-    exact = bool(np.isfinite(solution.coef).all()) and solution.rss**0.5 <= rounding
+    exact = inference.exact
     if exact:
-        statistic, p_value = np.inf, 0.0
+        statistic, p_value = np.inf, 0.0  # not what rounding errors are compared with
     criteria = {
         "Log-likelihood": inference.log_likelihood,
         "AIC": inference.aic,
@@ -337,13 +341,6 @@ def _regression_header(result: Result) -> list[tuple[str, str]]:
         *((name, "exact fit" if exact else f"{value:.2f}") for name, value in criteria.items()),
         ("Condition number", f"{solution.condition_number:.3g}"),
     ]
-
-
-def _number(verdict: Verdict, name: str) -> float:
-    """One of the numbers behind a verdict."""
-    value = verdict.details[name]
-    assert isinstance(value, float | int)
-    return float(value)
 
 
 def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
 
@@ -24,6 +26,7 @@ from sklearn_implicitreg.sharing import routing_enabled, weight_name
 __all__ = ["endpoints"]
 
 Weights = npt.NDArray[np.float64]
+Learned = npt.NDArray[Any]
 Sets = list[tuple[Data, Rows | None]]  # data, and which of their rows
 
 
@@ -57,8 +60,10 @@ def endpoints(  # noqa: PLR0913
     bootstrap : bool, default=True
         Draw n of the n rows with replacement. The first endpoint has every row once.
     weights : array-like of shape (n,), default=None
-        Probabilities by which rows are drawn, up to a factor. The endpoints are then trained
-        with importance weights ``1 / (n * probability)``, so that they speak of all rows alike.
+        Probabilities by which rows are drawn, above zero, up to a factor. The endpoints are then
+        trained with importance weights, in proportion to ``1 / probability``, so that they speak
+        of all rows alike. The total weight of every endpoint is that of all rows: a strength
+        that is divided by it stays the same.
     sample_weight : array-like of shape (n,), or sequence of these, default=None
         Weights of the rows.
     n_jobs : int or None, default=None
@@ -82,7 +87,9 @@ def endpoints(  # noqa: PLR0913
     Warns
     -----
     FitFailedWarning
-        Names the endpoints whose training failed; they are left out.
+        Names the endpoints whose training failed; they are left out. So are those that have
+        coefficients that are not finite, or other classes or shapes of coefficients than the
+        first, such as resamples without a rare class.
 
     See Also
     --------
@@ -112,6 +119,8 @@ def endpoints(  # noqa: PLR0913
         sets = _resamples(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
     else:
         sets = _data_sets(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
+        for data, _ in sets:
+            _check_lengths(data)
     if any(data.sample_weight is not None for data, _ in sets):
         weighted = "sample_weight" if routing_enabled() else weight_name(estimator)
         if weighted is None:
@@ -147,24 +156,29 @@ def _resamples(
     n = n_rows(data.X)
     if n < 1:
         raise ValueError("Expected at least 1 row to resample, got 0.")
-    weighted, share = data, None
+    _check_lengths(data)
+    share = None
     if weights is not None:
         share = _probabilities(weights, n)
-        with np.errstate(divide="ignore"):  # rows that are never drawn
-            importance = 1 / (n * share)
-        base = 1.0 if data.sample_weight is None else np.asarray(data.sample_weight, dtype=float)
-        weighted = Data(data.X, data.y, importance * base)
-        data = Data(data.X, data.y, np.ones(n) * base)
+        base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
+        data = replace(data, sample_weight=base)
     draws = [rng.choice(n, size=n, p=share) for _ in range(n_endpoints - 1)]
-    return [(data, None), *((weighted, rows) for rows in draws)]
+    if share is None:
+        return [(data, None), *((data, rows) for rows in draws)]
+    importance = base / share
+    scales = [base.sum() / importance[rows].sum() for rows in draws]
+    weighted = [replace(data, sample_weight=scale * importance) for scale in scales]
+    return [(data, None), *zip(weighted, draws, strict=True)]
 
 
 def _probabilities(weights: npt.ArrayLike, n: int) -> Weights:
     share = np.asarray(weights, dtype=np.float64)
-    if share.shape != (n,) or not np.isfinite(share).all() or (share < 0).any() or not share.any():
+    if share.shape != (n,) or not np.isfinite(share).all() or not (share > 0).all():
         raise ValueError(
-            f"Expected weights of shape ({n},), finite, at or above zero and not all zero, got "
-            f"shape {share.shape}; they are the probabilities by which rows are drawn."
+            f"Expected weights of shape ({n},), finite and above zero, got shape {share.shape} "
+            f"with a smallest of {share.min(initial=np.inf):g}: they are the probabilities by "
+            "which rows are drawn, and a row that is never drawn cannot be weighted back. Leave "
+            "such rows out."
         )
     normed: Weights = share / share.sum()
     return normed
@@ -212,6 +226,17 @@ def _drawn(
     return [(Data(*own), None) for own in drawn]
 
 
+def _check_lengths(data: Data) -> None:
+    """Refuse targets and weights that are not one for each row."""
+    n = n_rows(data.X)
+    for name, values in (("y", data.y), ("sample_weight", data.sample_weight)):
+        if values is not None and n_rows(values) != n:
+            raise ValueError(
+                f"Expected {name} to have one entry for each of the {n} rows of X, got "
+                f"{n_rows(values)}."
+            )
+
+
 def _trained(template: Any, data: Data, rows: Rows | None, weighted: str | None, seed: int) -> Any:
     """A clone trained on some rows, or a sentence on why it failed."""
     model = clone(template)
@@ -235,12 +260,17 @@ def _trained(template: Any, data: Data, rows: Rows | None, weighted: str | None,
 def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
     """Trained endpoints; those that failed are named and counted."""
     found, failures = EndpointList(), {}
+    like: dict[str, Learned] = {}
     for i, ((data, rows), outcome) in enumerate(zip(sets, outcomes, strict=True)):
-        if isinstance(outcome, str):
-            failures[i] = outcome
+        failure = outcome
+        if not isinstance(outcome, str):
+            learned = _learned(outcome)
+            failure = _unlike(learned, like)
+        if failure:
+            failures[i] = failure
         else:
-            own = Endpoint(outcome, data.X, data.y, data.sample_weight, rows=rows)
-            found.append(own)
+            like = like or learned
+            found.append(Endpoint(outcome, data.X, data.y, data.sample_weight, rows=rows))
     if failures:
         reasons = "; ".join(f"endpoint {i}: {reason}" for i, reason in list(failures.items())[:5])
         text = f"{len(failures)} of {len(sets)} endpoints failed and are left out: {reasons}"
@@ -249,3 +279,34 @@ def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
         warnings.warn(text, FitFailedWarning, stacklevel=3)
     found.n_failed_ = len(failures)
     return found
+
+
+def _learned(model: Any) -> dict[str, Learned]:
+    """Coefficients and classes of a trained model, of the one inside of a container."""
+    inner = model[-1] if isinstance(model, Pipeline) else model
+    for name in ("best_estimator_", "regressor_"):
+        inner = getattr(inner, name, inner)
+    if inner is not model:
+        return _learned(inner)
+    found = {name: getattr(model, name, None) for name in ("classes_", "coef_", "intercept_")}
+    for name in ("coefs_", "intercepts_"):
+        found |= {f"{name}[{i}]": own for i, own in enumerate(getattr(model, name, ()))}
+    module = getattr(model, "module_", None)
+    if isinstance(module, torch.nn.Module):
+        found |= {name: own.detach().double().cpu() for name, own in module.named_parameters()}
+    return {name: np.asarray(own) for name, own in found.items() if own is not None}
+
+
+def _unlike(learned: Mapping[str, Learned], like: Mapping[str, Learned]) -> str:
+    """Why a model cannot stand beside the first one, or nothing."""
+    for name, own in learned.items():
+        if own.dtype.kind in "fc" and not np.isfinite(own).all():
+            return f"{name} is not finite"
+        first = like.get(name)
+        if first is None:
+            continue
+        if name == "classes_" and not np.array_equal(own, first):
+            return f"classes_ are {own.tolist()}, of the first endpoint {first.tolist()}"
+        if own.shape != first.shape:
+            return f"{name} has shape {own.shape}, of the first endpoint {first.shape}"
+    return ""

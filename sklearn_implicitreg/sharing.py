@@ -170,6 +170,11 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
     def _train(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """The trained model: as given, or a clone of the template fitted on these rows."""
         model = self.model
+        if model is None:
+            raise TypeError(
+                "Expected a list of at least one Endpoint as X where model is None, got "
+                f"{type(X).__name__}; give the trained model, or its Endpoint."
+            )
         if isinstance(model, type):
             raise TypeError(
                 f"Expected a trained model instance, got the class {model.__name__}; create and "

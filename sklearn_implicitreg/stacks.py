@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from sklearn_implicitreg.assembly import Equations, Inequalities, check_count, explained
 from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.problem import LossGradient, Problem
+from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.solve import Solution
 from sklearn_implicitreg.system import Array, GradientSystem, merge
@@ -29,11 +29,14 @@ class StackedEquations:
     ----------
     parts : tuple of Equations
         One for each place, all of the same terms.
+    sampling : {"data sets", "resamples", "one data set"}
+        Whether the places are independent, draws from the same rows, or on the same rows.
     """
 
     place: ClassVar[str] = "endpoint"
 
     parts: tuple[Equations, ...]
+    sampling: Sampling = field(default="data sets", kw_only=True)
 
     @property
     def problem(self) -> Problem:
@@ -58,7 +61,7 @@ class StackedEquations:
             counts=tuple(system.n_equations for system in systems),
             hc3_meat=self._meat if again else None,
         )
-        check_count(system)
+        check_count(system, self.parts)
         return system
 
     def tested(self, solution: Solution) -> Inequalities | None:
@@ -115,12 +118,15 @@ class EndpointTargets:
         The trained models, with parameters of the same names and shapes.
     verbose : int
         Whether to show how many gradients were taken.
+    sampling : {"data sets", "resamples", "one data set"}
+        What the endpoints are of, as in :class:`StackedEquations`.
     """
 
     place: ClassVar[str] = StackedEquations.place
 
     problems: tuple[Problem, ...]
     verbose: int = 0
+    sampling: Sampling = "data sets"
 
     @property
     def problem(self) -> Problem:
@@ -141,4 +147,5 @@ class EndpointTargets:
     def stacked(self, penalty: Penalty) -> StackedEquations:
         """Equations of a penalty, clustered by endpoint also where there is only one."""
         pairs = zip(self.problems, self.gradients, strict=True)
-        return StackedEquations(tuple(Equations.of(p, penalty, g) for p, g in pairs))
+        parts = tuple(Equations.of(p, penalty, g) for p, g in pairs)
+        return StackedEquations(parts, sampling=self.sampling)

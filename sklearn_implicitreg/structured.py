@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 
 from sklearn_implicitreg.facts import Facts
-from sklearn_implicitreg.penalties import EarlyStopping, Structured, StructuredSolution
+from sklearn_implicitreg.penalties import Structured, StructuredSolution
 from sklearn_implicitreg.problem import LossGradient, Problem
 from sklearn_implicitreg.report import Summary
 from sklearn_implicitreg.solve import Solution
 from sklearn_implicitreg.stacks import EndpointTargets
 from sklearn_implicitreg.system import Array
-from sklearn_implicitreg.verdict import Verdict, judge
+from sklearn_implicitreg.verdict import Verdict, cause_at, judge
 from sklearn_implicitreg.windows import PathTargets
 
 __all__ = ["StructuredResult", "fit_structured", "flattened"]
@@ -34,7 +35,7 @@ class StructuredResult:
     cosine: float
     verdict: Verdict
     facts: Facts
-    own_to_endpoint: bool  # whether the penalty is that of the first endpoint alone
+    solver: Structured
 
     def r2_at(self, targets: EndpointTargets) -> float:
         """Plain R2 of the penalty at other endpoints; 0 where their gradients are zero.
@@ -42,14 +43,9 @@ class StructuredResult:
         Raises
         ------
         ValueError
-            If the penalty depends on the data of an endpoint, or on other parameters.
+            If every endpoint has a penalty of its own, or one depends on other parameters.
         """
         penalty = self.solution.penalty
-        if self.own_to_endpoint:
-            raise ValueError(
-                f"Expected a penalty that all endpoints share, got {self.family}, whose penalty "
-                "depends on the data of each; fit again on these endpoints."
-            )
         shapes = {name: tuple(t.shape) for name, t in targets.problem.params.items()}
         if shapes != dict(penalty.shapes):
             raise ValueError(
@@ -59,7 +55,8 @@ class StructuredResult:
         size = float(np.linalg.norm(minus))
         if size <= _rounding(targets):
             return 0.0
-        return 1.0 - (float(np.linalg.norm(minus - penalty.gradient(thetas))) / size) ** 2
+        fitted = self.solver.gradients_at(self.solution, thetas, targets.problems)
+        return 1.0 - (float(np.linalg.norm(minus - fitted)) / size) ** 2
 
     def summary(self) -> Summary:
         """Table of the first coefficients, and what the whole penalty is like."""
@@ -82,7 +79,9 @@ class StructuredResult:
         notes = _sentences([self.verdict.sentence])
         if k > _SHOWN:
             notes.append(f"The first {_SHOWN} of {k} coefficients; to_frame() has all.")
-        notes += [self._size(), *_sentences(found.notes), *self.facts.notes]
+        if not np.isnan(found.coef).all():  # else there was no gradient to explain
+            notes += [self._size(), *_sentences(found.notes)]
+        notes += self.facts.notes
         return Summary("Implicit regularization", header, table, notes)
 
     def frame(self) -> pd.DataFrame:
@@ -129,7 +128,9 @@ class StructuredResult:
         )
 
 
-def fit_structured(family: Structured, targets: EndpointTargets | PathTargets) -> StructuredResult:
+def fit_structured(
+    family: Structured, targets: EndpointTargets | PathTargets, confidence_level: float = 0.95
+) -> StructuredResult:
     """Fit of a structured family at endpoints, or at the mean iterates of windows.
 
     The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
@@ -147,22 +148,27 @@ def fit_structured(family: Structured, targets: EndpointTargets | PathTargets) -
             f"{at_bound}: they give inequalities; fit a family with terms."
         )
     thetas, minus = flattened(problems, gradients)
-    found = family.solve(thetas, minus, problems)
+    sampling = targets.sampling if isinstance(targets, EndpointTargets) else "data sets"
+    found = family.solve(
+        thetas, minus, problems, confidence_level=confidence_level, sampling=sampling
+    )
     size, fit = float(np.linalg.norm(minus)), float(np.linalg.norm(found.fitted))
     away = float(np.linalg.norm(minus - found.fitted))
     rounding = _rounding(targets)
     signal = size > rounding
     shortfall = (away / size) ** 2 if signal else 1.0
     cosine = float((minus * found.fitted).sum()) / (size * fit) if signal and fit else 0.0
-    verdict = _judged(found, size, shortfall, rounding, sum(g.n_kinks for g in gradients))
+    cause = cause_at(has_paths=problems[0].has_paths)
+    n_kinks = sum(g.n_kinks for g in gradients)
+    verdict = _judged(found, size, shortfall, rounding, n_kinks, cause)
     if not signal:
         nothing = replace(found.penalty, coefficients=np.zeros_like(found.penalty.coefficients))
-        blank = np.full_like(found.coef, np.nan)
+        blank = np.full(len(found.coef), np.nan)
         bounds = None if found.conf_int is None else np.column_stack([blank, blank])
-        found = replace(found, coef=blank, conf_int=bounds, penalty=nothing)
+        found = replace(found, coef=blank, conf_int=bounds, penalty=nothing, notes=())
     slim = replace(found, fitted=found.fitted[:, :0])  # p x M numbers are not kept
     facts = Facts.at(problems, gradients, targets.place)
-    own = isinstance(family, EarlyStopping)
+    own = clone(family)  # as it was, whatever becomes of the user's
     return StructuredResult(repr(family), slim, 1 - shortfall, cosine, verdict, facts, own)
 
 
@@ -191,7 +197,12 @@ def flattened(
 
 
 def _judged(
-    found: StructuredSolution, size: float, shortfall: float, rounding: float, n_kinks: int
+    found: StructuredSolution,
+    size: float,
+    shortfall: float,
+    rounding: float,
+    n_kinks: int,
+    cause: str,
 ) -> Verdict:
     """The verdict of a regression, but whether the unknowns are identified by their rank."""
     k = found.n_unknowns
@@ -210,7 +221,14 @@ def _judged(
         n_equations=found.n_equations,
         eps=float(np.finfo(np.float64).eps),
     )
-    verdict = judge(stand_in, (), rounding=rounding, n_kinks=n_kinks)
+    verdict = judge(stand_in, (), rounding=rounding, n_kinks=n_kinks, cause=cause)
+    if size > rounding and np.isinf(found.coef).all():
+        return replace(
+            verdict,
+            label="out of family",
+            sentence="no finite member of the family is better than no penalty: it does not lead "
+            "to these weights.",
+        )
     if verdict.label != "not identifiable":
         return verdict
     shown = [*found.dependent[:_SHOWN], *(["..."] if len(found.dependent) > _SHOWN else [])]

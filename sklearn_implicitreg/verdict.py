@@ -10,7 +10,7 @@ from scipy import stats
 
 from sklearn_implicitreg.solve import Solution
 
-__all__ = ["VERDICTS", "Verdict", "judge"]
+__all__ = ["VERDICTS", "Verdict", "cause_at", "is_explained", "judge", "rounding_of"]
 
 VERDICTS = (
     "no signal",
@@ -24,9 +24,14 @@ VERDICTS = (
 _SUPPORTED = 0.01
 _PARTIAL = 0.1
 _MAX_NOISE = 0.1
-_NOISE_OR_TERM = (
+_NOISE_OR_TERM = "a missing term, or training that had not ended"
+_ON_PATH = "a missing term"
+_RECORD_IT = (
     "training noise or a missing term. Record the path, or let trajectory.ContinueTraining make "
     "one, and give it as trajectory="
+)
+_THEY_DIFFER = (
+    "the coefficients of the endpoints differ (coef_path_), each of which is explained by its own"
 )
 
 
@@ -64,6 +69,7 @@ def judge(  # noqa: PLR0913
     noise_share: float = 0.0,
     evidence: str = "",
     agreement: str = "",
+    cause: str = _NOISE_OR_TERM,
     on_path: bool = False,
     insignificant: str | None = None,
     n_violated: int = 0,
@@ -101,6 +107,8 @@ def judge(  # noqa: PLR0913
         Sentence that shows that the weights are no endpoint.
     agreement : str
         Sentence of a path that bears the endpoint out.
+    cause : str
+        What may be behind a part that is left over, see :func:`cause_at`.
     on_path : bool
         Whether the equations are those of a path.
     insignificant : str or None
@@ -146,11 +154,42 @@ def judge(  # noqa: PLR0913
             n_kinks,
             noise,
             n_violated,
-            on_path=on_path or bool(agreement),
+            cause=_ON_PATH if on_path or agreement else cause,
         )
     )
     sentence = f"{verdict.sentence} {agreement}".rstrip()
     return Verdict(verdict.label, sentence, {**base, **verdict.details})
+
+
+def rounding_of(verdict: Verdict) -> float:
+    """Norm up to which the target of a verdict is zero."""
+    value = verdict.details["rounding"]
+    assert isinstance(value, float | int)
+    return float(value)
+
+
+def is_explained(solution: Solution) -> bool:
+    """Whether R2 is that of a supported family, in more equations than coefficients."""
+    return solution.n_equations > solution.n_terms and solution.shortfall <= _SUPPORTED
+
+
+def cause_at(*, has_paths: bool, each_explained: bool = False) -> str:
+    """What may be behind a part that is left over, and what to do.
+
+    Parameters
+    ----------
+    has_paths : bool
+        Whether a path of the model can be recorded.
+    each_explained : bool
+        Whether there are several endpoints, and coefficients of their own explain each of them.
+
+    Returns
+    -------
+    str
+    """
+    if each_explained:
+        return _THEY_DIFFER
+    return _RECORD_IT if has_paths else _NOISE_OR_TERM
 
 
 def _no_signal(solution: Solution, rounding: float, insignificant: str | None) -> Verdict | None:
@@ -215,7 +254,7 @@ def _not_identifiable(
 
 
 def _explained(
-    solution: Solution, n_kinks: int, noise: float, n_violated: int, *, on_path: bool
+    solution: Solution, n_kinks: int, noise: float, n_violated: int, *, cause: str
 ) -> Verdict:
     """Rules 4 to 6: by how much of the target the columns explain."""
     m, k, r2 = solution.n_equations, solution.n_terms, solution.r2
@@ -233,8 +272,7 @@ def _explained(
         sentence = f"{found} is below {_PARTIAL}: these terms do not explain the gradient."
     elif solution.shortfall > bound:
         label = "partial"
-        why = "a missing term" if on_path else _NOISE_OR_TERM
-        sentence = f"{found}, {gap} is above {bound:.3g}: {why}."
+        sentence = f"{found}, {gap} is above {bound:.3g}: {cause}."
     elif noise > _MAX_NOISE:
         label = "partial"
         sentence = f"{found}, but {noise:.3g} of the target is noise, more than {_MAX_NOISE}."

@@ -18,7 +18,7 @@ IDS = [str(path.relative_to(ROOT)) for path in MODULES]
 
 # Bottom to top; a module may import from lines above its own (and, in a package, from siblings).
 LAYERS = [
-    {"exceptions", "frozen", "linear_model", "progress"},
+    {"bounds", "exceptions", "frozen", "linear_model", "progress"},
     {"conventions", "sharing"},
     {"matrix_solve", "problem", "system"},
     {"theory"},
@@ -32,7 +32,7 @@ LAYERS = [
     {"recorded"},
     {"verdict"},
     {"inference"},
-    {"restrictions"},
+    {"resampling", "restrictions"},
     {"report"},
     {"closed_form", "comparison", "datasets", "endpoint", "facts", "parameters", "precomputed"},
     {"paths", "retraining", "structured"},

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
-from sklearn.linear_model import Lasso, LinearRegression
+from sklearn.linear_model import Lasso, LinearRegression, MultiTaskLasso
 from torch import nn
 
+from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.assembly import Equations, explained
 from sklearn_implicitreg.penalties import L1, L2, L21, Power, SmoothL1, as_penalty
@@ -291,7 +292,7 @@ class TestCounts:
 
     def test_all_coordinates_at_kinks(self):
         own = equations("l1", linear([[0.0, 0.0, 0.0]], 0.0), params="auto")
-        with pytest.raises(ValueError, match="got 0 equations for the 1 coefficients"):
+        with pytest.raises(ValueError, match="got all 3 at one, .* known is l1 >= "):
             _ = own.system
 
     def test_as_many_as_equations(self):
@@ -303,3 +304,35 @@ class TestCounts:
         assert own.columns.term_names == ("l2[0]",)
         assert own.system.n_equations == 21
         assert not own.columns.design("2.weight").any()
+
+
+@pytest.mark.parametrize("family", ["l1", "l2+l1"])
+def test_all_weights_at_the_kink_bound_the_coefficient(family):
+    """Lasso stays at zero from alpha = max |X'(y - mean)| / n on; coef is twice alpha."""
+    X, y = load_diabetes(return_X_y=True)
+    bound = 2 * np.abs(X.T @ (y - y.mean())).max() / len(y)
+    model = Lasso(1e3).fit(X, y)
+    est = ImplicitRegularizationEstimator(model, family=family)
+    with pytest.raises(ValueError, match="all 10 at one, where they give inequal") as caught:
+        est.fit(X, y)
+    assert f"all that is known is l1 >= {bound:.6g}" in str(caught.value)
+    with pytest.raises(ValueError, match=f"l1 >= {bound:.6g}"):
+        ImplicitRegularizationEstimator(None, family=family).fit([Endpoint(model, X, y)] * 2)
+
+
+def test_all_groups_at_the_kink_bound_the_coefficient():
+    X, y = load_diabetes(return_X_y=True)
+    both = np.column_stack([y, X[:, 0] * 30 + y])
+    model = MultiTaskLasso(1e3).fit(X, both)
+    grad = 2 * X.T @ (both - both.mean(0)) / len(y)
+    bound = np.linalg.norm(grad, axis=1).max()
+    with pytest.raises(ValueError, match="all 20 at one") as caught:
+        ImplicitRegularizationEstimator(model, family="l21").fit(X, both)
+    assert f"l21 >= {bound:.6g}" in str(caught.value)
+
+
+def test_weights_at_bounds_are_told():
+    X, y = load_diabetes(return_X_y=True)
+    model = Lasso(1e3, positive=True).fit(X, y)
+    with pytest.raises(ValueError, match="no coefficient is known"):
+        ImplicitRegularizationEstimator(model, family="l2").fit(X, y)

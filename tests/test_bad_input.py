@@ -97,7 +97,7 @@ MODELS = {
         "Expected a trained model instance, got the class Ridge; create and train it first",
     ),
     "function": ((lambda: len, MSE, X, Y, None), TypeError, "Expected a trained nn.Module.*got <b"),
-    "None": ((lambda: None, MSE, X, Y, None), TypeError, "Expected a trained nn.Module.*got None"),
+    "None": ((lambda: None, MSE, X, Y, None), TypeError, "one Endpoint as X where model is None"),
     "name": ((lambda: "ridge", {}, X, Y, None), TypeError, "or 'precomputed', got 'ridge'"),
     "lazy-module": (
         (lambda: nn.LazyLinear(1), MSE, X, Y, None),

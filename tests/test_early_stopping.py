@@ -161,7 +161,8 @@ def test_is_the_global_minimum(n_endpoints):
 
 def test_interval_by_misfit():
     thetas, targets, problems = noisy(1)
-    found = EarlyStopping(lr=0.05, confidence_level=0.9).solve(thetas, targets, problems)
+    family = EarlyStopping(lr=0.05)
+    found = family.solve(thetas, targets, problems, confidence_level=0.9)
     step, log_t = 1e-4, np.log(found.coef[0])
     s, vectors = np.linalg.eigh(problems[0].hessian() / 2)
 
@@ -188,7 +189,27 @@ def test_interval_by_leaving_out_endpoints():
     spread = np.sqrt(29 / 30 * np.square(without - np.log(found.coef)).sum())
     half = student_t.ppf(0.975, 29) * spread
     assert_allclose(np.diff(np.log(found.conf_int[0])) / 2, [half], rtol=0.05)
-    assert "resampling" in found.notes[0]
+    assert "other data sets" in found.notes[0]
+
+
+def test_interval_of_resamples_is_their_spread():
+    thetas, targets, problems = noisy(30)
+    family = EarlyStopping(lr=0.05)
+    found = family.solve(thetas, targets, problems, sampling="resamples", confidence_level=0.9)
+    alone = EarlyStopping(lr=0.05, shared=False).solve(thetas, targets, problems).coef
+    half = student_t.ppf(0.95, 29) * np.std(np.log(alone), ddof=1)
+    assert_allclose(np.diff(np.log(found.conf_int[0])) / 2, [half], rtol=1e-9)
+    assert_allclose(found.coef, family.solve(thetas, targets, problems).coef)
+    assert "resample" in found.notes[0]
+
+
+def test_interval_of_one_data_set_is_that_of_the_misfit():
+    thetas, targets, problems = noisy(6)
+    found = EarlyStopping(lr=0.05).solve(thetas, targets, problems, sampling="one data set")
+    others = EarlyStopping(lr=0.05).solve(thetas, targets, problems)
+    assert "misfit" in found.notes[0]
+    assert not np.allclose(found.conf_int, others.conf_int, rtol=1e-3)
+    assert_allclose(found.coef, others.coef)
 
 
 @pytest.mark.parametrize("n_endpoints", [1, 6])

@@ -12,11 +12,20 @@ import torch
 from cases import X_DIABETES as X
 from cases import Y_DIABETES as Y
 from scipy.linalg import lstsq
+from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.datasets import make_regression
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDRegressor
+from sklearn.linear_model import (
+    ElasticNet,
+    Lasso,
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+    SGDRegressor,
+)
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -31,6 +40,7 @@ from sklearn_implicitreg import (
     endpoints,
     equations,
 )
+from sklearn_implicitreg.trajectory import GradientDescentProbe
 
 N, P = X.shape
 ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0)
@@ -171,6 +181,31 @@ def test_units_of_endpoints_of_different_sizes_are_refused():
     for convert in (est.in_model_units, est.explicit_estimator):
         with pytest.raises(ValueError, match="Expected endpoints of one number of rows"):
             convert()
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "params"),
+    [
+        (Lasso(0.2), "l1", {"alpha": 0.2}),
+        (ElasticNet(0.2, l1_ratio=0.3), "l2+l1", {"alpha": 0.2, "l1_ratio": 0.3}),
+        (PoissonRegressor(alpha=0.2, tol=1e-8), "l2", {"alpha": 0.2}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_units_that_do_not_depend_on_rows_are_told_of_all_sizes(model, family, params):
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        inputs = rng.standard_normal((40 + 10 * seed, 4))
+        return inputs, np.exp(
+            inputs @ [0.5, -0.4, 0.3, 0.6] + 0.1 * rng.standard_normal(len(inputs))
+        )
+
+    tight = clone(model).set_params(tol=1e-10)
+    sets = [draw(seed) for seed in range(4)]
+    est = estimator(family=family).fit([Endpoint(clone(tight).fit(*d), *d) for d in sets])
+    found = est.in_model_units()
+    assert found == {key: pytest.approx(value, rel=1e-3) for key, value in params.items()}
+    assert est.explicit_estimator().alpha == found["alpha"]
 
 
 def test_results_are_pickled_without_data():
@@ -332,15 +367,16 @@ def test_importance_weights_and_their_effective_size():
     rng = np.random.RandomState(0)
     for i, own in enumerate(group[1:], 1):
         rows = rng.choice(N, size=N, p=share)
-        weight = 1 / (N * share[rows])
+        weight = 1 / share[rows]
+        weight *= N / weight.sum()  # the strength alpha / n is that of all rows
         np.testing.assert_allclose(own.sample_weight, weight, rtol=1e-14)
         size = weight.sum() ** 2 / (weight**2).sum()
         assert group.effective_sample_size_[i] == pytest.approx(size, rel=1e-12)
         expected = Ridge(2.0).fit(X[rows], Y[rows], sample_weight=weight)
         np.testing.assert_allclose(own.model.coef_, expected.coef_, rtol=1e-12)
     est = estimator().fit(group)
-    weights = [own.sample_weight.sum() for own in group]
-    np.testing.assert_allclose(est.coef_path_[:, 0], 2.0 / np.array(weights), rtol=1e-8)
+    np.testing.assert_allclose(est.coef_path_[:, 0], 2.0 / N, rtol=1e-8)
+    assert est.in_model_units()["alpha"] == pytest.approx(2.0, rel=1e-8)
 
 
 def test_importance_weights_are_unbiased():
@@ -405,6 +441,58 @@ def test_failed_resamples_are_named_and_left_out():
     assert caught[0].filename == __file__
 
 
+class Diverging(Fragile):
+    """Least squares that ends in NaN without the first row."""
+
+    def fit(self, X, y):
+        inner = LinearRegression().fit(X, y)
+        self.coef_, self.intercept_ = inner.coef_, inner.intercept_
+        if not (X == X_FIRST).all(axis=1).any():
+            self.coef_ = self.coef_ * np.nan
+        return self
+
+
+@pytest.mark.parametrize("container", [lambda m: m, lambda m: make_pipeline(StandardScaler(), m)])
+def test_a_rare_class_that_is_missing_is_a_failure(container):
+    codes = np.zeros(N, dtype=int)
+    codes[N // 2 :], codes[0] = 1, 2
+    template = container(LogisticRegression(max_iter=1000))
+    with pytest.warns(
+        FitFailedWarning, match=r"classes_ are \[0, 1\], of the first .* \[0, 1, 2\]"
+    ):
+        group = endpoints(template, X, codes, 8, random_state=0)
+    rng = np.random.RandomState(0)
+    missing = sum(0 not in rng.choice(N, size=N) for _ in range(7))
+    assert 0 < missing == group.n_failed_ == 8 - len(group)
+    est = estimator().fit(group)
+    note = f"{missing} further endpoints failed in training and are left out."
+    assert note in " ".join(str(est.summary()).split())
+    assert note in est.to_json()
+    assert group[1:].n_failed_ == missing and isinstance(group[1:], list)
+    assert isinstance(group[0], Endpoint)
+
+
+def test_coefficients_that_are_not_finite_are_a_failure():
+    with pytest.warns(FitFailedWarning, match="coef_ is not finite"):
+        group = endpoints(Diverging(), X, Y, 12, random_state=0)
+    assert group.n_failed_ == 12 - len(group) > 0
+    assert np.isfinite([own.model.coef_ for own in group]).all()
+
+
+def test_nets_that_diverge_are_a_failure():
+    net = NeuralNetRegressor(
+        nn.Linear,
+        module__in_features=P,
+        module__out_features=1,
+        lr=1e30,
+        max_epochs=3,
+        train_split=None,
+        verbose=0,
+    )
+    with pytest.raises(ValueError, match="2 of 2 endpoints failed .* weight is not finite"):
+        endpoints(net, X.astype(np.float32), Y[:, None].astype(np.float32), 2, random_state=0)
+
+
 def test_frames_sparse_rows_and_dicts_are_resampled():
     frame = pd.DataFrame(X, columns=[f"f{i}" for i in range(P)])
     group = endpoints(Ridge(2.0), frame, pd.Series(Y), 3, random_state=0)
@@ -459,11 +547,12 @@ def framed(columns):
         ([framed("ab"), framed("ba")], ValueError, r"got \['b', 'a'\] in endpoint 1"),
         ([OWN, X], TypeError, "a list of Endpoint alone, got ndarray among them"),
         (OWN, TypeError, r"pass \[endpoint\]"),
-        ([], TypeError, "Expected a trained"),
+        ([], TypeError, "a list of at least one Endpoint as X where model is None, got list"),
+        (X, TypeError, "a list of at least one Endpoint as X where model is None, got ndarray"),
         ([Endpoint(Ridge(), X, Y)], ValueError, "unfitted Ridge in endpoint 0"),
         ([Endpoint(3.0, X, Y)], TypeError, "got float"),
     ],
-    ids=["shapes", "names", "mixed", "single", "empty", "unfitted", "no-model"],
+    ids=["shapes", "names", "mixed", "single", "empty", "rows", "unfitted", "no-model"],
 )
 def test_wrong_lists_are_refused(data, error, words):
     with pytest.raises(error, match=words):
@@ -506,8 +595,16 @@ def test_different_classes_in_a_resample_are_told():
         ({"estimator": FrozenEstimator(RIDGE)}, TypeError, "can be cloned and trained"),
         ({"n_endpoints": 0}, ValueError, "Expected n_endpoints >= 1, got 0"),
         ({"weights": np.ones(3)}, ValueError, r"Expected weights of shape \(442,\)"),
-        ({"weights": -np.ones(N)}, ValueError, "at or above zero"),
+        ({"weights": -np.ones(N)}, ValueError, "finite and above zero"),
+        ({"weights": np.arange(N) > 0}, ValueError, "cannot be weighted back"),
         ({"X": X[:0]}, ValueError, "Expected at least 1 row to resample"),
+        ({"y": Y[:5]}, ValueError, "Expected y to have one entry for each of the 442 rows of X"),
+        ({"sample_weight": Y[:5]}, ValueError, "Expected sample_weight to have one entry"),
+        (
+            {"bootstrap": False, "X": [X] * 4, "y": [Y, Y, Y[:9], Y]},
+            ValueError,
+            "each of the 442 rows of X, got 9",
+        ),
         ({"X": lambda rng: (X, Y)}, ValueError, "pass bootstrap=False"),
         ({"bootstrap": False}, ValueError, "Expected X to be a list of 4 data sets"),
         ({"bootstrap": False, "X": [X] * 3}, ValueError, "list of 4 data sets .* got 3"),
@@ -523,3 +620,114 @@ def test_wrong_settings_are_refused(params, error, words):
     with warnings.catch_warnings(), pytest.raises(error, match=words):
         warnings.simplefilter("error")
         endpoints(**(given | params))
+
+
+# What the endpoints are of
+
+
+def spread_of(est):
+    return np.std(est.coef_path_, axis=0, ddof=1)
+
+
+@pytest.mark.parametrize("family", ["l2", "l2+l1"])
+def test_standard_errors_of_resamples_are_their_spread(family):
+    group = endpoints(Lasso(0.5), X, Y, 40, random_state=0)
+    est = estimator(family=family, confidence_level=0.9).fit(group)
+    np.testing.assert_allclose(est.std_err_, spread_of(est), rtol=1e-10)
+    half = student_t.ppf(0.95, 39) * est.std_err_
+    np.testing.assert_allclose(est.conf_int_[:, 1] - est.coef_, half, rtol=1e-10)
+    assert "standard deviation over 40 resamples" in " ".join(str(est.summary()).split())
+    # It is about the rows: more resamples do not make it go to zero.
+    more = estimator(family=family).fit(endpoints(Lasso(0.5), X, Y, 160, random_state=1))
+    np.testing.assert_allclose(more.std_err_, est.std_err_, rtol=0.4)
+
+
+def test_the_spread_of_resamples_is_that_of_new_data_sets():
+    """Bootstrap theory: the standard error estimates the deviation over the population."""
+    theta = np.array([3.0, -2.0, 1.0, 0.5])
+
+    def draw(rng):
+        inputs = rng.standard_normal((300, 4))
+        return inputs, inputs @ theta + rng.standard_normal(300)
+
+    def one(data):
+        return estimator(family="l2").fit([Endpoint(Lasso(0.3).fit(*data), *data)]).coef_[0]
+
+    deviation = np.std([one(draw(np.random.RandomState(seed))) for seed in range(200)])
+    found = [
+        estimator().fit(endpoints(Lasso(0.3), *sample, 60, random_state=0)).std_err_[0]
+        for sample in (draw(np.random.RandomState(seed)) for seed in range(5))
+    ]
+    assert np.mean(found) == pytest.approx(deviation, rel=0.25)
+
+
+def test_models_on_one_data_set_are_no_sample():
+    group = [Endpoint(Lasso(a).fit(X, Y), X, Y) for a in (0.4, 0.5, 0.6, 0.7, 0.8)]
+    est = estimator().fit(group)
+    assert np.isnan(est.std_err_).all() and np.isnan(est.conf_int_).all()
+    text = " ".join(str(est.summary()).split())
+    assert "share their rows and are no resamples" in text
+    with pytest.raises(ValueError, match="share their rows"):
+        est.wald_test("l2 = 0")
+    assert np.isfinite(estimator(covariance="cluster").fit(group).std_err_).all()
+
+
+def test_independent_data_sets_are_told_apart():
+    parts = np.array_split(np.arange(N), 5)
+    inside = [Endpoint(Lasso(0.5).fit(X[r], Y[r]), X, Y, rows=r) for r in parts]
+    copies = [Endpoint(own.model, own.X, own.y) for own in inside]
+    new_targets = [Endpoint(Lasso(0.5).fit(X, Y + i), X, Y + i) for i in range(5)]
+    for group in (inside, copies, new_targets):
+        est = estimator().fit(group)
+        assert "delete-one-cluster jackknife" in " ".join(str(est.summary()).split())
+    np.testing.assert_allclose(
+        estimator().fit(inside).std_err_, estimator().fit(copies).std_err_, rtol=1e-9
+    )
+    mixed = estimator().fit([*copies, Endpoint(Lasso(0.4).fit(*args(copies[0])), *args(copies[0]))])
+    assert np.isnan(mixed.std_err_).all()
+
+
+def args(own):
+    return own.X, own.y
+
+
+def test_the_advice_is_one_that_can_be_followed():
+    est = estimator().fit(mixture())
+    assert est.verdict_ == "partial"
+    assert "the coefficients of the endpoints differ (coef_path_)" in str(est._result.verdict)
+    alone = ImplicitRegularizationEstimator(Lasso(0.5).fit(X, Y)).fit(X, Y)
+    assert alone.verdict_ == "partial"
+    text = str(alone._result.verdict)
+    assert text.endswith("a missing term, or training that had not ended.")
+    with pytest.raises(ValueError, match="no path in common"):
+        estimator(trajectory=GradientDescentProbe(0.1, 3)).fit(mixture())
+    for mode in ("endpoint", "trajectory"):
+        with pytest.raises(TypeError, match="Expected trajectory to be a Trajectory.*got 'bogus'"):
+            ImplicitRegularizationEstimator(RIDGE, trajectory="bogus", mode=mode).fit(X, Y)
+
+
+def test_few_resamples_and_random_weights():
+    few = estimator().fit(endpoints(Lasso(0.5), X, Y, 3, random_state=0))
+    assert np.isnan(few.std_err_).all()
+    assert "fewer than 4" in str(few.summary())
+    rng = np.random.default_rng(0)
+    weights = [rng.exponential(size=N) for _ in range(6)]  # the Bayesian bootstrap
+    group = [Endpoint(Lasso(0.5).fit(X, Y, w), X, Y, w) for w in weights]
+    est = estimator().fit(group)
+    np.testing.assert_allclose(est.std_err_, spread_of(est), rtol=1e-10)
+    best = ImplicitRegularizationCV(None, families=["l2", "l1"]).fit(group)
+    np.testing.assert_allclose(best.std_err_, spread_of(best), rtol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [np.arange(N) < 50, list(range(50)), np.arange(50.0)])
+def test_rows_are_numbers_or_a_mask(rows):
+    own = Endpoint(Ridge(), X, Y, rows=rows)
+    np.testing.assert_array_equal(own.X, X[:50])
+    assert own.effective_sample_size == 50
+    assert repr(own) == "Endpoint(Ridge, 50 rows)"
+
+
+@pytest.mark.parametrize("rows", [np.ones(3, bool), [0.5], [-1], [N], ["a"], [[1]], []], ids=str)
+def test_wrong_rows_are_refused(rows):
+    with pytest.raises(ValueError, match="Expected rows to be numbers of rows from 0 to 441"):
+        Endpoint(Ridge(), X, Y, rows=rows)

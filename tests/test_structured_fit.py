@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student_t
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso, LinearRegression, Ridge
@@ -139,8 +140,39 @@ def test_steps_of_gradient_descent_are_counted():
     assert est.verdict_ == "supported"
     many = estimator(EarlyStopping(lr=0.05)).fit([stopped(s) for s in range(5)])
     assert many.coef_[0] == pytest.approx(7.0, rel=1e-6)
-    with pytest.raises(ValueError, match="depends on the data of each"):
-        many.score([stopped(9)])
+
+
+def test_steps_are_scored_by_the_curvature_of_each_endpoint():
+    many = estimator(EarlyStopping(lr=0.05)).fit([stopped(s) for s in range(5)])
+    assert many.score([stopped(9)]) == pytest.approx(1.0)
+    assert many.score([stopped(9, n_steps=20)]) < 0.9
+    single = ImplicitRegularizationEstimator(stopped(0).model, family=EarlyStopping(lr=0.05))
+    single.fit(stopped(0).X, stopped(0).y)
+    assert single.score([stopped(3)]) == pytest.approx(1.0)
+    own = estimator(EarlyStopping(lr=0.05, shared=False)).fit([stopped(s) for s in range(5)])
+    with pytest.raises(ValueError, match="fit with shared=True"):
+        own.score([stopped(9)])
+    families = ["l2", EarlyStopping(lr=0.05), EarlyStopping(lr=0.001)]
+    search = GridSearchCV(estimator("l2"), {"family": families}, cv=3)
+    search.fit([stopped(s) for s in range(9)])
+    assert search.best_params_["family"].lr == 0.05
+    assert search.best_score_ == pytest.approx(1.0)
+
+
+def test_intervals_go_by_the_level_and_by_what_the_endpoints_are():
+    own = [Endpoint(Ridge(50.0).fit(e.X, e.y), e.X, e.y) for e in group(6)]
+    halves = []
+    for level in (0.5, 0.99):
+        est = estimator("early_stopping", confidence_level=level).fit(own)
+        halves.append(np.diff(np.log(est.conf_int_[0]))[0])
+    ratio = student_t.ppf(0.995, 5) / student_t.ppf(0.75, 5)
+    assert halves[1] / halves[0] == pytest.approx(ratio, rel=1e-9)
+    assert "other data sets" in words(est)
+    X, y = load_diabetes(return_X_y=True)
+    resamples = estimator("early_stopping").fit(endpoints(Ridge(2.0), X, y, 5, random_state=0))
+    assert "what each resample says alone" in words(resamples)
+    models = [Endpoint(Ridge(a).fit(X, y), X, y) for a in (1.0, 2.0, 3.0, 4.0)]
+    assert "speaks of misfit" in words(estimator("early_stopping").fit(models))
 
 
 def test_zero_gradients_are_no_signal():
@@ -156,6 +188,27 @@ def test_no_steps_are_told_of_a_zero_gradient():
     est = ImplicitRegularizationEstimator(LinearRegression(), family="early_stopping").fit(X, y)
     assert est.verdict_ == "no signal"
     assert np.isnan(est.coef_).all() and np.isnan(est.conf_int_).all()
+    text = words(est)
+    for word in ("interval speaks", "left over", "eigenvalues", "no finite number"):
+        assert word not in text and word not in est.to_json()
+
+
+def test_weights_beyond_least_squares_are_out_of_family():
+    X, y = load_diabetes(return_X_y=True)
+    model = LinearRegression().fit(X, y)
+    model.coef_ = 1.3 * model.coef_
+    est = ImplicitRegularizationEstimator(model, family="early_stopping").fit(X, y)
+    assert np.isinf(est.coef_).all()
+    assert est.verdict_ == "out of family"
+    assert "No finite number of steps is best for time" in words(est)
+
+
+def test_lazy_names_are_shown():
+    est = estimator("quadratic").fit(group(5))
+    assert repr(est.term_names_).startswith("['q[coef[0],coef[0]]', 'q[coef[0],coef[1]]', ")
+    assert repr(est.term_names_).endswith(", ... (10 names)]")
+    few = estimator("diagonal").fit(group(5)).term_names_
+    assert eval(repr(few)) == list(few)
 
 
 def test_path_of_a_penalized_module(capsys):
@@ -270,11 +323,31 @@ def test_selection_in_one_pass_and_tables_refuse():
 
 
 @pytest.mark.parametrize(
-    "params", [{"group_by": "layer"}, {"known": {"l2": 0.1}}, {"positive": True}], ids=str
+    "params",
+    [{"group_by": "layer"}, {"known": {"l2": 0.1}}, {"positive": True}, {"covariance": "hc3"}],
+    ids=str,
 )
 def test_parameters_of_terms_are_refused(params):
     with pytest.raises(ValueError, match=f"Expected {next(iter(params))} left at the default"):
         estimator("quadratic", **params).fit(group(5))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"family": "quadratic"},
+        {"family": Diagonal()},
+        {"family": "l1"},
+        {"known": {"l2": 0.1}},
+        {"group_by": "layer"},
+        {"mode": "trajectory"},
+    ],
+    ids=str,
+)
+def test_parameters_of_a_model_are_refused_beside_equations(params):
+    est = ImplicitRegularizationEstimator("precomputed", **params)
+    with pytest.raises(ValueError, match=f"Expected {next(iter(params))} left at the default"):
+        est.fit(np.ones((3, 1)), np.ones(3))
 
 
 def test_bounds_are_refused():

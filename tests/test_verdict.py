@@ -6,7 +6,7 @@ from scipy import stats
 
 from sklearn_implicitreg.solve import solve
 from sklearn_implicitreg.system import triangle
-from sklearn_implicitreg.verdict import VERDICTS, judge
+from sklearn_implicitreg.verdict import VERDICTS, cause_at, judge
 
 M = 400
 
@@ -130,7 +130,9 @@ def test_evidence_against_an_endpoint_is_told():
 
 
 def test_partial_says_what_to_do():
-    verdict = verdict_at(0.9)
+    linear = verdict_at(0.9).sentence
+    assert linear.endswith("above 0.01: a missing term, or training that had not ended.")
+    verdict = verdict_at(0.9, cause=cause_at(has_paths=True))
     assert verdict.sentence == (
         "R2 = 0.9000 over 400 equations, 1 - R2 = 0.1 is above 0.01: "
         "training noise or a missing term. Record the path, or let trajectory.ContinueTraining "
@@ -217,3 +219,8 @@ def test_numbers_by_name_and_as_text():
     assert verdict.details["n_equations"] == M
     assert verdict.details["n_terms"] == 2
     assert str(verdict).startswith("partial: R2 = 0.5000 over 400 equations")
+
+
+def test_endpoints_that_are_explained_one_by_one_are_told():
+    verdict = verdict_at(0.9, cause=cause_at(has_paths=True, each_explained=True))
+    assert "the coefficients of the endpoints differ (coef_path_)" in verdict.sentence

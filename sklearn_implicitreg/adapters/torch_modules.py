@@ -94,6 +94,11 @@ class TorchProblem(Problem):
         """Number of rows; None for a stream."""
         return self.rows.n_rows
 
+    @property
+    def has_paths(self) -> bool:
+        """A module gives the loss at any weights."""
+        return True
+
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters."""
         own = skeleton(self.module, self.device, None)

@@ -18,7 +18,7 @@ from sklearn_implicitreg.penalties.structured import (
     checked_endpoints,
     unexplained,
 )
-from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem import Problem, Sampling
 from sklearn_implicitreg.theory import early_stopping_eigenvalues, early_stopping_slopes
 
 __all__ = ["EarlyStopping"]
@@ -26,7 +26,13 @@ __all__ = ["EarlyStopping"]
 _N_STARTS = 200
 _LAST_LOG = 700.0  # of the largest number whose exponential is finite
 _EPS = float(np.finfo(np.float64).eps)
-_MIN_CLUSTERS = 4  # endpoints from which leaving one out gives an interval
+_MIN_CLUSTERS = 4  # endpoints from which their differences give an interval
+_MEANS: dict[Sampling, str] = {
+    "data sets": "other data sets: what is found without each of the endpoints",
+    "resamples": "other rows: the standard deviation of what each resample says alone",
+    "one data set": "misfit: how far the equations are from any number of steps; not of the noise "
+    "in the labels",
+}
 
 
 class EarlyStopping(Structured):
@@ -44,8 +50,6 @@ class EarlyStopping(Structured):
         (``lr -> 0``): the unknown is then the time ``lr * t``, the only product identified.
     shared : bool, default=True
         One number for all endpoints; otherwise one each.
-    confidence_level : float, default=0.95
-        Of the interval.
 
     See Also
     --------
@@ -53,10 +57,10 @@ class EarlyStopping(Structured):
 
     Notes
     -----
-    The interval is on the scale of log t. It comes from leaving out one endpoint at a time
-    where four or more share their t: what other such endpoints would say. Otherwise it comes
-    from the misfit: how far the equations are from any t. Neither speaks of the noise in the
-    labels.
+    The interval is on the scale of log t. Four or more endpoints that share their t give it by
+    leaving out one at a time where they are of independent data sets: what other such sets
+    would say; by the standard deviation of what each says alone where they are resamples.
+    Otherwise it comes from the misfit: how far the equations are from any t.
 
     References
     ----------
@@ -77,15 +81,18 @@ class EarlyStopping(Structured):
     (['steps'], [30.0])
     """
 
-    def __init__(
-        self, lr: float | None = None, shared: bool = True, confidence_level: float = 0.95
-    ):
+    def __init__(self, lr: float | None = None, shared: bool = True):
         self.lr = lr
         self.shared = shared
-        self.confidence_level = confidence_level
 
     def solve(
-        self, thetas: Array, targets: Array, problems: Sequence[Problem] | None = None
+        self,
+        thetas: Array,
+        targets: Array,
+        problems: Sequence[Problem] | None = None,
+        *,
+        confidence_level: float = 0.95,
+        sampling: Sampling = "data sets",
     ) -> StructuredSolution:
         """Nonlinear least squares over log t, from the best of a grid.
 
@@ -97,6 +104,10 @@ class EarlyStopping(Structured):
             Minus the gradients of the mean loss there.
         problems : sequence of M Problem
             For their Hessians.
+        confidence_level : float, default=0.95
+            Of the interval.
+        sampling : {"data sets", "resamples", "one data set"}, default="data sets"
+            What the endpoints are of, which the interval goes by.
 
         Returns
         -------
@@ -123,7 +134,9 @@ class EarlyStopping(Structured):
             )
         views = _views(thetas, targets / 2, problems)
         groups = [views] if self.shared else [[view] for view in views]
-        fits = [_fit(group, self.lr, self.confidence_level) for group in groups]
+        if len(groups[0]) < _MIN_CLUSTERS:
+            sampling = "one data set"  # nothing but the misfit tells of so few
+        fits = [_fit(group, self.lr, confidence_level, sampling) for group in groups]
         per_view = fits * len(views) if self.shared else fits
         fitted = np.column_stack(
             [2 * view.apply(self.lr, fit[0]) for view, fit in zip(views, per_view, strict=True)]
@@ -141,17 +154,47 @@ class EarlyStopping(Structured):
             n_equations=int(thetas.size),
             conf_int=np.array([fit[1] for fit in fits]),
             dependent=never,
-            notes=self._notes(len(groups[0]), unexplained(targets, fitted), never),
+            notes=self._notes(sampling, unexplained(targets, fitted), never),
             penalty=StructuredPenalty(views[0].matrix(self.lr, per_view[0][0]), shapes),
         )
 
-    def _notes(self, n_together: int, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
+    def gradients_at(
+        self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
+    ) -> Array:
+        """Gradients after the number of steps that was found, by the curvature of each endpoint.
+
+        Parameters
+        ----------
+        found : StructuredSolution
+            What :meth:`solve` returned.
+        thetas : ndarray of shape (p, M)
+            Parameters in scope of each endpoint.
+        problems : sequence of M Problem
+            For their Hessians.
+
+        Returns
+        -------
+        ndarray of shape (p, M)
+
+        Raises
+        ------
+        ValueError
+            If several endpoints have a number of steps each.
+        """
+        if len(found.coef) > 1:
+            raise ValueError(
+                f"Expected a number of steps that all endpoints share, got {len(found.coef)}: they "
+                "say nothing of other endpoints; fit with shared=True."
+            )
+        if np.isnan(found.coef[0]):
+            return np.zeros_like(thetas)  # there was no gradient to explain
+        views = _views(thetas, thetas, problems)
+        return np.column_stack([2 * view.apply(self.lr, float(found.coef[0])) for view in views])
+
+    def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
         """What the summary says."""
-        means = "misfit: how far the equations are from any number of steps"
-        if n_together >= _MIN_CLUSTERS:
-            means = "resampling: what is found without each of the endpoints"
         notes = [
-            f"the interval speaks of {means}; not of the noise in the labels",
+            f"the interval speaks of {_MEANS[sampling]}",
             f"{share:.2g} of the squared gradient is left over",
         ]
         if self.lr is None:
@@ -199,7 +242,9 @@ def _views(thetas: Array, rhs: Array, problems: Sequence[Problem]) -> list[_View
     return views
 
 
-def _fit(views: list[_View], lr: float | None, level: float) -> tuple[float, tuple[float, float]]:
+def _fit(
+    views: list[_View], lr: float | None, level: float, sampling: Sampling = "one data set"
+) -> tuple[float, tuple[float, float]]:
     """Number of steps that fits these endpoints best, with its interval."""
     s = np.concatenate([view.s for view in views])
     theta = np.concatenate([view.theta for view in views])
@@ -223,7 +268,11 @@ def _fit(views: list[_View], lr: float | None, level: float) -> tuple[float, tup
     options = {"xtol": _EPS, "ftol": _EPS, "gtol": _EPS, "bounds": (starts[0] - 1, starts[-1] + 1)}
     log_t = least_squares(residual, starts[best : best + 1], jac=slope, **options).x
     with np.errstate(all="ignore"):  # equations that hardly depend on t: up to infinity
-        half = _half_width(residual(log_t), slope(log_t)[:, 0], len(views), level)
+        if sampling == "resamples":
+            half = _half_spread([_fit([view], lr, level)[0] for view in views], level)
+        else:
+            n_clusters = len(views) if sampling == "data sets" else 1
+            half = _half_width(residual(log_t), slope(log_t)[:, 0], n_clusters, level)
         half = np.inf if np.isnan(half) else half
         lower, upper = np.exp(log_t[0] - half), np.exp(log_t[0] + half)
     return float(np.exp(log_t[0])), (float(lower), float(upper))
@@ -249,16 +298,22 @@ def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
     return grid
 
 
-def _half_width(residual: Array, column: Array, n_endpoints: int, level: float) -> float:
-    """Half width of the interval for log t: leave-one-out over endpoints, or by the misfit."""
+def _half_spread(times: list[float], level: float) -> float:
+    """Half width of the interval for log t: the spread of what each endpoint says alone."""
+    spread = float(np.std(np.log(times), ddof=1))  # NaN where one says that no time is finite
+    return float(student_t.ppf((1 + level) / 2, len(times) - 1)) * spread
+
+
+def _half_width(residual: Array, column: Array, n_clusters: int, level: float) -> float:
+    """Half width of the interval for log t: leave-one-out over clusters, or by the misfit."""
     square = column @ column
     spare = len(residual) - 1
-    if n_endpoints >= _MIN_CLUSTERS:
-        moments = (column * residual).reshape(n_endpoints, -1).sum(axis=1)
-        squares = np.square(column).reshape(n_endpoints, -1).sum(axis=1)
+    if n_clusters >= _MIN_CLUSTERS:
+        moments = (column * residual).reshape(n_clusters, -1).sum(axis=1)
+        squares = np.square(column).reshape(n_clusters, -1).sum(axis=1)
         moves = moments / (square - squares)
-        spare = n_endpoints - 1
-        variance = spare / n_endpoints * np.square(moves).sum()
+        spare = n_clusters - 1
+        variance = spare / n_clusters * np.square(moves).sum()
     elif spare:
         variance = (residual @ residual) / spare / square
     else:

@@ -18,7 +18,7 @@ from sklearn_implicitreg.penalties.structured import (
     checked_endpoints,
     unexplained,
 )
-from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem import Problem, Sampling
 
 __all__ = ["Diagonal", "Quadratic"]
 
@@ -43,7 +43,13 @@ class Diagonal(Structured):
     """
 
     def solve(
-        self, thetas: Array, targets: Array, problems: Sequence[Problem] | None = None
+        self,
+        thetas: Array,
+        targets: Array,
+        problems: Sequence[Problem] | None = None,
+        *,
+        confidence_level: float = 0.95,
+        sampling: Sampling = "data sets",
     ) -> StructuredSolution:
         """Least squares, coordinate by coordinate.
 
@@ -55,6 +61,8 @@ class Diagonal(Structured):
             Minus the gradients of the mean loss there.
         problems : sequence of M Problem, optional
             For the names of the parameters.
+        confidence_level, sampling
+            Not used: the family has no intervals.
 
         Returns
         -------
@@ -144,7 +152,13 @@ class Quadratic(Structured):
         self.normalize = normalize
 
     def solve(
-        self, thetas: Array, targets: Array, problems: Sequence[Problem] | None = None
+        self,
+        thetas: Array,
+        targets: Array,
+        problems: Sequence[Problem] | None = None,
+        *,
+        confidence_level: float = 0.95,
+        sampling: Sampling = "data sets",
     ) -> StructuredSolution:
         """Least squares over symmetric matrices.
 
@@ -156,6 +170,8 @@ class Quadratic(Structured):
             Minus the gradients of the mean loss there.
         problems : sequence of M Problem, optional
             For the names of the parameters and the rounding unit of the gradients.
+        confidence_level, sampling
+            Not used: the family has no intervals.
 
         Returns
         -------

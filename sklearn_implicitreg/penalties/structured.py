@@ -17,11 +17,12 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.fitted import named_tensors
-from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem import Problem, Sampling
 
 __all__ = ["ScalarNames", "Structured", "StructuredPenalty", "StructuredSolution", "TriangleNames"]
 
 Array = npt.NDArray[np.float64]
+_SHOWN = 6  # names in a repr
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -155,7 +156,13 @@ class Structured(BaseEstimator, ABC):
 
     @abstractmethod
     def solve(
-        self, thetas: Array, targets: Array, problems: Sequence[Problem] | None = None
+        self,
+        thetas: Array,
+        targets: Array,
+        problems: Sequence[Problem] | None = None,
+        *,
+        confidence_level: float = 0.95,
+        sampling: Sampling = "data sets",
     ) -> StructuredSolution:
         """Unknowns of the family from M endpoints.
 
@@ -168,6 +175,10 @@ class Structured(BaseEstimator, ABC):
             Minus the gradients of the mean loss there.
         problems : sequence of M Problem, optional
             The endpoints' models and data, for families that look at them, and for names.
+        confidence_level : float, default=0.95
+            Of the intervals, where the family has any.
+        sampling : {"data sets", "resamples", "one data set"}, default="data sets"
+            What the endpoints are of, which the intervals go by.
 
         Returns
         -------
@@ -178,6 +189,26 @@ class Structured(BaseEstimator, ABC):
         ValueError
             If the arrays are not finite or do not have the same shape.
         """
+
+    def gradients_at(
+        self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
+    ) -> Array:
+        """Gradients of the penalty that was found, at endpoints that need not be those of the fit.
+
+        Parameters
+        ----------
+        found : StructuredSolution
+            What :meth:`solve` returned.
+        thetas : ndarray of shape (p, M)
+            Parameters in scope of each endpoint.
+        problems : sequence of M Problem
+            The endpoints' models and data, for families that look at them.
+
+        Returns
+        -------
+        ndarray of shape (p, M)
+        """
+        return found.penalty.gradient(thetas)
 
 
 class _Names(Sequence[str]):
@@ -197,6 +228,12 @@ class _Names(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return map(self._name, range(len(self)))
+
+    def __repr__(self) -> str:
+        """The first names, and how many there are."""
+        shown = [repr(name) for name in self[:_SHOWN]]
+        more = f", ... ({len(self)} names)" if len(self) > _SHOWN else ""
+        return f"[{', '.join(shown)}{more}]"
 
 
 class ScalarNames(_Names):

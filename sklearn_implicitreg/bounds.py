@@ -1,0 +1,90 @@
+"""What noise along one path costs the penalty that was fitted to it: a bound."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["trajectory_bound"]
+
+
+def trajectory_bound(  # noqa: PLR0913
+    n_steps: int,
+    *,
+    variation: float,
+    increment: float,
+    alpha: float = 0.05,
+    log_covering: float = 0.0,
+    radius: float = 0.0,
+    noise: float = 0.0,
+    fixed_target: bool = True,
+) -> float:
+    r"""Bound on what noise along one path costs the penalty that was fitted to it.
+
+    With targets :math:`Y_t` of mean :math:`m_t` given the past and noise
+    :math:`\xi_t = Y_t - m_t`, let E be the mean over T steps of
+    :math:`\|m_t - \nabla R(\theta_t)\|^2_{W_t}`, and ``R^`` the penalty of a class that fits the
+    targets best. With probability at least ``1 - alpha``, E of ``R^`` is above E of a penalty
+    ``R*`` of the class by at most
+
+    .. math::
+        \tfrac1T \Big[\sqrt{2 v (N + \log\tfrac1\alpha)}
+        + \tfrac b3 (N + \log\tfrac1\alpha)\Big]
+        + 2 \epsilon \tfrac1T \sum_t \|W_t \xi_t\| .
+
+    R* must be fixed in advance, such as the penalty that was put in on purpose. The minimizer of
+    E itself is read off the whole path: then pairs of penalties are covered, by 2N, and the last
+    term counts twice.
+
+    Parameters
+    ----------
+    n_steps : int
+        Steps of the path, T.
+    variation : float
+        v: no penalty of the class has a sum over the steps of the variances, given the past, of
+        ``D_t = 2 <W xi_t, grad R - grad R*>`` above it.
+    increment : float
+        b: no ``|D_t|`` is above it.
+    alpha : float, default=0.05
+        Probability that the bound may fail with.
+    log_covering : float, default=0.0
+        N: logarithm of the number of penalties that come within ``radius`` of all of the class,
+        by their gradients at every step; 0 for a class of one.
+    radius : float, default=0.0
+        epsilon; 0 for a finite class.
+    noise : float, default=0.0
+        Mean over the steps of the norm of ``W xi_t``.
+    fixed_target : bool, default=True
+        Whether R* was fixed in advance.
+
+    Returns
+    -------
+    bound : float
+
+    Raises
+    ------
+    ValueError
+        For a number that is out of its range.
+
+    References
+    ----------
+    Rudoler, Tan, Hooker, Kording (2026), Theorem 3; Freedman (1975), On tail probabilities for
+    martingales.
+
+    Examples
+    --------
+    >>> round(trajectory_bound(100, variation=4.0, increment=0.5), 4)
+    0.0539
+    >>> round(trajectory_bound(100, variation=4.0, increment=0.5, log_covering=3.0), 4)
+    0.0793
+    """
+    sizes = (variation, increment, log_covering, radius, noise)
+    if n_steps < 1 or not 0 < alpha < 1 or not all(0 <= size < np.inf for size in sizes):
+        raise ValueError(
+            "Expected n_steps >= 1, 0 < alpha < 1 and finite numbers >= 0, got "
+            f"n_steps={n_steps}, alpha={alpha}, variation={variation}, increment={increment}, "
+            f"log_covering={log_covering}, radius={radius}, noise={noise}."
+        )
+    covered = 1 if fixed_target else 2  # penalties at a time
+    exponent = covered * log_covering + np.log(1 / alpha)
+    sums = np.sqrt(2 * variation * exponent) + increment / 3 * exponent
+    return float(sums / n_steps + covered * 2 * radius * noise)

@@ -49,6 +49,8 @@ def path_targets(
         )
     problem = adapt(model, data, options)
     path = path_of(model, data, problem, trajectory)
+    if path.settings.get("follows") == "mean loss":  # whatever the model was trained on
+        problem = replace(problem, trained_factor=1.0, trained_sum=False)
     return targets_of(problem, path, as_reference(reference, window), window, verbose)
 
 
@@ -154,7 +156,10 @@ class PathFit:
 
     @property
     def _lr(self) -> float:
-        return self.equations.windows[0].steps[0].lr
+        """Mean step size along L: larger than the optimizer's where a step's loss is."""
+        problem, windows = self.equations.problem, self.equations.windows
+        rates = [w.scales(problem) * [step.lr for step in w.steps] for w in windows]
+        return float(np.concatenate(rates).mean())
 
     def noise_share(self) -> float:
         """Share of the mean target's squared norm that differs between the windows."""
@@ -169,7 +174,9 @@ class PathFit:
         Its norm over all windows over the norm of the column, the other columns projected out;
         nan where the path does not know it.
         """
-        size = np.sqrt(sum(window.rounding**2 for window in self.equations.windows))
+        problem, windows = self.equations.problem, self.equations.windows
+        sizes = [window.rounding / window.scales(problem).min() for window in windows]
+        size = np.linalg.norm(sizes)
         whitener = decompose(self.equations.system.triangle, eps=self.stacked.eps).whitener
         bound: Array = size * np.linalg.norm(whitener, axis=1)
         return bound

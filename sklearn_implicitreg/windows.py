@@ -127,6 +127,8 @@ class PathTargets:
         """Mean over the windows, each by its steps; with ``whole`` against other rows."""
         deviations = self.deviations
         if whole is not None:
+            own = self.problem
+            whole = replace(whole, trained_factor=own.trained_factor, trained_sum=own.trained_sum)
             deviations = tuple(
                 deviation(self.problem, w, self.reference.mean_gradient(whole, w))
                 for w in self.windows

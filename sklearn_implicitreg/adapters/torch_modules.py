@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,26 @@ class TorchProblem(Problem):
     def n_rows(self) -> int | None:
         """Number of rows; None for a stream."""
         return self.rows.n_rows
+
+    @cached_property
+    def masses(self) -> Weights | None:
+        """Weight of every row in the mean loss; None where all count as one."""
+        if not self.rows.n_rows:
+            return None
+        found: list[Tensor] = []
+        with preserved_rng(self.device, self.seed), torch.no_grad():
+            for read in self.rows.batches(self.batch_size):
+                batch = self._to_device(read)
+                target = batch.target
+                if self.row_loss.by_class:  # labels are numbered by the number of outputs
+                    output = self.forward(self.module, batch.inputs)
+                    target = self.row_loss.prepare(output, target)
+                own = self.row_loss.masses(target, batch.weight)
+                if own is None:
+                    return None
+                found.append(own.double().cpu())
+        masses: Weights = torch.cat(found).numpy()
+        return None if (masses == 1).all() else masses
 
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters."""
@@ -330,6 +351,7 @@ def module_problem(
         device=device,
         dtype=dtype,
         seed=seed_of(options),
+        trained_sum=row_loss.trained_sum,
         forward=forward,
         **fields,
     )

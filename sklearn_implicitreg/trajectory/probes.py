@@ -143,7 +143,7 @@ class GradientDescentProbe(Probe):
         # The steps are exact; a flow over them is a difference of weights.
         rounding = torch.finfo(torch.float64).eps * norm(marks[0].weights) / self.lr
         steps = (Step(self.lr, None, whole.n_rows, rounding),) * self.n_steps
-        settings = {"lr": self.lr, "momentum": 0.0, "nesterov": False}
+        settings = {"lr": self.lr, "momentum": 0.0, "nesterov": False, "follows": "mean loss"}
         return Trajectory(tuple(marks), steps, "SGD", settings)
 
 

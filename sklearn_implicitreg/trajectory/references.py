@@ -130,7 +130,7 @@ class Applied:
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Read off the recorded sums, without a pass over data."""
-        mean = window.mean("consumed")
+        mean = window.mean_gradient("consumed", problem)
         value = {name: mean[name] for name in problem.params}
         size = float(sum(float(g.square().sum()) for g in value.values())) ** 0.5
         return LossGradient(value, float("nan"), 1.0, 1, size, 0)
@@ -154,7 +154,8 @@ class Flow:
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
-        time = sum(step.lr for step in window.steps)
+        rates = [step.lr for step in window.steps]
+        time = float(window.scales(problem) @ rates)  # of the flow of L
         n = self.n_substeps * window.n_steps
         start = {name: t.double() for name, t in window.start.weights.items()}
         end, first = dict(start), None
@@ -200,7 +201,7 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     """Gradient at some weights, rows weighted as the window used them."""
     there = problem.at(params)
     n_rows = there.n_rows
-    weights = None if n_rows is None else window.row_weights(n_rows)
+    weights = None if n_rows is None else window.row_weights(n_rows, problem.masses)
     if weights is None:
         if exact:
             raise ValueError(

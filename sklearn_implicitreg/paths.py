@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -249,16 +250,10 @@ class PathFit:
     def _theory(self) -> list[str]:
         """What theory expects of coefficients that the step size or mini-batches explain."""
         notes = []
-        window = self.equations.windows[0]
         if NUISANCE in self.equations.system.term_names:
             settings = self.equations.targets.settings
-            steps = getattr(self.equations.targets.reference, "sub_window", None) or window.n_steps
-            if "momentum" in settings or settings.get("optimizer") == "SGD":
-                kappa = minibatch_factor(
-                    float(settings.get("momentum", 0.0)),
-                    steps,
-                    nesterov=bool(settings.get("nesterov", False)),
-                )
+            if settings.get("optimizer") in ("SGD", "gradient descent"):
+                kappa = self._minibatch_factor(settings)
                 notes.append(
                     f"{NUISANCE}: theory expects lr/4 times {kappa:.3g} = "
                     f"{self._lr / 4 * kappa:.4g}."
@@ -274,6 +269,16 @@ class PathFit:
             if factor.note:
                 notes.append(factor.note)
         return notes
+
+    def _minibatch_factor(self, settings: Mapping[str, Any]) -> float:
+        """What momentum multiplies ``lr / 4`` by, mean over the windows that tell."""
+        windows = self.equations.windows
+        size = getattr(self.equations.targets.reference, "sub_window", None) or np.inf
+        lengths = [min(size, window.n_steps) for window in windows if window.n_steps > 1]
+        momentum, nesterov = float(settings.get("momentum", 0.0)), bool(settings.get("nesterov"))
+        factors = [minibatch_factor(momentum, int(n), nesterov=nesterov) for n in lengths]
+        undamped = 1 - float(settings.get("dampening", 0.0)) * (momentum > 0)
+        return float(np.average(factors, weights=lengths) * undamped)
 
     def _mean_without_nuisance(self) -> tuple[Array, list[int]]:
         """Triangle of the mean over the windows with the nuisance projected out."""

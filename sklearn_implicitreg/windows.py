@@ -27,7 +27,7 @@ from sklearn_implicitreg.trajectory.minibatches import (
     named_batches,
 )
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
-from sklearn_implicitreg.trajectory.references import Gradient, Reference
+from sklearn_implicitreg.trajectory.references import Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation
 
 __all__ = ["NUISANCE", "PathEquations", "PathTargets"]
@@ -75,6 +75,7 @@ class PathTargets:
         """Deviations of a path from a reference, in one pass over the rows per window."""
         whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
+        check_flow(reference, path.optimizer, path.settings, windows)
         warn_of_single_steps(whole, windows, reference)
         deviations, nuisances = [], []
         for stretch in progress(windows, "windows", len(windows), verbose):

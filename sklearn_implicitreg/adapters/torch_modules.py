@@ -82,7 +82,7 @@ class TorchProblem(Problem):
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
-        with preserved_rng(self.device, self.seed), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
             for index, batch in enumerate(_merged_last(self.rows.batches(size, split), self)):
                 block = self._block(self._to_device(batch), first=index == 0)
                 if index == 0 and not self.batch_normalized:
@@ -140,7 +140,7 @@ class TorchProblem(Problem):
         """The same problem with its dropout layers at work, at a rate or at their own."""
         own = skeleton(self.module, self.device, None)
         draw_masks(own, rate)
-        return replace(self, module=own, seed=seed)
+        return replace(self, module=own, seed=seed, draw=0)
 
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
@@ -155,7 +155,7 @@ class TorchProblem(Problem):
         call = functional(self.module, self.forward)
         total: Params = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in own.items()}
         weight = mass = 0.0
-        with preserved_rng(self.device, self.seed), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self._own_kernels():
             for read in _merged_last(self.rows.batches(self.batch_size), self):
                 batch = self._to_device(read)
 
@@ -247,6 +247,13 @@ class TorchProblem(Problem):
             return self
         row_loss = replace(self.row_loss, classes=fitted.row_loss.classes)
         return replace(self, rows=self.rows.named_like(fitted.rows), row_loss=row_loss)
+
+    @property
+    def _drawn(self) -> int | None:
+        """Seed of the random modules in the draw that is taken."""
+        if self.seed is None or not self.draw:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
 
     def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it refuses a backward pass: recurrent layers in eval state."""

@@ -138,11 +138,8 @@ class Window:
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
             n = after.step - mark.step
-            if n == 1:
-                yield mark.weights, n
-            else:
-                first, last = mark.visited, after.visited
-                yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
+            first, last = mark.visited, after.visited  # where weights are set between steps
+            yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
 
     def row_weights(
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None

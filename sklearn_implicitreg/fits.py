@@ -17,7 +17,7 @@ from sklearn_implicitreg.results import Result, without_numbers
 from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.stacks import StackedEquations
 from sklearn_implicitreg.system import Array, GradientSystem
-from sklearn_implicitreg.windows import PathEquations
+from sklearn_implicitreg.windows import NUISANCE, PathEquations
 
 __all__ = ["Settings", "fit_arrays", "fit_equations", "fitted_penalty"]
 
@@ -34,7 +34,7 @@ class Settings:
 
     def solved(self, system: GradientSystem, eps: float, stacklevel: int = 6) -> Solution:
         """Solution of a system; warns the caller of ``fit`` where the columns are dependent."""
-        solution = solve(system.triangle, system.n_equations, positive=self.positive, eps=eps)
+        solution = _solved(system, eps, self.positive)
         if solution.rank < system.n_terms and solution.tss > 0:
             names = [system.term_names[i] for i in solution.dependent]
             warnings.warn(
@@ -127,6 +127,19 @@ def _finished(
     return Result(system.term_names, solution, inference, verdict, facts, penalty)
 
 
+def _solved(system: GradientSystem, eps: float, positive: bool) -> Solution:
+    """Solution of a system, in which the column of mini-batching may have any sign."""
+    n = system.n_equations
+    found = solve(system.triangle, n, positive=positive, eps=eps)
+    if not positive or NUISANCE not in system.term_names:
+        return found
+    sign = np.where(np.array(system.term_names) == NUISANCE, -1.0, 1.0)
+    turned = solve(system.triangle * np.append(sign, 1.0), n, positive=True, eps=eps)
+    if turned.rss < found.rss:
+        found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
+    return replace(found, active=found.active | (sign < 0))
+
+
 def coef_path(equations: StackedEquations, settings: Settings, eps: float) -> tuple[Array, Array]:
     """Coefficients of every place by itself (W, k), and their intervals (W, k, 2).
 
@@ -140,7 +153,7 @@ def coef_path(equations: StackedEquations, settings: Settings, eps: float) -> tu
             coefs.append(np.full(k, np.nan))
             bands.append(np.full((k, 2), np.nan))
             continue
-        found = solve(system.triangle, system.n_equations, positive=settings.positive, eps=eps)
+        found = _solved(system, eps, settings.positive)
         band = infer(system, found, confidence_level=settings.confidence_level)
         coefs.append(found.coef)
         bands.append(band.conf_int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sklearn_implicitreg.solve import Solution, decompose, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.trajectory.references import Flow, as_reference
-from sklearn_implicitreg.trajectory.smoothness import find_kinks
+from sklearn_implicitreg.trajectory.smoothness import Kinks, find_kinks
 from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibatch_factor
 from sklearn_implicitreg.verdict import Verdict, judge
 from sklearn_implicitreg.windows import NUISANCE, PathEquations, PathTargets
@@ -48,11 +49,19 @@ def path_targets(
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
+    options = replace(options, trained_batch_size=_batch_size(trajectory))
     problem = adapt(model, data, options)
     path = path_of(model, data, problem, trajectory)
     if path.settings.get("follows") == "mean loss":  # whatever the model was trained on
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
     return targets_of(problem, path, as_reference(reference, window), window, verbose)
+
+
+def _batch_size(trajectory: Any) -> int | None:
+    """Rows of the largest batch of a path that was recorded, if known."""
+    path = getattr(trajectory, "trajectory", trajectory)
+    sizes = [step.batch_size for step in getattr(path, "steps", ()) if step.batch_size]
+    return max(sizes, default=None)
 
 
 def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
@@ -62,9 +71,18 @@ def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajec
     ------
     ValueError
         If it is one of another model.
+    TypeError
+        If it is neither a path nor a probe.
     """
+    for own in ("trajectory", "trajectory_"):  # of a recorder
+        trajectory = getattr(trajectory, own, trajectory)
     path: Trajectory = trajectory
     if not isinstance(trajectory, Trajectory):
+        if isinstance(trajectory, type) or not hasattr(trajectory, "run"):
+            raise TypeError(
+                "Expected trajectory to be a Trajectory, such as the `trajectory` of a recorder, "
+                f"or a probe, such as ContinueTraining(...), got {trajectory!r}."
+            )
         path = trajectory.run(model, data, problem.whole())
     missing = [name for name in problem.params if name not in path.names]
     if missing:
@@ -135,7 +153,7 @@ class PathFit:
             insignificant=self._insignificant(inference, kept),
         )
         if self._of_step_size:
-            kinks = find_kinks(equations.problem, self._lr)
+            kinks = self._kinks
             if not kinks.smooth:
                 return replace(verdict, label="out of family", sentence=kinks.note)
         return verdict
@@ -146,6 +164,11 @@ class PathFit:
         leaves = self.equations.mean.columns.leaves
         flow = isinstance(self.equations.targets.reference, Flow)
         return flow and any(isinstance(leaf.penalty, GradientNorm) for leaf, _ in leaves)
+
+    @cached_property
+    def _kinks(self) -> Kinks:
+        """Whether the loss is smooth on the scale of a step."""
+        return find_kinks(self.equations.problem, self._lr)
 
     @property
     def _noisy(self) -> bool:
@@ -260,7 +283,7 @@ class PathFit:
                 )
             else:
                 notes.append(f"{NUISANCE}: no theory for a preconditioned optimizer.")
-        if self._of_step_size:
+        if self._of_step_size and self._kinks.smooth and max(self._kinks.distances) > 0:
             factor = finite_step_factor(self.equations.problem, self._lr)
             notes.append(
                 f"gradient_norm: theory expects lr/4 = {self._lr / 4:.4g}, at this step size "

@@ -327,6 +327,8 @@ def module_problem(
     ``fields`` are further fields of :class:`Problem`.
     """
     rows = data if isinstance(data, Rows) else read_rows(data)
+    if rows.train_batch_size is None:
+        rows = replace(rows, train_batch_size=options.trained_batch_size)
     if rows.names is not None and row_loss.kind not in ("classes", "binary"):
         raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
     trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}

@@ -175,3 +175,25 @@ class TestWeightsWithinABatch:
         est = fit(case, loss)
         assert est.coef_[0] == pytest.approx(WD / 2, rel=0.03)
         assert fit(case, loss, reference="batch").coef_[0] == pytest.approx(WD / 2, rel=1e-9)
+
+    @pytest.mark.parametrize("reference", ["gradient", "batch"])
+    def test_sample_weight(self, reference):
+        weight = torch.linspace(0.2, 3, N, dtype=torch.float64)
+        X, y = rows()
+
+        def loss(output, target):
+            error, own = (output - target[:, :1]).square()[:, 0], target[:, 1]
+            return (own * error).sum() / own.sum()
+
+        net, _, _, path = train(loss, torch.cat([y, weight[:, None]], dim=1))
+        est = ImplicitRegularizationEstimator(
+            net,
+            family="l2",
+            mode="trajectory",
+            trajectory=path,
+            loss="mse",
+            params="all",
+            window="epoch",
+            reference=reference,
+        ).fit(X, y, sample_weight=weight.numpy())
+        assert est.coef_[0] == pytest.approx(WD / 2, rel=1e-9 if reference == "batch" else 0.01)

@@ -307,8 +307,8 @@ class Equations:
 def check_count(system: GradientSystem, parts: Sequence[Equations]) -> None:
     """Refuse fewer equations than coefficients."""
     m, k = system.n_equations, system.n_terms
-    n_dropped = sum(part.n_dropped for part in parts)
-    if m == 0 and n_dropped:
+    n_dropped = 0 if m else sum(part.n_dropped for part in parts)
+    if n_dropped:
         bounds: dict[str, float] = {}
         for part in parts:
             for term, bound in part.kink_bounds().items():

@@ -20,7 +20,7 @@ from sklearn_implicitreg.solve import Solution, solve
 from sklearn_implicitreg.stacks import StackedEquations
 from sklearn_implicitreg.system import Array, GradientSystem
 from sklearn_implicitreg.verdict import cause_at, is_explained, rounding_of
-from sklearn_implicitreg.windows import PathEquations
+from sklearn_implicitreg.windows import NUISANCE, PathEquations
 
 __all__ = ["Settings", "fit_arrays", "fit_equations", "fitted_penalty"]
 
@@ -37,7 +37,7 @@ class Settings:
 
     def solved(self, system: GradientSystem, eps: float, stacklevel: int = 6) -> Solution:
         """Solution of a system; warns the caller of ``fit`` where the columns are dependent."""
-        solution = solve(system.triangle, system.n_equations, positive=self.positive, eps=eps)
+        solution = _solved(system, eps, self.positive)
         if solution.rank < system.n_terms and solution.tss > 0:
             names = [system.term_names[i] for i in solution.dependent]
             warnings.warn(
@@ -154,12 +154,25 @@ def _finished(
     return Result(system.term_names, solution, inference, verdict, facts, penalty)
 
 
+def _solved(system: GradientSystem, eps: float, positive: bool) -> Solution:
+    """Solution of a system, in which the column of mini-batching may have any sign."""
+    n = system.n_equations
+    found = solve(system.triangle, n, positive=positive, eps=eps)
+    if not positive or NUISANCE not in system.term_names:
+        return found
+    sign = np.where(np.array(system.term_names) == NUISANCE, -1.0, 1.0)
+    turned = solve(system.triangle * np.append(sign, 1.0), n, positive=True, eps=eps)
+    if turned.rss < found.rss:
+        found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
+    return replace(found, active=found.active | (sign < 0))
+
+
 def _alone(
     equations: Equations | StackedEquations, settings: Settings, eps: float
 ) -> list[Solution]:
     """Solution of every place by itself, however few its equations are."""
     systems = [part.reduced for part in equations.parts]
-    return [solve(s.triangle, s.n_equations, positive=settings.positive, eps=eps) for s in systems]
+    return [_solved(system, eps, settings.positive) for system in systems]
 
 
 def coef_path(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from sklearn_implicitreg.solve import Solution, decompose, solve
 from sklearn_implicitreg.system import Array, triangle
 from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.trajectory.references import Flow, as_reference
-from sklearn_implicitreg.trajectory.smoothness import find_kinks
+from sklearn_implicitreg.trajectory.smoothness import Kinks, find_kinks
 from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibatch_factor
 from sklearn_implicitreg.verdict import Verdict, judge
 from sklearn_implicitreg.windows import NUISANCE, PathEquations, PathTargets
@@ -47,9 +49,19 @@ def path_targets(
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
+    options = replace(options, trained_batch_size=_batch_size(trajectory))
     problem = adapt(model, data, options)
     path = path_of(model, data, problem, trajectory)
+    if path.settings.get("follows") == "mean loss":  # whatever the model was trained on
+        problem = replace(problem, trained_factor=1.0, trained_sum=False)
     return targets_of(problem, path, as_reference(reference, window), window, verbose)
+
+
+def _batch_size(trajectory: Any) -> int | None:
+    """Rows of the largest batch of a path that was recorded, if known."""
+    path = getattr(trajectory, "trajectory", trajectory)
+    sizes = [step.batch_size for step in getattr(path, "steps", ()) if step.batch_size]
+    return max(sizes, default=None)
 
 
 def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
@@ -62,6 +74,8 @@ def path_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajec
     TypeError
         If it is neither a path nor a probe.
     """
+    for own in ("trajectory", "trajectory_"):  # of a recorder
+        trajectory = getattr(trajectory, own, trajectory)
     path: Trajectory = trajectory
     if not isinstance(trajectory, Trajectory):
         if isinstance(trajectory, type) or not hasattr(trajectory, "run"):
@@ -139,7 +153,7 @@ class PathFit:
             insignificant=self._insignificant(inference, kept),
         )
         if self._of_step_size:
-            kinks = find_kinks(equations.problem, self._lr)
+            kinks = self._kinks
             if not kinks.smooth:
                 return replace(verdict, label="out of family", sentence=kinks.note)
         return verdict
@@ -151,6 +165,11 @@ class PathFit:
         flow = isinstance(self.equations.targets.reference, Flow)
         return flow and any(isinstance(leaf.penalty, GradientNorm) for leaf, _ in leaves)
 
+    @cached_property
+    def _kinks(self) -> Kinks:
+        """Whether the loss is smooth on the scale of a step."""
+        return find_kinks(self.equations.problem, self._lr)
+
     @property
     def _noisy(self) -> bool:
         """Whether chance makes the windows differ; not where steps on all rows meet the flow."""
@@ -161,7 +180,10 @@ class PathFit:
 
     @property
     def _lr(self) -> float:
-        return self.equations.windows[0].steps[0].lr
+        """Mean step size along L: larger than the optimizer's where a step's loss is."""
+        problem, windows = self.equations.problem, self.equations.windows
+        rates = [w.scales(problem) * [step.lr for step in w.steps] for w in windows]
+        return float(np.concatenate(rates).mean())
 
     def noise_share(self) -> float:
         """Share of the mean target's squared norm that differs between the windows."""
@@ -176,7 +198,9 @@ class PathFit:
         Its norm over all windows over the norm of the column, the other columns projected out;
         nan where the path does not know it.
         """
-        size = np.sqrt(sum(window.rounding**2 for window in self.equations.windows))
+        problem, windows = self.equations.problem, self.equations.windows
+        sizes = [window.rounding / window.scales(problem).min() for window in windows]
+        size = np.linalg.norm(sizes)
         whitener = decompose(self.equations.system.triangle, eps=self.stacked.eps).whitener
         bound: Array = size * np.linalg.norm(whitener, axis=1)
         return bound
@@ -249,23 +273,17 @@ class PathFit:
     def _theory(self) -> list[str]:
         """What theory expects of coefficients that the step size or mini-batches explain."""
         notes = []
-        window = self.equations.windows[0]
         if NUISANCE in self.equations.system.term_names:
             settings = self.equations.targets.settings
-            steps = getattr(self.equations.targets.reference, "sub_window", None) or window.n_steps
-            if "momentum" in settings or settings.get("optimizer") == "SGD":
-                kappa = minibatch_factor(
-                    float(settings.get("momentum", 0.0)),
-                    steps,
-                    nesterov=bool(settings.get("nesterov", False)),
-                )
+            if settings.get("optimizer") in ("SGD", "gradient descent"):
+                kappa = self._minibatch_factor(settings)
                 notes.append(
                     f"{NUISANCE}: theory expects lr/4 times {kappa:.3g} = "
                     f"{self._lr / 4 * kappa:.4g}."
                 )
             else:
                 notes.append(f"{NUISANCE}: no theory for a preconditioned optimizer.")
-        if self._of_step_size:
+        if self._of_step_size and self._kinks.smooth and max(self._kinks.distances) > 0:
             factor = finite_step_factor(self.equations.problem, self._lr)
             notes.append(
                 f"gradient_norm: theory expects lr/4 = {self._lr / 4:.4g}, at this step size "
@@ -274,6 +292,16 @@ class PathFit:
             if factor.note:
                 notes.append(factor.note)
         return notes
+
+    def _minibatch_factor(self, settings: Mapping[str, Any]) -> float:
+        """What momentum multiplies ``lr / 4`` by, mean over the windows that tell."""
+        windows = self.equations.windows
+        size = getattr(self.equations.targets.reference, "sub_window", None) or np.inf
+        lengths = [min(size, window.n_steps) for window in windows if window.n_steps > 1]
+        momentum, nesterov = float(settings.get("momentum", 0.0)), bool(settings.get("nesterov"))
+        factors = [minibatch_factor(momentum, int(n), nesterov=nesterov) for n in lengths]
+        undamped = 1 - float(settings.get("dampening", 0.0)) * (momentum > 0)
+        return float(np.average(factors, weights=lengths) * undamped)
 
     def _mean_without_nuisance(self) -> tuple[Array, list[int]]:
         """Triangle of the mean over the windows with the nuisance projected out."""

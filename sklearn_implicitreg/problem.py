@@ -124,6 +124,8 @@ class Problem(ABC):
     batch_normalized: bool = False  # gradient taken through batch statistics
     notes: tuple[str, ...] = ()
     batches: tuple[Indices, ...] | None = None  # of the steps that it is looked at for
+    trained_factor: float = 1.0  # loss that a step was trained on over L, its mean over rows
+    trained_sum: bool = False  # a step was trained on a sum over its rows, not on their mean
     draw: int = 0  # which of many independent draws a stochastic penalty takes
 
     @abstractmethod
@@ -146,6 +148,11 @@ class Problem(ABC):
     def has_paths(self) -> bool:
         """Whether the loss is known at other weights, as the steps of a path need it."""
         return False
+
+    @property
+    def masses(self) -> Weights | None:
+        """Weight of every row in the mean loss; None where all count as one."""
+        return None
 
     def at(self, params: Params) -> Problem:
         """The same problem at other values of some parameters."""

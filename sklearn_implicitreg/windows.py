@@ -27,7 +27,7 @@ from sklearn_implicitreg.trajectory.minibatches import (
     named_batches,
 )
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
-from sklearn_implicitreg.trajectory.references import Gradient, Reference
+from sklearn_implicitreg.trajectory.references import Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation
 
 __all__ = ["NUISANCE", "PathEquations", "PathTargets"]
@@ -75,6 +75,7 @@ class PathTargets:
         """Deviations of a path from a reference, in one pass over the rows per window."""
         whole = problem.whole()  # the reference moves all trained tensors
         windows = tuple(path.windows(window))
+        check_flow(reference, path.optimizer, path.settings, windows)
         warn_of_single_steps(whole, windows, reference)
         deviations, nuisances = [], []
         for stretch in progress(windows, "windows", len(windows), verbose):
@@ -83,6 +84,7 @@ class PathTargets:
             if has_nuisance(reference, window, windows):
                 nuisances.append(minibatch_column(whole, stretch, reference, gradient))
         columns, notes = _shared(nuisances, windows, whole)
+        notes += _left_out(path, windows)
         settings = {**path.settings, "optimizer": path.optimizer}
         found = (tuple(deviations), columns, settings, notes)
         return cls(problem, reference, windows, *found)
@@ -127,6 +129,8 @@ class PathTargets:
         """Mean over the windows, each by its steps; with ``whole`` against other rows."""
         deviations = self.deviations
         if whole is not None:
+            own = self.problem
+            whole = replace(whole, trained_factor=own.trained_factor, trained_sum=own.trained_sum)
             deviations = tuple(
                 deviation(self.problem, w, self.reference.mean_gradient(whole, w))
                 for w in self.windows
@@ -211,15 +215,40 @@ def _shared(
     known = tuple(column for column in nuisances if column is not None)
     if len(known) < len(nuisances):
         return (), (
-            "The column 'minibatch' is left out: not even the sizes of the batches are known; "
-            "name them with path.batch(rows) while recording.",
+            "The column 'minibatch' is left out: not even the sizes of the batches are known "
+            f"({_unknown(windows, whole)}).",
         )
     if known and any(named_batches(part, whole) is None for part in windows):
         return (mean_column(known),) * len(windows), (
             "The column 'minibatch' is the mean over the path for random batches of the sizes "
-            "used; name the rows with path.batch(rows) while recording to have their own.",
+            f"used ({_unknown(windows, whole)}).",
         )
     return known, ()
+
+
+def _left_out(path: Trajectory, windows: Sequence[Window]) -> tuple[str, ...]:
+    """Steps at the ends of a path that no window holds."""
+    before = windows[0].start.step - path.marks[0].step
+    after = path.marks[-1].step - windows[-1].stop.step
+    cut = f"The first {before} steps are left out: they are no whole epoch."
+    rest = f"The last {after} steps are left out: they fill no window."
+    return tuple(note for note, n in ((cut, before), (rest, after)) if n)
+
+
+def _unknown(windows: Sequence[Window], whole: Problem) -> str:
+    """Why the rows of the batches do not tell."""
+    steps = [step for window in windows for step in window.steps]
+    last = max((int(step.rows.max()) for step in steps if step.rows is not None), default=-1)
+    if last >= (whole.n_rows or 0):
+        return (
+            f"path.batch(rows) counted to {last}, the data have {whole.n_rows or 0} rows; give "
+            "the data set that it counted in"
+        )
+    missing = sum(step.rows is None for step in steps)
+    return (
+        f"{missing} of {len(steps)} batches were not named; name the rows with path.batch(rows) "
+        "while recording"
+    )
 
 
 def _size(system: GradientSystem, coef: Array | None) -> float:
@@ -242,7 +271,10 @@ def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference:
     n_rows = whole.n_rows or 0
     for window in windows:
         weights = window.row_weights(n_rows)
-        if weights is not None and (weights == 0).mean() > 0.1:
+        unused = 1 - sum(step.batch_size or n_rows for step in window.steps) / max(n_rows, 1)
+        if weights is not None:
+            unused = float((weights == 0).mean())
+        if unused > 0.1:
             warnings.warn(
                 "The windows do not use all rows: within a shuffled epoch the batches left over "
                 "pull against those used, which looks like a ridge that is not there. Use "

@@ -1,5 +1,6 @@
 """Paths: windows, files, slices, joins, iterates that were kept."""
 
+import copy
 import json
 import pickle
 import zipfile
@@ -309,7 +310,8 @@ def test_linear_models_and_modules_are_iterates():
     rng = np.random.default_rng(0)
     model = SGDRegressor(learning_rate="constant", eta0=0.01, max_iter=1, tol=None)
     first = model.partial_fit(rng.normal(size=(5, 2)), rng.normal(size=5))
-    assert Trajectory.from_iterates([first, first], lr=0.01).names == ("coef", "intercept")
+    again = copy.deepcopy(first)
+    assert Trajectory.from_iterates([first, again], lr=0.01).names == ("coef", "intercept")
     assert Trajectory.from_iterates([new_net(), new_net()], lr=0.01).n_steps == 1
 
 

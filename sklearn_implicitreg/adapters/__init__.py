@@ -43,6 +43,7 @@ class Options:
     device: Any = "auto"
     dtype: Any = "auto"
     random_state: Any = None
+    trained_batch_size: int | None = None  # where the rows do not tell it
     completing: bool = False  # rows that complete those of a fit, taken as they come
 
 

@@ -112,7 +112,18 @@ def adapt_mlp(model: Any, data: Data, options: Options) -> Problem:
         n_effective=_batch_rows(model, X.shape[0], float(weight.mean())),
         notes=("layers.i.weight is coefs_[i] transposed.",),
     )
-    return replace(problem, eps=float(np.finfo(model.coefs_[0].dtype).eps))
+    eps = float(np.finfo(model.coefs_[0].dtype).eps)
+    return replace(
+        problem, eps=eps, trained_factor=_trained_factor(model, row_loss), trained_sum=False
+    )
+
+
+def _trained_factor(model: Any, row_loss: RowLoss) -> float:
+    """What the training follows, half the squared errors summed over outputs, over L."""
+    own = getattr(model, "loss", None) == "squared_error"
+    if not own or not isinstance(row_loss.criterion, nn.MSELoss):
+        return 1.0
+    return 0.5 if row_loss.sum_outputs else 0.5 * float(model.n_outputs_)
 
 
 def _check_rows_kept(model: Any) -> None:

@@ -205,7 +205,9 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
             row_loss.criterion.train(False)
     else:
         summed = getattr(criterion, "reduction", None) == "sum"
-        row_loss = RowLoss(copy.deepcopy(criterion), words, scalar_is_sum=summed)
+        row_loss = RowLoss(
+            copy.deepcopy(criterion), words, scalar_is_sum=summed, trained_sum=summed
+        )
     own = _OwnNet(net, row_loss.criterion)
     return replace(row_loss, words=words, evaluate=own.loss, strict=True), own
 

@@ -67,6 +67,8 @@ class RowLoss:
         Targets are passed on as they come, and must have the outputs' shape.
     scalar_is_sum : bool
         A loss that comes as one number is a sum over rows, not a mean.
+    trained_sum : bool
+        The reduction that was undone is a sum over rows.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
@@ -78,6 +80,7 @@ class RowLoss:
     evaluate: Callable[[Any, Any], Tensor] | None = None
     strict: bool = False
     scalar_is_sum: bool = False
+    trained_sum: bool = False
 
     def prepare(self, output: Any, target: Any) -> Any:
         """Target in the shape, type and labels that the criterion takes for this output."""
@@ -135,6 +138,19 @@ class RowLoss:
         if weight is not None:
             per_row, row_weight = per_row * weight, row_weight * weight
         return per_row.sum(), float(row_weight.double().sum())
+
+    @property
+    def by_class(self) -> bool:
+        """Whether targets may be labels of classes, with weights of their own."""
+        return isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+
+    def masses(self, target: Any, weight: Tensor | None) -> Tensor | None:
+        """Weight of every row in the mean; None where all count as one."""
+        element = self._element_weights(target)
+        own = None if element is None else element.reshape(len(element), -1).sum(1)
+        if own is None or weight is None:
+            return weight if own is None else own
+        return own * weight
 
     def n_kinks(self, output: Any, target: Any) -> int:
         """Number of rows on the kink of an absolute error, to rounding."""
@@ -286,7 +302,8 @@ def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:
         words += " and outputs"
     if kind == "classes" and getattr(loss, "weight", None) is not None:
         words += ", class weights divided out"
-    return RowLoss(loss, words, kind, sum_outputs=summed, classes=classes)
+    rows = reduction == "sum"
+    return RowLoss(loss, words, kind, sum_outputs=summed, classes=classes, trained_sum=rows)
 
 
 def _shared(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class TorchProblem(Problem):
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
-        with preserved_rng(self.device, self.seed), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
             for index, batch in enumerate(_merged_last(self.rows.batches(size, split), self)):
                 block = self._block(self._to_device(batch), first=index == 0)
                 if index == 0 and not self.batch_normalized:
@@ -98,6 +99,26 @@ class TorchProblem(Problem):
     def has_paths(self) -> bool:
         """A module gives the loss at any weights."""
         return True
+
+    @cached_property
+    def masses(self) -> Weights | None:
+        """Weight of every row in the mean loss; None where all count as one."""
+        if not self.rows.n_rows:
+            return None
+        found: list[Tensor] = []
+        with preserved_rng(self.device, self.seed), torch.no_grad():
+            for read in self.rows.batches(self.batch_size):
+                batch = self._to_device(read)
+                target = batch.target
+                if self.row_loss.by_class:  # labels are numbered by the number of outputs
+                    output = self.forward(self.module, batch.inputs)
+                    target = self.row_loss.prepare(output, target)
+                own = self.row_loss.masses(target, batch.weight)
+                if own is None:
+                    return None
+                found.append(own.double().cpu())
+        masses: Weights = torch.cat(found).numpy()
+        return None if (masses == 1).all() else masses
 
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters."""
@@ -124,7 +145,7 @@ class TorchProblem(Problem):
         """The same problem with its dropout layers at work, at a rate or at their own."""
         own = skeleton(self.module, self.device, None)
         draw_masks(own, rate)
-        return replace(self, module=own, seed=seed)
+        return replace(self, module=own, seed=seed, draw=0)
 
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
@@ -139,7 +160,7 @@ class TorchProblem(Problem):
         call = functional(self.module, self.forward)
         total: Params = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in own.items()}
         weight = mass = 0.0
-        with preserved_rng(self.device, self.seed), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self._own_kernels():
             for read in _merged_last(self.rows.batches(self.batch_size), self):
                 batch = self._to_device(read)
 
@@ -232,6 +253,13 @@ class TorchProblem(Problem):
         row_loss = replace(self.row_loss, classes=fitted.row_loss.classes)
         return replace(self, rows=self.rows.named_like(fitted.rows), row_loss=row_loss)
 
+    @property
+    def _drawn(self) -> int | None:
+        """Seed of the random modules in the draw that is taken."""
+        if self.seed is None or not self.draw:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
+
     def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it refuses a backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
@@ -304,6 +332,8 @@ def module_problem(
     ``fields`` are further fields of :class:`Problem`.
     """
     rows = data if isinstance(data, Rows) else read_rows(data)
+    if rows.train_batch_size is None:
+        rows = replace(rows, train_batch_size=options.trained_batch_size)
     if rows.names is not None and row_loss.kind not in ("classes", "binary"):
         raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
     trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
@@ -335,6 +365,7 @@ def module_problem(
         device=device,
         dtype=dtype,
         seed=seed_of(options),
+        trained_sum=row_loss.trained_sum,
         forward=forward,
         **fields,
     )

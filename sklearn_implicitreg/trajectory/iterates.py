@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from os import PathLike
@@ -33,13 +33,17 @@ def recorded(
     first = next(iterates, None)
     if first is None:
         raise ValueError("Expected at least 2 iterates, got 0.")
+    _check_descent(first)
     here = tensors(first)
     rates = _rates(lr)
     given = None if gradients is None else iter(gradients)
     zeros = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in here.items()}
     consumed = {} if given is None else zeros
     marks, steps, dropped = [Mark(0, 0, here, zeros, consumed, zeros)], [], 0
-    for there in map(tensors, iterates):
+    before = first
+    for given_next in iterates:
+        _check_own(before, given_next)
+        before, there = given_next, tensors(given_next)
         rate = next(rates, None)
         gradient = None if given is None else next(given, None)
         if rate is None or (given is not None and gradient is None):
@@ -56,6 +60,7 @@ def recorded(
             marks.append(_next(marks[-1], there, rate, gradient, n_steps))
             steps += [Step(rate, rounding=_rounding(there, rate))] * n_steps
         here = there
+    _check_used_up(lr, rates, len(steps) + dropped)
     if len(marks) < 2 or dropped > len(steps):
         raise ValueError(
             f"Expected at least 2 finite iterates, got {len(marks)} with {dropped} steps to NaN "
@@ -92,9 +97,47 @@ def tensors(iterate: Any) -> Params:
     return found
 
 
-def _rates(lr: float | Iterable[float]) -> Iterator[float]:
+def _check_descent(model: Any) -> None:
+    """Refuse a scikit-learn model of which the displacement does not give the gradient."""
+    solver = getattr(model, "solver", None)
+    if not hasattr(model, "coefs_") or solver is None:
+        return
+    momentum = float(getattr(model, "momentum", 0.0)) if solver == "sgd" else 0.0
+    if solver != "sgd" or momentum:
+        setting = f"momentum={momentum:g}" if solver == "sgd" else f"solver={solver!r}"
+        raise ValueError(
+            "Expected iterates of gradient descent, whose displacement over the step size is "
+            f"the gradient, got a {type(model).__name__} with {setting}; train it with "
+            "solver='sgd' and momentum=0."
+        )
+
+
+def _check_own(before: Any, after: Any) -> None:
+    """Refuse one model twice."""
+    if after is before and not isinstance(after, str | PathLike | Mapping):
+        raise ValueError(
+            "Expected iterates that are objects of their own, got the same "
+            f"{type(after).__name__} twice, which holds its last weights; append "
+            "copy.deepcopy(model) at every step."
+        )
+
+
+def _check_used_up(lr: Any, rates: Iterator[float], n_steps: int) -> None:
+    """Refuse more step sizes than steps; a generator may go on."""
+    if not isinstance(lr, Sequence | np.ndarray | Tensor) or np.ndim(lr) == 0:
+        return
+    left = sum(1 for _ in rates)
+    if left:
+        raise ValueError(
+            f"Expected one lr for each step, got {left} more than the iterates have steps "
+            "between them."
+        )
+
+
+def _rates(lr: Any) -> Iterator[float]:
     """Step sizes, one after the other."""
-    for rate in repeat(float(lr)) if isinstance(lr, int | float) else lr:
+    one = not isinstance(lr, Iterator) and np.ndim(lr) == 0
+    for rate in repeat(float(lr)) if one else lr:
         if not 0 < rate < float("inf"):
             raise ValueError(
                 f"Expected a positive learning rate, got {rate}; the gradient is read off the "

@@ -38,6 +38,8 @@ class Trajectory:
     triangles : Triangles or None, default=None
         What the path holds in the place of weights, where families were given to ``record``;
         only the first and the last mark have tensors then.
+    begins_epoch : bool, default=True
+        Whether the first step is that of an epoch, which a slice may have cut.
 
     Examples
     --------
@@ -62,6 +64,7 @@ class Trajectory:
     settings: dict[str, Any] = field(default_factory=dict)
     n_dropped: int = 0
     triangles: Triangles | None = None
+    begins_epoch: bool = True
 
     def __sklearn_clone__(self) -> Trajectory:
         """Shared, not copied."""
@@ -135,12 +138,12 @@ class Trajectory:
             ends = [
                 i
                 for i, mark in enumerate(self.marks)
-                if i == 0 or mark.epoch > self.marks[i - 1].epoch
+                if (mark.epoch > self.marks[i - 1].epoch if i else self.begins_epoch)
             ]
             if len(ends) < 2:
                 raise ValueError(
                     "window='epoch' needs a path with marks of epochs; call path.epoch() at the "
-                    "end of every epoch while recording."
+                    "end of every epoch while recording, and slice so that a whole one is left."
                 )
             return ends
         if not isinstance(window, int | np.integer) or window < 1:
@@ -177,7 +180,11 @@ class Trajectory:
             raise ValueError(f"Expected a slice of at least 2 marks, got {len(marks)}.")
         offset = self.marks[0].step
         steps = self.steps[marks[0].step - offset : marks[-1].step - offset]
-        return replace(self, marks=marks, steps=steps)
+        first = range(len(self.marks))[part].start
+        begins = self.begins_epoch
+        if first:
+            begins = self.marks[first].epoch > self.marks[first - 1].epoch
+        return replace(self, marks=marks, steps=steps, begins_epoch=begins)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the path to one npz file, without pickle.
@@ -191,6 +198,7 @@ class Trajectory:
             "optimizer": self.optimizer,
             "settings": self.settings,
             "n_dropped": self.n_dropped,
+            "begins_epoch": self.begins_epoch,
             "steps": [[step.lr, step.batch_size, step.rounding] for step in self.steps],
         }
         write(path, header, self.marks, [step.rows for step in self.steps], self.triangles)
@@ -224,7 +232,9 @@ class Trajectory:
             Step(lr, rows, size, rounding)
             for rows, (lr, size, rounding) in zip(batches, header["steps"], strict=True)
         )
-        return cls(marks, steps, header["optimizer"], settings, header["n_dropped"], triangles)
+        begins = header.get("begins_epoch", True)
+        own = (header["optimizer"], settings, header["n_dropped"], triangles, begins)
+        return cls(marks, steps, *own)
 
     @classmethod
     def from_iterates(
@@ -260,8 +270,9 @@ class Trajectory:
         Raises
         ------
         ValueError
-            If iterates change names or shapes, are fewer than two, most are not finite, or a
-            step size is not positive.
+            If iterates change names or shapes, are fewer than two or the same object, most are
+            not finite, a step size is not positive, or a scikit-learn model has momentum or
+            another solver.
 
         Examples
         --------

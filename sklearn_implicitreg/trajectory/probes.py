@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -31,12 +32,15 @@ class _Made:
 
     path: Trajectory
     start: Params
-    rows: Any
+    rows: tuple[Any, ...]
+    slope: Params
 
-    def fits(self, params: Params, rows: Any) -> bool:
-        """Whether it began at these weights, on these rows."""
+    def fits(self, params: Params, rows: tuple[Any, ...], slope: Params) -> bool:
+        """Whether it began at these weights, on these rows, with this gradient."""
         return (
-            self.rows is rows
+            len(self.rows) == len(rows)
+            and all(own is other for own, other in zip(self.rows, rows, strict=True))
+            and all(torch.equal(t, slope[name]) for name, t in self.slope.items())
             and self.start.keys() == params.keys()
             and all(torch.equal(t, params[name]) for name, t in self.start.items())
         )
@@ -71,15 +75,19 @@ class Probe(ABC):
         -------
         path : Trajectory
         """
-        rows = self._rows(data)
-        if self._made is None or not self._made.fits(whole.params, rows):
+        rows, slope = self._rows(data), self._slope(whole)
+        if self._made is None or not self._made.fits(whole.params, rows, slope):
             start = {name: t.clone() for name, t in whole.params.items()}
-            self._made = _Made(self._make(model, data, whole), start, rows)
+            self._made = _Made(self._make(model, data, whole), start, rows, slope)
         return self._made.path
 
-    def _rows(self, data: Data) -> Any:
+    def _rows(self, data: Data) -> tuple[Any, ...]:
         """What identifies the rows that the path depends on."""
-        return data.X
+        return data.X, data.y, data.sample_weight
+
+    def _slope(self, whole: Problem) -> Params:
+        """What tells the loss of the path, where it is that of the estimator."""
+        return {}
 
     @abstractmethod
     def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory: ...
@@ -115,13 +123,17 @@ class GradientDescentProbe(Probe):
     def __init__(self, lr: float, n_steps: int = 5):
         if not lr > 0:
             raise ValueError(f"Expected lr > 0, got {lr!r}.")
-        if not isinstance(n_steps, int) or n_steps < 1:
+        if not isinstance(n_steps, int | np.integer) or n_steps < 1:
             raise ValueError(f"Expected n_steps >= 1, got {n_steps!r}.")
         self.lr = lr
-        self.n_steps = n_steps
+        self.n_steps = int(n_steps)
 
     def __repr__(self) -> str:
         return f"GradientDescentProbe(lr={self.lr!r}, n_steps={self.n_steps!r})"
+
+    def _slope(self, whole: Problem) -> Params:
+        """Its first gradient."""
+        return whole.gradient().value
 
     def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:
         """The weights are carried in float64, whatever the gradient is computed in."""
@@ -143,7 +155,7 @@ class GradientDescentProbe(Probe):
         # The steps are exact; a flow over them is a difference of weights.
         rounding = torch.finfo(torch.float64).eps * norm(marks[0].weights) / self.lr
         steps = (Step(self.lr, None, whole.n_rows, rounding),) * self.n_steps
-        settings = {"lr": self.lr, "momentum": 0.0, "nesterov": False}
+        settings = {"lr": self.lr, "momentum": 0.0, "nesterov": False, "follows": "mean loss"}
         return Trajectory(tuple(marks), steps, "SGD", settings)
 
 
@@ -201,9 +213,9 @@ class ContinueTraining(Probe):
         data: tuple[Any, Any] | None = None,
         random_state: int | None = None,
     ):
-        if not isinstance(n_epochs, int) or n_epochs < 1:
+        if not isinstance(n_epochs, int | np.integer) or n_epochs < 1:
             raise ValueError(f"Expected n_epochs >= 1, got {n_epochs!r}.")
-        self.n_epochs = n_epochs
+        self.n_epochs = int(n_epochs)
         self.train_epoch = train_epoch
         self.optimizer = optimizer
         self.every = every
@@ -213,9 +225,10 @@ class ContinueTraining(Probe):
     def __repr__(self) -> str:
         return f"ContinueTraining(n_epochs={self.n_epochs!r})"
 
-    def _rows(self, data: Data) -> Any:
+    def _rows(self, data: Data) -> tuple[Any, ...]:
         """The estimator's rows matter only where the net is trained on them."""
-        return None if self.train_epoch is not None or self.data is not None else data.X
+        own = self.train_epoch is not None or self.data is not None
+        return () if own else super()._rows(data)
 
     def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:
         if isinstance(model, FrozenModel):

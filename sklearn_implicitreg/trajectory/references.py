@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "Reference",
     "as_reference",
     "at_mean",
+    "check_flow",
     "sub_windows",
 ]
 
@@ -71,7 +72,9 @@ class Gradient:
     n_nodes: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers of nodes that there is no rule for."""
+        """Refuse numbers of nodes that there is no rule for, and of steps."""
+        if self.sub_window is not None:
+            _check_count("sub_window", self.sub_window)
         if self.n_nodes not in (1, 2):
             raise ValueError(f"Expected n_nodes 1 or 2, got {self.n_nodes!r}.")
 
@@ -110,16 +113,23 @@ class Batch:
     Parameters
     ----------
     n_draws : int, default=1
-        Passes that are averaged, for modules with random masks.
+        Passes that are averaged, for modules with random masks, which differ between passes and
+        steps.
     """
 
     n_draws: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of passes that are none."""
+        _check_count("n_draws", self.n_draws)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over each batch."""
         parts = list(sub_windows(window, 1))
         gradients = [
-            at_mean(problem, part, exact=True) for part in parts for _ in range(self.n_draws)
+            at_mean(replace(problem, draw=self.n_draws * part.start.step + k), part, exact=True)
+            for part in parts
+            for k in range(self.n_draws)
         ]
         return _mean(gradients, [part for part in parts for _ in range(self.n_draws)])
 
@@ -130,7 +140,7 @@ class Applied:
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Read off the recorded sums, without a pass over data."""
-        mean = window.mean("consumed")
+        mean = window.mean_gradient("consumed", problem)
         value = {name: mean[name] for name in problem.params}
         size = float(sum(float(g.square().sum()) for g in value.values())) ** 0.5
         return LossGradient(value, float("nan"), 1.0, 1, size, 0)
@@ -145,6 +155,11 @@ class Flow:
     n_substeps : int, default=10
         Runge-Kutta steps for each step of the path.
 
+    Raises
+    ------
+    ValueError
+        If ``n_substeps`` is not an integer >= 1, or the path is not of SGD without momentum.
+
     References
     ----------
     Barrett and Dherin (2021), Implicit Gradient Regularization.
@@ -152,9 +167,14 @@ class Flow:
 
     n_substeps: int = 10
 
+    def __post_init__(self) -> None:
+        """Refuse numbers of steps that are none."""
+        _check_count("n_substeps", self.n_substeps)
+
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
-        time = sum(step.lr for step in window.steps)
+        rates = [step.lr for step in window.steps]
+        time = float(window.scales(problem) @ rates)  # of the flow of L
         n = self.n_substeps * window.n_steps
         start = {name: t.double() for name, t in window.start.weights.items()}
         end, first = dict(start), None
@@ -164,6 +184,58 @@ class Flow:
         assert first is not None
         value = {name: (start[name] - end[name]) / time for name in problem.params}
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}.")
+
+
+def check_flow(
+    reference: Reference,
+    optimizer: str,
+    settings: Mapping[str, Any],
+    windows: Sequence[Window],
+) -> None:
+    """Refuse to hold another optimizer than plain gradient descent against the flow.
+
+    Raises
+    ------
+    ValueError
+        If it has momentum, is preconditioned, or has several step sizes at a time.
+    """
+    if not isinstance(reference, Flow):
+        return
+    momentum = settings.get("momentum", 0.0)
+    if optimizer not in ("SGD", "gradient descent") or momentum:
+        with_momentum = f" with momentum={momentum:g}" if momentum else ""
+        raise ValueError(
+            "Expected SGD without momentum and with one step size for reference='flow', whose "
+            f"time is the sum of the step sizes, got {optimizer}{with_momentum}; use "
+            "reference='gradient' or 'batch'."
+        )
+    for window in windows:
+        _check_descent(window)
+
+
+def _check_descent(window: Window) -> None:
+    """Refuse steps that are not the applied gradient times one step size."""
+    marks = (*window.inside, window.stop)
+    for mark, after in zip(marks[:-1], marks[1:], strict=True):
+        first = mark.step - window.start.step
+        rates = [s.lr for s in window.steps[first : first + after.step - mark.step]]
+        if max(rates) > min(rates):
+            continue  # the sum of the steps does not tell
+        for name, old in mark.weights.items():
+            applied = after.applied[name] - mark.applied[name]
+            step = old.double() - after.weights[name].double()
+            if float((step - rates[0] * applied).norm()) > 1e-3 * float(step.norm()):
+                raise ValueError(
+                    "Expected SGD without momentum and with one step size for reference='flow', "
+                    f"whose time is the sum of the step sizes, got steps of {name!r} that are "
+                    f"not lr={rates[0]:.4g} times the applied gradient; use "
+                    "reference='gradient' or 'batch'."
+                )
 
 
 def as_reference(reference: Any, window: int | str | None = "epoch") -> Reference:
@@ -200,7 +272,7 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     """Gradient at some weights, rows weighted as the window used them."""
     there = problem.at(params)
     n_rows = there.n_rows
-    weights = None if n_rows is None else window.row_weights(n_rows)
+    weights = None if n_rows is None else window.row_weights(n_rows, problem.masses)
     if weights is None:
         if exact:
             raise ValueError(
@@ -218,8 +290,6 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
     """Consecutive parts of a window, which must begin at marks."""
     marks = {mark.step: mark for mark in (*window.inside, window.stop)}
     begin, end = window.start.step, window.stop.step
-    if size < 1:
-        raise ValueError(f"Expected sub_window >= 1, got {size}.")
     for step in range(begin, end, size):
         stop = min(step + size, end)
         if step not in marks or stop not in marks:

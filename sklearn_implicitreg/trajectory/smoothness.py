@@ -128,7 +128,8 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     >>> 0.01 < ratio < 0.02
     True
     """
-    whole = problem.whole()
+    # The descent below is that of L, whatever the model was trained on.
+    whole = replace(problem.whole(), trained_factor=1.0, trained_sum=False)
     at = {name: t.double() for name, t in whole.params.items()}
     start = dict(at)
     for _ in range(n_steps):

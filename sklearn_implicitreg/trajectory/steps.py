@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.trajectory.marks import Mark
 
 __all__ = ["Indices", "Step", "Window"]
@@ -51,6 +51,59 @@ class Window:
         """Number of steps, T."""
         return self.stop.step - self.start.step
 
+    def mean_gradient(self, what: str, problem: Problem) -> Params:
+        """Mean over the steps of "applied" or "consumed", in units of the mean loss L.
+
+        Raises
+        ------
+        ValueError
+            If the steps between two marks are of batches of different sizes, where the loss is
+            a sum over them; as :meth:`scales` and :meth:`mean`.
+        """
+        scales = self.scales(problem)
+        if np.ptp(scales) <= 1e-12 * scales[0]:
+            return {name: t.div_(scales[0]) for name, t in self.mean(what).items()}
+        total: Params = {}
+        ends = (*self.inside, self.stop)
+        for mark, after in zip(ends[:-1], ends[1:], strict=True):
+            first = mark.step - self.start.step
+            own = scales[first : after.step - self.start.step]
+            if np.ptp(own) > 1e-12 * own[0]:
+                raise ValueError(
+                    "Expected batches of one size between two marks with a loss of "
+                    "reduction='sum', whose steps are divided by their batch size; record with "
+                    "every=1, or drop the last batch of an epoch."
+                )
+            part = Window(mark, after, (mark,), self.steps[first : first + len(own)])
+            for name, tensor in part.mean(what).items():
+                share = tensor * (part.n_steps / self.n_steps / own[0])
+                total[name] = total[name] + share if name in total else share
+        return total
+
+    def scales(self, problem: Problem) -> npt.NDArray[np.float64]:
+        """What each step was trained on over the mean loss L, of shape (T,).
+
+        Raises
+        ------
+        ValueError
+            If the loss is a sum over a batch and the batches, or their sizes, are not known.
+        """
+        scales = np.full(self.n_steps, problem.trained_factor)
+        if not problem.trained_sum:
+            return scales
+        masses = problem.masses
+        if masses is not None and np.ptp(masses) == 0:
+            scales, masses = scales * masses[0], None
+        sizes = [_mass(step, masses) for step in self.steps]
+        if not all(sizes):
+            what = "rows of every batch" if masses is not None else "size of every batch"
+            raise ValueError(
+                f"Expected the {what} with a loss of reduction='sum', whose steps are larger "
+                "than the gradient of the mean loss by it, got steps without; name them with "
+                "path.batch(rows) while recording."
+            )
+        return np.asarray(scales * sizes)
+
     def mean(self, what: str) -> Params:
         """Mean over the steps of "applied", "consumed" or "visited".
 
@@ -85,25 +138,41 @@ class Window:
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
             n = after.step - mark.step
-            if n == 1:
-                yield mark.weights, n
-            else:
-                first, last = mark.visited, after.visited
-                yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
+            first, last = mark.visited, after.visited  # where weights are set between steps
+            yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
 
-    def row_weights(self, n_rows: int) -> npt.NDArray[np.float64] | None:
+    def row_weights(
+        self, n_rows: int, masses: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.float64] | None:
         """``omega_i``: mean over the steps of 1 / batch size where row i was used.
 
-        None where the rows of a batch are not known, or count in another data set.
+        With masses of the rows it is one over the mass of the batch: what the loss multiplies
+        by the mass of the row. None where the rows of a batch are not known, or count in another
+        data set.
         """
         weights = np.zeros(n_rows)
         for step in self.steps:
             if step.rows is None or step.rows.max() >= n_rows:
                 return None
-            np.add.at(weights, step.rows, 1.0 / (len(step.rows) * self.n_steps))
+            size = len(step.rows) if masses is None else masses[step.rows].sum()
+            if not size > 0:
+                raise ValueError(
+                    "Expected batches whose rows count in the loss, got one in which all are "
+                    "ignored or of weight zero."
+                )
+            np.add.at(weights, step.rows, 1.0 / (size * self.n_steps))
         return weights
 
     @property
     def rounding(self) -> float:
         """Norm of the rounding in the mean applied gradient, at most; nan where unknown."""
         return float(np.mean([step.rounding for step in self.steps]))
+
+
+def _mass(step: Step, masses: npt.NDArray[np.float64] | None) -> float | None:
+    """Total weight of the rows of a batch; None where it is not known."""
+    if masses is None:
+        return step.batch_size
+    if step.rows is None or step.rows.max() >= len(masses):
+        return None
+    return float(masses[step.rows].sum())

@@ -152,8 +152,8 @@ def there(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
 
 
 def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
-    """Reference less applied gradient: minus the target of the window's equations."""
-    applied = window.mean("applied")
+    """Reference less applied gradient, in units of L: minus the target of the equations."""
+    applied = window.mean_gradient("applied", problem)
     value = {
         name: gradient.value[name] - applied[name].to(gradient.value[name].device)
         for name in problem.params

@@ -1,0 +1,229 @@
+"""What references, probes and theory make of paths that are not the plain case."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.penalties.gradients import GradientNorm
+from sklearn_implicitreg.trajectory import (
+    Batch,
+    Flow,
+    Gradient,
+    GradientDescentProbe,
+    Trajectory,
+    minibatch_factor,
+    record,
+)
+
+N = 80
+SGD, Adam, RMSprop = torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop
+
+
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(N, 5, generator=generator, dtype=torch.float64)
+    noise = torch.randn(N, 1, generator=generator, dtype=torch.float64)
+    return X, torch.sin(X[:, :1]) + 0.3 * noise
+
+
+def new_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+
+def train(make, bs=16, n_epochs=4, decay=1.0, between=None):
+    """Net and its path; lr falls by a factor each epoch, `between` runs before every step."""
+    X, y = rows()
+    net = new_net()
+    optimizer = make(net.parameters())
+    order = torch.Generator().manual_seed(1)
+    with record(net, optimizer) as path:
+        for _ in range(n_epochs):
+            for part in torch.randperm(N, generator=order).split(bs):
+                path.batch(part)
+                if between is not None:
+                    between(net)
+                optimizer.zero_grad()
+                nn.functional.mse_loss(net(X[part]), y[part]).backward()
+                optimizer.step()
+            path.epoch()
+            for group in optimizer.param_groups:
+                group["lr"] *= decay
+    return net, X, y, path.trajectory
+
+
+def fit(case, family="l2", **how):
+    net, X, y, path = case
+    how = {"params": "all", "window": "epoch", "loss": "mse"} | how
+    est = ImplicitRegularizationEstimator(
+        net, family=family, mode="trajectory", trajectory=path, **how
+    )
+    return est.fit(X, y)
+
+
+def text_of(est):
+    return " ".join(str(est.summary()).split())
+
+
+class TestDraws:
+    def problem_and_path(self):
+        net = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 1)).double()
+        X, y = rows()
+        options = Options(loss="mse", params="all", module_mode="train", random_state=0)
+        optimizer = SGD(net.parameters(), lr=1e-9)
+        with record(net, optimizer) as path:
+            for _ in range(2):
+                path.batch(range(N))
+                optimizer.zero_grad()
+                nn.functional.mse_loss(net(X), y).backward()
+                optimizer.step()
+        return adapt(net, Data(X, y), options), path.trajectory
+
+    def test_masks_differ_between_draws_and_steps(self):
+        problem, path = self.problem_and_path()
+        first, second = path.windows(None)
+        one = Batch().mean_gradient(problem, first).value["0.weight"]
+        again = Batch().mean_gradient(problem, first).value["0.weight"]
+        assert torch.equal(one, again)
+        assert not torch.allclose(one, Batch(3).mean_gradient(problem, first).value["0.weight"])
+        other = Batch().mean_gradient(problem, second).value["0.weight"]
+        assert not torch.allclose(one, other, rtol=1e-3)
+
+    def test_noise_falls_with_the_draws(self):
+        problem, path = self.problem_and_path()
+        window = path.windows(None)[0]
+        mean = Batch(400).mean_gradient(problem, window).value["0.weight"]
+        away = [
+            float((Batch(n).mean_gradient(problem, window).value["0.weight"] - mean).norm())
+            for n in (1, 100)
+        ]
+        assert away[1] < away[0] / 4
+
+
+class TestProbesAreMadeAnew:
+    @pytest.mark.parametrize("what", ["y", "weight", "loss"])
+    def test_where_what_they_depend_on_changes(self, what):
+        X, y = rows()
+        net, probe = new_net(), GradientDescentProbe(lr=0.01, n_steps=2)
+        first = adapt(net, Data(X, y), Options(loss="mse", params="all"))
+        data, loss = Data(X, y), "mse"
+        if what == "y":
+            data = Data(X, y + 1)
+        elif what == "weight":
+            data = Data(X, y, np.linspace(1, 2, N))
+        else:
+            loss = nn.HuberLoss(delta=0.1)
+        path = probe.run(net, Data(X, y), first)
+        assert probe.run(net, Data(X, y), first) is path
+        other = probe.run(net, data, adapt(net, data, Options(loss=loss, params="all")))
+        assert other is not path
+
+    def test_numpy_integers(self):
+        assert GradientDescentProbe(lr=0.01, n_steps=np.int64(2)).n_steps == 2
+
+
+class TestFlowNeedsPlainDescent:
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda p: SGD(p, lr=0.01, momentum=0.9), "got SGD with momentum=0.9"),
+            (lambda p: Adam(p, lr=0.01), "got Adam"),
+        ],
+        ids=["momentum", "adam"],
+    )
+    def test_other_optimizers_are_refused_by_name(self, make, message):
+        case = train(make, bs=N)
+        with pytest.raises(ValueError, match=message):
+            fit(case, GradientNorm(), reference="flow", window=None)
+
+    def test_step_sizes_of_groups(self):
+        def groups(parameters):
+            first, *others = parameters
+            return SGD([{"params": [first]}, {"params": others, "lr": 0.02}], lr=0.01)
+
+        case = train(groups, bs=N)
+        with pytest.raises(ValueError, match="one step size .* '0.bias'"):
+            fit(case, GradientNorm(), reference="flow", window=None)
+
+    def test_plain_descent(self):
+        case = train(lambda p: SGD(p, lr=0.01), bs=N)
+        est = fit(case, GradientNorm(), reference="flow", window=None)
+        assert est.coef_[0] == pytest.approx(0.01 / 4, rel=0.05)
+
+
+class TestTheoryOfMinibatches:
+    def expected(self, est):
+        return float(
+            text_of(est).split("theory expects lr/4 times ")[1].split(" = ")[1].split()[0][:-1]
+        )
+
+    @pytest.mark.parametrize(
+        ("settings", "sub_window", "n", "kept"),
+        [
+            ({"momentum": 0.9, "dampening": 0.5}, None, 5, 0.5),
+            ({"momentum": 0.5}, 99, 5, 1.0),
+            ({"momentum": 0.5}, 3, 3, 1.0),
+        ],
+        ids=["dampening", "large-sub-window", "sub-window"],
+    )
+    def test_factor(self, settings, sub_window, n, kept):
+        case = train(lambda p: SGD(p, lr=0.01, **settings))
+        est = fit(case, reference=Gradient(sub_window=sub_window))
+        wanted = 0.01 / 4 * minibatch_factor(settings["momentum"], n) * kept
+        assert self.expected(est) == pytest.approx(wanted, rel=1e-3)
+
+    def test_mean_step_size(self):
+        est = fit(train(lambda p: SGD(p, lr=0.01), decay=0.5, n_epochs=3))
+        assert self.expected(est) == pytest.approx(0.01 * (1 + 0.5 + 0.25) / 3 / 4, rel=1e-3)
+
+    def test_none_for_rmsprop(self):
+        est = fit(train(lambda p: RMSprop(p, lr=0.001, momentum=0.5)))
+        assert "no theory for a preconditioned optimizer" in text_of(est)
+
+
+def test_weights_that_are_set_between_steps():
+    generator = torch.Generator().manual_seed(5)
+
+    def jump(net):
+        state = {
+            n: t + 0.1 * torch.randn(t.shape, generator=generator, dtype=t.dtype)
+            for n, t in net.state_dict().items()
+        }
+        net.load_state_dict(state)
+
+    case = train(lambda p: SGD(p, lr=0.01, weight_decay=0.02), between=jump)
+    est = fit(case, reference="batch")
+    assert est.coef_[0] == pytest.approx(0.01, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (lambda n: Gradient(sub_window=n), 2.5),
+        (lambda n: Gradient(sub_window=n), 0),
+        (Batch, 0),
+        (Flow, 0),
+        (Flow, True),
+    ],
+)
+def test_counts_are_checked_where_they_are_given(kind, wrong):
+    with pytest.raises(ValueError, match="to be an integer >= 1, got"):
+        kind(wrong)
+    assert kind(np.int64(2))
+
+
+def test_flow_of_iterates():
+    X, y = rows()
+    net = new_net()
+    probe = GradientDescentProbe(lr=0.01, n_steps=3)
+    whole = adapt(net, Data(X, y), Options(loss="mse", params="all"))
+    weights = [mark.weights for mark in probe.run(net, Data(X, y), whole).marks]
+    path = Trajectory.from_iterates(weights, lr=0.01)
+    est = fit((net, X, y, path), GradientNorm(), reference="flow", window=None)
+    assert est.coef_[0] == pytest.approx(0.01 / 4, rel=0.05)

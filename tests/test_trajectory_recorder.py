@@ -206,7 +206,7 @@ def test_nothing_recorded():
         _ = path.trajectory
 
 
-@pytest.mark.parametrize("every", [0, 1.5, True, None], ids=str)
+@pytest.mark.parametrize("every", [0, 1.5, True, "3"], ids=str)
 def test_every_is_checked(every):
     net, optimizer = new_run()
     with pytest.raises(ValueError, match="every to be an integer >= 1"):
@@ -437,3 +437,10 @@ def test_a_folder_with_marks_is_refused(tmp_path):
         file.unlink()
     with pytest.raises(ValueError, match="which is gone; save a path"):
         _ = kept.marks[0].weights
+
+
+def test_every_may_be_an_integer_of_numpy():
+    net, optimizer = new_run()
+    with record(net, optimizer, every=np.int64(5)) as path:
+        steps(net, optimizer, 10)
+    assert len(path.trajectory.marks) == 3

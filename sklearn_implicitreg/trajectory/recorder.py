@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -32,7 +34,7 @@ def record(  # noqa: PLR0913
     model: nn.Module,
     optimizer: Optimizer,
     *,
-    every: int = 1,
+    every: int | None = None,
     data: Any = None,
     loss: Any = None,
     families: Sequence[Any] | None = None,
@@ -59,8 +61,10 @@ def record(  # noqa: PLR0913
         What is trained.
     optimizer : torch.optim.Optimizer
         SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad.
-    every : int, default=1
-        Steps between marks; the sums lose no step.
+    every : int, default=None
+        Steps between marks; the sums lose no step. None is 1; with ``families`` it is no mark
+        but those of ``path.epoch()`` and of the end. With ``families`` it counts only where no
+        epoch is marked: the equations of a path with epochs are those of its epochs.
     data : array, tensor, tuple of these or Dataset, default=None
         All that a batch holds, in the order in which the rows count, so that ``path.batch`` can
         be given the batch itself. With ``families`` the rows (X, y) that the reference is
@@ -120,7 +124,10 @@ def record(  # noqa: PLR0913
     else:
         kept = TriangleKept(Reduction.of(model, families, reference, data, loss, params))
         gradients = reference == "applied"
-    recorder = Recorder(model, optimizer, every, gradients, update_rule, kept)
+        every = sys.maxsize if every is None else every
+    recorder = Recorder(
+        model, optimizer, 1 if every is None else every, gradients, update_rule, kept
+    )
     if data is not None:
         recorder.rows_from(data)
     return recorder
@@ -138,10 +145,10 @@ class Recorder:
         update_rule: UpdateRule | None = None,
         kept: Kept | None = None,
     ):
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
             raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
         self._rule = rule_of(optimizer, update_rule)
-        self._optimizer, self._every = optimizer, every
+        self._optimizer, self._every = optimizer, int(every)
         self._watched = Watched(model, optimizer)
         self._params = self._watched.params
         self._kept = Kept(None, _MEMORY) if kept is None else kept
@@ -201,6 +208,10 @@ class Recorder:
         """Mark the end of an epoch."""
         self._settle()
         self._epoch += 1
+        if isinstance(self._kept, TriangleKept):
+            self._every = sys.maxsize
+            if self._epoch == 1:
+                self._kept.begin_epochs()
         self._mark()
 
     def batch(self, rows: Any, *, accumulate: bool = False) -> None:

@@ -444,3 +444,38 @@ def test_every_may_be_an_integer_of_numpy():
     with record(net, optimizer, every=np.int64(5)) as path:
         steps(net, optimizer, 10)
     assert len(path.trajectory.marks) == 3
+
+
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_a_layer_replaced_while_recording_is_refused(every):
+    net, optimizer = new_run()
+    recorder = record(net, optimizer, every=every)
+    with (
+        pytest.raises(ValueError, match=r"got others for 2.weight, 2.bias; start a new record"),
+        recorder as path,
+    ):
+        steps(net, optimizer, 8)
+        path.epoch()
+        net[2] = nn.Linear(4, 1)
+        steps(net, optimizer, 4)
+    assert path.trajectory.n_steps == 8
+    assert not path.attached
+
+
+def test_an_epoch_without_a_step_is_refused():
+    net, optimizer = new_run()
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+        path.epoch()
+        steps(*new_run(), 4)
+        with pytest.raises(ValueError, match="since the last epoch, got none; the optimizer"):
+            path.epoch()
+    assert path.trajectory.n_steps == 4
+
+
+def test_an_epoch_outside_is_refused():
+    net, optimizer = new_run()
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+    with pytest.raises(ValueError, match=r"got it outside of the with block; call it"):
+        path.epoch()

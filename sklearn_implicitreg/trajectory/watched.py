@@ -36,6 +36,7 @@ class Watched:
             raise ValueError(
                 "Expected an optimizer of this model's parameters, got one of none of them."
             )
+        self._model = model
         self._others = {id(p) for p in held if id(p) not in names}
         self._shapes = {name: p.shape for name, p in self.params.items()}
 
@@ -55,6 +56,11 @@ class Watched:
                 "another one or a new parameter group"
             )
         return ""
+
+    def replaced(self) -> str:
+        """Names of recorded tensors that the model has no longer; empty where it has all."""
+        here = {id(p) for p in self._model.parameters()}
+        return ", ".join(name for name, p in self.params.items() if id(p) not in here)
 
 
 def plain_settings(optimizer: Optimizer) -> dict[str, Any]:

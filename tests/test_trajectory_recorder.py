@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
+from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.trajectory import record
 from sklearn_implicitreg.trajectory.marks import StoredMark
 from sklearn_implicitreg.trajectory.rows import RowFinder
@@ -185,7 +186,10 @@ def test_a_learning_rate_of_zero_is_refused():
 
 def test_weights_changed_between_steps():
     net, optimizer = new_run()
-    with record(net, optimizer, every=5, gradients=True) as path:
+    with (
+        pytest.warns(ModelStateWarning, match="changed the weights before 3 of the steps that"),
+        record(net, optimizer, every=5, gradients=True) as path,
+    ):
         steps(net, optimizer, 10)
         for _ in range(20):
             steps(net, optimizer, 1)
@@ -479,3 +483,41 @@ def test_an_epoch_outside_is_refused():
         steps(net, optimizer, 4)
     with pytest.raises(ValueError, match=r"got it outside of the with block; call it"):
         path.epoch()
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_weights_changed_by_hand_after_every_step(kind):
+    net = new_net().double()
+    optimizer = kind(net.parameters(), lr=0.01)
+    begins = []
+    with (
+        pytest.warns(ModelStateWarning, match="changed the weights before 9 of the steps that"),
+        record(net, optimizer) as path,
+    ):
+        for _ in range(10):
+            optimizer.zero_grad()
+            begins.append(net[2].weight.detach().clone())
+            (net(X.double()) - Y).square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                net[2].weight.mul_(0.99)
+    windows = path.trajectory.windows(None)
+    assert path.trajectory.n_dropped == 0
+    for window, begin in zip(windows, begins, strict=True):
+        assert torch.equal(window.start.weights["2.weight"], begin)
+        assert close(window.mean("applied"), window.mean("consumed"))
+
+
+def test_a_group_of_learning_rate_0_is_named():
+    net = new_net()
+    groups = [{"params": net[0].parameters(), "lr": 0.0}, {"params": net[2].parameters()}]
+    optimizer = SGD(groups, lr=0.1)
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+    with pytest.raises(ValueError, match=r"rate 0 of 0.weight, 0.bias, whose .* \(freeze them by"):
+        _ = path.trajectory
+    other = nn.Linear(2, 1)
+    optimizer = SGD([{"params": other.parameters(), "lr": 0}, {"params": net.parameters()}], lr=0.1)
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+    assert [step.lr for step in path.trajectory.steps] == [0.1] * 4

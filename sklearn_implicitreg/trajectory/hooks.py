@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
 from sklearn_implicitreg.trajectory.meters import Stretch, settings_of
@@ -52,7 +54,8 @@ class Recorder:
         self._stretch: Stretch | None = None
         self._spare: Stretch | None = None
         self._each = self._every == 1
-        self._pending = self._idle = self._stale = self._called = False
+        self._pending = self._stale = self._called = False
+        self._idle, self._n_changed = "", 0
         self._step = self._epoch = 0
         self._dropped: dict[str, int] = {}
         self._rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
@@ -94,8 +97,19 @@ class Recorder:
             self._mark()
         self._spare = None
         self._kept.close(self._steps)
-        if problem and error is None:
+        if error is not None:
+            return
+        if problem:
             raise ValueError(problem)
+        if self._n_changed:
+            warnings.warn(
+                f"Something else than the optimizer changed the weights before {self._n_changed} "
+                "of the steps that begin at a mark. These changes are part of no step, so a "
+                "penalty that they amount to is not found.",
+                ModelStateWarning,
+                stacklevel=2,
+            )
+            self._n_changed = 0
 
     @property
     def attached(self) -> bool:
@@ -188,9 +202,12 @@ class Recorder:
         self._kept.settle(self._steps)
         if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
             self._close()
+        if not self._stale and self._marks[-1].step == self._step and self._watched.changed():
+            self._n_changed += 1
+            self._stale = True
         if self._stale:
             self._refresh()
-        self._idle = any(number(group["lr"]) == 0 for group in optimizer.param_groups)
+        self._idle = self._watched.idle(optimizer)
         if self._idle:
             return
         if self._stretch is None:
@@ -208,7 +225,7 @@ class Recorder:
         """Add what the step did to the running sums."""
         rows, size = self._batches.taken()
         if self._idle:
-            self._drop(1, "with learning rate 0")
+            self._drop(1, self._idle)
             self._stale = True
             return
         stretch = self._stretch
@@ -225,7 +242,7 @@ class Recorder:
                 self._running["consumed"].add(name, gradient.detach())
         if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
             self._rounding, self._rounding_at = stretch.rounding(), self._step
-        lr = number(optimizer.param_groups[0]["lr"])
+        lr = self._watched.lr(optimizer)
         self._steps.append(Step(lr, rows, size, self._rounding))
         self._step += 1
         if self._step % self._every == 0:
@@ -305,6 +322,7 @@ class Recorder:
         if self._marks and self._marks[-1].step == self._step and not self._finite():
             weights = self._marks[-1].weights
         sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
+        self._watched.remember()
         self._kept.put(Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS)))
 
     @property

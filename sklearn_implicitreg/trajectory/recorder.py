@@ -40,6 +40,9 @@ def record(  # noqa: PLR0913
     applied follows from both ends of a stretch of constant settings. RMSprop, Adagrad and other
     rules, and step sizes that change at every step, cost a copy per step.
 
+    Clipped gradients are what the optimizer applies. References on rows then see the clipping as
+    a penalty; use ``reference="applied"``, or no clipping.
+
     With ``families`` the steps between two marks are reduced at once to the triangle of their
     equations: a mark then costs a few numbers per tensor and column, and no weights. Such a path
     answers for these families, this reference and the windows between its marks alone.

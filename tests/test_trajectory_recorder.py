@@ -521,3 +521,23 @@ def test_a_group_of_learning_rate_0_is_named():
     with record(net, optimizer) as path:
         steps(net, optimizer, 4)
     assert [step.lr for step in path.trajectory.steps] == [0.1] * 4
+
+
+def test_a_mask_names_rows():
+    net, optimizer = new_run()
+    with record(net, optimizer) as path:
+        for mask in (np.arange(20) % 7 == 2, torch.arange(20) % 7 == 2):
+            path.batch(mask)
+            steps(net, optimizer, 1)
+    assert [step.rows.tolist() for step in path.trajectory.steps] == [[2, 9, 16]] * 2
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[1.0, 2.0], np.array([0.5]), 0, -3, True, 2.5, [-1, 3], [], slice(3), None, np.zeros(4, bool)],
+    ids=str,
+)
+def test_rows_that_are_none(rows):
+    net, optimizer = new_run()
+    with record(net, optimizer) as path, pytest.raises(ValueError, match="Expected row numbers"):
+        path.batch(rows)

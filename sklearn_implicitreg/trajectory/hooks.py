@@ -149,12 +149,17 @@ class Recorder:
 
         Parameters
         ----------
-        rows : int, array of int, or the batch itself
-            Positions of the rows in the data set, or only their number. The tensors of the
-            batch are looked up in ``data``; where a transform changed them, only their number
-            is kept.
+        rows : int, array of int or bool, or the batch itself
+            Positions of the rows in the data set, a mask of them, or only their number. The
+            tensors of the batch are looked up in ``data``; where a transform changed them, only
+            their number is kept.
         accumulate : bool, default=False
             Whether the rows join those named before, where gradients are accumulated.
+
+        Raises
+        ------
+        ValueError
+            For no rows, negative ones, or what is none of these.
         """
         self._batches.name(rows, accumulate)
 

@@ -398,7 +398,7 @@ def test_epochs_are_the_blocks_whatever_every_is(every, given):
 def test_folds_of_rows_are_refused(epochs):
     net, path = epochs
     est = fit(epochs, family="l2", window="epoch")
-    with pytest.raises(ValueError, match="complete by other rows, .* record without families="):
+    with pytest.raises(ValueError, match="no folds of rows; record .* the weights.$"):
         est.score(X[:30], Y[:30])
     search = GridSearchCV(clone(est), {"family": ["l2"]}, cv=KFold(4), error_score="raise")
     with pytest.raises(ValueError, match="has no folds of rows; record without families="):

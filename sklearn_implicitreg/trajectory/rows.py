@@ -118,7 +118,7 @@ def _positions(rows: Any, finder: RowFinder | None) -> Indices | None:
     if isinstance(rows, Mapping) or _is_nested(rows):
         return None
     array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
-    if array.ndim != 1:
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
         return None
     if array.dtype.kind == "b":
         array = np.flatnonzero(array)

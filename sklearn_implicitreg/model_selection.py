@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_implicitreg.comparison import Candidate, compared, compared_on_path
 from sklearn_implicitreg.endpoint import holds_endpoints
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
+from sklearn_implicitreg.instruments import InstrumentedEquations
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.problem import Problem
@@ -341,6 +342,12 @@ def equations(
         tensor that each equation belongs to, the endpoint where there are several, or the
         window of a path.
 
+    Raises
+    ------
+    ValueError
+        As the estimator raises; for penalties with random draws along a path, whose columns
+        need instruments.
+
     Examples
     --------
     >>> from sklearn.datasets import load_diabetes
@@ -367,5 +374,12 @@ def equations(
     targets = estimator._targets(X, y, sample_weight)
     family = estimator.family if families is None else families
     penalty = _penalty(estimator, family, targets.problem)
-    data, target, groups = targets.equations(penalty).frame()
+    found = targets.equations(penalty)
+    if any(isinstance(part, InstrumentedEquations) for part in getattr(found, "parts", ())):
+        raise ValueError(
+            f"Expected families without random draws for a table of a path, got {family!r}: "
+            "least squares on its noisy columns is biased, and a table has no instruments; use "
+            "ImplicitRegularizationEstimator.fit, which solves with them."
+        )
+    data, target, groups = found.frame()
     return Bunch(data=data, target=target, groups=groups)

@@ -188,7 +188,7 @@ class RecordedTargets(PathTargets):
         if whole is not None:
             raise ValueError(
                 "Expected a path with weights to complete by other rows, got one that holds only "
-                f"triangles; {_AGAIN}, or take folds over windows by equations(...)."
+                f"triangles, which have no folds of rows; {_AGAIN}."
             )
         first, n = self.triangles.blocks[0], self.whole.n_steps
         value = {

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from skorch import NeuralNetRegressor
 from torch import nn
 
-from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg import ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.inference import infer
@@ -389,6 +389,14 @@ class TestPathOfALinearModel:
             est = along(net, X, y, path, Dropout(0.0, n_draws=1))
         assert est.coef_[0] == 0
         assert est.verdict_ in ("no signal", "not identifiable")
+
+    def test_tables_are_refused(self):
+        X, y = rows()
+        net = linear()
+        path = descend(net, X, y, lr=0.1, n_before=0, n_steps=40, every=10)
+        est = along(net, X, y, path, Dropout(n_draws=1))
+        with pytest.raises(ValueError, match="a table has no instruments; use Implicit"):
+            equations(est, X, y)
 
     def test_decay_beside_known_dropout(self):
         X, y = rows()

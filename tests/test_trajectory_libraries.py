@@ -17,7 +17,9 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
+from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.trajectory import (
+    ContinueTraining,
     ImplicitRegularizationRecorder,
     IterateRecorder,
     hf_recorder,
@@ -129,6 +131,16 @@ def test_skorch_partial_fit_goes_on_and_fit_begins_anew():
     assert recorder.trajectory_.n_steps == 24
     assert len(recorder.trajectory_.windows("epoch")) == 6
     net.fit(X, Y)
+    assert recorder.trajectory_.n_steps == 12
+
+
+def test_a_recorded_skorch_net_is_trained_on():
+    recorder = ImplicitRegularizationRecorder()
+    net = skorch_net(recorder, module__dtype=torch.float32).fit(X, Y)
+    est = ImplicitRegularizationEstimator(
+        net, family="l2", mode="trajectory", window="epoch", trajectory=ContinueTraining(2)
+    ).fit(X, Y)
+    assert np.isfinite(est.coef_).all()
     assert recorder.trajectory_.n_steps == 12
 
 

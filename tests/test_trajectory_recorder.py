@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
+from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.trajectory import record
 from sklearn_implicitreg.trajectory.marks import StoredMark
 from sklearn_implicitreg.trajectory.rows import RowFinder
@@ -185,7 +186,10 @@ def test_a_learning_rate_of_zero_is_refused():
 
 def test_weights_changed_between_steps():
     net, optimizer = new_run()
-    with record(net, optimizer, every=5, gradients=True) as path:
+    with (
+        pytest.warns(ModelStateWarning, match="changed the weights before 3 of the steps that"),
+        record(net, optimizer, every=5, gradients=True) as path,
+    ):
         steps(net, optimizer, 10)
         for _ in range(20):
             steps(net, optimizer, 1)
@@ -206,7 +210,7 @@ def test_nothing_recorded():
         _ = path.trajectory
 
 
-@pytest.mark.parametrize("every", [0, 1.5, True, None], ids=str)
+@pytest.mark.parametrize("every", [0, 1.5, True, "3"], ids=str)
 def test_every_is_checked(every):
     net, optimizer = new_run()
     with pytest.raises(ValueError, match="every to be an integer >= 1"):
@@ -437,3 +441,103 @@ def test_a_folder_with_marks_is_refused(tmp_path):
         file.unlink()
     with pytest.raises(ValueError, match="which is gone; save a path"):
         _ = kept.marks[0].weights
+
+
+def test_every_may_be_an_integer_of_numpy():
+    net, optimizer = new_run()
+    with record(net, optimizer, every=np.int64(5)) as path:
+        steps(net, optimizer, 10)
+    assert len(path.trajectory.marks) == 3
+
+
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_a_layer_replaced_while_recording_is_refused(every):
+    net, optimizer = new_run()
+    recorder = record(net, optimizer, every=every)
+    with (
+        pytest.raises(ValueError, match=r"got others for 2.weight, 2.bias; start a new record"),
+        recorder as path,
+    ):
+        steps(net, optimizer, 8)
+        path.epoch()
+        net[2] = nn.Linear(4, 1)
+        steps(net, optimizer, 4)
+    assert path.trajectory.n_steps == 8
+    assert not path.attached
+
+
+def test_an_epoch_without_a_step_is_refused():
+    net, optimizer = new_run()
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+        path.epoch()
+        steps(*new_run(), 4)
+        with pytest.raises(ValueError, match="since the last epoch, got none; the optimizer"):
+            path.epoch()
+    assert path.trajectory.n_steps == 4
+
+
+def test_an_epoch_outside_is_refused():
+    net, optimizer = new_run()
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+    with pytest.raises(ValueError, match=r"got it outside of the with block; call it"):
+        path.epoch()
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_weights_changed_by_hand_after_every_step(kind):
+    net = new_net().double()
+    optimizer = kind(net.parameters(), lr=0.01)
+    begins = []
+    with (
+        pytest.warns(ModelStateWarning, match="changed the weights before 9 of the steps that"),
+        record(net, optimizer) as path,
+    ):
+        for _ in range(10):
+            optimizer.zero_grad()
+            begins.append(net[2].weight.detach().clone())
+            (net(X.double()) - Y).square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                net[2].weight.mul_(0.99)
+    windows = path.trajectory.windows(None)
+    assert path.trajectory.n_dropped == 0
+    for window, begin in zip(windows, begins, strict=True):
+        assert torch.equal(window.start.weights["2.weight"], begin)
+        assert close(window.mean("applied"), window.mean("consumed"))
+
+
+def test_a_group_of_learning_rate_0_is_named():
+    net = new_net()
+    groups = [{"params": net[0].parameters(), "lr": 0.0}, {"params": net[2].parameters()}]
+    optimizer = SGD(groups, lr=0.1)
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+    with pytest.raises(ValueError, match=r"rate 0 of 0.weight, 0.bias, whose .* \(freeze them by"):
+        _ = path.trajectory
+    other = nn.Linear(2, 1)
+    optimizer = SGD([{"params": other.parameters(), "lr": 0}, {"params": net.parameters()}], lr=0.1)
+    with record(net, optimizer) as path:
+        steps(net, optimizer, 4)
+    assert [step.lr for step in path.trajectory.steps] == [0.1] * 4
+
+
+def test_a_mask_names_rows():
+    net, optimizer = new_run()
+    with record(net, optimizer) as path:
+        for mask in (np.arange(20) % 7 == 2, torch.arange(20) % 7 == 2):
+            path.batch(mask)
+            steps(net, optimizer, 1)
+    assert [step.rows.tolist() for step in path.trajectory.steps] == [[2, 9, 16]] * 2
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[1.0, 2.0], np.array([0.5]), 0, -3, True, 2.5, [-1, 3], [], slice(3), None, np.zeros(4, bool)],
+    ids=str,
+)
+def test_rows_that_are_none(rows):
+    net, optimizer = new_run()
+    with record(net, optimizer) as path, pytest.raises(ValueError, match="Expected row numbers"):
+        path.batch(rows)

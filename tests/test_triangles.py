@@ -195,7 +195,7 @@ def test_coordinates_at_a_kink_are_left_out_of_the_families_that_have_it():
                 optimizer.step()
         return net, path.trajectory
 
-    weights, triangles = run(gradients=True), run(**APPLIED, params="all")
+    weights, triangles = run(gradients=True), run(every=1, **APPLIED, params="all")
     for family in ("l2", "l1", "l2+l1"):
         how = {"family": family, "reference": "applied", "params": "all"}
         same(fit(triangles, **how), fit(weights, **how))
@@ -252,7 +252,8 @@ def test_steps_after_the_last_epoch_are_left_out():
 def test_a_loop_that_raises_keeps_its_triangles():
     net = new_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, weight_decay=0.02)
-    with pytest.raises(RuntimeError, match="stop"), record(net, optimizer, **APPLIED) as path:
+    recorder = record(net, optimizer, every=1, **APPLIED)
+    with pytest.raises(RuntimeError, match="stop"), recorder as path:
         for i in range(5):
             if i == 4:
                 raise RuntimeError("stop")
@@ -385,16 +386,19 @@ def test_questions_that_triangles_do_not_answer(epochs, case):
         fit(epochs, **{"family": "l2", "window": "epoch", **asked})
 
 
-def test_windows_of_several_marks_are_refused():
-    case = train(every=2, **APPLIED)
-    with pytest.raises(ValueError, match="18 blocks between the marks, .* window='epoch'"):
-        fit(case, window="epoch", reference="applied")
+@pytest.mark.parametrize("given", [GRADIENT, APPLIED], ids=["gradient", "applied"])
+@pytest.mark.parametrize("every", [None, 1, 4, 10])
+def test_epochs_are_the_blocks_whatever_every_is(every, given):
+    asked = {"window": "epoch", "reference": given.get("reference", "gradient")}
+    case = train(every=every, **given)
+    same(fit(case, **asked), fit(train(every=10**6, **given), **asked))
+    assert len(case[1].marks) == 7
 
 
 def test_folds_of_rows_are_refused(epochs):
     net, path = epochs
     est = fit(epochs, family="l2", window="epoch")
-    with pytest.raises(ValueError, match="complete by other rows, .* record without families="):
+    with pytest.raises(ValueError, match="no folds of rows; record .* the weights.$"):
         est.score(X[:30], Y[:30])
     search = GridSearchCV(clone(est), {"family": ["l2"]}, cv=KFold(4), error_score="raise")
     with pytest.raises(ValueError, match="has no folds of rows; record without families="):

@@ -21,7 +21,7 @@ from sklearn_implicitreg import (
 )
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.exceptions import PathNoiseWarning
-from sklearn_implicitreg.penalties import L2, SmoothL1
+from sklearn_implicitreg.penalties import L2, BatchGradientNorm, SmoothL1
 from sklearn_implicitreg.penalties.gradients import GradientNorm
 from sklearn_implicitreg.trajectory import (
     Batch,
@@ -421,6 +421,16 @@ class TestSelection:
         ).fit(X.numpy(), y.numpy())
         assert folds.best_params_["family"] == "elastic_net"
         assert folds.best_estimator_.trajectory is path
+
+    def test_folds_of_rows_have_other_row_numbers(self, penalized):
+        net, X, y, path = penalized
+        with pytest.raises(ValueError, match="rows of a fold are not .* by ImplicitRegular"):
+            GridSearchCV(
+                ImplicitRegularizationEstimator(net, **OPTIONS, trajectory=path),
+                {"family": [BatchGradientNorm()]},
+                cv=KFold(2),
+                error_score="raise",
+            ).fit(X.numpy(), y.numpy())
 
     def test_path_is_shared_by_clone(self, penalized):
         path = penalized[3]

@@ -201,7 +201,9 @@ class BatchGradientNorm(OfGradient):
         """The batches that are known, or random partitions of the rows."""
         known = self.batches if self.batches is not None else problem.batches
         if known is not None and (self.batches is not None or self.batch_size is None):
-            yield [np.asarray(batch, dtype=np.int64) for batch in known]
+            rows = [np.asarray(batch, dtype=np.int64) for batch in known]
+            _check_rows(rows, problem.n_rows)
+            yield rows
             return
         n_rows, size = problem.n_rows, self.batch_size
         if n_rows is None or size is None or not 1 <= size <= n_rows:
@@ -214,6 +216,16 @@ class BatchGradientNorm(OfGradient):
         for _ in range(self.n_partitions):
             order = rng.permutation(n_rows).astype(np.int64)
             yield [order[start : start + size] for start in range(0, n_rows, size)]
+
+
+def _check_rows(batches: list[Indices], n_rows: int | None) -> None:
+    last = max((int(rows.max()) for rows in batches if len(rows)), default=-1)
+    if n_rows is not None and last >= n_rows:
+        raise ValueError(
+            f"Expected batches of the {n_rows} rows given, got row {last}: the rows of a fold are "
+            "not those that the batches count in. Select by ImplicitRegularizationCV without cv, "
+            "or by folds of equations(...)."
+        )
 
 
 def _gradients(scope: Scope, batches: list[Indices]) -> list[Params]:

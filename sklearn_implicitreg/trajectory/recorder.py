@@ -1,38 +1,29 @@
-"""Recording a training run through hooks of its optimizer."""
+"""Recording a training run."""
 
 from __future__ import annotations
 
-import weakref
+import sys
 from collections.abc import Sequence
 from os import PathLike
-from types import TracebackType
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from sklearn_implicitreg.problem import Params, ParamsSpec
-from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
-from sklearn_implicitreg.trajectory.meters import Stretch, settings_of
-from sklearn_implicitreg.trajectory.path import Step, Trajectory
+from sklearn_implicitreg.problem import ParamsSpec
+from sklearn_implicitreg.trajectory.hooks import MEMORY, Recorder
+from sklearn_implicitreg.trajectory.marks import Kept
 from sklearn_implicitreg.trajectory.reducing import Reduction, TriangleKept
-from sklearn_implicitreg.trajectory.rows import Batches, RowFinder
-from sklearn_implicitreg.trajectory.sums import RunningSums, zeros
-from sklearn_implicitreg.trajectory.updates import UpdateRule, number, rule_of
-from sklearn_implicitreg.trajectory.watched import Watched, plain_settings
+from sklearn_implicitreg.trajectory.updates import UpdateRule
 
 __all__ = ["Recorder", "record"]
-
-_RECORDED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-_ROUNDING_EVERY = 10  # steps between two estimates of the rounding
-_MEMORY = 2**30
 
 
 def record(  # noqa: PLR0913
     model: nn.Module,
     optimizer: Optimizer,
     *,
-    every: int = 1,
+    every: int | None = None,
     data: Any = None,
     loss: Any = None,
     families: Sequence[Any] | None = None,
@@ -40,7 +31,7 @@ def record(  # noqa: PLR0913
     params: ParamsSpec = "auto",
     gradients: bool | None = None,
     directory: str | PathLike[str] | None = None,
-    memory_limit: int = _MEMORY,
+    memory_limit: int = MEMORY,
     update_rule: UpdateRule | None = None,
 ) -> Recorder:
     """Context manager that records the steps of an optimizer.
@@ -48,6 +39,9 @@ def record(  # noqa: PLR0913
     With ``every`` above 1 the weights are not copied at each step: what SGD and the Adam kinds
     applied follows from both ends of a stretch of constant settings. RMSprop, Adagrad and other
     rules, and step sizes that change at every step, cost a copy per step.
+
+    Clipped gradients are what the optimizer applies. References on rows then see the clipping as
+    a penalty; use ``reference="applied"``, or no clipping.
 
     With ``families`` the steps between two marks are reduced at once to the triangle of their
     equations: a mark then costs a few numbers per tensor and column, and no weights. Such a path
@@ -59,8 +53,10 @@ def record(  # noqa: PLR0913
         What is trained.
     optimizer : torch.optim.Optimizer
         SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad.
-    every : int, default=1
-        Steps between marks; the sums lose no step.
+    every : int, default=None
+        Steps between marks; the sums lose no step. None is 1; with ``families`` it is no mark
+        but those of ``path.epoch()`` and of the end. With ``families`` it counts only where no
+        epoch is marked: the equations of a path with epochs are those of its epochs.
     data : array, tensor, tuple of these or Dataset, default=None
         All that a batch holds, in the order in which the rows count, so that ``path.batch`` can
         be given the batch itself. With ``families`` the rows (X, y) that the reference is
@@ -120,271 +116,10 @@ def record(  # noqa: PLR0913
     else:
         kept = TriangleKept(Reduction.of(model, families, reference, data, loss, params))
         gradients = reference == "applied"
-    recorder = Recorder(model, optimizer, every, gradients, update_rule, kept)
+        every = sys.maxsize if every is None else every
+    recorder = Recorder(
+        model, optimizer, 1 if every is None else every, gradients, update_rule, kept
+    )
     if data is not None:
         recorder.rows_from(data)
     return recorder
-
-
-class Recorder:
-    """Hooks of one optimizer, and what they saw; made by :func:`record`, see its parameters."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        every: int = 1,
-        gradients: bool | None = None,
-        update_rule: UpdateRule | None = None,
-        kept: Kept | None = None,
-    ):
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
-        self._rule = rule_of(optimizer, update_rule)
-        self._optimizer, self._every = optimizer, every
-        self._watched = Watched(model, optimizer)
-        self._params = self._watched.params
-        self._kept = Kept(None, _MEMORY) if kept is None else kept
-        self._batches = Batches()
-        self._handles: list[Any] = []
-        self._stretch: Stretch | None = None
-        self._spare: Stretch | None = None
-        self._each = self._every == 1
-        self._pending = self._idle = self._stale = False
-        self._step = self._epoch = 0
-        self._dropped: dict[str, int] = {}
-        self._rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
-        self._steps: list[Step] = []
-        summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
-        self._begin_sums(
-            {w: {n: zeros(p) for n, p in self._params.items() if w in summed} for w in SUMS}
-        )
-
-    def __enter__(self) -> Recorder:
-        """Attach the hooks and make the first mark."""
-        if self._optimizer in _RECORDED:
-            raise ValueError(
-                "This optimizer is being recorded already; leave the other record(...) first."
-            )
-        _RECORDED.add(self._optimizer)
-        pre = self._optimizer.register_step_pre_hook(self._before)
-        self._handles = [pre, self._optimizer.register_step_post_hook(self._after)]
-        if self._marks:
-            self._stale = True  # weights may have changed outside
-        else:
-            self._mark()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        """Detach the hooks; what was recorded is kept, also when the loop raised."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        _RECORDED.discard(self._optimizer)
-        self._settle()
-        if self._marks[-1].step != self._step:
-            self._mark()
-        self._spare = None
-        self._kept.close(self._steps)
-
-    @property
-    def attached(self) -> bool:
-        """Whether steps are being recorded."""
-        return bool(self._handles)
-
-    def epoch(self) -> None:
-        """Mark the end of an epoch."""
-        self._settle()
-        self._epoch += 1
-        self._mark()
-
-    def batch(self, rows: Any, *, accumulate: bool = False) -> None:
-        """Name the rows of the batch of the next step.
-
-        Parameters
-        ----------
-        rows : int, array of int, or the batch itself
-            Positions of the rows in the data set, or only their number. The tensors of the
-            batch are looked up in ``data``; where a transform changed them, only their number
-            is kept.
-        accumulate : bool, default=False
-            Whether the rows join those named before, where gradients are accumulated.
-        """
-        self._batches.name(rows, accumulate)
-
-    def rows_from(self, data: Any) -> None:
-        """Data set that batches are looked up in.
-
-        Parameters
-        ----------
-        data : array, tensor, tuple of these or Dataset
-            All that a batch holds.
-        """
-        self._batches.finder = RowFinder(data)
-
-    @property
-    def trajectory(self) -> Trajectory:
-        """What was recorded.
-
-        Raises
-        ------
-        ValueError
-            If there was no step, or most had to be dropped.
-        """
-        n_dropped = sum(self._dropped.values())
-        if n_dropped > (self._step + n_dropped) / 2:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self._dropped.items())
-            raise ValueError(
-                f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
-                f"steps of which {reasons}; record a run that trains."
-            )
-        marks, triangles = self._kept.path()
-        if len(marks) < 2:
-            raise ValueError(
-                "Expected at least one recorded step, got none; the optimizer that was given to "
-                "record(...) must be the one that steps."
-            )
-        steps = tuple(self._steps[: marks[-1].step])
-        name, settings = type(self._optimizer).__name__, plain_settings(self._optimizer)
-        return Trajectory(marks, steps, name, settings, n_dropped, triangles)
-
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Remember what the step will overwrite."""
-        self._settle()
-        self._check(optimizer)
-        self._kept.settle(self._steps)
-        if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
-            self._close()
-        if self._stale:
-            self._refresh()
-        self._idle = any(number(group["lr"]) == 0 for group in optimizer.param_groups)
-        if self._idle:
-            return
-        if self._stretch is None:
-            self._stretch = self._new_stretch()
-        self._stretch.before()
-        if self._stretch.spoilt():
-            self._close()
-            self._refresh()
-            self._stretch = self._new_stretch()
-            self._stretch.before()
-        self._visit(1)
-        self._pending = True
-
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Add what the step did to the running sums."""
-        rows, size = self._batches.taken()
-        if self._idle:
-            self._drop(1, "with learning rate 0")
-            self._stale = True
-            return
-        stretch = self._stretch
-        if stretch is None:
-            return
-        self._pending = False
-        if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
-            self._visit(-1)
-            return
-        stretch.after()
-        for name in self._sums["consumed"]:
-            gradient = self._params[name].grad
-            if gradient is not None:
-                self._running["consumed"].add(name, gradient.detach())
-        if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
-            self._rounding, self._rounding_at = stretch.rounding(), self._step
-        lr = number(optimizer.param_groups[0]["lr"])
-        self._steps.append(Step(lr, rows, size, self._rounding))
-        self._step += 1
-        if self._step % self._every == 0:
-            self._mark()
-
-    def _new_stretch(self) -> Stretch:
-        """Stretch that begins here, in the memory of the last one where that is possible."""
-        spare, self._spare = self._spare, None
-        if spare is None or not spare.fits(self._each):
-            return Stretch(self._rule, self._optimizer, self._params, self._each)
-        spare.restart()
-        return spare
-
-    def _visit(self, sign: int) -> None:
-        for name in self._sums["visited"]:
-            self._running["visited"].add(name, self._params[name].detach(), sign)
-
-    def _settle(self) -> None:
-        """Take back a step that raised before it was made, or all since a half-made one."""
-        if not self._pending:
-            return
-        self._pending = False
-        assert self._stretch is not None
-        if self._stretch.moved():
-            self._roll_back("that raised")
-        else:
-            self._visit(-1)
-
-    def _close(self) -> None:
-        """End a stretch: its sum joins the running one, or all since the last mark is dropped."""
-        stretch, self._stretch = self._stretch, None
-        if stretch is None or not stretch.n_steps:
-            return
-        given = self._running["consumed"].flush().values()
-        if stretch.sound() and all(bool(total.sum().isfinite()) for total in given):
-            stretch.add_to(self._sums["applied"])
-            self._spare = stretch
-        elif self._finite():
-            self._each = True  # weights are changed between steps: measure each by itself
-            self._roll_back("beside which something else changed the weights")
-        else:
-            self._roll_back("with NaN or inf")
-
-    def _begin_sums(self, sums: dict[str, Params]) -> None:
-        self._sums = sums
-        self._running = {what: RunningSums(sums[what]) for what in ("visited", "consumed")}
-
-    def _roll_back(self, reason: str) -> None:
-        """Forget all steps since the last mark."""
-        last = self._marks[-1]
-        self._stretch = None
-        last = copied(last)
-        self._begin_sums({what: getattr(last, what) for what in SUMS})
-        self._drop(self._step - last.step, reason)
-        self._step = last.step
-        del self._steps[last.step :]
-        self._stale = True
-
-    def _drop(self, n_steps: int, reason: str) -> None:
-        if n_steps:
-            self._dropped[reason] = self._dropped.get(reason, 0) + n_steps
-
-    def _refresh(self) -> None:
-        """Where steps were dropped, the next one begins at other weights than the last mark's."""
-        if self._marks[-1].step == self._step and self._finite():
-            self._mark()
-        self._stale = False
-
-    def _finite(self) -> bool:
-        return all(bool(p.detach().sum().isfinite()) for p in self._params.values())
-
-    def _mark(self) -> None:
-        """Keep the weights and sums; a mark of the same step is replaced."""
-        self._close()
-        weights = {name: p.detach() for name, p in self._params.items()}
-        if self._marks and self._marks[-1].step == self._step and not self._finite():
-            weights = self._marks[-1].weights
-        sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
-        self._kept.put(Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS)))
-
-    @property
-    def _marks(self) -> list[Mark]:
-        return self._kept.marks
-
-    def _check(self, optimizer: Optimizer) -> None:
-        """Refuse other tensors than those that recording began with."""
-        problem = self._watched.change(optimizer)
-        if problem:
-            self._roll_back("of another model")
-            raise ValueError(f"{problem}; start a new record(...) after changing a model.")

@@ -196,6 +196,11 @@ class TriangleKept(Kept):
         self._blocks: list[Block] = []
         self._sums: Triangles | None = None
 
+    def begin_epochs(self) -> None:
+        """Forget the blocks within the first epoch, which becomes one block."""
+        del self.marks[1:]
+        self._blocks, self._sums = [], None
+
     def settle(self, steps: Sequence[Step]) -> None:
         """Reduce the steps before the last mark, which is final now."""
         n = len(self.marks)

@@ -65,14 +65,20 @@ class Batches:
         self._sizes: list[int | None] = []
 
     def name(self, rows: Any, accumulate: bool) -> None:
-        """Take row numbers, their number, or the batch itself, which is looked up."""
+        """Take row numbers, their number, or the batch itself, which is looked up.
+
+        Raises
+        ------
+        ValueError
+            For what is none of them.
+        """
         if not accumulate:
             self._rows, self._sizes = [], []
         if not _has_rows(rows):
             self._rows.append(None)
-            self._sizes.append(int(rows))
+            self._sizes.append(_size(rows))
             return
-        found = _positions(rows)
+        found = _positions(rows, self.finder)
         if found is None and self.finder is not None:
             found = self.finder.find(rows)
         self._rows.append(found)
@@ -95,13 +101,34 @@ def _n_rows(batch: Any) -> int | None:
     return None
 
 
-def _positions(rows: Any) -> Indices | None:
+def _size(rows: Any) -> int:
+    """Number of rows that was given in their place."""
+    if isinstance(rows, Tensor | np.ndarray):
+        rows = rows.item()
+    if isinstance(rows, bool | np.bool_) or not isinstance(rows, int | np.integer) or rows < 1:
+        raise ValueError(
+            "Expected row numbers, their number (at least 1) or the batch itself, got "
+            f"{rows!r}; give an array such as np.arange(10, 20)."
+        )
+    return int(rows)
+
+
+def _positions(rows: Any, finder: RowFinder | None) -> Indices | None:
     """Row numbers, unless a batch of data was given."""
     if isinstance(rows, Mapping) or _is_nested(rows):
         return None
     array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
         return None
+    if array.dtype.kind == "b":
+        array = np.flatnonzero(array)
+    if array.dtype.kind not in "iu" and len(array) and finder is not None:
+        return None  # a batch of single numbers
+    if array.dtype.kind not in "iu" or not len(array) or array.min() < 0:
+        raise ValueError(
+            "Expected row numbers that are integers >= 0, at least one, got "
+            f"{array.tolist()[:5]} of {array.dtype}; give positions in the data set."
+        )
     return np.array(array, dtype=np.int64)
 
 

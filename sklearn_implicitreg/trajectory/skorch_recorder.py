@@ -18,7 +18,9 @@ class ImplicitRegularizationRecorder(Callback):
 
     Epochs are marked, and the rows of every batch are named: they are looked up in the
     training part of the data by their content. Where a transform changes them at each visit,
-    only their number is known. ``partial_fit`` goes on with the same path.
+    only their number is known. ``partial_fit`` goes on with the same path; of a net that was
+    pickled or copied it begins a new one, so take ``trajectory_`` before and join both by
+    ``Trajectory.join``.
 
     Parameters
     ----------

@@ -23,11 +23,13 @@ from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.trajectory.recorder import Recorder, record
+from sklearn_implicitreg.trajectory.skorch_recorder import ImplicitRegularizationRecorder
 
 __all__ = ["continue_net"]
 
-# They write files, print, stop, or start anew: none of them changes a step.
+# They write files, print, stop, start anew, or record: none of them changes a step.
 _LEFT_OUT = (
+    ImplicitRegularizationRecorder,
     Checkpoint,
     EarlyStopping,
     LoadInitState,

@@ -36,6 +36,8 @@ class Watched:
             raise ValueError(
                 "Expected an optimizer of this model's parameters, got one of none of them."
             )
+        self._model = model
+        self._sums = self._checksums()
         self._others = {id(p) for p in held if id(p) not in names}
         self._shapes = {name: p.shape for name, p in self.params.items()}
 
@@ -55,6 +57,45 @@ class Watched:
                 "another one or a new parameter group"
             )
         return ""
+
+    def _checksums(self) -> list[Tensor]:
+        return [p.detach().sum() for p in self.params.values()]
+
+    def remember(self) -> None:
+        """Take the checksums of the weights."""
+        self._sums = self._checksums()
+
+    def changed(self) -> bool:
+        """Whether the weights are other than remembered."""
+        pairs = zip(self._checksums(), self._sums, strict=True)
+        return any(bool((now - then).isfinite() & (now != then)) for now, then in pairs)
+
+    def lr(self, optimizer: Optimizer) -> float:
+        """Step size of the first group with a recorded tensor."""
+        own = {id(p) for p in self.params.values()}
+        groups = optimizer.param_groups
+        return number(next(g["lr"] for g in groups if any(id(p) in own for p in g["params"])))
+
+    def idle(self, optimizer: Optimizer) -> str:
+        """Why a step tells nothing, where recorded tensors have learning rate 0."""
+        still = [group for group in optimizer.param_groups if number(group["lr"]) == 0]
+        if not still:
+            return ""
+        held = {id(p) for group in still for p in group["params"]}
+        names = [name for name, p in self.params.items() if id(p) in held]
+        if len(names) == len(self.params):
+            return "with learning rate 0"
+        if not names:
+            return ""
+        return (
+            f"with learning rate 0 of {', '.join(names)}, whose applied gradient is unknown "
+            "(freeze them by requires_grad_(False))"
+        )
+
+    def replaced(self) -> str:
+        """Names of recorded tensors that the model has no longer; empty where it has all."""
+        here = {id(p) for p in self._model.parameters()}
+        return ", ".join(name for name, p in self.params.items() if id(p) not in here)
 
 
 def plain_settings(optimizer: Optimizer) -> dict[str, Any]:

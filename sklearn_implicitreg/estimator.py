@@ -351,7 +351,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             self.device,
             self.dtype,
             self.random_state,
-            completing,
+            completing=completing,
         )
 
     def _penalty(self, problem: Problem) -> Penalty:

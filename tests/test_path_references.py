@@ -9,6 +9,7 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.penalties.gradients import GradientNorm
 from sklearn_implicitreg.trajectory import (
     Batch,
@@ -197,7 +198,8 @@ def test_weights_that_are_set_between_steps():
         }
         net.load_state_dict(state)
 
-    case = train(lambda p: SGD(p, lr=0.01, weight_decay=0.02), between=jump)
+    with pytest.warns(ModelStateWarning, match="Something else than the optimizer"):
+        case = train(lambda p: SGD(p, lr=0.01, weight_decay=0.02), between=jump)
     est = fit(case, reference="batch")
     assert est.coef_[0] == pytest.approx(0.01, rel=1e-8)
 

@@ -116,6 +116,11 @@ class Recorder:
         """Whether steps are being recorded."""
         return bool(self._handles)
 
+    @property
+    def epoch_begun(self) -> bool:
+        """Whether the optimizer was called since the last epoch ended."""
+        return self._called
+
     def epoch(self) -> None:
         """Mark the end of an epoch.
 

@@ -260,7 +260,8 @@ class ContinueTraining(Probe):
         with record(own, optimizer, every=self.every) as path:
             for _ in range(self.n_epochs):
                 _call(self.train_epoch, own, optimizer, path)
-                path.epoch()
+                if path.epoch_begun:  # unless train_epoch marked its end
+                    path.epoch()
         return path.trajectory
 
 

@@ -90,6 +90,11 @@ def explicit_estimator(
             "constructor that takes a penalty; add penalty_ to a training loop."
         )
     if hasattr(model, "module_"):
+        if facts.convention is None:
+            raise ValueError(
+                "Expected a loss that is a mean over the rows, got a sum: the weight decay that "
+                "states the penalty depends on the size of a batch; train on the mean."
+            )
         return clone(model).set_params(**_skorch_params(model, coef, penalty))
     _check_scope(model, facts, penalty)
     return _sklearn_estimator(model, coef, facts)

@@ -140,7 +140,10 @@ def in_model_units(coef: Mapping[str, float], facts: Facts) -> dict[str, Any]:
         numbers of rows would need different ones.
     """
     if facts.convention is None:
-        raise ValueError("The model has no parameter for a penalty; read coef_ instead.")
+        raise ValueError(
+            "The model has no parameter for a penalty; read coef_ instead. Beside a loss that is "
+            "summed over a batch, weight_decay is 2 * coef_ of l2 times the size of the batch."
+        )
     if facts.convention.per_row and facts.n_effective is None:
         raise ValueError(
             "Expected endpoints of one number of rows, got several: the model's parameter for "

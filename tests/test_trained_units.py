@@ -197,3 +197,27 @@ class TestWeightsWithinABatch:
             reference=reference,
         ).fit(X, y, sample_weight=weight.numpy())
         assert est.coef_[0] == pytest.approx(WD / 2, rel=1e-9 if reference == "batch" else 0.01)
+
+
+def test_weight_decay_beside_a_sum_is_told_in_units_of_the_mean():
+    """One parameter is as strong as a batch is small: read off the coefficient, never stated."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(50, 3))
+    y = X @ np.array([[1.0], [2.0], [3.0]])
+    module = nn.Linear(3, 1).double()
+    net = NeuralNetRegressor(
+        module,
+        criterion__reduction="sum",
+        optimizer__weight_decay=5.0,
+        lr=0.002,
+        batch_size=-1,
+        max_epochs=2000,
+        train_split=None,
+        verbose=0,
+    ).fit(X, y)
+    est = ImplicitRegularizationEstimator(net).fit(X, y)
+    assert est.coef_[0] == pytest.approx(5.0 / 2 / 50, rel=1e-6)
+    with pytest.raises(ValueError, match="summed over a batch"):
+        est.in_model_units()
+    with pytest.raises(ValueError, match="train on the mean"):
+        est.explicit_estimator()

@@ -367,7 +367,8 @@ def module_problem(
         seed=seed_of(options),
         trained_sum=row_loss.trained_sum,
         forward=forward,
-        **fields,
+        # Beside a sum, a weight decay is as strong as a batch is small.
+        **(fields | {"convention": None} if row_loss.trained_sum else fields),
     )
 
 

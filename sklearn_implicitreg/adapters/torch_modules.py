@@ -329,7 +329,8 @@ def module_problem(
     """Problem of a module with a resolved loss.
 
     ``default`` is what ``params="auto"`` selects (the weight matrices, if not given);
-    ``fields`` are further fields of :class:`Problem`.
+    ``fields`` are further fields of :class:`Problem`; the convention is dropped for a sum,
+    beside which a weight decay is as strong as a batch is small.
     """
     rows = data if isinstance(data, Rows) else read_rows(data)
     if rows.train_batch_size is None:
@@ -367,7 +368,6 @@ def module_problem(
         seed=seed_of(options),
         trained_sum=row_loss.trained_sum,
         forward=forward,
-        # Beside a sum, a weight decay is as strong as a batch is small.
         **(fields | {"convention": None} if row_loss.trained_sum else fields),
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
+from sklearn_implicitreg.closed_form import flat
 from sklearn_implicitreg.facts import Facts
 from sklearn_implicitreg.penalties import Structured, StructuredSolution
 from sklearn_implicitreg.problem import LossGradient, Problem
@@ -188,11 +189,8 @@ def flattened(
     """Parameters in scope and minus the gradients, a column (p,) for each place."""
     columns = []
     for tensors in ([p.params for p in problems], [g.value for g in gradients]):
-        flat = [
-            np.concatenate([own[n].detach().double().cpu().numpy().ravel() for n in p.params])
-            for own, p in zip(tensors, problems, strict=True)
-        ]
-        columns.append(np.stack(flat, axis=1))
+        pairs = zip(tensors, problems, strict=True)
+        columns.append(np.stack([flat({n: own[n] for n in p.params}) for own, p in pairs], axis=1))
     return columns[0], -columns[1]
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from sklearn_implicitreg.assembly import Equations
 from sklearn_implicitreg.exceptions import PathNoiseWarning
@@ -29,6 +28,7 @@ from sklearn_implicitreg.trajectory.minibatches import (
 from sklearn_implicitreg.trajectory.path import Trajectory, Window
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation
+from sklearn_implicitreg.trajectory.vectors import weighted_sum
 
 __all__ = ["NUISANCE", "PathEquations", "PathTargets"]
 
@@ -135,22 +135,12 @@ class PathTargets:
                 deviation(self.problem, w, self.reference.mean_gradient(whole, w))
                 for w in self.windows
             )
-        value = {
-            name: sum(
-                (s * g.value[name] for s, g in zip(self.shares, deviations, strict=True)),
-                torch.zeros_like(deviations[0].value[name]),
-            )
-            for name in self.problem.params
-        }
+        value = weighted_sum([part.value for part in deviations], self.shares)
         return replace(deviations[0], value=value)
 
     def mean_visited(self) -> Params:
         """Mean iterate of all windows."""
-        means = [window.mean("visited") for window in self.windows]
-        return {
-            name: torch.stack([s * m[name] for s, m in zip(self.shares, means, strict=True)]).sum(0)
-            for name in means[0]
-        }
+        return weighted_sum([window.mean("visited") for window in self.windows], self.shares)
 
     @property
     def shares(self) -> list[float]:

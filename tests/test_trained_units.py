@@ -94,7 +94,9 @@ class TestSums:
         case = train(loss, y, n_out=2, lr=1e-4)
         est = fit(case, loss, reference="batch", window=1)
         assert est.r2_ > 0.9
-        assert est.coef_[0] == pytest.approx(WD / 2 / 16 / 2.5, rel=0.5)
+        # The weights hardly move: steps count alike, each divided by the mass of its batch.
+        masses = [float((1 + 5 * y[step.rows]).sum()) for step in case[-1].steps]
+        assert est.coef_[0] == pytest.approx(WD / 2 * np.mean(1 / np.array(masses)), rel=1e-2)
 
     def test_unknown_sizes(self):
         net, X, y, path = train(self.LOSS, lr=1e-4)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
-import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
 from sklearn_implicitreg.trajectory.steps import Indices, Window
+from sklearn_implicitreg.trajectory.vectors import weighted_sum
 
 __all__ = ["NUISANCE", "has_nuisance", "mean_column", "minibatch_column", "named_batches"]
 
@@ -78,7 +78,7 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
 
 def mean_column(columns: Sequence[Params]) -> Params:
     """Mean over windows: the noise of random batches in a column would shrink its coefficient."""
-    return {name: torch.stack([column[name] for column in columns]).mean(0) for name in columns[0]}
+    return weighted_sum(columns, [1 / len(columns)] * len(columns))
 
 
 def named_batches(window: Window, whole: Problem) -> list[Indices] | None:

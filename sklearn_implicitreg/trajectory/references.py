@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.steps import Window
-from sklearn_implicitreg.trajectory.vectors import moved
+from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
 
 __all__ = [
     "Applied",
@@ -309,16 +308,9 @@ def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
     """Mean over steps."""
     total = sum(part.n_steps for part in parts)
     shares = [part.n_steps / total for part in parts]
-    value = {
-        name: sum(
-            (share * g.value[name] for share, g in zip(shares, gradients, strict=True)),
-            torch.zeros_like(first),
-        )
-        for name, first in gradients[0].value.items()
-    }
     pairs = list(zip(shares, gradients, strict=True))
     return LossGradient(
-        value,
+        weighted_sum([g.value for g in gradients], shares),
         sum(s * g.loss for s, g in pairs),
         sum(g.weight for g in gradients),
         sum(g.n_rows for g in gradients),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["flat", "minus", "moved", "norm", "shaped", "squared_mean"]
+__all__ = ["flat", "minus", "moved", "norm", "shaped", "squared_mean", "weighted_sum"]
 
 
 def moved(params: Params, along: Params, step: float) -> Params:
@@ -20,6 +21,15 @@ def moved(params: Params, along: Params, step: float) -> Params:
 def minus(a: Params, b: Params) -> Params:
     """Difference."""
     return {name: t - b[name] for name, t in a.items()}
+
+
+def weighted_sum(parts: Sequence[Params], weights: Sequence[float]) -> Params:
+    """Sum of several, each times its weight, for the tensors of the first."""
+    pairs = list(zip(weights, parts, strict=True))
+    return {
+        name: sum((weight * part[name] for weight, part in pairs), torch.zeros_like(first))
+        for name, first in parts[0].items()
+    }
 
 
 def norm(params: Params) -> float:

@@ -8,8 +8,10 @@ THEORY := descents.py early_stopping.py filters.py implicit.py kernels.py noise.
 	spectral.py strength.py units.py
 PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
 	weights.py
-PUBLIC := $(addprefix sklearn_implicitreg/,bounds.py endpoint.py estimator.py inference.py inspection.py linear_model.py \
-	model_selection.py recovery.py restrictions.py results.py retraining.py \
+PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection.py model_selection.py \
+	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
+	$(addprefix regression/,bounds.py inference.py restrictions.py) \
+	$(addprefix results/,attributes.py recovery.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev
 .DEFAULT_GOAL := help

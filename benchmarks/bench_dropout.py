@@ -26,11 +26,11 @@ from torch import nn
 
 from sklearn_implicitreg.adapters import Data, Options
 from sklearn_implicitreg.datasets import load_mnist
-from sklearn_implicitreg.inference import infer
-from sklearn_implicitreg.paths import path_targets
 from sklearn_implicitreg.penalties import Dropout
-from sklearn_implicitreg.solve import solve
-from sklearn_implicitreg.system import merge, triangle
+from sklearn_implicitreg.regression.inference import infer
+from sklearn_implicitreg.regression.solve import solve
+from sklearn_implicitreg.regression.system import merge, r_factor
+from sklearn_implicitreg.results.paths import path_targets
 from sklearn_implicitreg.trajectory import record
 
 TRUTH = 0.3
@@ -88,11 +88,11 @@ def report(net, X, y, path, n_draws: int) -> tuple[float, float, bool, float]:
     found = []
     for q in RATES:
         system = targets.equations(Dropout(q, n_draws=n_draws)).system
-        solution = solve(system.triangle, system.n_equations)
+        solution = solve(system.r_factor, system.n_equations)
         coef = solution.coef[0]
         low, high = infer(system, solution).conf_int[0]
-        both = merge(system.triangles)[:, system.n_terms :]
-        least = solve(triangle(both[:, :-1], both[:, -1]), system.n_equations).coef[0]
+        both = merge(system.r_factors)[:, system.n_terms :]
+        least = solve(r_factor(both[:, :-1], both[:, -1]), system.n_equations).coef[0]
         size = system.products_among([0])[0, 0] / len(system.labels)  # |D|^2 without noise
         found.append((coef**2 * size, (2 * coef - 1) * size, coef, low, high))
         print(

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.linalg import lstsq
 
-from sklearn_implicitreg.matrix_solve import solve_symmetric
 from sklearn_implicitreg.penalties import EarlyStopping, Quadratic
+from sklearn_implicitreg.penalties.symmetric import solve_symmetric
 
 LR, STEPS, N, P, POOLS = 0.005, 500, 1000, 10, 5
 

@@ -1,6 +1,6 @@
 """Cost of recording: one-million-parameter MLP, batches of 512, a mark every ten steps.
 
-Runs with and without the recorder alternate. Marks with weights go to disk; ``triangles`` keep the
+Runs with and without the recorder alternate. Marks with weights go to disk; ``R factors`` keep the
 equations of weight decay against the gradient that the optimizer was given, and no weights. Printed
 is what the recorder adds: the median over the pairs; the best run with it over the best without;
 all processor time, which counts the writing of the marks; and that of a quiet cycle of ten steps,
@@ -34,8 +34,8 @@ TRIANGLES = {"families": ["l2"], "reference": "applied"}
 KINDS = {
     "weights": {},
     "with gradients": {"gradients": True},
-    "triangles": TRIANGLES,
-    "triangles of 3": {**TRIANGLES, "families": ["l2+smooth_l1+power"]},
+    "R factors": TRIANGLES,
+    "R factors of 3": {**TRIANGLES, "families": ["l2+smooth_l1+power"]},
 }
 
 

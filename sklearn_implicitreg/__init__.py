@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn_implicitreg.endpoint import Endpoint
+from sklearn_implicitreg.endpoints.endpoint import Endpoint
+from sklearn_implicitreg.endpoints.retraining import endpoints
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
-from sklearn_implicitreg.frozen import FrozenModel
-from sklearn_implicitreg.linear_model import LinearModel
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
-from sklearn_implicitreg.retraining import endpoints
+from sklearn_implicitreg.problem.frozen import FrozenModel
+from sklearn_implicitreg.problem.linear_model import LinearModel
 
 __all__ = [
     "Endpoint",
@@ -26,7 +26,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what needs skorch only when it is asked for."""
     if name == "training_rows":
-        from sklearn_implicitreg.adapters.skorch_nets import training_rows
+        from sklearn_implicitreg.adapters.skorch import training_rows
 
         return training_rows
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

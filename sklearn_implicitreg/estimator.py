@@ -9,26 +9,26 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.assembly import Equations, explained
-from sklearn_implicitreg.endpoint import Endpoint, endpoint_targets, holds_endpoints
-from sklearn_implicitreg.fits import Settings, fit_arrays, fit_equations
+from sklearn_implicitreg.base import PRECOMPUTED, AboutModel
+from sklearn_implicitreg.endpoints.endpoint import Endpoint, endpoint_targets, holds_endpoints
 from sklearn_implicitreg.parameters import (
     check_parameters,
     check_precomputed,
     check_structured,
     penalty_of,
 )
-from sklearn_implicitreg.paths import path_of, path_targets
 from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
-from sklearn_implicitreg.precomputed import GivenEquations
 from sklearn_implicitreg.problem import Problem
-from sklearn_implicitreg.results import FittedResult
-from sklearn_implicitreg.sharing import PRECOMPUTED, AboutModel
-from sklearn_implicitreg.stacks import EndpointTargets, StackedEquations
-from sklearn_implicitreg.stationarity import path_evidence
-from sklearn_implicitreg.structured import fit_structured
-from sklearn_implicitreg.trajectory.path import Trajectory
-from sklearn_implicitreg.windows import PathEquations, PathTargets
+from sklearn_implicitreg.regression.equations import Equations, explained
+from sklearn_implicitreg.regression.precomputed import GivenEquations
+from sklearn_implicitreg.regression.stacks import EndpointTargets, StackedEquations
+from sklearn_implicitreg.results.attributes import FittedResult
+from sklearn_implicitreg.results.fits import Settings, fit_arrays, fit_equations
+from sklearn_implicitreg.results.paths import path_of, path_targets
+from sklearn_implicitreg.results.structured import fit_structured
+from sklearn_implicitreg.trajectory.equations import PathEquations, PathTargets
+from sklearn_implicitreg.trajectory.stationarity import path_evidence
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 __all__ = ["ImplicitRegularizationEstimator"]
 
@@ -275,7 +275,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
             given = GivenEquations.of(X, y, sample_weight, len(coef))
-            return explained(given.system.triangle, coef)
+            return explained(given.system.r_factor, coef)
         structured = self._structured_result()
         if holds_endpoints(X):
             targets = self._endpoint_targets(X, y, sample_weight, reset=False)

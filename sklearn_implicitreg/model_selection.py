@@ -12,17 +12,17 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.comparison import Candidate, compared, compared_on_path
-from sklearn_implicitreg.endpoint import holds_endpoints
+from sklearn_implicitreg.base import AboutModel, routing_enabled
+from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
-from sklearn_implicitreg.instruments import InstrumentedEquations
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.problem import Problem
-from sklearn_implicitreg.results import FittedResult
-from sklearn_implicitreg.sharing import AboutModel, routing_enabled
-from sklearn_implicitreg.stacks import EndpointTargets
-from sklearn_implicitreg.windows import PathTargets
+from sklearn_implicitreg.regression.stacks import EndpointTargets
+from sklearn_implicitreg.results.attributes import FittedResult
+from sklearn_implicitreg.results.criterion import Candidate, compared, compared_on_path
+from sklearn_implicitreg.trajectory.equations import PathTargets
+from sklearn_implicitreg.trajectory.instruments import InstrumentedEquations
 
 __all__ = ["ImplicitRegularizationCV", "equations", "simplest_within_one_se"]
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from sklearn_implicitreg.frozen import FrozenModel
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem.frozen import FrozenModel
 
 __all__ = ["Data", "Options", "adapt", "adapt_many"]
 
 _LIBRARIES = {
-    "sklearn": "sklearn_models",
-    "sklearn_implicitreg": "sklearn_any",
-    "skorch": "skorch_nets",
-    "statsmodels": "statsmodels_results",
-    "torch": "torch_modules",
+    "sklearn": "sklearn.models",
+    "sklearn_implicitreg": "sklearn.any",
+    "skorch": "skorch",
+    "statsmodels": "statsmodels.results",
+    "torch": "torch.modules",
 }
 
 
@@ -66,7 +66,7 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
             problem: Problem = handler(model, data, options)
             return problem
     if hasattr(model, "coef_") and hasattr(model, "intercept_"):
-        generic = import_module(f"{__name__}.sklearn_models").adapt_any_linear
+        generic = import_module(f"{__name__}.sklearn.models").adapt_any_linear
         problem = generic(model, data, options)
         return problem
     raise TypeError(
@@ -86,6 +86,6 @@ def adapt_many(models: Sequence[Any], data: Sequence[Data], options: Options) ->
     TypeError
         If no adapter knows one of the models.
     """
-    shared = import_module(f"{__name__}.linear_checkpoints").adapt_checkpoints
+    shared = import_module(f"{__name__}.linear.checkpoints").adapt_checkpoints
     problems: list[Problem] = shared(models, data, options)
     return problems

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sklearn_implicitreg.frozen import own_name
 from sklearn_implicitreg.penalties.base import Leaf
+from sklearn_implicitreg.problem.frozen import own_name
 
 __all__ = ["FittedPenalty", "named_tensors"]
 

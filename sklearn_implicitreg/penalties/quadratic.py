@@ -7,7 +7,6 @@ from numbers import Real
 
 import numpy as np
 
-from sklearn_implicitreg.matrix_solve import SymmetricFit, solve_symmetric
 from sklearn_implicitreg.penalties.structured import (
     Array,
     ScalarNames,
@@ -18,6 +17,7 @@ from sklearn_implicitreg.penalties.structured import (
     checked_endpoints,
     unexplained,
 )
+from sklearn_implicitreg.penalties.symmetric import SymmetricFit, solve_symmetric
 from sklearn_implicitreg.problem import Problem, Sampling
 
 __all__ = ["Diagonal", "Quadratic"]
@@ -106,7 +106,7 @@ class Diagonal(Structured):
 class Quadratic(Structured):
     """``R = theta' Q theta`` with a full symmetric Q, from one or many endpoints.
 
-    ``coef_`` is the upper triangle row by row; the matrix is ``penalty_.matrix_``. As many
+    ``coef_`` is the upper triangular matrix row by row; the matrix is ``penalty_.matrix_``. As many
     independent endpoints as parameters determine it; with m fewer the equations determine
     ``m p - m (m - 1) / 2`` of the ``p (p + 1) / 2`` numbers, and the answer is the one of
     minimum Frobenius norm.
@@ -129,7 +129,7 @@ class Quadratic(Structured):
 
     See Also
     --------
-    sklearn_implicitreg.matrix_solve.solve_symmetric : The formulas.
+    sklearn_implicitreg.penalties.symmetric.solve_symmetric : The formulas.
 
     Examples
     --------

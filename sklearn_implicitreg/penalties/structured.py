@@ -269,7 +269,7 @@ class ScalarNames(_Names):
 
 
 class TriangleNames(_Names):
-    """Names of the upper triangle of a symmetric matrix, row by row.
+    """Names of the upper triangular matrix of a symmetric matrix, row by row.
 
     Parameters
     ----------

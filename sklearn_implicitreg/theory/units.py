@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from sklearn_implicitreg.conventions import CONVENTIONS, Convention
+from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
 
 __all__ = ["convert"]
 
@@ -59,7 +59,7 @@ def convert(
 
     See Also
     --------
-    sklearn_implicitreg.conventions.CONVENTIONS : The same table for programs.
+    sklearn_implicitreg.problem.conventions.CONVENTIONS : The same table for programs.
 
     Notes
     -----

@@ -3,9 +3,8 @@
 from importlib import import_module
 from typing import Any
 
-from sklearn_implicitreg.trajectory.path import Trajectory
 from sklearn_implicitreg.trajectory.probes import ContinueTraining, GradientDescentProbe, Probe
-from sklearn_implicitreg.trajectory.recorder import record
+from sklearn_implicitreg.trajectory.recording.recorder import record
 from sklearn_implicitreg.trajectory.references import Applied, Batch, Flow, Gradient
 from sklearn_implicitreg.trajectory.smoothness import Kinks, drift_ratio, find_kinks
 from sklearn_implicitreg.trajectory.step_size import (
@@ -15,6 +14,7 @@ from sklearn_implicitreg.trajectory.step_size import (
     minibatch_factor,
     richardson,
 )
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 __all__ = [
     "Applied",
@@ -38,10 +38,10 @@ __all__ = [
 
 # Loaded with the library that each is for.
 _RECORDERS = {
-    "ImplicitRegularizationRecorder": "skorch_recorder",
-    "IterateRecorder": "sklearn_recorder",
-    "LightningRecorder": "lightning_recorder",
-    "TransformersRecorder": "hf_recorder",
+    "ImplicitRegularizationRecorder": "recording.skorch",
+    "IterateRecorder": "recording.sklearn",
+    "LightningRecorder": "recording.lightning",
+    "TransformersRecorder": "recording.transformers",
 }
 
 

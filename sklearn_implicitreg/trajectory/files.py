@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, StoredMark
-from sklearn_implicitreg.trajectory.triangles import Triangles
+from sklearn_implicitreg.trajectory.r_factors import RFactors
 
 __all__ = ["Archive", "read", "write"]
 
@@ -32,9 +32,9 @@ def write(
     header: dict[str, Any],
     marks: Sequence[Mark],
     rows: Sequence[Any],
-    triangles: Triangles | None,
+    r_factors: RFactors | None,
 ) -> None:
-    """Write marks, the rows of batches, triangles and a header that JSON can hold."""
+    """Write marks, the rows of batches, R factors and a header that JSON can hold."""
     first = marks[0]
     full = {
         **header,
@@ -42,15 +42,15 @@ def write(
         "marks": [[mark.step, mark.epoch] for mark in marks],
         "dtypes": {n: str(t.dtype).removeprefix("torch.") for n, t in first.weights.items()},
         "gradients": bool(first.consumed),
-        "triangles": None if triangles is None else triangles.header(),
+        "r_factors": None if r_factors is None else r_factors.header(),
     }
 
     def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
         yield "header", np.array(json.dumps(full))
         for i, mark in enumerate(marks):
             yield from _tensors_of(mark, f"{i}/")
-        if triangles is not None:
-            yield from ((f"triangles/{name}", array) for name, array in triangles.arrays())
+        if r_factors is not None:
+            yield from ((f"R factors/{name}", array) for name, array in r_factors.arrays())
         known = [np.asarray(own, dtype=np.int64) for own in rows if own is not None]
         yield "batch_lengths", np.array([-1 if own is None else len(own) for own in rows])
         yield "batch_rows", np.concatenate([np.empty(0, np.int64), *known])
@@ -60,8 +60,8 @@ def write(
 
 def read(
     file: str | PathLike[str],
-) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any], Triangles | None]:
-    """Header, marks, rows of batches and triangles of a file that :func:`write` wrote.
+) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any], RFactors | None]:
+    """Header, marks, rows of batches and R factors of a file that :func:`write` wrote.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def read(
                 )
             marks = _marks(file, header, stored)
             lengths, rows = stored["batch_lengths"], stored["batch_rows"]
-            triangles = _triangles(header, stored)
+            r_factors = _r_factors(header, stored)
     except (FileNotFoundError, _OtherVersion):
         raise
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
@@ -91,15 +91,15 @@ def read(
         ) from error
     ends = np.cumsum(np.maximum(lengths, 0))
     batches = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
-    return header, marks, batches, triangles
+    return header, marks, batches, r_factors
 
 
-def _triangles(header: dict[str, Any], stored: Any) -> Triangles | None:
-    if not header.get("triangles"):
+def _r_factors(header: dict[str, Any], stored: Any) -> RFactors | None:
+    if not header.get("r_factors"):
         return None
-    prefix = "triangles/"
+    prefix = "R factors/"
     own = {n.removeprefix(prefix): stored[n] for n in stored.files if n.startswith(prefix)}
-    return Triangles.read(header["triangles"], own)
+    return RFactors.read(header["r_factors"], own)
 
 
 class _OtherVersion(ValueError):
@@ -111,7 +111,7 @@ def _marks(file: str | PathLike[str], header: dict[str, Any], stored: Any) -> tu
     gradients = header["gradients"]
     wanted = ["weights", *(s for s in SUMS if gradients or s != "consumed")]
     numbered = list(enumerate(header["marks"]))
-    inner = set(range(1, len(numbered) - 1)) if header.get("triangles") else set()
+    inner = set(range(1, len(numbered) - 1)) if header.get("r_factors") else set()
     here = set(stored.files)
     for i in set(range(len(numbered))) - inner:
         for what in wanted:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import Mark
-from sklearn_implicitreg.trajectory.steps import Step
+from sklearn_implicitreg.trajectory.window import Step
 
 __all__ = ["recorded", "tensors"]
 

@@ -300,5 +300,5 @@ class Kept:
             self._shelf.close()
 
     def path(self) -> tuple[tuple[Mark, ...], Any]:
-        """The marks, and the triangles where they hold these in the place of weights."""
+        """The marks, and the R factors where they hold these in the place of weights."""
         return tuple(self.marks), None

@@ -16,11 +16,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.adapters.torch_data import preserved_rng
-from sklearn_implicitreg.frozen import FrozenModel
+from sklearn_implicitreg.adapters.torch.data import preserved_rng
 from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.trajectory.path import Mark, Step, Trajectory
-from sklearn_implicitreg.trajectory.recorder import Recorder, record
+from sklearn_implicitreg.problem.frozen import FrozenModel
+from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
+from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Trajectory
 from sklearn_implicitreg.trajectory.vectors import norm
 
 __all__ = ["ContinueTraining", "GradientDescentProbe", "Probe"]
@@ -241,7 +241,7 @@ class ContinueTraining(Probe):
                         "Expected no train_epoch and no optimizer with a skorch net, which has "
                         "its own; leave them out."
                     )
-                continued = import_module("sklearn_implicitreg.trajectory.skorch_runs")
+                continued = import_module("sklearn_implicitreg.trajectory.recording.skorch_runs")
                 rows = data if self.data is None else Data(*self.data)
                 path: Trajectory = continued.continue_net(
                     model, rows, whole, n_epochs=self.n_epochs, every=self.every

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
-from sklearn_implicitreg.trajectory.steps import Window
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
+from sklearn_implicitreg.trajectory.window import Window
 
 __all__ = [
     "Applied",

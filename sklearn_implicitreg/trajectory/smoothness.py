@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Params, Problem
-from sklearn_implicitreg.trajectory.path import Mark, Step, Window
 from sklearn_implicitreg.trajectory.references import Flow
+from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Window
 from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
 
 __all__ = ["Kinks", "drift_ratio", "find_kinks"]

@@ -1,0 +1,1 @@
+"""Linear models as problems, in closed form."""

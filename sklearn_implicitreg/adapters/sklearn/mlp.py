@@ -1,0 +1,215 @@
+"""Multi-layer perceptrons of scikit-learn, rebuilt as torch modules in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.utils import gen_batches
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.linear.losses import Array
+from sklearn_implicitreg.adapters.sklearn.rows import classification_rows, regression_rows
+from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
+from sklearn_implicitreg.adapters.torch.modules import module_problem
+from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
+
+__all__ = ["Perceptron", "adapt_mlp"]
+
+_ACTIVATIONS = {
+    "identity": nn.Identity,
+    "logistic": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+}
+
+
+class Perceptron(nn.Module):
+    """Layers of a fitted MLP, up to the logits or the linear predictor of its outputs.
+
+    Parameters
+    ----------
+    coefs, intercepts : lists of ndarray
+        As the model holds them; a weight is the transposed ``coefs_[i]``.
+    activation : str
+        Of the hidden layers, in scikit-learn's words.
+    """
+
+    def __init__(self, coefs: list[Any], intercepts: list[Any], activation: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for coef, intercept in zip(coefs, intercepts, strict=True):
+            n_in, n_out = coef.shape
+            layer = nn.Linear(n_in, n_out, dtype=torch.float64)
+            layer.weight = nn.Parameter(torch.tensor(coef.T, dtype=torch.float64))
+            layer.bias = nn.Parameter(torch.tensor(intercept, dtype=torch.float64))
+            self.layers.append(layer)
+        self.activation = _ACTIVATIONS[activation]()
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Outputs before the last activation, of shape (n, K)."""
+        for layer in self.layers[:-1]:
+            X = self.activation(layer(X))
+        last: Tensor = self.layers[-1](X)
+        return last
+
+
+def adapt_mlp(model: Any, data: Data, options: Options) -> Problem:
+    """Problem of a fitted MLPRegressor or MLPClassifier.
+
+    Parameters
+    ----------
+    model : MLPRegressor or MLPClassifier
+        Fitted.
+    data : Data
+        Rows of its training.
+    options : Options
+        ``loss`` other than "auto" stands in for the model's own.
+
+    Returns
+    -------
+    TorchProblem
+        Parameters "layers.0.weight", "layers.0.bias", ...; by default the weights are in scope.
+
+    Raises
+    ------
+    ValueError
+        If rows were held out in training, or a regressor with several outputs was trained on
+        the squared error.
+
+    Examples
+    --------
+    >>> from sklearn.neural_network import MLPRegressor
+    >>> X, y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 0.0]
+    >>> model = MLPRegressor(hidden_layer_sizes=2, solver="lbfgs", random_state=0).fit(X, y)
+    >>> problem = adapt_mlp(model, Data(X, y), Options())
+    >>> list(problem.params), problem.left_out
+    (['layers.0.weight', 'layers.1.weight'], ('layers.0.bias', 'layers.1.bias'))
+    """
+    check_is_fitted(model)
+    _check_rows_kept(model)
+    X, y, weight, row_loss, convention = _rows_and_loss(model, data, options)
+    module = Perceptron(model.coefs_, model.intercepts_, model.activation)
+    problem = module_problem(
+        module,
+        row_loss,
+        Data(
+            X.toarray() if sparse.issparse(X) else X,
+            y,
+            None if data.sample_weight is None else weight,
+        ),
+        options,
+        model_name=type(model).__name__,
+        default={name for name, _ in module.named_parameters() if name.endswith("weight")},
+        convention=convention,
+        n_effective=_batch_rows(model, X.shape[0], float(weight.mean())),
+        notes=("layers.i.weight is coefs_[i] transposed.",),
+    )
+    eps = float(np.finfo(model.coefs_[0].dtype).eps)
+    return replace(
+        problem, eps=eps, trained_factor=_trained_factor(model, row_loss), trained_sum=False
+    )
+
+
+def _trained_factor(model: Any, row_loss: RowLoss) -> float:
+    """What the training follows, half the squared errors summed over outputs, over L."""
+    own = getattr(model, "loss", None) == "squared_error"
+    if not own or not isinstance(row_loss.criterion, nn.MSELoss):
+        return 1.0
+    return 0.5 if row_loss.sum_outputs else 0.5 * float(model.n_outputs_)
+
+
+def _check_rows_kept(model: Any) -> None:
+    """Refuse a model that held out rows in training."""
+    if model.early_stopping and model.solver != "lbfgs":
+        raise ValueError(
+            f"Expected {type(model).__name__} with early_stopping=False, got True: the rows that "
+            "it held out cannot be told from outside. Train it with early_stopping=False, on the "
+            "rows that it is to learn from."
+        )
+
+
+def _rows_and_loss(
+    model: Any, data: Data, options: Options
+) -> tuple[Any, Any, Array, RowLoss, Convention | None]:
+    """Rows, loss and units of the model, or of the loss given."""
+    given = not (isinstance(options.loss, str) and options.loss == "auto")
+    if hasattr(model, "classes_"):
+        X, y, weight, row_loss = _classifier_rows(model, data)
+        convention = CONVENTIONS["MLPClassifier"]
+    else:
+        X, y, weight = regression_rows(model, data)
+        if not given:
+            row_loss = _regressor_loss(model)
+        poisson = getattr(model, "loss", "squared_error") == "poisson"
+        convention = CONVENTIONS["MLPRegressor"]
+        convention = replace(convention, l2=0.5) if poisson else convention
+    if given:
+        return X, y, weight, resolve_loss(options.loss), None
+    return X, y, weight, row_loss, convention
+
+
+def _regressor_loss(model: Any) -> RowLoss:
+    """Loss of a regressor."""
+    if getattr(model, "loss", "squared_error") == "poisson":
+        words = "half Poisson deviance, mean over rows"
+        return RowLoss(half_poisson_deviance, words, "regression", sum_outputs=True)
+    if model.n_outputs_ > 1:
+        raise ValueError(
+            f"Expected an MLPRegressor with one output, got {model.n_outputs_}: its loss averages "
+            "squared errors over outputs while the gradient that it follows sums them, so it "
+            "minimizes no one objective. Give loss='mse' to analyze it against the mean over "
+            "outputs, or train one model per output."
+        )
+    return replace(resolve_loss("mse"), words="squared error, mean over rows, no 1/2")
+
+
+def half_poisson_deviance(output: Tensor, target: Tensor) -> Tensor:
+    """Elementwise ``y log(y / m) - y + m`` of the mean ``m = exp(output)``.
+
+    Parameters
+    ----------
+    output, target : Tensor of shape (n, K)
+        Log of the mean, and counts.
+
+    Returns
+    -------
+    Tensor of shape (n, K)
+
+    Examples
+    --------
+    >>> half_poisson_deviance(torch.zeros(1, 1), torch.ones(1, 1)).item()
+    0.0
+    """
+    return torch.xlogy(target, target) - target * output - target + torch.exp(output)
+
+
+def _classifier_rows(model: Any, data: Data) -> tuple[Any, Any, Array, RowLoss]:
+    """Rows and loss of a classifier."""
+    if data.y is not None and type_of_target(data.y).startswith("multilabel"):
+        X, y, weight = regression_rows(model, data)
+        words = "binary log loss, labels summed, mean over rows"
+        loss = replace(resolve_loss("bce_with_logits"), words=words, sum_outputs=True)
+        return X, y, weight, loss
+    X, codes, _, weight = classification_rows(model, data)
+    if len(model.classes_) == 2:
+        y = codes[:, None].astype(np.float64)
+        loss = replace(resolve_loss("bce_with_logits"), words="log loss, mean over rows")
+        return X, y, weight, loss
+    return X, codes.astype(np.int64), weight, resolve_loss("cross_entropy")
+
+
+def _batch_rows(model: Any, n_rows: int, mean_weight: float) -> float | None:
+    """What alpha was divided by on average: the harmonic mean of the batches' weights."""
+    if model.solver == "lbfgs":
+        return None
+    size = min(200, n_rows) if model.batch_size == "auto" else min(model.batch_size, n_rows)
+    batches = [b.stop - b.start for b in gen_batches(n_rows, size)]
+    return float(mean_weight * len(batches) / sum(1 / rows for rows in batches))

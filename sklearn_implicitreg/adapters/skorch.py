@@ -1,0 +1,307 @@
+"""Fitted skorch nets: their own loss, on the rows that they were trained on."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
+from skorch.helper import SliceDict
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng, read_rows
+from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
+from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
+from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.problem.conventions import CONVENTIONS
+
+__all__ = ["HANDLERS", "TrainingRows", "training_rows"]
+
+_OWN_LOSSES = tuple(
+    cls.get_loss
+    for cls in (NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor)
+)
+_MARK = "sklearn_implicitreg.training_rows"
+
+
+class TrainingRows(np.ndarray):
+    """Array whose rows a net was trained on: no validation split is taken from them."""
+
+
+class _TrainingDict(SliceDict):
+    """Dict of arrays whose rows a net was trained on."""
+
+
+def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
+    """Rows that a skorch net with its own validation split was trained on.
+
+    Give these to searches over a trained net. They keep their kind (array, DataFrame, dict of
+    arrays) and are marked, so that folds of them are not split a second time.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        Fitted on X and y.
+    X : array-like of shape (n, ...), DataFrame or dict of arrays
+        All rows that were given to the net's ``fit``.
+    y : array-like of shape (n,) or (n, outputs)
+
+    Returns
+    -------
+    X_train, y_train
+        The rows of the training part, in the order of the split.
+
+    Raises
+    ------
+    ValueError
+        If the split cannot be reproduced or other rows were given in training.
+    TypeError
+        For a Dataset or DataLoader, which searches cannot fold.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skorch import NeuralNetRegressor
+    >>> from sklearn_implicitreg import training_rows
+    >>> X = np.ones((10, 2), dtype=np.float32)
+    >>> net = NeuralNetRegressor(torch.nn.Linear(2, 1), max_epochs=1, verbose=0)
+    >>> X_train, y_train = training_rows(net.fit(X, X[:, :1]), X, X[:, :1])
+    >>> X_train.shape
+    (8, 2)
+    """
+    if isinstance(X, Dataset | DataLoader):
+        raise TypeError(
+            f"Expected arrays, a DataFrame or a dict of arrays as X, got {type(X).__name__}, of "
+            "which searches cannot take folds; fit on all of it, or give its arrays."
+        )
+    index = _training_index(net, _plain(X), y)
+    if index is None:
+        return _marked(X), y
+    return _marked(_taken(X, index)), None if y is None else _taken(y, index)
+
+
+def _taken(rows: Any, index: npt.NDArray[np.intp]) -> Any:
+    if isinstance(rows, Mapping):
+        return {key: _taken(value, index) for key, value in rows.items()}
+    if isinstance(rows, pd.DataFrame | pd.Series):
+        return rows.iloc[index]
+    return np.asarray(rows)[index]
+
+
+def _marked(X: Any) -> Any:
+    if isinstance(X, pd.DataFrame):
+        marked = X.copy(deep=False)
+        marked.attrs[_MARK] = True
+        return marked
+    if isinstance(X, Mapping):
+        return _TrainingDict(**{key: np.asarray(value) for key, value in X.items()})
+    return np.asarray(X).view(TrainingRows)
+
+
+def _is_marked(X: Any) -> bool:
+    return isinstance(X, TrainingRows | _TrainingDict) or bool(getattr(X, "attrs", {}).get(_MARK))
+
+
+def _plain(X: Any) -> Any:
+    """Array without its mark; a copy of one that torch could not share without a warning."""
+    if not isinstance(X, np.ndarray):
+        return X
+    return np.asarray(X) if X.flags.writeable else np.array(X)
+
+
+class _OwnNet:
+    """Shallow copy of a net around a skeleton of its module: its ``infer`` and ``get_loss``."""
+
+    def __init__(self, net: NeuralNet, criterion: Any):
+        # copy.copy would go by way of pickle, which copies the weights and the optimizer's state.
+        self._net = object.__new__(type(net))
+        vars(self._net).update(vars(net))
+        self._inputs: Any = None
+        # Not by setattr, which registers modules on state that the copy shares with the net.
+        vars(self._net)["criterion_"] = criterion
+
+    def forward(self, module: nn.Module, inputs: Any) -> Any:
+        """Outputs as the net computes them."""
+        vars(self._net)["module_"] = module
+        vars(self._net)["device"] = str(next(module.parameters()).device)
+        self._inputs = inputs
+        return self._net.infer(inputs)
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """Loss as the net computes it in training."""
+        loss: Tensor = self._net.get_loss(output, target, X=self._inputs, training=True)
+        return loss
+
+
+def adapt_net(net: NeuralNet, data: Data, options: Options) -> TorchProblem:
+    """Problem of a fitted net; its loss, scope and rows are its own."""
+    if options.loss != "auto":
+        raise ValueError(
+            f"Expected loss='auto' for a skorch net, whose own get_loss is used, got "
+            f"{options.loss!r}; give net.module_ as the model to analyse another loss."
+        )
+    net.check_is_fitted(["module_"])
+    if not _has_history(net):
+        warnings.warn(
+            "The net has no training history: its weights are taken as trained, and the rows "
+            "given as the rows that it was fitted on. Load its history too, or give "
+            "`training_rows(net, X, y)` where it held rows out.",
+            ModelStateWarning,
+            stacklevel=2,
+        )
+    _check_one_module(net)
+    row_loss, own = _row_loss(net)
+    decayed, groups = _optimizer_groups(net)
+    return module_problem(
+        net.module_,
+        row_loss,
+        _training_part(net, data, options.completing),
+        options,
+        model_name=f"{type(net).__name__} of {type(net.module_).__name__}",
+        default=decayed or None,
+        forward=own.forward,
+        convention=CONVENTIONS["torch"],
+        param_groups=groups,
+    )
+
+
+def _check_one_module(net: NeuralNet) -> None:
+    own = {id(p) for p in net.module_.parameters()}
+    others = [name for name, p in net.get_all_learnable_params() if id(p) not in own]
+    if others:
+        raise ValueError(
+            f"Expected a net whose learnable parameters are all in module_, got {others} beside "
+            "it; analyse a bare nn.Module that holds all of them, with `loss=`."
+        )
+
+
+def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
+    """The net's loss per row where its get_loss is skorch's own, else the mean it returns."""
+    criterion = getattr(net, "criterion_", None)
+    if criterion is None:  # a net that only loaded its weights
+        criterion = net.criterion
+        if criterion is None:
+            raise ValueError(
+                "Expected a net with its criterion, got one after trim_for_prediction(), which "
+                "drops it: analyse the net before it is trimmed, or net.module_ with `loss=`."
+            )
+        if isinstance(criterion, type):
+            criterion = criterion(**net.get_params_for("criterion"))
+    words = undo_reduction(criterion).words
+    if isinstance(net, NeuralNetClassifier) and isinstance(criterion, nn.NLLLoss):
+        words = words.replace("log-likelihood", "log-likelihood of probabilities")
+    if type(net).get_loss in _OWN_LOSSES:
+        row_loss = undo_reduction(criterion)
+        if isinstance(row_loss.criterion, nn.Module):
+            row_loss.criterion.train(False)
+    else:
+        summed = getattr(criterion, "reduction", None) == "sum"
+        row_loss = RowLoss(
+            copy.deepcopy(criterion), words, scalar_is_sum=summed, trained_sum=summed
+        )
+    own = _OwnNet(net, row_loss.criterion)
+    return replace(row_loss, words=words, evaluate=own.loss, strict=True), own
+
+
+def _optimizer_groups(net: NeuralNet) -> tuple[set[str], dict[str, str] | None]:
+    """Names of the tensors that the optimizer decays, and the group of every tensor."""
+    optimizer = getattr(net, "optimizer_", None)
+    if optimizer is None:
+        return set(), None
+    names = {id(p): name for name, p in net.module_.named_parameters()}
+    decayed, groups = set(), {}
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            name = names.get(id(parameter))
+            if name is not None:
+                groups[name] = str(group.get("name", number))
+                if group.get("weight_decay", 0):
+                    decayed.add(name)
+    return decayed, groups
+
+
+def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
+    """The rows that the net was trained on, in batches of its own iterator."""
+    X, y = _plain(data.X), _plain(data.y)
+    weight = data.sample_weight
+    if isinstance(X, DataLoader):
+        return read_rows(Data(X, y, weight))
+    dataset: Dataset[Any] = net.get_dataset(X, y)
+    if not _is_marked(data.X) and _has_history(net):
+        index = _training_index(net, X, y, completing)
+        if index is not None:
+            dataset = Subset(dataset, index.tolist())
+            weight = None if weight is None else np.asarray(weight)[index]
+    loader = net.get_iterator(dataset, training=True)
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"Expected a net whose iterator_train is a DataLoader, got {type(loader).__name__}; "
+            "analyse net.module_ with a DataLoader and `loss=`."
+        )
+    return read_rows(Data(loader, None, weight))
+
+
+def _training_index(
+    net: NeuralNet, X: Any, y: Any, completing: bool = False
+) -> npt.NDArray[np.intp] | None:
+    """Positions of the training rows by the net's own split; None where all rows are."""
+    with preserved_rng(torch.device("cpu")):
+        first, valid = net.get_split_datasets(X, y)
+        again, _ = net.get_split_datasets(X, y)
+    n_given = len(net.get_dataset(X, y))
+    if valid is None or len(first) == n_given:
+        return None
+    index, second = (np.asarray(getattr(part, "indices", [])) for part in (first, again))
+    if not len(index) or not np.array_equal(index, second):
+        raise ValueError(
+            "The net's validation split cannot be reproduced (a random split without "
+            "random_state): the rows that it was trained on are not known. Retrain with "
+            "train_split=ValidSplit(..., random_state=0) or an integer cv, or analyse "
+            "net.module_ with its training rows and `loss=`."
+        )
+    if not _counts_agree(net, len(first), len(valid)):
+        if completing:
+            return None
+        trained, held = _history_counts(net)
+        raise ValueError(
+            f"Expected the {trained + held} rows that the net's history says it was given "
+            f"({trained} to train on), got {n_given}: its own validation split cannot be "
+            "replayed on other rows. Give all of them, or search on "
+            "`training_rows(net, X, y)`."
+        )
+    return index
+
+
+def _has_history(net: NeuralNet) -> bool:
+    return len(getattr(net, "history", None) or []) > 0
+
+
+def _history_counts(net: NeuralNet) -> tuple[int, int]:
+    """Training and validation rows of the last epoch."""
+    batches = net.history[-1]["batches"]
+    return (
+        sum(batch.get("train_batch_size", 0) for batch in batches),
+        sum(batch.get("valid_batch_size", 0) for batch in batches),
+    )
+
+
+def _counts_agree(net: NeuralNet, n_train: int, n_valid: int) -> bool:
+    """Whether a split has the sizes that the history tells (up to a dropped last batch)."""
+    if not _has_history(net):
+        return True
+    trained, held = _history_counts(net)
+    largest = max(b.get("train_batch_size", 0) for b in net.history[-1]["batches"])
+    dropped = n_train // max(1, largest) * largest
+    return held == n_valid and trained in (n_train, dropped)
+
+
+HANDLERS = {"NeuralNet": adapt_net}

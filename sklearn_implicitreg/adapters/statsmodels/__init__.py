@@ -1,0 +1,1 @@
+"""Results of statsmodels as problems."""

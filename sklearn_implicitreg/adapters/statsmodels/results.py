@@ -1,0 +1,248 @@
+"""Results of statsmodels: what each of its models minimizes over its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.linear.adapter import LinearFit, linear_problem
+from sklearn_implicitreg.adapters.linear.losses import Array, squared_error
+from sklearn_implicitreg.adapters.linear.problems import LinearProblem
+from sklearn_implicitreg.adapters.sklearn.any import any_linear_fit
+from sklearn_implicitreg.adapters.sklearn.rows import regression_rows
+from sklearn_implicitreg.adapters.statsmodels.families import (
+    check_range,
+    deviance_of,
+    with_offset,
+    words_of,
+)
+from sklearn_implicitreg.problem.conventions import CONVENTIONS
+from sklearn_implicitreg.problem.linear_model import LinearModel
+
+__all__ = ["HANDLERS"]
+
+_CONSTANT_SCALE = ("Binomial", "NegativeBinomial", "Poisson")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Validated rows, and whether they are those that the model was made with."""
+
+    X: Array  # (n, p)
+    y: Array  # (n, 1)
+    sample_weight: Array  # (n,), ones where none were given
+    weighted: bool
+    own: bool
+
+
+def _rows(results: Any, data: Data) -> _Rows:
+    """Rows in the order of the parameters."""
+    model = results.model
+    given = LinearModel(np.asarray(results.params))
+    ordered = replace(data, X=_ordered(data.X, model))
+    X, y, weight = regression_rows(given, ordered)
+    exog, endog = (np.asarray(getattr(model, name, None)) for name in ("exog", "endog"))
+    own = np.array_equal(exog, X) and np.array_equal(endog.reshape(-1), y[:, 0])
+    return _Rows(X, y, weight, data.sample_weight is not None, own)
+
+
+def _ordered(X: Any, model: Any) -> Any:
+    """Columns of a DataFrame in the order of the parameters, as an array."""
+    if not isinstance(X, pd.DataFrame):
+        return X[:, None] if isinstance(X, np.ndarray) and X.ndim == 1 else X
+    names = list(model.exog_names)
+    missing = [name for name in names if name not in X.columns]
+    if not missing and len(X.columns) == len(names):
+        return X[names].to_numpy()
+    if isinstance(getattr(model.data, "orig_exog", None), pd.DataFrame):
+        raise ValueError(
+            f"Expected the columns {names} of the design, got {list(X.columns)}, missing "
+            f"{missing}; give the matrix that the model was made with, or what a formula made "
+            "of it: results.model.exog."
+        )
+    return X.to_numpy()
+
+
+def _columns(model: Any) -> Mapping[str, NDArray[np.intp]]:
+    """The constant, where the design has one, as a parameter of its own."""
+    every = np.arange(len(model.exog_names))
+    constant = getattr(model.data, "const_idx", None)
+    if constant is None or len(every) == 1:
+        return {"coef": every}
+    return {"coef": np.delete(every, constant), "const": every[[constant]]}
+
+
+def _problem(results: Any, fit: LinearFit, options: Options) -> LinearProblem:
+    """Problem under the name of the model, with its names of the features."""
+    problem = linear_problem(replace(fit, columns=_columns(results.model)), options)
+    names = tuple(str(name) for name in results.model.exog_names)
+    return replace(problem, model_name=type(results.model).__name__, feature_names=names)
+
+
+def _least_squares(results: Any, data: Data, options: Options) -> LinearProblem:
+    """OLS and WLS: mean of the squared errors over the total weight."""
+    rows, model = _rows(results, data), results.model
+    weight = rows.sample_weight
+    if type(model).__name__ != "OLS" and not rows.weighted:
+        _check_own(rows, model, "weights")
+        weight = np.asarray(model.weights, dtype=np.float64)
+    fit = LinearFit(
+        model=LinearModel(np.asarray(results.params)),
+        X=rows.X,
+        y=rows.y,
+        weight=weight,
+        row_loss=squared_error,
+        loss_name="squared error, mean over rows, no 1/2",
+        convention=CONVENTIONS["OLS"],
+    )
+    return _problem(results, fit, options)
+
+
+def _check_own(rows: _Rows, model: Any, what: str) -> None:
+    """Refuse other rows where the model's weights belong to its own."""
+    if not rows.own:
+        raise ValueError(
+            f"Expected the rows that the model was made with, in their order, got others: its "
+            f"{what} belong to its own; give sample_weight, or results.model.exog and "
+            "results.model.endog."
+        )
+
+
+def _generalized(results: Any, data: Data, options: Options) -> LinearProblem:
+    """GLS and GLSAR: squared errors of whitened rows over the sum of inverse variances."""
+    rows, model = _rows(results, data), results.model
+    if rows.weighted:
+        raise ValueError(
+            f"Expected no sample_weight, got one: the rows of {type(model).__name__} are "
+            "correlated, and its sigma is their weight; leave it out."
+        )
+    if not rows.own:
+        raise ValueError(
+            "Expected the rows that the model was made with, got others: its sigma belongs to "
+            "them; give results.model.exog and results.model.endog."
+        )
+    X, y = np.asarray(model.whiten(rows.X)), np.asarray(model.whiten(rows.y[:, 0]))
+    fit = LinearFit(
+        model=LinearModel(np.asarray(results.params)),
+        X=X,
+        y=y[:, None],
+        weight=_precision(model, len(y)),
+        row_loss=squared_error,
+        loss_name="squared error of whitened rows over the sum of inverse variances, no 1/2",
+        convention=CONVENTIONS["OLS"],
+        loss_weight=np.ones((len(y), 1)),
+    )
+    return _problem(results, fit, options)
+
+
+def _precision(model: Any, n_rows: int) -> Array:
+    """Inverse variance of each row, by which ``fit_regularized`` scales its alpha."""
+    sigma = getattr(model, "sigma", None)
+    if sigma is None or np.ndim(sigma) == 0:
+        return np.ones(n_rows)
+    variance = np.diag(sigma) if np.ndim(sigma) == 2 else np.asarray(sigma)
+    return np.asarray(1.0 / variance, dtype=np.float64)
+
+
+def _glm(results: Any, data: Data, options: Options) -> LinearProblem:
+    """Half-deviances; frequency weights and trials count rows, variance weights do not."""
+    model = results.model
+    y, trials = _trials(data.y)
+    rows = _rows(results, replace(data, y=y))
+    count, variance, offset = rows.sample_weight, np.ones(len(rows.y)), np.zeros(len(rows.y))
+    if rows.own:
+        offset = offset + model._offset_exposure
+        trials = np.asarray(model.n_trials, dtype=np.float64)
+        if not rows.weighted:
+            count, variance = np.asarray(model.freq_weights), np.asarray(model.var_weights)
+    else:
+        _check_portable(rows, model)
+    check_range(rows.y, model.family)
+    count = np.asarray(count * trials, dtype=np.float64)
+    row_loss, y_coded = with_offset(deviance_of(model.family), rows.y, offset)
+    convention = CONVENTIONS["GLM"]
+    double = 2.0 if type(model.family).__name__ == "Gaussian" else 1.0
+    scale = double * _ridge_scale(results)
+    convention = replace(
+        convention,
+        l2=scale * float(convention.l2 or 0.0),
+        l1=scale * float(convention.l1 or 0.0),
+        per_row=True,
+    )
+    words = words_of(model.family)
+    if np.any(variance != 1):
+        words += ", times var_weights, mean over rows or freq_weights"
+    fit = LinearFit(
+        model=LinearModel(np.asarray(results.params)),
+        X=rows.X,
+        y=y_coded,
+        weight=count,
+        row_loss=row_loss,
+        loss_name=words,
+        convention=convention,
+        loss_weight=(count * variance)[:, None],
+        n_effective=float(count.sum()) / len(count),
+    )
+    return _problem(results, fit, options)
+
+
+def _trials(y: Any) -> tuple[Any, Any]:
+    """Proportions and numbers of trials of (successes, failures)."""
+    pairs = np.asarray(y)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        return y, 1.0
+    trials = pairs.sum(axis=1)
+    return pairs[:, 0] / trials, trials
+
+
+def _check_portable(rows: _Rows, model: Any) -> None:
+    """Refuse other rows than the model's own where it has numbers for each of its own."""
+    if np.any(np.asarray(model._offset_exposure) != 0):
+        raise ValueError(
+            "Expected the rows that the model was made with, got others: its offset or exposure "
+            "belongs to them; give results.model.exog and results.model.endog."
+        )
+    if not rows.weighted and (model._has_freq_weights or model._has_var_weights):
+        _check_own(rows, model, "freq_weights and var_weights")
+
+
+def _ridge_scale(results: Any) -> float:
+    """The scale by which a ridge of a GLM, and no other fit of it, divides its loss."""
+    inner, model = getattr(results, "_results", results), results.model
+    ridge = type(inner).__name__ == "RegularizedResults" and not hasattr(inner, "converged")
+    if not ridge or type(model.family).__name__ in _CONSTANT_SCALE:
+        return 1.0
+    return float(model.estimate_scale(model.predict(np.asarray(results.params))))
+
+
+_MODELS: dict[str, Callable[[Any, Data, Options], LinearProblem]] = {
+    "OLS": _least_squares,
+    "WLS": _least_squares,
+    "GLS": _generalized,
+    "GLSAR": _generalized,
+    "GLM": _glm,
+}
+
+
+def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
+    """Problem of results, by the class of their model."""
+    kind = type(getattr(results, "model", None)).__name__
+    if kind not in _MODELS:
+        raise TypeError(
+            f"Expected results of one of statsmodels' {sorted(_MODELS)}, got {kind}; give "
+            "LinearModel(results.params, loss=...) with the loss that it minimizes."
+        )
+    if not (isinstance(options.loss, str) and options.loss == "auto"):
+        given = LinearModel(np.asarray(results.params))
+        ordered = replace(data, X=_ordered(data.X, results.model))
+        return _problem(results, any_linear_fit(given, ordered, options.loss), options)
+    return _MODELS[kind](results, data, options)
+
+
+HANDLERS = {"Results": _adapt_results, "ResultsWrapper": _adapt_results}

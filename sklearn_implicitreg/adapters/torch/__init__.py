@@ -1,0 +1,1 @@
+"""Trained torch modules as problems."""

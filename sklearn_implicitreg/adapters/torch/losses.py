@@ -1,0 +1,349 @@
+"""The loss of a module, row by row: the user's reduction undone."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.exceptions import OutputWarning
+from sklearn_implicitreg.problem.frozen import rebuilt
+
+__all__ = ["LOSSES", "RowLoss", "resolve_loss"]
+
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "mse": nn.MSELoss,
+    "mae": nn.L1Loss,
+    "huber": nn.HuberLoss,
+    "cross_entropy": nn.CrossEntropyLoss,
+    "bce": nn.BCELoss,
+    "bce_with_logits": nn.BCEWithLogitsLoss,
+    "nll": nn.NLLLoss,
+    "poisson_nll": nn.PoissonNLLLoss,
+}
+_WORDS = {
+    "MSELoss": "squared error (no 1/2)",
+    "L1Loss": "absolute error",
+    "CrossEntropyLoss": "cross-entropy",
+    "NLLLoss": "negative log-likelihood",
+}
+_ELEMENTWISE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.HuberLoss,
+    nn.SmoothL1Loss,
+    nn.PoissonNLLLoss,
+    nn.SoftMarginLoss,
+    nn.KLDivLoss,
+)
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Weighted sum of the losses of some rows, and the weight that the mean divides by.
+
+    Parameters
+    ----------
+    criterion : callable(output, target)
+        With reduction undone where it has one; else it returns a mean or one number a row.
+    words : str
+        The loss in words, for summaries.
+    kind : {"classes", "binary", "regression", "free"}
+        What the targets are; "free" targets are passed on as they come.
+    sum_outputs : bool
+        Whether several outputs of a row are summed rather than averaged.
+    classes : Tensor or None
+        Sorted labels in all rows, where they are known.
+    named_labels : bool
+        The labels are numbers of names, one for each class.
+    evaluate : callable(output, target) or None
+        What computes the loss, where it is more than the criterion.
+    strict : bool
+        Targets are passed on as they come, and must have the outputs' shape.
+    scalar_is_sum : bool
+        A loss that comes as one number is a sum over rows, not a mean.
+    trained_sum : bool
+        The reduction that was undone is a sum over rows.
+    """
+
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    words: str
+    kind: str = "free"
+    sum_outputs: bool = False
+    classes: Tensor | None = None
+    named_labels: bool = False
+    evaluate: Callable[[Any, Any], Tensor] | None = None
+    strict: bool = False
+    scalar_is_sum: bool = False
+    trained_sum: bool = False
+
+    def prepare(self, output: Any, target: Any) -> Any:
+        """Target in the shape, type and labels that the criterion takes for this output."""
+        if self.strict:
+            if self.kind == "regression" and output.shape != target.shape:
+                raise ValueError(
+                    f"Expected y of the shape of the outputs, {tuple(output.shape)}, got "
+                    f"{tuple(target.shape)}: the net's own loss broadcast them against each "
+                    "other in training. Train it with y.reshape(-1, 1)."
+                )
+            return target
+        if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+            if self.kind == "free":
+                return target
+            raise TypeError(
+                f"Expected the module to return one Tensor for the loss {self.words!r}, got "
+                f"{type(output).__name__}; give a callable loss(output, target)."
+            )
+        if self.kind == "classes":
+            return self._class_indices(output, target)
+        if self.kind == "binary":
+            target = self._binary_labels(target)
+        if self.kind != "free" or target.is_floating_point():
+            target = target.to(output.dtype)
+        elif target.dtype != torch.bool:
+            target = target.long()  # torch's own losses take no other integers as labels
+        return self._same_shape(output, target)
+
+    def __call__(self, output: Any, target: Any, weight: Tensor | None) -> tuple[Tensor, float]:
+        """Sum of the row losses (differentiable), and the total weight of the rows."""
+        value = (self.evaluate or self.criterion)(output, target)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
+        n_rows = _n_rows(output, target)
+        element = self._element_weights(target)
+        if value.ndim == 0:
+            if weight is not None:
+                raise ValueError(
+                    "Expected a loss that returns one number per row to go with "
+                    "sample_weight, got a single mean; return the unreduced losses."
+                )
+            total = float(n_rows) if element is None else float(element.sum())
+            return value if self.scalar_is_sum else value * total, total
+        if value.shape[0] != n_rows:
+            raise ValueError(
+                f"Expected the loss to return a mean or one number for each of {n_rows} rows, "
+                f"got shape {tuple(value.shape)}."
+            )
+        rows = value.reshape(n_rows, -1)
+        if element is None:
+            per_row = rows.sum(1) if self.sum_outputs else rows.mean(1)
+            row_weight = torch.ones_like(per_row)
+        else:  # class weights and ignored targets count in what the mean divides by
+            per_row, row_weight = rows.sum(1), element.reshape(n_rows, -1).sum(1)
+        if weight is not None:
+            per_row, row_weight = per_row * weight, row_weight * weight
+        return per_row.sum(), float(row_weight.double().sum())
+
+    @property
+    def by_class(self) -> bool:
+        """Whether targets may be labels of classes, with weights of their own."""
+        return isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+
+    def masses(self, target: Any, weight: Tensor | None) -> Tensor | None:
+        """Weight of every row in the mean; None where all count as one."""
+        element = self._element_weights(target)
+        own = None if element is None else element.reshape(len(element), -1).sum(1)
+        if own is None or weight is None:
+            return weight if own is None else own
+        return own * weight
+
+    def n_kinks(self, output: Any, target: Any) -> int:
+        """Number of rows on the kink of an absolute error, to rounding."""
+        if not isinstance(self.criterion, nn.L1Loss) or not isinstance(output, Tensor):
+            return 0
+        size = torch.finfo(output.dtype).eps * 100 * (output.abs() + target.abs())
+        return int(((output - target).abs() <= size).reshape(len(output), -1).any(1).sum())
+
+    def _element_weights(self, target: Any) -> Tensor | None:
+        """Weight of every class label, zero for ignored ones; None for other losses."""
+        if not isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+            return None
+        if target.is_floating_point():
+            return None
+        kept: Tensor = target != self._ignore_index
+        if self.criterion.weight is None:
+            return kept.double()
+        weights = self.criterion.weight.to(target.device).double()
+        element: Tensor = torch.where(kept, weights[target.clamp(0, len(weights) - 1)], 0.0)
+        return element
+
+    def _class_indices(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.ndim < 2 or output.shape[1] < 2:
+            raise ValueError(
+                f"Expected outputs of shape (n, classes) for {self.words!r}, got "
+                f"{tuple(output.shape)}; use loss='bce_with_logits' for one output per row."
+            )
+        if target.is_floating_point() and target.shape == output.shape:
+            return target.to(output.dtype)
+        labels = target.long()
+        if target.is_floating_point() and not bool((labels == target).all()):
+            raise ValueError(
+                f"Expected class labels for {self.words!r}, got fractional numbers in y; use a "
+                "regression loss such as 'mse'."
+            )
+        if labels.ndim == 2 and labels.shape[1] == 1 and output.ndim == 2:
+            labels = labels[:, 0]
+        expected = (output.shape[0], *output.shape[2:])
+        if tuple(labels.shape) != expected:
+            raise ValueError(
+                f"Expected class labels of shape {expected} for outputs of shape "
+                f"{tuple(output.shape)}, got {tuple(labels.shape)}."
+            )
+        return self._indices_from_labels(labels, output.shape[1])
+
+    def _indices_from_labels(self, labels: Tensor, n_classes: int) -> Tensor:
+        ignored = labels == self._ignore_index
+        known = None if self.classes is None else self.classes.to(labels)
+        seen = labels[~ignored] if known is None else known[known != self._ignore_index]
+        inside = seen.numel() == 0 or (int(seen.min()) >= 0 and int(seen.max()) < n_classes)
+        if inside and not (self.named_labels and len(seen) != n_classes):
+            return labels
+        if known is None or len(seen) != n_classes:
+            distinct = seen.unique().tolist()
+            what = f"names of {len(distinct)}" if self.named_labels else str(distinct[:10])
+            raise ValueError(
+                f"Expected class labels in 0..{n_classes - 1} for {n_classes} outputs, got "
+                f"{what}; encode y as the model was trained."
+            )
+        return torch.where(ignored, labels, _positions(seen, labels, ~ignored))
+
+    def _binary_labels(self, target: Tensor) -> Tensor:
+        known = target if self.classes is None else self.classes
+        two = self.classes is not None and len(self.classes) == 2
+        inside = known.numel() == 0 or (float(known.min()) >= 0 and float(known.max()) <= 1)
+        if inside and (two or not self.named_labels):
+            return target
+        if two:
+            return _positions(known.to(target), target)
+        distinct = known.unique().tolist()
+        what = f"names of {len(distinct)}" if self.named_labels else f"values {distinct[:10]}"
+        raise ValueError(
+            f"Expected binary labels or probabilities for {self.words!r}, got {what}; encode y "
+            "as 0 and 1."
+        )
+
+    @property
+    def _ignore_index(self) -> int:
+        return int(getattr(self.criterion, "ignore_index", -100))
+
+    def _same_shape(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.shape == target.shape:
+            return target
+        if (*target.shape, 1) == output.shape or (*output.shape, 1) == target.shape:
+            return target.reshape(output.shape)
+        if self.kind == "free":
+            return target
+        raise ValueError(
+            f"Expected y of the shape of the outputs, {tuple(output.shape)}, got "
+            f"{tuple(target.shape)}: the two would be broadcast against each other."
+        )
+
+
+def _positions(classes: Tensor, labels: Tensor, used: Tensor | None = None) -> Tensor:
+    """Number of each label among the sorted classes; only the used ones must be among them."""
+    found = torch.searchsorted(classes, labels.contiguous()).clamp(max=len(classes) - 1)
+    wrong = classes[found] != labels
+    new = labels[wrong if used is None else wrong & used].unique().tolist()
+    if new:
+        raise ValueError(
+            f"Expected the labels of the fitted rows, {classes.tolist()}, got also {new[:10]}."
+        )
+    return found
+
+
+def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
+    """Row loss that a ``loss=`` argument of a bare module stands for.
+
+    Raises
+    ------
+    ValueError
+        If no loss is given, or its name is not known.
+    TypeError
+        If it cannot be called.
+    """
+    if isinstance(loss, str) and loss in LOSSES:
+        loss = LOSSES[loss]()
+    if isinstance(loss, str) or loss is None:
+        known = list(LOSSES)
+        if loss in ("auto", None):
+            raise ValueError(
+                "A bare nn.Module does not say what it was trained with: give `loss=`, one of "
+                f"{known}, an nn loss, or a callable(output, target)."
+            )
+        near = difflib.get_close_matches(loss, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"Unknown loss {loss!r}; expected one of {known}. Did you mean {near!r}?")
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(
+            f"Expected loss to be one of {list(LOSSES)}, an nn loss instance or a "
+            f"callable(output, target), got {loss!r}."
+        )
+    return undo_reduction(loss, classes)
+
+
+def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:
+    """Row loss of an nn criterion (its reduction undone) or of a callable."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, nn.Module):
+        loss = rebuilt(loss, _shared, Tensor.detach)
+    reduction = getattr(loss, "reduction", None)
+    if not isinstance(loss, nn.Module) or reduction is None:
+        return RowLoss(loss, f"{name}, mean over rows", classes=classes)
+    vars(loss)["reduction"] = "none"
+    kind, summed = _kind(loss), reduction in ("sum", "batchmean")
+    words = f"{_WORDS.get(name, name)}, mean over rows"
+    if summed and kind != "classes":
+        words = f"{_WORDS.get(name, name)}, summed over outputs, mean over rows"
+    elif isinstance(loss, nn.MSELoss | nn.L1Loss):
+        words += " and outputs"
+    if kind == "classes" and getattr(loss, "weight", None) is not None:
+        words += ", class weights divided out"
+    rows = reduction == "sum"
+    return RowLoss(loss, words, kind, sum_outputs=summed, classes=classes, trained_sum=rows)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """The same numbers in a tensor object of its own."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    return tensor.detach()
+
+
+def _kind(loss: nn.Module) -> str:
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        return "classes"
+    if isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
+        return "binary"
+    return "regression" if isinstance(loss, _ELEMENTWISE) else "free"
+
+
+def _n_rows(output: Any, target: Any) -> int:
+    for value in (output, target):
+        if isinstance(value, Tensor) and value.ndim:
+            return len(value)
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+            return len(value[0])
+    raise TypeError(f"Expected Tensor outputs with one entry per row, got {type(output).__name__}.")
+
+
+def warn_of_probabilities(criterion: Any, output: Any) -> None:
+    """Warn where a loss that expects logits is given what looks like probabilities."""
+    if not isinstance(output, Tensor) or output.numel() < 2:
+        return
+    inside = bool(((output >= 0) & (output <= 1)).all())
+    if isinstance(criterion, nn.CrossEntropyLoss) and output.ndim >= 2:
+        ones = output.sum(1)
+        inside = inside and bool((ones - 1).abs().max() < 1e-4)
+    elif not isinstance(criterion, nn.BCEWithLogitsLoss):
+        return
+    if inside:
+        warnings.warn(
+            f"{type(criterion).__name__} expects logits, but the outputs look like "
+            "probabilities (all in [0, 1]); use 'nll' on their logarithm or 'bce'.",
+            OutputWarning,
+            stacklevel=2,
+        )

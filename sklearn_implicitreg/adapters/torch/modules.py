@@ -1,0 +1,393 @@
+"""Trained modules: the gradient of their loss by reverse mode, on a copy of the structure."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.torch.curvature import (
+    functional,
+    hessian_vector,
+    quadratic_hessian,
+)
+from sklearn_implicitreg.adapters.torch.data import (
+    Batch,
+    Rows,
+    map_tensors,
+    preserved_rng,
+    read_rows,
+    tensors_in,
+)
+from sklearn_implicitreg.adapters.torch.losses import (
+    RowLoss,
+    resolve_loss,
+    warn_of_probabilities,
+)
+from sklearn_implicitreg.adapters.torch.options import (
+    batch_size_of,
+    device_of,
+    draw_masks,
+    dtype_of,
+    seed_of,
+    set_modes,
+)
+from sklearn_implicitreg.adapters.torch.structure import call_module, skeleton, weight_matrices
+from sklearn_implicitreg.problem import (
+    BlockGradient,
+    Indices,
+    Params,
+    Problem,
+    Weights,
+    check_finite_params,
+    select_params,
+)
+from sklearn_implicitreg.problem.conventions import CONVENTIONS
+from sklearn_implicitreg.problem.frozen import own_name
+
+__all__ = ["HANDLERS", "TorchProblem", "module_problem"]
+
+_SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchProblem(Problem):
+    """A module, its rows and its loss; ``module`` is a skeleton that shares tensors only."""
+
+    module: nn.Module
+    rows: Rows
+    row_loss: RowLoss
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    seed: int | None = None
+    forward: Forward
+
+    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """One block per batch; batches are made smaller where more blocks are asked for."""
+        size = self.batch_size
+        split = n_blocks > 1 and not self.batch_normalized
+        if split and self.rows.n_rows:
+            size = min(size, max(1, self.rows.n_rows // n_blocks))
+        row_scale = 0.0
+        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
+            for index, batch in enumerate(_merged_last(self.rows.batches(size, split), self)):
+                block = self._block(self._to_device(batch), first=index == 0)
+                if index == 0 and not self.batch_normalized:
+                    row_scale = self._row_scale(batch)
+                per_row = max(row_scale, _norm(block.sums) / block.n_rows)
+                yield replace(block, scale=per_row * block.n_rows)
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows; None for a stream."""
+        return self.rows.n_rows
+
+    @property
+    def has_paths(self) -> bool:
+        """A module gives the loss at any weights."""
+        return True
+
+    @cached_property
+    def masses(self) -> Weights | None:
+        """Weight of every row in the mean loss; None where all count as one."""
+        if not self.rows.n_rows:
+            return None
+        found: list[Tensor] = []
+        with preserved_rng(self.device, self.seed), torch.no_grad():
+            for read in self.rows.batches(self.batch_size):
+                batch = self._to_device(read)
+                target = batch.target
+                if self.row_loss.by_class:  # labels are numbered by the number of outputs
+                    output = self.forward(self.module, batch.inputs)
+                    target = self.row_loss.prepare(output, target)
+                own = self.row_loss.masses(target, batch.weight)
+                if own is None:
+                    return None
+                found.append(own.double().cpu())
+        masses: Weights = torch.cat(found).numpy()
+        return None if (masses == 1).all() else masses
+
+    def at(self, params: Params) -> TorchProblem:
+        """The same problem at other values of some parameters."""
+        own = skeleton(self.module, self.device, None)
+        named = dict(own.named_parameters())
+        for name, value in params.items():
+            named[name].data = value.to(self.device, self.dtype)
+        return replace(self, module=own, params={n: named[n].detach() for n in self.params})
+
+    def take(self, rows: Indices, weights: Weights) -> TorchProblem:
+        """The same problem on some of the rows, with weights of their own."""
+        return replace(self, rows=self.rows.take(rows, weights))
+
+    def whole(self) -> TorchProblem:
+        """The same problem with all trained tensors in scope."""
+        if not self.left_out:
+            return self
+        trained = {*self.params, *self.left_out}
+        named = self.module.named_parameters()
+        every = {name: t.detach() for name, t in named if name in trained}
+        return replace(self, params=every, left_out=())
+
+    def with_dropout(self, rate: float | None, seed: int) -> TorchProblem:
+        """The same problem with its dropout layers at work, at a rate or at their own."""
+        own = skeleton(self.module, self.device, None)
+        draw_masks(own, rate)
+        return replace(self, module=own, seed=seed, draw=0)
+
+    def hvp(self, vector: Params) -> Params:
+        """Hessian of the mean loss times a vector, in one pass."""
+        own = self.params
+        wrong = [n for n, v in vector.items() if n not in own or v.shape != own[n].shape]
+        if wrong:
+            raise ValueError(f"Expected a vector shaped like {list(own)}, got also {wrong}.")
+        along = {
+            name: vector[name].to(t) if name in vector else torch.zeros_like(t)
+            for name, t in own.items()
+        }
+        call = functional(self.module, self.forward)
+        total: Params = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in own.items()}
+        weight = mass = 0.0
+        with preserved_rng(self.device, self._drawn), self._own_kernels():
+            for read in _merged_last(self.rows.batches(self.batch_size), self):
+                batch = self._to_device(read)
+
+                def loss(params: Params, batch: Batch = batch) -> Tensor:
+                    nonlocal mass
+                    output = call(params, batch.inputs)
+                    target = self.row_loss.prepare(output, batch.target)
+                    value, mass = self.row_loss(output, target, batch.weight)
+                    return value
+
+                for name, product in hessian_vector(loss, own, along).items():
+                    total[name] += product.double()
+                weight += mass
+        return {name: product / weight for name, product in total.items()}
+
+    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
+        """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)``.
+
+        Only the tensors in ``center`` count in the norm.
+        """
+        total: Params = {
+            n: torch.zeros_like(t, dtype=torch.float64) for n, t in self.params.items()
+        }
+        for rows in batches:
+            batch = self.take(rows, np.ones(len(rows)))
+            own = batch.gradient().value
+            product = batch.hvp({name: own[name] - g for name, g in center.items()})
+            for name, h in product.items():
+                total[name] += 2 * h / len(batches)
+        return total
+
+    def hessian(self) -> npt.NDArray[np.float64]:
+        """Hessian of a module that is linear, with squared error."""
+        return quadratic_hessian(self)
+
+    def _block(self, batch: Batch, first: bool = False) -> BlockGradient:
+        output = self.forward(self.module, batch.inputs)
+        if first:
+            warn_of_probabilities(self.row_loss.criterion, output)
+        target = self.row_loss.prepare(output, batch.target)
+        total, weight = self.row_loss(output, target, batch.weight)
+        named = dict(self.module.named_parameters())
+        tensors = [named[name] for name in self.params]
+        if not total.requires_grad:
+            raise ValueError(
+                "Expected a loss that depends on the trained parameters, got one without a "
+                "gradient; does the model or the loss detach?"
+            )
+        grads = torch.autograd.grad(total, tensors, allow_unused=True)
+        sums: Params = {
+            name: torch.zeros_like(t, dtype=torch.float64) if g is None else g.double()
+            for (name, t), g in zip(self.params.items(), grads, strict=True)
+        }
+        n_rows = len(next(tensors_in(batch.inputs)))
+        n_kinks = self.row_loss.n_kinks(output, target)
+        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
+
+    def _row_scale(self, batch: Batch) -> float:
+        """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
+        n_rows = len(next(tensors_in(batch.inputs)))
+        if any(len(t) != n_rows for t in tensors_in(batch[:2])):
+            return 0.0  # rows are not the first axis of everything, as a collate_fn may have it
+        few = slice(None, None, max(1, n_rows // _SCALE_ROWS))
+        rows = Batch(*(map_tensors(lambda t: t[few], part) for part in batch))
+        block = self._block(self._to_device(rows))
+        return _norm(block.sums) / block.n_rows
+
+    def _to_device(self, batch: Batch) -> Batch:
+        alone = isinstance(batch.inputs, Tensor)
+
+        def move(tensor: Tensor) -> Tensor:
+            kept = not tensor.is_floating_point() and (
+                self._takes_integers or (tensor.dtype == torch.bool and not alone)
+            )
+            # A copy always: a module that works in place would write to the user's rows.
+            return tensor.to(self.device, None if kept else self.dtype, copy=True)
+
+        def move_target(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+        weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
+        return Batch(
+            map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight
+        )
+
+    def numbered_like(self, fitted: Problem) -> TorchProblem:
+        """The same problem with labels numbered as they are in the fitted rows."""
+        if not isinstance(fitted, TorchProblem):
+            return self
+        row_loss = replace(self.row_loss, classes=fitted.row_loss.classes)
+        return replace(self, rows=self.rows.named_like(fitted.rows), row_loss=row_loss)
+
+    @property
+    def _drawn(self) -> int | None:
+        """Seed of the random modules in the draw that is taken."""
+        if self.seed is None or not self.draw:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
+
+    def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
+        """Without cuDNN where it refuses a backward pass: recurrent layers in eval state."""
+        recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
+        if self.device.type != "cuda" or not recurrent:
+            return contextlib.nullcontext()
+        tf32 = torch.backends.cudnn.allow_tf32
+        off: contextlib.AbstractContextManager[None]
+        off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
+        return off
+
+    @property
+    def _takes_integers(self) -> bool:
+        return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in self.module.modules())
+
+
+def _norm(sums: Params) -> float:
+    return math.sqrt(sum(float(g.square().sum()) for g in sums.values()))
+
+
+def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Batch]:
+    """With batch statistics a last batch of one row joins the one before it."""
+    if not problem.batch_normalized:
+        yield from batches
+        return
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and len(next(tensors_in(batch.inputs))) == 1:
+            batch = _joined(held, batch)
+            held = None
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    def join(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor):
+            return torch.cat([a, b])
+        if isinstance(a, dict):
+            return {key: join(a[key], b[key]) for key in a}
+        return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
+
+    return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))
+
+
+def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
+    """Problem of a bare module, whose loss is given."""
+    rows = read_rows(data)
+    row_loss = resolve_loss(options.loss, rows.classes)
+    row_loss = replace(row_loss, named_labels=rows.names is not None)
+    return module_problem(model, row_loss, rows, options, convention=CONVENTIONS["torch"])
+
+
+def module_problem(
+    module: nn.Module,
+    row_loss: RowLoss,
+    data: Data | Rows,
+    options: Options,
+    *,
+    model_name: str | None = None,
+    default: set[str] | None = None,
+    forward: Forward = call_module,
+    **fields: Any,
+) -> TorchProblem:
+    """Problem of a module with a resolved loss.
+
+    ``default`` is what ``params="auto"`` selects (the weight matrices, if not given);
+    ``fields`` are further fields of :class:`Problem`; the convention is dropped for a sum,
+    beside which a weight decay is as strong as a batch is small.
+    """
+    rows = data if isinstance(data, Rows) else read_rows(data)
+    if rows.train_batch_size is None:
+        rows = replace(rows, train_batch_size=options.trained_batch_size)
+    if rows.names is not None and row_loss.kind not in ("classes", "binary"):
+        raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
+    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "Expected a model with trainable parameters, got one with requires_grad=False "
+            "everywhere (or without parameters); set requires_grad on what was trained."
+        )
+    check_finite_params(trained)
+    device = device_of(options.device, trained)
+    dtype = dtype_of(options.dtype, trained)
+    own = skeleton(module, device, dtype)
+    normalized, notes = set_modes(own, options, rows)
+    named: Params = dict(own.named_parameters())
+    covered = {own_name(n) for n in default} if default else weight_matrices(own)
+    names = select_params(options.params, {n: named[n] for n in trained}, covered)
+    return TorchProblem(
+        params={n: named[n].detach() for n in names},
+        model_name=model_name or type(own).__name__,
+        loss_name=row_loss.words,
+        eps=torch.finfo(dtype).eps,
+        left_out=tuple(n for n in trained if n not in names),
+        batch_normalized=normalized,
+        notes=(*notes, *_stored_notes(names), *fields.pop("notes", ())),
+        module=own,
+        rows=rows,
+        row_loss=_moved_loss(row_loss, device, dtype),
+        batch_size=batch_size_of(options.batch_size, rows, normalized),
+        device=device,
+        dtype=dtype,
+        seed=seed_of(options),
+        trained_sum=row_loss.trained_sum,
+        forward=forward,
+        **(fields | {"convention": None} if row_loss.trained_sum else fields),
+    )
+
+
+def _stored_notes(names: list[str]) -> list[str]:
+    """Say which tensors a penalty sees where a layer computes its weights from others."""
+    stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
+    if not stored:
+        return []
+    return [
+        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
+        "computed from them."
+    ]
+
+
+def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
+    """Class weights and the like on the device and in the type of the outputs."""
+    if isinstance(row_loss.criterion, nn.Module):
+        row_loss.criterion.to(device=device, dtype=dtype)  # a copy, made by undo_reduction
+    return row_loss
+
+
+HANDLERS = {"Module": adapt_module}

@@ -1,0 +1,150 @@
+"""What the options of a fit mean for a module: device, type, batches and states of its layers."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from sklearn.utils import check_random_state
+from torch import nn
+
+from sklearn_implicitreg.adapters import Options
+from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
+from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.problem import Params
+
+__all__ = [
+    "BATCH_NORMS",
+    "batch_size_of",
+    "device_of",
+    "draw_masks",
+    "dtype_of",
+    "seed_of",
+    "set_modes",
+]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)  # layers that have a rate among other things
+_AUTO_BATCH = 8192  # rows; larger batches gained nothing, smaller ones cost up to 2.5 times
+_AUTO_BATCH_NUMBERS = 2**24  # numbers in the inputs of a batch: 128 MB in float64
+
+
+def device_of(spec: Any, params: Params) -> torch.device:
+    """Device that an option names; by default that of the parameters."""
+    own = next(iter(params.values())).device
+    if spec == "auto":
+        return own
+    try:
+        device = torch.device(spec)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"Expected device 'auto', 'cpu', 'cuda', ..., got {spec!r}.") from error
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = device.type != "cuda" or (device.index or 0) < n_cuda
+    try:
+        torch.empty(0, device=device if there else "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = False
+    if not there:
+        found = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
+        raise ValueError(f"Expected a device that is there, one of {found}, got {spec!r}.")
+    return device
+
+
+def dtype_of(spec: Any, params: Params) -> torch.dtype:
+    """Type that gradients are computed in."""
+    kinds = {p.dtype for p in params.values()}
+    if spec == "auto":
+        coarse = sorted(str(k).removeprefix("torch.") for k in kinds if torch.finfo(k).bits < 32)
+        if coarse:
+            warnings.warn(
+                f"The model is stored in {' and '.join(coarse)}, too coarse for "
+                "gradients: they are computed in float32 from the stored weights.",
+                ModelStateWarning,
+                stacklevel=2,
+            )
+        return functools.reduce(torch.promote_types, kinds, torch.float32)
+    name = str(spec).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise ValueError(f"Expected dtype 'auto', 'float32' or 'float64', got {spec!r}.")
+    return torch.float32 if name == "float32" else torch.float64
+
+
+def seed_of(options: Options) -> int | None:
+    """Seed of the random modules, where they draw."""
+    if options.random_state is not None:
+        return int(check_random_state(options.random_state).randint(2**31 - 1))
+    if options.module_mode != "train":
+        return None
+    with preserved_rng(torch.device("cpu")):  # NumPy's generator stays where it was
+        return int(check_random_state(None).randint(2**31 - 1))
+
+
+def set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, list[str]]:
+    """Put the skeleton in the state of ``module_mode``; whether batch statistics are used."""
+    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS)]
+    module.train(options.module_mode == "train")
+    if options.module_mode == "train":
+        return bool(norms), ["modules in training state"]
+    if options.module_mode == "eval" or not norms:
+        return False, []
+    if options.batch_size == "auto" and rows.train_batch_size is None:
+        warnings.warn(
+            "The model has BatchNorm layers and the size of its training batches is not known: "
+            "their running statistics are used, whose gradient is another function's. Give "
+            "`batch_size`, the size it was trained with.",
+            ModelStateWarning,
+            stacklevel=2,
+        )
+        return False, ["BatchNorm by running statistics (training batch size not known)"]
+    for norm in norms:
+        norm.train()
+    return True, ["BatchNorm by the statistics of training-size batches"]
+
+
+def draw_masks(module: nn.Module, rate: float | None) -> None:
+    """Put the dropout layers of a skeleton to work, at a rate or at their own.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or they are at work already.
+    """
+    found: list[tuple[Any, str]] = []
+    for part in module.modules():
+        if isinstance(part, _DROPOUTS):
+            found.append((part, "p"))
+        elif isinstance(part, _WITH_DROPOUT) and part.dropout > 0:
+            found.append((part, "dropout"))
+    if not found:
+        raise ValueError(
+            "Expected a model with dropout layers such as nn.Dropout, got none; give the model "
+            "with the layers that it was trained with (masks drawn by functions are not seen)."
+        )
+    if any(part.training for part, _ in found):
+        raise ValueError(
+            "Expected dropout layers at rest, whose loss is compared with that of their masks, "
+            "got layers in training state; use module_mode='auto' or 'eval'."
+        )
+    for part, name in found:
+        part.training = True
+        if rate is not None:
+            setattr(part, name, float(rate))
+
+
+def batch_size_of(spec: Any, rows: Rows, normalized: bool) -> int:
+    """Rows that are passed through the module together."""
+    if spec != "auto":
+        return int(spec)
+    if normalized and rows.train_batch_size is not None:
+        return rows.train_batch_size
+    return max(1, min(_AUTO_BATCH, _AUTO_BATCH_NUMBERS // max(1, rows.row_size)))

@@ -1,0 +1,303 @@
+"""Estimators about a model: a trained one is shared and never changed, a template is cloned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn import get_config
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Tags, get_tags
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from sklearn_implicitreg.problem.frozen import FrozenModel
+
+__all__ = ["PRECOMPUTED", "AboutModel", "is_trained", "routing_enabled", "weight_name"]
+
+PRECOMPUTED = "precomputed"
+
+
+def is_trained(model: Any) -> bool:
+    """Whether a model comes trained: a module, frozen, results, or a fitted estimator."""
+    if isinstance(model, nn.Module | FrozenModel | FrozenEstimator):
+        return True
+    if isinstance(model, str | type):
+        return False
+    if _is_results(model):
+        return True
+    if not hasattr(model, "fit"):
+        return False
+    try:
+        check_is_fitted(model)
+    except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
+        return False
+    return True
+
+
+def _is_results(model: Any) -> bool:
+    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
+    return any(
+        cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
+        for cls in type(model).__mro__
+    )
+
+
+def _answers(method: str) -> Callable[[AboutModel], bool]:
+    """Check for available_if: the trained model (or the template) has this method."""
+
+    def check(self: AboutModel) -> bool:
+        model = getattr(self, "model_", self.model)
+        return hasattr(model, method)
+
+    return check
+
+
+class AboutModel(MetaEstimatorMixin, BaseEstimator):
+    """Base of the estimators that take a ``model``.
+
+    ``clone`` and searches share a trained model by reference and clone an untrained one.
+    Parameters of a trained model are hidden and refused.
+    """
+
+    model: Any
+
+    def __sklearn_clone__(self) -> AboutModel:
+        """Clone everything but a trained model, which is shared."""
+        if not is_trained(self.model):
+            own: AboutModel = BaseEstimator.__sklearn_clone__(self)
+            return own
+        shell = copy.copy(self)
+        shell.model = None
+        new: AboutModel = BaseEstimator.__sklearn_clone__(shell)
+        new.model = self.model
+        return new
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters; with ``deep`` those of a template (``model__*``) too.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+
+        Returns
+        -------
+        params : dict
+        """
+        params: dict[str, Any] = super().get_params(deep=False)
+        if deep:
+            shell = copy.copy(self)
+            if is_trained(self.model):
+                shell.model = None
+            params = BaseEstimator.get_params(shell, deep=True) | params
+        return params
+
+    def set_params(self, **params: Any) -> AboutModel:
+        """Set parameters; those of a trained model cannot be changed.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For ``model__*`` of a trained model.
+        """
+        nested = [key for key in params if key.startswith("model__")]
+        if nested and is_trained(params.get("model", self.model)):
+            raise ValueError(
+                f"Expected a template to set {nested} on, got a trained model, which is shared "
+                "and never changed; pass an unfitted estimator, or several trained models as "
+                "values of `model`."
+            )
+        family = params.get("family", getattr(self, "family", None))
+        nested = [key for key in params if key.startswith("family__")]
+        if nested and not hasattr(family, "set_params"):
+            raise ValueError(
+                f"Expected a Penalty as family to set {nested} on, got {family!r}; pass an "
+                "instance, such as family=SmoothL1()."
+            )
+        super().set_params(**params)
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        """No estimator type: ``score`` is about the gradient, not about predictions."""
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = None
+        tags.target_tags.required = True
+        inner = _tags_of(self.model)
+        if inner is not None:
+            # What a check asks of outputs such as predict_proba, which the model gives.
+            tags.classifier_tags = inner.classifier_tags
+            tags.input_tags.sparse = inner.input_tags.sparse
+            tags.input_tags.allow_nan = inner.input_tags.allow_nan
+            tags.non_deterministic = inner.non_deterministic
+            tags.target_tags.single_output = inner.target_tags.single_output
+            tags.target_tags.multi_output = inner.target_tags.multi_output
+        return tags
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        """Parameters that differ from their defaults; a module by its class and size."""
+        shell = self
+        if isinstance(self.model, nn.Module):
+            shell = copy.copy(self)
+            shell.model = FrozenModel(self.model)
+        return str(BaseEstimator.__repr__(shell, N_CHAR_MAX))
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Requests of this estimator, and of a template's ``fit``."""
+        router = MetadataRouter(owner=self).add_self_request(self)
+        if not is_trained(self.model) and hasattr(self.model, "fit"):
+            mapping = MethodMapping().add(caller="fit", callee="fit")
+            router.add(model=self.model, method_mapping=mapping)
+        return router
+
+    def _train(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        """The trained model: as given, or a clone of the template fitted on these rows."""
+        model = self.model
+        if model is None:
+            raise TypeError(
+                "Expected a list of at least one Endpoint as X where model is None, got "
+                f"{type(X).__name__}; give the trained model, or its Endpoint."
+            )
+        if isinstance(model, type):
+            raise TypeError(
+                f"Expected a trained model instance, got the class {model.__name__}; create and "
+                "train it first, or pass an unfitted scikit-learn or skorch estimator."
+            )
+        inside = model.estimator if isinstance(model, FrozenEstimator) else model
+        if isinstance(inside, nn.Module):
+            _check_initialized(inside)
+        elif isinstance(model, FrozenEstimator):
+            check_is_fitted(inside)
+        if is_trained(model):
+            return model
+        if not (hasattr(model, "fit") and hasattr(model, "get_params")):
+            raise TypeError(
+                "Expected a trained nn.Module, a fitted skorch net or scikit-learn estimator, an "
+                f"unfitted one as a template, or 'precomputed', got {model!r}."
+            )
+        return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
+
+    def _fit_params(self, model: Any, sample_weight: Any) -> dict[str, Any]:
+        """Sample weights under the name that the template takes them by."""
+        if sample_weight is None:
+            return {}
+        if routing_enabled():
+            routed = dict(process_routing(self, "fit", sample_weight=sample_weight).model.fit)
+            if "sample_weight" in routed:
+                return routed
+        else:
+            name = weight_name(model)
+            if name is not None:
+                return {name: sample_weight}
+        raise ValueError(
+            f"Expected a template whose fit takes sample_weight, got {type(model).__name__}; "
+            "fit without weights, or pass a model that was trained with them."
+        )
+
+    def _check_features(self, X: Any, reset: bool) -> None:
+        """Record or compare the number and names of the features of two-dimensional data."""
+        rows = isinstance(X, list) and len(X) > 0 and isinstance(X[0], list)
+        if rows or (not isinstance(X, torch.Tensor) and getattr(X, "ndim", 0) == 2):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+
+    @available_if(_answers("predict"))  # type: ignore[untyped-decorator]
+    def predict(self, X: Any) -> Any:
+        """Predictions of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        y : ndarray of shape (n,) or (n, outputs)
+        """
+        return self._trained_model().predict(X)
+
+    @available_if(_answers("predict_proba"))  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Any:
+        """Class probabilities of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        p : ndarray of shape (n, n_classes)
+        """
+        return self._trained_model().predict_proba(X)
+
+    @available_if(_answers("decision_function"))  # type: ignore[untyped-decorator]
+    def decision_function(self, X: Any) -> Any:
+        """Decision values of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        values : ndarray of shape (n,) or (n, n_classes)
+        """
+        return self._trained_model().decision_function(X)
+
+    def _trained_model(self) -> Any:
+        check_is_fitted(self, "model_")
+        return self.model_
+
+
+def routing_enabled() -> bool:
+    """Whether scikit-learn routes metadata on request only."""
+    return bool(get_config().get("enable_metadata_routing", False))
+
+
+def _tags_of(model: Any) -> Tags | None:
+    """Tags of an estimator; None of what has none, a frozen module included."""
+    if isinstance(model, type) or not hasattr(model, "__sklearn_tags__"):
+        return None
+    try:
+        return get_tags(model)
+    except AttributeError:
+        return None
+
+
+def weight_name(model: Any) -> str | None:
+    """Name by which a template's fit takes sample weights, also through containers."""
+    if isinstance(model, Pipeline):
+        step, last = model.steps[-1]
+        inner = weight_name(last)
+        return None if inner is None else f"{step}__{inner}"
+    if has_fit_parameter(model, "sample_weight"):
+        return "sample_weight"
+    if isinstance(model, TransformedTargetRegressor):
+        return weight_name(LinearRegression() if model.regressor is None else model.regressor)
+    is_search = hasattr(model, "estimator") and hasattr(model, "refit")
+    return weight_name(model.estimator) if is_search else None
+
+
+def _check_initialized(module: nn.Module) -> None:
+    """Refuse lazy modules that have seen no data."""
+    lazy = [name for name, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"Expected a trained module, got one whose parameters {lazy} have no shape yet; "
+            "train it first."
+        )

@@ -1,0 +1,1 @@
+"""Endpoints: trained models, each on its data."""

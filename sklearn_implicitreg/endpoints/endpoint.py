@@ -1,0 +1,272 @@
+"""Endpoints: several trained models, each with the data that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.utils import _safe_indexing
+
+from sklearn_implicitreg.adapters import Data, Options, adapt_many
+from sklearn_implicitreg.base import is_trained
+from sklearn_implicitreg.problem import Problem, Sampling
+from sklearn_implicitreg.regression.stacks import EndpointTargets
+
+__all__ = ["Endpoint", "EndpointList", "Rows", "endpoint_targets", "holds_endpoints", "n_rows"]
+
+Rows = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
+
+
+class Endpoint:
+    """A trained model and the data that it was trained on.
+
+    A list of endpoints is fitted as a whole: each keeps its own columns and its own gradient,
+    and all share the coefficients.
+
+    Parameters
+    ----------
+    model : nn.Module, skorch net or scikit-learn estimator
+        The trained model; it is shared, never changed or copied.
+    X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
+        The rows that the model was trained on.
+    y : array-like of shape (n,) or (n, outputs), default=None
+        Targets; None with a Dataset or DataLoader.
+    sample_weight : array-like of shape (n,), default=None
+        The weights that the model was trained with.
+    rows : array-like of int or bool, default=None
+        Numbers of the rows of X, y and sample_weight that the model was trained on, repeated
+        ones as often as they were used, or a mask; None for all. Resamples share one X
+        by it; a fit copies the rows of each, and the fitted estimator holds them.
+
+    Attributes
+    ----------
+    model : object
+        As given.
+
+    Raises
+    ------
+    ValueError
+        If rows are neither numbers of rows of X nor a mask.
+
+    See Also
+    --------
+    endpoints : Trains many of them.
+
+    Notes
+    -----
+    Endpoints that hold the same X and y (the same objects) are taken for resamples where their
+    rows or weights differ, unless no row is in two of them, and else for several models on one
+    data set. All others are taken for independent data sets. The standard errors go by it: the
+    spread of the resamples, none, or the delete-one-endpoint jackknife.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> halves = [(X[:221], y[:221]), (X[221:], y[221:])]
+    >>> two = [Endpoint(Ridge(alpha=3.0).fit(*half), *half) for half in halves]
+    >>> est = ImplicitRegularizationEstimator(None, family="l2").fit(two)
+    >>> round(est.in_model_units()["alpha"], 8)
+    3.0
+    """
+
+    def __init__(
+        self, model: Any, X: Any, y: Any = None, sample_weight: Any = None, *, rows: Any = None
+    ):
+        self.model = model
+        self._data = Data(X, y, sample_weight)
+        self._rows = None if rows is None else _row_numbers(rows, X)
+
+    @property
+    def X(self) -> Any:
+        """Rows of the training."""
+        return _taken(self._data.X, self._rows)
+
+    @property
+    def y(self) -> Any:
+        """Targets of these rows."""
+        return _taken(self._data.y, self._rows)
+
+    @property
+    def sample_weight(self) -> Any:
+        """Weights of these rows, or None."""
+        return _taken(self._data.sample_weight, self._rows)
+
+    @property
+    def effective_sample_size(self) -> float:
+        """``(sum w)^2 / sum w^2`` of the weights: as many rows of equal weight tell as much."""
+        weights = self.sample_weight
+        if weights is None:
+            return float(n_rows(self._data.X) if self._rows is None else len(self._rows))
+        weights = np.asarray(weights, dtype=np.float64)
+        return float(weights.sum() ** 2 / np.square(weights).sum())
+
+    def __sklearn_clone__(self) -> Endpoint:
+        """Shared, not copied."""
+        return self
+
+    def __repr__(self) -> str:
+        """Class of the model and number of rows."""
+        rows = self._data.X if self._rows is None else self._rows
+        size = f", {n_rows(rows)} rows" if hasattr(rows, "__len__") else ""
+        return f"Endpoint({type(self.model).__name__}{size})"
+
+
+class EndpointList(list[Endpoint]):
+    """List of endpoints that were trained together.
+
+    Attributes
+    ----------
+    n_failed_ : int
+        Trainings that failed, and are left out.
+    """
+
+    n_failed_: int = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        """An endpoint, or some of them, which keep the number of those that failed."""
+        own = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return own
+        part = EndpointList(own)
+        part.n_failed_ = self.n_failed_
+        return part
+
+    @property
+    def effective_sample_size_(self) -> Weights:
+        """Effective sample size of every endpoint."""
+        return np.array([endpoint.effective_sample_size for endpoint in self])
+
+
+def holds_endpoints(X: Any) -> TypeGuard[Sequence[Endpoint]]:
+    """Whether the data are a list of endpoints.
+
+    Raises
+    ------
+    TypeError
+        For a single endpoint, or a list of endpoints and other things.
+    ValueError
+        For a list of no endpoints.
+    """
+    if isinstance(X, Endpoint):
+        raise TypeError("Expected a list of Endpoint, got one; pass [endpoint].")
+    if isinstance(X, EndpointList) and not X:
+        raise ValueError("Expected at least 1 endpoint, got 0.")
+    if not isinstance(X, list | tuple) or not any(isinstance(own, Endpoint) for own in X):
+        return False
+    others = sorted({type(own).__name__ for own in X if not isinstance(own, Endpoint)})
+    if others:
+        raise TypeError(f"Expected a list of Endpoint alone, got {', '.join(others)} among them.")
+    return True
+
+
+def endpoint_targets(
+    group: Sequence[Endpoint], options: Options, verbose: int = 0
+) -> EndpointTargets:
+    """Problems of a list of endpoints.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a model is not trained or its data do not fit it, or parameters or features differ
+        between endpoints.
+    """
+    for i, endpoint in enumerate(group):
+        if hasattr(endpoint.model, "fit") and not is_trained(endpoint.model):
+            raise ValueError(
+                f"Expected a trained model in every endpoint, got an unfitted "
+                f"{type(endpoint.model).__name__} in endpoint {i}; train it first."
+            )
+    models = [endpoint.model for endpoint in group]
+    data = [Data(endpoint.X, endpoint.y, endpoint.sample_weight) for endpoint in group]
+    problems = adapt_many(models, data, options)
+    for i, (endpoint, problem) in enumerate(zip(group, problems, strict=True)):
+        _check_alike(i, endpoint, problem, group[0], problems[0])
+    n_failed = getattr(group, "n_failed_", 0)
+    if n_failed:
+        note = f"{n_failed} further endpoints failed in training and are left out."
+        problems = [replace(problems[0], notes=(*problems[0].notes, note)), *problems[1:]]
+    return EndpointTargets(tuple(problems), verbose, _sampling(group))
+
+
+def _sampling(group: Sequence[Endpoint]) -> Sampling:
+    """What the endpoints are of, by the identity of their data and by the rows taken of them."""
+    own = [endpoint._data for endpoint in group]
+    n_sets = len({(id(data.X), id(data.y)) for data in own})
+    if n_sets == len(group):
+        return "data sets"
+    if n_sets > 1:
+        return "one data set"  # some of them are
+    rows = [endpoint._rows for endpoint in group]
+    parts = [np.unique(taken) for taken in rows if taken is not None]
+    if len(parts) == len(rows) and len(np.unique(np.concatenate(parts))) == sum(map(len, parts)):
+        return "data sets"
+    weights = [id(data.sample_weight) for data in own]
+    draws = {(w, None if r is None else r.tobytes()) for w, r in zip(weights, rows, strict=True)}
+    return "resamples" if len(draws) == len(group) else "one data set"
+
+
+def _check_alike(
+    i: int, endpoint: Endpoint, problem: Problem, first: Endpoint, like: Problem
+) -> None:
+    """Refuse an endpoint whose features or parameters are not those of the first."""
+    names, wanted = _feature_names(endpoint), _feature_names(first)
+    if names is not None and wanted is not None and names != wanted:
+        raise ValueError(
+            f"Expected the features of endpoint 0, {wanted}, in this order, got {names} in "
+            f"endpoint {i}; one coefficient would speak of different things."
+        )
+    shapes = {name: tuple(t.shape) for name, t in problem.params.items()}
+    expected = {name: tuple(t.shape) for name, t in like.params.items()}
+    if shapes != expected:
+        raise ValueError(
+            f"Expected parameters as in endpoint 0, {expected}, got {shapes} in endpoint {i}; "
+            "endpoints must have the same parameters in scope."
+        )
+
+
+def _feature_names(endpoint: Endpoint) -> list[str] | None:
+    names = getattr(endpoint._data.X, "columns", None)
+    if names is None:
+        names = getattr(endpoint.model, "feature_names_in_", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def n_rows(values: Any) -> int:
+    """Number of rows of data."""
+    if isinstance(values, Mapping):
+        return n_rows(next(iter(values.values())))
+    shape = getattr(values, "shape", None)
+    return int(shape[0]) if shape else len(values)
+
+
+def _row_numbers(rows: Any, X: Any) -> Rows:
+    """Numbers of rows, from numbers or a mask."""
+    n, given = n_rows(X), np.asarray(rows)
+    if given.dtype == bool and given.shape == (n,):
+        return np.flatnonzero(given)
+    numeric = given.dtype.kind in "iuf" and given.ndim == 1 and given.size > 0
+    if not numeric or not (given == np.floor(given)).all() or given.min() < 0 or given.max() >= n:
+        raise ValueError(
+            f"Expected rows to be numbers of rows from 0 to {n - 1}, or a mask of shape ({n},), "
+            f"got {given.dtype} of shape {given.shape}."
+        )
+    return given.astype(np.int64)
+
+
+def _taken(values: Any, rows: Rows | None) -> Any:
+    """Some rows of an array, frame, tensor, list or dict of these."""
+    if values is None or rows is None:
+        return values
+    if isinstance(values, Mapping):
+        return {key: _taken(own, rows) for key, own in values.items()}
+    if isinstance(values, torch.Tensor):
+        return values[torch.as_tensor(rows)]
+    return _safe_indexing(values, rows)

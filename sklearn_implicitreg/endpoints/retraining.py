@@ -1,0 +1,312 @@
+"""Endpoints from one estimator, retrained on resamples of the rows or on new data sets."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import FitFailedWarning
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_random_state
+from sklearn.utils.parallel import Parallel, delayed
+
+from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.base import routing_enabled, weight_name
+from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, Rows, n_rows
+from sklearn_implicitreg.progress import progress
+
+__all__ = ["endpoints"]
+
+Weights = npt.NDArray[np.float64]
+Learned = npt.NDArray[Any]
+Sets = list[tuple[Data, Rows | None]]  # data, and which of their rows
+
+
+def endpoints(  # noqa: PLR0913
+    estimator: Any,
+    X: Any,
+    y: Any,
+    n_endpoints: int,
+    *,
+    bootstrap: bool = True,
+    weights: npt.ArrayLike | None = None,
+    sample_weight: Any = None,
+    n_jobs: int | None = None,
+    random_state: Any = None,
+    verbose: int = 0,
+) -> EndpointList:
+    """Train an estimator on resamples of the rows, or on new data sets.
+
+    Parameters
+    ----------
+    estimator : scikit-learn or skorch estimator
+        It is cloned and trained for every endpoint. A ``random_state`` that is no integer is
+        set to one drawn from the ``random_state`` given here.
+    X : array-like, sparse matrix, DataFrame, dict of arrays, sequence of these, or callable
+        With ``bootstrap`` the rows that are resampled. Without it a sequence of data sets, or
+        a function of a ``RandomState`` that returns a new ``(X, y)``.
+    y : array-like, sequence of these or None
+        Targets; a sequence where X is one, None where it is a callable.
+    n_endpoints : int
+        How many to train.
+    bootstrap : bool, default=True
+        Draw n of the n rows with replacement. The first endpoint has every row once.
+    weights : array-like of shape (n,), default=None
+        Probabilities by which rows are drawn, above zero, up to a factor. The endpoints are then
+        trained with importance weights, in proportion to ``1 / probability``, so that they speak
+        of all rows alike. The total weight of every endpoint is that of all rows: a strength
+        that is divided by it stays the same.
+    sample_weight : array-like of shape (n,), or sequence of these, default=None
+        Weights of the rows.
+    n_jobs : int or None, default=None
+        Processes, as in scikit-learn; the numbers are the same for any.
+    random_state : int, RandomState instance or None, default=None
+        Of the resamples or data sets, and of the trainings.
+    verbose : int, default=0
+        Print a progress bar if above 0.
+
+    Returns
+    -------
+    endpoints : EndpointList
+        A list of :class:`Endpoint`, with ``effective_sample_size_`` and ``n_failed_``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For data that do not fit together, an estimator that cannot be cloned, or takes no
+        ``sample_weight`` where it is needed, or if all trainings failed.
+
+    Warns
+    -----
+    FitFailedWarning
+        Names the endpoints whose training failed; they are left out. So are those that have
+        coefficients that are not finite, or other classes or shapes of coefficients than the
+        first, such as resamples without a rare class.
+
+    See Also
+    --------
+    Endpoint : One trained model with its data.
+
+    References
+    ----------
+    Rudoler, Tan, Hooker, Kording (2026), Estimating Implicit Regularization in Deep Learning,
+    Appendix F.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg import ImplicitRegularizationEstimator, endpoints
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> resamples = endpoints(Ridge(alpha=3.0), X, y, 10, random_state=0)
+    >>> est = ImplicitRegularizationEstimator(None, family="l2").fit(resamples)
+    >>> round(est.in_model_units()["alpha"], 8), est.coef_path_.shape
+    (3.0, (10, 1))
+    """
+    _check_template(estimator)
+    if not isinstance(n_endpoints, numbers.Integral) or n_endpoints < 1:
+        raise ValueError(f"Expected n_endpoints >= 1, got {n_endpoints!r}.")
+    rng = check_random_state(random_state)
+    if bootstrap:
+        sets = _resamples(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
+    else:
+        sets = _data_sets(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
+        for data, _ in sets:
+            _check_lengths(data)
+    if any(data.sample_weight is not None for data, _ in sets):
+        weighted = "sample_weight" if routing_enabled() else weight_name(estimator)
+        if weighted is None:
+            raise ValueError(
+                f"Expected an estimator whose fit takes sample_weight, got "
+                f"{type(estimator).__name__}; leave out `weights` and `sample_weight`."
+            )
+    else:
+        weighted = None
+    seeds = rng.randint(np.iinfo(np.int32).max, size=len(sets))
+    outcomes = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(_trained)(estimator, data, rows, weighted, int(seed))
+        for (data, rows), seed in zip(sets, seeds, strict=True)
+    )
+    return _collected(sets, progress(outcomes, "endpoints", len(sets), verbose))
+
+
+def _check_template(estimator: Any) -> None:
+    trainable = hasattr(estimator, "fit") and hasattr(estimator, "get_params")
+    if not trainable or isinstance(estimator, type | FrozenEstimator):
+        raise TypeError(
+            "Expected a scikit-learn or skorch estimator that can be cloned and trained, got "
+            f"{estimator!r}; train other models yourself and make a list of Endpoint."
+        )
+
+
+def _resamples(
+    data: Data, n_endpoints: int, weights: npt.ArrayLike | None, rng: np.random.RandomState
+) -> Sets:
+    """All rows once, then draws with replacement, by their probabilities."""
+    if callable(data.X):
+        raise ValueError("Expected rows to resample, got a callable; pass bootstrap=False.")
+    n = n_rows(data.X)
+    if n < 1:
+        raise ValueError("Expected at least 1 row to resample, got 0.")
+    _check_lengths(data)
+    share = None
+    if weights is not None:
+        share = _probabilities(weights, n)
+        base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
+        data = replace(data, sample_weight=base)
+    draws = [rng.choice(n, size=n, p=share) for _ in range(n_endpoints - 1)]
+    if share is None:
+        return [(data, None), *((data, rows) for rows in draws)]
+    importance = base / share
+    scales = [base.sum() / importance[rows].sum() for rows in draws]
+    weighted = [replace(data, sample_weight=scale * importance) for scale in scales]
+    return [(data, None), *zip(weighted, draws, strict=True)]
+
+
+def _probabilities(weights: npt.ArrayLike, n: int) -> Weights:
+    share = np.asarray(weights, dtype=np.float64)
+    if share.shape != (n,) or not np.isfinite(share).all() or not (share > 0).all():
+        raise ValueError(
+            f"Expected weights of shape ({n},), finite and above zero, got shape {share.shape} "
+            f"with a smallest of {share.min(initial=np.inf):g}: they are the probabilities by "
+            "which rows are drawn, and a row that is never drawn cannot be weighted back. Leave "
+            "such rows out."
+        )
+    normed: Weights = share / share.sum()
+    return normed
+
+
+def _data_sets(
+    data: Data, n_endpoints: int, weights: npt.ArrayLike | None, rng: np.random.RandomState
+) -> Sets:
+    """Data sets as given, or as a function draws them."""
+    if weights is not None:
+        raise ValueError("Expected no weights without bootstrap: they say which rows are drawn.")
+    if callable(data.X):
+        return _drawn(data.X, data, n_endpoints, rng)
+    columns = [("X", data.X), ("y", data.y), ("sample_weight", data.sample_weight)]
+    for name, values in columns:
+        fits = isinstance(values, list | tuple) and len(values) == n_endpoints
+        if not fits and (name == "X" or values is not None):
+            got = f"{len(values)}" if isinstance(values, list | tuple) else type(values).__name__
+            raise ValueError(
+                f"Expected {name} to be a list of {n_endpoints} data sets with bootstrap=False, "
+                f"got {got}; give one entry for each of n_endpoints."
+            )
+    nones = [None] * n_endpoints
+    filled = (nones if values is None else values for _, values in columns)
+    return [(Data(*entry), None) for entry in zip(*filled, strict=True)]
+
+
+def _drawn(
+    draw: Callable[[np.random.RandomState], tuple[Any, ...]],
+    data: Data,
+    n_endpoints: int,
+    rng: np.random.RandomState,
+) -> Sets:
+    if data.y is not None or data.sample_weight is not None:
+        raise ValueError(
+            "Expected y=None and no sample_weight with a callable, which returns both."
+        )
+    seeds = rng.randint(np.iinfo(np.int32).max, size=n_endpoints)
+    drawn = [draw(np.random.RandomState(seed)) for seed in seeds]
+    if not all(isinstance(own, tuple) and len(own) in (2, 3) for own in drawn):
+        raise TypeError(
+            "Expected the callable to return a tuple (X, y) or (X, y, sample_weight), got "
+            f"{type(drawn[0]).__name__}."
+        )
+    return [(Data(*own), None) for own in drawn]
+
+
+def _check_lengths(data: Data) -> None:
+    """Refuse targets and weights that are not one for each row."""
+    n = n_rows(data.X)
+    for name, values in (("y", data.y), ("sample_weight", data.sample_weight)):
+        if values is not None and n_rows(values) != n:
+            raise ValueError(
+                f"Expected {name} to have one entry for each of the {n} rows of X, got "
+                f"{n_rows(values)}."
+            )
+
+
+def _trained(template: Any, data: Data, rows: Rows | None, weighted: str | None, seed: int) -> Any:
+    """A clone trained on some rows, or a sentence on why it failed."""
+    model = clone(template)
+    try:
+        params = model.get_params()
+        free = {
+            key: seed
+            for key, value in params.items()
+            if key.rpartition("__")[2] == "random_state" and not isinstance(value, numbers.Integral)
+        }
+        model.set_params(**free)
+        endpoint = Endpoint(model, data.X, data.y, data.sample_weight, rows=rows)
+        fit_params = {weighted: endpoint.sample_weight} if weighted else {}
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)  # what skorch nets start from and shuffle by
+            return model.fit(endpoint.X, endpoint.y, **fit_params)
+    except Exception as error:  # any estimator, any reason: the other endpoints go on
+        return f"{type(error).__name__}: {error}"
+
+
+def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
+    """Trained endpoints; those that failed are named and counted."""
+    found, failures = EndpointList(), {}
+    like: dict[str, Learned] = {}
+    for i, ((data, rows), outcome) in enumerate(zip(sets, outcomes, strict=True)):
+        failure = outcome
+        if not isinstance(outcome, str):
+            learned = _learned(outcome)
+            failure = _unlike(learned, like)
+        if failure:
+            failures[i] = failure
+        else:
+            like = like or learned
+            found.append(Endpoint(outcome, data.X, data.y, data.sample_weight, rows=rows))
+    if failures:
+        reasons = "; ".join(f"endpoint {i}: {reason}" for i, reason in list(failures.items())[:5])
+        text = f"{len(failures)} of {len(sets)} endpoints failed and are left out: {reasons}"
+        if not found:
+            raise ValueError(text)
+        warnings.warn(text, FitFailedWarning, stacklevel=3)
+    found.n_failed_ = len(failures)
+    return found
+
+
+def _learned(model: Any) -> dict[str, Learned]:
+    """Coefficients and classes of a trained model, of the one inside of a container."""
+    inner = model[-1] if isinstance(model, Pipeline) else model
+    for name in ("best_estimator_", "regressor_"):
+        inner = getattr(inner, name, inner)
+    if inner is not model:
+        return _learned(inner)
+    found = {name: getattr(model, name, None) for name in ("classes_", "coef_", "intercept_")}
+    for name in ("coefs_", "intercepts_"):
+        found |= {f"{name}[{i}]": own for i, own in enumerate(getattr(model, name, ()))}
+    module = getattr(model, "module_", None)
+    if isinstance(module, torch.nn.Module):
+        found |= {name: own.detach().double().cpu() for name, own in module.named_parameters()}
+    return {name: np.asarray(own) for name, own in found.items() if own is not None}
+
+
+def _unlike(learned: Mapping[str, Learned], like: Mapping[str, Learned]) -> str:
+    """Why a model cannot stand beside the first one, or nothing."""
+    for name, own in learned.items():
+        if own.dtype.kind in "fc" and not np.isfinite(own).all():
+            return f"{name} is not finite"
+        first = like.get(name)
+        if first is None:
+            continue
+        if name == "classes_" and not np.array_equal(own, first):
+            return f"classes_ are {own.tolist()}, of the first endpoint {first.tolist()}"
+        if own.shape != first.shape:
+            return f"{name} has shape {own.shape}, of the first endpoint {first.shape}"
+    return ""

@@ -1,0 +1,1 @@
+"""The regression: from R factors to coefficients, their errors and a verdict."""

@@ -1,0 +1,348 @@
+"""Standard errors of the coefficients, with the equations as the sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from sklearn_implicitreg.regression.bounds import trajectory_bound
+from sklearn_implicitreg.regression.solve import Solution, Spectrum, decompose
+from sklearn_implicitreg.regression.system import Array, GradientSystem
+from sklearn_implicitreg.regression.verdict import VERDICTS, Verdict, judge
+
+__all__ = [
+    "COVARIANCES",
+    "Inference",
+    "Verdict",
+    "VERDICTS",
+    "infer",
+    "judge",
+    "packaged",
+    "trajectory_bound",
+]
+
+COVARIANCES = ("auto", "ols", "nonrobust", "hc3", "cluster")
+
+# Below it a t distribution of so few clusters says next to nothing.
+_MIN_CLUSTERS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """Standard errors of the coefficients, over equations.
+
+    Attributes
+    ----------
+    cov : ndarray of shape (k, k)
+        NaN in rows and columns that have no standard error: coefficients that a non-negative fit
+        left at zero, columns that take part in a linear dependence.
+    std_err, tvalues, pvalues : ndarray of shape (k,)
+        The p-values are two-sided.
+    conf_int : ndarray of shape (k, 2)
+        Lower and upper bound.
+    df : float
+        Degrees of freedom of the t distribution behind the p-values and intervals.
+    confidence_level : float
+        Probability that the intervals are made for.
+    covariance : str
+        What was used: "ols", "hc3", "cluster", "bootstrap" or "none".
+    description : str
+        One sentence on it, with the reason where "auto" fell back.
+    log_likelihood, aic, bic : float
+        Of the regression with Gaussian errors of one variance, whatever the covariance. The
+        criteria count the coefficients in use, not the variance, as statsmodels does. An exact
+        fit has an infinite likelihood, and criteria of minus infinity.
+    exact : bool
+        Whether what is left of the target is zero to rounding.
+    """
+
+    cov: Array
+    std_err: Array
+    tvalues: Array
+    pvalues: Array
+    conf_int: Array
+    df: float
+    confidence_level: float
+    covariance: str
+    description: str
+    log_likelihood: float
+    aic: float
+    bic: float
+    exact: bool = False
+
+    def at_rounding(self, solution: Solution, rounding: float) -> Inference:
+        """The same, as that of an exact fit where the residual is one of rounding.
+
+        Parameters
+        ----------
+        solution : Solution
+            What the standard errors are of.
+        rounding : float
+            Norm up to which the target is zero. Rounding of the columns comes beside.
+
+        Returns
+        -------
+        Inference
+        """
+        size = max(10 * solution.eps * solution.tss**0.5, rounding)
+        if solution.rss**0.5 > size:
+            return self
+        return replace(self, log_likelihood=np.inf, aic=-np.inf, bic=-np.inf, exact=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What the covariances share: the columns in use, decomposed, and their coefficients."""
+
+    system: GradientSystem
+    spectrum: Spectrum
+    coef: Array
+    rss: float
+    eps: float
+
+    @property
+    def df_resid(self) -> int:
+        """Equations less what the columns can explain."""
+        return self.system.n_equations - self.spectrum.rank
+
+
+class _Impossible(Exception):
+    """A covariance cannot be had from these equations; its text says why."""
+
+
+def infer(
+    system: GradientSystem,
+    solution: Solution,
+    *,
+    covariance: str = "auto",
+    confidence_level: float = 0.95,
+) -> Inference:
+    r"""Covariance of the coefficients, with the equations as the sample.
+
+    - ``"ols"`` (alias ``"nonrobust"``): ``rss / (m - k) A^{-1}``, t(m - k).
+    - ``"hc3"``: heteroskedasticity-consistent, t(m - k).
+    - ``"cluster"``: CR3, the delete-one-cluster jackknife
+      ``(C - 1) / C sum_c (coef_(-c) - coef)(coef_(-c) - coef)'``, t(C - 1).
+    - ``"auto"``: ``"cluster"``; ``"hc3"`` below four clusters or where leaving one out leaves a
+      column without support.
+
+    The answer is for the weights as they are: it asks whether other equations would say the same.
+    After a non-negative fit it holds given the set of coefficients above zero. With at most as
+    many equations as coefficients every standard error is NaN. In place of k stands the rank of
+    the columns in use.
+
+    Parameters
+    ----------
+    system : GradientSystem
+        The equations.
+    solution : Solution
+        Of ``system.r_factor``.
+    covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}
+    confidence_level : float
+        Of ``conf_int``, between 0 and 1.
+
+    Returns
+    -------
+    Inference
+        Standard errors, tests and intervals.
+
+    Raises
+    ------
+    ValueError
+        For an unknown covariance, a level outside (0, 1), or a covariance asked for by name that
+        these equations do not give.
+
+    References
+    ----------
+    MacKinnon and White (1985); Bell and McCaffrey (2002), Bias reduction in standard errors for
+    linear regression with multi-stage samples.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.regression.solve import solve
+    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
+    >>> inference = infer(system, solve(system.r_factor, 3), covariance="ols")
+    >>> inference.std_err.round(4).tolist(), inference.df
+    ([0.5774], 2.0)
+    """
+    if covariance not in COVARIANCES:
+        raise ValueError(f"Expected covariance among {list(COVARIANCES)}, got {covariance!r}.")
+    if not 0 < confidence_level < 1:
+        raise ValueError(
+            f"Expected 0 < confidence_level < 1, got {confidence_level}; 0.95 is usual."
+        )
+    kind = "ols" if covariance == "nonrobust" else covariance
+    known = np.flatnonzero(solution.active)
+    m, k = system.n_equations, system.n_terms
+    if m <= k or not len(known):
+        reason = f"{m} equations for {k} coefficients" if m <= k else "no coefficient above zero"
+        kind = "ols" if kind == "auto" else kind
+        return packaged(
+            solution,
+            np.empty((0, 0)),
+            known[:0],
+            np.nan,
+            confidence_level,
+            kind,
+            f"no standard errors: {reason}",
+        )
+    part = system
+    if len(known) < k:
+        part = system.select([system.term_names[i] for i in known])
+    fit = _Fit(
+        part,
+        decompose(part.r_factor, eps=solution.eps),
+        solution.coef[known],
+        solution.rss,
+        solution.eps,
+    )
+    cov, df, kind, description = _covariance(fit, kind)
+    return packaged(solution, cov, known, df, confidence_level, kind, description)
+
+
+def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
+    """Covariance, degrees of freedom, its name and a sentence; "auto" tries in order."""
+    if kind != "auto":
+        try:
+            return (*_METHODS[kind](fit), kind, _DESCRIPTIONS[kind].format(**_numbers(fit)))
+        except _Impossible as error:
+            raise ValueError(
+                f"Expected equations that give covariance={kind!r}, got {error}; "
+                "use covariance='auto'."
+            ) from None
+    reasons = []
+    n_clusters = len(fit.system.labels)
+    for name in ("cluster", "hc3", "ols"):
+        try:
+            if name == "cluster" and n_clusters < _MIN_CLUSTERS:
+                raise _Impossible(f"only {n_clusters} cluster{'s' * (n_clusters > 1)}")
+            cov, df = _METHODS[name](fit)
+        except _Impossible as error:
+            reasons.append(f"not {name}: {error}")
+            continue
+        description = _DESCRIPTIONS[name].format(**_numbers(fit))
+        return cov, df, name, "; ".join([description, *reasons])
+    raise AssertionError("ols is always possible")
+
+
+def _numbers(fit: _Fit) -> dict[str, int]:
+    """Numbers that the descriptions tell."""
+    n_clusters = len(fit.system.labels)
+    return {
+        "m": fit.system.n_equations,
+        "df": fit.df_resid,
+        "clusters": n_clusters,
+        "others": n_clusters - 1,
+    }
+
+
+def _ols(fit: _Fit) -> tuple[Array, float]:
+    """Classical covariance: errors of one variance, independent over equations."""
+    whitener = fit.spectrum.whitener
+    return fit.rss / fit.df_resid * (whitener @ whitener.T), float(fit.df_resid)
+
+
+def _hc3(fit: _Fit) -> tuple[Array, float]:
+    """Each equation has a variance of its own."""
+    if fit.system.hc3_meat is None:
+        raise _Impossible("equations that cannot be read a second time")
+    whitener = fit.spectrum.whitener
+    meat = fit.system.hc3_meat(whitener, fit.coef)
+    if not np.isfinite(meat).all():
+        raise _Impossible("an equation that alone tells a coefficient (leverage 1)")
+    return whitener @ meat @ whitener.T, float(fit.df_resid)
+
+
+def _cluster(fit: _Fit) -> tuple[Array, float]:
+    """CR3: delete-one-cluster jackknife around the coefficients."""
+    n_clusters = len(fit.system.labels)
+    if n_clusters < 2:
+        raise _Impossible(f"{n_clusters} cluster")
+    deviations = []
+    for label, rest in zip(fit.system.labels, fit.system.without_each(), strict=True):
+        # By the columns' own norms, not the rest's: a column that is left with nothing but
+        # rounding errors has no support.
+        spectrum = decompose(rest, eps=fit.eps, norms=fit.spectrum.norms)
+        if spectrum.rank < fit.spectrum.rank:
+            raise _Impossible(f"a column without support once cluster {label!r} is left out")
+        weights = spectrum.whitener @ (spectrum.left.T @ rest[:, -1])
+        deviations.append(weights - fit.coef)
+    spread = np.array(deviations)
+    return (n_clusters - 1) / n_clusters * (spread.T @ spread), float(n_clusters - 1)
+
+
+_METHODS = {"ols": _ols, "hc3": _hc3, "cluster": _cluster}
+_DESCRIPTIONS = {
+    "ols": "classical (ols) over {m} equations, t({df})",
+    "hc3": "hc3 over {m} equations, t({df})",
+    "cluster": "delete-one-cluster jackknife (CR3) over {clusters} clusters of {m} equations, "
+    "t({others})",
+}
+
+
+def packaged(
+    solution: Solution,
+    cov: Array,
+    known: np.ndarray[tuple[int], np.dtype[np.intp]],
+    df: float,
+    level: float,
+    kind: str,
+    description: str,
+) -> Inference:
+    """All statistics of a covariance; NaN for coefficients that are not determined.
+
+    Parameters
+    ----------
+    solution : Solution
+        The coefficients.
+    cov : ndarray of shape (n, n)
+        Covariance of some of them.
+    known : ndarray of shape (n,)
+        Which these are.
+    df : float
+        Degrees of freedom; NaN without a covariance.
+    level : float
+        Of the intervals.
+    kind, description : str
+        Name of the covariance, and a sentence on it.
+
+    Returns
+    -------
+    Inference
+    """
+    k = solution.n_terms
+    full = np.full((k, k), np.nan)
+    full[np.ix_(known, known)] = cov
+    lost = list(solution.dependent)
+    full[lost, :] = np.nan
+    full[:, lost] = np.nan
+    std_err = np.sqrt(np.diagonal(full))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tvalues = solution.coef / std_err
+    half = std_err * (stats.t.ppf(0.5 + level / 2, df) if df > 0 else np.nan)
+    pvalues = 2 * stats.t.sf(np.abs(tvalues), df) if df > 0 else np.full(k, np.nan)
+    likelihood, n_used = _log_likelihood(solution), solution.n_used
+    return Inference(
+        cov=full,
+        std_err=std_err,
+        tvalues=tvalues,
+        pvalues=pvalues,
+        conf_int=np.column_stack([solution.coef - half, solution.coef + half]),
+        df=df,
+        confidence_level=level,
+        covariance=kind,
+        description=description,
+        log_likelihood=likelihood,
+        aic=2 * n_used - 2 * likelihood,
+        bic=float(np.log(solution.n_equations)) * n_used - 2 * likelihood,
+    )
+
+
+def _log_likelihood(solution: Solution) -> float:
+    """Gaussian, at the most likely variance ``rss / m``."""
+    if solution.rss == 0:
+        return float("inf")
+    m = solution.n_equations
+    return float(-m / 2 * (np.log(2 * np.pi) + np.log(solution.rss / m) + 1))

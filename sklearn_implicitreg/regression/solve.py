@@ -1,0 +1,292 @@
+"""Coefficients from a R factor: least squares, also non-negative, with what it can tell of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import svd
+from scipy.optimize import nnls
+
+from sklearn_implicitreg.regression.system import Array
+
+__all__ = ["Solution", "Spectrum", "decompose", "solve"]
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Least-squares answer to ``target ~ design @ coef`` and how well it is determined.
+
+    Attributes
+    ----------
+    coef : ndarray of shape (k,)
+        Coefficients of the columns as they were given.
+    rss, tss : float
+        Squared norms of the residual and of the target.
+    r2 : float
+        Uncentered share of the target that is explained, ``1 - rss/tss``; 0 for a zero target.
+    shortfall : float
+        ``rss/tss``, without the rounding of ``1 - r2``; 1 for a zero target.
+    cosine : ndarray of shape (k,)
+        Of the angle between each column and the target; 0 where one of them is zero.
+    rank : int
+        Of the columns, see :func:`decompose`.
+    condition_number : float
+        Of the columns scaled to unit norm; inf when their rank is below k.
+    vif : ndarray of shape (k,)
+        Uncentered variance inflation factors; inf for columns that take part in a dependence.
+    dependent : tuple of int
+        Columns that take part in a linear dependence; a zero column is one by itself.
+    active : ndarray of bool of shape (k,)
+        False where a non-negative fit left the coefficient at zero.
+    n_equations : int
+        Rows that the answer rests on, m.
+    eps : float
+        Rounding unit of the numbers that the columns were built with.
+    """
+
+    coef: Array
+    rss: float
+    tss: float
+    r2: float
+    shortfall: float
+    cosine: Array
+    rank: int
+    condition_number: float
+    vif: Array
+    dependent: tuple[int, ...]
+    active: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    n_equations: int
+    eps: float
+
+    @property
+    def n_terms(self) -> int:
+        """Number of columns, k."""
+        return len(self.coef)
+
+    @property
+    def n_used(self) -> int:
+        """Independent columns that the answer uses: their rank, or those above zero."""
+        return min(self.rank, int(np.count_nonzero(self.active)))
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of columns scaled to unit norm, cut off at their numerical rank.
+
+    Attributes
+    ----------
+    left : ndarray of shape (k + 1, rank)
+        Left singular vectors.
+    values : ndarray of shape (k,)
+        All singular values, largest first.
+    right : ndarray of shape (k, k)
+        Right singular vectors as columns; those from ``rank`` on span the null space.
+    rank : int
+        How many of the values are not zero to rounding.
+    norms : ndarray of shape (k,)
+        What the columns were divided by; 1 for a zero column.
+    """
+
+    left: Array
+    values: Array
+    right: Array
+    rank: int
+    norms: Array
+
+    @property
+    def whitener(self) -> Array:
+        """Matrix of shape (k, rank) that makes the columns orthonormal."""
+        whitener: Array = (
+            self.right[:, : self.rank] / self.values[: self.rank] / self.norms[:, None]
+        )
+        return whitener
+
+    def dependent(self, eps: float = _EPS) -> tuple[int, ...]:
+        """Columns that are not orthogonal to the null space.
+
+        Parameters
+        ----------
+        eps : float
+            Rounding unit of the columns: parts up to its square root are rounding.
+
+        Returns
+        -------
+        tuple of int
+            Indices of the columns.
+        """
+        share = np.linalg.norm(self.right[:, self.rank :], axis=1)
+        return tuple(np.flatnonzero(share > np.sqrt(eps)).tolist())
+
+
+def decompose(r_factor: Array, *, eps: float = _EPS, norms: Array | None = None) -> Spectrum:
+    """Singular value decomposition of the columns of a R factor, scaled to unit norm.
+
+    A singular value counts as zero up to ``10 k eps`` times the largest. The number of equations
+    is left out on purpose: in float32 it would take the bound above one for a large network.
+
+    Parameters
+    ----------
+    r_factor : ndarray of shape (k + 1, k + 1)
+        R of ``[design | target]``.
+    eps : float
+        Rounding unit of the numbers that the columns were built with.
+    norms : ndarray of shape (k,), optional
+        Scale the columns by these instead of their own norms.
+
+    Returns
+    -------
+    Spectrum
+        Of ``columns / norms``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.regression.system import r_factor
+    >>> design = np.array([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
+    >>> decompose(r_factor(design, np.ones(3))).rank
+    1
+    """
+    columns = r_factor[:, :-1]
+    if norms is None:
+        norms = _column_norms(columns)
+    left, values, right = svd(columns / norms, full_matrices=False)
+    tolerance = 10 * len(norms) * max(eps, _EPS)
+    # Against one, the norm of a column, where the largest value is smaller (a cluster was left
+    # out): what remains of a column is then judged by what the column was.
+    rank = int(np.sum(values > tolerance * max(values[0], 1.0)))
+    return Spectrum(left[:, :rank], values, right.T, rank, norms)
+
+
+def _column_norms(columns: Array) -> Array:
+    """Euclidean norms of columns, safe against over- and underflow; 1 for a zero column."""
+    largest = np.abs(columns).max(axis=0, initial=0.0)
+    largest[largest < np.finfo(np.float64).tiny] = 1.0
+    norms: Array = largest * np.linalg.norm(columns / largest, axis=0)
+    norms[norms < np.finfo(np.float64).tiny] = 1.0
+    return norms
+
+
+def solve(
+    r_factor: Array, n_equations: int, *, positive: bool = False, eps: float = _EPS
+) -> Solution:
+    """Least-squares coefficients from a R factor.
+
+    Columns are scaled to unit norm, which changes no unique answer but makes it accurate, and
+    the coefficients are mapped back. Where the columns are dependent the answer is the one of
+    minimum norm *in this scaling* (of ``coef_j |column_j|``), so it does not depend on the units
+    of the terms; it goes by singular values, never by normal equations.
+
+    Parameters
+    ----------
+    r_factor : ndarray of shape (k + 1, k + 1)
+        R of ``[design | target]``, see :func:`sklearn_implicitreg.regression.system.r_factor`.
+    n_equations : int
+        Rows that the R factor stands for, m.
+    positive : bool
+        Keep the coefficients at or above zero (non-negative least squares). Where the columns
+        are dependent it is then one of several answers.
+    eps : float
+        Rounding unit of the numbers that the columns were built with: dependence is judged by
+        it, see :func:`decompose`.
+
+    Returns
+    -------
+    Solution
+        Coefficients and how well the equations determine them.
+
+    References
+    ----------
+    Lawson and Hanson (1974), Solving Least Squares Problems.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg.regression.system import r_factor
+    >>> design = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    >>> solution = solve(r_factor(design, design @ [3.0, -1.0]), 3)
+    >>> solution.coef.round(12).tolist(), round(solution.r2, 12)
+    ([3.0, -1.0], 1.0)
+    """
+    spectrum = decompose(r_factor, eps=eps)
+    k = len(spectrum.norms)
+    target = r_factor[:, -1]
+    size = _norm(target)
+    unit = target / size if size else target
+    scaled = r_factor[:, :-1] / spectrum.norms
+    weights = _minimum_norm(spectrum, unit)
+    active = np.ones(k, dtype=np.bool_)
+    if positive:
+        weights = _nonnegative(scaled, unit, eps)
+        active = weights > 0
+    # Relative to the target, so that squares of very small gradients do not underflow.
+    error = float(np.linalg.norm(unit - scaled @ weights))
+    # A zero answer explains nothing, whatever the rounding of the norms says.
+    shortfall = min(error**2, 1.0) if size and weights.any() else 1.0
+    dependent = spectrum.dependent(max(eps, _EPS))
+    return Solution(
+        coef=_unscaled(weights, size, spectrum.norms),
+        rss=shortfall * size**2,
+        tss=size**2,
+        r2=1.0 - shortfall,
+        shortfall=shortfall,
+        cosine=np.clip(scaled.T @ unit, -1.0, 1.0),
+        rank=spectrum.rank,
+        condition_number=_condition(spectrum),
+        vif=_inflation(spectrum, dependent),
+        dependent=dependent,
+        active=active,
+        n_equations=n_equations,
+        eps=eps,
+    )
+
+
+def _norm(vector: Array) -> float:
+    """Euclidean norm without over- or underflow of the squares."""
+    largest = float(np.abs(vector).max())
+    return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
+
+
+def _minimum_norm(spectrum: Spectrum, target: Array) -> Array:
+    """Weights of the scaled columns: least squares, the shortest where there are several."""
+    rank = spectrum.rank
+    weights: Array = spectrum.right[:, :rank] @ (
+        (spectrum.left.T @ target) / spectrum.values[:rank]
+    )
+    return weights
+
+
+def _nonnegative(scaled: Array, target: Array, eps: float) -> Array:
+    """Non-negative weights of the scaled columns, refined on the columns that are used."""
+    weights: Array = nnls(scaled, target)[0]
+    used = weights > 0
+    if used.any():
+        # The routine stops within its own tolerance: the columns it picked are solved exactly.
+        picked = np.column_stack([scaled[:, used], target])
+        refined = _minimum_norm(decompose(picked, eps=eps, norms=np.ones(used.sum())), target)
+        if (refined > 0).all():
+            weights[used] = refined
+    return weights
+
+
+def _unscaled(weights: Array, size: float, norms: Array) -> Array:
+    """Coefficients of the columns as they were given."""
+    coef: Array = weights * (size / norms)
+    return coef
+
+
+def _condition(spectrum: Spectrum) -> float:
+    """Largest over smallest singular value, inf when the rank is not full."""
+    if spectrum.rank < len(spectrum.values):
+        return float("inf")
+    return float(spectrum.values[0] / spectrum.values[-1])
+
+
+def _inflation(spectrum: Spectrum, dependent: tuple[int, ...]) -> Array:
+    """Squared norms of the rows of the inverse of the scaled columns (their own norms are 1)."""
+    rows = spectrum.right[:, : spectrum.rank] / spectrum.values[: spectrum.rank]
+    vif: Array = np.square(rows).sum(axis=1)
+    vif[list(dependent)] = np.inf
+    return vif

@@ -1,0 +1,1 @@
+"""What came out of a fit: attributes, tables, conversions, checks by training again."""

@@ -1,0 +1,221 @@
+"""The estimator that states an implicit penalty openly."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import (
+    ElasticNet,
+    Lasso,
+    LogisticRegression,
+    MultiTaskElasticNet,
+    MultiTaskLasso,
+    Ridge,
+    RidgeClassifier,
+)
+from sklearn.pipeline import Pipeline
+
+from sklearn_implicitreg.penalties import FittedPenalty
+from sklearn_implicitreg.problem.conventions import CONVENTIONS
+from sklearn_implicitreg.results.fit_description import Facts, in_model_units
+
+__all__ = ["explicit_estimator"]
+
+# Of one squared error without its 1/2: which estimator states these terms.
+_L2_TERMS = frozenset({"l2", "weight_decay"})
+_LEAST_SQUARES = {
+    **dict.fromkeys(["Ridge", "RidgeCV", "BayesianRidge", "LinearRegression"], Ridge),
+    **dict.fromkeys(["Lasso", "LassoCV", "LassoLars", "LassoLarsCV", "LassoLarsIC"], Lasso),
+    **dict.fromkeys(["ElasticNet", "ElasticNetCV"], ElasticNet),
+    **dict.fromkeys(["MultiTaskLasso", "MultiTaskLassoCV"], MultiTaskLasso),
+    **dict.fromkeys(["MultiTaskElasticNet", "MultiTaskElasticNetCV"], MultiTaskElasticNet),
+}
+_BY_TERMS: dict[tuple[bool, frozenset[str]], type] = {
+    (True, frozenset()): Ridge,
+    (False, frozenset({"l1"})): Lasso,
+    (True, frozenset({"l1"})): ElasticNet,
+    (False, frozenset({"l21"})): MultiTaskLasso,
+    (True, frozenset({"l21"})): MultiTaskElasticNet,
+}
+_CLASSIFIERS = {"RidgeClassifierCV": RidgeClassifier, "LogisticRegressionCV": LogisticRegression}
+_OF_THE_PROBLEM = {"fit_intercept", "positive", "class_weight", "random_state"}
+_OF_THE_SOLVER = {"tol", "max_iter", "solver", "selection", "intercept_scaling", "dual"}
+
+
+def explicit_estimator(
+    model: Any, coef: Mapping[str, float], facts: Facts, penalty: FittedPenalty | None
+) -> Any:
+    """Unfitted estimator of the model's kind that has the penalty as its own parameters.
+
+    ``coef`` holds the coefficient of every term.
+
+    Raises
+    ------
+    ValueError
+        If the model has no parameter for a term, a coefficient is negative or NaN, or a part of
+        the penalty was known.
+    TypeError
+        For a bare module, which has no constructor to call, and for given equations.
+    """
+    refused = {term: c for term, c in coef.items() if not c >= 0}
+    if refused:
+        raise ValueError(
+            f"Expected coefficients at or above zero, got {refused}: no estimator takes a "
+            "penalty that rewards large weights, or none (NaN). Fit with positive=True, or read "
+            "verdict_ and coef_."
+        )
+    if facts.known:
+        raise ValueError(
+            f"Expected a family without known penalties, got {list(facts.known)}: the estimator "
+            "would state the other coefficients alone. Fit without `known`, or add the two up."
+        )
+    if isinstance(model, FrozenEstimator):
+        return explicit_estimator(model.estimator, coef, facts, penalty)
+    if hasattr(model, "best_estimator_"):
+        return explicit_estimator(model.best_estimator_, coef, facts, penalty)
+    if isinstance(model, Pipeline):
+        last = explicit_estimator(model[-1], coef, facts, penalty)
+        return clone(model).set_params(**{model.steps[-1][0]: last})
+    if isinstance(model, TransformedTargetRegressor):
+        inner = explicit_estimator(model.regressor_, coef, facts, penalty)
+        return clone(model).set_params(regressor=inner)
+    if not hasattr(model, "get_params") or penalty is None:
+        raise TypeError(
+            f"Expected a scikit-learn or skorch model, got {_kind(model)}: there is no "
+            "constructor that takes a penalty; add penalty_ to a training loop."
+        )
+    if hasattr(model, "module_"):
+        if facts.convention is None:
+            raise ValueError(
+                "Expected a loss that is a mean over the rows, got a sum: the weight decay that "
+                "states the penalty depends on the size of a batch; train on the mean."
+            )
+        return clone(model).set_params(**_skorch_params(model, coef, penalty))
+    _check_scope(model, facts, penalty)
+    return _sklearn_estimator(model, coef, facts)
+
+
+def _check_scope(model: Any, facts: Facts, penalty: FittedPenalty) -> None:
+    """Refuse penalties on some of the weights, which one parameter would spread over all."""
+    partial = [leaf for leaf, _ in penalty.leaves if set(leaf.names) != set(penalty.tensors)]
+    if partial and not facts.per_output:
+        raise ValueError(
+            f"Expected a penalty on all of {list(penalty.tensors)}, got one on "
+            f"{list(partial[0].names)}: {type(model).__name__} has one parameter for all its "
+            "weights; use penalty_ in a training loop."
+        )
+
+
+def _kind(model: Any) -> str:
+    return "given equations" if isinstance(model, str) else type(model).__name__
+
+
+def _sklearn_estimator(model: Any, coef: Mapping[str, float], facts: Facts) -> Any:
+    """The model's class, or the one of its loss that has these terms as parameters."""
+    name = type(model).__name__
+    terms = frozenset(term.partition("[")[0] for term in coef)
+    if name in _LEAST_SQUARES:
+        return _least_squares(model, terms, coef, facts)
+    if facts.convention is None:
+        raise ValueError(f"{name} has no parameter for a penalty; use penalty_ in a training loop.")
+    whole = clone(model)
+    if name in _CLASSIFIERS:
+        whole = _like(model, _CLASSIFIERS[name], _OF_THE_PROBLEM | _OF_THE_SOLVER)
+    params = _units(coef, facts)
+    if isinstance(whole, LogisticRegression):
+        return whole.set_params(**params, **_logistic_params(whole, terms))
+    if "penalty" in whole.get_params():
+        params["penalty"] = _penalty_name(terms)
+        if "dual" in whole.get_params() and "l1" in terms:
+            params["dual"] = False
+    return whole.set_params(**params)
+
+
+def _least_squares(
+    model: Any, terms: frozenset[str], coef: Mapping[str, float], facts: Facts
+) -> Any:
+    """Ridge, Lasso or ElasticNet, by the terms."""
+    cls = _BY_TERMS.get((bool(terms & _L2_TERMS), terms - _L2_TERMS))
+    if cls is None:
+        raise ValueError(
+            "Expected terms among 'l2' (or 'weight_decay') and 'l1' or 'l21' for a least-squares "
+            f"model, got {sorted(terms)}; use penalty_ in a training loop."
+        )
+    same = _LEAST_SQUARES[type(model).__name__] is cls
+    stated = _like(model, cls, _OF_THE_PROBLEM | (_OF_THE_SOLVER if same else set()))
+    return stated.set_params(**_units(coef, facts.in_convention(CONVENTIONS[cls.__name__])))
+
+
+def _like(model: Any, cls: type, kept: set[str]) -> Any:
+    """Unfitted estimator of a class, with the parameters that it shares with the model."""
+    if type(model) is cls:
+        return clone(model)
+    new, given = cls(), model.get_params(deep=False)
+    return new.set_params(**{key: given[key] for key in kept & set(new.get_params()) & set(given)})
+
+
+def _units(coef: Mapping[str, float], facts: Facts) -> dict[str, Any]:
+    """Parameters that every estimator of this kind takes, one number per output included."""
+    params = in_model_units(coef, facts)
+    grouped = [key for key in params if "[" in key]
+    if grouped:
+        raise ValueError(
+            f"Expected one coefficient per term, got {grouped}: no scikit-learn estimator takes "
+            "one per group; use penalty_ in a training loop."
+        )
+    return params
+
+
+def _penalty_name(terms: frozenset[str]) -> str:
+    if "l1" not in terms:
+        return "l2"
+    return "elasticnet" if terms & _L2_TERMS else "l1"
+
+
+def _logistic_params(model: LogisticRegression, terms: frozenset[str]) -> dict[str, Any]:
+    """Kind of penalty, in the way of the installed version, and a solver that has it."""
+    name = _penalty_name(terms)
+    solvers = {"l1": ("saga", "liblinear"), "elasticnet": ("saga",)}.get(name, (model.solver,))
+    params: dict[str, Any] = {} if model.solver in solvers else {"solver": solvers[0]}
+    if LogisticRegression().penalty == "l2":  # before scikit-learn 1.8
+        params["penalty"] = name
+    if name != "elasticnet":
+        params["l1_ratio"] = float(name == "l1")
+    return params
+
+
+def _skorch_params(net: Any, coef: Mapping[str, float], penalty: FittedPenalty) -> dict[str, Any]:
+    """``weight_decay`` of every tensor that the penalty sees, through parameter groups."""
+    CONVENTIONS["torch"].parameters(
+        {term.partition("[")[0]: c for term, c in coef.items()}
+    )  # refuses terms that weight_decay cannot state
+    _check_decaying(net.optimizer)
+    parameters = dict(net.module_.named_parameters())
+    decay: dict[str, float] = {}
+    for leaf, coefs in penalty.leaves:
+        terms = leaf.penalty.terms({name: parameters[name] for name in leaf.names}, None)
+        of_leaf = CONVENTIONS["torch"].parameters(dict(zip(terms, coefs, strict=True)))
+        for name in leaf.names:
+            decay[name] = decay.get(name, 0.0) + of_leaf["weight_decay"]
+    every = {name for name, p in parameters.items() if p.requires_grad}
+    values = set(decay.values())
+    if set(decay) == every and len(values) == 1:
+        return {"optimizer__weight_decay": values.pop()}
+    groups = [(name, {"weight_decay": value}) for name, value in decay.items()]
+    return {"optimizer__weight_decay": 0.0, "optimizer__param_groups": groups}
+
+
+def _check_decaying(optimizer: Any) -> None:
+    """Refuse optimizers whose weight_decay is not there, or not the gradient of a penalty."""
+    known = "weight_decay" in inspect.signature(optimizer).parameters
+    if not known or "AdamW" in {cls.__name__ for cls in optimizer.__mro__}:
+        what = "decays weights beside the loss" if known else "has no weight_decay"
+        raise ValueError(
+            f"Expected an optimizer whose weight_decay is a penalty, such as SGD or Adam, got "
+            f"{optimizer.__name__}, which {what}; set another one, or use penalty_ in get_loss."
+        )

@@ -1,0 +1,89 @@
+"""The penalty that mini-batching leaves in a window of steps, as a column of its equations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import numpy as np
+
+from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
+from sklearn_implicitreg.trajectory.vectors import weighted_sum
+from sklearn_implicitreg.trajectory.window import Indices, Window
+
+__all__ = ["NUISANCE", "has_nuisance", "mean_column", "minibatch_column", "named_batches"]
+
+NUISANCE = "minibatch"
+_PARTS = 50  # of the rows, where the batches are not known
+
+
+def has_nuisance(
+    reference: Reference, window: int | str | None, windows: Sequence[Window]
+) -> TypeGuard[Gradient]:
+    """Whether the noise of mini-batches leaves a penalty of its own in the windows.
+
+    Not where every window is a single step, whose batch differs from no other.
+    """
+    several = any(stretch.n_steps > 1 for stretch in windows)
+    own = isinstance(reference, Gradient) and reference.sub_window != 1
+    return window == "epoch" and own and several
+
+
+def minibatch_column(
+    whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
+) -> Params | None:
+    """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate.
+
+    Summed over a shuffled epoch, SGD with step size lr follows ``L`` plus ``lr / 4`` of it.
+    With sub-windows it is taken within each. Where only the sizes of the batches are known it
+    is the expectation over random batches; None where not even these are.
+
+    References
+    ----------
+    Smith, Dherin, Barrett and De (2021), On the Origin of Implicit Regularization in Stochastic
+    Gradient Descent.
+    """
+    if reference.sub_window is None:
+        return _spread(whole, window, gradient)
+    total: Params = {}
+    for part in sub_windows(window, reference.sub_window):
+        column = _spread(whole, part, at_mean(whole, part, exact=True))
+        if column is None:
+            return None
+        for name, tensor in column.items():
+            own = tensor * (part.n_steps / window.n_steps)
+            total[name] = total[name] + own if name in total else own
+    return total
+
+
+def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | None:
+    there = whole.at(window.mean("visited"))
+    batches = named_batches(window, whole)
+    if batches is not None:
+        return there.spread_gradient(batches, gradient.value)
+    sizes = np.array([step.batch_size or 0 for step in window.steps], dtype=np.float64)
+    n_rows = whole.n_rows or 0
+    if sizes.min() < 1 or sizes.max() > n_rows:
+        return None
+    # In expectation over partitions the spread is that of the rows times the mean of
+    # (n - B) / ((n - 1) B); many small parts tell it with less noise than a few batches.
+    order = np.random.default_rng(window.start.step).permutation(n_rows)
+    parts = np.array_split(order, min(n_rows, _PARTS))
+    own = np.array([len(part) for part in parts])
+    factor = float(np.mean(n_rows / sizes - 1) / np.mean(n_rows / own - 1))
+    spread = there.spread_gradient(parts, gradient.value)
+    return {name: factor * column for name, column in spread.items()}
+
+
+def mean_column(columns: Sequence[Params]) -> Params:
+    """Mean over windows: the noise of random batches in a column would shrink its coefficient."""
+    return weighted_sum(columns, [1 / len(columns)] * len(columns))
+
+
+def named_batches(window: Window, whole: Problem) -> list[Indices] | None:
+    """Rows of the batches of all steps; None where some are not known among these rows."""
+    batches = [step.rows for step in window.steps if step.rows is not None]
+    n_rows = whole.n_rows or 0
+    known = len(batches) == window.n_steps and all(rows.max() < n_rows for rows in batches)
+    return batches if known else None

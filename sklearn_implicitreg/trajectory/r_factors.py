@@ -1,0 +1,244 @@
+"""Equations of a path that were reduced while it was recorded: one small R factor per block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg.penalties.base import Leaf, Penalty
+from sklearn_implicitreg.penalties.columns import Columns
+from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.regression.equations import device_r_factor
+from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.trajectory.stretches import there
+
+__all__ = ["Block", "Cell", "LeafPenalty", "RFactors", "cells_of", "signature"]
+
+_SUMS = ("design", "deviation", "smooth")
+
+
+class LeafPenalty(Penalty):
+    """One of the penalties that a family is made of, by itself and with an unknown coefficient.
+
+    Parameters
+    ----------
+    leaf : Leaf
+    """
+
+    def __init__(self, leaf: Leaf):
+        self.leaf = leaf
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Terms at the tensors that the leaf sees."""
+        return self._alone.values(params, problem)
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """The leaf alone."""
+        return [self._alone]
+
+    @property
+    def _alone(self) -> Leaf:
+        return replace(self.leaf, coef=None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Equations of one tensor at whose coordinates the same columns are differentiable.
+
+    Parameters
+    ----------
+    tensor : str
+    smooth : tuple of bool
+        One for each column.
+    n : int
+        Number of equations.
+    r_factor : ndarray of shape (K + 1, K + 1)
+        Of all columns and the target.
+    """
+
+    tensor: str
+    smooth: tuple[bool, ...]
+    n: int
+    r_factor: Array
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps between two marks as one block of equations.
+
+    Parameters
+    ----------
+    reference : str
+        What the steps were compared with.
+    nuisance : bool
+        Whether the column of mini-batching is known.
+    scale : float
+        Size of what was summed in the reference.
+    n_kinks : int
+        Rows at which the loss has no derivative.
+    cells : tuple of Cell
+    """
+
+    reference: str
+    nuisance: bool
+    scale: float
+    n_kinks: int
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class RFactors:
+    """What a path holds in the place of weights.
+
+    Parameters
+    ----------
+    term_names : tuple of K str
+        Columns that were recorded, for people.
+    tensors : tuple of str
+        Those that give equations.
+    signatures : ndarray of shape (K, 2 n_tensors, 2)
+        What each column is known again by, see :func:`signature`.
+    reference : {"gradient", "applied"}
+    loss : str
+        In words; empty where no loss was needed.
+    n_rows : int or None
+        Of the data that the reference was taken on.
+    blocks : tuple of Block
+        One between two marks.
+    design, deviation, smooth : dict of str to Tensor
+        Sums over the steps of the whole path: mean columns (numel, K), reference less applied
+        gradient, and where each column was differentiable all the time (numel, K).
+    """
+
+    term_names: tuple[str, ...]
+    tensors: tuple[str, ...]
+    signatures: Array
+    reference: str
+    loss: str
+    n_rows: int | None
+    blocks: tuple[Block, ...]
+    design: Params
+    deviation: Params
+    smooth: Params
+
+    def __str__(self) -> str:
+        """What they are R factors of."""
+        shown = list(dict.fromkeys(self.term_names))
+        return f"R factors of {', '.join(shown)} by reference={self.reference!r}"
+
+    def joined(self, other: RFactors) -> RFactors:
+        """Those of a path and of the one that continues it.
+
+        Raises
+        ------
+        ValueError
+            If they are not R factors of the same.
+        """
+        kinds = [(t.term_names, t.tensors, t.reference, t.loss, t.n_rows) for t in (self, other)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"Expected paths with R factors of the same columns, tensors, reference and rows, "
+                f"got {kinds[0]} and {kinds[1]}; record both in the same way."
+            )
+        return replace(
+            other,
+            blocks=(*self.blocks, *other.blocks),
+            design={n: t + other.design[n].to(t) for n, t in self.design.items()},
+            deviation={n: t + other.deviation[n].to(t) for n, t in self.deviation.items()},
+            smooth={n: t & other.smooth[n].to(t) for n, t in self.smooth.items()},
+        )
+
+    def header(self) -> dict[str, Any]:
+        """What JSON can hold of them."""
+        own = {key: getattr(self, key) for key in ("term_names", "tensors", "reference")}
+        blocks = [
+            {**asdict(replace(block, cells=())), "cells": [_plain(cell) for cell in block.cells]}
+            for block in self.blocks
+        ]
+        return {**own, "loss": self.loss, "n_rows": self.n_rows, "blocks": blocks}
+
+    def arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Names and arrays of the rest."""
+        yield "signatures", self.signatures
+        for i, block in enumerate(self.blocks):
+            yield f"block/{i}", np.stack([cell.r_factor for cell in block.cells])
+        for what in _SUMS:
+            for name, tensor in getattr(self, what).items():
+                yield f"{what}/{name}", tensor.cpu().numpy()
+
+    @classmethod
+    def read(cls, header: Mapping[str, Any], stored: Mapping[str, Any]) -> RFactors:
+        """R factors of what :meth:`header` and :meth:`arrays` gave."""
+        blocks = []
+        for i, plain in enumerate(header["blocks"]):
+            cells = tuple(
+                Cell(tensor, tuple(smooth), n, upper)
+                for (tensor, smooth, n), upper in zip(
+                    plain["cells"], stored[f"block/{i}"], strict=True
+                )
+            )
+            blocks.append(Block(**{**plain, "cells": cells}))
+        tensors = tuple(header["tensors"])
+        sums = ({n: torch.from_numpy(stored[f"{what}/{n}"]) for n in tensors} for what in _SUMS)
+        return cls(
+            tuple(header["term_names"]),
+            tensors,
+            stored["signatures"],
+            header["reference"],
+            header["loss"],
+            header["n_rows"],
+            tuple(blocks),
+            *sums,
+        )
+
+
+def cells_of(name: str, design: Tensor, target: Tensor, smooth: Tensor) -> Iterator[Cell]:
+    """R factors of the equations of one tensor, by which columns are differentiable."""
+    if bool(smooth.all()):
+        upper = device_r_factor(design, target)
+        yield Cell(name, (True,) * design.shape[1], len(target), upper)
+        return
+    patterns, kinds = torch.unique(smooth, dim=0, return_inverse=True)
+    for i, pattern in enumerate(patterns.tolist()):
+        own = torch.nonzero(kinds == i).reshape(-1)
+        yield Cell(name, tuple(pattern), len(own), device_r_factor(design[own], target[own]))
+
+
+def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
+    """Numbers by which a column is known again, of shape (k, 2 n_tensors, 2).
+
+    Product with a fixed random vector, and norm, of its gradient at these weights and at smaller
+    ones: where all weights are large l1 and its smooth kin are the same.
+    """
+    penalty = LeafPenalty(leaf)
+    generator = torch.Generator().manual_seed(0)
+
+    def fixed(tensor: Tensor) -> Tensor:
+        return torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+
+    smaller = {n: t.double() * (1e-6 ** fixed(t)).to(t.device) for n, t in weights.items()}
+    found = []
+    for at in (weights, smaller):
+        columns = Columns(penalty, there(penalty, problem, at))
+        for name, tensor in problem.params.items():
+            design = columns.design(name).cpu()
+            along = fixed(tensor).reshape(-1) @ design
+            found.append(torch.stack([along, design.norm(dim=0)], dim=1))
+    return torch.stack(found, dim=1).numpy()
+
+
+def place_of(own: Array, recorded: Array) -> int | None:
+    """Which of the recorded columns has a signature."""
+    away = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1)
+    best = int(away.argmin())
+    return best if away[best] <= 1e-6 * np.abs(own).max() else None
+
+
+def _plain(cell: Cell) -> Sequence[Any]:
+    return cell.tensor, cell.smooth, cell.n

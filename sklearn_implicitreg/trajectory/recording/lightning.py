@@ -1,0 +1,113 @@
+"""Recorder for Lightning; where Lightning is installed, it is imported here."""
+
+from __future__ import annotations
+
+import sys
+from os import PathLike
+from typing import Any
+
+from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+
+__all__ = ["LightningRecorder"]
+
+# Of the two names that Lightning has, the one that is in use.
+_Callback: Any = base_of(
+    "pytorch_lightning"
+    if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules
+    else "lightning.pytorch",
+    "Callback",
+)
+
+
+class LightningRecorder(_Callback):
+    """Callback that records the training path of a LightningModule with one optimizer.
+
+    Epochs are marked, and the rows of every batch are named: they are looked up by their
+    content in the data set of the training loader.
+
+    Parameters
+    ----------
+    every : int, default=1
+        Steps between marks.
+    gradients : bool, default=None
+        Whether to sum the gradients that the optimizer is given; None: with ``every=1`` only.
+    directory : path-like, default=None
+        Empty folder for the marks.
+    find_rows : bool, default=True
+        Whether to look up batches, which costs one pass over the data.
+    submodule : str, default=None
+        Part of the LightningModule that is recorded, such as "net"; None: all of it.
+
+    Raises
+    ------
+    ImportError
+        If Lightning is not installed.
+
+    Attributes
+    ----------
+    trajectory_ : Trajectory
+        What was recorded.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.trajectory import LightningRecorder  # doctest: +SKIP
+    >>> recorder = LightningRecorder(every=10)  # doctest: +SKIP
+    >>> Trainer(max_epochs=20, callbacks=[recorder]).fit(model, loader)  # doctest: +SKIP
+    >>> recorder.trajectory_  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        every: int = 1,
+        gradients: bool | None = None,
+        directory: str | PathLike[str] | None = None,
+        find_rows: bool = True,
+        submodule: str | None = None,
+    ):
+        if _Callback is object:
+            raise ImportError("LightningRecorder needs the package lightning; install it.")
+        super().__init__()
+        self.find_rows, self.submodule = find_rows, submodule
+        self._session = Session(every, gradients, directory)
+
+    @property
+    def trajectory_(self) -> Trajectory:
+        """What was recorded."""
+        return self._session.trajectory
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach to the optimizer.
+
+        Raises
+        ------
+        ValueError
+            If there is not exactly one.
+        """
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                f"Expected one optimizer, got {len(trainer.optimizers)}; record each by "
+                "record(model, optimizer)."
+            )
+        model = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)
+        self._session.begin(model, trainer.optimizers[0])
+        if self.find_rows:
+            self._session.rows_from(getattr(trainer.train_dataloader, "dataset", None))
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Name the batch, which joins those whose gradients it is accumulated with."""
+        self._session.batch(batch, bool(batch_idx % trainer.accumulate_grad_batches))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Mark the end of an epoch."""
+        self._session.epoch()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Detach."""
+        self._session.end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Detach; what was recorded is kept."""
+        self._session.end()

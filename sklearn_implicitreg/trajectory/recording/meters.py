@@ -1,0 +1,346 @@
+"""Sums of the gradients that a stretch of steps applied, with or without a copy per step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sklearn_implicitreg.trajectory.recording.applied_gradient import (
+    Group,
+    Rule,
+    State,
+    adam_direction,
+    lr_of,
+    number,
+    rounding_of,
+    signed,
+)
+from sklearn_implicitreg.trajectory.recording.sums import RunningSums, zeros
+
+__all__ = ["Stretch", "settings_of"]
+
+_CHUNK = 2**16  # entries that are worked on at once on a CPU, so that they stay in its cache
+_SAMPLE = 1000  # entries of a tensor that the rounding is estimated from
+_BUFFERS = ("momentum_buffer", "exp_avg")
+
+
+class Meter(Protocol):
+    """Sum of the applied gradients of one tensor."""
+
+    def restart(self, state: State) -> None:
+        """Begin a new sum in the memory of the old one."""
+
+    def before(self, state: State) -> None:
+        """Called before every step."""
+
+    def after(self, state: State) -> None:
+        """Called after every step that was made."""
+
+    def spoilt(self) -> bool:
+        """Whether it is known already that the sum will not be sound."""
+
+    def sound(self) -> bool:
+        """Whether the sum is finite, and nothing but the optimizer moved the weights."""
+
+    def add_to(self, total: Tensor) -> None:
+        """Add the sum over the steps so far."""
+
+    def moved(self) -> bool:
+        """Whether the tensor changed since ``before``."""
+
+    def rounding(self, state: State) -> float:
+        """Norm of the rounding of the step that was just made, the first of the stretch."""
+
+
+class StepByStep:
+    """Every step measured by itself, from a copy of the weights before it."""
+
+    def __init__(self, rule: Rule, p: Tensor, group: Group, state: State):
+        self._rule, self._p, self._group = rule, p, group
+        self._weights, self._state = torch.empty_like(p, requires_grad=False), state
+        self._sum = zeros(p)
+
+    def restart(self, state: State) -> None:
+        """Forget the steps so far."""
+        self._sum.zero_()
+
+    def before(self, state: State) -> None:
+        """Copy what the step will overwrite."""
+        self._weights.copy_(self._p.detach())
+        self._state = self._rule.remember(state)
+
+    def after(self, state: State) -> None:
+        """Add the gradient that the step applied."""
+        if self._p.grad is None:
+            return
+        p = self._p.detach()
+        if not self._rule.entrywise:
+            moved = self._weights.double() - p.double()
+            self._sum += self._rule.applied(moved, self._group, self._state, state)
+            return
+        for part in _slices(p):
+            moved = _flat(self._weights)[part].double() - _flat(p)[part].double()
+            before, after = _cut(self._state, p, part), _cut(state, p, part)
+            self._sum.view(-1)[part].add_(self._rule.applied(moved, self._group, before, after))
+
+    def spoilt(self) -> bool:
+        """Never: what happens between steps is not measured."""
+        return False
+
+    def sound(self) -> bool:
+        """Whether all gradients were finite."""
+        return bool(self._sum.sum().isfinite())
+
+    def add_to(self, total: Tensor) -> None:
+        """Add what the steps applied."""
+        total += self._sum
+
+    def moved(self) -> bool:
+        """Whether the weights are other than before the step."""
+        return not torch.equal(self._p.detach(), self._weights)
+
+    def rounding(self, state: State) -> float:
+        """Norm over the entries of the tensor."""
+        if self._p.grad is None:
+            return 0.0
+        return _rounding(self._rule, self._p, self._weights, self._group, self._state, state)
+
+
+class Telescope:
+    """Sum over steps of constant settings from its two ends; no copy in between.
+
+    SGD: ``(1 - m) (theta_a - theta_b) / lr`` and a boundary term of the momentum buffers. Adam
+    kinds: the running sum of the first moment and its boundary term, and what the directions
+    do not explain of the displacement where decay is decoupled.
+    """
+
+    def __init__(self, rule: Rule, p: Tensor, group: Group, state: State):
+        self._rule, self._p, self._group = rule, p, group
+        self._start = p.detach().clone()
+        self._state = rule.remember(state)
+        self._live = state  # the optimizer's own tensors, which it changes in place
+        self._seen: Tensor | None = None  # checksum of the weights after the last step
+        self._tampered = torch.zeros((), dtype=torch.bool, device=p.device)
+        self._moments: RunningSums | None = None
+        self._directions: RunningSums | None = None
+
+    def restart(self, state: State) -> None:
+        """Begin at the weights and the state as they are now."""
+        self._start.copy_(self._p.detach())
+        for key, old in self._state.items():
+            if isinstance(old, Tensor):
+                old.copy_(state[key])
+        self._live, self._seen = state, None
+        self._tampered.zero_()
+        if self._moments is not None:
+            self._moments.clear()
+        if self._directions is not None:
+            self._directions.clear()
+
+    def before(self, state: State) -> None:
+        """Note whether the weights are still those that the last step left."""
+        if self._seen is None:
+            self._seen = self._p.detach().sum()
+        else:
+            self._tampered |= self._p.detach().sum() != self._seen
+
+    def after(self, state: State) -> None:
+        """Add the moments of the step."""
+        self._live = dict(state)
+        p = self._p.detach()
+        self._seen = p.sum()
+        if self._p.grad is None or self._rule.telescopes != "moment":
+            return
+        if self._moments is None:
+            self._moments = RunningSums({"": zeros(p)})
+        self._moments.add("", state["exp_avg"])
+        if self._group.get("decoupled_weight_decay"):
+            if self._directions is None:
+                self._directions = RunningSums({"": zeros(p)})
+            self._directions.add_quotient("", *adam_direction(self._group, state))
+
+    def spoilt(self) -> bool:
+        """Whether the weights changed between steps; told at the end where that would wait."""
+        return self._tampered.device.type == "cpu" and bool(self._tampered)
+
+    def sound(self) -> bool:
+        """Whether the weights are finite, and changed in no other way."""
+        return not (bool(self._tampered) or self.moved())
+
+    def add_to(self, total: Tensor) -> None:
+        """Add what the steps applied."""
+        key, p = self._rule.remembered[0], self._p.detach()
+        for sums in (self._moments, self._directions):
+            if sums is not None:
+                sums.flush()
+        for part in _slices(p):
+            rate = _flat(self._start)[part].double() - _flat(p)[part].double()
+            rate /= lr_of(self._group)
+            ends = [self._live.get(key), self._state.get(key)]
+            last, first = (0.0 if t is None else _flat(t)[part].double() for t in ends)
+            gained = last - first
+            if self._rule.telescopes == "moment":
+                applied = self._by_moments(part, rate, gained)
+            else:
+                applied = self._by_displacement(rate, gained)
+            total.view(-1)[part].add_(signed(applied, self._group))
+
+    def _by_moments(self, part: slice, rate: Tensor, gained: Tensor | float) -> Tensor:
+        if self._moments is None:
+            return torch.zeros_like(rate)
+        beta = number(self._group["betas"][0])
+        applied = self._moments.totals[""].view(-1)[part] + beta / (1 - beta) * gained
+        if self._directions is not None:
+            applied += rate - self._directions.totals[""].view(-1)[part]
+        return applied
+
+    def _by_displacement(self, rate: Tensor, gained: Tensor | float) -> Tensor:
+        momentum = number(self._group["momentum"])
+        if not momentum:
+            return rate
+        power = 2 if self._group["nesterov"] else 1
+        applied = (1 - momentum) * rate + momentum**power * gained
+        return applied / (1 - number(self._group["dampening"]))
+
+    def moved(self) -> bool:
+        """Whether the checksum of the weights is other than when it was last taken."""
+        return self._seen is not None and bool(self._p.detach().sum() != self._seen)
+
+    def rounding(self, state: State) -> float:
+        """Norm over the entries of the tensor."""
+        if self._p.grad is None:
+            return 0.0
+        return _rounding(self._rule, self._p, self._start, self._group, self._state, state)
+
+
+class Stretch:
+    """Steps of constant settings: one sum for each tensor.
+
+    Parameters
+    ----------
+    rule : Rule
+    optimizer : torch.optim.Optimizer
+    params : dict of str to Tensor
+        What is recorded.
+    each : bool
+        Whether to measure every step by itself.
+    """
+
+    def __init__(self, rule: Rule, optimizer: Optimizer, params: Mapping[str, Tensor], each: bool):
+        self.settings, self.each = settings_of(optimizer), each
+        self.n_steps = 0
+        self._optimizer, self._params = optimizer, params
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._meters: dict[str, Meter] = {}
+        for name, p in params.items():
+            group, state = _frozen(groups[id(p)]), optimizer.state.get(p, {})
+            step_by_step = each or rule.telescopes is None or _undampened(group, state)
+            kind = StepByStep if step_by_step else Telescope
+            self._meters[name] = kind(rule, p, group, state)
+
+    def fits(self, each: bool) -> bool:
+        """Whether the settings are still those of the stretch."""
+        return self.each == each and self.settings == settings_of(self._optimizer)
+
+    def restart(self) -> None:
+        """Begin a new stretch of the same settings in the memory of this one."""
+        for name, meter in self._meters.items():
+            meter.restart(self._state(name))
+        self.n_steps = 0
+
+    def before(self) -> None:
+        """Before a step."""
+        for name, meter in self._meters.items():
+            meter.before(self._state(name))
+
+    def after(self) -> None:
+        """After a step that was made."""
+        for name, meter in self._meters.items():
+            meter.after(self._state(name))
+        self.n_steps += 1
+
+    def spoilt(self) -> bool:
+        """Whether it is known already that a sum will not be sound."""
+        return any(meter.spoilt() for meter in self._meters.values())
+
+    def sound(self) -> bool:
+        """Whether all sums are finite, and nothing else changed the weights."""
+        return all(meter.sound() for meter in self._meters.values())
+
+    def add_to(self, totals: Mapping[str, Tensor]) -> None:
+        """Add the sums of the applied gradients."""
+        for name, meter in self._meters.items():
+            meter.add_to(totals[name])
+
+    def moved(self) -> bool:
+        """Whether a step that raised had changed weights already."""
+        return any(meter.moved() for meter in self._meters.values())
+
+    def rounding(self) -> float:
+        """Norm of the rounding of the first step, just made."""
+        return math.hypot(*(m.rounding(self._state(name)) for name, m in self._meters.items()))
+
+    def _state(self, name: str) -> State:
+        state: State = self._optimizer.state.get(self._params[name], {})
+        return state
+
+
+def settings_of(optimizer: Optimizer) -> list[Any]:
+    """What must stay constant in a stretch: hyperparameters, and the buffers of the state."""
+    found: list[Any] = []
+    for group in optimizer.param_groups:
+        found.append({key: v for key, v in _frozen(group).items() if key != "params"})
+        states = [optimizer.state.get(p, {}) for p in group["params"]]
+        found.append(tuple(id(s[k]) for s in states for k in _BUFFERS if s.get(k) is not None))
+    return found
+
+
+def _slices(tensor: Tensor) -> Iterator[slice]:
+    """Pieces of the flattened tensor."""
+    n = tensor.numel()
+    size = _CHUNK if tensor.device.type == "cpu" else max(n, 1)
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1)
+
+
+def _cut(state: State, like: Tensor, part: slice) -> State:
+    """State of some of the entries of a tensor."""
+    return {
+        key: _flat(v)[part] if isinstance(v, Tensor) and v.shape == like.shape and v.ndim else v
+        for key, v in state.items()
+    }
+
+
+def _rounding(
+    rule: Rule, p: Tensor, weights: Tensor, group: Group, before: State, after: State
+) -> float:
+    """Norm of the rounding in one step, from evenly spread entries of the tensor."""
+    here = p.detach()
+    part = slice(None, None, max(here.numel() // _SAMPLE, 1) if rule.entrywise else 1)
+    start, end = _flat(weights)[part], _flat(here)[part]
+    moved = start.double() - end.double()
+    if not rule.entrywise:
+        size = rounding_of(rule, weights, moved.view_as(here), group, before, after)
+        return float(size.norm())
+    size = rounding_of(rule, start, moved, group, _cut(before, p, part), _cut(after, p, part))
+    return float(size.norm()) * math.sqrt(here.numel() / max(len(end), 1))
+
+
+def _frozen(group: Group) -> Group:
+    """Settings as they are now, numbers for tensors."""
+    return {
+        key: number(value) if isinstance(value, Tensor) else value for key, value in group.items()
+    }
+
+
+def _undampened(group: Group, state: State) -> bool:
+    """Whether the next step is the first of SGD with dampening, which is not dampened."""
+    return bool(group.get("dampening")) and state.get("momentum_buffer") is None

@@ -1,0 +1,263 @@
+"""Reducing a path to R factors while it is recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.adapters.torch.structure import weight_matrices
+from sklearn_implicitreg.penalties import as_penalty
+from sklearn_implicitreg.penalties.base import Leaf
+from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, select_params
+from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.trajectory.marks import Kept, Mark, bare
+from sklearn_implicitreg.trajectory.minibatch import NUISANCE, minibatch_column, named_batches
+from sklearn_implicitreg.trajectory.r_factors import (
+    Block,
+    LeafPenalty,
+    RFactors,
+    cells_of,
+    signature,
+)
+from sklearn_implicitreg.trajectory.references import Gradient, Reference, as_reference
+from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation, is_stochastic
+from sklearn_implicitreg.trajectory.window import Step, Window
+
+__all__ = ["Reduction", "ReducedKept"]
+
+_NAMED = ("gradient", "applied")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What the equations of a path are made of while it is recorded.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model, and the rows where there are any.
+    leaves : tuple of Leaf
+        The penalties of all families.
+    reference : {"gradient", "applied"}
+    """
+
+    problem: Problem
+    leaves: tuple[Leaf, ...]
+    reference: str
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        families: Sequence[Any],
+        reference: Any,
+        data: Any,
+        loss: Any,
+        params: ParamsSpec,
+    ) -> Reduction:
+        """Check what was given.
+
+        Raises
+        ------
+        ValueError
+            For another reference, or one that needs rows and a loss where there are none, or a
+            penalty that draws random numbers.
+        """
+        if not isinstance(reference, str) or reference not in _NAMED:
+            raise ValueError(
+                f"Expected reference among {list(_NAMED)} with families= given while recording, "
+                f"got {reference!r}; record the weights (without families=) for others."
+            )
+        if not isinstance(families, Sequence) or isinstance(families, str) or not families:
+            raise ValueError(f"Expected families to be a list such as ['l2'], got {families!r}.")
+        if (data is None) != (loss is None) or (data is None and reference != "applied"):
+            raise ValueError(
+                "Expected data=(X, y) and loss= with families= and reference='gradient', got "
+                f"{'no data' if data is None else 'no loss'}; give both, or reference='applied'."
+            )
+        if data is None:
+            problem = _without_rows(model, params)
+        else:
+            own = Data(*data) if isinstance(data, tuple) else Data(data)
+            problem = adapt(model, own, Options(loss=loss, params=params))
+        found = [leaf for f in families for leaf in as_penalty(f).leaves(problem.params, problem)]
+        drawn = [leaf.penalty for leaf in found if is_stochastic(leaf)]
+        if drawn:
+            raise ValueError(
+                f"Expected families without random draws, got {drawn[0]!r}: along a path such "
+                "coefficients come from instruments, which the R factors do not hold; record the "
+                "weights (without families=)."
+            )
+        leaves = {(repr(leaf.penalty), leaf.names): replace(leaf, coef=None) for leaf in found}
+        return cls(problem, tuple(leaves.values()), reference)
+
+    def reference_of(self, window: Window) -> Reference:
+        """Rows count as they were used in windows of epochs."""
+        is_epoch = window.stop.epoch > window.start.epoch
+        return as_reference(self.reference, "epoch" if is_epoch else None)
+
+    def block(self, window: Window, sums: RFactors | None) -> tuple[Block, RFactors]:
+        """Equations of a window, and the sums of the path with it."""
+        reference = self.reference_of(window)
+        whole = self.problem.whole()
+        gradient = reference.mean_gradient(whole, window)
+        away = deviation(self.problem, window, gradient)
+        nuisance: Params | None = None
+        # The column of unnamed batches is a mean over the path, which is not known yet.
+        named = named_batches(window, whole) is not None
+        if named and isinstance(reference, Gradient) and reference.weighted:
+            nuisance = minibatch_column(whole, window, reference, gradient)
+        batches = tuple(step.rows for step in window.steps if step.rows is not None)
+        here = replace(self.problem, batches=batches or None)
+        means = [MeanColumns.over(LeafPenalty(leaf), here, window) for leaf in self.leaves]
+        cells = []
+        sums = sums or self._nothing([n for mean in means for n in mean.term_names])
+        for name, slope in away.value.items():
+            design, smooth = self._joined(means, name, nuisance)
+            target = -slope.reshape(-1)
+            cells += list(cells_of(name, design, target, smooth))
+            sums.smooth[name] &= smooth
+            sums.design[name] += design.mul_(window.n_steps)
+            sums.deviation[name].add_(slope, alpha=window.n_steps)
+        block = Block(
+            repr(reference), nuisance is not None, gradient.scale, gradient.n_kinks, tuple(cells)
+        )
+        return block, sums
+
+    def signed(self, sums: RFactors, blocks: Sequence[Block], weights: Params) -> RFactors:
+        """R factors with what their columns are known by at the last weights."""
+        found = [torch.as_tensor(signature(leaf, self.problem, weights)) for leaf in self.leaves]
+        if self._with_nuisance:
+            found.append(torch.full_like(found[0][:1], float("inf")))  # like no other column
+        return replace(sums, signatures=torch.cat(found).numpy(), blocks=tuple(blocks))
+
+    @property
+    def _with_nuisance(self) -> bool:
+        return self.reference != "applied"
+
+    def _joined(
+        self, means: list[MeanColumns], name: str, nuisance: Params | None
+    ) -> tuple[Tensor, Tensor]:
+        """Columns of all penalties side by side, and where each is differentiable."""
+        designs = [mean.design(name) for mean in means]
+        masks = [m.smooth(name)[:, None].expand_as(d) for m, d in zip(means, designs, strict=True)]
+        if self._with_nuisance:
+            first = designs[0][:, :1]
+            own = torch.zeros_like(first) if nuisance is None else nuisance[name].reshape(-1, 1)
+            designs, masks = [*designs, own], [*masks, torch.ones_like(first, dtype=torch.bool)]
+        if len(designs) == 1:
+            return designs[0], masks[0]
+        return torch.cat(designs, dim=1), torch.cat(masks, dim=1)
+
+    def _nothing(self, term_names: list[str]) -> RFactors:
+        """Sums over no steps."""
+        names = [*term_names, NUISANCE] if self._with_nuisance else term_names
+        k, params = len(names), self.problem.params
+
+        def full(value: Any, *width: int, dtype: torch.dtype = torch.float64) -> Params:
+            return {
+                n: torch.full((t.numel(), *width), value, dtype=dtype, device=t.device)
+                for n, t in params.items()
+            }
+
+        return RFactors(
+            tuple(names),
+            tuple(params),
+            torch.empty(0).numpy(),
+            self.reference,
+            "" if isinstance(self.problem, _Weights) else self.problem.loss_name,
+            self.problem.n_rows,
+            (),
+            full(0.0, k),
+            {n: t.reshape(params[n].shape) for n, t in full(0.0).items()},
+            full(True, k, dtype=torch.bool),
+        )
+
+
+class ReducedKept(Kept):
+    """Marks of which only the first and the last two hold tensors; the rest is R factors.
+
+    Where all marks are ends of epochs, the steps after the last one are left out.
+
+    Parameters
+    ----------
+    reduction : Reduction
+    """
+
+    def __init__(self, reduction: Reduction):
+        super().__init__(None, sys.maxsize)
+        self._reduction = reduction
+        self._blocks: list[Block] = []
+        self._sums: RFactors | None = None
+
+    def begin_epochs(self) -> None:
+        """Forget the blocks within the first epoch, which becomes one block."""
+        del self.marks[1:]
+        self._blocks, self._sums = [], None
+
+    def settle(self, steps: Sequence[Step]) -> None:
+        """Reduce the steps before the last mark, which is final now."""
+        n = len(self.marks)
+        if n < 2 or len(self._blocks) == n - 1:
+            return
+        start, stop = self.marks[-2:]
+        window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]))
+        block, self._sums = self._reduction.block(window, self._sums)
+        self._blocks.append(block)
+        if n > 2:
+            self.marks[-2] = bare(start)
+
+    def close(self, steps: Sequence[Step]) -> None:
+        """Reduce the rest, unless it is less than an epoch after epochs."""
+        ends = self.marks
+        epochs = [b.epoch > a.epoch for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        if len(epochs) < 2 or epochs[-1] or not all(epochs[:-1]):
+            self.settle(steps)
+
+    def path(self) -> tuple[tuple[Mark, ...], RFactors | None]:
+        """The marks up to the last block that was reduced, and the R factors."""
+        if self._sums is None:
+            return tuple(self.marks[:1]), None
+        marks = tuple(self.marks[: len(self._blocks) + 1])
+        return marks, self._reduction.signed(self._sums, self._blocks, marks[-1].weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weights(Problem):
+    """The weights of a module without any rows."""
+
+    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """Refuse."""
+        raise ValueError(
+            "Expected data=(X, y) and loss= for penalties that look at the rows, got neither; "
+            "give both to record(...)."
+        )
+
+    def whole(self) -> Problem:
+        """The same; the gradients were recorded of all tensors."""
+        return self
+
+    def at(self, params: Params) -> Problem:
+        """The same at other weights."""
+        return replace(self, params={n: params[n].to(t.device) for n, t in self.params.items()})
+
+
+def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
+    trained: Params = {
+        own_name(n): p.detach() for n, p in model.named_parameters() if p.requires_grad
+    }
+    names = select_params(params, trained, {own_name(n) for n in weight_matrices(model)})
+    kinds = {p.dtype for p in trained.values()}
+    return _Weights(
+        params={n: trained[n] for n in names},
+        model_name=type(model).__name__,
+        loss_name="",
+        eps=max(torch.finfo(kind).eps for kind in kinds),
+        left_out=tuple(n for n in trained if n not in names),
+    )

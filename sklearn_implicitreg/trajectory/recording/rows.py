@@ -1,0 +1,190 @@
+"""Which rows of a data set a batch holds, told by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from sklearn_implicitreg.adapters.torch.data import preserved_rng
+
+__all__ = ["Batches", "RowFinder"]
+
+Indices = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+_CHUNK = 4096  # rows that are turned into keys at once
+
+
+class RowFinder:
+    """Positions of rows in a data set.
+
+    A row is known by a 64-bit key of all its numbers (as float32, in which nets see them).
+    Equal rows are interchangeable. Rows that a transform changes at every visit are not found.
+
+    Parameters
+    ----------
+    data : array, tensor, tuple or dict of these, or torch Dataset
+        All that a batch holds, so (X, y) for batches of inputs and targets.
+
+    Examples
+    --------
+    >>> X = torch.arange(6.0).reshape(3, 2)
+    >>> RowFinder(X).find(X[[2, 0]])
+    array([2, 0])
+    """
+
+    def __init__(self, data: Any):
+        keys = np.concatenate([_keys(part) for part in _chunks(data)])
+        self._order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._order]
+
+    def find(self, batch: Any) -> npt.NDArray[np.int64] | None:
+        """Positions of the rows of a batch; None if one of them is not in the data set."""
+        try:
+            keys = _keys(batch)
+        except ValueError:  # not one array per row: a graph, a ragged batch
+            return None
+        place = np.searchsorted(self._sorted, keys)
+        inside = place < len(self._sorted)
+        if not inside.all() or not (self._sorted[place] == keys).all():
+            return None
+        return np.asarray(self._order[place], dtype=np.int64)
+
+
+class Batches:
+    """What is named of the batch of the next step."""
+
+    def __init__(self) -> None:
+        self.finder: RowFinder | None = None
+        self._rows: list[Indices | None] = []
+        self._sizes: list[int | None] = []
+
+    def name(self, rows: Any, accumulate: bool) -> None:
+        """Take row numbers, their number, or the batch itself, which is looked up.
+
+        Raises
+        ------
+        ValueError
+            For what is none of them.
+        """
+        if not accumulate:
+            self._rows, self._sizes = [], []
+        if not _has_rows(rows):
+            self._rows.append(None)
+            self._sizes.append(_size(rows))
+            return
+        found = _positions(rows, self.finder)
+        if found is None and self.finder is not None:
+            found = self.finder.find(rows)
+        self._rows.append(found)
+        self._sizes.append(_n_rows(rows) if found is None else len(found))
+
+    def taken(self) -> tuple[Indices | None, int | None]:
+        """Rows and size of the batch, which is then forgotten."""
+        rows, sizes = self._rows, self._sizes
+        self._rows, self._sizes = [], []
+        known = [part for part in rows if part is not None]
+        whole = np.concatenate(known) if rows and len(known) == len(rows) else None
+        counted = [n for n in sizes if n is not None]
+        return whole, sum(counted) if sizes and len(counted) == len(sizes) else None
+
+
+def _n_rows(batch: Any) -> int | None:
+    """Number of rows of a batch; None where it holds no arrays."""
+    for leaf in _leaves(batch):
+        return len(leaf)
+    return None
+
+
+def _size(rows: Any) -> int:
+    """Number of rows that was given in their place."""
+    if isinstance(rows, Tensor | np.ndarray):
+        rows = rows.item()
+    if isinstance(rows, bool | np.bool_) or not isinstance(rows, int | np.integer) or rows < 1:
+        raise ValueError(
+            "Expected row numbers, their number (at least 1) or the batch itself, got "
+            f"{rows!r}; give an array such as np.arange(10, 20)."
+        )
+    return int(rows)
+
+
+def _positions(rows: Any, finder: RowFinder | None) -> Indices | None:
+    """Row numbers, unless a batch of data was given."""
+    if isinstance(rows, Mapping) or _is_nested(rows):
+        return None
+    array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
+        return None
+    if array.dtype.kind == "b":
+        array = np.flatnonzero(array)
+    if array.dtype.kind not in "iu" and len(array) and finder is not None:
+        return None  # a batch of single numbers
+    if array.dtype.kind not in "iu" or not len(array) or array.min() < 0:
+        raise ValueError(
+            "Expected row numbers that are integers >= 0, at least one, got "
+            f"{array.tolist()[:5]} of {array.dtype}; give positions in the data set."
+        )
+    return np.array(array, dtype=np.int64)
+
+
+def _has_rows(part: Any) -> bool:
+    return isinstance(part, Mapping | Sequence) or getattr(part, "ndim", 0) > 0
+
+
+def _is_nested(batch: Any) -> bool:
+    return isinstance(batch, list | tuple) and any(_has_rows(part) for part in batch)
+
+
+def _chunks(data: Any) -> Iterator[Any]:
+    """Parts of a data set, in order."""
+    if isinstance(data, Dataset):
+        if isinstance(data, IterableDataset):
+            raise ValueError("Expected a data set with numbered rows, got a stream.")
+        with preserved_rng(torch.device("cpu")):
+            yield from DataLoader(data, batch_size=_CHUNK)
+        return
+    yield data
+
+
+def _keys(batch: Any) -> Keys:
+    """One key for each row."""
+    leaves = list(_leaves(batch))
+    n = len(leaves[0]) if leaves else 0
+    if not leaves or any(len(leaf) != n for leaf in leaves):
+        raise ValueError(
+            f"Expected numeric arrays of equally many rows, got {[len(leaf) for leaf in leaves]}."
+        )
+    total = np.zeros(n, dtype=np.uint64)
+    for i, leaf in enumerate(leaves):
+        width = int(np.prod(leaf.shape[1:], dtype=int))
+        factors = np.random.default_rng(i).integers(2**63, size=width, dtype=np.uint64) * 2 + 1
+        for start in range(0, n, _CHUNK):
+            part = np.asarray(leaf[start : start + _CHUNK])
+            plain = np.ascontiguousarray(part, dtype=np.float32).reshape(-1, width) + 0.0
+            bits = plain.astype(np.float32).view(np.uint32).astype(np.uint64)
+            # Squares too: a sum that is linear in the bits would confuse swapped halves.
+            total[start : start + _CHUNK] += (bits * factors + bits * bits) @ factors
+    return total
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    """Arrays of a batch, in order."""
+    if isinstance(batch, Tensor):
+        plain = batch.detach().cpu()
+        if plain.ndim:
+            yield (plain.float() if plain.is_floating_point() else plain).numpy()
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _leaves(value)
+    elif _is_nested(batch):
+        for part in batch:
+            yield from _leaves(part)
+    else:
+        array = np.asarray(batch)
+        if array.ndim and array.dtype.kind in "biuf":
+            yield array

@@ -1,0 +1,93 @@
+"""Recorder for Hugging Face's Trainer; where Transformers is installed, it is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from os import PathLike
+from typing import Any
+
+from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+
+__all__ = ["TransformersRecorder"]
+
+_Callback: Any = base_of("transformers", "TrainerCallback")
+
+
+class TransformersRecorder(_Callback):
+    """Callback that records the training path of a Hugging Face ``Trainer``.
+
+    Epochs are marked. The Trainer does not show its batches: only their size is known, where
+    it is known at all. The Trainer clips gradients by default (``max_grad_norm=1``): clipped
+    ones are what the optimizer applies; ``max_grad_norm=0`` turns that off.
+
+    Parameters
+    ----------
+    every : int, default=1
+        Steps between marks.
+    gradients : bool, default=None
+        Whether to sum the gradients that the optimizer is given; None: with ``every=1`` only.
+    directory : path-like, default=None
+        Empty folder for the marks.
+
+    Raises
+    ------
+    ImportError
+        If Transformers is not installed.
+
+    Attributes
+    ----------
+    trajectory_ : Trajectory
+        What was recorded.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.trajectory import TransformersRecorder  # doctest: +SKIP
+    >>> recorder = TransformersRecorder(every=10)  # doctest: +SKIP
+    >>> Trainer(model, args, train_dataset=data, callbacks=[recorder]).train()  # doctest: +SKIP
+    >>> recorder.trajectory_  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        every: int = 1,
+        gradients: bool | None = None,
+        directory: str | PathLike[str] | None = None,
+    ):
+        if _Callback is object:
+            raise ImportError("TransformersRecorder needs the package transformers; install it.")
+        self._session = Session(every, gradients, directory)
+        self._left: int | None = None  # rows of the epoch that are still to come
+
+    @property
+    def trajectory_(self) -> Trajectory:
+        """What was recorded."""
+        return self._session.trajectory
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Attach to the optimizer, which Accelerate has wrapped."""
+        optimizer = kwargs["optimizer"]
+        self._session.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the rows of the epoch."""
+        data: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        counted = isinstance(data, Sized) and not getattr(args, "dataloader_drop_last", False)
+        self._left = len(data) if counted else None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say how many rows the next step uses."""
+        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if self._left is not None:
+            size = min(size, self._left)
+            self._left -= size
+        if size:
+            self._session.batch(size)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mark the end of an epoch."""
+        self._session.epoch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Detach."""
+        self._session.end()

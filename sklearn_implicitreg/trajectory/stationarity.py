@@ -1,0 +1,100 @@
+"""Whether trained weights are an endpoint: what the steps of a path beside them say."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sklearn_implicitreg.problem import LossGradient, Params
+from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.stacks import StackedEquations
+from sklearn_implicitreg.trajectory.references import Gradient
+from sklearn_implicitreg.trajectory.stretches import deviation
+from sklearn_implicitreg.trajectory.trajectory import Mark, Trajectory, Window
+from sklearn_implicitreg.trajectory.vectors import squared_mean
+
+__all__ = ["path_evidence"]
+
+_DIFFERENT = 0.01  # share of the endpoint's squared target, as for a supported family
+_WINDOWS = 10  # nearest to the weights: the path may have come from far
+
+
+def path_evidence(
+    equations: Equations | StackedEquations, path: Trajectory | None
+) -> tuple[str, str]:
+    """Sentence against an endpoint, and sentence for it; at most one of them is not empty.
+
+    An endpoint takes the applied gradient as zero: its target is ``-grad L``. The path measured
+    it: what its steps added is ``a - grad L`` at the mean iterates. Where the weights are
+    stationary both are the gradient of the same penalty. The squared norm of their difference is
+    taken from products of different windows, free of noise.
+
+    Raises
+    ------
+    ValueError
+        If the path does not go through the trained weights, or holds only R factors.
+    """
+    if path is None or not isinstance(equations, Equations):
+        return "", ""  # several endpoints have no path in common
+    if path.r_factors is not None:
+        raise ValueError(
+            "Expected a path with weights beside an endpoint, got one that holds only R factors; "
+            "record without families= to keep the weights, or use mode='trajectory'."
+        )
+    size = float(np.linalg.norm(equations.system.r_factor[:, -1]))
+    if size <= equations.rounding:
+        return "", ""
+    problem = equations.problem
+    windows = _beside(path, problem.params)
+    whole, reference = problem.whole(), Gradient()
+    parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]
+    added = torch.stack([_vector(part, equations) for part in parts])
+    signal, raw = squared_mean(added - _vector(equations.gradient, equations))
+    share, noise = max(0.0, signal) / size**2, (raw - signal) / size**2
+    n_steps = sum(window.n_steps for window in windows)
+    target = "-grad L" + " less what is known" * bool(equations.columns.known_terms)
+    told = f"noise {noise:.2g}" if len(windows) > 1 else "one window: its noise is not known"
+    steps = f"what {n_steps} steps of the path beside these weights added"
+    if share <= _DIFFERENT + noise:
+        return "", (
+            f"The path bears it out: {steps} differs from {target} by {share:.2g} of its squared "
+            f"norm ({told})."
+        )
+    norm = squared_mean(added)[1] ** 0.5
+    return (
+        f"{target} has norm {size:.4g}, {steps} has {norm:.4g}, and their difference is "
+        f"{share:.3g} of the squared norm of the former, more than {_DIFFERENT + noise:.2g} "
+        f"({told}): this is the gradient of noise, or of a training that had not ended. Read what "
+        "the steps add with mode='trajectory' and this path."
+    ), ""
+
+
+def _beside(path: Trajectory, params: Params) -> list[Window]:
+    """The windows that end at the weights, or that begin there; epochs where they are marked."""
+    marks = path.marks
+    epochs = marks[-1].epoch > marks[0].epoch
+    windows = path.windows("epoch" if epochs else None)
+    order = (marks[-1], marks[0], *reversed(marks[1:-1]))
+    here = next((mark.step for mark in order if _is_at(mark, params)), None)
+    if here is None:
+        raise ValueError(
+            "Expected a path through the trained weights, got one with none of its marks there; "
+            "give the model as it was when the path was recorded, or trajectory=None."
+        )
+    before = [window for window in windows if window.stop.step <= here]
+    after = [window for window in windows if window.start.step >= here]
+    return before[-_WINDOWS:] or after[:_WINDOWS] or windows[-1:]
+
+
+def _is_at(mark: Mark, params: Params) -> bool:
+    weights = mark.weights
+    return all(torch.equal(weights[n].double().cpu(), t.double().cpu()) for n, t in params.items())
+
+
+def _vector(gradient: LossGradient, equations: Equations) -> torch.Tensor:
+    """Minus a target, as one vector: gradient and known penalties."""
+    parts = []
+    for name in equations.problem.params:
+        slope, known = gradient.value[name].reshape(-1), equations.columns.known(name)
+        parts.append((slope if known is None else slope + known).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,359 @@
+"""A recorded training path: marks with running sums, so that any window is a difference of two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_implicitreg.trajectory.files import read, write
+from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
+from sklearn_implicitreg.trajectory.r_factors import RFactors
+from sklearn_implicitreg.trajectory.window import Indices, Step, Window
+
+__all__ = ["Indices", "Mark", "Step", "Trajectory", "Window"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Recorded path of a training run; made by :func:`sklearn_implicitreg.trajectory.record`.
+
+    Parameters
+    ----------
+    marks : tuple of Mark
+        In the order of their steps; the first is the start.
+    steps : tuple of Step
+        One for each step between the first and the last mark.
+    optimizer : str
+        Class of the optimizer.
+    settings : dict
+        Of its first parameter group (momentum, betas, ...).
+    n_dropped : int
+        Steps that are left out: not finite, of step size zero, or beside which something else
+        than the optimizer changed the weights.
+    r_factors : R factors or None, default=None
+        What the path holds in the place of weights, where families were given to ``record``;
+        only the first and the last mark have tensors then.
+    begins_epoch : bool, default=True
+        Whether the first step is that of an epoch, which a slice may have cut.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.trajectory import record
+    >>> net = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> with record(net, optimizer) as path:
+    ...     for _ in range(4):
+    ...         optimizer.zero_grad()
+    ...         net(torch.ones(4, 2)).square().mean().backward()
+    ...         optimizer.step()
+    >>> path.trajectory
+    Trajectory(4 steps of SGD, 5 marks, 0 epochs, batches known for 0 steps)
+    >>> path.trajectory[2:].n_steps
+    2
+    """
+
+    marks: tuple[Mark, ...]
+    steps: tuple[Step, ...]
+    optimizer: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    n_dropped: int = 0
+    r_factors: RFactors | None = None
+    begins_epoch: bool = True
+
+    def __sklearn_clone__(self) -> Trajectory:
+        """Shared, not copied."""
+        return self
+
+    def __repr__(self) -> str:
+        """What the path holds."""
+        epochs = self.marks[-1].epoch - self.marks[0].epoch
+        known = sum(step.rows is not None for step in self.steps)
+        dropped = f", {self.n_dropped} steps dropped" if self.n_dropped else ""
+        held = f", {self.r_factors}" if self.r_factors else ""
+        return (
+            f"Trajectory({self.n_steps} steps of {self.optimizer}, {len(self.marks)} marks, "
+            f"{epochs} epochs, batches known for {known} steps{dropped}{held})"
+        )
+
+    @property
+    def n_steps(self) -> int:
+        """Number of recorded steps."""
+        return self.marks[-1].step - self.marks[0].step
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the recorded tensors."""
+        return tuple(self.marks[0].weights)
+
+    @property
+    def every_step(self) -> bool:
+        """Whether there is a mark at every step."""
+        return len(self.marks) == self.n_steps + 1
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradients that the optimizer was given are known."""
+        return bool(self.marks[0].consumed)
+
+    def rounding(self, window: int | str | None = None) -> float:
+        """Norm of the rounding in the targets of all windows, at most.
+
+        A coefficient of a single term is wrong by at most this over the norm of its column.
+        For SGD, and for what AdamW's directions do not explain, it is the rounding of the
+        weights over the step size; for the moments of Adam their rounding over ``1 - beta_1``.
+
+        Parameters
+        ----------
+        window : None, int or "epoch", default=None
+            As for :meth:`windows`.
+
+        Returns
+        -------
+        rounding : float
+            Measured at one step in ten at least, and held in between; nan where unknown.
+        """
+        return float(np.sqrt(sum(part.rounding**2 for part in self.windows(window))))
+
+    def windows(self, window: int | str | None) -> list[Window]:
+        """Windows of the path: between marks (None), of some steps (int) or of epochs.
+
+        Raises
+        ------
+        ValueError
+            If the marks that the windows need are not there.
+        """
+        edges = self._edges(window)
+        return [self._between(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    def _edges(self, window: int | str | None) -> list[int]:
+        if window is None:
+            return list(range(len(self.marks)))
+        if window == "epoch":
+            ends = [
+                i
+                for i, mark in enumerate(self.marks)
+                if (mark.epoch > self.marks[i - 1].epoch if i else self.begins_epoch)
+            ]
+            if len(ends) < 2:
+                raise ValueError(
+                    "window='epoch' needs a path with marks of epochs; call path.epoch() at the "
+                    "end of every epoch while recording, and slice so that a whole one is left."
+                )
+            return ends
+        if not isinstance(window, int | np.integer) or window < 1:
+            raise ValueError(f"Expected window None, 'epoch' or an integer >= 1, got {window!r}.")
+        place = {mark.step: i for i, mark in enumerate(self.marks)}
+        first = self.marks[0].step
+        wanted = range(first, self.marks[-1].step + 1, int(window))
+        if any(step not in place for step in wanted) or len(wanted) < 2:
+            raise ValueError(
+                f"window={window} needs a mark every {window} steps and at least that many "
+                f"steps, got {len(self.marks)} marks over {self.n_steps} steps; record with an "
+                "`every` that divides the window."
+            )
+        return [place[step] for step in wanted]
+
+    def _between(self, a: int, b: int) -> Window:
+        start, stop = self.marks[a], self.marks[b]
+        offset = self.marks[0].step
+        steps = self.steps[start.step - offset : stop.step - offset]
+        return Window(start, stop, self.marks[a:b], steps)
+
+    def __getitem__(self, part: slice) -> Trajectory:
+        """Part of the path, by marks."""
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise TypeError("Expected a slice of marks such as path[10:50].")
+        marks = self.marks[part]
+        if self.r_factors and len(marks) < len(self.marks):
+            raise ValueError(
+                "Expected a slice of a path with weights, got one that holds only R factors and "
+                "sums over the whole path; record its parts by themselves and join them with "
+                "Trajectory.join, or record without families=."
+            )
+        if len(marks) < 2:
+            raise ValueError(f"Expected a slice of at least 2 marks, got {len(marks)}.")
+        offset = self.marks[0].step
+        steps = self.steps[marks[0].step - offset : marks[-1].step - offset]
+        first = range(len(self.marks))[part].start
+        begins = self.begins_epoch
+        if first:
+            begins = self.marks[first].epoch > self.marks[first - 1].epoch
+        return replace(self, marks=marks, steps=steps, begins_epoch=begins)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the path to one npz file, without pickle.
+
+        Parameters
+        ----------
+        path : str or path-like
+            An existing file is replaced once the new one is whole.
+        """
+        header = {
+            "optimizer": self.optimizer,
+            "settings": self.settings,
+            "n_dropped": self.n_dropped,
+            "begins_epoch": self.begins_epoch,
+            "steps": [[step.lr, step.batch_size, step.rounding] for step in self.steps],
+        }
+        write(path, header, self.marks, [step.rows for step in self.steps], self.r_factors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Trajectory:
+        """Read a path that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file above 1 GiB is read mark by mark when they are used, so it must stay there.
+
+        Returns
+        -------
+        trajectory : Trajectory
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is cut short, or of another version.
+        """
+        header, marks, batches, r_factors = read(path)
+        settings = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in header["settings"].items()
+        }
+        steps = tuple(
+            Step(lr, rows, size, rounding)
+            for rows, (lr, size, rounding) in zip(batches, header["steps"], strict=True)
+        )
+        begins = header.get("begins_epoch", True)
+        own = (header["optimizer"], settings, header["n_dropped"], r_factors, begins)
+        return cls(marks, steps, *own)
+
+    @classmethod
+    def from_iterates(
+        cls,
+        weights: Iterable[Any],
+        lr: float | Iterable[float],
+        *,
+        gradients: Iterable[Any] | None = None,
+        n_steps: int = 1,
+    ) -> Trajectory:
+        """Path of iterates that gradient descent made, such as checkpoints.
+
+        The applied gradient is the displacement over the step size, so the iterates must be of
+        an optimizer without momentum and preconditioning (``MLPRegressor(solver="sgd",
+        momentum=0)`` by ``partial_fit``; checkpoints of plain SGD).
+
+        Parameters
+        ----------
+        weights : iterable of T + 1 modules, dicts, fitted scikit-learn models or checkpoint files
+            State dicts and files that hold one may keep buffers, which do not change.
+        lr : float or iterable of T floats
+            Step size, of every step or of the steps between two iterates.
+        gradients : iterable of T dicts, default=None
+            Mean gradients that were given to the optimizer, for ``reference="applied"``.
+        n_steps : int, default=1
+            Steps between two iterates. With more than one the mean iterate between them is
+            taken as the mean of both.
+
+        Returns
+        -------
+        trajectory : Trajectory
+
+        Raises
+        ------
+        ValueError
+            If iterates change names or shapes, are fewer than two or the same object, most are
+            not finite, a step size is not positive, or a scikit-learn model has momentum or
+            another solver.
+
+        Examples
+        --------
+        >>> import torch
+        >>> path = Trajectory.from_iterates([{"w": torch.ones(2)}, {"w": torch.zeros(2)}], lr=0.5)
+        >>> path.windows(None)[0].mean("applied")["w"].tolist()
+        [2.0, 2.0]
+        """
+        from sklearn_implicitreg.trajectory.iterates import recorded
+
+        marks, steps, dropped = recorded(weights, lr, gradients, n_steps)
+        return cls(tuple(marks), tuple(steps), "gradient descent", {}, dropped)
+
+    @classmethod
+    def join(cls, paths: Iterable[Trajectory]) -> Trajectory:
+        """One path of consecutive ones, as of a training that was continued.
+
+        Parameters
+        ----------
+        paths : iterable of Trajectory
+            Each begins at the weights at which the one before ended.
+
+        Returns
+        -------
+        trajectory : Trajectory
+
+        Raises
+        ------
+        ValueError
+            If they do not continue each other.
+        """
+        parts = list(paths)
+        if not parts:
+            raise ValueError("Expected at least one path to join, got none.")
+        total = parts[0]
+        for path in parts[1:]:
+            total = _continued(total, path)
+        return total
+
+
+def _continued(total: Trajectory, path: Trajectory) -> Trajectory:
+    """Two paths, one after the other."""
+    last, first = total.marks[-1], path.marks[0]
+    before, begin = last.weights, first.weights
+    if before.keys() != begin.keys() or not all(
+        torch.equal(t, begin[name].to(t.device)) for name, t in before.items()
+    ):
+        raise ValueError(
+            "Expected paths that continue each other, got a start that is not where the one "
+            "before ended."
+        )
+    if total.optimizer != path.optimizer or total.has_gradients != path.has_gradients:
+        raise ValueError(
+            "Expected paths of one optimizer that hold the same, got "
+            f"{total.optimizer} (gradients: {total.has_gradients}) and {path.optimizer} "
+            f"(gradients: {path.has_gradients}); record both in the same way."
+        )
+    if (total.r_factors is None) != (path.r_factors is None):
+        raise ValueError(
+            "Expected paths that hold the same, got one with weights and one with R factors; "
+            "record both with the same families=, or both without."
+        )
+    r_factors = total.r_factors and path.r_factors and total.r_factors.joined(path.r_factors)
+    shift = {
+        what: {n: t - getattr(first, what)[n] for n, t in getattr(last, what).items()}
+        for what in SUMS
+    }
+    shifted = tuple(
+        Mark(
+            mark.step - first.step + last.step,
+            mark.epoch - first.epoch + last.epoch,
+            mark.weights,
+            *({n: t + shift[w][n] for n, t in getattr(mark, w).items()} for w in SUMS),
+        )
+        for mark in path.marks[1:]
+    )
+    kept = total.marks if r_factors is None else (*total.marks[:-1], bare(last))
+    return replace(
+        total,
+        marks=(*kept, *shifted),
+        steps=(*total.steps, *path.steps),
+        n_dropped=total.n_dropped + path.n_dropped,
+        r_factors=r_factors,
+    )

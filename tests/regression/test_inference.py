@@ -1,0 +1,360 @@
+"""Standard errors over equations, against statsmodels, explicit loops and simulation."""
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+from statsmodels.datasets import longley
+
+from sklearn_implicitreg.regression.inference import COVARIANCES, infer, trajectory_bound
+from sklearn_implicitreg.regression.solve import solve
+from sklearn_implicitreg.regression.system import GradientSystem
+
+NAMES = ("l2", "l1", "l21")
+
+
+def fitted(design, target, groups=None, positive=False, names=None, **options):
+    names = names or [f"term{j}" for j in range(np.shape(design)[1])]
+    system = GradientSystem.from_arrays(design, target, names, groups)
+    solution = solve(system.r_factor, system.n_equations, positive=positive)
+    return solution, infer(system, solution, **options)
+
+
+def equations(m=300, n_clusters=6, seed=0):
+    rng = np.random.default_rng(seed)
+    design = rng.standard_normal((m, 3)) @ np.array([[1, 0.5, 0], [0, 1, 0.2], [0, 0, 2.0]])
+    target = design @ [1.0, -2.0, 0.5] + rng.standard_normal(m) * np.exp(design[:, 0] / 2)
+    return design, target, rng.integers(0, n_clusters, m)
+
+
+def delete_one_cluster(design, target, groups):
+    """Jackknife by refitting the rows of the other clusters, one cluster after the other."""
+    coef = np.linalg.lstsq(design, target, rcond=None)[0]
+    labels = np.unique(groups)
+    refits = [np.linalg.lstsq(design[groups != c], target[groups != c])[0] for c in labels]
+    spread = np.array(refits) - coef
+    return (len(labels) - 1) / len(labels) * spread.T @ spread
+
+
+class TestAgainstStatsmodels:
+    @pytest.mark.parametrize("name", ["ols", "nonrobust"])
+    @pytest.mark.parametrize("level", [0.95, 0.8])
+    def test_ols(self, name, level):
+        design, target, _ = equations()
+        _, inference = fitted(design, target, covariance=name, confidence_level=level)
+        expected = sm.OLS(target, design).fit()
+        np.testing.assert_allclose(inference.cov, expected.cov_params(), rtol=1e-10, atol=1e-15)
+        np.testing.assert_allclose(inference.std_err, expected.bse, rtol=1e-10)
+        np.testing.assert_allclose(inference.tvalues, expected.tvalues, rtol=1e-10)
+        np.testing.assert_allclose(inference.pvalues, expected.pvalues, rtol=1e-10, atol=1e-300)
+        np.testing.assert_allclose(inference.conf_int, expected.conf_int(1 - level), rtol=1e-10)
+        assert (inference.covariance, inference.df) == ("ols", 297)
+
+    def test_hc3(self):
+        design, target, _ = equations()
+        _, inference = fitted(design, target, covariance="hc3")
+        expected = sm.OLS(target, design).fit().get_robustcov_results("HC3", use_t=True)
+        np.testing.assert_allclose(inference.cov, expected.cov_params(), rtol=1e-10)
+        np.testing.assert_allclose(inference.pvalues, expected.pvalues, rtol=1e-10, atol=1e-300)
+        np.testing.assert_allclose(inference.conf_int, expected.conf_int(), rtol=1e-10)
+        assert (inference.covariance, inference.df) == ("hc3", 297)
+
+    def test_every_row_its_own_cluster_is_hc3(self):
+        design, target, _ = equations(m=60)
+        _, inference = fitted(design, target, np.arange(60), covariance="cluster")
+        expected = sm.OLS(target, design).fit().get_robustcov_results("HC3").cov_params()
+        np.testing.assert_allclose(inference.cov, 59 / 60 * expected, rtol=1e-10)
+
+    def test_longley(self):
+        data = longley.load_pandas()
+        design = np.column_stack([np.ones(16), data.exog.to_numpy()])
+        _, inference = fitted(design, data.endog.to_numpy(), covariance="ols")
+        # Certified by the National Institute of Standards and Technology.
+        certified = [
+            890420.383607373,
+            84.9149257747669,
+            0.334910077722432e-01,
+            0.488399681651699,
+            0.214274163161675,
+            0.226073200069370,
+            455.478499142212,
+        ]
+        np.testing.assert_allclose(inference.std_err, certified, rtol=1e-8)
+
+
+class TestJackknife:
+    @pytest.mark.parametrize("n_clusters", [4, 6, 25])
+    @pytest.mark.parametrize("name", ["auto", "cluster"])
+    def test_equals_refits(self, n_clusters, name):
+        design, target, groups = equations(n_clusters=n_clusters)
+        _, inference = fitted(design, target, groups, covariance=name)
+        expected = delete_one_cluster(design, target, groups)
+        np.testing.assert_allclose(inference.cov, expected, rtol=1e-9, atol=1e-14)
+        assert (inference.covariance, inference.df) == ("cluster", n_clusters - 1)
+        assert f"over {n_clusters} clusters of 300 equations" in inference.description
+
+    def test_t_distribution_of_clusters_less_one(self):
+        design, target, groups = equations()
+        solution, inference = fitted(design, target, groups)
+        half = stats.t.ppf(0.975, 5) * inference.std_err
+        np.testing.assert_allclose(inference.conf_int[:, 1] - solution.coef, half, rtol=1e-12)
+        expected = 2 * stats.t.sf(np.abs(solution.coef / inference.std_err), 5)
+        np.testing.assert_allclose(inference.pvalues, expected, rtol=1e-12)
+
+    def test_units_of_the_terms(self):
+        design, target, groups = equations()
+        units = np.array([1e-9, 1.0, 1e10])
+        plain = fitted(design, target, groups)[1]
+        scaled = fitted(design * units, target, groups)[1]
+        np.testing.assert_allclose(scaled.std_err * units, plain.std_err, rtol=1e-9)
+
+    def test_two_clusters_only_on_request(self):
+        design, target, groups = equations(n_clusters=2)
+        _, inference = fitted(design, target, groups, covariance="cluster")
+        np.testing.assert_allclose(
+            inference.cov, delete_one_cluster(design, target, groups), rtol=1e-9
+        )
+        assert inference.df == 1
+
+
+class TestAuto:
+    @pytest.mark.parametrize("n_clusters", [1, 2, 3])
+    def test_few_clusters_fall_back_to_hc3(self, n_clusters):
+        design, target, groups = equations(n_clusters=n_clusters)
+        _, inference = fitted(design, target, groups)
+        assert inference.covariance == "hc3"
+        word = "cluster" if n_clusters == 1 else "clusters"
+        assert inference.description == (
+            f"hc3 over 300 equations, t(297); not cluster: only {n_clusters} {word}"
+        )
+
+    def test_column_of_one_cluster_falls_back_to_hc3(self):
+        design, target, groups = equations()
+        design[groups != 2, 1] = 0
+        _, inference = fitted(design, target, groups)
+        assert inference.covariance == "hc3"
+        assert "a column without support once cluster '2' is left out" in inference.description
+
+    def test_columns_that_only_one_cluster_tells_apart(self):
+        design, target, groups = equations()
+        design[groups != 3, 1] = 2 * design[groups != 3, 0]
+        _, inference = fitted(design, target, groups)
+        assert inference.covariance == "hc3"
+        assert "cluster '3'" in inference.description
+
+    def test_equations_that_cannot_be_read_again_fall_back_to_ols(self):
+        design, target, _ = equations()
+        whole = GradientSystem.from_arrays(design, target, NAMES)
+        system = GradientSystem(NAMES, whole.labels, whole.r_factors, whole.counts)
+        inference = infer(system, solve(system.r_factor, 300))
+        assert inference.covariance == "ols"
+        assert "not cluster: only 1 cluster; not hc3: equations" in inference.description
+
+    def test_row_of_leverage_one_falls_back_to_ols(self):
+        design, target, _ = equations()
+        design[1:, 2] = 0
+        _, inference = fitted(design, target)
+        assert inference.covariance == "ols"
+        assert "leverage 1" in inference.description
+
+
+class TestNoStandardError:
+    @pytest.mark.parametrize("covariance", COVARIANCES)
+    @pytest.mark.parametrize("m", [1, 2, 3])
+    def test_no_more_equations_than_coefficients(self, m, covariance):
+        design, target, _ = equations()
+        _, inference = fitted(design[:m], target[:m], covariance=covariance)
+        assert np.isnan(inference.std_err).all()
+        assert np.isnan(inference.conf_int).all()
+        assert np.isnan(inference.pvalues).all()
+        assert np.isnan(inference.cov).all()
+        assert f"{m} equations for 3 coefficients" in inference.description
+
+    @pytest.mark.parametrize("covariance", ["ols", "hc3", "cluster"])
+    def test_dependent_columns(self, covariance):
+        design, target, groups = equations()
+        a, b, _ = design.T
+        _, inference = fitted(np.column_stack([a, b, 2 * a]), target, groups, covariance=covariance)
+        reduced = fitted(np.column_stack([a, b]), target, groups, covariance=covariance)[1]
+        np.testing.assert_array_equal(np.isnan(inference.std_err), [True, False, True])
+        np.testing.assert_allclose(inference.std_err[1], reduced.std_err[1], rtol=1e-10)
+        np.testing.assert_allclose(inference.pvalues[1], reduced.pvalues[1], rtol=1e-8)
+
+    @pytest.mark.parametrize("covariance", ["ols", "hc3", "cluster"])
+    def test_columns_that_a_nonnegative_fit_left_at_zero(self, covariance):
+        design, target, groups = equations()
+        target = target + 3 * design[:, 0]
+        solution, inference = fitted(design, target, groups, positive=True, covariance=covariance)
+        np.testing.assert_array_equal(solution.active, [True, False, True])
+        np.testing.assert_array_equal(np.isnan(inference.std_err), [False, True, False])
+        reduced = fitted(design[:, [0, 2]], target, groups, covariance=covariance)[1]
+        np.testing.assert_allclose(inference.std_err[[0, 2]], reduced.std_err, rtol=1e-9)
+
+    def test_all_at_zero(self):
+        _, inference = fitted(np.ones((9, 1)), -np.ones(9), positive=True)
+        assert np.isnan(inference.std_err).all()
+        assert inference.description == "no standard errors: no coefficient above zero"
+
+    def test_exact_recovery_has_errors_of_rounding(self):
+        design, _, groups = equations()
+        for covariance in ("ols", "hc3", "cluster"):
+            solution, inference = fitted(
+                design, design @ [1.0, 2.0, 3.0], groups, covariance=covariance
+            )
+            np.testing.assert_allclose(solution.coef, [1, 2, 3], rtol=1e-12)
+            assert (inference.std_err < 1e-13).all()
+            assert (inference.pvalues < 1e-50).all() or covariance == "cluster"
+
+    def test_zero_target(self):
+        design, _, groups = equations()
+        _, inference = fitted(design, np.zeros(300), groups)
+        assert not inference.std_err.any()
+        assert np.isnan(inference.tvalues).all()
+
+
+class TestRefusals:
+    def test_unknown_covariance(self):
+        with pytest.raises(ValueError, match=r"among \['auto', 'ols', .*\], got 'white'"):
+            fitted(*equations(), covariance="white")
+
+    @pytest.mark.parametrize("level", [0, 1, 95, np.nan])
+    def test_level_outside_0_1(self, level):
+        with pytest.raises(ValueError, match="Expected 0 < confidence_level < 1, got"):
+            fitted(*equations(), confidence_level=level)
+
+    def test_cluster_of_one(self):
+        design, target, _ = equations()
+        with pytest.raises(ValueError, match=r"gives? covariance='cluster', got 1 cluster; use"):
+            fitted(design, target, covariance="cluster")
+
+    def test_cluster_that_holds_a_column(self):
+        design, target, groups = equations()
+        design[groups != 2, 1] = 0
+        with pytest.raises(ValueError, match="without support once cluster '2' is left out"):
+            fitted(design, target, groups, covariance="cluster")
+
+    def test_hc3_without_a_second_pass(self):
+        system = GradientSystem(("l2",), ("all",), (np.ones((2, 2)),), (9,))
+        with pytest.raises(ValueError, match="cannot be read a second time"):
+            infer(system, solve(system.r_factor, 9), covariance="hc3")
+
+
+def coverage(covariance, draw, n_runs=1000):
+    """Share of 95 % intervals that hold the true first coefficient, 1."""
+    hits = 0
+    for seed in range(n_runs):
+        design, target, groups = draw(np.random.default_rng(seed))
+        low, high = fitted(design, target, groups, covariance=covariance)[1].conf_int[0]
+        hits += low <= 1 <= high
+    return hits / n_runs
+
+
+def clustered(rng):
+    """Twelve clusters of unequal size, each with a coefficient and a noise level of its own."""
+    groups = np.repeat(np.arange(12), rng.integers(5, 60, 12))
+    design = rng.standard_normal((len(groups), 2)) + rng.standard_normal((12, 2))[groups]
+    own = 1 + 0.5 * rng.standard_normal(12)
+    noise = rng.standard_normal(len(groups)) * rng.uniform(0.2, 2, 12)[groups]
+    return design, own[groups] * design[:, 0] - design[:, 1] + noise, groups
+
+
+def heteroskedastic(rng):
+    """Independent rows whose noise grows with the first column."""
+    design = rng.standard_normal((100, 2))
+    noise = rng.standard_normal(100) * (0.1 + design[:, 0] ** 2)
+    return design, design[:, 0] + noise, None
+
+
+@pytest.mark.slow
+class TestSimulatedCoverage:
+    def test_jackknife_of_clusters(self):
+        assert 0.93 <= coverage("cluster", clustered) <= 0.985
+
+    def test_ols_is_far_off_where_clusters_differ(self):
+        assert coverage("ols", clustered) < 0.8
+
+    def test_hc3_of_heteroskedastic_rows(self):
+        assert 0.92 <= coverage("hc3", heteroskedastic) <= 0.98
+
+    def test_ols_is_off_where_rows_are_heteroskedastic(self):
+        assert coverage("ols", heteroskedastic) < 0.85
+
+
+N_RUNS, N_STEPS = 4000, 60
+STRENGTHS = np.linspace(0.0, 1.0, 21)
+TRUE_STRENGTH = 0.3
+RARE = 0.05
+
+
+def paths_with_a_ridge(seed=0):
+    """Excess of the fitted ridge and sums of D of every ridge, for many paths.
+
+    The targets are ``0.3 theta`` and noise along theta, rarely there and then large. Where theta
+    goes depends on the noise before; its norm stays 1.
+    """
+    rng = np.random.default_rng(seed)
+    theta = np.full((N_RUNS, 3), 3**-0.5)
+    fit, scale = np.zeros(N_RUNS), np.zeros(N_RUNS)
+    for _ in range(N_STEPS):
+        target = TRUE_STRENGTH * theta + theta * ((rng.random((N_RUNS, 1)) < RARE) - RARE)
+        fit += (theta * target).sum(1)
+        scale += (theta**2).sum(1)
+        theta = theta - 0.2 * target + rng.uniform(-0.3, 0.3, theta.shape)
+        theta /= np.linalg.norm(theta, axis=1, keepdims=True)
+    losses = STRENGTHS[:, None] ** 2 * scale - 2 * STRENGTHS[:, None] * fit
+    found = STRENGTHS[losses.argmin(0)]
+    excess = (found - TRUE_STRENGTH) ** 2 * scale / N_STEPS
+    sums = 2 * (STRENGTHS - TRUE_STRENGTH)[:, None] * (fit - TRUE_STRENGTH * scale)
+    return excess, sums
+
+
+class TestTrajectoryBound:
+    @pytest.mark.parametrize("alpha", [0.5, 0.2, 0.05])
+    def test_is_violated_in_at_most_alpha_of_the_runs(self, alpha):
+        excess, sums = paths_with_a_ridge()
+        reach = 2 * 0.7  # twice the largest difference of strengths
+        sizes = {
+            "variation": N_STEPS * reach**2 * RARE * (1 - RARE),
+            "increment": (1 - RARE) * reach,
+            "alpha": alpha,
+        }
+        bound = trajectory_bound(N_STEPS, **sizes, log_covering=np.log(len(STRENGTHS)))
+        assert (excess <= sums.max(0) / N_STEPS + 1e-12).all()
+        assert (excess > 1e-3).mean() > 0.05  # some paths mislead the fit
+        assert (sums.max(0) / N_STEPS > bound).mean() <= alpha
+        assert (excess > bound).mean() <= alpha
+        assert (sums[-1] / N_STEPS > trajectory_bound(N_STEPS, **sizes)).mean() <= alpha
+
+    def test_a_cover_adds_its_distance(self):
+        grid = {"variation": 40.0, "increment": 4.0, "log_covering": 2.4}
+        near = trajectory_bound(N_STEPS, **grid)
+        every = trajectory_bound(N_STEPS, **grid, radius=0.05, noise=0.3)
+        assert every == pytest.approx(near + 2 * 0.05 * 0.3, rel=1e-12)
+
+    def test_rare_large_increments_need_the_second_term(self):
+        """One jump in eight paths: the variance alone would promise fewer than one in twenty."""
+        rng = np.random.default_rng(1)
+        chance = 0.002
+        jumps = rng.random((20_000, N_STEPS)) < chance
+        means = (jumps - chance).mean(1)
+        variation = N_STEPS * chance * (1 - chance)
+        by_variance = trajectory_bound(N_STEPS, variation=variation, increment=0.0)
+        bound = trajectory_bound(N_STEPS, variation=variation, increment=1.0)
+        assert (means > by_variance).mean() > 0.1
+        assert (means > bound).mean() <= 0.05
+
+    def test_target_read_off_the_path_costs_pairs(self):
+        sizes = {"variation": 2.0, "increment": 0.3, "radius": 0.1, "noise": 0.7}
+        read = trajectory_bound(50, **sizes, log_covering=1.5, fixed_target=False)
+        fixed = trajectory_bound(50, **sizes, log_covering=3.0)
+        assert read == pytest.approx(fixed + 2 * 0.1 * 0.7, rel=1e-12)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"n_steps": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"variation": -1.0}, {"noise": np.nan}],
+        ids=str,
+    )
+    def test_numbers_out_of_range(self, wrong):
+        right = {"n_steps": 10, "variation": 1.0, "increment": 1.0}
+        with pytest.raises(ValueError, match="Expected n_steps >= 1, 0 < alpha < 1 and finite"):
+            trajectory_bound(**(right | wrong))

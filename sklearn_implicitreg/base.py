@@ -7,50 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
-from sklearn.compose import TransformedTargetRegressor
-from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from sklearn_implicitreg.problem.frozen import FrozenModel
+from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
+from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
 
-__all__ = ["PRECOMPUTED", "AboutModel", "is_trained", "routing_enabled", "weight_name"]
+__all__ = ["PRECOMPUTED", "AboutModel"]
 
 PRECOMPUTED = "precomputed"
-
-
-def is_trained(model: Any) -> bool:
-    """Whether a model comes trained: a module, frozen, results, or a fitted estimator."""
-    if isinstance(model, nn.Module | FrozenModel | FrozenEstimator):
-        return True
-    if isinstance(model, str | type):
-        return False
-    if _is_results(model):
-        return True
-    if not hasattr(model, "fit"):
-        return False
-    try:
-        check_is_fitted(model)
-    except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
-        return False
-    return True
-
-
-def _is_results(model: Any) -> bool:
-    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
-    return any(
-        cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
-        for cls in type(model).__mro__
-    )
 
 
 def _answers(method: str) -> Callable[[AboutModel], bool]:
@@ -264,11 +235,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return self.model_
 
 
-def routing_enabled() -> bool:
-    """Whether scikit-learn routes metadata on request only."""
-    return bool(get_config().get("enable_metadata_routing", False))
-
-
 def _tags_of(model: Any) -> Tags | None:
     """Tags of an estimator; None of what has none, a frozen module included."""
     if isinstance(model, type) or not hasattr(model, "__sklearn_tags__"):
@@ -277,20 +243,6 @@ def _tags_of(model: Any) -> Tags | None:
         return get_tags(model)
     except AttributeError:
         return None
-
-
-def weight_name(model: Any) -> str | None:
-    """Name by which a template's fit takes sample weights, also through containers."""
-    if isinstance(model, Pipeline):
-        step, last = model.steps[-1]
-        inner = weight_name(last)
-        return None if inner is None else f"{step}__{inner}"
-    if has_fit_parameter(model, "sample_weight"):
-        return "sample_weight"
-    if isinstance(model, TransformedTargetRegressor):
-        return weight_name(LinearRegression() if model.regressor is None else model.regressor)
-    is_search = hasattr(model, "estimator") and hasattr(model, "refit")
-    return weight_name(model.estimator) if is_search else None
 
 
 def _check_initialized(module: nn.Module) -> None:

@@ -12,8 +12,9 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.base import AboutModel, routing_enabled
+from sklearn_implicitreg.base import AboutModel
 from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
+from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.penalties import penalty_with_terms

@@ -19,8 +19,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.base import routing_enabled, weight_name
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, Rows, n_rows
+from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.progress import progress
 
 __all__ = ["endpoints"]

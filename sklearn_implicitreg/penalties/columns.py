@@ -1,4 +1,4 @@
-"""Gradients of the penalty terms, tensor by tensor: the columns of the regression."""
+"""Gradients of one penalty's terms: in closed form, all tensors at once, or by autograd."""
 
 from __future__ import annotations
 
@@ -8,82 +8,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
+from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["Columns"]
+__all__ = ["ClosedForm", "FullGradients", "check_terms", "columns_of"]
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 FullGradient = Callable[[Params, Problem], dict[str, Params]]
 
 
-class Columns:
-    """Design of a family at a problem's parameters, in float64.
-
-    Penalties with a closed-form ``gradient`` are evaluated one tensor at a time, those with a
-    ``full_gradient`` of all tensors at once; the others by one reverse pass for each
-    coefficient. The last two are kept until the object goes.
-    """
-
-    def __init__(self, penalty: Penalty, problem: Problem):
-        self.params: Params = {name: t.detach().double() for name, t in problem.params.items()}
-        leaves = penalty.leaves(self.params, problem)
-        self._parts = [_part(leaf, self.params, problem) for leaf in leaves]
-        self._free = [part for part in self._parts if part.leaf.coef is None]
-        if not self._free:
-            raise ValueError("Expected at least one penalty with an unknown coefficient, got none.")
-        named = name_terms([p.leaf for p in self._free], [p.terms for p in self._free])
-        self.term_names = tuple(name for names in named for name in names)
-
-    @property
-    def leaves(self) -> list[tuple[Leaf, int]]:
-        """The penalties with unknown coefficients, each with its number of coefficients."""
-        return [(part.leaf, len(part.terms)) for part in self._free]
-
-    @property
-    def known_terms(self) -> tuple[str, ...]:
-        """Names of the terms with known coefficients, such as ``"0.1*l2"``."""
-        fixed = [part for part in self._parts if part.leaf.coef is not None]
-        named = name_terms([part.leaf for part in fixed], [part.terms for part in fixed])
-        return tuple(name for names in named for name in names)
-
-    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Gradients of the terms with respect to one tensor, of shape (numel, k).
-
-        ``tensor`` puts other values in the place of the trained ones (closed forms only).
-        """
-        at = self.params[name] if tensor is None else tensor
-        columns = [column.reshape(-1) for part in self._free for column in part.columns(name, at)]
-        return torch.stack(columns).T  # column by column, as LAPACK wants it
-
-    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
-        """Gradient of the penalties with known coefficients, of shape (numel,)."""
-        at = self.params[name] if tensor is None else tensor
-        total = None
-        for part in self._parts:
-            if part.leaf.coef is not None and (name in part.leaf.names or isinstance(part, _Full)):
-                for column in part.columns(name, at):
-                    own = part.leaf.coef * column.reshape(-1)
-                    total = own if total is None else total + own
-        return total
-
-    def smooth(self, name: str) -> Tensor:
-        """Mask of the coordinates at which all terms that see them are differentiable."""
-        tensor = self.params[name]
-        mask = torch.ones_like(tensor, dtype=torch.bool)
-        for part in self._parts:
-            smooth = getattr(part.leaf.penalty, "smooth", None)
-            if smooth is not None and name in part.leaf.names:
-                mask &= smooth(name, tensor)
-        return mask.reshape(-1)
-
-    @property
-    def closed_form(self) -> bool:
-        """Whether all gradients can be evaluated at other values of one tensor."""
-        return all(isinstance(part, _ClosedForm) for part in self._parts)
-
-
-class _ClosedForm:
+class ClosedForm:
     """Columns of a leaf whose penalty knows its gradient with respect to one tensor."""
 
     def __init__(self, leaf: Leaf, params: Params, gradient: TensorGradient):
@@ -100,7 +34,7 @@ class _ClosedForm:
         return [columns[term] for term in self.terms]
 
 
-class _Autograd:
+class Autograd:
     """Columns of a leaf by reverse-mode differentiation of its terms."""
 
     def __init__(self, leaf: Leaf, params: Params, problem: Problem):
@@ -124,7 +58,7 @@ class _Autograd:
         return [column[name] for column in self._columns]
 
 
-class _Full:
+class FullGradients:
     """Columns of a leaf whose penalty gives its gradients at all tensors of the problem."""
 
     def __init__(self, leaf: Leaf, params: Params, problem: Problem, gradient: FullGradient):
@@ -150,14 +84,17 @@ def _gradient_of(value: Tensor, params: Params) -> Params:
     }
 
 
-def _part(leaf: Leaf, params: Params, problem: Problem) -> _ClosedForm | _Autograd | _Full:
+def columns_of(
+    leaf: Leaf, params: Params, problem: Problem
+) -> ClosedForm | Autograd | FullGradients:
+    """Gradients of a leaf's terms by the best way that its penalty offers."""
     full = getattr(leaf.penalty, "full_gradient", None)
     if full is not None:
-        return _Full(leaf, params, problem, cast(FullGradient, full))
+        return FullGradients(leaf, params, problem, cast(FullGradient, full))
     gradient = getattr(leaf.penalty, "gradient", None)
     if gradient is None:
-        return _Autograd(leaf, params, problem)
-    return _ClosedForm(leaf, params, cast(TensorGradient, gradient))
+        return Autograd(leaf, params, problem)
+    return ClosedForm(leaf, params, cast(TensorGradient, gradient))
 
 
 def check_terms(penalty: Penalty, values: object) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-__all__ = ["FrozenModel", "own_name", "rebuilt"]
+__all__ = ["FrozenModel", "is_trained", "own_name", "rebuilt"]
 
 _WRAPPER = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
@@ -170,3 +173,28 @@ def _to_tensor(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(np.asarray(array))
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
+
+
+def is_trained(model: Any) -> bool:
+    """Whether a model comes trained: a module, frozen, results, or a fitted estimator."""
+    if isinstance(model, nn.Module | FrozenModel | FrozenEstimator):
+        return True
+    if isinstance(model, str | type):
+        return False
+    if _is_results(model):
+        return True
+    if not hasattr(model, "fit"):
+        return False
+    try:
+        check_is_fitted(model)
+    except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
+        return False
+    return True
+
+
+def _is_results(model: Any) -> bool:
+    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
+    return any(
+        cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
+        for cls in type(model).__mro__
+    )

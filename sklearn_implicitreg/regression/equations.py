@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.regression import system as regression
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.regression.solve import Solution, solve
 from sklearn_implicitreg.regression.system import Array, GradientSystem
 

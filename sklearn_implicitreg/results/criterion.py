@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
 from sklearn_implicitreg.progress import progress
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.regression.equations import DesignColumns, Equations
 from sklearn_implicitreg.regression.solve import decompose, solve
 from sklearn_implicitreg.regression.stacks import EndpointTargets, StackedEquations

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.base import weight_name
+from sklearn_implicitreg.endpoints.templates import weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.regression.system import Array

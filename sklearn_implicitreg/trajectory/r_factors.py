@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.regression.equations import device_r_factor
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.trajectory.stretches import there

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.system import Array, GradientSystem, merge, r_factor
 from sklearn_implicitreg.trajectory.equations import (

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.penalties.columns import Columns
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.trajectory.window import Window
 
 __all__ = ["MeanColumns", "add_to", "deviation", "is_stochastic", "there"]

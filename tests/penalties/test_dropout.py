@@ -16,7 +16,7 @@ from sklearn_implicitreg import ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.penalties import Dropout, WeightDecay
-from sklearn_implicitreg.penalties.columns import Columns
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.regression.inference import infer
 from sklearn_implicitreg.regression.solve import solve
 from sklearn_implicitreg.regression.system import merge, r_factor

@@ -11,7 +11,7 @@ from torch import nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, BatchGradientNorm, GradientNorm
-from sklearn_implicitreg.penalties.columns import Columns
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.trajectory import Flow
 from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Window
 

@@ -28,7 +28,7 @@ from sklearn_implicitreg.penalties import (
     as_penalty,
     check_penalty,
 )
-from sklearn_implicitreg.penalties.columns import Columns
+from sklearn_implicitreg.regression.design import Columns
 from sklearn_implicitreg.regression.equations import Equations
 
 SHAPES = {"fc1.weight": (4, 3), "fc1.bias": (4,), "fc2.weight": (2, 4), "fc2.bias": (2,)}

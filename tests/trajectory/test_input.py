@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neural_network import MLPRegressor
-from test_path_references import SGD, N, fit, new_net, rows, text_of, train
 from torch import nn
+from trajectory.test_references import SGD, N, fit, new_net, rows, text_of, train
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import PathNoiseWarning

@@ -22,10 +22,10 @@ from sklearn_implicitreg.trajectory import (
     ContinueTraining,
     ImplicitRegularizationRecorder,
     IterateRecorder,
-    hf_recorder,
-    lightning_recorder,
     record,
 )
+from sklearn_implicitreg.trajectory.recording import lightning as lightning_recorder
+from sklearn_implicitreg.trajectory.recording import transformers as hf_recorder
 
 DECAY = 0.02
 X = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)

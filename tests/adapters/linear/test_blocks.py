@@ -27,7 +27,7 @@ from sklearn_implicitreg import (
     LinearModel,
 )
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.linear.adapter import blocks as linear_blocks
+from sklearn_implicitreg.adapters.linear import blocks as linear_blocks
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,32 @@
+"""How a template is trained: the name by which its ``fit`` takes sample weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn import get_config
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import has_fit_parameter
+
+__all__ = ["routing_enabled", "weight_name"]
+
+
+def routing_enabled() -> bool:
+    """Whether scikit-learn routes metadata on request only."""
+    return bool(get_config().get("enable_metadata_routing", False))
+
+
+def weight_name(model: Any) -> str | None:
+    """Name by which a template's fit takes sample weights, also through containers."""
+    if isinstance(model, Pipeline):
+        step, last = model.steps[-1]
+        inner = weight_name(last)
+        return None if inner is None else f"{step}__{inner}"
+    if has_fit_parameter(model, "sample_weight"):
+        return "sample_weight"
+    if isinstance(model, TransformedTargetRegressor):
+        return weight_name(LinearRegression() if model.regressor is None else model.regressor)
+    is_search = hasattr(model, "estimator") and hasattr(model, "refit")
+    return weight_name(model.estimator) if is_search else None

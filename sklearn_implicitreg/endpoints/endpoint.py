@@ -12,9 +12,9 @@ import torch
 from sklearn.utils import _safe_indexing
 
 from sklearn_implicitreg.adapters import Data, Options, adapt_many
+from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.problem import Problem, Sampling
 from sklearn_implicitreg.problem.frozen import is_trained
-from sklearn_implicitreg.regression.stacks import EndpointTargets
 
 __all__ = ["Endpoint", "EndpointList", "Rows", "endpoint_targets", "holds_endpoints", "n_rows"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -11,20 +12,38 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["ClosedForm", "FullGradients", "check_terms", "columns_of"]
+__all__ = ["LeafColumns", "check_terms", "columns_of"]
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 FullGradient = Callable[[Params, Problem], dict[str, Params]]
 
 
-class ClosedForm:
+class LeafColumns(ABC):
+    """Columns of one leaf of a family, in float64, tensor by tensor."""
+
+    closed_form = False  # whether they can be evaluated at other values of one tensor
+    leaf: Leaf
+    terms: tuple[str, ...]
+
+    @abstractmethod
+    def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
+        """Columns for one tensor; zero where the leaf does not see it."""
+
+    def reaches(self, name: str) -> bool:
+        """Whether a tensor can have columns that are not zero."""
+        return name in self.leaf.names
+
+
+class ClosedForm(LeafColumns):
     """Columns of a leaf whose penalty knows its gradient with respect to one tensor."""
+
+    closed_form = True
 
     def __init__(self, leaf: Leaf, params: Params, gradient: TensorGradient):
         self.leaf = leaf
         self._gradient = gradient
         first = leaf.names[0]
-        self.terms = tuple(gradient(first, params[first]))
+        self.terms = tuple(gradient(first, _double(params[first])))
 
     def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""
@@ -34,13 +53,13 @@ class ClosedForm:
         return [columns[term] for term in self.terms]
 
 
-class Autograd:
+class Autograd(LeafColumns):
     """Columns of a leaf by reverse-mode differentiation of its terms."""
 
     def __init__(self, leaf: Leaf, params: Params, problem: Problem):
         self.leaf = leaf
         with torch.enable_grad():
-            seen = {n: params[n].detach().clone().requires_grad_() for n in leaf.names}
+            seen = {n: _double(params[n]).clone().requires_grad_() for n in leaf.names}
             values = leaf.penalty.terms(seen, problem)
             check_terms(leaf.penalty, values)
             entries = [
@@ -58,12 +77,12 @@ class Autograd:
         return [column[name] for column in self._columns]
 
 
-class FullGradients:
+class FullGradients(LeafColumns):
     """Columns of a leaf whose penalty gives its gradients at all tensors of the problem."""
 
     def __init__(self, leaf: Leaf, params: Params, problem: Problem, gradient: FullGradient):
         self.leaf = leaf
-        seen = {name: params[name] for name in leaf.names}
+        seen = {name: _double(params[name]) for name in leaf.names}
         self._columns = gradient(seen, problem)
         self.terms = tuple(self._columns)
 
@@ -71,6 +90,14 @@ class FullGradients:
         """Columns for one tensor; a penalty may reach beyond the tensors that the leaf sees."""
         nothing = torch.zeros_like(tensor)
         return [column.get(name, nothing).to(tensor) for column in self._columns.values()]
+
+    def reaches(self, name: str) -> bool:
+        """Every tensor."""
+        return True
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().double()
 
 
 def _gradient_of(value: Tensor, params: Params) -> Params:
@@ -84,9 +111,7 @@ def _gradient_of(value: Tensor, params: Params) -> Params:
     }
 
 
-def columns_of(
-    leaf: Leaf, params: Params, problem: Problem
-) -> ClosedForm | Autograd | FullGradients:
+def columns_of(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:
     """Gradients of a leaf's terms by the best way that its penalty offers."""
     full = getattr(leaf.penalty, "full_gradient", None)
     if full is not None:

@@ -5,28 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
-from sklearn_implicitreg.regression.bounds import trajectory_bound
 from sklearn_implicitreg.regression.solve import Solution, Spectrum, decompose
-from sklearn_implicitreg.regression.system import Array, GradientSystem
-from sklearn_implicitreg.regression.verdict import VERDICTS, Verdict, judge
+from sklearn_implicitreg.regression.system import Array, System
 
 __all__ = [
     "COVARIANCES",
+    "FULL_LEVERAGE",
+    "MIN_RESAMPLES",
     "Inference",
-    "Verdict",
-    "VERDICTS",
     "infer",
-    "judge",
-    "packaged",
-    "trajectory_bound",
+    "one_data_set",
+    "spread",
+    "without_numbers",
 ]
 
 COVARIANCES = ("auto", "ols", "nonrobust", "hc3", "cluster")
 
 # Below it a t distribution of so few clusters says next to nothing.
 _MIN_CLUSTERS = 4
+MIN_RESAMPLES = 4  # as with clusters: a spread of fewer holds next to nothing
+# One minus leverage at which a row is the only one to determine some coefficient.
+FULL_LEVERAGE = 1e-12
+_CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,31 +75,12 @@ class Inference:
     bic: float
     exact: bool = False
 
-    def at_rounding(self, solution: Solution, rounding: float) -> Inference:
-        """The same, as that of an exact fit where the residual is one of rounding.
-
-        Parameters
-        ----------
-        solution : Solution
-            What the standard errors are of.
-        rounding : float
-            Norm up to which the target is zero. Rounding of the columns comes beside.
-
-        Returns
-        -------
-        Inference
-        """
-        size = max(10 * solution.eps * solution.tss**0.5, rounding)
-        if solution.rss**0.5 > size:
-            return self
-        return replace(self, log_likelihood=np.inf, aic=-np.inf, bic=-np.inf, exact=True)
-
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
     """What the covariances share: the columns in use, decomposed, and their coefficients."""
 
-    system: GradientSystem
+    system: System
     spectrum: Spectrum
     coef: Array
     rss: float
@@ -113,11 +97,12 @@ class _Impossible(Exception):
 
 
 def infer(
-    system: GradientSystem,
+    system: System,
     solution: Solution,
     *,
     covariance: str = "auto",
     confidence_level: float = 0.95,
+    rounding: float = 0.0,
 ) -> Inference:
     r"""Covariance of the coefficients, with the equations as the sample.
 
@@ -133,20 +118,7 @@ def infer(
     many equations as coefficients every standard error is NaN. In place of k stands the rank of
     the columns in use.
 
-    Parameters
-    ----------
-    system : GradientSystem
-        The equations.
-    solution : Solution
-        Of ``system.r_factor``.
-    covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}
-    confidence_level : float
-        Of ``conf_int``, between 0 and 1.
-
-    Returns
-    -------
-    Inference
-        Standard errors, tests and intervals.
+    ``rounding`` is the norm up to which the target is zero: an exact fit leaves no more.
 
     Raises
     ------
@@ -158,14 +130,6 @@ def infer(
     ----------
     MacKinnon and White (1985); Bell and McCaffrey (2002), Bias reduction in standard errors for
     linear regression with multi-stage samples.
-
-    Examples
-    --------
-    >>> from sklearn_implicitreg.regression.solve import solve
-    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
-    >>> inference = infer(system, solve(system.r_factor, 3), covariance="ols")
-    >>> inference.std_err.round(4).tolist(), inference.df
-    ([0.5774], 2.0)
     """
     if covariance not in COVARIANCES:
         raise ValueError(f"Expected covariance among {list(COVARIANCES)}, got {covariance!r}.")
@@ -179,15 +143,7 @@ def infer(
     if m <= k or not len(known):
         reason = f"{m} equations for {k} coefficients" if m <= k else "no coefficient above zero"
         kind = "ols" if kind == "auto" else kind
-        return packaged(
-            solution,
-            np.empty((0, 0)),
-            known[:0],
-            np.nan,
-            confidence_level,
-            kind,
-            f"no standard errors: {reason}",
-        )
+        return _without(solution, confidence_level, rounding, reason, kind)
     part = system
     if len(known) < k:
         part = system.select([system.term_names[i] for i in known])
@@ -199,7 +155,63 @@ def infer(
         solution.eps,
     )
     cov, df, kind, description = _covariance(fit, kind)
-    return packaged(solution, cov, known, df, confidence_level, kind, description)
+    level = confidence_level
+    return _packaged(solution, cov, known, df, level, kind, description, rounding)
+
+
+def spread(
+    solution: Solution, coef_path: Array, confidence_level: float, rounding: float = 0.0
+) -> Inference:
+    """Bootstrap: covariance of the coefficients that each resample has alone, (M, k).
+
+    What resamples have in common has an error of its own, of their number; leaving one out would
+    show that, and goes to zero with more of them. The spread is about the rows, and does not
+    (Efron and Tibshirani 1993, chapters 6 and 12).
+    """
+    alone = coef_path[np.isfinite(coef_path).all(axis=1)]
+    if len(alone) < MIN_RESAMPLES:
+        reason = (
+            f"{len(alone)} resamples have coefficients by themselves, fewer than {MIN_RESAMPLES}"
+        )
+        return _without(solution, confidence_level, rounding, reason)
+    known = np.flatnonzero(solution.active)
+    cov = np.atleast_2d(np.cov(alone[:, known], rowvar=False))
+    df = float(len(alone) - 1)
+    description = (
+        f"standard deviation over {len(alone)} resamples of the same rows (bootstrap), t({df:g})"
+    )
+    level = confidence_level
+    return _packaged(solution, cov, known, df, level, "bootstrap", description, rounding)
+
+
+def one_data_set(solution: Solution, confidence_level: float, rounding: float = 0.0) -> Inference:
+    """No standard errors: models that were trained on the same rows are no sample."""
+    reason = (
+        "endpoints share their rows and are no resamples of them, so that they are no independent "
+        "sample; retrain on resamples (endpoints), or name a covariance over equations"
+    )
+    return _without(solution, confidence_level, rounding, reason)
+
+
+def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:
+    """NaN for all coefficients: rounding errors divided by weights are none."""
+    k = solution.n_terms
+    blank = np.full(k, np.nan)
+    return (
+        replace(solution, coef=blank, r2=0.0, shortfall=1.0),
+        replace(
+            inference,
+            cov=np.full((k, k), np.nan),
+            std_err=blank,
+            tvalues=blank,
+            pvalues=blank,
+            conf_int=np.full((k, 2), np.nan),
+            log_likelihood=np.nan,
+            aic=np.nan,
+            bic=np.nan,
+            exact=False,
+        ),
+    )
 
 
 def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
@@ -246,13 +258,36 @@ def _ols(fit: _Fit) -> tuple[Array, float]:
 
 def _hc3(fit: _Fit) -> tuple[Array, float]:
     """Each equation has a variance of its own."""
-    if fit.system.hc3_meat is None:
+    if fit.system.rows is None:
         raise _Impossible("equations that cannot be read a second time")
     whitener = fit.spectrum.whitener
-    meat = fit.system.hc3_meat(whitener, fit.coef)
+    meat = hc3_meat(fit.system, whitener, fit.coef)
     if not np.isfinite(meat).all():
         raise _Impossible("an equation that alone tells a coefficient (leverage 1)")
     return whitener @ meat @ whitener.T, float(fit.df_resid)
+
+
+def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
+    r"""Middle factor of the HC3 covariance, by a second pass over the equations.
+
+    With ``z_j = design_j @ whitener`` (rows of the orthonormal basis of the columns), residual
+    ``e_j`` and leverage ``h_j = |z_j|^2`` it is ``sum_j e_j^2 / (1 - h_j)^2 z_j z_j'``; NaN where
+    a row has leverage one (MacKinnon and White 1985).
+    """
+    meat: Array = np.zeros((whitener.shape[1], whitener.shape[1]))
+    step = _CHUNK // (len(coef) + 1)
+    for _, _, design, target in system.single("for hc3"):
+        for start in range(0, len(target), step):
+            # Turned, so that a design stored column by column is read in order.
+            part = design[start : start + step].T
+            residual = target[start : start + step] - coef @ part
+            basis = whitener.T @ part
+            rest = 1.0 - np.einsum("ij,ij->j", basis, basis)
+            if rest.min(initial=1.0) <= FULL_LEVERAGE:
+                rest[rest <= FULL_LEVERAGE] = np.nan
+            basis *= residual / rest
+            meat += basis @ basis.T
+    return meat
 
 
 def _cluster(fit: _Fit) -> tuple[Array, float]:
@@ -282,36 +317,26 @@ _DESCRIPTIONS = {
 }
 
 
-def packaged(
+def _without(
+    solution: Solution, level: float, rounding: float, reason: str, kind: str = "none"
+) -> Inference:
+    """No standard errors, and why."""
+    none = np.empty((0, 0)), np.flatnonzero(solution.active)[:0]
+    description = f"no standard errors: {reason}"
+    return _packaged(solution, *none, np.nan, level, kind, description, rounding)
+
+
+def _packaged(
     solution: Solution,
     cov: Array,
-    known: np.ndarray[tuple[int], np.dtype[np.intp]],
+    known: npt.NDArray[np.intp],
     df: float,
     level: float,
     kind: str,
     description: str,
+    rounding: float,
 ) -> Inference:
-    """All statistics of a covariance; NaN for coefficients that are not determined.
-
-    Parameters
-    ----------
-    solution : Solution
-        The coefficients.
-    cov : ndarray of shape (n, n)
-        Covariance of some of them.
-    known : ndarray of shape (n,)
-        Which these are.
-    df : float
-        Degrees of freedom; NaN without a covariance.
-    level : float
-        Of the intervals.
-    kind, description : str
-        Name of the covariance, and a sentence on it.
-
-    Returns
-    -------
-    Inference
-    """
+    """All statistics of a covariance of the known coefficients; NaN for the others."""
     k = solution.n_terms
     full = np.full((k, k), np.nan)
     full[np.ix_(known, known)] = cov
@@ -323,7 +348,9 @@ def packaged(
         tvalues = solution.coef / std_err
     half = std_err * (stats.t.ppf(0.5 + level / 2, df) if df > 0 else np.nan)
     pvalues = 2 * stats.t.sf(np.abs(tvalues), df) if df > 0 else np.full(k, np.nan)
-    likelihood, n_used = _log_likelihood(solution), solution.n_used
+    # Rounding of the columns is added to that of the target.
+    exact = solution.rss**0.5 <= max(10 * solution.eps * solution.tss**0.5, rounding)
+    likelihood, n_used = np.inf if exact else _log_likelihood(solution), solution.n_used
     return Inference(
         cov=full,
         std_err=std_err,
@@ -337,6 +364,7 @@ def packaged(
         log_likelihood=likelihood,
         aic=2 * n_used - 2 * likelihood,
         bic=float(np.log(solution.n_equations)) * n_used - 2 * likelihood,
+        exact=exact,
     )
 
 

@@ -73,8 +73,8 @@ class Options:
 
     Examples
     --------
-    >>> Options().own_loss, Options(loss="mse").own_loss
-    (True, False)
+    >>> Options(loss="mse").params
+    'auto'
     """
 
     loss: Any = "auto"
@@ -86,11 +86,6 @@ class Options:
     random_state: Any = None
     trained_batch_size: int | None = None
     completing: bool = False
-
-    @property
-    def own_loss(self) -> bool:
-        """Whether the loss is the model's own."""
-        return isinstance(self.loss, str) and self.loss == "auto"
 
 
 Handler = Callable[[Any, Data, Options], Problem]
@@ -248,7 +243,9 @@ def linear_problem(
     model = LinearModel(coef, intercept, loss=loss, classes=classes)
     if penalized_intercept and isinstance(options.params, str) and options.params == "auto":
         options = replace(options, params="all")
-    return replace(adapt(model, data, options), convention=convention if options.own_loss else None)
+    return replace(
+        adapt(model, data, options), convention=convention if options.loss == "auto" else None
+    )
 
 
 def _registered(cls: type) -> Handler | None:

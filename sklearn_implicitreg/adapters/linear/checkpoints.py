@@ -131,7 +131,7 @@ def _sharing(model: Any, rows: Data, options: Options) -> Hashable:
     """What models must have in common to share; None if this one cannot."""
     if type(model) is not LinearModel or model.classes is not None:
         return None
-    loss = model.loss if options.own_loss else options.loss
+    loss = model.loss if options.loss == "auto" else options.loss
     if not (isinstance(loss, nn.MSELoss) or (isinstance(loss, str) and loss in _SQUARED)):
         return None
     kind = loss.reduction if isinstance(loss, nn.MSELoss) else loss

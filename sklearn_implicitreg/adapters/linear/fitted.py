@@ -44,26 +44,25 @@ def fitted_problem(
     X, y, weight = rows
     coef, intercept = _coef(model), _intercept(model)
     n_outputs = 1 if coef.ndim == 1 else coef.shape[0]
-    if y.shape[1] != n_outputs:
-        raise ValueError(
-            f"Expected y with the {n_outputs} output(s) that the model was trained on, "
-            f"got {y.shape[1]}; give the y of its training."
-        )
-    loss.check_range(y)
+    _check_targets(y, n_outputs, loss)
     unit, columns = liblinear or 1.0, known.get("columns")
     every = _parameters(coef, None if intercept is None else intercept / unit, columns, per_output)
     whole = liblinear is not None or columns is not None
     default = {name for name in every if whole or name.startswith("coef")}
+    summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
+    own = {
+        "model_name": type(model).__name__,
+        "eps": _rounding_unit(model),
+        "feature_names": _feature_names(model),
+        "loss_weight": weight[:, None],
+        "loss_name": loss.described(how or summed),
+    }
     check_finite_params(every)
     chosen = select_params(options.params, every, default)
     params = {name: every[name] for name in chosen}
     bounded = getattr(model, "positive", False)
-    summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
     return LinearProblem(
         params=params,
-        model_name=type(model).__name__,
-        loss_name=loss.described(how or summed),
-        eps=_rounding_unit(model),
         left_out=tuple(name for name in every if name not in params),
         free={n: t != 0 for n, t in params.items() if n.startswith("coef")} if bounded else {},
         groups={n: f"output {parsed(n)[1]}" for n in chosen} if per_output else None,
@@ -74,7 +73,7 @@ def fitted_problem(
         loss=loss,
         weight=weight,
         intercept_unit=unit,
-        **{"feature_names": _feature_names(model), "loss_weight": weight[:, None], **known},
+        **{**own, **known},
     )
 
 
@@ -116,6 +115,17 @@ def _parameters(
         for name, value in whole.items()
         for k, row in enumerate(value)
     }
+
+
+def _check_targets(y: Array, n_outputs: int, loss: Loss) -> None:
+    """Raise ValueError for another number of outputs than the model's or y out of range."""
+    if y.shape[1] != n_outputs:
+        raise ValueError(
+            f"Expected y with the {n_outputs} output(s) that the model was trained on, "
+            f"got {y.shape[1]}; give the y of its training."
+        )
+    if loss.valid is not None:
+        loss.check_range(y)
 
 
 def _rounding_unit(model: Any) -> float:

@@ -117,14 +117,13 @@ def _by_autograd(
         return value[at], slopes[at], np.abs(slopes[at]) + curvature[at] * size
 
     places = np.repeat(np.arange(float(n_rows))[:, None], n_outputs, axis=1)
-    problem = fitted_problem(
+    return fitted_problem(
         model,
         (X, places, weight * (mass / weight.sum())),
         Loss(looked_up, row_loss.words),
         options,
-        **{"loss_weight": np.ones((n_rows, 1)), **known},
+        **{"loss_weight": np.ones((n_rows, 1)), "loss_name": row_loss.words, **known},
     )
-    return replace(problem, loss_name=row_loss.words)
 
 
 def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:
@@ -138,7 +137,7 @@ def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:
 
 def _linear_model(model: Any, data: Data, options: Options) -> LinearProblem:
     """Given coefficients with their own loss, unless another one is asked for."""
-    asked = replace(options, loss=model.loss) if options.own_loss else options
+    asked = replace(options, loss=model.loss) if options.loss == "auto" else options
     return adapt_given(model, data, asked)
 
 

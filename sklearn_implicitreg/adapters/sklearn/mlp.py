@@ -94,12 +94,12 @@ def _rows_and_loss(
         convention = CONVENTIONS["MLPClassifier"]
     else:
         X, y, weight = regression_rows(model, data)
-        if options.own_loss:
+        if options.loss == "auto":
             row_loss = _regressor_loss(model)
         poisson = getattr(model, "loss", "squared_error") == "poisson"
         convention = CONVENTIONS["MLPRegressor"]
         convention = replace(convention, l2=0.5) if poisson else convention
-    if not options.own_loss:
+    if options.loss != "auto":
         return X, y, weight, resolve_loss(options.loss), None
     return X, y, weight, row_loss, convention
 

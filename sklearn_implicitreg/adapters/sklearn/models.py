@@ -71,8 +71,9 @@ class _Estimator:
 
 def _regressor(row: _Estimator, model: Any, data: Data, options: Options) -> LinearProblem:
     """Losses of numbers, outputs summed."""
-    rows, loss = regression_rows(model, data), row.loss_of(model)
-    return fitted_problem(model, rows, loss, options, **row.known_of(model, loss))
+    loss = row.loss_of(model)
+    known = row.known_of(model, loss)
+    return fitted_problem(model, regression_rows(model, data), loss, options, **known)
 
 
 def _ridge_classifier(row: _Estimator, model: Any, data: Data, options: Options) -> LinearProblem:
@@ -153,7 +154,7 @@ def _sgd(row: _Estimator, model: Any, data: Data, options: Options) -> Problem:
 def _own_loss(row: _Estimator, model: Any, data: Data, options: Options) -> Problem:
     """The model's own loss, unless another one is given."""
     check_is_fitted(model)
-    if not options.own_loss:
+    if options.loss != "auto":
         return adapt_given(model, data, options)
     if row.check is not None:
         row.check(model)

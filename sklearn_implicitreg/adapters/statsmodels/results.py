@@ -74,17 +74,20 @@ def _columns(model: Any) -> Mapping[str, NDArray[np.intp]]:
 
 
 def _named(results: Any) -> dict[str, Any]:
-    """Parameters and features by the model's names."""
+    """Model, parameters and features by the names of statsmodels."""
     model = results.model
     names = tuple(str(name) for name in model.exog_names)
-    return {"columns": _columns(model), "feature_names": names}
+    return {
+        "model_name": type(model).__name__,
+        "columns": _columns(model),
+        "feature_names": names,
+    }
 
 
 def _problem(results: Any, rows: Rows, loss: Loss, options: Options, **known: Any) -> LinearProblem:
-    """Problem under the name of the model, with its names of the features."""
+    """Problem of coefficients under the names of their model."""
     given = LinearModel(np.asarray(results.params))
-    problem = fitted_problem(given, rows, loss, options, **_named(results), **known)
-    return replace(problem, model_name=type(results.model).__name__)
+    return fitted_problem(given, rows, loss, options, **_named(results), **known)
 
 
 def _least_squares(results: Any, data: Data, options: Options) -> LinearProblem:
@@ -221,11 +224,10 @@ def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
             f"Expected results of one of statsmodels' {sorted(_MODELS)}, got {kind}; give "
             "LinearModel(results.params, loss=...) with the loss that it minimizes."
         )
-    if not options.own_loss:
+    if options.loss != "auto":
         given = LinearModel(np.asarray(results.params))
         ordered = replace(data, X=_ordered(data.X, results.model))
-        problem = adapt_given(given, ordered, options, **_named(results))
-        return replace(problem, model_name=type(results.model).__name__)
+        return adapt_given(given, ordered, options, **_named(results))
     return _MODELS[kind](results, data, options)
 
 

@@ -177,9 +177,9 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
         return given(model, data, options)
     raise TypeError(
         f"Expected a trained torch module, skorch net, scikit-learn linear or MLP model or results "
-        f"of statsmodels, got {type(model).__name__}. Give a bare nn.Module with `loss=`, "
-        "model='precomputed' with the design as X and the target as y, or make the class known "
-        "by sklearn_implicitreg.adapters.register."
+        f"of statsmodels, got {type(model).__name__}. Give a bare nn.Module with `loss=`, or "
+        "model='precomputed' with the design as X and the target as y; other classes are made "
+        "known by sklearn_implicitreg.adapters.register."
     )
 
 

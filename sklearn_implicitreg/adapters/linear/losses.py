@@ -41,7 +41,7 @@ class Loss:
 
     rows: Callable[..., Values]  # of (eta, y, size of the summands of eta), elementwise
     words: str
-    unit: str = ""  # what of the loss is left out, in words
+    whole: bool = False  # a squared error without its 1/2
     torch: str | None = None  # torch's name of the loss, where it differs by averaging outputs
     low: float = -1.0  # target of a classifier for the other classes; 1 for the row's own
     curvature: float | None = None  # second derivative, where it is constant
@@ -70,7 +70,7 @@ class Loss:
 
     def described(self, how: str = "mean over rows") -> str:
         """The loss in words."""
-        return ", ".join(part for part in (self.words, how, self.unit) if part)
+        return f"{self.words}, {how}" + ", no 1/2" * self.whole
 
     def check_range(self, y: Array) -> None:
         """Raise ValueError if the loss is not defined for some targets."""
@@ -211,10 +211,9 @@ def _half_deviance(mean: Array, y: Array, power: float) -> Array:
     )
 
 
-_WHOLE = "no 1/2"
 _SIZED = ("epsilon",)
 LOSSES: dict[str, Loss] = {
-    "squared_error": Loss(_squared_error, "squared error", _WHOLE, curvature=2.0, torch="mse"),
+    "squared_error": Loss(_squared_error, "squared error", whole=True, curvature=2.0, torch="mse"),
     "absolute_error": Loss(
         _epsilon_insensitive,
         "absolute error",
@@ -262,7 +261,7 @@ def tweedie(power: float, link: str = "log") -> Loss:
     return Loss(
         _tweedie,
         f"{words}, {link} link",
-        _WHOLE if squared else "",
+        squared,
         values={"power": power, "log": link == "log"},
         valid=None if power <= 0 else "y >= 0" if power < 2 else "y > 0",
     )

@@ -58,7 +58,7 @@ class _Estimator:
     def known_of(self, model: Any, loss: Loss) -> dict[str, Any]:
         """What is known of the model's problem besides its rows and loss."""
         known: dict[str, Any] = {"convention": self.convention}
-        if self.halved and loss.unit and self.convention is not None:
+        if self.halved and loss.whole and self.convention is not None:
             l2, l1 = self.convention.l2, self.convention.l1
             known["convention"] = replace(self.convention, l2=l2 and 2 * l2, l1=l1 and 2 * l1)
         if self.bias and getattr(model, "solver", "liblinear") == "liblinear":
@@ -85,7 +85,7 @@ def _ridge_classifier(row: _Estimator, model: Any, data: Data, options: Options)
         X, codes, labels, weight = classification_rows(model, data)
         target = one_hot(codes, len(model.classes_), low=-1.0)
     rows = (X, target, weight * row_class_weights(model, labels))
-    loss = replace(row.loss_of(model), unit="no 1/2, against targets -1 and +1")
+    loss = replace(row.loss_of(model), words="squared error against targets -1 and +1")
     return fitted_problem(model, rows, loss, options, **row.known_of(model, loss))
 
 

@@ -46,7 +46,7 @@ def deviance_of(family: Any) -> Loss:
         bound = np.abs(slope) * (np.abs(mean) + np.abs(y) + np.abs(chain) * size)
         return factor / 2 * _unit_deviance(family, y, mean), slope * (mean - y), bound
 
-    return Loss(chained, words, "no 1/2" if gaussian else "", valid=_RANGES.get(name))
+    return Loss(chained, words, gaussian, valid=_RANGES.get(name))
 
 
 def _unit_deviance(family: Any, y: Array, mean: Array) -> Array:

@@ -162,7 +162,7 @@ def _glm(results: Any, data: Data, options: Options) -> LinearProblem:
         _check_portable(rows, model)
     count = np.asarray(count * trials, dtype=np.float64)
     loss, y_coded = with_offset(deviance_of(model.family), rows.y, offset)
-    scale = (2.0 if type(model.family).__name__ == "Gaussian" else 1.0) * _ridge_scale(results)
+    scale = (2.0 if loss.whole else 1.0) * _ridge_scale(results)
     own = CONVENTIONS["GLM"]
     l2, l1 = scale * float(own.l2 or 0.0), scale * float(own.l1 or 0.0)
     weighted = np.any(variance != 1)

@@ -316,8 +316,8 @@ DATA = {
     "negative-counts": (
         (lambda: PoissonRegressor().fit(X, Y), {}, X, -Y, None),
         ValueError,
-        "Expected y >= 0 for the half Poisson deviance, log link, got values from -346 to -25: some "
-        r"value\(s\) of y are out of the valid range of the loss; give the y of the training",
+        "Expected y >= 0 for the half Poisson deviance, log link, got values from -346 to -25: "
+        r"some value\(s\) of y are out of the valid range of the loss; give the y of the training",
     ),
     "three-classes-for-bce": (
         (linear, {"loss": "bce_with_logits"}, X, CODES, None),

@@ -16,7 +16,17 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-__all__ = ["FrozenModel", "is_trained", "own_name", "rebuilt"]
+__all__ = [
+    "TRAINED_CLASSES",
+    "FrozenModel",
+    "is_trained",
+    "names_of_class",
+    "own_name",
+    "rebuilt",
+]
+
+# Names of classes whose instances come trained, though they are no scikit-learn estimators.
+TRAINED_CLASSES = {"statsmodels.Results", "statsmodels.ResultsWrapper"}
 
 _WRAPPER = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
@@ -181,7 +191,7 @@ def is_trained(model: Any) -> bool:
         return True
     if isinstance(model, str | type):
         return False
-    if _is_results(model):
+    if not hasattr(model, "get_params") and _comes_trained(type(model)):
         return True
     if not hasattr(model, "fit"):
         return False
@@ -192,9 +202,12 @@ def is_trained(model: Any) -> bool:
     return True
 
 
-def _is_results(model: Any) -> bool:
-    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
-    return any(
-        cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
-        for cls in type(model).__mro__
-    )
+def names_of_class(cls: type) -> list[str]:
+    """Name of a class with its module, and with each of the packages that the module is in."""
+    parts = cls.__module__.split(".")
+    return [".".join([*parts[:n], cls.__qualname__]) for n in range(len(parts), 0, -1)]
+
+
+def _comes_trained(cls: type) -> bool:
+    """Whether the class or one that it derives from is among `TRAINED_CLASSES`."""
+    return any(name in TRAINED_CLASSES for base in cls.__mro__ for name in names_of_class(base))

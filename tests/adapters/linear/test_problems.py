@@ -27,7 +27,7 @@ from sklearn_implicitreg import (
     LinearModel,
 )
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.linear import blocks as linear_blocks
+from sklearn_implicitreg.adapters.linear import problems
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_same_as_one_block(rows, loss, as_given, monkeypatch):
     problem = adapt(model, Data(X, y), Options(loss=loss, params="all"))
     whole = problem.gradient()
     assert len(list(problem.blocks())) == 1
-    monkeypatch.setattr(linear_blocks, "_BLOCK", 1000)
+    monkeypatch.setattr(problems, "_BLOCK", 1000)
     assert len(list(problem.blocks())) == 80
     blocks = problem.gradient()
     for name, value in whole.value.items():
@@ -152,7 +152,7 @@ def test_weighted_classes_same_as_one_block(rows, monkeypatch):
     model = LogisticRegression(class_weight="balanced").fit(X, y, weight)
     problem = adapt(model, Data(X, y, weight), Options())
     whole = problem.gradient()
-    monkeypatch.setattr(linear_blocks, "_BLOCK", 1000)
+    monkeypatch.setattr(problems, "_BLOCK", 1000)
     blocks = problem.gradient()
     np.testing.assert_allclose(blocks.value["coef"], whole.value["coef"], rtol=0, atol=1e-15)
     assert blocks.weight == pytest.approx(whole.weight, rel=1e-14)
@@ -162,7 +162,7 @@ def test_hessian_same_as_one_block(rows, monkeypatch):
     X, y = rows[0][:2000] + 2.0, rows[1][:2000]
     problem = adapt(Ridge().fit(X, y), Data(X, y), Options())
     whole = problem.hessian()
-    monkeypatch.setattr(linear_blocks, "_BLOCK", 1000)
+    monkeypatch.setattr(problems, "_BLOCK", 1000)
     np.testing.assert_allclose(problem.hessian(), whole, rtol=1e-12, atol=1e-13)
 
 

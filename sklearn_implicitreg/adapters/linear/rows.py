@@ -17,6 +17,8 @@ from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.adapters.linear.losses import Array
 
 __all__ = [
+    "Codes",
+    "Rows",
     "class_weights",
     "classification_rows",
     "one_hot",
@@ -25,44 +27,15 @@ __all__ = [
 ]
 
 Codes = NDArray[np.intp]
+# Features (ndarray or CSR matrix of shape (n, p)), targets (n, K), sample weights (n,).
+Rows = tuple[Any, Array, Array]
 # Kept as they come; the products are in float64. Others become float64, which is the first.
 _INTEGERS = [f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)]
 _KEPT = [np.dtype(name) for name in ("f8", "f4", *_INTEGERS)]
 
 
-def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
-    """Features, targets and sample weights of a fitted regressor.
-
-    Parameters
-    ----------
-    model : estimator
-        Fitted; the number and names of its features are checked.
-    data : Data
-        Rows as given.
-
-    Returns
-    -------
-    X : ndarray or CSR matrix of shape (n, p)
-        Features, float64, float32 or integers.
-    y : ndarray of shape (n, K)
-        Targets.
-    sample_weight : ndarray of shape (n,)
-        Ones where none were given.
-
-    Raises
-    ------
-    ValueError
-        For NaN, infinite values, unequal lengths or another number of features, in
-        scikit-learn's words.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn.linear_model import LinearRegression
-    >>> X, y = np.array([[0.0], [1.0]]), [1, 2]
-    >>> regression_rows(LinearRegression().fit(X, y), Data(X, y))[1].shape
-    (2, 1)
-    """
+def regression_rows(model: Any, data: Data) -> Rows:
+    """Rows of a fitted regressor, validated in scikit-learn's words."""
     check_is_fitted(model)
     X, y = validate_data(
         model,
@@ -79,39 +52,7 @@ def regression_rows(model: Any, data: Data) -> tuple[Any, Array, Array]:
 
 
 def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]:
-    """Features, class codes, labels and sample weights of a fitted classifier.
-
-    Parameters
-    ----------
-    model : estimator
-        Fitted, with ``classes_``.
-    data : Data
-        Rows as given.
-
-    Returns
-    -------
-    X : ndarray or CSR matrix of shape (n, p)
-        Features, float64, float32 or integers.
-    codes : ndarray of int of shape (n,)
-        Positions in ``classes_``.
-    y : ndarray of shape (n,)
-        Labels.
-    sample_weight : ndarray of shape (n,)
-        Ones where none were given.
-
-    Raises
-    ------
-    ValueError
-        As for `regression_rows`, and for labels that the model was not trained on.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> X, y = np.array([[0.0], [1.0]]), ["no", "yes"]
-    >>> classification_rows(LogisticRegression().fit(X, y), Data(X, y))[1].tolist()
-    [0, 1]
-    """
+    """Features, positions in ``classes_``, labels and sample weights of a fitted classifier."""
     check_is_fitted(model)
     X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT)
     check_classification_targets(y)
@@ -123,57 +64,15 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
 
 
 def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:
-    """Indicator of the classes: 1.0 in the column of the row's class, ``low`` elsewhere.
-
-    One column, of the second class, for two classes.
-
-    Parameters
-    ----------
-    codes : ndarray of int of shape (n,)
-        Positions of the classes.
-    n_classes : int
-        Number of classes.
-    low : float
-        Value of the other classes.
-
-    Returns
-    -------
-    ndarray of shape (n, n_classes), or (n, 1) for two classes
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> one_hot(np.array([0, 1]), 2, low=-1.0).tolist()
-    [[-1.0], [1.0]]
-    """
+    """1.0 in the column of the row's class, ``low`` elsewhere; of two classes the second alone."""
     hot = np.where(codes[:, None] == np.arange(n_classes), 1.0, low)
     return hot[:, 1:] if n_classes == 2 else hot
 
 
 def class_weights(model: Any, y: Any, sample_weight: Array | None) -> Array:
-    """Weights that the model's ``class_weight`` gives its classes.
+    """Weights of the classes by ``class_weight``, 1.0 for a class that does not occur in y.
 
-    Parameters
-    ----------
-    model : estimator
-        Classifier with ``class_weight`` and ``classes_``.
-    y : array-like of shape (n,)
-        Labels.
-    sample_weight : ndarray of shape (n,) or None
-        For ``"balanced"``: given by models that balance the total weights of the classes.
-
-    Returns
-    -------
-    ndarray of shape (n_classes,)
-        1.0 for a class that does not occur in y.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> model = LogisticRegression(class_weight="balanced").fit([[0], [1], [2]], [0, 0, 1])
-    >>> class_weights(model, np.array([0, 0, 1]), None).tolist()
-    [0.75, 1.5]
+    Models that balance the total weights of the classes, not their counts, give sample weights.
     """
     if not isinstance(model.class_weight, str):
         return np.asarray(
@@ -189,25 +88,9 @@ def class_weights(model: Any, y: Any, sample_weight: Array | None) -> Array:
 
 
 def row_class_weights(model: Any, y: Any) -> Array:
-    """Weights of the rows by ``class_weight``, balanced by counts of rows.
-
-    Parameters
-    ----------
-    model : estimator
-        Classifier with ``class_weight``.
-    y : array-like of shape (n,) or (n, K)
-        Labels.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-
-    Examples
-    --------
-    >>> from sklearn.linear_model import RidgeClassifier
-    >>> row_class_weights(RidgeClassifier(class_weight={0: 2.0}), [0, 1, 1]).tolist()
-    [2.0, 1.0, 1.0]
-    """
+    """Weights of the rows by ``class_weight``, if any, balanced by counts of rows."""
+    if not getattr(model, "class_weight", None):
+        return np.ones(len(y))
     return np.asarray(compute_sample_weight(model.class_weight, y), dtype=np.float64)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["LeafColumns", "check_terms", "columns_of"]
+__all__ = ["LeafColumns", "check_terms", "columns_of_leaves"]
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 FullGradient = Callable[[Params, Problem], dict[str, Params]]
@@ -29,9 +29,11 @@ class LeafColumns(ABC):
     def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""
 
-    def reaches(self, name: str) -> bool:
-        """Whether a tensor can have columns that are not zero."""
-        return name in self.leaf.names
+    elementwise = False  # whether they can be evaluated on any piece of a tensor
+
+    def reach(self, names: Iterable[str]) -> Iterable[str]:
+        """The tensors that can have columns other than zero."""
+        return self.leaf.names
 
 
 class ClosedForm(LeafColumns):
@@ -91,9 +93,9 @@ class FullGradients(LeafColumns):
         nothing = torch.zeros_like(tensor)
         return [column.get(name, nothing).to(tensor) for column in self._columns.values()]
 
-    def reaches(self, name: str) -> bool:
+    def reach(self, names: Iterable[str]) -> Iterable[str]:
         """Every tensor."""
-        return True
+        return names
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -109,6 +111,13 @@ def _gradient_of(value: Tensor, params: Params) -> Params:
         name: torch.zeros_like(t) if g is None else g.detach()
         for (name, t), g in zip(params.items(), grads, strict=True)
     }
+
+
+def columns_of_leaves(
+    leaves: Sequence[Leaf], params: Params, problem: Problem
+) -> list[LeafColumns]:
+    """Columns of several leaves."""
+    return [columns_of(leaf, params, problem) for leaf in leaves]
 
 
 def columns_of(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
-from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of
+from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["Design"]
+__all__ = ["Design", "Piece"]
+
+# Coordinates in one chunk of a tensor: its columns and target stay in the cache.
+_CHUNK = 2**16
+
+
+class Piece(NamedTuple):
+    """Some coordinates of a tensor with their columns, in float64."""
+
+    start: int  # of the first coordinate
+    columns: Tensor  # (m, k), or of the columns in the tensor's support only
+    known: Tensor | None  # (m,)
+    smooth: Tensor | None  # (m,); None: everywhere
+    instruments: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +72,12 @@ class Design:
             If no coefficient is unknown.
         """
         leaves = penalty.leaves(problem.params, problem)
-        parts = tuple(columns_of(leaf, problem.params, problem) for leaf in leaves)
+        parts = tuple(columns_of_leaves(leaves, problem.params, problem))
         free = [part for part in parts if part.leaf.coef is None]
         if not free:
             raise ValueError("Expected at least one penalty with an unknown coefficient, got none.")
         fixed = [part for part in parts if part.leaf.coef is not None]
-        sizes = tuple((part.leaf, len(part.terms)) for part in free)
+        sizes = tuple([(part.leaf, len(part.terms)) for part in free])
         return cls(_names(free), sizes, _names(fixed), problem.params, parts)
 
     @property
@@ -74,40 +89,52 @@ class Design:
         """One tensor at the place, in float64."""
         return self.params[name].detach().double()
 
+    def support(self, name: str) -> tuple[int, ...]:
+        """The columns that can differ from zero at one tensor."""
+        if not self.parts:
+            return tuple(range(len(self.term_names)))
+        return self._support.get(name, ())
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        """One tensor's columns in its support: a chunk at a time where all are elementwise."""
+        if not self.parts:
+            held = (self.designs[name], self.knowns.get(name), self.masks.get(name))
+            yield Piece(0, *held, self.instruments.get(name))
+            return
+        tensor = self.params[name].detach()
+        parts = self._reaching.get(name, [])
+        if tensor.numel() <= _CHUNK or not all(part.elementwise for part in parts):
+            yield self._piece(name, 0, tensor.double(), parts)
+            return
+        flat = tensor.reshape(-1)
+        for start in range(0, len(flat), _CHUNK):
+            yield self._piece(name, start, flat[start : start + _CHUNK].double(), parts)
+
     def columns(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Columns for one tensor, (numel, k); with ``tensor`` at other values of it."""
-        if name in self.designs:
+        """All columns for one tensor, (numel, k); with ``tensor`` at other values of it."""
+        if not self.parts:
             return self.designs[name]
         at = self.weights(name) if tensor is None else tensor
-        free = [part for part in self.parts if part.leaf.coef is None]
-        columns = [column.reshape(-1) for part in free for column in part.columns(name, at)]
-        return torch.stack(columns).T  # column by column, as LAPACK wants it
+        own = self._piece(name, 0, at, self._reaching.get(name, [])).columns
+        if own.shape[1] == len(self.term_names):
+            return own
+        full = torch.zeros((len(self.term_names), len(own)), dtype=own.dtype, device=own.device).T
+        full[:, list(self.support(name))] = own
+        return full
 
     def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
         """Gradient of the penalties with known coefficients, (numel,)."""
         if not self.parts:
             return self.knowns.get(name)
-        fixed = [part for part in self.parts if part.leaf.coef is not None and part.reaches(name)]
-        if not fixed:
-            return None
+        fixed = [part for part in self._reaching.get(name, []) if part.leaf.coef is not None]
         at = self.weights(name) if tensor is None else tensor
-        total = torch.zeros(at.numel(), dtype=torch.float64, device=at.device)
-        for part in fixed:
-            for column in part.columns(name, at):
-                total += (part.leaf.coef or 0.0) * column.reshape(-1)
-        return total
+        return self._piece(name, 0, at, fixed).known
 
     def smooth(self, name: str) -> Tensor | None:
         """Mask of the coordinates at which all terms are differentiable; None: all of them."""
         if not self.parts:
             return self.masks.get(name)
-        mask: Tensor | None = None
-        for part in self.parts:
-            smooth = getattr(part.leaf.penalty, "smooth", None)
-            if smooth is not None and name in part.leaf.names:
-                own = smooth(name, self.weights(name)).reshape(-1)
-                mask = own if mask is None else mask & own
-        return mask
+        return self._piece(name, 0, self.weights(name), self._reaching.get(name, [])).smooth
 
     def joined(self, name: str, column: Params) -> Design:
         """The same with one more held column, which is its own instrument."""
@@ -118,7 +145,52 @@ class Design:
         names = (*self.term_names, name)
         return replace(self, term_names=names, designs=designs, instruments=instruments)
 
+    def _piece(self, name: str, start: int, at: Tensor, parts: list[LeafColumns]) -> Piece:
+        """Columns of one tensor or of a chunk of it."""
+        columns, known, smooth = [], None, None
+        for part in parts:
+            own = part.columns(name, at)
+            if part.leaf.coef is None:
+                columns += [column.reshape(-1) for column in own]
+            else:
+                for column in own:
+                    more = part.leaf.coef * column.reshape(-1)
+                    known = more if known is None else known + more
+            kinks = getattr(part.leaf.penalty, "smooth", None)
+            if kinks is not None and name in part.leaf.names:
+                mask = kinks(name, at).reshape(-1)
+                smooth = mask if smooth is None else smooth & mask
+        if columns:
+            design = torch.stack(columns).T  # column by column, as LAPACK wants it
+        else:
+            design = at.new_zeros((at.numel(), 0))
+        return Piece(start, design, known, smooth, None)
+
+    @cached_property
+    def _reaching(self) -> dict[str, list[LeafColumns]]:
+        """For each tensor the parts that have columns there."""
+        found: dict[str, list[LeafColumns]] = {}
+        for part in self.parts:
+            for name in part.reach(self.params):
+                found.setdefault(name, []).append(part)
+        return found
+
+    @cached_property
+    def _support(self) -> dict[str, tuple[int, ...]]:
+        """For each tensor the places of its columns."""
+        found: dict[str, tuple[int, ...]] = {}
+        place = 0
+        for part in self.parts:
+            if part.leaf.coef is None:
+                own = tuple(range(place, place + len(part.terms)))
+                place += len(own)
+                for name in part.reach(self.params):
+                    found[name] = (*found.get(name, ()), *own)
+        return found
+
 
 def _names(parts: Sequence[LeafColumns]) -> tuple[str, ...]:
+    if not parts:
+        return ()
     named = name_terms([part.leaf for part in parts], [part.terms for part in parts])
-    return tuple(name for names in named for name in names)
+    return tuple([name for names in named for name in names])

@@ -23,6 +23,7 @@ from sklearn_implicitreg.regression.system import (
     Rows,
     System,
     explained,
+    merge,
     r_factor,
 )
 
@@ -42,6 +43,10 @@ _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had 
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _SLACK = 3.0  # root mean square residuals of the equations that an inequality may miss by
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
+_SMALL = 2**14  # numbers of one tensor's columns that are kept for a second pass
+# Where in the tensor they start and which they are (None: all from there), columns, target and
+# instruments of some equations.
+Block = tuple[tuple[int, Tensor | None], Tensor, Tensor, Tensor | None]
 _NO_INSTRUMENTS = (
     "a family with random draws along a trajectory, whose coefficients come from instruments: "
     "least squares on its noisy columns is biased; use ImplicitRegularizationEstimator.fit"
@@ -74,18 +79,23 @@ class Place:
         """R factors of the equations, one per tensor, however few equations there are."""
         if self.given is not None:
             return self.given
-        labels, r_factors, counts = [], [], []
+        labels, r_factors, counts, supports = [], [], [], []
         for name in self.problem.params:
-            _, design, target, instruments = self._equations_of(name)
-            if len(target):
-                labels.append(name)
+            factors, n = [], 0
+            for _, design, target, instruments in self._blocks(name):
                 both = design if instruments is None else torch.cat([instruments, design], dim=1)
-                r_factors.append(device_r_factor(both, target))
-                counts.append(len(target))
+                factors.append(device_r_factor(both, target))
+                n += len(target)
+            if n:
+                labels.append(name)
+                r_factors.append(merge(factors))
+                counts.append(n)
+                supports.append(self.design.support(name))
+        k = len(self.design.term_names)
         instrumented = bool(self.design.instruments)
         if not labels:
-            width = len(self.design.term_names) * (1 + instrumented) + 1
-            labels, r_factors, counts = ["none"], [np.zeros((width, width))], [0]
+            labels, counts, supports = ["none"], [0], [tuple(range(k))]
+            r_factors = [np.zeros((k * (1 + instrumented) + 1,) * 2)]
         return System(
             self.design.term_names,
             tuple(labels),
@@ -94,6 +104,7 @@ class Place:
             None if instrumented else self._rows,
             _NO_INSTRUMENTS,
             instrumented,
+            None if all(len(own) == k for own in supports) else tuple(supports),
         )
 
     @property
@@ -165,7 +176,7 @@ class Place:
             return (), False
         found, inside, total = [], 0.0, 0.0
         for name, tensor in self.problem.params.items():
-            size = float(self.design.columns(name).square().sum())
+            size = sum(float(piece.columns.square().sum()) for piece in self.design.pieces(name))
             total += size
             if tensor.ndim < 2:
                 continue
@@ -178,24 +189,45 @@ class Place:
                 inside += size
         return tuple(found), inside > 0.5 * total
 
-    def _equations_of(self, name: str) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
-        """Positions of one tensor's equations (None: all), columns, target and instruments."""
-        dropped = self._dropped(name)
-        design, target = self.design.columns(name), self.target(name)
-        instruments = self.design.instruments.get(name)
-        if dropped is None:
-            return None, design, target, instruments
-        kept = torch.nonzero(~dropped).reshape(-1)
-        own = None if instruments is None else instruments[kept]
-        return kept, design[kept], target[kept], own
+    def _blocks(self, name: str) -> Iterator[Block]:
+        """Equations of one tensor, those of a small one kept for the second pass."""
+        kept = self._kept.get(name)
+        if kept is not None:
+            yield from kept
+            return
+        slope = self.gradient.value[name].reshape(-1)
+        free = self.problem.free.get(name)
+        found = []
+        for start, columns, known, smooth, instruments in self.design.pieces(name):
+            stop = start + len(columns)
+            target = -slope[start:stop] if known is None else -(slope[start:stop] + known)
+            if free is not None:
+                own = free.reshape(-1)[start:stop]
+                smooth = own if smooth is None else smooth & own
+            index = None
+            if smooth is not None and not bool(smooth.all()):
+                index = torch.nonzero(smooth).reshape(-1)
+                columns, target = columns[index], target[index]
+                instruments = None if instruments is None else instruments[index]
+            block = (start, index), columns, target, instruments
+            if columns.numel() <= _SMALL:
+                found.append(block)
+            yield block
+        if len(found) == 1 and stop == len(slope):
+            self._kept[name] = found
 
-    def _rows(self) -> Iterator[Rows]:
-        """The equations as arrays, tensor by tensor."""
-        for name in self.problem.params:
-            kept, design, target, _ = self._equations_of(name)
-            index = np.arange(len(target)) if kept is None else kept.cpu().numpy()
-            if len(target):
-                yield (name,), index, design.cpu().numpy(), target.cpu().numpy()
+    def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
+        """The equations of some tensors as arrays."""
+        for name in labels:
+            for (start, kept), design, target, _ in self._blocks(name):
+                if len(target):
+                    first = np.arange(start, start + len(target))
+                    index = first if kept is None else start + kept.cpu().numpy()
+                    yield (name,), index, design.cpu().numpy(), target.cpu().numpy()
+
+    @cached_property
+    def _kept(self) -> dict[str, list[Block]]:
+        return {}
 
     def _dropped(self, name: str) -> Tensor | None:
         """Mask of the coordinates at a kink or a bound; None where there are none."""
@@ -309,17 +341,17 @@ class Equations:
         """The equations that R-squared and the criterion are about."""
         return self.system if self.mean is None else self.mean.system
 
-    @property
+    @cached_property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
         if self.mean is not None:
             return self.mean.rounding
-        return float(np.sqrt(sum(place.rounding**2 for place in self.places)))
+        return float(np.linalg.norm([place.rounding for place in self.places]))
 
     @cached_property
     def eps(self) -> float:
         """Rounding unit of the numbers that the columns were built with."""
-        return max(place.problem.eps for place in self.places)
+        return max([place.problem.eps for place in self.places])
 
     @cached_property
     def system(self) -> System:
@@ -341,6 +373,7 @@ class Equations:
                 r_factors=tuple(own.merged for own in systems),
                 counts=tuple(own.n_equations for own in systems),
                 rows=self._rows if readable else None,
+                supports=None,
             )
         self._check_count(system)
         return system
@@ -449,11 +482,13 @@ class Equations:
         length = float(column @ column)
         return size - float(column @ target) ** 2 / length if length else size
 
-    def _rows(self) -> Iterator[Rows]:
-        """The equations of all places, each with the label of its cluster."""
+    def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
+        """The equations of some places, each with the label of its cluster."""
         for i, place in enumerate(self.places):
-            for label, index, design, target in place.system.single("of all places"):
-                yield (f"{self.cluster} {i}", *label), index, design, target
+            cluster = f"{self.cluster} {i}"
+            if cluster in labels:
+                for label, index, design, target in place.system.single("of all places"):
+                    yield (cluster, *label), index, design, target
 
     def _check_count(self, system: System) -> None:
         """Raise ValueError if there are fewer equations than coefficients."""

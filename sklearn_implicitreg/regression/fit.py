@@ -18,7 +18,7 @@ from sklearn_implicitreg.regression.inference import (
     without_numbers,
 )
 from sklearn_implicitreg.regression.restrictions import wald
-from sklearn_implicitreg.regression.solve import Solution, solve
+from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
 from sklearn_implicitreg.regression.system import Array, System
 from sklearn_implicitreg.regression.verdict import (
     Measures,
@@ -145,7 +145,7 @@ def fit(equations: Equations, settings: Settings) -> Result:
 def _solved(equations: Equations, system: System, positive: bool) -> Solution:
     """Solution of a system, in which the nuisance column may have any sign."""
     n, eps = system.n_equations, equations.eps
-    found = solve(system.r_factor, n, positive=positive, eps=eps)
+    found = solve_system(system, positive=positive, eps=eps)
     if not positive or equations.nuisance is None:
         return found
     sign = np.where(np.array(system.term_names) == equations.nuisance, -1.0, 1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -76,20 +78,48 @@ class Inference:
     exact: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """What the covariances share: the columns in use, decomposed, and their coefficients."""
+class _Part(NamedTuple):
+    """Some columns in use, in the clusters that they reach, and their coefficients."""
 
+    columns: list[int]
     system: System
     spectrum: Spectrum
     coef: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What the covariances share: the columns in use, in parts that share no cluster."""
+
+    parts: list[_Part]
+    n_columns: int
+    n_equations: int
+    n_clusters: int
     rss: float
     eps: float
 
-    @property
+    @classmethod
+    def of(cls, system: System, coef: Array, rss: float, eps: float) -> _Fit:
+        """Parts of a system, decomposed."""
+        parts = [
+            _Part(columns, part, decompose(part.r_factor, eps=eps), coef[columns])
+            for columns, part in system.components
+        ]
+        return cls(parts, system.n_terms, system.n_equations, len(system.labels), rss, eps)
+
+    @cached_property
     def df_resid(self) -> int:
         """Equations less what the columns can explain."""
-        return self.system.n_equations - self.spectrum.rank
+        return self.n_equations - sum([part.spectrum.rank for part in self.parts])
+
+    def joined(self, blocks: list[Array]) -> Array:
+        """Covariance of all columns, from that of each part."""
+        if len(blocks) == 1 and len(blocks[0]) == self.n_columns:
+            return blocks[0]
+        cov = np.zeros((self.n_columns, self.n_columns))
+        for part, block in zip(self.parts, blocks, strict=True):
+            cov[np.ix_(part.columns, part.columns)] = block
+        return cov
 
 
 class _Impossible(Exception):
@@ -147,13 +177,7 @@ def infer(
     part = system
     if len(known) < k:
         part = system.select([system.term_names[i] for i in known])
-    fit = _Fit(
-        part,
-        decompose(part.r_factor, eps=solution.eps),
-        solution.coef[known],
-        solution.rss,
-        solution.eps,
-    )
+    fit = _Fit.of(part, solution.coef[known], solution.rss, solution.eps)
     cov, df, kind, description = _covariance(fit, kind)
     level = confidence_level
     return _packaged(solution, cov, known, df, level, kind, description, rounding)
@@ -225,7 +249,7 @@ def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
                 "use covariance='auto'."
             ) from None
     reasons = []
-    n_clusters = len(fit.system.labels)
+    n_clusters = fit.n_clusters
     for name in ("cluster", "hc3", "ols"):
         try:
             if name == "cluster" and n_clusters < _MIN_CLUSTERS:
@@ -240,31 +264,34 @@ def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
 
 
 def _numbers(fit: _Fit) -> dict[str, int]:
-    """Numbers that the descriptions tell."""
-    n_clusters = len(fit.system.labels)
+    """Numbers in the descriptions."""
     return {
-        "m": fit.system.n_equations,
+        "m": fit.n_equations,
         "df": fit.df_resid,
-        "clusters": n_clusters,
-        "others": n_clusters - 1,
+        "clusters": fit.n_clusters,
+        "others": fit.n_clusters - 1,
     }
 
 
 def _ols(fit: _Fit) -> tuple[Array, float]:
     """Classical covariance: errors of one variance, independent over equations."""
-    whitener = fit.spectrum.whitener
-    return fit.rss / fit.df_resid * (whitener @ whitener.T), float(fit.df_resid)
+    whiteners = [part.spectrum.whitener for part in fit.parts]
+    variance = fit.rss / fit.df_resid
+    return fit.joined([variance * (own @ own.T) for own in whiteners]), float(fit.df_resid)
 
 
 def _hc3(fit: _Fit) -> tuple[Array, float]:
     """Each equation has a variance of its own."""
-    if fit.system.rows is None:
-        raise _Impossible("equations that cannot be read a second time")
-    whitener = fit.spectrum.whitener
-    meat = hc3_meat(fit.system, whitener, fit.coef)
-    if not np.isfinite(meat).all():
-        raise _Impossible("an equation that alone tells a coefficient (leverage 1)")
-    return whitener @ meat @ whitener.T, float(fit.df_resid)
+    blocks = []
+    for part in fit.parts:
+        if part.system.rows is None:
+            raise _Impossible("equations that cannot be read a second time")
+        whitener = part.spectrum.whitener
+        meat = hc3_meat(part.system, whitener, part.coef)
+        if not np.isfinite(meat).all():
+            raise _Impossible("an equation that alone determines a coefficient (leverage 1)")
+        blocks.append(whitener @ meat @ whitener.T)
+    return fit.joined(blocks), float(fit.df_resid)
 
 
 def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
@@ -292,20 +319,23 @@ def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
 
 def _cluster(fit: _Fit) -> tuple[Array, float]:
     """CR3: delete-one-cluster jackknife around the coefficients."""
-    n_clusters = len(fit.system.labels)
-    if n_clusters < 2:
-        raise _Impossible(f"{n_clusters} cluster")
-    deviations = []
-    for label, rest in zip(fit.system.labels, fit.system.without_each(), strict=True):
-        # By the columns' own norms, not the rest's: a column that is left with nothing but
-        # rounding errors has no support.
-        spectrum = decompose(rest, eps=fit.eps, norms=fit.spectrum.norms)
-        if spectrum.rank < fit.spectrum.rank:
-            raise _Impossible(f"a column without support once cluster {label!r} is left out")
-        weights = spectrum.whitener @ (spectrum.left.T @ rest[:, -1])
-        deviations.append(weights - fit.coef)
-    spread = np.array(deviations)
-    return (n_clusters - 1) / n_clusters * (spread.T @ spread), float(n_clusters - 1)
+    n = fit.n_clusters
+    if n < 2:
+        raise _Impossible(f"{n} cluster")
+    blocks = []
+    for part in fit.parts:
+        deviations = []
+        for label, rest in zip(part.system.labels, part.system.without_each(), strict=True):
+            # By the columns' own norms, not the rest's: a column that is left with nothing but
+            # rounding errors has no support.
+            spectrum = decompose(rest, eps=fit.eps, norms=part.spectrum.norms)
+            if spectrum.rank < part.spectrum.rank:
+                raise _Impossible(f"a column without support once cluster {label!r} is left out")
+            weights = spectrum.whitener @ (spectrum.left.T @ rest[:, -1])
+            deviations.append(weights - part.coef)
+        away = np.array(deviations)
+        blocks.append((n - 1) / n * (away.T @ away))
+    return fit.joined(blocks), float(n - 1)
 
 
 _METHODS = {"ols": _ols, "hc3": _hc3, "cluster": _cluster}

@@ -8,6 +8,7 @@ equations themselves are never held together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack, lstsq
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 __all__ = ["Array", "Index", "Rows", "System", "explained", "merge", "projected", "r_factor"]
 
@@ -141,18 +144,22 @@ class System:
         Equations per cluster.
     rows : callable or None
         Reads the single equations once more; None where only R factors are left.
+        Takes the labels of clusters, and reads their equations in the columns of their support.
     missing : str
         Why there are none, and what to do.
     instrumented : bool
+    supports : tuple of tuple of int, optional
+        For each cluster the columns that its R factor has; the others are zero there.
     """
 
     term_names: tuple[str, ...]
     labels: tuple[str, ...]
     r_factors: tuple[Array, ...]
     counts: tuple[int, ...]
-    rows: Callable[[], Iterator[Rows]] | None = None
+    rows: Callable[[Sequence[str]], Iterator[Rows]] | None = None
     missing: str = "R factors alone"
     instrumented: bool = False
+    supports: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
@@ -170,7 +177,7 @@ class System:
             )
         width = self.n_terms * (1 + self.instrumented) + 1
         wrong = sorted({part.shape for part in self.r_factors} - {(width, width)})
-        if wrong:
+        if wrong and self.supports is None:
             what = " with an instrument each" * self.instrumented
             raise ValueError(
                 f"Expected R factors of shape {(width, width)} for {self.n_terms} terms{what}, "
@@ -193,7 +200,7 @@ class System:
         if len(last) < 1:
             raise ValueError("Expected at least 1 equation, got 0.")
 
-        def rows() -> Iterator[Rows]:
+        def rows(labels: Sequence[str]) -> Iterator[Rows]:
             yield (), np.arange(len(last)) if index is None else index, columns, last
 
         if groups is None:
@@ -210,12 +217,12 @@ class System:
         labels_ = tuple(str(name) for name in names)
         return cls(tuple(term_names), labels_, r_factors, tuple(counts.tolist()), rows)
 
-    @property
+    @cached_property
     def n_terms(self) -> int:
         """Number of columns, k."""
         return len(self.term_names)
 
-    @property
+    @cached_property
     def n_equations(self) -> int:
         """Number of equations of all clusters, m."""
         return sum(self.counts)
@@ -223,7 +230,42 @@ class System:
     @cached_property
     def merged(self) -> Array:
         """R factor of all equations, instruments first where there are any."""
-        return merge(self.r_factors)
+        if self.supports is None:
+            return merge(self.r_factors)
+        # Parts without a common cluster are orthogonal: their R factors side by side are one.
+        whole, left = np.zeros((self.n_terms + 1, self.n_terms + 1)), self.out_of_reach
+        for columns, part in self.components:
+            own = part.merged
+            whole[np.ix_(columns, [*columns, -1])] = own[:-1]
+            left = np.hypot(left, own[-1, -1])
+        whole[-1, -1] = left
+        return whole
+
+    @cached_property
+    def components(self) -> list[tuple[list[int], System]]:
+        """Parts that share no cluster, each with its columns: k small regressions, not one of k."""
+        if self.supports is None:
+            return [(list(range(self.n_terms)), self)]
+        places = [(c, j) for c, support in enumerate(self.supports) for j in support]
+        n = len(self.labels)
+        ends = np.array(places, dtype=np.intp).reshape(-1, 2).T
+        graph = coo_array((np.ones(len(places)), (ends[0], n + ends[1])), (n + self.n_terms,) * 2)
+        _, kinds = connected_components(graph, directed=False)
+        clusters: dict[int, list[int]] = {}
+        for c, kind in enumerate(kinds[:n].tolist()):
+            clusters.setdefault(kind, []).append(c)
+        columns: dict[int, list[int]] = {}
+        for j, kind in enumerate(kinds[n:].tolist()):
+            columns.setdefault(kind, []).append(j)
+        return [(own, self._part(own, clusters.get(kind, []))) for kind, own in columns.items()]
+
+    @cached_property
+    def out_of_reach(self) -> float:
+        """Norm of the target where no column reaches."""
+        if self.supports is None:
+            return 0.0
+        pairs = zip(self.supports, self.r_factors, strict=True)
+        return math.hypot(*(float(own[-1, -1]) for support, own in pairs if not support))
 
     @cached_property
     def r_factor(self) -> Array:
@@ -240,11 +282,14 @@ class System:
         """
         if self.rows is None:
             raise ValueError(f"Expected single equations {what}, got {self.missing}.")
-        return self.rows()
-
-    def as_cluster(self, label: str) -> tuple[str, Array, int]:
-        """All equations as one cluster of a larger system."""
-        return label, self.merged, self.n_equations
+        rows = self.rows(self.labels)
+        if self.supports is None:
+            return rows
+        supports = dict(zip(self.labels, self.supports, strict=True))
+        return (
+            (label, index, _widened(design, supports[label[-1]], range(self.n_terms)), target)
+            for label, index, design, target in rows
+        )
 
     def select(self, names: Iterable[str]) -> System:
         """System of some of the terms, from the same R factors."""
@@ -253,6 +298,10 @@ class System:
         if unknown:
             raise ValueError(f"Expected terms among {list(self.term_names)}, got {unknown}.")
         index = [self.term_names.index(name) for name in wanted]
+        if self.supports is not None:
+            return self._part(list(range(self.n_terms)), list(range(len(self.labels)))).select(
+                wanted
+            )
         first = [*index, *(self.n_terms + i for i in index)] if self.instrumented else index
         columns = [*first, -1]
         r_factors = tuple(_upper(np.asfortranarray(part[:, columns])) for part in self.r_factors)
@@ -260,8 +309,8 @@ class System:
         if again is None:
             return replace(self, term_names=wanted, r_factors=r_factors)
 
-        def rows() -> Iterator[Rows]:
-            for label, places, design, target in again():
+        def rows(labels: Sequence[str]) -> Iterator[Rows]:
+            for label, places, design, target in again(labels):
                 yield label, places, design[:, index], target
 
         return replace(self, term_names=wanted, r_factors=r_factors, rows=rows)
@@ -280,6 +329,36 @@ class System:
         rests = [merge([before[i], after[n - 1 - i]]) for i in range(n)]
         return [projected(rest) for rest in rests] if self.instrumented else rests
 
+    def _part(self, columns: list[int], clusters: list[int]) -> System:
+        """Some columns in the only clusters that they reach."""
+        names, supports, again = [self.term_names[j] for j in columns], self.supports, self.rows
+        assert supports is not None
+        if not clusters:
+            nothing = np.zeros((len(columns) + 1,) * 2)
+            return System(tuple(names), ("none",), (nothing,), (0,))
+        reached = {self.labels[c]: supports[c] for c in clusters}
+        r_factors = [
+            self.r_factors[c]
+            if list(supports[c]) == columns
+            else _upper(_widened(self.r_factors[c], (*supports[c], -1), [*columns, -1]))
+            for c in clusters
+        ]
+
+        def rows(labels: Sequence[str]) -> Iterator[Rows]:
+            assert again is not None
+            for label, index, design, target in again(list(reached)):
+                yield label, index, _widened(design, reached[label[-1]], columns), target
+
+        return replace(
+            self,
+            term_names=tuple(names),
+            labels=tuple(reached),
+            r_factors=tuple(r_factors),
+            counts=tuple(self.counts[c] for c in clusters),
+            rows=again and rows,
+            supports=None,
+        )
+
     def explained_by_instruments(self, coef: Array, kept: list[int]) -> float:
         """Squared norm of what some terms explain, free of the noise of their columns.
 
@@ -293,6 +372,16 @@ class System:
             shares = lstsq(products[np.ix_(others, others)], products[np.ix_(others, kept)])[0]
             inside = inside - products[np.ix_(kept, others)] @ shares
         return float(coef[kept] @ inside @ coef[kept])
+
+
+def _widened(columns: Array, support: Sequence[int], wanted: Sequence[int]) -> Array:
+    """Columns of a support among the wanted ones, the others zero."""
+    if list(support) == list(wanted):
+        return columns
+    place = {column: i for i, column in enumerate(wanted)}
+    full = np.zeros((len(columns), len(wanted)), order="F")
+    full[:, [place[column] for column in support]] = columns
+    return full
 
 
 def projected(upper: Array) -> Array:

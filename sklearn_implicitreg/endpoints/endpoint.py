@@ -120,13 +120,7 @@ class Endpoint:
 
 
 class EndpointList(list[Endpoint]):
-    """List of endpoints that were trained together.
-
-    Attributes
-    ----------
-    n_failed_ : int
-        Trainings that failed, and are left out.
-    """
+    """List of endpoints that were trained together; ``n_failed_`` further trainings failed."""
 
     n_failed_: int = 0
 
@@ -146,15 +140,7 @@ class EndpointList(list[Endpoint]):
 
 
 def holds_endpoints(X: Any) -> TypeGuard[Sequence[Endpoint]]:
-    """Whether the data are a list of endpoints.
-
-    Raises
-    ------
-    TypeError
-        For a single endpoint, or a list of endpoints and other things.
-    ValueError
-        For a list of no endpoints.
-    """
+    """Whether the data are a list of endpoints."""
     if isinstance(X, Endpoint):
         raise TypeError("Expected a list of Endpoint, got one; pass [endpoint].")
     if isinstance(X, EndpointList) and not X:
@@ -170,14 +156,7 @@ def holds_endpoints(X: Any) -> TypeGuard[Sequence[Endpoint]]:
 def endpoint_targets(
     group: Sequence[Endpoint], options: Options, verbose: int = 0
 ) -> EndpointTargets:
-    """Problems of a list of endpoints.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a model is not trained or its data do not fit it, or parameters or features differ
-        between endpoints.
-    """
+    """Targets of the regression on a list of endpoints."""
     for i, endpoint in enumerate(group):
         if hasattr(endpoint.model, "fit") and not is_trained(endpoint.model):
             raise ValueError(

@@ -279,11 +279,9 @@ def _fit(
 
 
 def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
-    """Grid of log t between the answers of the single equations, and well beyond the largest.
-
-    Every term of the sum of squares has its minimum at its own answer and no other; only
-    equations without an answer pull towards infinitely many steps.
-    """
+    """Grid of log t between the answers of the single equations, and well beyond the largest."""
+    # Each term of the sum of squares has one minimum, at its own answer; only equations
+    # without an answer pull towards infinitely many steps.
     own = (target * theta > 0) & (np.abs(theta) > _EPS * np.abs(theta).max())
     penalty = target[own] / theta[own]
     slow = 2.0 if lr is None else 2 * lr  # the rate over s as s goes to 0

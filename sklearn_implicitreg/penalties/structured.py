@@ -237,20 +237,7 @@ class _Names(Sequence[str]):
 
 
 class ScalarNames(_Names):
-    """Names of the entries of tensors, ``"coef[0]"``, ``"fc.weight[2,1]"``.
-
-    Parameters
-    ----------
-    shapes : dict of str to tuple of int
-        Shape of each tensor.
-    pattern : str
-        What to write around a name.
-
-    Examples
-    --------
-    >>> list(ScalarNames({"coef": (2,), "scale": ()}))
-    ['coef[0]', 'coef[1]', 'scale']
-    """
+    """Names of the entries of tensors, such as ``"coef[0]"`` and ``"fc.weight[2,1]"``."""
 
     def __init__(self, shapes: Shapes, pattern: str = "{}"):
         self.shapes = dict(shapes)
@@ -269,18 +256,7 @@ class ScalarNames(_Names):
 
 
 class TriangleNames(_Names):
-    """Names of the upper triangular matrix of a symmetric matrix, row by row.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names of the rows.
-
-    Examples
-    --------
-    >>> list(TriangleNames(["a", "b"]))
-    ['q[a,a]', 'q[a,b]', 'q[b,b]']
-    """
+    """Names of the upper triangle of a symmetric matrix, row by row, such as ``"q[a,b]"``."""
 
     def __init__(self, names: Sequence[str]):
         self.names = names

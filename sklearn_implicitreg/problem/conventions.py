@@ -7,26 +7,20 @@ from dataclasses import dataclass
 
 __all__ = ["CONVENTIONS", "Convention"]
 
-# Terms whose coefficient can be told in L2 units: coefficient of L2 per unit of the term.
+# Terms that are multiples of L2: coefficient of L2 per unit of the term.
 _L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
 
 
 @dataclass(frozen=True)
 class Convention:
-    """A model's own way to state a penalty ``strength * (c1 * r |w|_1 + c2 * (1 - r) |w|^2)``.
-
-    ``l2`` (c2) and ``l1`` (c1) are in the units of the library's mean loss L; with
-    ``per_row`` the strength is divided by the total weight of the rows; with ``inverse`` the
-    model's parameter is one over the strength. A model without one of the two penalties has
-    ``None`` there.
-    """
+    """A model's own way to state ``strength * (c1 * r |w|_1 + c2 * (1 - r) |w|^2)``."""
 
     parameter: str = "alpha"
-    l2: float | None = None
-    l1: float | None = None
-    per_row: bool = False
-    inverse: bool = False
-    l1_term: str = "l1"  # the sparse term that l1_ratio speaks of
+    l2: float | None = None  # c2, in the units of the mean loss L; None: no such penalty
+    l1: float | None = None  # c1
+    per_row: bool = False  # the strength is divided by the total weight of the rows
+    inverse: bool = False  # the parameter is one over the strength
+    l1_term: str = "l1"  # name of the sparse term
     ratio: str = "l1_ratio"  # name of the parameter r
 
     def coefficients(

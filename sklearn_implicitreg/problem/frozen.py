@@ -92,12 +92,9 @@ class FrozenModel:
 def rebuilt(
     module: nn.Module, named: Callable[[Tensor], Tensor], loose: Callable[[Tensor], Tensor]
 ) -> nn.Module:
-    """Copy of a module's structure with other tensors, wherever they are referred to.
-
-    ``named`` makes the new parameters and buffers, ``loose`` what takes the place of tensors
-    that are mere attributes. Shared tensors stay shared; wrappers of ``torch.compile`` are left
-    out. The module's own ``__deepcopy__``, which may refuse or copy weights, is not asked.
-    """
+    """Copy of a module's structure with other tensors, wherever they are referred to."""
+    # The module's own __deepcopy__ is not called: it may raise, or copy the weights. ``named``
+    # makes parameters and buffers, ``loose`` other tensors; wrappers of torch.compile are left out.
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         memo[id(tensor)] = named(tensor)

@@ -105,11 +105,7 @@ class LossGradient:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(ABC):
-    """Frozen view of (trained model, data); it never changes the user's objects.
-
-    ``params`` are the trained tensors in scope: they give the equations and are what the
-    penalties see. Subclasses say how the loss gradient is computed, block by block of rows.
-    """
+    """Frozen view of (trained model, data); it never changes the user's objects."""
 
     params: Params
     model_name: str
@@ -128,12 +124,9 @@ class Problem(ABC):
     trained_sum: bool = False  # a step was trained on a sum over its rows, not on their mean
     draw: int = 0  # which of many independent draws a stochastic penalty takes
 
-    @abstractmethod
+    @abstractmethod  # several blocks are drawn at random, always the same: rows may come sorted
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
-        """Gradient sums over blocks of rows, at least ``n_blocks`` of them if rows allow it.
-
-        Several blocks are drawn at random, always the same: rows may come sorted.
-        """
+        """Gradient sums over at least ``n_blocks`` blocks of rows, if there are as many rows."""
 
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""
@@ -187,17 +180,7 @@ class Problem(ABC):
         )
 
     def hessian(self) -> npt.NDArray[np.float64]:
-        """Hessian of a mean loss that is quadratic in the parameters.
-
-        Of shape (p, p), p the number of parameters in scope, flattened and joined in the order
-        of ``params``. Trained parameters out of scope, such as an unpenalized intercept, are
-        profiled out: they stand at their best for every value of those in scope.
-
-        Raises
-        ------
-        ValueError
-            If the loss is not quadratic, or its Hessian is too large to be made.
-        """
+        """Hessian of a quadratic mean loss in the flattened parameters, the others profiled out."""
         raise self._not_quadratic()
 
     def _not_quadratic(self) -> ValueError:
@@ -214,10 +197,7 @@ class Problem(ABC):
 
 
 def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[str]:
-    """Names of the tensors that a ``params=`` specification selects.
-
-    ``default`` is what ``"auto"`` means for the model at hand.
-    """
+    """Names of the tensors that ``params=`` selects; ``default`` is what "auto" selects."""
     if callable(spec):
         chosen = [name for name, tensor in params.items() if spec(name, tensor)]
     elif spec == "auto":

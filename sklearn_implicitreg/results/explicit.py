@@ -50,18 +50,7 @@ _OF_THE_SOLVER = {"tol", "max_iter", "solver", "selection", "intercept_scaling",
 def explicit_estimator(
     model: Any, coef: Mapping[str, float], facts: Facts, penalty: FittedPenalty | None
 ) -> Any:
-    """Unfitted estimator of the model's kind that has the penalty as its own parameters.
-
-    ``coef`` holds the coefficient of every term.
-
-    Raises
-    ------
-    ValueError
-        If the model has no parameter for a term, a coefficient is negative or NaN, or a part of
-        the penalty was known.
-    TypeError
-        For a bare module, which has no constructor to call, and for given equations.
-    """
+    """Unfitted estimator of the model's kind with the penalty as its own parameters."""
     refused = {term: c for term, c in coef.items() if not c >= 0}
     if refused:
         raise ValueError(

@@ -166,52 +166,7 @@ def recover(
     data: Data,
     options: Options,
 ) -> Recovery:
-    """Solve ``L + R`` in closed form where both are quadratic, else train the explicit estimator.
-
-    A penalty is quadratic where its gradient is affine; that is tried, at all unit vectors and
-    at random points. The loss says so itself (squared error of a linear model).
-
-    Parameters
-    ----------
-    model : object
-        The trained model.
-    coef : dict of str to float
-        Coefficient of every term.
-    facts : Facts
-        Of the fit.
-    penalty : callable of a dict of tensors, or None
-        The penalty with its coefficients.
-    data : Data
-        Rows that the model was trained on.
-    options : Options
-        As of the fit.
-
-    Returns
-    -------
-    Recovery
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a part of the penalty was known, or there is neither a closed form nor an estimator
-        that states the penalty.
-
-    References
-    ----------
-    Rudoler, Tan, Hooker, Kording (2026), Estimating Implicit Regularization in Deep Learning,
-    Appendix A, Proposition E.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sklearn.linear_model import Ridge
-    >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> model = Ridge(alpha=3.0).fit(X, y)
-    >>> found = ImplicitRegularizationEstimator(model).fit(X, y).recover(X, y)
-    >>> found.is_minimizer, bool(found.recovered.distance < 1e-10), found.ablated.distance > 0.1
-    (True, True, True)
-    """
+    """Solve ``L + R`` in closed form where both are quadratic, else train an estimator."""
     if penalty is None:
         raise TypeError(
             "Expected a model to recover, got given equations; there are no weights to train."

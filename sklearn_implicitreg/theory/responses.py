@@ -57,10 +57,7 @@ def exponential(s: npt.ArrayLike, time: npt.ArrayLike) -> Response:
 
 
 def repeated(u: Array, v: Array, n_steps: npt.ArrayLike) -> Response:
-    """``v^t`` and ``(1 - v^t) / u`` for ``v = 1 - u`` given both, without cancellation.
-
-    A step that takes the share ``u`` of what is left, t times; ``u > 1`` goes past the goal.
-    """
+    """``v^t`` and ``(1 - v^t) / u`` for ``v = 1 - u``, given both, without cancellation."""
     steps = np.asarray(n_steps, dtype=float)
     if np.any(v < 0) and np.any(steps != np.round(steps)):
         raise ValueError(
@@ -157,11 +154,7 @@ def kept(s: Array, k: int) -> Response:
 
 
 def krylov(s: Array, b: Array, k: int) -> Response:
-    """Of k steps of conjugate gradients towards b: their weights over b.
-
-    Where b is near zero this is rounding over rounding; there it is the polynomial
-    ``prod_j (1 - s / ritz_j)``, which in turn is steep near the large Ritz values.
-    """
+    """Of k steps of conjugate gradients towards b: their weights over b."""
     if not np.any(b):
         raise ValueError("Expected y that X can explain, got X'y = 0: there is no first step.")
     basis, bidiagonal = _bidiagonalized(np.sqrt(s), b, k)
@@ -172,6 +165,8 @@ def krylov(s: Array, b: Array, k: int) -> Response:
     for ritz in svdvals(bidiagonal) ** 2:
         gain = gain + residual / ritz
         residual = residual * (1 - s / ritz)
+    # Where b is near zero, weights over b is rounding over rounding: there the polynomial
+    # prod_j (1 - s / ritz_j) holds, which in turn is steep near the large Ritz values.
     seen = np.abs(b) > 1e-8 * np.max(np.abs(b))
     gain[seen] = weights[seen] / b[seen]
     residual[seen] = 1 - s[seen] * gain[seen]
@@ -179,10 +174,8 @@ def krylov(s: Array, b: Array, k: int) -> Response:
 
 
 def _bidiagonalized(sigma: Array, b: Array, k: int) -> tuple[Array, Array]:
-    """Krylov basis of ``diag(sigma)`` begun with b, and the bidiagonal matrix on it.
-
-    Fully reorthogonalized. Smaller than k where the Krylov space is exhausted, and b reached.
-    """
+    """Krylov basis of ``diag(sigma)`` from b, and the bidiagonal matrix on it."""
+    # Fully reorthogonalized; smaller than k where the Krylov space is exhausted, and b reached.
     right = [b / np.linalg.norm(b)]
     left: list[Array] = []
     diagonal: list[float] = []

@@ -17,25 +17,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Data of a quadratic loss: its curvature, and its gradient as a map of the target.
+    """Data of a quadratic loss: its curvature, and its gradient as a map of the target."""
 
-    Parameters
-    ----------
-    s : ndarray of shape (r,)
-        Half the curvature along each direction, decreasing.
-    vectors : ndarray of shape (p, r)
-        The directions.
-    data : ndarray of shape (r, n)
-        Takes a target to minus half the gradient at zero.
-    scale : ndarray of shape (r,)
-        The gradient of L over the direction that the procedure steps along: 1, for the tangent
-        kernel the eigenvalues of K.
-    """
-
-    s: Array
-    vectors: Array
-    data: Array
-    scale: Array
+    s: Array  # (r,), half the curvature along each direction, decreasing
+    vectors: Array  # (p, r), the directions
+    data: Array  # (r, n), takes a target to minus half the gradient at zero
+    scale: Array  # (r,), gradient of L over the direction of a step: 1, or eigenvalues of K
 
     def gradient(self, y: Array, start: Array) -> Array:
         """Minus half the gradient at the start, along the directions."""

@@ -49,15 +49,7 @@ def functional(module: nn.Module, forward: Forward) -> Callable[[Params, Any], A
 
 
 def hessian_vector(loss: Scalar, params: Params, vector: Params) -> Params:
-    """``H v`` of a scalar function, by forward over reverse mode.
-
-    Operations without a forward rule are differentiated twice in reverse mode.
-
-    Raises
-    ------
-    ValueError
-        If an operation has no second derivative in either way.
-    """
+    """``H v`` of a scalar function, by forward over reverse mode or by reverse mode twice."""
     # Fused attention has neither a forward rule nor a second derivative.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         # torch compiles its own forward rules by a function that it deprecates.
@@ -96,14 +88,7 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
 
 
 def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
-    """Hessian of a quadratic loss from its products with unit vectors.
-
-    Raises
-    ------
-    ValueError
-        If the gradient is not affine along a random line through the parameters, or if there
-        are more than 2000 of them.
-    """
+    """Hessian of a quadratic loss, from its products with unit vectors."""
     whole = problem.whole()
     sizes = [tensor.numel() for tensor in whole.params.values()]
     if sum(sizes) > _MAX_HESSIAN:

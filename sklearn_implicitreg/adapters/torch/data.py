@@ -41,12 +41,9 @@ _GENERATORS = threading.RLock()
 
 @dataclass(frozen=True)
 class Rows:
-    """Re-readable rows; ``n_rows`` is None for a stream.
+    """Rows that can be read again, in batches; ``n_rows`` is None for a stream."""
 
-    ``read(batch_size, order)`` gives them in batches, in an order of positions if one is given.
-    """
-
-    read: Callable[[int, Tensor | None], Iterator[Batch]]
+    read: Callable[[int, Tensor | None], Iterator[Batch]]  # of a batch size, in an order
     n_rows: int | None
     train_batch_size: int | None = None  # of the loader they came in
     pick: Callable[[Indices], Batch] | None = None  # rows by number
@@ -113,10 +110,8 @@ class Rows:
 
 @contextlib.contextmanager
 def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Leave the global generators of torch, NumPy and Python as they were.
-
-    With a seed, what other threads do in such a block waits: the numbers drawn are the seed's.
-    """
+    """Leave the global generators of torch, NumPy and Python as they were."""
+    # With a seed other threads wait, so that the numbers drawn in the block are the seed's.
     with _GENERATORS if seed is not None else contextlib.nullcontext():
         with _GENERATORS:
             states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -175,15 +170,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def read_rows(data: Data) -> Rows:
-    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader.
-
-    Raises
-    ------
-    ValueError
-        If lengths differ, y is missing, or rows are not finite numbers.
-    TypeError
-        If X is sparse or of an unknown kind.
-    """
+    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader."""
     if isinstance(data.X, DataLoader):
         return _loader_rows(data)
     if isinstance(data.X, Dataset):

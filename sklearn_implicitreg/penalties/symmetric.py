@@ -65,9 +65,7 @@ def solve_symmetric(
     multiple = _multiple(thetas, rhs, psd)
     gain = float(1 / np.sqrt(weights[weights > 0].min())) if m else 0.0
     noise = _noise(plain, thetas, rhs, misfit, spare, eps)
-    # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
-    # enough to determine p weights (a heuristic).
-    n_counted = n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
+    n_counted = _counted(n_endpoints, p, n_rows)
     strength = distance = 0.0
     if shrinkage == "identity":
         variance = n_endpoints / n_counted * misfit**2 / spare if spare > 0 else 0.0
@@ -91,6 +89,13 @@ def solve_symmetric(
         n_counted=n_counted,
         distance=distance,
     )
+
+
+def _counted(n_endpoints: int, p: int, n_rows: int | None) -> float:
+    """Endpoints that count as independent; ``n_rows`` if they are resamples of one data set."""
+    # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
+    # enough to determine p weights (a heuristic).
+    return n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
 
 
 def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, Params
 from sklearn_implicitreg.problem.problem import (
-    BlockGradient,
     Indices,
-    LossGradient,
-    Params,
     ParamsSpec,
     Problem,
     Sampling,

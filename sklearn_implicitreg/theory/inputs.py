@@ -1,18 +1,71 @@
-"""The decomposed data of a quadratic loss."""
+"""What comes in: numbers and arrays, checked; rows, weighted; the decomposed data of a loss."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import svd
 
-from sklearn_implicitreg.theory.checks import as_vector
-
-__all__ = ["Spectrum", "column_notes", "decompose", "weighted_rows"]
+__all__ = [
+    "Spectrum",
+    "as_matrix",
+    "as_vector",
+    "check_positive",
+    "check_steps",
+    "check_whole",
+    "column_notes",
+    "decompose",
+    "weighted_rows",
+]
 
 Array = npt.NDArray[np.float64]
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError if a number is not positive and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"Expected a positive finite {name}, got {value!r}.")
+
+
+def check_steps(n_steps: npt.ArrayLike) -> None:
+    """Raise ValueError if a number of steps is not positive and finite."""
+    steps = np.asarray(n_steps, dtype=float)
+    if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
+        raise ValueError(
+            f"Expected a positive finite n_steps, got {n_steps!r}: after no step the "
+            "weights are the start, which no finite penalty gives."
+        )
+
+
+def check_whole(name: str, value: float) -> None:
+    """Raise ValueError if a count is not a whole number of at least one."""
+    if not (value >= 1 and float(value).is_integer()):
+        raise ValueError(f"Expected {name} to be a whole number of at least 1, got {value!r}.")
+
+
+def as_matrix(name: str, values: npt.ArrayLike) -> Array:
+    """A finite matrix."""
+    matrix = np.asarray(values, dtype=float)
+    if matrix.ndim != 2 or not matrix.size or not np.all(np.isfinite(matrix)):
+        raise ValueError(
+            f"Expected {name} to be a matrix of finite numbers, got an array of shape "
+            f"{matrix.shape}{'' if np.all(np.isfinite(matrix)) else ' with some that are not'}."
+        )
+    return matrix
+
+
+def as_vector(name: str, values: npt.ArrayLike, length: int) -> Array:
+    """A finite vector of known length."""
+    vector = np.asarray(values, dtype=float)
+    if vector.shape != (length,) or not np.all(np.isfinite(vector)):
+        raise ValueError(
+            f"Expected {name} to be {length} finite numbers, got an array of shape "
+            f"{vector.shape}{'' if np.all(np.isfinite(vector)) else ' with some that are not'}."
+        )
+    return vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +95,7 @@ def decompose(X: Array, sample_weight: npt.ArrayLike | None) -> Spectrum:
 
 
 def column_notes(X: Array) -> list[str]:
-    """What is to be said of columns that are zero or constant."""
+    """Notes on columns that are zero or constant."""
     constant = np.ptp(X, axis=0) == 0
     zero = np.flatnonzero(constant & (X[0] == 0)).tolist()
     other = np.flatnonzero(constant & (X[0] != 0)).tolist()

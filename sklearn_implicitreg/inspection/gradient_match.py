@@ -1,4 +1,4 @@
-"""Pictures of a fit."""
+"""Minus the gradient of the loss against the gradient of the fitted penalty, as a picture."""
 
 from __future__ import annotations
 

@@ -69,9 +69,7 @@ def solve_symmetric(
     strength = distance = 0.0
     if shrinkage == "identity":
         variance = n_endpoints / n_counted * misfit**2 / spare if spare > 0 else 0.0
-        strength = _strength(entries, weights, variance, multiple)
-        share = _divided(weights, weights + strength)
-        entries = share * entries + (1 - share) * multiple * np.eye(p)
+        entries, strength = _shrunk(entries, weights, variance, multiple)
     if psd:
         entries, distance = _psd_entries(entries, weights + strength)
     if isinstance(shrinkage, float | int):
@@ -128,6 +126,13 @@ def _asymmetry(cross: Array, right: Array) -> float:
     outer = cross - inner @ right  # meets only zeros on the other side of the diagonal
     skew = np.hypot(np.linalg.norm(inner - inner.T), np.sqrt(2) * np.linalg.norm(outer))
     return float(skew) / (2 * norm) if norm else 0.0
+
+
+def _shrunk(entries: Array, weights: Array, noise: float, multiple: float) -> tuple[Array, float]:
+    """Entries shrunk towards the multiple of the identity, and the strength of it."""
+    strength = _strength(entries, weights, noise, multiple)
+    share = _divided(weights, weights + strength)
+    return share * entries + (1 - share) * multiple * np.eye(len(entries)), strength
 
 
 def _strength(entries: Array, weights: Array, noise: float, multiple: float) -> float:

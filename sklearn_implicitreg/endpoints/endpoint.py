@@ -7,19 +7,15 @@ from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.utils import _safe_indexing
 
 from sklearn_implicitreg.adapters import Data, Options, adapt_many
-from sklearn_implicitreg.problem import Problem, Sampling
+from sklearn_implicitreg.problem import Indices, Problem, Sampling, Weights
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.regression.stacks import EndpointTargets
 
-__all__ = ["Endpoint", "EndpointList", "Rows", "endpoint_targets", "holds_endpoints", "n_rows"]
-
-Rows = npt.NDArray[np.int64]
-Weights = npt.NDArray[np.float64]
+__all__ = ["Endpoint", "EndpointList", "endpoint_targets", "holds_endpoints", "n_rows"]
 
 
 class Endpoint:
@@ -226,7 +222,7 @@ def n_rows(values: Any) -> int:
     return int(shape[0]) if shape else len(values)
 
 
-def _row_numbers(rows: Any, X: Any) -> Rows:
+def _row_numbers(rows: Any, X: Any) -> Indices:
     """Numbers of rows, from numbers or a mask."""
     n, given = n_rows(X), np.asarray(rows)
     if given.dtype == bool and given.shape == (n,):
@@ -240,7 +236,7 @@ def _row_numbers(rows: Any, X: Any) -> Rows:
     return given.astype(np.int64)
 
 
-def _taken(values: Any, rows: Rows | None) -> Any:
+def _taken(values: Any, rows: Indices | None) -> Any:
     """Some rows of an array, frame, tensor, list or dict of these."""
     if values is None or rows is None:
         return values

@@ -19,15 +19,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, Rows, n_rows
+from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, n_rows
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
+from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.progress import progress
 
 __all__ = ["endpoints"]
 
-Weights = npt.NDArray[np.float64]
 Learned = npt.NDArray[Any]
-Sets = list[tuple[Data, Rows | None]]  # data, and which of their rows
+Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 
 
 def endpoints(  # noqa: PLR0913
@@ -237,7 +237,9 @@ def _check_lengths(data: Data) -> None:
             )
 
 
-def _trained(template: Any, data: Data, rows: Rows | None, weighted: str | None, seed: int) -> Any:
+def _trained(
+    template: Any, data: Data, rows: Indices | None, weighted: str | None, seed: int
+) -> Any:
     """A clone trained on some rows, or a sentence on why it failed."""
     model = clone(template)
     try:

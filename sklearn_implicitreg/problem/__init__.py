@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, Params
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
 from sklearn_implicitreg.problem.problem import (
     Indices,
     ParamsSpec,
@@ -13,6 +13,7 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
+from sklearn_implicitreg.problem.vectors import Params, flat, shaped
 
 __all__ = [
     "BlockGradient",
@@ -24,6 +25,8 @@ __all__ = [
     "Sampling",
     "Weights",
     "check_finite_params",
+    "flat",
     "profiled",
     "select_params",
+    "shaped",
 ]

@@ -40,30 +40,26 @@ class Convention:
 
     def parameters(self, coef: Mapping[str, float], n: float | None = None) -> dict[str, float]:
         """Model parameters that state the coefficients of these terms openly."""
-        unknown = [t for t in coef if t not in _L2_PER_TERM and t != self.l1_term]
-        l2 = sum(coef[t] * c for t, c in _L2_PER_TERM.items() if t in coef)
-        l1 = coef.get(self.l1_term, 0.0)
-        if self.l1 is None and self.l1_term in coef:
-            unknown.append(self.l1_term)
-        if self.l2 is None and any(t in coef for t in _L2_PER_TERM):
-            unknown += [t for t in _L2_PER_TERM if t in coef]
+        l2_terms = [t for t in coef if t in _L2_PER_TERM and self.l2 is not None]
+        l1_terms = [t for t in coef if t == self.l1_term and self.l1 is not None]
+        unknown = set(coef) - {*l2_terms, *l1_terms}
         if unknown:
             raise ValueError(
                 f"Expected terms that {self.parameter!r} of this model can state, got "
-                f"{sorted(set(unknown))}; read `coef_` instead."
+                f"{sorted(unknown)}; read `coef_` instead."
             )
         rows = self._rows(n)
+        l2 = sum(coef[t] * _L2_PER_TERM[t] for t in l2_terms)
         strength_l2 = rows * l2 / self.l2 if self.l2 else 0.0
-        strength_l1 = rows * l1 / self.l1 if self.l1 else 0.0
+        strength_l1 = rows * coef[self.l1_term] / self.l1 if l1_terms and self.l1 else 0.0
         strength = strength_l2 + strength_l1
+        value = strength
         if self.inverse:
             value = 1.0 / strength if strength else float("inf")
-        else:
-            value = strength
-        if self.l1_term in coef and any(t in coef for t in _L2_PER_TERM):
-            ratio = strength_l1 / strength if strength else 0.0
-            return {self.parameter: value, self.ratio: ratio}
-        return {self.parameter: value}
+        if not (l1_terms and l2_terms):
+            return {self.parameter: value}
+        ratio = strength_l1 / strength if strength else 0.0
+        return {self.parameter: value, self.ratio: ratio}
 
     def _rows(self, n: float | None) -> float:
         if not self.per_row:

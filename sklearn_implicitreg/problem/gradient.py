@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
+from sklearn_implicitreg.problem.vectors import Params
 
-__all__ = ["BlockGradient", "LossGradient", "Params"]
-
-Params = dict[str, Tensor]
+__all__ = ["BlockGradient", "LossGradient"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from scipy.linalg import lstsq
 from torch import Tensor
 
 from sklearn_implicitreg.problem.conventions import Convention
-from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, Params
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
+from sklearn_implicitreg.problem.vectors import Params
 
 __all__ = [
     "Indices",

@@ -11,18 +11,16 @@ import torch
 from scipy.linalg import pinvh
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.regression.system import Array
 
 __all__ = [
     "PenaltyValue",
     "QuadraticForm",
     "Stationary",
-    "flat",
     "has_gradient",
     "quadratic_loss",
     "quadratic_penalty",
-    "shaped",
 ]
 
 PenaltyValue = Callable[[Params], Tensor]
@@ -130,15 +128,3 @@ def _slope(penalty: PenaltyValue, params: Params, theta: Array) -> Array:
         slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     pairs = zip(leaves.items(), slopes, strict=True)
     return flat({n: torch.zeros_like(t) if s is None else s for (n, t), s in pairs})
-
-
-def flat(params: Params) -> Array:
-    """Tensors as one float64 vector."""
-    return np.concatenate([t.detach().cpu().double().reshape(-1).numpy() for t in params.values()])
-
-
-def shaped(params: Params, theta: Array) -> Params:
-    """Float64 tensors from one vector, named and shaped like the parameters."""
-    parts = np.split(theta, np.cumsum([t.numel() for t in params.values()])[:-1])
-    pairs = zip(params.items(), parts, strict=True)
-    return {name: torch.from_numpy(part.copy()).reshape(t.shape) for (name, t), part in pairs}

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.endpoints.templates import weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.explicit import explicit_estimator
 from sklearn_implicitreg.results.fit_description import Facts
@@ -21,11 +21,9 @@ from sklearn_implicitreg.results.quadratic_form import (
     PenaltyValue,
     QuadraticForm,
     Stationary,
-    flat,
     has_gradient,
     quadratic_loss,
     quadratic_penalty,
-    shaped,
 )
 from sklearn_implicitreg.results.summary import Summary
 

@@ -11,13 +11,12 @@ import pandas as pd
 from sklearn.base import clone
 
 from sklearn_implicitreg.penalties import Structured, StructuredSolution
-from sklearn_implicitreg.problem import LossGradient, Problem
+from sklearn_implicitreg.problem import LossGradient, Problem, flat
 from sklearn_implicitreg.regression.solve import Solution
 from sklearn_implicitreg.regression.stacks import EndpointTargets
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.regression.verdict import Verdict, cause_at, judge
 from sklearn_implicitreg.results.fit_description import Facts
-from sklearn_implicitreg.results.quadratic_form import flat
 from sklearn_implicitreg.results.summary import Summary
 from sklearn_implicitreg.trajectory.equations import PathTargets
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sklearn_implicitreg.problem import Params, Problem, profiled
+from sklearn_implicitreg.problem import Params, Problem, flat, profiled
 
 __all__ = ["functional", "hessian_vector", "quadratic_hessian"]
 
@@ -69,7 +69,7 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
             first = torch.autograd.grad(loss(leaves), tensors, create_graph=True, allow_unused=True)
             seen = [(g, vector[n]) for n, g in zip(leaves, first, strict=True) if g is not None]
             inner = torch.stack([(g * v).sum() for g, v in seen]).sum()
-            linear = not inner.requires_grad  # the loss has no second derivative to speak of
+            linear = not inner.requires_grad  # the loss has no second derivative
             second = (
                 [None] * len(tensors)
                 if linear
@@ -98,7 +98,7 @@ def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
         )
     if not _affine_gradient(whole):
         raise problem._not_quadratic()
-    columns = [_flat(whole.hvp(unit)) for unit in _units(whole.params)]
+    columns = [flat(whole.hvp(unit)) for unit in _units(whole.params)]
     hessian = np.stack(columns, axis=1)
     scope = np.repeat([name in problem.params for name in whole.params], sizes)
     return profiled((hessian + hessian.T) / 2, scope)
@@ -115,7 +115,7 @@ def _affine_gradient(problem: Problem) -> bool:
         problem.at({name: t + sign * step[name] for name, t in problem.params.items()}).gradient()
         for sign in (-1.0, 0.0, 1.0)
     ]
-    down, here, up = (_flat(g.value) for g in gradients)
+    down, here, up = (flat(g.value) for g in gradients)
     size = max(max(g.scale, g.norm()) for g in gradients)
     off = float(np.linalg.norm(up - 2 * here + down))
     return off <= _AFFINE_TOL * problem.eps * size
@@ -128,7 +128,3 @@ def _units(params: Params) -> Iterator[Params]:
             unit = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
             unit[index] = 1.0
             yield {name: unit.reshape(tensor.shape)}
-
-
-def _flat(params: Params) -> npt.NDArray[np.float64]:
-    return np.concatenate([t.reshape(-1).double().cpu().numpy() for t in params.values()])

@@ -96,14 +96,15 @@ class Rows:
             )
         codes = torch.as_tensor(np.searchsorted(fitted.names, self.names))
 
+        def renamed(batch: Batch) -> Batch:
+            return batch._replace(target=codes[batch.target])
+
         def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
-            for batch in self.read(batch_size, order):
-                yield batch._replace(target=codes[batch.target])
+            return map(renamed, self.read(batch_size, order))
 
         def pick(rows: Indices) -> Batch:
             assert self.pick is not None  # arrays, which alone hold names, have it
-            batch = self.pick(rows)
-            return batch._replace(target=codes[batch.target])
+            return renamed(self.pick(rows))
 
         return replace(self, read=read, pick=pick, names=fitted.names, classes=fitted.classes)
 
@@ -282,20 +283,11 @@ def _array_rows(data: Data) -> Rows:
         for start in range(0, n_rows, batch_size):
             part = slice(start, start + batch_size)
             cut = operator.itemgetter(part if order is None else order[part])
-            yield Batch(
-                map_tensors(cut, inputs),
-                map_tensors(cut, target),
-                None if weight is None else cut(weight),
-            )
+            yield Batch(*map_tensors(cut, (inputs, target, weight)))
 
     def pick(rows: Indices) -> Batch:
-        index = torch.as_tensor(rows)
-
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[index]
-
-        own = None if weight is None else weight[index]
-        return Batch(map_tensors(cut, inputs), map_tensors(cut, target), own)
+        cut = operator.itemgetter(torch.as_tensor(rows))
+        return Batch(*map_tensors(cut, (inputs, target, weight)))
 
     row_size = sum(t[0].numel() for t in tensors_in(inputs))
     return Rows(read, n_rows, None, pick, row_size, classes, names)

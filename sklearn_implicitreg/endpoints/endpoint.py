@@ -21,8 +21,8 @@ __all__ = ["Endpoint", "EndpointList", "endpoint_targets", "holds_endpoints", "n
 class Endpoint:
     """A trained model and the data that it was trained on.
 
-    A list of endpoints is fitted as a whole: each keeps its own columns and its own gradient,
-    and all share the coefficients.
+    A list of endpoints is fitted as a whole: each has its own columns and its own gradient, and
+    all share the coefficients.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Endpoint:
     sample_weight : array-like of shape (n,), default=None
         The weights that the model was trained with.
     rows : array-like of int or bool, default=None
-        Numbers of the rows of X, y and sample_weight that the model was trained on, repeated
-        ones as often as they were used, or a mask; None for all. Resamples share one X
-        by it; a fit copies the rows of each, and the fitted estimator holds them.
+        Numbers of the rows of X, y and sample_weight that the model was trained on, each as
+        often as it was used, or a mask; None for all. Resamples can so share one X; a fit
+        copies the rows of each, and the fitted estimator holds them.
 
     Attributes
     ----------
@@ -55,10 +55,10 @@ class Endpoint:
 
     Notes
     -----
-    Endpoints that hold the same X and y (the same objects) are taken for resamples where their
-    rows or weights differ, unless no row is in two of them, and else for several models on one
-    data set. All others are taken for independent data sets. The standard errors go by it: the
-    spread of the resamples, none, or the delete-one-endpoint jackknife.
+    Endpoints that hold the same X and y (the same objects) count as resamples if their rows or
+    weights differ and some row is in two of them; if neither differs, as several models on one
+    data set. All others count as independent data sets. The standard errors are the spread of
+    the resamples, absent for one data set, and the delete-one-endpoint jackknife for several.
 
     Examples
     --------
@@ -97,7 +97,7 @@ class Endpoint:
 
     @property
     def effective_sample_size(self) -> float:
-        """``(sum w)^2 / sum w^2`` of the weights: as many rows of equal weight tell as much."""
+        """``(sum w)^2 / sum w^2``: as many rows of equal weight are as informative."""
         weights = self.sample_weight
         if weights is None:
             return float(n_rows(self._data.X) if self._rows is None else len(self._rows))
@@ -172,13 +172,13 @@ def endpoint_targets(
 
 
 def _sampling(group: Sequence[Endpoint]) -> Sampling:
-    """What the endpoints are of, by the identity of their data and by the rows taken of them."""
+    """How the endpoints were made, by the identity of their data and by their rows."""
     own = [endpoint._data for endpoint in group]
     n_sets = len({(id(data.X), id(data.y)) for data in own})
     if n_sets == len(group):
         return "data sets"
     if n_sets > 1:
-        return "one data set"  # some of them are
+        return "one data set"  # some of them share one
     rows = [endpoint._rows for endpoint in group]
     parts = [np.unique(taken) for taken in rows if taken is not None]
     if len(parts) == len(rows) and len(np.unique(np.concatenate(parts))) == sum(map(len, parts)):
@@ -191,12 +191,12 @@ def _sampling(group: Sequence[Endpoint]) -> Sampling:
 def _check_alike(
     i: int, endpoint: Endpoint, problem: Problem, first: Endpoint, like: Problem
 ) -> None:
-    """Refuse an endpoint whose features or parameters are not those of the first."""
+    """Raise ValueError if features or parameters are not those of the first endpoint."""
     names, wanted = _feature_names(endpoint), _feature_names(first)
     if names is not None and wanted is not None and names != wanted:
         raise ValueError(
             f"Expected the features of endpoint 0, {wanted}, in this order, got {names} in "
-            f"endpoint {i}; one coefficient would speak of different things."
+            f"endpoint {i}; one coefficient would mean different things."
         )
     shapes = {name: tuple(t.shape) for name, t in problem.params.items()}
     expected = {name: tuple(t.shape) for name, t in like.params.items()}

@@ -22,13 +22,13 @@ class SymmetricFit:
     matrix: Array  # (p, p)
     n_independent: int  # m, rank of the endpoints
     rank: int  # numbers that are determined, m p - m (m - 1) / 2
-    error_bound: float  # relative, where B is off by rounding and as much as what is left over
+    error_bound: float  # relative, if B is off by rounding and by as much as the misfit
     asymmetry: float  # of Theta' B, relative; 0 if one matrix fits all endpoints
-    multiple: float  # the best multiple of the identity, of those that are allowed
+    multiple: float  # the best allowed multiple of the identity
     strength: float = 0.0  # of the pull towards that multiple
-    pull: float = 0.0  # largest share of the way there of an entry that is determined
+    pull: float = 0.0  # largest share of that way that a determined entry moves
     n_counted: float = 0.0  # endpoints that this strength counts as independent
-    distance: float = 0.0  # from the constrained minimum, relative, at most
+    distance: float = 0.0  # relative bound on the distance from the constrained minimum
 
 
 def n_determined(p: int, m: int) -> int:
@@ -97,7 +97,7 @@ def _counted(n_endpoints: int, p: int, n_rows: int | None) -> float:
 
 
 def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:
-    """The best multiple of the identity, of those that are allowed."""
+    """The best allowed multiple of the identity."""
     square = float(np.square(thetas).sum())
     multiple = float((thetas * rhs).sum()) / square if square else 0.0
     return max(multiple, 0.0) if psd else multiple
@@ -155,13 +155,13 @@ def _strength(entries: Array, weights: Array, noise: float, multiple: float) -> 
 
 
 def _psd_entries(entries: Array, weights: Array) -> tuple[Array, float]:
-    """The constrained minimum where every entry is weighted, completed where some are not."""
+    """The constrained minimum over the weighted entries, completed in the others."""
     m = int((np.diag(weights) > 0).sum())
     inner, distance = nearest_psd(entries[:m, :m], weights[:m, :m])
     if m == len(entries):
         return inner, distance
-    # Positive semi-definite asks Q_oo >= Q_oi Q_ii^+ Q_io of the rest: take equality. Where Q_ii
-    # is singular, what Q_oi has there could only be matched by an infinite Q_oo: it is dropped.
+    # Positive semi-definite means Q_oo >= Q_oi Q_ii^+ Q_io for the rest: take equality. Where Q_ii
+    # is singular, only an infinite Q_oo could match the part of Q_oi there: it is dropped.
     values, vectors = eigh(inner)
     kept = values > len(entries) * _EPS * max(values[-1], 0.0)
     roots = np.sqrt(values[kept])

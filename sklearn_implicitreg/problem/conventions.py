@@ -26,7 +26,7 @@ class Convention:
     def coefficients(
         self, value: float, *, l1_ratio: float | None = None, n: float | None = None
     ) -> dict[str, float]:
-        """Coefficients of ``L2`` and ``L1`` that a parameter value stands for."""
+        """Coefficients of ``L2`` and ``L1`` at a value of the parameter."""
         strength = (1.0 / value if self.inverse else value) / self._rows(n)
         if self.l1 is None:
             return {"l2": strength * float(self.l2 or 0.0)}
@@ -91,7 +91,7 @@ CONVENTIONS: dict[str, Convention] = {
     "MLPRegressor": Convention(l2=1.0, per_row=True),
     "MLPClassifier": Convention(l2=0.5, per_row=True),
     "torch": Convention("weight_decay", l2=0.5),
-    # fit_regularized of statsmodels; OLS stands for WLS and GLS too.
+    # fit_regularized of statsmodels; the row OLS is that of WLS and GLS too.
     "OLS": Convention(l2=1.0, l1=2.0, ratio="L1_wt"),
     "GLM": Convention(l2=0.5, l1=1.0, ratio="L1_wt"),
 }

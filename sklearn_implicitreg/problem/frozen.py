@@ -36,7 +36,7 @@ class FrozenModel:
     Raises
     ------
     TypeError
-        If it is not an instance of ``nn.Module``.
+        If ``model`` is not an instance of ``nn.Module``.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def rebuilt(
     module: nn.Module, named: Callable[[Tensor], Tensor], loose: Callable[[Tensor], Tensor]
 ) -> nn.Module:
     """Copy of a module's structure with other tensors, wherever they are referred to."""
-    # The module's own __deepcopy__ is not called: it may raise, or copy the weights. ``named``
+    # The module's own __deepcopy__ is not called: it may raise or copy the weights. ``named``
     # makes parameters and buffers, ``loose`` other tensors; wrappers of torch.compile are left out.
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(module.parameters(), module.buffers()):
@@ -141,7 +141,7 @@ def _tensors_in(tree: Any) -> Iterator[Tensor]:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # a lock, a stream, a logger: what refuses to be copied is shared
+    except Exception:  # a lock, a stream, a logger: what cannot be copied is shared
         return value
 
 
@@ -184,13 +184,13 @@ def is_trained(model: Any) -> bool:
         return False
     try:
         check_is_fitted(model)
-    except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
+    except (NotFittedError, AttributeError, TypeError):  # the last two: not an estimator
         return False
     return True
 
 
 def _is_results(model: Any) -> bool:
-    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
+    """Whether it is what ``fit`` of statsmodels returns, without importing statsmodels."""
     return any(
         cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
         for cls in type(model).__mro__

@@ -18,7 +18,7 @@ class BlockGradient:
     loss: float  # weighted sum of the row losses
     weight: float  # total weight of the rows
     n_rows: int
-    scale: float  # sum over rows of the size of what was summed: eps * scale is rounding
+    scale: float  # sum over rows of the size of the summands: eps * scale is rounding
     n_kinks: int = 0  # rows at which the loss has no derivative
 
 
@@ -72,7 +72,7 @@ class LossGradient:
         )
 
     def rounding(self, eps: float) -> float:
-        """Norm below which it is zero to rounding."""
+        """Norm below which the gradient is zero to rounding."""
         return 100 * eps * self.scale
 
     def norm(self) -> float:

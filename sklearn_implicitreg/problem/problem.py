@@ -32,7 +32,7 @@ __all__ = [
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 ParamsSpec = str | Callable[[str, Tensor], bool]
-Sampling = Literal["data sets", "resamples", "one data set"]  # what several endpoints are of
+Sampling = Literal["data sets", "resamples", "one data set"]  # how several endpoints were made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Problem(ABC):
     param_groups: Mapping[str, str] | None = None  # the optimizer's groups, where known
     batch_normalized: bool = False  # gradient taken through batch statistics
     notes: tuple[str, ...] = ()
-    batches: tuple[Indices, ...] | None = None  # of the steps that it is looked at for
-    trained_factor: float = 1.0  # loss that a step was trained on over L, its mean over rows
+    batches: tuple[Indices, ...] | None = None  # of the steps it is evaluated for
+    trained_factor: float = 1.0  # the loss of a training step over L, its mean over rows
     trained_sum: bool = False  # a step was trained on a sum over its rows, not on their mean
     draw: int = 0  # which of many independent draws a stochastic penalty takes
 
@@ -71,7 +71,7 @@ class Problem(ABC):
 
     @property
     def has_paths(self) -> bool:
-        """Whether the loss is known at other weights, as the steps of a path need it."""
+        """Whether the loss is known at other weights, as the steps of a trajectory need it."""
         return False
 
     @property
@@ -84,7 +84,7 @@ class Problem(ABC):
         raise self._no_path()
 
     def take(self, rows: Indices, weights: Weights) -> Problem:
-        """The same problem on some of the rows, with weights of their own."""
+        """The same problem on some of the rows, with these weights."""
         raise self._no_path()
 
     def numbered_like(self, fitted: Problem) -> Problem:
@@ -106,7 +106,7 @@ class Problem(ABC):
         raise self._no_path()
 
     def with_dropout(self, rate: float | None, seed: int) -> Problem:
-        """The same problem with its dropout layers at work, at a rate or at their own."""
+        """The same problem with its dropout layers on, at a given rate or at their own."""
         raise ValueError(
             f"Expected a torch module or skorch net with dropout layers, got {self.model_name}."
         )
@@ -123,8 +123,8 @@ class Problem(ABC):
 
     def _no_path(self) -> ValueError:
         return ValueError(
-            f"Expected a torch module or skorch net for a path, got {self.model_name}; a path "
-            "needs the loss at other weights than the trained ones."
+            f"Expected a torch module or skorch net for a trajectory, got {self.model_name}; a "
+            "trajectory needs the loss at other weights than the trained ones."
         )
 
 
@@ -153,7 +153,7 @@ def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[s
 def profiled(
     hessian: npt.NDArray[np.float64], scope: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
-    """Hessian of what is in scope where the rest is at its best: the Schur complement."""
+    """Hessian of what is in scope with the rest at its optimum: the Schur complement."""
     if scope.all():
         return hessian
     cross = hessian[~scope][:, scope]
@@ -163,8 +163,8 @@ def profiled(
 
 
 def check_finite_params(params: Params) -> None:
-    """Refuse NaN and infinite weights, naming the tensors."""
-    # The sum is read faster, and is finite unless numbers are not or are huge.
+    """Raise ValueError if a weight is NaN or infinite, naming the tensors."""
+    # The sum is faster to check; it is finite unless a number is not, or numbers are huge.
     bad = [
         name
         for name, t in params.items()

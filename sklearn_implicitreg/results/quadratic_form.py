@@ -26,7 +26,7 @@ __all__ = [
 PenaltyValue = Callable[[Params], Tensor]
 
 _EPS = float(np.finfo(np.float64).eps)
-_LARGEST = 4000  # weights: an eigendecomposition of half a minute
+_LARGEST = 4000  # weights; an eigendecomposition of this size takes half a minute
 _SOLVED = 1e-6  # share of the slope that a solution may leave
 _ROUNDING = 1e4 * _EPS  # share of a gradient by which it may be off a straight line
 
@@ -43,7 +43,7 @@ class QuadraticForm:
         return QuadraticForm(self.hessian + other.hessian, self.slope + other.slope)
 
     def change(self, start: Array, end: Array) -> float:
-        """Value at the end less that at the start."""
+        """Value at the end minus value at the start."""
         step = end - start
         return float(step @ (self.hessian @ (start + step / 2) - self.slope))
 
@@ -85,7 +85,7 @@ class Stationary(NamedTuple):
 
 
 def quadratic_loss(problem: Problem) -> QuadraticForm | None:
-    """The loss where it is quadratic, its parameters are free and not too many."""
+    """The loss if it is quadratic in free parameters that are not too many."""
     if problem.free or sum(t.numel() for t in problem.params.values()) > _LARGEST:
         return None
     try:
@@ -97,7 +97,7 @@ def quadratic_loss(problem: Problem) -> QuadraticForm | None:
 
 
 def quadratic_penalty(penalty: PenaltyValue, params: Params) -> QuadraticForm | None:
-    """The penalty where it is quadratic: its gradient is affine."""
+    """The penalty if it is quadratic: its gradient is affine at unit vectors and other points."""
     theta = flat(params)
     start = _slope(penalty, params, np.zeros_like(theta))
     columns = [_slope(penalty, params, unit) - start for unit in np.eye(len(theta))]

@@ -1,4 +1,4 @@
-"""Is the model what loss and estimated penalty make? Solved or trained again, and compared."""
+"""Weights that minimize loss and estimated penalty, compared with those of the model."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from sklearn_implicitreg.results.summary import Summary
 
 __all__ = ["Arm", "Recovery", "recover"]
 
-_STATIONARY = 1e-6  # of the summands: gradient of a parameter that is at its best
-_WEAK = 1e-3  # share of the penalty in the place of none
+_STATIONARY = 1e-6  # of the summands: gradient of a parameter at its optimum
+_WEAK = 1e-3  # share of the penalty where an estimator takes no zero
 _PREDICTION = "Prediction: root mean square difference from the model's, over the rows."
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Weights of one way to train, beside the model's.
+    """Weights from one way of training, compared with the model's.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
-    """Weights that loss and estimated penalty lead to, beside the model's and those without R.
+    """Weights that L + R leads to, compared with the model's and with those of L alone.
 
     Attributes
     ----------
@@ -74,18 +74,18 @@ class Recovery:
     recovered : Arm
         Where L + R is stationary, or what a retrained estimator with this penalty has.
     ablated : Arm
-        The same with R = 0: of several least-squares answers the shortest.
+        The same with R = 0; of several least-squares solutions the shortest.
     index : MultiIndex of length p
         Tensor and coordinate of each weight.
     method : {"closed form", "refit"}
         How the arms were made.
     is_minimizer : bool or None
         Whether the recovered weights minimize L + R: its Hessian has no negative eigenvalue.
-        Otherwise they are equal by the linear solve alone. None after a refit, which minimizes.
+        Otherwise they only solve the linear equations. None after a refit, which minimizes.
     is_unique : bool or None
         Whether they are its only stationary point: no eigenvalue is zero. None after a refit.
     smallest_eigenvalue : float
-        Of that Hessian; NaN after a refit.
+        Smallest eigenvalue of that Hessian; NaN after a refit.
     notes : tuple of str
         Sentences for the reader.
     """
@@ -185,7 +185,7 @@ def recover(
 
 @dataclass(frozen=True)
 class _Task:
-    """A trained model with its data and penalty, which every arm is compared with."""
+    """A trained model with its data and penalty, with which every arm is compared."""
 
     model: Any
     penalty: PenaltyValue
@@ -233,7 +233,7 @@ class _Task:
         return self.arm(flat(problem.params), problem.gradient().loss, rms)
 
     def notes(self) -> tuple[str, ...]:
-        """A note where parameters that the penalty does not see are not at their best."""
+        """A note if parameters without penalty are not at their optimum."""
         if not self.problem.left_out:
             return ()
         gradient = adapt(self.model, self.data, replace(self.options, params="all")).gradient()
@@ -242,7 +242,7 @@ class _Task:
         if size <= max(_STATIONARY, 100 * self.problem.eps) * gradient.scale:
             return ()
         return (
-            f"At its best for the weights in the other arms, but not in the model: "
+            f"At their optimum in the other arms, but not in the model: "
             f"{', '.join(names)} (gradient {size:.3g}).",
         )
 
@@ -266,7 +266,7 @@ def _solved(task: _Task, loss: QuadraticForm, rule: QuadraticForm) -> Recovery |
 
 
 def _judged(found: Stationary) -> str:
-    """What the eigenvalues of the Hessian say of the solution."""
+    """Sentence on the solution, by the eigenvalues of the Hessian."""
     if found.n_negative:
         return (
             f"Not a minimizer: {found.n_negative} of {found.n} eigenvalues of the Hessian of L + R "
@@ -306,7 +306,7 @@ def _refitted(
     if loss is not None:
         ablated = task.solved(loss, loss.stationary().point)
     else:
-        with warnings.catch_warnings(record=True) as heard:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")  # without a penalty there may be no optimum
             try:
                 ablated = task.trained(_weakened(task.model, coef, facts, penalty, 0.0))
@@ -315,7 +315,7 @@ def _refitted(
                 notes.append(
                     f"Without R: {_WEAK:g} of it, as {type(stated).__name__} takes no zero."
                 )
-        notes += [f"Without R: {' '.join(str(w.message).split())}" for w in heard[:1]]
+        notes += [f"Without R: {' '.join(str(w.message).split())}" for w in caught[:1]]
     return Recovery(
         model=task.arm(task.theta, task.problem.gradient().loss, 0.0),
         recovered=recovered,
@@ -339,7 +339,7 @@ def _weakened(
 
 
 def _predicted(model: Any, X: Any) -> Array:
-    """Decision values, probabilities or predictions, what the model has of these."""
+    """Decision values, probabilities or predictions, the first of these that the model has."""
     for method in ("decision_function", "predict_proba", "predict"):
         if hasattr(model, method):
             return np.asarray(getattr(model, method)(X), dtype=np.float64)

@@ -109,8 +109,8 @@ class SpectralFilter:
     def penalty(self, s: npt.ArrayLike) -> Array:
         """Eigenvalues ``s (1 - f) / f`` of the implied penalty; ``1 / f'(0)`` at zero.
 
-        For a loss of curvature ``2 s`` along a path, it is the strength of the penalty
-        ``lambda |theta - theta_0|^2`` that the procedure stands for there.
+        Along a direction of curvature ``2 s`` it is the strength of the penalty
+        ``lambda |theta - theta_0|^2`` to which the procedure is equivalent.
 
         Parameters
         ----------

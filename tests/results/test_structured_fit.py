@@ -170,9 +170,9 @@ def test_intervals_go_by_the_level_and_by_what_the_endpoints_are():
     assert "other data sets" in words(est)
     X, y = load_diabetes(return_X_y=True)
     resamples = estimator("early_stopping").fit(endpoints(Ridge(2.0), X, y, 5, random_state=0))
-    assert "what each resample says alone" in words(resamples)
+    assert "standard deviation of the answers of the single resamples" in words(resamples)
     models = [Endpoint(Ridge(a).fit(X, y), X, y) for a in (1.0, 2.0, 3.0, 4.0)]
-    assert "speaks of misfit" in words(estimator("early_stopping").fit(models))
+    assert "the interval is for misfit" in words(estimator("early_stopping").fit(models))
 
 
 def test_zero_gradients_are_no_signal():

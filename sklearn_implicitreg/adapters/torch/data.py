@@ -49,7 +49,7 @@ class Rows:
     pick: Callable[[Indices], Batch] | None = None  # rows by number
     row_size: int = 1  # numbers in one row's inputs
     classes: Tensor | None = None  # sorted labels, where y came as an array
-    names: npt.NDArray[Any] | None = None  # sorted names in y, which stand as 0, 1, ...
+    names: npt.NDArray[Any] | None = None  # sorted names in y, coded as 0, 1, ...
 
     def take(self, rows: Indices, weights: Weights) -> Rows:
         """Some of the rows, in the order given, their weights multiplied by others."""
@@ -61,7 +61,7 @@ class Rows:
         if len(rows) and (rows.min() < 0 or rows.max() >= (self.n_rows or 0)):
             raise ValueError(
                 f"Expected row numbers in 0..{(self.n_rows or 0) - 1}, got {rows.min()} to "
-                f"{rows.max()}; give the data set that path.batch(rows) counts in."
+                f"{rows.max()}; give the data set that recorder.batch(rows) counts in."
             )
         pick, factors = self.pick, torch.as_tensor(weights)
 
@@ -75,7 +75,7 @@ class Rows:
         return replace(self, read=read, n_rows=len(rows), pick=lambda i: pick(rows[i]))
 
     def batches(self, batch_size: int, shuffled: bool = False) -> Iterator[Batch]:
-        """Batches of consecutive rows, or of a fixed random order; NaN and inf are refused."""
+        """Batches of consecutive rows, or in a fixed random order; ValueError for NaN and inf."""
         order = None
         if shuffled and self.n_rows:
             order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(0))
@@ -261,7 +261,7 @@ def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]],
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Equal numbers, NaN included (which is refused later, by its own name)."""
+    """Whether numbers are equal, NaN included (which raises an error of its own later)."""
     if first.shape != second.shape:
         return False
     return bool(((first == second) | ((first != first) & (second != second))).all())

@@ -8,7 +8,7 @@ on in the middle of the training, and reduced later, is seen when it happens.
 
 # %%
 # A small network on digits, trained by SGD in shuffled batches. The decay is 0 for
-# twelve epochs, 0.02 for the next twelve and 0.008 for the rest. Nothing tells the estimator.
+# twelve epochs, 0.02 for the next twelve and 0.008 for the rest. The estimator does not know.
 
 import copy
 
@@ -31,25 +31,25 @@ net = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)).double()
 optimizer = torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=0.0)
 
 
-def epoch(path=None):
+def epoch(recorder=None):
     """One pass over the shuffled rows in batches of 50."""
     for rows in torch.randperm(len(X)).split(50):
-        if path is not None:
-            path.batch(rows)
+        if recorder is not None:
+            recorder.batch(rows)
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(X[rows]), y[rows]).backward()
         optimizer.step()
-    if path is not None:
-        path.epoch()
+    if recorder is not None:
+        recorder.epoch()
 
 
 for _ in range(40):
     epoch()
-with record(net, optimizer) as path:
+with record(net, optimizer) as recorder:
     for decay in DECAY:
         optimizer.param_groups[0]["weight_decay"] = decay
-        epoch(path)
-print(path.trajectory)
+        epoch(recorder)
+print(recorder.trajectory)
 
 # %%
 # One coefficient for the whole path is a mean over its epochs. ``coef_path_`` has one row for each
@@ -61,7 +61,7 @@ fits = {
         net,
         family="weight_decay",
         mode="trajectory",
-        trajectory=path.trajectory,
+        trajectory=recorder.trajectory,
         reference=reference,
         window="epoch",
         loss="cross_entropy",
@@ -76,7 +76,7 @@ print(fits["gradient"].summary())
 # a penalty that is switched on takes many steps to bring the weights into its balance.
 
 endpoints = []
-for window in path.trajectory.windows("epoch"):
+for window in recorder.trajectory.windows("epoch"):
     checkpoint = copy.deepcopy(net)
     checkpoint.load_state_dict(window.stop.weights)
     fit = ImplicitRegularizationEstimator(

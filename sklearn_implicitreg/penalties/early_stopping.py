@@ -27,11 +27,11 @@ _N_STARTS = 200
 _LAST_LOG = 700.0  # of the largest number whose exponential is finite
 _EPS = float(np.finfo(np.float64).eps)
 _MIN_CLUSTERS = 4  # endpoints from which their differences give an interval
-_MEANS: dict[Sampling, str] = {
-    "data sets": "other data sets: by leaving out each endpoint in turn",
-    "resamples": "other rows: the standard deviation of the answers of the single resamples",
-    "one data set": "misfit: how far the equations are from any number of steps; not for the noise "
-    "in the labels",
+_INTERVALS: dict[Sampling, str] = {
+    "data sets": "is for other data sets, by leaving out each endpoint in turn",
+    "resamples": "is for other rows, by the standard deviation of the answers of single resamples",
+    "one data set": "is by the misfit, how far the equations are from any number of steps; it does "
+    "not cover the noise in the labels",
 }
 
 
@@ -194,7 +194,7 @@ class EarlyStopping(Structured):
     def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
         """Notes of the summary."""
         notes = [
-            f"the interval is for {_MEANS[sampling]}",
+            f"the interval {_INTERVALS[sampling]}",
             f"{share:.2g} of the squared gradient is left over",
         ]
         if self.lr is None:

@@ -1,6 +1,6 @@
 """
-A network trained by SGD, made exact by its path
-================================================
+A network trained by SGD, made exact by its trajectory
+======================================================
 
 At the end of SGD the gradient is mostly the noise of the last batches, and the penalty that the
 network was trained with is hard to read off it. Summed over epochs, the steps give it exactly.

@@ -24,7 +24,7 @@ X, y = load_diabetes(return_X_y=True)
 X, y = scale(X).astype(np.float32), scale(y).astype(np.float32)[:, None]
 
 # %%
-# Train to stationarity: all rows in one batch, so that the path has no noise.
+# Train to stationarity: all rows in one batch, so that the training has no noise.
 
 torch.manual_seed(0)
 net = NeuralNetRegressor(

@@ -2,8 +2,8 @@
 A penalty that changes while a network trains
 =============================================
 
-An endpoint knows one coefficient. The path has one for every epoch: a weight decay that is switched
-on in the middle of the training, and reduced later, is seen when it happens.
+An endpoint knows one coefficient. The trajectory has one for every epoch: a weight decay that is
+switched on in the middle of the training, and reduced later, is seen when it happens.
 """
 
 # %%
@@ -52,8 +52,8 @@ with record(net, optimizer) as recorder:
 print(recorder.trajectory)
 
 # %%
-# One coefficient for the whole path is a mean over its epochs. ``coef_path_`` has one row for each
-# epoch, and ``coef_path_conf_int_`` its band: against the gradient of the loss on all rows, and
+# One coefficient for the whole trajectory is a mean over its epochs. ``coef_path_`` has one row for
+# each epoch, and ``coef_path_conf_int_`` its band: against the gradient of the loss on all rows, and
 # against the gradients that the optimizer was given.
 
 fits = {
@@ -91,7 +91,13 @@ low, high = fits["gradient"].coef_path_conf_int_[:, 0].T
 figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
 ax.stairs(DECAY, np.arange(len(DECAY) + 1) + 0.5, baseline=None, color="0.6", lw=4, label="truth")
 ax.errorbar(
-    epochs, found, [found - low, high - found], fmt="o", ms=4, capsize=2, label="path (95 % band)"
+    epochs,
+    found,
+    [found - low, high - found],
+    fmt="o",
+    ms=4,
+    capsize=2,
+    label="windows (95 % band)",
 )
 ax.plot(epochs, endpoints, ".-", ms=4, lw=1, color="C1", label="endpoint")
 ax.set(xlabel="epoch", ylabel="weight decay found")

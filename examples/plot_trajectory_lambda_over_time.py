@@ -52,9 +52,9 @@ with record(net, optimizer) as recorder:
 print(recorder.trajectory)
 
 # %%
-# One coefficient for the whole trajectory is a mean over its epochs. ``coef_path_`` has one row for
-# each epoch, and ``coef_path_conf_int_`` its band: against the gradient of the loss on all rows, and
-# against the gradients that the optimizer was given.
+# One coefficient for the whole trajectory is a mean over its epochs. ``coef_path_`` has one row
+# for each epoch, and ``coef_path_conf_int_`` its band: against the gradient of the loss on all
+# rows, and against the gradients that the optimizer was given.
 
 fits = {
     reference: ImplicitRegularizationEstimator(

@@ -1,4 +1,4 @@
-"""Warnings of the package, one class for each thing a user may want to silence."""
+"""Warnings of the package, one class for each that a user may want to silence."""
 
 import sys
 import warnings
@@ -30,7 +30,7 @@ class ModelStateWarning(ImplicitRegularizationWarning):
 
 
 class AugmentationWarning(ImplicitRegularizationWarning):
-    """The data differ from one reading to the next."""
+    """The data differ each time they are read."""
 
 
 class OutputWarning(ImplicitRegularizationWarning):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
 from sklearn_implicitreg.problem.problem import (
-    BlockGradient,
     Indices,
-    LossGradient,
-    Params,
     ParamsSpec,
     Problem,
     Sampling,
@@ -15,6 +13,7 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
+from sklearn_implicitreg.problem.vectors import Params, flat, shaped
 
 __all__ = [
     "BlockGradient",
@@ -26,6 +25,8 @@ __all__ = [
     "Sampling",
     "Weights",
     "check_finite_params",
+    "flat",
     "profiled",
     "select_params",
+    "shaped",
 ]

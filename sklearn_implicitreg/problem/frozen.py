@@ -46,7 +46,7 @@ class FrozenModel:
     Raises
     ------
     TypeError
-        If it is not an instance of ``nn.Module``.
+        If ``model`` is not an instance of ``nn.Module``.
 
     Examples
     --------
@@ -102,12 +102,9 @@ class FrozenModel:
 def rebuilt(
     module: nn.Module, named: Callable[[Tensor], Tensor], loose: Callable[[Tensor], Tensor]
 ) -> nn.Module:
-    """Copy of a module's structure with other tensors, wherever they are referred to.
-
-    ``named`` makes the new parameters and buffers, ``loose`` what takes the place of tensors
-    that are mere attributes. Shared tensors stay shared; wrappers of ``torch.compile`` are left
-    out. The module's own ``__deepcopy__``, which may refuse or copy weights, is not asked.
-    """
+    """Copy of a module's structure with other tensors, wherever they are referred to."""
+    # The module's own __deepcopy__ is not called: it may raise or copy the weights. ``named``
+    # makes parameters and buffers, ``loose`` other tensors; wrappers of torch.compile are left out.
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         memo[id(tensor)] = named(tensor)
@@ -154,7 +151,7 @@ def _tensors_in(tree: Any) -> Iterator[Tensor]:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # a lock, a stream, a logger: what refuses to be copied is shared
+    except Exception:  # a lock, a stream, a logger: what cannot be copied is shared
         return value
 
 
@@ -197,7 +194,7 @@ def is_trained(model: Any) -> bool:
         return False
     try:
         check_is_fitted(model)
-    except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
+    except (NotFittedError, AttributeError, TypeError):  # the last two: not an estimator
         return False
     return True
 

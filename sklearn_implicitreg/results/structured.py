@@ -17,12 +17,11 @@ from sklearn_implicitreg.endpoints.targets import (
     shared_units,
 )
 from sklearn_implicitreg.penalties import Structured, StructuredSolution
-from sklearn_implicitreg.problem import LossGradient, Problem
+from sklearn_implicitreg.problem import LossGradient, Problem, flat
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.regression.verdict import Measures, Verdict, cause_at, judge
 from sklearn_implicitreg.results.fit_description import Facts
-from sklearn_implicitreg.results.quadratic_form import flat
 from sklearn_implicitreg.results.summary import Summary
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sklearn_implicitreg.problem import Params, Problem, profiled
+from sklearn_implicitreg.problem import Params, Problem, flat, profiled
 
 __all__ = ["functional", "hessian_vector", "quadratic_hessian"]
 
@@ -49,15 +49,7 @@ def functional(module: nn.Module, forward: Forward) -> Callable[[Params, Any], A
 
 
 def hessian_vector(loss: Scalar, params: Params, vector: Params) -> Params:
-    """``H v`` of a scalar function, by forward over reverse mode.
-
-    Operations without a forward rule are differentiated twice in reverse mode.
-
-    Raises
-    ------
-    ValueError
-        If an operation has no second derivative in either way.
-    """
+    """``H v`` of a scalar function, by forward over reverse mode or by reverse mode twice."""
     # Fused attention has neither a forward rule nor a second derivative.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         # torch compiles its own forward rules by a function that it deprecates.
@@ -77,7 +69,7 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
             first = torch.autograd.grad(loss(leaves), tensors, create_graph=True, allow_unused=True)
             seen = [(g, vector[n]) for n, g in zip(leaves, first, strict=True) if g is not None]
             inner = torch.stack([(g * v).sum() for g, v in seen]).sum()
-            linear = not inner.requires_grad  # the loss has no second derivative to speak of
+            linear = not inner.requires_grad  # the loss has no second derivative
             second = (
                 [None] * len(tensors)
                 if linear
@@ -96,14 +88,7 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
 
 
 def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
-    """Hessian of a quadratic loss from its products with unit vectors.
-
-    Raises
-    ------
-    ValueError
-        If the gradient is not affine along a random line through the parameters, or if there
-        are more than 2000 of them.
-    """
+    """Hessian of a quadratic loss, from its products with unit vectors."""
     whole = problem.whole()
     sizes = [tensor.numel() for tensor in whole.params.values()]
     if sum(sizes) > _MAX_HESSIAN:
@@ -113,7 +98,7 @@ def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
         )
     if not _affine_gradient(whole):
         raise problem._not_quadratic()
-    columns = [_flat(whole.hvp(unit)) for unit in _units(whole.params)]
+    columns = [flat(whole.hvp(unit)) for unit in _units(whole.params)]
     hessian = np.stack(columns, axis=1)
     scope = np.repeat([name in problem.params for name in whole.params], sizes)
     return profiled((hessian + hessian.T) / 2, scope)
@@ -130,7 +115,7 @@ def _affine_gradient(problem: Problem) -> bool:
         problem.at({name: t + sign * step[name] for name, t in problem.params.items()}).gradient()
         for sign in (-1.0, 0.0, 1.0)
     ]
-    down, here, up = (_flat(g.value) for g in gradients)
+    down, here, up = (flat(g.value) for g in gradients)
     size = max(max(g.scale, g.norm()) for g in gradients)
     off = float(np.linalg.norm(up - 2 * here + down))
     return off <= _AFFINE_TOL * problem.eps * size
@@ -143,7 +128,3 @@ def _units(params: Params) -> Iterator[Params]:
             unit = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
             unit[index] = 1.0
             yield {name: unit.reshape(tensor.shape)}
-
-
-def _flat(params: Params) -> npt.NDArray[np.float64]:
-    return np.concatenate([t.reshape(-1).double().cpu().numpy() for t in params.values()])

@@ -24,11 +24,8 @@ def call_module(module: nn.Module, inputs: Any) -> Any:
 
 
 def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
-    """Copy of a module's structure that shares its parameters' memory.
-
-    Buffers are copied, so that nothing a forward pass writes reaches the user's module; so are
-    the few parameters that a forward pass writes to.
-    """
+    """Copy of a module's structure that shares its parameters' memory."""
+    # Buffers and what a forward pass writes to are copied: nothing reaches the user's module.
     written = set()
     for part in module.modules():
         if isinstance(part, torch.jit.ScriptModule):

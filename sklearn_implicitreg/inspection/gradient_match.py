@@ -1,4 +1,4 @@
-"""Pictures of a fit."""
+"""Minus the gradient of the loss against the gradient of the fitted penalty, as a picture."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MAX_TITLE = 45  # characters
 
 
 class GradientMatchDisplay:
-    """Minus the gradient of the loss against what the fitted penalty says it should be.
+    """Minus the gradient of the loss against the gradient of the fitted penalty.
 
-    Every point is an equation: a trained parameter. On the diagonal the penalty explains it.
+    Every point is an equation: a trained parameter. The penalty explains points on the diagonal.
 
     Parameters
     ----------

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from inspect import Parameter, signature
+from itertools import groupby
 from numbers import Number
 from typing import Any
 
+import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, RowBatch
 
 __all__ = ["Callables", "Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
 
@@ -38,19 +40,27 @@ class Leaf:
         return {t: factor * v for t, v in self.penalty.terms(seen, problem).items()}
 
 
-class Penalty(BaseEstimator, ABC):
+class Penalty(BaseEstimator):
     """A family of penalties ``R = sum_k coef_k * R_k(theta)`` with unknown coefficients.
 
-    A family is one class with one method, :meth:`terms`. Two optional methods make it
-    faster and exact at kinks: ``gradient(name, tensor)``, the gradients of the terms with
-    respect to one tensor, for penalties that are sums over tensors; and ``smooth(name,
-    tensor)``, a boolean mask of the coordinates at which every term is differentiable. A
-    penalty that draws random numbers says ``stochastic = True`` and seeds them by
-    ``problem.draw``: along a path its coefficients then come from instruments.
+    A family is one class with one method: :meth:`terms`, of the parameters, or :meth:`rows`, of
+    the parameters and the data, whose mean over rows is R.
+
+    What follows is optional. ``gradient(name, tensor)`` gives the gradients of the terms with
+    respect to one tensor in closed form, for penalties that are sums over tensors.
+    ``smooth(name, tensor)`` gives a boolean mask of the coordinates at which every term is
+    differentiable. ``stochastic = True`` marks a penalty that draws random numbers, seeded by
+    ``problem.draw``: on a trajectory its coefficients then come from instruments.
 
     Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some
     tensors), ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a coefficient
     that is known and not estimated).
+
+    Attributes
+    ----------
+    elementwise : bool, default=False
+        Whether R is a sum over coordinates of a function of that coordinate, so that
+        ``gradient`` and ``smooth`` can be evaluated on any piece of a tensor.
 
     See Also
     --------
@@ -66,26 +76,75 @@ class Penalty(BaseEstimator, ABC):
     ...         return {"cubic": sum(t.abs().pow(3).sum() for t in params.values())}
     >>> Cubic().terms({"w": torch.tensor([1.0, -2.0])}, None)
     {'cubic': tensor(9.)}
+    >>> class Outputs(Penalty):
+    ...     '''``R = mean_i |f(x_i)|^2``.'''
+    ...     def rows(self, batch):
+    ...         return {"outputs": batch.outputs.square().sum(1)}
     """
 
     __array_ufunc__ = None  # NumPy numbers leave ``number * penalty`` to the penalty
+    elementwise = False
 
-    @abstractmethod
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Value of each term at these parameters.
+        """Value of each term at these parameters; of a penalty on rows, the weighted mean.
 
         Parameters
         ----------
         params : dict of str to Tensor
             The tensors in scope, in float64.
         problem : Problem or None
-            The model and its data, for penalties that look at them.
+            The model and its data, for penalties that look at them. A :class:`RowBatch` stands
+            for one where only its rows are looked at.
 
         Returns
         -------
         terms : dict of str to Tensor
             A scalar for a term with one coefficient, a vector for one coefficient per entry.
+
+        Raises
+        ------
+        ValueError
+            If a penalty on rows gets none.
         """
+        if problem is None:
+            raise ValueError(
+                f"{type(self).__name__} is a mean over rows of data, and got the parameters alone; "
+                "give X and y."
+            )
+        kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
+        totals: dict[str, Tensor] = {}
+        weight = 0.0
+        for batch in problem.row_batches(params):
+            with torch.enable_grad():  # a penalty may differentiate the model
+                sums = batch.summed(self.rows(batch), type(self).__name__)
+            for term, value in sums.items():
+                value = value if kept else value.detach()
+                totals[term] = totals[term] + value if term in totals else value
+            weight += batch.total_weight
+        return {term: value / weight for term, value in totals.items()}
+
+    def rows(self, batch: RowBatch) -> dict[str, Tensor]:
+        """What each row adds to each term; R is the mean over rows, weighted by their weights.
+
+        Parameters
+        ----------
+        batch : RowBatch
+            A block of rows with the model's outputs and activations on it.
+
+        Returns
+        -------
+        terms : dict of str to Tensor of shape (n,)
+            One number per row, which must not depend on the other rows of the block.
+        """
+        raise TypeError(
+            f"Expected {type(self).__name__} to have a method `terms(params, problem)` or "
+            "`rows(batch)`, got neither."
+        )
+
+    @property
+    def on_rows(self) -> bool:
+        """Whether the penalty is a mean over rows of data: a class without ``terms``."""
+        return type(self).terms is Penalty.terms
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """The concrete penalties that this one is made of (only itself, unless combined)."""
@@ -321,20 +380,52 @@ class Fixed(_Combined):
 
 
 class Callables(Penalty):
-    """Penalties given as functions of the parameters.
+    """Penalties given as functions of the parameters, or of the parameters and a block of rows.
 
     Parameters
     ----------
-    functions : dict of str to callable(params) -> scalar Tensor
-        ``params`` is the dict of the tensors in scope.
+    functions : dict of str to callable
+        ``function(params)`` returns a scalar; ``function(params, batch)`` one number per row of
+        the :class:`RowBatch`. ``params`` is the dict of the tensors in scope.
     """
 
-    def __init__(self, functions: Mapping[str, Callable[[Params], Tensor]]):
+    def __init__(self, functions: Mapping[str, Callable[..., Tensor]]):
         self.functions = functions
 
+    @property
+    def on_rows(self) -> bool:
+        """Whether all functions are of rows."""
+        return all(_takes_batch(function) for function in self.functions.values())
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """Functions of parameters and functions of rows apart, in the order given."""
+        runs = groupby(self.functions.items(), key=lambda item: _takes_batch(item[1]))
+        return [Leaf(Callables(dict(run)), tuple(params)) for _, run in runs]
+
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Value of every function."""
-        return {name: function(params) for name, function in self.functions.items()}
+        """Value of every function; the mean over rows where it is one of rows."""
+        if self.on_rows:
+            return super().terms(params, problem)
+        return {
+            name: Callables({name: function}).terms(params, problem)[name]
+            if _takes_batch(function)
+            else function(params)
+            for name, function in self.functions.items()
+        }
+
+    def rows(self, batch: RowBatch) -> dict[str, Tensor]:
+        """Numbers of every function."""
+        return {name: function(batch.params, batch) for name, function in self.functions.items()}
+
+
+def _takes_batch(function: Callable[..., Tensor]) -> bool:
+    """Whether a function must be called with two arguments."""
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        needed = signature(function).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return False
+    return sum(p.kind in kinds and p.default is Parameter.empty for p in needed) == 2
 
 
 def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[str]]:
@@ -369,7 +460,7 @@ def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[st
 def _name(leaf: Leaf, term: str, with_params: bool = False) -> str:
     if with_params:
         params = leaf.penalty.get_params(deep=False)
-        plain = {k: v for k, v in params.items() if isinstance(v, str | Number | None)}
+        plain = {k: v for k, v in params.items() if isinstance(v, str | Number)}
         plain |= {"on": leaf.scope} if leaf.scope else {}
         inside = ", ".join(f"{key}={value}" for key, value in plain.items())
         term = f"{term}({inside})" if inside else term

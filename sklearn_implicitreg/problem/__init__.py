@@ -15,16 +15,28 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
+from sklearn_implicitreg.problem.row_batch import (
+    LinearCall,
+    ModuleCall,
+    RowBatch,
+    as_tensor,
+    call_module,
+)
 
 __all__ = [
     "BlockGradient",
     "Indices",
+    "LinearCall",
     "LossGradient",
+    "ModuleCall",
     "Params",
     "ParamsSpec",
     "Problem",
+    "RowBatch",
     "Sampling",
     "Weights",
+    "as_tensor",
+    "call_module",
     "check_finite_params",
     "profiled",
     "select_params",

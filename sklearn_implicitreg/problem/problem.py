@@ -15,6 +15,7 @@ from scipy.linalg import lstsq
 from torch import Tensor
 
 from sklearn_implicitreg.problem.conventions import Convention
+from sklearn_implicitreg.problem.row_batch import RowBatch
 
 __all__ = [
     "BlockGradient",
@@ -138,6 +139,17 @@ class Problem(ABC):
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""
         return LossGradient.from_blocks(self.blocks())
+
+    def row_batches(self, params: Params) -> Iterator[RowBatch]:
+        """The rows block by block, with the model's outputs at these parameters.
+
+        Parameters that are not given stay as trained. A consumer that keeps no batch holds the
+        graph of one block at a time.
+        """
+        raise ValueError(
+            f"Expected a torch module, a skorch net or a linear model for a penalty on rows, got "
+            f"{self.model_name}; its outputs are not known at other parameters."
+        )
 
     @property
     def n_rows(self) -> int | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
-from sklearn_implicitreg.penalties.columns import ClosedForm, FullGradients, columns_of
+from sklearn_implicitreg.penalties.columns import ClosedForm, FullGradients, columns_of_leaves
 from sklearn_implicitreg.problem import Params, Problem
 
 __all__ = ["Columns"]
@@ -23,7 +23,7 @@ class Columns:
     def __init__(self, penalty: Penalty, problem: Problem):
         self.params: Params = {name: t.detach().double() for name, t in problem.params.items()}
         leaves = penalty.leaves(self.params, problem)
-        self._parts = [columns_of(leaf, self.params, problem) for leaf in leaves]
+        self._parts = columns_of_leaves(leaves, self.params, problem)
         self._free = [part for part in self._parts if part.leaf.coef is None]
         if not self._free:
             raise ValueError("Expected at least one penalty with an unknown coefficient, got none.")

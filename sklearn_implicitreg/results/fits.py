@@ -206,4 +206,4 @@ def fitted_penalty(equations: Equations | StackedEquations, solution: Solution) 
     for leaf, n in first.columns.leaves:
         leaves.append((leaf, tuple(coef[start : start + n].tolist())))
         start += n
-    return FittedPenalty(tuple(leaves), tuple(first.problem.params))
+    return FittedPenalty.of(tuple(leaves), first.problem)

@@ -6,18 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from inspect import Parameter, signature
-from itertools import groupby
+from itertools import chain
 from numbers import Number
 from typing import Any
 
-import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem import Params, Problem, RowBatch, mean_over_rows
 
-__all__ = ["Callables", "Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
+__all__ = ["Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
 
 GroupBy = str | Mapping[str, str] | Callable[[str, Tensor], str]
 Scope = str | Callable[[str, Tensor], bool]
@@ -106,22 +104,12 @@ class Penalty(BaseEstimator):
         ValueError
             If a penalty on rows gets none.
         """
+        name = type(self).__name__
         if problem is None:
             raise ValueError(
-                f"{type(self).__name__} is a mean over rows of data, and got the parameters alone; "
-                "give X and y."
+                f"{name} is a mean over rows of data, and got the parameters alone; give X and y."
             )
-        kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
-        totals: dict[str, Tensor] = {}
-        weight = 0.0
-        for batch in problem.row_batches(params):
-            with torch.enable_grad():  # a penalty may differentiate the model
-                sums = batch.summed(self.rows(batch), type(self).__name__)
-            for term, value in sums.items():
-                value = value if kept else value.detach()
-                totals[term] = totals[term] + value if term in totals else value
-            weight += batch.total_weight
-        return {term: value / weight for term, value in totals.items()}
+        return mean_over_rows(self.rows, params, problem, name)
 
     def rows(self, batch: RowBatch) -> dict[str, Tensor]:
         """What each row adds to each term; R is the mean over rows, weighted by their weights.
@@ -230,12 +218,9 @@ class Sum(_Combined):
     def _named(self) -> dict[str, Penalty]:
         """Parts by the name of their class in snake case, numbered where two share it."""
         names = [_snake_case(type(part).__name__) for part in self.parts]
-        seen: dict[str, int] = {}
-        named = {}
-        for name, part in zip(names, self.parts, strict=True):
-            seen[name] = seen.get(name, 0) + 1
-            named[name if names.count(name) == 1 else f"{name}{seen[name]}"] = part
-        return named
+        numbered = [f"{name}{names[: i + 1].count(name)}" for i, name in enumerate(names)]
+        unique = [n if names.count(n) == 1 else k for n, k in zip(names, numbered, strict=True)]
+        return dict(zip(unique, self.parts, strict=True))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters of the sum and, with ``deep``, of its named parts."""
@@ -379,76 +364,15 @@ class Fixed(_Combined):
         ]
 
 
-class Callables(Penalty):
-    """Penalties given as functions of the parameters, or of the parameters and a block of rows.
-
-    Parameters
-    ----------
-    functions : dict of str to callable
-        ``function(params)`` returns a scalar; ``function(params, batch)`` one number per row of
-        the :class:`RowBatch`. ``params`` is the dict of the tensors in scope.
-    """
-
-    def __init__(self, functions: Mapping[str, Callable[..., Tensor]]):
-        self.functions = functions
-
-    @property
-    def on_rows(self) -> bool:
-        """Whether all functions are of rows."""
-        return all(_takes_batch(function) for function in self.functions.values())
-
-    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
-        """Functions of parameters and functions of rows apart, in the order given."""
-        runs = groupby(self.functions.items(), key=lambda item: _takes_batch(item[1]))
-        return [Leaf(Callables(dict(run)), tuple(params)) for _, run in runs]
-
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Value of every function; the mean over rows where it is one of rows."""
-        if self.on_rows:
-            return super().terms(params, problem)
-        return {
-            name: Callables({name: function}).terms(params, problem)[name]
-            if _takes_batch(function)
-            else function(params)
-            for name, function in self.functions.items()
-        }
-
-    def rows(self, batch: RowBatch) -> dict[str, Tensor]:
-        """Numbers of every function."""
-        return {name: function(batch.params, batch) for name, function in self.functions.items()}
-
-
-def _takes_batch(function: Callable[..., Tensor]) -> bool:
-    """Whether a function must be called with two arguments."""
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        needed = signature(function).parameters.values()
-    except (TypeError, ValueError):  # written in C
-        return False
-    return sum(p.kind in kinds and p.default is Parameter.empty for p in needed) == 2
-
-
 def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[str]]:
-    """Unique names for the terms of each leaf.
-
-    A name is the term with its group in square brackets; two equal ones get the parameters
-    and the scopes of their penalties in round brackets.
-
-    Raises
-    ------
-    ValueError
-        If two terms still share a name.
-    """
-    plain = [[_name(leaf, term) for term in keys] for leaf, keys in zip(leaves, terms, strict=True)]
-    count = Counter(name for names in plain for name in names)
+    """Names such as ``l2[fc1]``; where two are equal, with parameters and scopes in brackets."""
+    pairs = list(zip(leaves, terms, strict=True))
+    count = Counter(_name(leaf, term) for leaf, keys in pairs for term in keys)
     named = [
-        [
-            short if count[short] == 1 else _name(leaf, term, with_params=True)
-            for short, term in zip(names, keys, strict=True)
-        ]
-        for leaf, names, keys in zip(leaves, plain, terms, strict=True)
+        [_name(leaf, term, with_params=count[_name(leaf, term)] > 1) for term in keys]
+        for leaf, keys in pairs
     ]
-    twice = [n for n, c in Counter(n for names in named for n in names).items() if c > 1]
+    twice = [n for n, c in Counter(chain.from_iterable(named)).items() if c > 1]
     if twice:
         raise ValueError(
             f"Expected terms of different names, got {twice} more than once; drop one, or give "

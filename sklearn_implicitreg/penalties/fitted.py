@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.problem import Problem, RowBatch
 from sklearn_implicitreg.problem.frozen import own_name
-from sklearn_implicitreg.problem.row_batch import RowModel
+from sklearn_implicitreg.problem.row_models import RowModel
 
 __all__ = ["FittedPenalty", "named_tensors"]
 

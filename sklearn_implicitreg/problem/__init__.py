@@ -15,13 +15,8 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
-from sklearn_implicitreg.problem.row_batch import (
-    LinearCall,
-    ModuleCall,
-    RowBatch,
-    as_tensor,
-    call_module,
-)
+from sklearn_implicitreg.problem.row_batch import RowBatch, mean_over_rows
+from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
 
 __all__ = [
     "BlockGradient",
@@ -38,6 +33,7 @@ __all__ = [
     "as_tensor",
     "call_module",
     "check_finite_params",
+    "mean_over_rows",
     "profiled",
     "select_params",
 ]

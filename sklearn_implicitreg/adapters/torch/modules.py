@@ -153,12 +153,8 @@ class TorchProblem(Problem):
         with preserved_rng(self.device, self._drawn), self._own_kernels():
             for read in _merged_last(self.rows.batches(self.batch_size), self):
                 batch = self._to_device(read)
-                weight = batch.weight
-                if weight is None:
-                    n_rows = len(next(tensors_in(batch.inputs)))
-                    weight = torch.ones(n_rows, device=self.device, dtype=self.dtype)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
-                yield RowBatch(model, at, batch.inputs, batch.target, weight, rng)
+                yield RowBatch(model, at, *batch, rng)
 
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
@@ -339,12 +335,7 @@ def module_problem(
     forward: Forward = call_module,
     **fields: Any,
 ) -> TorchProblem:
-    """Problem of a module with a resolved loss.
-
-    ``default`` is what ``params="auto"`` selects (the weight matrices, if not given);
-    ``fields`` are further fields of :class:`Problem`; the convention is dropped for a sum,
-    beside which a weight decay is as strong as a batch is small.
-    """
+    """Problem of a module; ``params="auto"`` selects ``default``, or the weight matrices."""
     rows = data if isinstance(data, Rows) else read_rows(data)
     if rows.train_batch_size is None:
         rows = replace(rows, train_batch_size=options.trained_batch_size)

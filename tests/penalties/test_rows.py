@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -26,6 +29,7 @@ from sklearn_implicitreg.penalties import (
     check_penalty,
 )
 from sklearn_implicitreg.penalties.columns import columns_of, columns_of_leaves
+from sklearn_implicitreg.problem import Problem
 
 N_ROWS = 300
 COEF = {"l2": 1e-3, "activation_l2": 2e-3}
@@ -232,8 +236,6 @@ class TestBatch:
             np.testing.assert_allclose(torch.cat(outputs).numpy(), expected, rtol=1e-9)
 
     def test_sparse_features(self):
-        from scipy import sparse
-
         X, y = load_diabetes(return_X_y=True)
         X = np.where(abs(X) > 0.04, X, 0.0)
         model = Ridge().fit(X, y)
@@ -267,8 +269,6 @@ class TestBatch:
                     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
 
     def test_one_graph_at_a_time(self, net):
-        import weakref
-
         graphs = []
 
         class Watched(Penalty):
@@ -323,9 +323,8 @@ class TestBatch:
             ImplicitRegularizationEstimator(Ridge().fit(X, y), family=ActivationL2("1")).fit(X, y)
 
     def test_models_without_known_outputs(self):
-        est = ImplicitRegularizationEstimator("precomputed", family=Outputs())
-        with pytest.raises((ValueError, TypeError)):
-            est.fit(np.ones((3, 1)), np.ones(3))
+        with pytest.raises(ValueError, match="linear model for a penalty on rows, got Other"):
+            Problem.row_batches(SimpleNamespace(model_name="Other"), {})
 
     @pytest.mark.parametrize(
         ("values", "text"),

@@ -270,7 +270,7 @@ class TorchProblem(Problem):
         return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
 
     def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
-        """Without cuDNN where it refuses a backward pass: recurrent layers in eval state."""
+        """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
         if self.device.type != "cuda" or not recurrent:
             return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Marks of a path: the weights and the running sums after a step, in memory or on disk."""
+"""Marks of a trajectory: weights and running sums after a step, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["SUMS", "Kept", "Mark", "Shelf", "Source", "StoredMark", "bare", "copied", "size_of"]
+__all__ = ["PARTS", "SUMS", "Kept", "Mark", "StoredMark", "bare", "copied"]
 
 SUMS = ("applied", "consumed", "visited")
-_PARTS = ("weights", *SUMS)
+PARTS = ("weights", *SUMS)
 _ALIGNED = 8  # bytes; a tensor of a file begins at a multiple of them
 
 
 @dataclass(frozen=True)
 class Mark:
-    """State of the path after ``step`` steps; the sums run from its start, in float64.
+    """State of the trajectory after ``step`` steps; the sums run from its start, in float64.
 
     Parameters
     ----------
@@ -55,58 +56,61 @@ class Mark:
     consumed: Params
     visited: Params
 
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor of the weights or of one of the sums."""
+        tensor: Tensor = getattr(self, what)[name]
+        return tensor
+
+    def mapped(self) -> Mark:
+        """The mark with all its tensors at hand, where they are on disk without reading them."""
+        return self
+
 
 class Source(Protocol):
     """Where the tensors of a stored mark are."""
 
     def read(self, what: str) -> Params:
-        """Weights or one of the sums, read anew each time."""
+        """Weights or one of the sums, read at every call."""
+
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor of them."""
+
+    def mapped(self) -> list[Params]:
+        """All parts, which stay in the file until they are used."""
 
     def kept(self) -> Source | None:
         """The source as another process finds it; None if it goes with this one."""
 
 
 class StoredMark(Mark):
-    """Mark whose tensors are read from a file when they are asked for.
+    """Mark whose tensors are read from a file at every use."""
 
-    Parameters
-    ----------
-    step, epoch : int
-    source : Source
-    """
+    _source: Source
 
     def __init__(self, step: int, epoch: int, source: Source):
         for key, value in {"step": step, "epoch": epoch, "_source": source}.items():
             object.__setattr__(self, key, value)
 
-    @property
-    def weights(self) -> Params:
-        """Weights, read anew each time."""
-        return self._source.read("weights")
+    def __getattr__(self, what: str) -> Params:
+        """Weights or one of the sums."""
+        if what not in PARTS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {what!r}")
+        return self._source.read(what)
 
-    @property
-    def applied(self) -> Params:
-        """Sum of the applied gradients, read anew each time."""
-        return self._source.read("applied")
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor, read without the others."""
+        return self._source.tensor(what, name)
 
-    @property
-    def consumed(self) -> Params:
-        """Sum of the consumed gradients, read anew each time."""
-        return self._source.read("consumed")
-
-    @property
-    def visited(self) -> Params:
-        """Sum of the weights, read anew each time."""
-        return self._source.read("visited")
+    def mapped(self) -> Mark:
+        """A mark of tensors that stay in the file until they are used."""
+        return Mark(self.step, self.epoch, *self._source.mapped())
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """A mark in a temporary folder travels as its tensors, others by the name of the file."""
         source = self._source.kept()
         if source is None:
-            return Mark, (self.step, self.epoch, *(getattr(self, what) for what in _PARTS))
+            return Mark, (self.step, self.epoch, *(getattr(self, what) for what in PARTS))
         return StoredMark, (self.step, self.epoch, source)
-
-    _source: Source
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class _Place:
 def _places(mark: Mark) -> tuple[_Place, ...]:
     """Order of the tensors of a mark in one block of bytes."""
     found: list[_Place] = []
-    for what in _PARTS:
+    for what in PARTS:
         for name, tensor in getattr(mark, what).items():
             last = found[-1].stop if found else 0
             start = -(-last // _ALIGNED) * _ALIGNED
@@ -149,24 +153,45 @@ class _Block:
 
     def read(self, what: str) -> Params:
         """Weights or one of the sums."""
-        if self.shelf is not None:
-            self.shelf.wait()
         own = [place for place in self.places if place.what == what]
         if not own:
             return {}
-        begin, end = own[0].start, own[-1].stop
+        begin = own[0].start
+        block = torch.from_numpy(self._bytes(begin, own[-1].stop))
+        return {place.name: place.of(block, begin) for place in own}
+
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor of them."""
+        place = next(p for p in self.places if (p.what, p.name) == (what, name))
+        return place.of(torch.from_numpy(self._bytes(place.start, place.stop)), place.start)
+
+    def mapped(self) -> list[Params]:
+        """All parts, which stay in the file until they are used."""
+        block = self._bytes(0, self.places[-1].stop, mapped=True)
+        parts: dict[str, Params] = {what: {} for what in PARTS}
+        for place in self.places:
+            # Each of a storage of its own: torch.save takes no two types in one.
+            own = torch.from_numpy(block[place.start : place.stop])
+            parts[place.what][place.name] = place.of(own, place.start)
+        return list(parts.values())
+
+    def _bytes(self, begin: int, end: int, mapped: bool = False) -> npt.NDArray[np.uint8]:
+        if self.shelf is not None:
+            self.shelf.wait()
         try:
-            block = torch.from_numpy(np.fromfile(self.file, np.uint8, end - begin, offset=begin))
+            size = self.file.stat().st_size
         except FileNotFoundError as error:
             raise ValueError(
-                f"Expected the marks of this path in {self.file}, which is gone; save a path "
-                "with path.save(file) before removing its folder."
+                f"Expected the marks of this trajectory in {self.file}, which is gone; save a "
+                "trajectory with trajectory.save(file) before removing its folder."
             ) from error
-        if len(block) < end - begin:
+        if size < end:
             raise ValueError(
                 f"Expected a whole mark in {self.file}, got one that was cut short; record again."
             )
-        return {place.name: place.of(block, begin) for place in own}
+        if mapped:
+            return np.memmap(self.file, np.uint8, "c", begin, (end - begin,))
+        return np.fromfile(self.file, np.uint8, end - begin, offset=begin)
 
     def kept(self) -> Source | None:
         """The file alone, unless its folder goes with this process."""
@@ -177,17 +202,10 @@ class _Block:
 
 
 class Shelf:
-    """Folder with one file for each mark, written while training goes on.
-
-    A file holds the plain bytes: an archive with its checksums cost twice as much.
-
-    Parameters
-    ----------
-    directory : path-like or None
-        None makes a temporary folder, which goes with the last mark that needs it.
-    """
+    """Folder with one file of plain bytes for each mark, written while training goes on."""
 
     def __init__(self, directory: str | PathLike[str] | None = None):
+        # A temporary folder goes with the last mark that needs it.
         self.temporary = directory is None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
@@ -248,12 +266,6 @@ def _write(file: Path, block: memoryview) -> None:
                 raise
 
 
-def size_of(mark: Mark) -> int:
-    """Bytes of the tensors of a mark."""
-    tensors = (t for what in _PARTS for t in getattr(mark, what).values())
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
 def bare(mark: Mark) -> Mark:
     """The mark without its tensors."""
     return Mark(mark.step, mark.epoch, {}, {}, {}, {})
@@ -261,21 +273,13 @@ def bare(mark: Mark) -> Mark:
 
 def copied(mark: Mark) -> Mark:
     """Copy of a mark and its tensors."""
-    parts = (getattr(mark, what) for what in _PARTS)
+    parts = (getattr(mark, what) for what in PARTS)
     own = ({name: tensor.detach().clone() for name, tensor in part.items()} for part in parts)
     return Mark(mark.step, mark.epoch, *own)
 
 
 class Kept:
-    """Marks of a recording, in memory up to a limit and then on disk.
-
-    Parameters
-    ----------
-    directory : path-like or None
-        Empty folder for all marks; None for a temporary one beyond the limit.
-    memory_limit : int
-        Bytes.
-    """
+    """Marks of a recording, in memory up to a limit in bytes and then on disk."""
 
     def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
         self.marks: list[Mark] = []
@@ -286,7 +290,9 @@ class Kept:
         """Keep a mark; one of the same step is replaced."""
         if self.marks and self.marks[-1].step == mark.step:
             self.marks.pop()
-        if self._shelf is None and size_of(mark) * (len(self.marks) + 1) > self._limit:
+        tensors = (t for what in PARTS for t in getattr(mark, what).values())
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        if self._shelf is None and size * (len(self.marks) + 1) > self._limit:
             self._shelf = Shelf()
             self.marks = [self._shelf.put(kept) for kept in self.marks]
         self.marks.append(copied(mark) if self._shelf is None else self._shelf.put(mark))
@@ -300,5 +306,5 @@ class Kept:
             self._shelf.close()
 
     def path(self) -> tuple[tuple[Mark, ...], Any]:
-        """The marks, and the R factors where they hold these in the place of weights."""
+        """The marks, and the R factors where they hold these instead of weights."""
         return tuple(self.marks), None

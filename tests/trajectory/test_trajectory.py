@@ -118,6 +118,7 @@ def test_marks_are_read_when_they_are_used(tmp_path, monkeypatch):
     again = Trajectory.load(tmp_path / "path.pt")
     assert all(isinstance(mark, StoredMark) for mark in again.marks)
     assert_same(pickle.loads(pickle.dumps(again)), path)
+    assert len(pickle.dumps(path)) < 2 * (tmp_path / "path.pt").stat().st_size
     again.save(tmp_path / "copy.pt")
     assert_same(Trajectory.load(tmp_path / "copy.pt"), path)
     again.save(tmp_path / "path.pt")  # onto the file that it is read from
@@ -173,19 +174,14 @@ def changed(file, change):
     [
         (lambda content, _: content.update(format=99), "of format 2, got 99 in .*; read it with"),
         (lambda content, _: content.pop("format"), "cannot be read .'format'"),
+        (lambda content, _: content["tensors"].pop("mark 3"), "cannot be read .no mark 3"),
         (
-            lambda content, _: content["tensors"].pop("applied of 0.bias at mark 3"),
-            "no applied of .*0.bias.* mark 3",
-        ),
-        (
-            lambda content, _: content["tensors"].update(
-                {"weights of 0.bias at mark 3": torch.ones(5)}
-            ),
-            r"weights of 0.bias at mark 3 is \['float32', \[5\]\] instead of",
+            lambda content, _: content["tensors"].update({"mark 3": torch.ones(5)}),
+            r"mark 3 is \['float32', \[5\]\] instead of",
         ),
         (lambda _, header: header.pop("marks"), "cannot be read .'marks'"),
     ],
-    ids=["newer", "without-version", "without-a-sum", "another-shape", "without-marks"],
+    ids=["newer", "without-version", "without-a-mark", "another-shape", "without-marks"],
 )
 def test_files_of_another_kind_are_refused(tmp_path, change, message):
     file = tmp_path / "path.pt"
@@ -204,6 +200,14 @@ def test_other_files_are_refused(tmp_path):
     for name in ("text", "arrays.npz", "state.pt"):
         with pytest.raises(ValueError, match=f"{name}, which cannot be read"):
             Trajectory.load(tmp_path / name)
+
+
+def test_tensors_of_odd_strides_are_saved(tmp_path):
+    shapes = [torch.zeros(()), torch.zeros(()).expand(1), torch.zeros(0), torch.rand(3, 4).T]
+    weights = {f"{i}": tensor for i, tensor in enumerate(shapes)}
+    path = Trajectory.from_iterates([weights, weights], lr=0.1)
+    path.save(tmp_path / "path.pt")
+    assert_same(Trajectory.load(tmp_path / "path.pt"), path)
 
 
 def flipped(content, place, bit):
@@ -252,7 +256,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "path.pt"
     recorded().save(file)
     before = file.read_bytes()
-    broken = recorded()
+    broken = Trajectory.from_iterates([new_net() for _ in range(5)], lr=0.1)
     broken.marks[3].weights["0.bias"] = None
     with pytest.raises(AttributeError):
         broken.save(file)

@@ -104,9 +104,11 @@ def _size(places: Sequence[Place]) -> int:
 
 def _pack(mark: Mark, places: Sequence[Place], block: Tensor) -> Tensor:
     """Copy the tensors of a mark into a block of bytes."""
+    end = 0
     for place in places:
-        block[max(place.start - _ALIGNED, 0) : place.start] = 0  # what is between two tensors
+        block[end : place.start] = 0  # what is between two tensors
         place.of(block).copy_(mark.tensor(place.what, place.name).detach())
+        end = place.stop
     return block
 
 

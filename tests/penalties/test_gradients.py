@@ -177,7 +177,7 @@ def test_the_norm_counts_tensors_that_give_no_equations():
     whole, part = Design.at(GradientNorm(), every), Design.at(GradientNorm(), weights)
     assert weights.whole().params.keys() == every.params.keys()
     for name in weights.params:
-        torch.testing.assert_close(part.design(name), whole.design(name))
+        torch.testing.assert_close(part.columns(name), whole.columns(name))
 
 
 def test_one_coefficient_per_layer():
@@ -186,8 +186,8 @@ def test_one_coefficient_per_layer():
     whole = Design.at(GradientNorm(), problem)
     assert columns.term_names == ("gradient_norm[0]", "gradient_norm[2]")
     for name in problem.params:  # each column reaches all tensors, together they are the norm
-        assert float(columns.design(name).abs().min(1).values.max()) > 0
-        torch.testing.assert_close(columns.design(name).sum(1), whole.design(name)[:, 0])
+        assert float(columns.columns(name).abs().min(1).values.max()) > 0
+        torch.testing.assert_close(columns.columns(name).sum(1), whole.columns(name)[:, 0])
 
 
 def test_known_coefficient_and_sum():
@@ -196,7 +196,7 @@ def test_known_coefficient_and_sum():
     alone = Design.at(GradientNorm(), problem)
     assert columns.term_names == ("l2",)
     for name in problem.params:
-        torch.testing.assert_close(columns.known(name), 0.1 * alone.design(name)[:, 0])
+        torch.testing.assert_close(columns.known(name), 0.1 * alone.columns(name)[:, 0])
 
 
 def test_batches_of_a_window_or_random_ones():

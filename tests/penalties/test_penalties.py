@@ -198,7 +198,7 @@ class TestFamilies:
             Data(np.ones((3, 2)), np.ones(3)),
             Options(loss="mse"),
         )
-        design = Design.at(penalty, found).design("weight")
+        design = Design.at(penalty, found).columns("weight")
         assert design.shape == (2, len(penalty.terms(params, None)))
         assert bool(torch.isfinite(design).all())
 
@@ -281,7 +281,7 @@ class TestCombinations:
         assert both.term_names == ("l2", "cubic")
         for name, w in both.params.items():
             expected = torch.stack([2 * w, 3 * w * w.abs()], dim=-1).reshape(-1, 2)
-            torch.testing.assert_close(both.design(name), expected, rtol=1e-12, atol=0)
+            torch.testing.assert_close(both.columns(name), expected, rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize(
         "scope",
@@ -297,9 +297,9 @@ class TestCombinations:
 
     def test_column_is_zero_outside_the_scope(self):
         columns = Design.at(L2().on("^0") + L1(), problem())
-        assert not columns.design("2.weight")[:, 0].any()
-        assert columns.design("0.weight")[:, 0].all()
-        assert columns.design("2.weight")[:, 1].all()
+        assert not columns.columns("2.weight")[:, 0].any()
+        assert columns.columns("0.weight")[:, 0].all()
+        assert columns.columns("2.weight")[:, 1].all()
 
     def test_scope_without_tensors(self):
         with pytest.raises(ValueError, match=r"The scope 'fc9' of L2\(\) selects no tensor"):
@@ -499,8 +499,8 @@ class TestAsPenalty:
         assert columns.term_names == ("first", "all")
         w = columns.params["0.weight"]
         expected = torch.stack([2 * w, w.sign()], dim=-1).reshape(-1, 2)
-        torch.testing.assert_close(columns.design("0.weight"), expected)
-        assert not columns.design("2.weight")[:, 0].any()
+        torch.testing.assert_close(columns.columns("0.weight"), expected)
+        assert not columns.columns("2.weight")[:, 0].any()
         check_penalty(Callables({"all": family["all"]}))
 
     def test_callable_that_returns_a_number(self):
@@ -512,7 +512,7 @@ class TestUserPenalties:
     def test_autograd_in_place_of_a_gradient(self):
         columns = Design.at(NoGradient(scale=2.0), problem())
         for name, w in columns.params.items():
-            torch.testing.assert_close(columns.design(name)[:, 0], (6 * w * w.abs()).reshape(-1))
+            torch.testing.assert_close(columns.columns(name)[:, 0], (6 * w * w.abs()).reshape(-1))
 
     def test_vector_terms_have_one_coefficient_per_entry(self):
         columns = Design.at(PerTensor(), problem())
@@ -521,7 +521,7 @@ class TestUserPenalties:
         for i, name in enumerate(names):
             expected = torch.zeros(columns.params[name].numel(), 4, dtype=torch.float64)
             expected[:, i] = 2 * columns.params[name].reshape(-1)
-            torch.testing.assert_close(columns.design(name), expected)
+            torch.testing.assert_close(columns.columns(name), expected)
         check_penalty(PerTensor())
 
     def test_no_sum_over_tensors(self):
@@ -529,7 +529,7 @@ class TestUserPenalties:
         columns = Design.at(Product(), problem())
         first, last = columns.params["0.weight"], columns.params["2.bias"]
         expected = 2 * first * last.square().sum()
-        torch.testing.assert_close(columns.design("0.weight")[:, 0], expected.reshape(-1))
+        torch.testing.assert_close(columns.columns("0.weight")[:, 0], expected.reshape(-1))
 
     @pytest.mark.parametrize(
         ("penalty", "error", "text"),

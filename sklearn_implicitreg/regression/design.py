@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -135,6 +135,34 @@ class Design:
         if not self.parts:
             return self.masks.get(name)
         return self._piece(name, 0, self.weights(name), self._reaching.get(name, [])).smooth
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether every column can be evaluated on a stack of tensors."""
+        return bool(self.parts) and all([part.elementwise for part in self.parts])
+
+    def averaged(self, stacks: Mapping[str, tuple[Tensor, Tensor]]) -> Design:
+        """Means held tensor by tensor, over stacks of weights with their shares."""
+        designs: Params = {}
+        knowns: Params = {}
+        masks: Params = {}
+        k = len(self.term_names)
+        for name, (stack, shares) in stacks.items():
+            n = len(shares)
+            _, columns, known, smooth, _ = self._piece(name, 0, stack, self._reaching.get(name, []))
+            stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
+            own = torch.tensordot(shares, stacked, ([0], [1]))
+            if len(own) < k:
+                designs[name] = own.new_zeros((k, own.shape[1])).T
+                designs[name][:, list(self.support(name))] = own.T
+            else:
+                designs[name] = own.T
+            if known is not None:
+                knowns[name] = shares @ known.reshape(n, -1)
+            if smooth is not None:
+                masks[name] = smooth.reshape(n, -1).all(dim=0)
+        own_names = (self.term_names, self.leaves, self.known_terms, self.params)
+        return Design(*own_names, designs=designs, knowns=knowns, masks=masks)
 
     def joined(self, name: str, column: Params) -> Design:
         """The same with one more held column, which is its own instrument."""

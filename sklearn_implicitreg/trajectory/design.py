@@ -16,6 +16,8 @@ from sklearn_implicitreg.trajectory.window import Window
 
 __all__ = ["at_weights", "deviation", "is_stochastic", "mean_of", "window_design"]
 
+_STACKED = 2**24  # numbers of one tensor's iterates that are held at a time
+
 
 def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
     """Mean columns over the iterates of a window, by their numbers of steps.
@@ -26,7 +28,12 @@ def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
     lean to the first step, where the instruments are, and what a trajectory forgets within a
     window would bias the coefficients.
     """
-    if not any(is_stochastic(leaf) for leaf in penalty.leaves(problem.params, problem)):
+    leaves = penalty.leaves(problem.params, problem)
+    if not any([is_stochastic(leaf) for leaf in leaves]):
+        first = Design.at(penalty, problem)
+        n_numbers = len(window.inside) * max([t.numel() for t in problem.params.values()])
+        if first.elementwise and n_numbers <= _STACKED:
+            return first.averaged({name: window.stacked(name) for name in problem.params})
         return mean_of(
             (Design.at(penalty, at_weights(penalty, problem, weights)), n / window.n_steps)
             for weights, n in window.iterates()

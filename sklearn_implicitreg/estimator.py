@@ -244,7 +244,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             self._publish(*fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
-        return self._fit_on(targets.equations(self._penalty(targets.problem)))
+        penalty = penalty_of(family, targets.problem.groups, self.group_by, self.known)
+        return self._fit_on(targets.equations(penalty))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
@@ -356,13 +357,13 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             penalty_with_terms(self.family), problem.groups, self.group_by, self.known
         )
 
-    def _settings(self) -> Settings:
-        return Settings(self.positive, self.covariance, float(self.confidence_level))
-
     def _fit_on(self, equations: Equations) -> Any:
         """Solve equations that were made before."""
-        equations = with_evidence(equations, getattr(self, "_evidence", None))
-        result = fit(equations, self._settings())
+        evidence = getattr(self, "_evidence", None)
+        if evidence is not None:
+            equations = with_evidence(equations, evidence)
+        level = float(self.confidence_level)
+        result = fit(equations, Settings(self.positive, self.covariance, level))
         self._publish(result, Facts.of(equations, result))
         self._equations = equations
         return self

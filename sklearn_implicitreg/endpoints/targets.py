@@ -59,6 +59,8 @@ class EndpointTargets:
     @cached_property
     def gradients(self) -> tuple[LossGradient, ...]:
         """Gradients of the mean losses, in one pass over the rows of each."""
+        if len(self.problems) == 1:
+            return (self.problems[0].gradient(),)
         steps = progress(self.problems, "gradients", len(self.problems), self.verbose)
         return tuple(problem.gradient() for problem in steps)
 
@@ -122,13 +124,14 @@ class EndpointTargets:
         known = equations.places[0].design.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
-        notes += _inequality_notes(sum(p.n_dropped for p in equations.places), result.tested)
+        notes += _inequality_notes(result.tested)
         if result.scale_invariant:
             notes.append(
                 "The loss does not see the scale of " + ", ".join(result.scale_invariant) + " "
                 "(they feed a normalization): an endpoint shows no L2 there."
             )
-        solution, _ = result.regression()
+        solution = result.solution
+        assert solution is not None
         condition, vif = solution.condition_number, float(solution.vif.max())
         if np.isfinite(condition) and (condition > _CONDITION_NOTE or vif > _VIF_NOTE):
             notes.append(
@@ -188,11 +191,11 @@ def places_notes(problems: Sequence[Problem]) -> list[str]:
     return notes
 
 
-def _inequality_notes(dropped: int, tested: Inequalities | None) -> list[str]:
-    if not dropped:
+def _inequality_notes(tested: Inequalities | None) -> list[str]:
+    if tested is None or not tested.n:
         return []
-    start = f"{dropped} coordinates at a kink of the penalty or a bound give no equation"
-    if tested is None:
+    start = f"{tested.n} coordinates at a kink of the penalty or a bound give no equation"
+    if tested.n_violated is None:
         return [f"{start}; their inequalities were not tested."]
     if tested.n_violated:
         return [f"{start}; {tested.n_violated} of their inequalities do not hold."]

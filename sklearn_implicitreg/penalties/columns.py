@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -22,16 +23,13 @@ class LeafColumns(ABC):
 
     closed_form = False  # whether they can be evaluated at other values of one tensor
     elementwise = False  # whether they can be evaluated on any piece of a tensor
+    everywhere = False  # whether tensors that the leaf does not see can have columns too
     leaf: Leaf
     terms: tuple[str, ...]
 
     @abstractmethod
     def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""
-
-    def reach(self, names: Iterable[str]) -> Iterable[str]:
-        """The tensors that can have columns other than zero."""
-        return self.leaf.names
 
 
 class ClosedForm(LeafColumns):
@@ -53,11 +51,13 @@ class ClosedForm(LeafColumns):
         if name not in self.leaf.names:
             return [torch.zeros_like(tensor) for _ in self.terms]
         columns = self._gradient(name, tensor)
-        return [columns[term] for term in self.terms]
+        return list(map(columns.__getitem__, self.terms))
 
 
 class FullGradients(LeafColumns):
     """Columns of a leaf that were computed for all tensors at once and are kept."""
+
+    everywhere = True
 
     def __init__(self, leaf: Leaf, columns: dict[str, Params]):
         self.leaf = leaf
@@ -69,20 +69,17 @@ class FullGradients(LeafColumns):
         nothing = torch.zeros_like(tensor)
         return [column.get(name, nothing).to(tensor) for column in self._columns.values()]
 
-    def reach(self, names: Iterable[str]) -> Iterable[str]:
-        """Every tensor."""
-        return names
-
 
 def columns_of_leaves(
     leaves: Sequence[Leaf], params: Params, problem: Problem
 ) -> list[LeafColumns]:
     """Columns of several leaves; the penalties on rows share one pass over the data."""
-    on_rows = [leaf for leaf in leaves if leaf.penalty.on_rows]
+    kinds = [leaf.penalty.on_rows for leaf in leaves]
+    on_rows = list(itertools.compress(leaves, kinds))
     of_rows = iter(_mean_gradients(on_rows, params, problem) if on_rows else [])
     return [
-        FullGradients(leaf, next(of_rows)) if leaf.penalty.on_rows else _one(leaf, params, problem)
-        for leaf in leaves
+        FullGradients(leaf, next(of_rows)) if reads_rows else _one(leaf, params, problem)
+        for leaf, reads_rows in zip(leaves, kinds, strict=True)
     ]
 
 

@@ -52,7 +52,7 @@ class FittedPenalty:
         cls, leaves: tuple[tuple[Leaf, tuple[float, ...]], ...], problem: Problem
     ) -> FittedPenalty:
         """The penalty of a problem's tensors, with its model where a leaf needs it."""
-        on_rows = any(leaf.penalty.on_rows for leaf, _ in leaves)
+        on_rows = any([leaf.penalty.on_rows for leaf, _ in leaves])
         model = next(problem.row_batches(problem.params)).model if on_rows else None
         return cls(leaves, tuple(problem.params), model)
 

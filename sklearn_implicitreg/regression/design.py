@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -95,18 +96,18 @@ class Design:
             return tuple(range(len(self.term_names)))
         return self._support.get(name, ())
 
-    def pieces(self, name: str) -> Iterator[Piece]:
+    def pieces(self, name: str) -> Iterable[Piece]:
         """One tensor's columns in its support: a chunk at a time where all are elementwise."""
         if not self.parts:
             held = (self.designs[name], self.knowns.get(name), self.masks.get(name))
-            yield Piece(0, *held, self.instruments.get(name))
-            return
+            return [Piece(0, *held, self.instruments.get(name))]
         tensor = self.params[name].detach()
         parts = self._reaching.get(name, [])
-        if tensor.numel() <= _CHUNK or not all(part.elementwise for part in parts):
-            yield self._piece(name, 0, tensor.double(), parts)
-            return
-        flat = tensor.reshape(-1)
+        if tensor.numel() <= _CHUNK or not all([part.elementwise for part in parts]):
+            return [self._piece(name, 0, tensor.double(), parts)]
+        return self._chunks(name, tensor.reshape(-1), parts)
+
+    def _chunks(self, name: str, flat: Tensor, parts: list[LeafColumns]) -> Iterator[Piece]:
         for start in range(0, len(flat), _CHUNK):
             yield self._piece(name, start, flat[start : start + _CHUNK].double(), parts)
 
@@ -179,7 +180,8 @@ class Design:
         for part in parts:
             own = part.columns(name, at)
             if part.leaf.coef is None:
-                columns += [column.reshape(-1) for column in own]
+                for column in own:
+                    columns.append(column.reshape(-1))
             else:
                 for column in own:
                     more = part.leaf.coef * column.reshape(-1)
@@ -199,7 +201,7 @@ class Design:
         """For each tensor the parts that have columns there."""
         found: dict[str, list[LeafColumns]] = {}
         for part in self.parts:
-            for name in part.reach(self.params):
+            for name in self.params if part.everywhere else part.leaf.names:
                 found.setdefault(name, []).append(part)
         return found
 
@@ -212,7 +214,7 @@ class Design:
             if part.leaf.coef is None:
                 own = tuple(range(place, place + len(part.terms)))
                 place += len(own)
-                for name in part.reach(self.params):
+                for name in self.params if part.everywhere else part.leaf.names:
                     found[name] = (*found.get(name, ()), *own)
         return found
 
@@ -221,4 +223,4 @@ def _names(parts: Sequence[LeafColumns]) -> tuple[str, ...]:
     if not parts:
         return ()
     named = name_terms([part.leaf for part in parts], [part.terms for part in parts])
-    return tuple([name for names in named for name in names])
+    return tuple(itertools.chain.from_iterable(named))

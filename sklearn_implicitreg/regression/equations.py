@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
-from sklearn_implicitreg.regression.design import Design
+from sklearn_implicitreg.regression.design import Design, Piece
 from sklearn_implicitreg.regression.solve import Solution, solve
 from sklearn_implicitreg.regression.spread import Spread
 from sklearn_implicitreg.regression.system import (
@@ -62,7 +62,7 @@ class Inequalities(NamedTuple):
     """Coordinates at a kink or a bound, which give inequalities instead of equations."""
 
     n: int
-    n_violated: int
+    n_violated: int | None  # None: not tested
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class Place:
                 n += len(target)
             if n:
                 labels.append(name)
-                r_factors.append(merge(factors))
+                r_factors.append(factors[0] if len(factors) == 1 else merge(factors))
                 counts.append(n)
                 supports.append(self.design.support(name))
         k = len(self.design.term_names)
@@ -104,7 +104,7 @@ class Place:
             None if instrumented else self._rows,
             _NO_INSTRUMENTS,
             instrumented,
-            None if all(len(own) == k for own in supports) else tuple(supports),
+            None if set(map(len, supports)) == {k} else tuple(supports),
         )
 
     @property
@@ -125,17 +125,18 @@ class Place:
         known = self.design.known(name, tensor)
         return -slope if known is None else -(slope + known)
 
-    def inequalities(self, coef: Array, slack: float = 0.0) -> Inequalities | None:
+    def inequalities(self, coef: Array, slack: float = 0.0) -> Inequalities:
         """Test the coordinates that give no equation: no descent of ``L + sum coef R`` there.
 
         At a kink the slope against the gradient of the rest must not be negative, at a bound
-        the slope away from it. None where a penalty has no closed form to test with. What
-        misses by less than ``slack`` counts as held: training had its own tolerance.
+        the slope away from it. Not tested where a penalty has no closed form. What misses by
+        less than ``slack`` counts as held: training had its own tolerance.
         """
-        if not self.n_dropped:
+        dropped_here = self.n_dropped
+        if not dropped_here:
             return Inequalities(0, 0)
         if not self.design.closed_form:
-            return None
+            return Inequalities(dropped_here, None)
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
         for name in self.problem.params:
@@ -146,7 +147,7 @@ class Place:
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
             descent = (self.target(name, beside) - bound) * side.sign()
             violated += int((dropped & (descent > slack + 1e-6 * scale)).sum())
-        return Inequalities(self.n_dropped, violated)
+        return Inequalities(dropped_here, violated)
 
     def kink_bounds(self) -> dict[str, float]:
         """What the coordinates at a kink imply alone: a term's coefficient is at least this.
@@ -189,32 +190,32 @@ class Place:
                 inside += size
         return tuple(found), inside > 0.5 * total
 
-    def _blocks(self, name: str) -> Iterator[Block]:
+    def _blocks(self, name: str) -> Iterable[Block]:
         """Equations of one tensor, those of a small one kept for the second pass."""
-        kept = self._kept.get(name)
-        if kept is not None:
-            yield from kept
-            return
-        slope = self.gradient.value[name].reshape(-1)
-        free = self.problem.free.get(name)
-        found = []
-        for start, columns, known, smooth, instruments in self.design.pieces(name):
-            stop = start + len(columns)
-            target = -slope[start:stop] if known is None else -(slope[start:stop] + known)
-            if free is not None:
-                own = free.reshape(-1)[start:stop]
-                smooth = own if smooth is None else smooth & own
-            index = None
-            if smooth is not None and not bool(smooth.all()):
-                index = torch.nonzero(smooth).reshape(-1)
-                columns, target = columns[index], target[index]
-                instruments = None if instruments is None else instruments[index]
-            block = (start, index), columns, target, instruments
-            if columns.numel() <= _SMALL:
-                found.append(block)
-            yield block
-        if len(found) == 1 and stop == len(slope):
-            self._kept[name] = found
+        if name in self._kept:
+            return self._kept[name]
+        pieces = self.design.pieces(name)
+        if isinstance(pieces, list):
+            blocks = [self._block(name, piece) for piece in pieces]
+            if blocks[0][1].numel() <= _SMALL:
+                self._kept[name] = blocks
+            return blocks
+        return (self._block(name, piece) for piece in pieces)
+
+    def _block(self, name: str, piece: Piece) -> Block:
+        """Equations of a piece of a tensor: those at no kink and no bound."""
+        start, columns, known, smooth, instruments = piece
+        stop, free = start + len(columns), self.problem.free.get(name)
+        slope = self.gradient.value[name].reshape(-1)[start:stop]
+        target = -slope if known is None else -(slope + known)
+        if free is not None:
+            own = free.reshape(-1)[start:stop]
+            smooth = own if smooth is None else smooth & own
+        if smooth is None or bool(smooth.all()):
+            return (start, None), columns, target, instruments
+        index = torch.nonzero(smooth).reshape(-1)
+        instruments = None if instruments is None else instruments[index]
+        return (start, index), columns[index], target[index], instruments
 
     def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
         """The equations of some tensors as arrays."""
@@ -375,17 +376,20 @@ class Equations:
                 rows=self._rows if readable else None,
                 supports=None,
             )
-        self._check_count(system)
+        if system.n_equations < system.n_terms:
+            self._raise_of_count(system)
         return system
 
-    def tested(self, solution: Solution) -> Inequalities | None:
+    def tested(self, solution: Solution) -> Inequalities:
         """The inequalities of all places at the shared coefficients, to within residuals."""
         slack = _SLACK * (solution.rss / solution.n_equations) ** 0.5
-        tested = [place.inequalities(solution.coef, slack) for place in self.places]
-        known = [own for own in tested if own is not None]
-        if len(known) < len(tested):
-            return None
-        return Inequalities(sum(own.n for own in known), sum(own.n_violated for own in known))
+        n, violated, is_tested = 0, 0, True
+        for place in self.places:
+            own = place.inequalities(solution.coef, slack)
+            n += own.n
+            violated += own.n_violated or 0
+            is_tested = is_tested and own.n_violated is not None
+        return Inequalities(n, violated if is_tested else None)
 
     def scale_invariant(self) -> tuple[tuple[str, ...], bool]:
         """Tensors whose scale no place sees, and whether they dominate everywhere."""
@@ -490,8 +494,8 @@ class Equations:
                 for label, index, design, target in place.system.single("of all places"):
                     yield (cluster, *label), index, design, target
 
-    def _check_count(self, system: System) -> None:
-        """Raise ValueError if there are fewer equations than coefficients."""
+    def _raise_of_count(self, system: System) -> NoReturn:
+        """ValueError on fewer equations than coefficients, with what kinks imply."""
         m, k = system.n_equations, system.n_terms
         n_dropped = 0 if m else sum(place.n_dropped for place in self.places)
         if n_dropped:
@@ -506,11 +510,10 @@ class Equations:
                 + (f"all that is known is {shown}" if shown else "no coefficient is known")
                 + "; fit a model of less regularization."
             )
-        if m < k:
-            raise ValueError(
-                f"Expected at least as many equations as coefficients, got {m} equations for the "
-                f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
-            )
+        raise ValueError(
+            f"Expected at least as many equations as coefficients, got {m} equations for the "
+            f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
+        )
 
 
 def device_r_factor(design: Tensor, target: Tensor) -> Array:

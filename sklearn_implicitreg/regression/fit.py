@@ -108,7 +108,8 @@ def fit(equations: Equations, settings: Settings) -> Result:
     """Solve the equations, infer and judge, each once."""
     system = equations.system
     solution = _solved(equations, system, settings.positive)
-    _warn_of_dependence(solution, system)
+    if solution.rank < system.n_terms and solution.tss > 0:
+        _warn_of_dependence(solution, system)
     alone: list[Solution] = []
     path = bands = None
     if equations.cluster != "tensor":
@@ -117,7 +118,7 @@ def fit(equations: Equations, settings: Settings) -> Result:
         path, bands = _coef_path(systems, alone, settings)
     inference = _inferred(equations, solution, path, settings)
     shown, family = _of_mean(equations, solution) if equations.mean else (solution, solution)
-    noise_share = equations.noise_share()
+    noise_share = equations.noise_share() if equations.noisy else 0.0
     tested, invariant, verdict = _judged(equations, family, inference, alone, noise_share)
     if equations.mean is None and solution.tss**0.5 <= equations.rounding:
         shown, inference = without_numbers(solution, inference)
@@ -136,7 +137,7 @@ def fit(equations: Equations, settings: Settings) -> Result:
         path=path,
         bands=bands,
         noise_share=noise_share,
-        signal_share=_share_of_signal(equations, solution),
+        signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
         scale_invariant=invariant,
     )
@@ -156,13 +157,12 @@ def _solved(equations: Equations, system: System, positive: bool) -> Solution:
 
 
 def _warn_of_dependence(solution: Solution, system: System) -> None:
-    if solution.rank < system.n_terms and solution.tss > 0:
-        names = [system.term_names[i] for i in solution.dependent]
-        warn_user(
-            f"The gradients of {names} are zero or linearly dependent over these equations: "
-            "the coefficients are the minimum-norm answer of many. Drop terms.",
-            CollinearTermsWarning,
-        )
+    names = [system.term_names[i] for i in solution.dependent]
+    warn_user(
+        f"The gradients of {names} are zero or linearly dependent over these equations: the "
+        "coefficients are the minimum-norm answer of many. Drop terms.",
+        CollinearTermsWarning,
+    )
 
 
 def _coef_path(
@@ -234,13 +234,18 @@ def _judged(
     along = equations.mean is not None
     tested = None if along else equations.tested(family)
     invariant, dominates = ((), False) if along else equations.scale_invariant()
-    places = [equations.judged] if along else equations.places
-    names = [equations.term_names[i] for i in equations.family]
+    places = equations.places if equations.mean is None else (equations.mean,)
+    noisy, n_kinks = equations.noisy, 0
+    for place in places:
+        n_kinks += place.gradient.n_kinks
+    names = equations.system.term_names
+    if equations.nuisance is not None:
+        names = tuple(name for name in names if name != equations.nuisance)
     verdict = judge(
         Measures.of(family, names),
         rounding=equations.rounding,
         scale_invariant=invariant if dominates else (),
-        n_kinks=sum(place.gradient.n_kinks for place in places),
+        n_kinks=n_kinks,
         noise_share=noise_share,
         evidence=equations.evidence,
         agreement=equations.agreement,
@@ -249,21 +254,19 @@ def _judged(
             each_explained=not along and len(alone) > 1 and all(map(is_explained, alone)),
             along=along,
         ),
-        insignificant=_insignificant(equations, family.coef, inference),
-        n_violated=tested.n_violated if tested else 0,
+        insignificant=_insignificant(equations, family.coef, inference) if noisy else None,
+        n_violated=(tested and tested.n_violated) or 0,
     )
     if equations.objection:
         verdict = replace(verdict, label="out of family", sentence=equations.objection)
     return tested, invariant, verdict
 
 
-def _insignificant(equations: Equations, coef: Array, inference: Inference) -> str | None:
+def _insignificant(equations: Equations, coef: Array, inference: Inference) -> str:
     """Sentence where the joint test of the family's coefficients does not reject.
 
-    None where there is no noise for windows to differ by.
+    Empty where it does, or where there is none.
     """
-    if not equations.noisy:
-        return None
     if inference.covariance != "cluster":
         return ""
     q = len(equations.family)
@@ -282,10 +285,8 @@ def _share_of_signal(equations: Equations, solution: Solution) -> float | None:
 
     A trajectory remembers random masks, and so do products of targets; those of residuals do
     not, so with instruments the signal is what is explained and what is left. The nuisance
-    column is left out. None where there is no signal, or no noise.
+    column is left out. None where there is no signal.
     """
-    if not equations.noisy:
-        return None
     system, coef, kept = equations.system, solution.coef, equations.family
     if system.instrumented:
         explained = system.explained_by_instruments(coef, kept) / len(equations.places)

@@ -367,7 +367,7 @@ def _packaged(
     rounding: float,
 ) -> Inference:
     """All statistics of a covariance of the known coefficients; NaN for the others."""
-    k = solution.n_terms
+    k = len(solution.coef)
     full = np.full((k, k), np.nan)
     full[np.ix_(known, known)] = cov
     lost = list(solution.dependent)

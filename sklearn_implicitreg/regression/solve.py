@@ -97,7 +97,7 @@ class Spectrum:
     rank: int
     norms: Array
 
-    @property
+    @cached_property
     def whitener(self) -> Array:
         """Matrix of shape (k, rank) that makes the columns orthonormal."""
         whitener: Array = (
@@ -246,7 +246,7 @@ def solve(
 
 def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -> Solution:
     """Coefficients of a system, part by part where its parts share no cluster."""
-    if len(system.components) == 1 and system.supports is None:
+    if system.supports is None:
         return solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
     k, parts = system.n_terms, []
     coef, cosine, vif, active = np.zeros(k), np.zeros(k), np.full(k, np.inf), np.ones(k, bool)

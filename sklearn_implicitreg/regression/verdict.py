@@ -78,16 +78,17 @@ class Measures:
         if not which:
             which = tuple(np.flatnonzero(solution.vif >= 0.01 * solution.vif.max()).tolist())
         columns = tuple(term_names[i] for i in which)
+        k = len(solution.coef)
         return cls(
             solution.n_equations,
-            solution.n_terms,
+            k,
             solution.rank,
             solution.tss**0.5,
             solution.r2,
             solution.shortfall,
             solution.condition_number,
             solution.eps**-0.5,
-            f"{solution.n_terms} columns have rank {solution.rank} over {solution.n_equations} "
+            f"{k} columns have rank {solution.rank} over {solution.n_equations} "
             f"equations; linearly dependent: {', '.join(columns)}.",
             columns,
             int(np.sum(~solution.active)),

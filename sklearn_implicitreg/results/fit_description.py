@@ -37,7 +37,7 @@ class Facts:
             tuple(targets.header(equations, result)),
             tuple(targets.notes(equations, result)),
             *targets.units(equations),
-            equations.judged.design.known_terms,
+            equations.places[0].design.known_terms,
         )
 
     def summary(self, result: Result) -> Summary:

@@ -241,7 +241,7 @@ class ContinueTraining(Probe):
                         "Expected no train_epoch and no optimizer with a skorch net, which has "
                         "its own; leave them out."
                     )
-                continued = import_module("sklearn_implicitreg.trajectory.recording.skorch_runs")
+                continued = import_module("sklearn_implicitreg.trajectory.recording.skorch")
                 rows = data if self.data is None else Data(*self.data)
                 path: Trajectory = continued.continue_net(
                     model, rows, whole, n_epochs=self.n_epochs, every=self.every

@@ -89,7 +89,7 @@ def test_epochs_that_were_not_marked():
     with record(net, optimizer) as path:
         net(X).sum().backward()
         optimizer.step()
-    with pytest.raises(ValueError, match=r"call path.epoch\(\) at the end of every epoch"):
+    with pytest.raises(ValueError, match=r"call recorder.epoch\(\) at the end of every epoch"):
         path.trajectory.windows("epoch")
 
 
@@ -340,7 +340,7 @@ def test_paths_that_do_not_meet_are_not_joined():
     path = recorded()
     with pytest.raises(ValueError, match="continue each other, got a start that is not where"):
         Trajectory.join([path, path])
-    with pytest.raises(ValueError, match="at least one path"):
+    with pytest.raises(ValueError, match="at least one trajectory"):
         Trajectory.join([])
     net = new_net()
     with pytest.raises(ValueError, match="one optimizer that hold the same, got SGD .* and Adam"):

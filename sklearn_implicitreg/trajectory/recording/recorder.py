@@ -66,8 +66,8 @@ def record(  # noqa: PLR0913
     a penalty; use ``reference="applied"``, or no clipping.
 
     With ``families`` the steps between two marks are reduced at once to the R factor of their
-    equations: a mark then costs a few numbers per tensor and column, and no weights. Such a path
-    answers for these families, this reference and the windows between its marks alone.
+    equations: a mark then costs a few numbers per tensor and column, and no weights. Such a
+    trajectory answers for these families, this reference and the windows between its marks alone.
 
     Parameters
     ----------
@@ -77,16 +77,16 @@ def record(  # noqa: PLR0913
         SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad.
     every : int, default=None
         Steps between marks; the sums lose no step. None is 1; with ``families`` it is no mark
-        but those of ``path.epoch()`` and of the end. With ``families`` it counts only where no
-        epoch is marked: the equations of a path with epochs are those of its epochs.
+        but those of ``recorder.epoch()`` and of the end. With ``families`` it counts only where
+        no epoch is marked: otherwise the equations are those of the epochs.
     data : array, tensor, tuple of these or Dataset, default=None
-        All that a batch holds, in the order in which the rows count, so that ``path.batch`` can
-        be given the batch itself. With ``families`` the rows (X, y) that the reference is
+        All that a batch holds, in the order in which the rows count, so that ``recorder.batch``
+        can be given the batch itself. With ``families`` the rows (X, y) that the reference is
         taken on.
     loss : str, nn loss or callable(output, target), default=None
         The data term, for ``families``.
     families : list of families, default=None
-        Penalties whose R factors are kept in the place of weights, as for
+        Penalties whose R factors are kept instead of weights, as for
         :class:`sklearn_implicitreg.ImplicitRegularizationEstimator`; they stay in memory.
     reference : {"gradient", "applied"}, default="gradient"
         For ``families``: the gradient on ``data``, one pass per mark, rows weighted as they
@@ -107,25 +107,25 @@ def record(  # noqa: PLR0913
 
     Returns
     -------
-    path : Recorder
-        With ``path.epoch()`` and ``path.batch(rows)`` to call in the loop, and
-        ``path.trajectory`` afterwards.
+    recorder : Recorder
+        With ``recorder.epoch()`` and ``recorder.batch(rows)`` to call in the loop, and
+        ``recorder.trajectory`` afterwards.
 
     Raises
     ------
     ValueError
-        For an optimizer that cannot be told from its steps, or one that is recorded already;
-        for ``families`` without what their reference needs.
+        For an optimizer whose gradients do not follow from its steps, or one that is recorded
+        already; for ``families`` without what their reference needs.
 
     Examples
     --------
     >>> import torch
     >>> net = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    >>> with record(net, optimizer) as path:
+    >>> with record(net, optimizer) as recorder:
     ...     net(torch.ones(4, 2)).square().mean().backward()
     ...     optimizer.step()
-    >>> path.trajectory
+    >>> recorder.trajectory
     Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
     if families is None:
@@ -148,7 +148,7 @@ def record(  # noqa: PLR0913
 
 
 class Recorder:
-    """Hooks of one optimizer, and what they saw; made by ``record``, see its parameters."""
+    """Hooks of one optimizer, and what they recorded; made by :func:`record`."""
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class Recorder:
                 "optimizer that was given to record(...) must be the one that steps."
             )
         self._settle()
-        self._refuse_replaced()
+        self._check_replaced()
         self._called = False
         self._epoch += 1
         if isinstance(self._kept, ReducedKept):
@@ -373,7 +373,7 @@ class Recorder:
         self._steps.append(Step(lr, rows, size, self._rounding))
         self._step += 1
         if self._step % self._every == 0:
-            self._refuse_replaced()
+            self._check_replaced()
             self._mark()
 
     def _new_stretch(self) -> Stretch:
@@ -409,7 +409,7 @@ class Recorder:
             stretch.add_to(self._sums["applied"])
             self._spare = stretch
         elif self._finite():
-            self._each = True  # weights are changed between steps: measure each by itself
+            self._each = True  # weights are changed between steps: measure each alone
             self._roll_back("beside which something else changed the weights")
         else:
             self._roll_back("with NaN or inf")
@@ -457,7 +457,7 @@ class Recorder:
         return self._kept.marks
 
     def _check(self, optimizer: Optimizer) -> None:
-        """Refuse other tensors than those that recording began with."""
+        """Raise ValueError for other tensors than those that recording began with."""
         problem = self._watched.change(optimizer)
         if problem:
             self._roll_back("of another model")
@@ -474,7 +474,7 @@ class Recorder:
             "new record(...) after changing a model."
         )
 
-    def _refuse_replaced(self) -> None:
+    def _check_replaced(self) -> None:
         problem = self._replaced()
         if problem:
             raise ValueError(problem)

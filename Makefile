@@ -4,11 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
-THEORY := descents.py early_stopping.py filters.py implicit.py kernels.py noise.py quadratic.py \
-	spectral.py strength.py units.py
+THEORY := early_stopping.py filters.py implicit.py kernels.py noise.py spectral.py strength.py units.py
 PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
 	weights.py
-PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection.py model_selection.py \
+PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection/gradient_match.py model_selection.py \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
 	$(addprefix regression/,bounds.py inference.py restrictions.py) \
 	$(addprefix results/,attributes.py recovery.py) \

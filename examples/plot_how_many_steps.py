@@ -70,7 +70,7 @@ print(own.summary())
 # %%
 # The others are *worth* a number of steps without having taken any. What is left over says how far
 # they are from it. The ridge leaves over more than half of the squared gradient: it holds back the
-# directions of the features by another rule. The interval is wide for this reason: it tells how
+# directions of the features by another rule. The interval is wide for this reason: it shows how
 # little the equations agree on one number, and not what other data would say. For partial least
 # squares and the lasso no number of steps explains more than chance would: ``no signal``.
 #

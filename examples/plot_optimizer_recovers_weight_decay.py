@@ -38,15 +38,15 @@ def train(make):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 1)).double()
     optimizer = make(net.parameters())
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for _ in range(10):
             for rows in torch.randperm(len(X)).split(34):
-                path.batch(rows)
+                recorder.batch(rows)
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X[rows]), y[rows]).backward()
                 optimizer.step()
-            path.epoch()
-    return net, path.trajectory
+            recorder.epoch()
+    return net, recorder.trajectory
 
 
 # %%
@@ -55,13 +55,13 @@ def train(make):
 
 estimates = {}
 for name, make in OPTIMIZERS.items():
-    net, path = train(make)
+    net, trajectory = train(make)
     for reference in ("applied", "gradient"):
         est = ImplicitRegularizationEstimator(
             net,
             family="weight_decay",
             mode="trajectory",
-            trajectory=path,
+            trajectory=trajectory,
             reference=reference,
             window="epoch",
             loss="mse",

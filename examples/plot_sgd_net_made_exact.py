@@ -1,9 +1,9 @@
 """
-A network trained by SGD, made exact by its path
-================================================
+A network trained by SGD, made exact by its trajectory
+======================================================
 
 At the end of SGD the gradient is mostly the noise of the last batches, and the penalty that the
-network was trained with is hard to read off it. Summed over epochs, the steps tell it exactly.
+network was trained with is hard to read off it. Summed over epochs, the steps give it exactly.
 """
 
 # %%
@@ -30,19 +30,19 @@ net = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)).double()
 optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
 
 
-def epoch(path=None):
+def epoch(recorder=None):
     """One pass over the shuffled rows in batches of 40."""
     for rows in torch.randperm(len(X)).split(40):
-        if path is not None:
-            path.batch(rows)
+        if recorder is not None:
+            recorder.batch(rows)
         params = dict(net.named_parameters())
         terms = L2().terms(params, None) | SmoothL1().terms(params, None)
         loss = nn.functional.cross_entropy(net(X[rows]), y[rows])
         optimizer.zero_grad()
         (loss + sum(TRUTH[name] * value for name, value in terms.items())).backward()
         optimizer.step()
-    if path is not None:
-        path.epoch()
+    if recorder is not None:
+        recorder.epoch()
 
 
 for _ in range(80):
@@ -50,16 +50,16 @@ for _ in range(80):
 optimizer.param_groups[0]["lr"] = 0.02
 for _ in range(40):
     epoch()
-with record(net, optimizer) as path:
+with record(net, optimizer) as recorder:
     for _ in range(10):
-        epoch(path)
-print(path.trajectory)
+        epoch(recorder)
+print(recorder.trajectory)
 
 # %%
 # The endpoint, the epochs, and the same batches again.
 
 options = {"family": "elastic_net", "loss": "cross_entropy", "params": "all"}
-along = options | {"mode": "trajectory", "trajectory": path.trajectory, "window": "epoch"}
+along = options | {"mode": "trajectory", "trajectory": recorder.trajectory, "window": "epoch"}
 fits = {
     "endpoint": ImplicitRegularizationEstimator(net, **options).fit(X, y),
     "epochs": ImplicitRegularizationEstimator(net, **along).fit(X, y),

@@ -2,7 +2,7 @@
 A skorch net with weight decay and a validation split
 =====================================================
 
-skorch keeps a fifth of the rows for validation unless told otherwise. The net's weights are
+skorch keeps a fifth of the rows for validation by default. The net's weights are
 stationary on the other four fifths, so these are the rows to analyze: the estimator replays the
 split of the net when it is given as many rows as the net was given.
 """
@@ -24,7 +24,7 @@ X, y = load_diabetes(return_X_y=True)
 X, y = scale(X).astype(np.float32), scale(y).astype(np.float32)[:, None]
 
 # %%
-# Train to stationarity: all rows in one batch, so that the path has no noise.
+# Train to stationarity: all rows in one batch, so that the training has no noise.
 
 torch.manual_seed(0)
 net = NeuralNetRegressor(

@@ -2,13 +2,13 @@
 A penalty that changes while a network trains
 =============================================
 
-An endpoint knows one coefficient. The path has one for every epoch: a weight decay that is switched
-on in the middle of the training, and reduced later, is seen when it happens.
+An endpoint knows one coefficient. The trajectory has one for every epoch: a weight decay that is
+switched on in the middle of the training, and reduced later, is seen when it happens.
 """
 
 # %%
 # A small network on digits, trained by SGD in shuffled batches. The decay is 0 for
-# twelve epochs, 0.02 for the next twelve and 0.008 for the rest. Nothing tells the estimator.
+# twelve epochs, 0.02 for the next twelve and 0.008 for the rest. The estimator does not know.
 
 import copy
 
@@ -31,37 +31,37 @@ net = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)).double()
 optimizer = torch.optim.SGD(net.parameters(), lr=0.2, weight_decay=0.0)
 
 
-def epoch(path=None):
+def epoch(recorder=None):
     """One pass over the shuffled rows in batches of 50."""
     for rows in torch.randperm(len(X)).split(50):
-        if path is not None:
-            path.batch(rows)
+        if recorder is not None:
+            recorder.batch(rows)
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(X[rows]), y[rows]).backward()
         optimizer.step()
-    if path is not None:
-        path.epoch()
+    if recorder is not None:
+        recorder.epoch()
 
 
 for _ in range(40):
     epoch()
-with record(net, optimizer) as path:
+with record(net, optimizer) as recorder:
     for decay in DECAY:
         optimizer.param_groups[0]["weight_decay"] = decay
-        epoch(path)
-print(path.trajectory)
+        epoch(recorder)
+print(recorder.trajectory)
 
 # %%
-# One coefficient for the whole path is a mean over its epochs. ``coef_path_`` has one row for each
-# epoch, and ``coef_path_conf_int_`` its band: against the gradient of the loss on all rows, and
-# against the gradients that the optimizer was given.
+# One coefficient for the whole trajectory is a mean over its epochs. ``coef_path_`` has one row
+# for each epoch, and ``coef_path_conf_int_`` its band: against the gradient of the loss on all
+# rows, and against the gradients that the optimizer was given.
 
 fits = {
     reference: ImplicitRegularizationEstimator(
         net,
         family="weight_decay",
         mode="trajectory",
-        trajectory=path.trajectory,
+        trajectory=recorder.trajectory,
         reference=reference,
         window="epoch",
         loss="cross_entropy",
@@ -76,7 +76,7 @@ print(fits["gradient"].summary())
 # a penalty that is switched on takes many steps to bring the weights into its balance.
 
 endpoints = []
-for window in path.trajectory.windows("epoch"):
+for window in recorder.trajectory.windows("epoch"):
     checkpoint = copy.deepcopy(net)
     checkpoint.load_state_dict(window.stop.weights)
     fit = ImplicitRegularizationEstimator(
@@ -91,7 +91,13 @@ low, high = fits["gradient"].coef_path_conf_int_[:, 0].T
 figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
 ax.stairs(DECAY, np.arange(len(DECAY) + 1) + 0.5, baseline=None, color="0.6", lw=4, label="truth")
 ax.errorbar(
-    epochs, found, [found - low, high - found], fmt="o", ms=4, capsize=2, label="path (95 % band)"
+    epochs,
+    found,
+    [found - low, high - found],
+    fmt="o",
+    ms=4,
+    capsize=2,
+    label="windows (95 % band)",
 )
 ax.plot(epochs, endpoints, ".-", ms=4, lw=1, color="C1", label="endpoint")
 ax.set(xlabel="epoch", ylabel="weight decay found")

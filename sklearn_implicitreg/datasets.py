@@ -36,7 +36,7 @@ def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: boo
     data_home : str or path-like, default=None
         Folder, or the npz file itself.
     download : bool, default=True
-        Whether OpenML may be asked.
+        Whether to fetch the data from OpenML if there is no copy.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: boo
     Raises
     ------
     OSError
-        If there is no copy and none can be fetched; it says where to put the file.
+        If there is no copy and it cannot be fetched; the message says where to put the file.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: boo
 
 
 def _read(place: Path) -> dict[str, npt.NDArray[Any]] | None:
-    """Arrays in a folder or npz file; None where they are not there."""
+    """Arrays in a folder or npz file; None if they are missing."""
     file = place if place.suffix == ".npz" else place / "mnist.npz"
     if file.is_file():
         with np.load(file, allow_pickle=False) as stored:
@@ -93,7 +93,7 @@ def _read_idx(path: Path) -> npt.NDArray[Any]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         raw = file.read()
     if raw[:3] != b"\x00\x00\x08":
-        raise OSError(f"Expected an idx file of unsigned bytes, got {path}, which is none.")
+        raise OSError(f"Expected an idx file of unsigned bytes, got {path}, which is not one.")
     n_axes = raw[3]
     shape = np.frombuffer(raw, ">i4", n_axes, 4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * n_axes).reshape(shape)

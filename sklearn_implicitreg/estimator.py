@@ -11,6 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.base import PRECOMPUTED, AboutModel
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, endpoint_targets, holds_endpoints
+from sklearn_implicitreg.endpoints.precomputed import given_equations
+from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.parameters import (
     check_parameters,
     check_precomputed,
@@ -19,16 +21,14 @@ from sklearn_implicitreg.parameters import (
 )
 from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem import Problem
-from sklearn_implicitreg.regression.equations import Equations, explained
-from sklearn_implicitreg.regression.precomputed import GivenEquations
-from sklearn_implicitreg.regression.stacks import EndpointTargets, StackedEquations
+from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.fit import Settings, fit
 from sklearn_implicitreg.results.attributes import FittedResult
-from sklearn_implicitreg.results.fits import Settings, fit_arrays, fit_equations
-from sklearn_implicitreg.results.paths import path_of, path_targets
-from sklearn_implicitreg.results.structured import fit_structured
-from sklearn_implicitreg.trajectory.equations import PathEquations, PathTargets
-from sklearn_implicitreg.trajectory.stationarity import path_evidence
-from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.results.fit_description import Facts
+from sklearn_implicitreg.results.structured import fit_structured, r2_at
+from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
+from sklearn_implicitreg.trajectory.stationarity import with_evidence
+from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
 
 __all__ = ["ImplicitRegularizationEstimator"]
 
@@ -163,8 +163,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     (3.0, 'supported')
     """
 
-    _equations: Equations | StackedEquations | GivenEquations
-    _path: Trajectory | None = None  # evidence at an endpoint
+    _equations: Equations
 
     def __init__(  # noqa: PLR0913
         self,
@@ -234,12 +233,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         check_parameters(self)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             check_precomputed(self)
-            return self._fit_precomputed(X, y, sample_weight)
+            equations = given_equations(X, y, sample_weight)
+            self.model_ = PRECOMPUTED
+            self._check_features(X, reset=True)
+            return self._fit_on(equations)
         family = as_penalty(self.family)
         if isinstance(family, Structured):
             check_structured(self, family)
             targets = self._targets(X, y, sample_weight)
-            self._publish(fit_structured(family, targets, float(self.confidence_level)))
+            self._publish(*fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
         return self._fit_on(targets.equations(self._penalty(targets.problem)))
@@ -274,48 +276,42 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         coef = np.nan_to_num(self.coef_)
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
-            given = GivenEquations.of(X, y, sample_weight, len(coef))
-            return explained(given.system.r_factor, coef)
-        structured = self._structured_result()
+            return given_equations(X, y, sample_weight, len(coef)).r2(coef)
+        structured = isinstance(as_penalty(self.family), Structured)
         if holds_endpoints(X):
             targets = self._endpoint_targets(X, y, sample_weight, reset=False)
-            if structured is not None:
-                return structured.r2_at(targets)
-            return targets.stacked(self._penalty(targets.problem)).r2(coef)
-        if structured is not None:
+            if structured:
+                return r2_at(self._result, targets)
+            return targets.equations(self._penalty(targets.problem)).r2(coef)
+        if structured:
             raise ValueError(
-                f"Expected a list of Endpoint to score {structured.family}, got other data: a "
+                f"Expected a list of Endpoint to score {self.family!r}, got other data: a "
                 "family that is solved as a whole has no columns to keep from fit."
             )
-        fitted: Equations | StackedEquations | None = getattr(self, "_equations", None)
+        fitted: Equations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(
                 "score needs the gradient of the fitted rows, which is not pickled; fit again."
             )
-        if not isinstance(fitted, Equations | PathEquations):
-            raise ValueError(
-                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
-                "is no one training set that they would complete."
-            )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
-        other = fitted.completing(adapt(self.model_, Data(X, y, sample_weight), options))
-        return fitted.completed_r2(other, coef, positive=self.positive, eps=fitted.problem.eps)
+        other = fitted.targets.completing(adapt(self.model_, Data(X, y, sample_weight), options))
+        return fitted.completed_r2(other, coef, positive=self.positive)
 
-    def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | PathTargets:
+    def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | TrajectoryTargets:
         """What the equations of every family have in common; trains a template."""
-        self._path = None
+        self._evidence = None
         if holds_endpoints(X):
             return self._endpoint_targets(X, y, sample_weight, reset=True)
         self.model_ = self._train(X, y, sample_weight)
         self._check_features(X, reset=True)
         data, options = Data(X, y, sample_weight), self._options()
         if self.mode == "trajectory":
-            path = (self.trajectory, self.reference, self.window)
-            return path_targets(self.model_, data, options, *path, verbose=self.verbose)
+            given = (self.trajectory, self.reference, self.window)
+            return trajectory_targets(self.model_, data, options, *given, verbose=self.verbose)
         problem = adapt(self.model_, data, options)
         if self.trajectory is not None:
-            self._path = path_of(self.model_, data, problem, self.trajectory)
+            self._evidence = trajectory_of(self.model_, data, problem, self.trajectory)
         return EndpointTargets((problem,))
 
     def _endpoint_targets(
@@ -330,12 +326,12 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if self.mode == "trajectory":
             raise ValueError(
                 "Expected mode='endpoint' with a list of Endpoint, got mode='trajectory'; fit "
-                "each path by itself."
+                "each trajectory alone."
             )
         if reset and self.trajectory is not None:
             raise ValueError(
-                "Expected trajectory=None with a list of Endpoint, which have no path in common; "
-                "fit an endpoint by itself with its path."
+                "Expected trajectory=None with a list of Endpoint, which have no trajectory in "
+                "common; fit an endpoint alone with its trajectory."
             )
         self._check_features(group[0].X, reset=reset)
         if reset:
@@ -363,25 +359,17 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     def _settings(self) -> Settings:
         return Settings(self.positive, self.covariance, float(self.confidence_level))
 
-    def _fit_on(self, equations: Equations | StackedEquations) -> Any:
+    def _fit_on(self, equations: Equations) -> Any:
         """Solve equations that were made before."""
-        evidence = path_evidence(equations, self._path)
-        self._publish(fit_equations(equations, self._settings(), evidence))
+        equations = with_evidence(equations, getattr(self, "_evidence", None))
+        result = fit(equations, self._settings())
+        self._publish(result, Facts.of(equations, result))
         self._equations = equations
-        return self
-
-    def _fit_precomputed(self, X: Any, y: Any, sample_weight: Any) -> Any:
-        """Solve equations that were given as arrays."""
-        given = GivenEquations.of(X, y, sample_weight)
-        self.model_ = PRECOMPUTED
-        self._check_features(X, reset=True)
-        self._publish(fit_arrays(given.system, self._settings()))
-        self._equations = given
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the equations, which hold the data and the gradient."""
         state: dict[str, Any] = dict(super().__getstate__())
         state.pop("_equations", None)
-        state.pop("_path", None)
+        state.pop("_evidence", None)
         return state

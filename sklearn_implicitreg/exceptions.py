@@ -1,4 +1,7 @@
-"""Warnings of the package, one class for each thing a user may want to silence."""
+"""Warnings of the package, one class for each that a user may want to silence."""
+
+import sys
+import warnings
 
 __all__ = [
     "AugmentationWarning",
@@ -10,6 +13,8 @@ __all__ = [
     "PathNoiseWarning",
     "StepSizeWarning",
 ]
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 class ImplicitRegularizationWarning(UserWarning):
@@ -25,7 +30,7 @@ class ModelStateWarning(ImplicitRegularizationWarning):
 
 
 class AugmentationWarning(ImplicitRegularizationWarning):
-    """The data differ from one reading to the next."""
+    """The data differ each time they are read."""
 
 
 class OutputWarning(ImplicitRegularizationWarning):
@@ -42,3 +47,11 @@ class IndefinitePenaltyWarning(ImplicitRegularizationWarning):
 
 class StepSizeWarning(ImplicitRegularizationWarning):
     """The step size is so large that the iteration diverges."""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside the package that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level - 1)

@@ -19,11 +19,8 @@ from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.problem import Problem
-from sklearn_implicitreg.regression.stacks import EndpointTargets
 from sklearn_implicitreg.results.attributes import FittedResult
-from sklearn_implicitreg.results.criterion import Candidate, compared, compared_on_path
-from sklearn_implicitreg.trajectory.equations import PathTargets
-from sklearn_implicitreg.trajectory.instruments import InstrumentedEquations
+from sklearn_implicitreg.results.criterion import compared
 
 __all__ = ["ImplicitRegularizationCV", "equations", "simplest_within_one_se"]
 
@@ -135,7 +132,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_family_ = named[self.best_name_]
         self.model_ = self.best_estimator_.model_
         self._check_features(X[0].X if holds_endpoints(X) else X, reset=True)
-        self._publish(self.best_estimator_._result)
+        self._publish(self.best_estimator_._result, self.best_estimator_._facts)
         return self
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -196,9 +193,9 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         sample_weight: Any,
     ) -> None:
         """All families from one pass over the rows."""
-        candidates = _candidates(
-            estimator, estimator._targets(X, y, sample_weight), list(named.values())
-        )
+        targets = estimator._targets(X, y, sample_weight)
+        penalties = [_penalty(estimator, family, targets.problem) for family in named.values()]
+        candidates = compared(targets, penalties, estimator.positive)
         scores = np.array([candidate.score for candidate in candidates])
         self.best_index_ = int(np.argmax(scores))
         self.best_score_ = float(scores[self.best_index_])
@@ -233,18 +230,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_index_ = int(search.best_index_)
         self.best_score_ = float(search.best_score_)
         self.best_estimator_ = search.best_estimator_
-
-
-def _candidates(
-    estimator: ImplicitRegularizationEstimator,
-    targets: EndpointTargets | PathTargets,
-    families: list[Any],
-) -> list[Candidate]:
-    """All families at the trained weights, or along the path."""
-    penalties = [_penalty(estimator, family, targets.problem) for family in families]
-    if isinstance(targets, PathTargets):
-        return compared_on_path(targets, penalties, estimator.positive)
-    return compared(targets, penalties, estimator.positive)
 
 
 def _penalty(estimator: ImplicitRegularizationEstimator, family: Any, problem: Problem) -> Any:
@@ -375,12 +360,5 @@ def equations(
     targets = estimator._targets(X, y, sample_weight)
     family = estimator.family if families is None else families
     penalty = _penalty(estimator, family, targets.problem)
-    found = targets.equations(penalty)
-    if any(isinstance(part, InstrumentedEquations) for part in getattr(found, "parts", ())):
-        raise ValueError(
-            f"Expected families without random draws for a table of a path, got {family!r}: "
-            "least squares on its noisy columns is biased, and a table has no instruments; use "
-            "ImplicitRegularizationEstimator.fit, which solves with them."
-        )
-    data, target, groups = found.frame()
+    data, target, groups = targets.equations(penalty).frame()
     return Bunch(data=data, target=target, groups=groups)

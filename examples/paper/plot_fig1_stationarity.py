@@ -41,7 +41,7 @@ print(one.summary())
 # Two weights give two equations for the one unknown, and now the fit can fail. At the weights of
 # another ridge regression both slopes lie on one line. At those of a lasso no multiple of the slope
 # of :math:`\|\theta\|^2` cancels the slope of the loss; the slope of :math:`\|\theta\|_1` does.
-# (``Lasso`` halves the squared error: the coefficient beside the mean squared error is twice its
+# (``Lasso`` halves the squared error: the coefficient added to the mean squared error is twice its
 # ``alpha``.)
 
 M = 60

@@ -106,14 +106,14 @@ print(f"mean of the deviations {many.mean(axis=0).round(3)}, {inside:.1%} within
 # A penalty that was added
 # ------------------------
 # Now SGD in shuffled epochs, with a weight decay, which is the explicit penalty
-# :math:`\tfrac{0.1}{2} \|\theta\|^2`. The path is recorded; the estimator regresses the
+# :math:`\tfrac{0.1}{2} \|\theta\|^2`. The trajectory is recorded; the estimator regresses the
 # deviations on the gradient of the penalty. Over an epoch the rows that one batch lacks come in
 # another, and nearly all noise cancels. Where the rows of each batch are known, their own gradient
 # takes the place of that on all rows, and nothing is left but the penalty.
 
 
 def run(lr, decay=0.0, n_epochs=60):
-    """A trained network and its recorded path."""
+    """A trained network and its recorded trajectory."""
     net = network(*best)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, weight_decay=decay)
     shuffle = torch.Generator().manual_seed(21)
@@ -129,7 +129,7 @@ def run(lr, decay=0.0, n_epochs=60):
 
 
 def fitted(net, trajectory, **options):
-    """Weight decay along a path."""
+    """Weight decay along a trajectory."""
     return ImplicitRegularizationEstimator(
         net,
         family="weight_decay",
@@ -189,7 +189,7 @@ for ax, points, below in ((map_, [start, best, *path], 0.17), (close, path[1:], 
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 close.set(xticks=[], yticks=[])
 map_.indicate_inset_zoom(close, edgecolor="0.5")
-map_.set(xlabel="w", ylabel="b", title="paths of two weights")
+map_.set(xlabel="w", ylabel="b", title="trajectories of two weights")
 map_.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize="small", loc="upper left")
 
 noise.plot(*many.T, ".", ms=2, color="0.75", label="500 runs of six steps")

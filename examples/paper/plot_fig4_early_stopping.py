@@ -117,7 +117,7 @@ for k in saddles:
 # %%
 # D: stops that differ
 # --------------------
-# Now each model stops by itself, when its loss has not fallen by 0.001 in five steps. Every number
+# Now each model stops on its own, when its loss has not fallen by 0.001 in five steps. Every number
 # of steps has its own matrix, so no matrix fits all models. What one matrix finds is held against
 # the median of the hundred true ones. Large weights have louder equations; with many models it
 # helps to divide the equations of each by the norm of its weights.

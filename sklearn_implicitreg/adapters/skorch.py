@@ -122,11 +122,11 @@ class _OwnNet:
     """Shallow copy of a net around a skeleton of its module: its ``infer`` and ``get_loss``."""
 
     def __init__(self, net: NeuralNet, criterion: Any):
-        # copy.copy would go by way of pickle, which copies the weights and the optimizer's state.
+        # copy.copy uses pickle, which copies the weights and the optimizer's state.
         self._net = object.__new__(type(net))
         vars(self._net).update(vars(net))
         self._inputs: Any = None
-        # Not by setattr, which registers modules on state that the copy shares with the net.
+        # Not by setattr, which registers modules in state that the copy shares with the net.
         vars(self._net)["criterion_"] = criterion
 
     def forward(self, module: nn.Module, inputs: Any) -> Any:
@@ -179,7 +179,7 @@ def _check_one_module(net: NeuralNet) -> None:
     others = [name for name, p in net.get_all_learnable_params() if id(p) not in own]
     if others:
         raise ValueError(
-            f"Expected a net whose learnable parameters are all in module_, got {others} beside "
+            f"Expected a net whose learnable parameters are all in module_, got {others} outside "
             "it; analyse a bare nn.Module that holds all of them, with `loss=`."
         )
 
@@ -295,7 +295,7 @@ def _history_counts(net: NeuralNet) -> tuple[int, int]:
 
 
 def _counts_agree(net: NeuralNet, n_train: int, n_valid: int) -> bool:
-    """Whether a split has the sizes that the history tells (up to a dropped last batch)."""
+    """Whether a split has the sizes in the history (up to a dropped last batch)."""
     if not _has_history(net):
         return True
     trained, held = _history_counts(net)

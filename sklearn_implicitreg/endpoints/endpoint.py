@@ -7,26 +7,22 @@ from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.utils import _safe_indexing
 
 from sklearn_implicitreg.adapters import Data, Options, adapt_many
-from sklearn_implicitreg.problem import Problem, Sampling
+from sklearn_implicitreg.endpoints.targets import EndpointTargets
+from sklearn_implicitreg.problem import Indices, Problem, Sampling, Weights
 from sklearn_implicitreg.problem.frozen import is_trained
-from sklearn_implicitreg.regression.stacks import EndpointTargets
 
-__all__ = ["Endpoint", "EndpointList", "Rows", "endpoint_targets", "holds_endpoints", "n_rows"]
-
-Rows = npt.NDArray[np.int64]
-Weights = npt.NDArray[np.float64]
+__all__ = ["Endpoint", "EndpointList", "endpoint_targets", "holds_endpoints", "n_rows"]
 
 
 class Endpoint:
     """A trained model and the data that it was trained on.
 
-    A list of endpoints is fitted as a whole: each keeps its own columns and its own gradient,
-    and all share the coefficients.
+    A list of endpoints is fitted as a whole: each has its own columns and its own gradient, and
+    all share the coefficients.
 
     Parameters
     ----------
@@ -39,9 +35,9 @@ class Endpoint:
     sample_weight : array-like of shape (n,), default=None
         The weights that the model was trained with.
     rows : array-like of int or bool, default=None
-        Numbers of the rows of X, y and sample_weight that the model was trained on, repeated
-        ones as often as they were used, or a mask; None for all. Resamples share one X
-        by it; a fit copies the rows of each, and the fitted estimator holds them.
+        Numbers of the rows of X, y and sample_weight that the model was trained on, each as
+        often as it was used, or a mask; None for all. Resamples can so share one X; a fit
+        copies the rows of each, and the fitted estimator holds them.
 
     Attributes
     ----------
@@ -59,10 +55,10 @@ class Endpoint:
 
     Notes
     -----
-    Endpoints that hold the same X and y (the same objects) are taken for resamples where their
-    rows or weights differ, unless no row is in two of them, and else for several models on one
-    data set. All others are taken for independent data sets. The standard errors go by it: the
-    spread of the resamples, none, or the delete-one-endpoint jackknife.
+    Endpoints that hold the same X and y (the same objects) count as resamples if their rows or
+    weights differ and some row is in two of them; if neither differs, as several models on one
+    data set. All others count as independent data sets. The standard errors are the spread of
+    the resamples, absent for one data set, and the delete-one-endpoint jackknife for several.
 
     Examples
     --------
@@ -101,7 +97,7 @@ class Endpoint:
 
     @property
     def effective_sample_size(self) -> float:
-        """``(sum w)^2 / sum w^2`` of the weights: as many rows of equal weight tell as much."""
+        """``(sum w)^2 / sum w^2``: as many rows of equal weight are as informative."""
         weights = self.sample_weight
         if weights is None:
             return float(n_rows(self._data.X) if self._rows is None else len(self._rows))
@@ -120,13 +116,7 @@ class Endpoint:
 
 
 class EndpointList(list[Endpoint]):
-    """List of endpoints that were trained together.
-
-    Attributes
-    ----------
-    n_failed_ : int
-        Trainings that failed, and are left out.
-    """
+    """List of endpoints that were trained together; ``n_failed_`` further trainings failed."""
 
     n_failed_: int = 0
 
@@ -146,15 +136,7 @@ class EndpointList(list[Endpoint]):
 
 
 def holds_endpoints(X: Any) -> TypeGuard[Sequence[Endpoint]]:
-    """Whether the data are a list of endpoints.
-
-    Raises
-    ------
-    TypeError
-        For a single endpoint, or a list of endpoints and other things.
-    ValueError
-        For a list of no endpoints.
-    """
+    """Whether the data are a list of endpoints."""
     if isinstance(X, Endpoint):
         raise TypeError("Expected a list of Endpoint, got one; pass [endpoint].")
     if isinstance(X, EndpointList) and not X:
@@ -170,14 +152,7 @@ def holds_endpoints(X: Any) -> TypeGuard[Sequence[Endpoint]]:
 def endpoint_targets(
     group: Sequence[Endpoint], options: Options, verbose: int = 0
 ) -> EndpointTargets:
-    """Problems of a list of endpoints.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a model is not trained or its data do not fit it, or parameters or features differ
-        between endpoints.
-    """
+    """Targets of the regression on a list of endpoints."""
     for i, endpoint in enumerate(group):
         if hasattr(endpoint.model, "fit") and not is_trained(endpoint.model):
             raise ValueError(
@@ -197,13 +172,13 @@ def endpoint_targets(
 
 
 def _sampling(group: Sequence[Endpoint]) -> Sampling:
-    """What the endpoints are of, by the identity of their data and by the rows taken of them."""
+    """How the endpoints were made, by the identity of their data and by their rows."""
     own = [endpoint._data for endpoint in group]
     n_sets = len({(id(data.X), id(data.y)) for data in own})
     if n_sets == len(group):
         return "data sets"
     if n_sets > 1:
-        return "one data set"  # some of them are
+        return "one data set"  # some of them share one
     rows = [endpoint._rows for endpoint in group]
     parts = [np.unique(taken) for taken in rows if taken is not None]
     if len(parts) == len(rows) and len(np.unique(np.concatenate(parts))) == sum(map(len, parts)):
@@ -216,12 +191,12 @@ def _sampling(group: Sequence[Endpoint]) -> Sampling:
 def _check_alike(
     i: int, endpoint: Endpoint, problem: Problem, first: Endpoint, like: Problem
 ) -> None:
-    """Refuse an endpoint whose features or parameters are not those of the first."""
+    """Raise ValueError if features or parameters are not those of the first endpoint."""
     names, wanted = _feature_names(endpoint), _feature_names(first)
     if names is not None and wanted is not None and names != wanted:
         raise ValueError(
             f"Expected the features of endpoint 0, {wanted}, in this order, got {names} in "
-            f"endpoint {i}; one coefficient would speak of different things."
+            f"endpoint {i}; one coefficient would mean different things."
         )
     shapes = {name: tuple(t.shape) for name, t in problem.params.items()}
     expected = {name: tuple(t.shape) for name, t in like.params.items()}
@@ -247,7 +222,7 @@ def n_rows(values: Any) -> int:
     return int(shape[0]) if shape else len(values)
 
 
-def _row_numbers(rows: Any, X: Any) -> Rows:
+def _row_numbers(rows: Any, X: Any) -> Indices:
     """Numbers of rows, from numbers or a mask."""
     n, given = n_rows(X), np.asarray(rows)
     if given.dtype == bool and given.shape == (n,):
@@ -261,7 +236,7 @@ def _row_numbers(rows: Any, X: Any) -> Rows:
     return given.astype(np.int64)
 
 
-def _taken(values: Any, rows: Rows | None) -> Any:
+def _taken(values: Any, rows: Indices | None) -> Any:
     """Some rows of an array, frame, tensor, list or dict of these."""
     if values is None or rows is None:
         return values

@@ -19,15 +19,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, Rows, n_rows
+from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, n_rows
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
+from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.progress import progress
 
 __all__ = ["endpoints"]
 
-Weights = npt.NDArray[np.float64]
 Learned = npt.NDArray[Any]
-Sets = list[tuple[Data, Rows | None]]  # data, and which of their rows
+Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 
 
 def endpoints(  # noqa: PLR0913
@@ -61,15 +61,15 @@ def endpoints(  # noqa: PLR0913
         Draw n of the n rows with replacement. The first endpoint has every row once.
     weights : array-like of shape (n,), default=None
         Probabilities by which rows are drawn, above zero, up to a factor. The endpoints are then
-        trained with importance weights, in proportion to ``1 / probability``, so that they speak
-        of all rows alike. The total weight of every endpoint is that of all rows: a strength
+        trained with importance weights, in proportion to ``1 / probability``, so that all rows
+        count alike. The total weight of every endpoint is that of all rows: a penalty strength
         that is divided by it stays the same.
     sample_weight : array-like of shape (n,), or sequence of these, default=None
         Weights of the rows.
     n_jobs : int or None, default=None
         Processes, as in scikit-learn; the numbers are the same for any.
     random_state : int, RandomState instance or None, default=None
-        Of the resamples or data sets, and of the trainings.
+        For the resamples or data sets, and for the trainings.
     verbose : int, default=0
         Print a progress bar if above 0.
 
@@ -81,15 +81,15 @@ def endpoints(  # noqa: PLR0913
     Raises
     ------
     ValueError, TypeError
-        For data that do not fit together, an estimator that cannot be cloned, or takes no
-        ``sample_weight`` where it is needed, or if all trainings failed.
+        If the data do not match, the estimator cannot be cloned or takes no ``sample_weight``
+        where it is needed, or all trainings failed.
 
     Warns
     -----
     FitFailedWarning
-        Names the endpoints whose training failed; they are left out. So are those that have
-        coefficients that are not finite, or other classes or shapes of coefficients than the
-        first, such as resamples without a rare class.
+        If trainings failed; it lists them, and they are left out. So are those whose
+        coefficients are not finite, or have other classes or shapes than the first, such as
+        resamples without a rare class.
 
     See Also
     --------
@@ -189,7 +189,7 @@ def _data_sets(
 ) -> Sets:
     """Data sets as given, or as a function draws them."""
     if weights is not None:
-        raise ValueError("Expected no weights without bootstrap: they say which rows are drawn.")
+        raise ValueError("Expected no weights without bootstrap: they are probabilities of rows.")
     if callable(data.X):
         return _drawn(data.X, data, n_endpoints, rng)
     columns = [("X", data.X), ("y", data.y), ("sample_weight", data.sample_weight)]
@@ -227,7 +227,7 @@ def _drawn(
 
 
 def _check_lengths(data: Data) -> None:
-    """Refuse targets and weights that are not one for each row."""
+    """Raise ValueError unless there is one target and one weight for each row."""
     n = n_rows(data.X)
     for name, values in (("y", data.y), ("sample_weight", data.sample_weight)):
         if values is not None and n_rows(values) != n:
@@ -237,7 +237,9 @@ def _check_lengths(data: Data) -> None:
             )
 
 
-def _trained(template: Any, data: Data, rows: Rows | None, weighted: str | None, seed: int) -> Any:
+def _trained(
+    template: Any, data: Data, rows: Indices | None, weighted: str | None, seed: int
+) -> Any:
     """A clone trained on some rows, or a sentence on why it failed."""
     model = clone(template)
     try:
@@ -282,7 +284,7 @@ def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
 
 
 def _learned(model: Any) -> dict[str, Learned]:
-    """Coefficients and classes of a trained model, of the one inside of a container."""
+    """Coefficients and classes of a trained model, or of the one inside a container."""
     inner = model[-1] if isinstance(model, Pipeline) else model
     for name in ("best_estimator_", "regressor_"):
         inner = getattr(inner, name, inner)
@@ -298,7 +300,7 @@ def _learned(model: Any) -> dict[str, Learned]:
 
 
 def _unlike(learned: Mapping[str, Learned], like: Mapping[str, Learned]) -> str:
-    """Why a model cannot stand beside the first one, or nothing."""
+    """Why a model cannot be combined with the first one, or an empty string."""
     for name, own in learned.items():
         if own.dtype.kind in "fc" and not np.isfinite(own).all():
             return f"{name} is not finite"

@@ -1,4 +1,4 @@
-"""How many gradient steps a fit is worth: the penalty of early stopping, its steps unknown."""
+"""The penalty of early stopping after an unknown number of steps."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _N_STARTS = 200
 _LAST_LOG = 700.0  # of the largest number whose exponential is finite
 _EPS = float(np.finfo(np.float64).eps)
 _MIN_CLUSTERS = 4  # endpoints from which their differences give an interval
-_MEANS: dict[Sampling, str] = {
-    "data sets": "other data sets: what is found without each of the endpoints",
-    "resamples": "other rows: the standard deviation of what each resample says alone",
-    "one data set": "misfit: how far the equations are from any number of steps; not of the noise "
-    "in the labels",
+_INTERVALS: dict[Sampling, str] = {
+    "data sets": "is for other data sets, by leaving out each endpoint in turn",
+    "resamples": "is for other rows, by the standard deviation of the answers of single resamples",
+    "one data set": "is by the misfit, how far the equations are from any number of steps; it does "
+    "not cover the noise in the labels",
 }
 
 
@@ -57,10 +57,10 @@ class EarlyStopping(Structured):
 
     Notes
     -----
-    The interval is on the scale of log t. Four or more endpoints that share their t give it by
-    leaving out one at a time where they are of independent data sets: what other such sets
-    would say; by the standard deviation of what each says alone where they are resamples.
-    Otherwise it comes from the misfit: how far the equations are from any t.
+    The interval is on the scale of log t. With four or more endpoints that share their t it comes
+    from leaving out one at a time if they are of independent data sets, and from the standard
+    deviation of their single answers if they are resamples. Otherwise it comes from the misfit:
+    how far the equations are from any t.
 
     References
     ----------
@@ -107,13 +107,13 @@ class EarlyStopping(Structured):
         confidence_level : float, default=0.95
             Of the interval.
         sampling : {"data sets", "resamples", "one data set"}, default="data sets"
-            What the endpoints are of, which the interval goes by.
+            How the endpoints were made; the interval depends on it.
 
         Returns
         -------
         StructuredSolution
-            Its penalty is that of the first endpoint, which has a Hessian of its own. ``coef``
-            is inf where no finite number of steps is best.
+            Its penalty is that of the first endpoint, by its own Hessian. ``coef`` is inf if no
+            finite number of steps is best.
 
         Raises
         ------
@@ -135,7 +135,7 @@ class EarlyStopping(Structured):
         views = _views(thetas, targets / 2, problems)
         groups = [views] if self.shared else [[view] for view in views]
         if len(groups[0]) < _MIN_CLUSTERS:
-            sampling = "one data set"  # nothing but the misfit tells of so few
+            sampling = "one data set"  # so few give an interval by the misfit alone
         fits = [_fit(group, self.lr, confidence_level, sampling) for group in groups]
         per_view = fits * len(views) if self.shared else fits
         fitted = np.column_stack(
@@ -161,7 +161,7 @@ class EarlyStopping(Structured):
     def gradients_at(
         self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
     ) -> Array:
-        """Gradients after the number of steps that was found, by the curvature of each endpoint.
+        """Gradients after the fitted number of steps, by the curvature of each endpoint.
 
         Parameters
         ----------
@@ -179,12 +179,12 @@ class EarlyStopping(Structured):
         Raises
         ------
         ValueError
-            If several endpoints have a number of steps each.
+            If each endpoint has its own number of steps.
         """
         if len(found.coef) > 1:
             raise ValueError(
-                f"Expected a number of steps that all endpoints share, got {len(found.coef)}: they "
-                "say nothing of other endpoints; fit with shared=True."
+                f"Expected a number of steps that all endpoints share, got {len(found.coef)}: "
+                "other endpoints have none of them; fit with shared=True."
             )
         if np.isnan(found.coef[0]):
             return np.zeros_like(thetas)  # there was no gradient to explain
@@ -192,9 +192,9 @@ class EarlyStopping(Structured):
         return np.column_stack([2 * view.apply(self.lr, float(found.coef[0])) for view in views])
 
     def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
-        """What the summary says."""
+        """Notes of the summary."""
         notes = [
-            f"the interval speaks of {_MEANS[sampling]}",
+            f"the interval {_INTERVALS[sampling]}",
             f"{share:.2g} of the squared gradient is left over",
         ]
         if self.lr is None:
@@ -259,7 +259,7 @@ def _fit(
         found: Array = early_stopping_slopes(s, lr, np.exp(log_t)) * theta / size
         return found[:, None]
 
-    slope(np.zeros(1))  # refuses a step size that is none
+    slope(np.zeros(1))  # raises ValueError if the step size is too large
     starts = _starts(s, theta, target, lr)
     losses = [float(np.square(residual(np.array([u]))).sum()) for u in starts]
     if not losses or min(losses) >= losses[-1]:
@@ -279,11 +279,9 @@ def _fit(
 
 
 def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
-    """Grid of log t between the answers of the single equations, and well beyond the largest.
-
-    Every term of the sum of squares has its minimum at its own answer and no other; only
-    equations without an answer pull towards infinitely many steps.
-    """
+    """Grid of log t between the answers of the single equations, and well beyond the largest."""
+    # Each term of the sum of squares has one minimum, at its own answer; only equations
+    # without an answer pull towards infinitely many steps.
     own = (target * theta > 0) & (np.abs(theta) > _EPS * np.abs(theta).max())
     penalty = target[own] / theta[own]
     slow = 2.0 if lr is None else 2 * lr  # the rate over s as s goes to 0
@@ -299,8 +297,8 @@ def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
 
 
 def _half_spread(times: list[float], level: float) -> float:
-    """Half width of the interval for log t: the spread of what each endpoint says alone."""
-    spread = float(np.std(np.log(times), ddof=1))  # NaN where one says that no time is finite
+    """Half width of the interval for log t: the spread of the answers of the endpoints."""
+    spread = float(np.std(np.log(times), ddof=1))  # NaN if one of them is not finite
     return float(student_t.ppf((1 + level) / 2, len(times) - 1)) * spread
 
 

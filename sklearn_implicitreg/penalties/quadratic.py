@@ -23,7 +23,7 @@ from sklearn_implicitreg.problem import Problem, Sampling
 __all__ = ["Diagonal", "Quadratic"]
 
 _EPS = float(np.finfo(np.float64).eps)
-_UNSHRUNK = 1e-8  # share of the way to the multiple that is not worth a word
+_UNSHRUNK = 1e-8  # share of the way to the multiple that is not worth a note
 
 
 class Diagonal(Structured):
@@ -31,7 +31,7 @@ class Diagonal(Structured):
 
     One endpoint gives ``q_j = -grad_j / (2 theta_j)``, several the least-squares value per
     coordinate. A coordinate that is zero at every endpoint has no equation: its coefficient
-    is 0 and it is named as not determined.
+    is 0 and the summary lists it as not determined.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class Quadratic(Structured):
     ----------
     psd : bool, default=False
         Minimize over positive semi-definite matrices. What the endpoints leave open is then
-        the smallest that keeps the matrix so.
+        the smallest that keeps it semi-definite.
     shrinkage : {None, "identity"} or float, default=None
         ``"identity"`` shrinks towards the best multiple of the identity, each entry by how
         well the endpoints determine it against the spread of what is left over: for endpoints
@@ -125,7 +125,7 @@ class Quadratic(Structured):
         weight of that multiple. With ``psd`` the multiple is not negative.
     normalize : bool, default=False
         Divide the equations of each endpoint by the norm of its parameters: for endpoints of
-        different size whose matrices differ somewhat, so that none speaks louder.
+        different size whose matrices differ somewhat, so that all count alike.
 
     See Also
     --------
@@ -181,7 +181,7 @@ class Quadratic(Structured):
         ------
         ValueError
             If the arrays are not finite or do not have the same shape, or ``shrinkage`` is
-            none of its values.
+            not one of its values.
         """
         self._check()
         thetas, targets, shapes = checked_endpoints(thetas, targets, problems)
@@ -218,7 +218,7 @@ class Quadratic(Structured):
         return solve_symmetric(thetas, rhs, psd=self.psd, shrinkage=pull, eps=eps, n_rows=n_rows)
 
     def _check(self) -> None:
-        """Refuse a shrinkage that is none."""
+        """Raise ValueError if shrinkage is not one of its values."""
         value = self.shrinkage
         if value is None or value == "identity":
             return
@@ -229,7 +229,7 @@ class Quadratic(Structured):
             )
 
     def _notes(self, fit: SymmetricFit, p: int, n_endpoints: int, share: float) -> tuple[str, ...]:
-        """What the summary says."""
+        """Notes of the summary."""
         m = fit.n_independent
         notes = [
             f"{m} independent endpoints determine {fit.rank} of {p * (p + 1) // 2} numbers "
@@ -251,17 +251,17 @@ class Quadratic(Structured):
             notes.append(f"relative error of {part} up to {fit.error_bound:.1e}, {off}")
         else:
             notes.append(f"no digit of {part} is guaranteed, {off}: the endpoints are too alike")
-        return (*notes, *self._options_told(fit))
+        return (*notes, *self._option_notes(fit))
 
     def _where_open(self, fit: SymmetricFit) -> str:
-        """What the matrix is where no endpoint says anything."""
+        """The matrix where no endpoint determines it."""
         if self.shrinkage == "identity" and (fit.strength > 0 or not self.psd):
             return f"drawn to {fit.multiple:.6g} times the identity"
         least = "the smallest semi-definite one" if self.psd else "the smallest one"
         return f"{least}, before it is shrunk" if isinstance(self.shrinkage, Real) else least
 
-    def _options_told(self, fit: SymmetricFit) -> Iterator[str]:
-        """What shrinkage and the cone have done."""
+    def _option_notes(self, fit: SymmetricFit) -> Iterator[str]:
+        """Notes on shrinkage and on the semi-definite cone."""
         towards = f"towards {fit.multiple:.6g} times the identity"
         before = "the bound is that of the matrix before"
         if self.shrinkage == "identity" and fit.pull > _UNSHRUNK:

@@ -117,7 +117,7 @@ class StructuredPenalty:
         ValueError
             If a tensor is missing.
         TypeError
-            If it is neither a module nor a dict of tensors.
+            If ``params`` is neither a module nor a dict of tensors.
         """
         named = named_tensors(params, tuple(self.shapes))
         theta = torch.cat([named[name].reshape(-1) for name in self.shapes])
@@ -127,11 +127,11 @@ class StructuredPenalty:
 
 @dataclass(frozen=True)
 class StructuredSolution:
-    """What a structured family found."""
+    """Result of a structured family."""
 
     coef: Array  # (k,)
     term_names: Sequence[str]  # made when asked for
-    fitted: Array  # (p, M), what the family explains of the targets
+    fitted: Array  # (p, M), part of the targets that the family explains
     rank: int  # numbers that the equations determine
     n_unknowns: int
     n_equations: int
@@ -174,11 +174,11 @@ class Structured(BaseEstimator, ABC):
         targets : ndarray of shape (p, M)
             Minus the gradients of the mean loss there.
         problems : sequence of M Problem, optional
-            The endpoints' models and data, for families that look at them, and for names.
+            The endpoints' models and data, for families that use them, and for names.
         confidence_level : float, default=0.95
             Of the intervals, where the family has any.
         sampling : {"data sets", "resamples", "one data set"}, default="data sets"
-            What the endpoints are of, which the intervals go by.
+            How the endpoints were made; the intervals depend on it.
 
         Returns
         -------
@@ -193,7 +193,7 @@ class Structured(BaseEstimator, ABC):
     def gradients_at(
         self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
     ) -> Array:
-        """Gradients of the penalty that was found, at endpoints that need not be those of the fit.
+        """Gradients of the fitted penalty, at endpoints that need not be those of the fit.
 
         Parameters
         ----------
@@ -202,7 +202,7 @@ class Structured(BaseEstimator, ABC):
         thetas : ndarray of shape (p, M)
             Parameters in scope of each endpoint.
         problems : sequence of M Problem
-            The endpoints' models and data, for families that look at them.
+            The endpoints' models and data, for families that use them.
 
         Returns
         -------
@@ -237,20 +237,7 @@ class _Names(Sequence[str]):
 
 
 class ScalarNames(_Names):
-    """Names of the entries of tensors, ``"coef[0]"``, ``"fc.weight[2,1]"``.
-
-    Parameters
-    ----------
-    shapes : dict of str to tuple of int
-        Shape of each tensor.
-    pattern : str
-        What to write around a name.
-
-    Examples
-    --------
-    >>> list(ScalarNames({"coef": (2,), "scale": ()}))
-    ['coef[0]', 'coef[1]', 'scale']
-    """
+    """Names of the entries of tensors, such as ``"coef[0]"`` and ``"fc.weight[2,1]"``."""
 
     def __init__(self, shapes: Shapes, pattern: str = "{}"):
         self.shapes = dict(shapes)
@@ -269,18 +256,7 @@ class ScalarNames(_Names):
 
 
 class TriangleNames(_Names):
-    """Names of the upper triangular matrix of a symmetric matrix, row by row.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names of the rows.
-
-    Examples
-    --------
-    >>> list(TriangleNames(["a", "b"]))
-    ['q[a,a]', 'q[a,b]', 'q[b,b]']
-    """
+    """Names of the upper triangle of a symmetric matrix, row by row, such as ``"q[a,b]"``."""
 
     def __init__(self, names: Sequence[str]):
         self.names = names
@@ -301,7 +277,7 @@ class TriangleNames(_Names):
 def checked_endpoints(
     thetas: Array, targets: Array, problems: Sequence[Problem] | None
 ) -> tuple[Array, Array, Shapes]:
-    """Both arrays in float64 and the shapes of the tensors; refused where they do not fit."""
+    """Both arrays in float64 and the shapes of the tensors; ValueError if they do not match."""
     thetas, targets = np.asarray(thetas, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     if thetas.ndim != 2 or not thetas.size or thetas.shape != targets.shape:
         raise ValueError(

@@ -22,36 +22,18 @@ class SymmetricFit:
     matrix: Array  # (p, p)
     n_independent: int  # m, rank of the endpoints
     rank: int  # numbers that are determined, m p - m (m - 1) / 2
-    error_bound: float  # relative, where B is off by rounding and as much as what is left over
+    error_bound: float  # relative, if B is off by rounding and by as much as the misfit
     asymmetry: float  # of Theta' B, relative; 0 if one matrix fits all endpoints
-    multiple: float  # the best multiple of the identity, of those that are allowed
+    multiple: float  # the best allowed multiple of the identity
     strength: float = 0.0  # of the pull towards that multiple
-    pull: float = 0.0  # largest share of the way there of an entry that is determined
+    pull: float = 0.0  # largest share of that way that a determined entry moves
     n_counted: float = 0.0  # endpoints that this strength counts as independent
-    distance: float = 0.0  # from the constrained minimum, relative, at most
+    distance: float = 0.0  # relative bound on the distance from the constrained minimum
 
 
 def n_determined(p: int, m: int) -> int:
-    """Numbers of a symmetric matrix that m independent endpoints determine.
-
-    Parameters
-    ----------
-    p : int
-        Rows of the matrix.
-    m : int
-        Independent endpoints, up to p.
-
-    Returns
-    -------
-    int
-        ``m p - m (m - 1) / 2``: the equations of two endpoints share one relation,
-        ``theta_j' Q theta_k = theta_k' Q theta_j``.
-
-    Examples
-    --------
-    >>> n_determined(10, 9), n_determined(10, 10)
-    (54, 55)
-    """
+    """Numbers of a symmetric (p, p) matrix that m independent endpoints determine."""
+    # The equations of two endpoints share one relation: theta_j' Q theta_k = theta_k' Q theta_j.
     return m * p - m * (m - 1) // 2
 
 
@@ -64,60 +46,10 @@ def solve_symmetric(
     eps: float = _EPS,
     n_rows: int | None = None,
 ) -> SymmetricFit:
-    """Least-squares solution of ``Q thetas = rhs`` over symmetric matrices.
-
-    In the singular vectors of ``thetas`` the entries of Q part: each pair has two equations
-    and one unknown. What the endpoints do not determine is zero (minimum Frobenius norm), or
-    with ``psd`` the smallest that keeps Q positive semi-definite.
-
-    Parameters
-    ----------
-    thetas : ndarray of shape (p, M)
-        Parameters of the endpoints.
-    rhs : ndarray of shape (p, M)
-        Minus half the gradients there.
-    psd : bool
-        Minimize over positive semi-definite matrices.
-    shrinkage : {None, "identity"} or float
-        Pull towards the best multiple of the identity: not at all, by the spread of what is
-        left over, or by a weight between 0 and 1.
-    eps : float
-        Rounding unit of the numbers given.
-    n_rows : int or None
-        Rows n of the one data set that the endpoints are resamples of, for ``"identity"``; None
-        for independent endpoints.
-
-    Returns
-    -------
-    SymmetricFit
-        The matrix, its rank count and error bound.
-
-    Notes
-    -----
-    With ``"identity"`` the entries of ``Q - lambda I`` (orthonormal coordinates) have the prior
-    N(0, nu^2) and the equations the noise variance s^2 of the residuals; nu is the maximum of
-    the marginal likelihood up to ``|lambda| / sqrt(2 p)``, where the eigenvalues of such a
-    matrix still keep to one sign of zero (Wigner's semicircle). M resamples of n rows count as
-    ``M / (1 + M p / n)``: however many they are, they know no more than the n/p disjoint parts
-    of the rows that are large enough to determine p weights. This bound is a heuristic.
-
-    With ``psd`` the multiple is not negative.
-
-    References
-    ----------
-    Higham (1988), The symmetric Procrustes problem. Efron and Morris (1973), Stein's
-    estimation rule and its competitors.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> Q = np.array([[2.0, 1.0], [1.0, 3.0]])
-    >>> thetas = np.array([[1.0, 0.0, 2.0], [1.0, 1.0, 0.0]])
-    >>> solve_symmetric(thetas, Q @ thetas).matrix.round(12)
-    array([[2., 1.],
-           [1., 3.]])
-    """
+    """Least-squares solution of ``Q thetas = rhs`` over symmetric matrices."""
     p, n_endpoints = thetas.shape
+    # In the singular vectors of thetas the entries of Q part: each pair of them has two equations
+    # and one unknown. What the endpoints do not determine is zero: minimum Frobenius norm.
     # All p left vectors are needed, but of the right ones only those that go with them.
     basis, values, right = svd(thetas, full_matrices=n_endpoints < p, check_finite=False)
     m = int(np.sum(values > max(p, n_endpoints) * max(eps, _EPS) * values[0]))
@@ -133,13 +65,11 @@ def solve_symmetric(
     multiple = _multiple(thetas, rhs, psd)
     gain = float(1 / np.sqrt(weights[weights > 0].min())) if m else 0.0
     noise = _noise(plain, thetas, rhs, misfit, spare, eps)
-    n_counted = n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
+    n_counted = _counted(n_endpoints, p, n_rows)
     strength = distance = 0.0
     if shrinkage == "identity":
         variance = n_endpoints / n_counted * misfit**2 / spare if spare > 0 else 0.0
-        strength = _strength(entries, weights, variance, multiple)
-        share = _divided(weights, weights + strength)
-        entries = share * entries + (1 - share) * multiple * np.eye(p)
+        entries, strength = _shrunk(entries, weights, variance, multiple)
     if psd:
         entries, distance = _psd_entries(entries, weights + strength)
     if isinstance(shrinkage, float | int):
@@ -159,8 +89,15 @@ def solve_symmetric(
     )
 
 
+def _counted(n_endpoints: int, p: int, n_rows: int | None) -> float:
+    """Endpoints that count as independent; ``n_rows`` if they are resamples of one data set."""
+    # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
+    # enough to determine p weights (a heuristic).
+    return n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
+
+
 def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:
-    """The best multiple of the identity, of those that are allowed."""
+    """The best allowed multiple of the identity."""
     square = float(np.square(thetas).sum())
     multiple = float((thetas * rhs).sum()) / square if square else 0.0
     return max(multiple, 0.0) if psd else multiple
@@ -174,12 +111,10 @@ def _divided(numerator: Array, denominator: Array) -> Array:
 def _noise(
     matrix: Array, thetas: Array, rhs: Array, misfit: float, spare: int, eps: float
 ) -> float:
-    """Error that ``rhs`` may have over the size of the matrix: rounding, and 3 x what is left over.
-
-    What is left over lies in the spare directions; the others have as much noise in each.
-    """
+    """Relative error that ``rhs`` may have: rounding, and three times the misfit."""
     norm = float(np.linalg.norm(matrix))
     rounding = np.linalg.norm(rhs) + norm * np.linalg.norm(thetas)
+    # The misfit lies in the spare directions; the others have as much noise in each.
     left_over = 3 * misfit * np.sqrt(thetas.size / spare) if spare > 0 else 0.0
     return float(max(eps, _EPS) * rounding + left_over) / norm if norm else 0.0
 
@@ -193,8 +128,17 @@ def _asymmetry(cross: Array, right: Array) -> float:
     return float(skew) / (2 * norm) if norm else 0.0
 
 
+def _shrunk(entries: Array, weights: Array, noise: float, multiple: float) -> tuple[Array, float]:
+    """Entries shrunk towards the multiple of the identity, and the strength of it."""
+    strength = _strength(entries, weights, noise, multiple)
+    share = _divided(weights, weights + strength)
+    return share * entries + (1 - share) * multiple * np.eye(len(entries)), strength
+
+
 def _strength(entries: Array, weights: Array, noise: float, multiple: float) -> float:
     """Weight of the pull towards the multiple of the identity, s^2 / nu^2."""
+    # Empirical Bayes (Efron, Morris 1973): Q - multiple * I has the prior N(0, nu^2), with nu up
+    # to where the eigenvalues still keep one sign (Wigner's semicircle).
     p = len(entries)
     widest = abs(multiple) / np.sqrt(2 * p)
     if not noise or not widest:
@@ -211,13 +155,13 @@ def _strength(entries: Array, weights: Array, noise: float, multiple: float) -> 
 
 
 def _psd_entries(entries: Array, weights: Array) -> tuple[Array, float]:
-    """The constrained minimum where every entry is weighted, completed where some are not."""
+    """The constrained minimum over the weighted entries, completed in the others."""
     m = int((np.diag(weights) > 0).sum())
     inner, distance = nearest_psd(entries[:m, :m], weights[:m, :m])
     if m == len(entries):
         return inner, distance
-    # Positive semi-definite asks Q_oo >= Q_oi Q_ii^+ Q_io of the rest: take equality. Where Q_ii
-    # is singular, what Q_oi has there could only be matched by an infinite Q_oo: it is dropped.
+    # Positive semi-definite means Q_oo >= Q_oi Q_ii^+ Q_io for the rest: take equality. Where Q_ii
+    # is singular, only an infinite Q_oo could match the part of Q_oi there: it is dropped.
     values, vectors = eigh(inner)
     kept = values > len(entries) * _EPS * max(values[-1], 0.0)
     roots = np.sqrt(values[kept])
@@ -226,40 +170,11 @@ def _psd_entries(entries: Array, weights: Array) -> tuple[Array, float]:
 
 
 def nearest_psd(center: Array, weights: Array) -> tuple[Array, float]:
-    """Positive semi-definite matrix of the smallest weighted distance to a symmetric one.
-
-    Minimizes ``sum_ij weights_ij (Q_ij - center_ij)^2`` by accelerated projected gradients,
-    after a scaling of rows and columns that keeps the cone and brings the condition of the
-    problem to about the root of what it was.
-
-    Parameters
-    ----------
-    center : ndarray of shape (p, p)
-        Symmetric matrix.
-    weights : ndarray of shape (p, p)
-        Positive and symmetric, ``(d_i + d_j) / 2`` with d its diagonal.
-
-    Returns
-    -------
-    matrix : ndarray of shape (p, p)
-        The minimizer.
-    distance : float
-        Relative Frobenius distance to the true minimizer, at most: twice the gradient mapping
-        over the strong convexity.
-
-    References
-    ----------
-    Nesterov (2004), Introductory Lectures on Convex Optimization, 2.2.3.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> nearest_psd(np.diag([1.0, -1.0]), np.ones((2, 2)))[0]
-    array([[1., 0.],
-           [0., 0.]])
-    """
+    """Positive semi-definite matrix of smallest weighted distance, and its error bound."""
     if not len(center) or eigh(center, eigvals_only=True)[0] >= 0:
         return center, 0.0
+    # Accelerated projected gradients (Nesterov 2004, 2.2.3) after a scaling that keeps the cone
+    # and takes the root of the condition; distance: twice the gradient mapping over convexity.
     scale = np.diag(weights) ** -0.25
     scales = np.outer(scale, scale)
     target, curvature = center / scales, weights * scales**2  # curvature between 1 and steepest

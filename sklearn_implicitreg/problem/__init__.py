@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
 from sklearn_implicitreg.problem.problem import (
-    BlockGradient,
     Indices,
-    LossGradient,
-    Params,
     ParamsSpec,
     Problem,
     Sampling,
@@ -15,17 +13,28 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
+from sklearn_implicitreg.problem.row_batch import RowBatch, mean_over_rows
+from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
+from sklearn_implicitreg.problem.vectors import Params, flat, shaped
 
 __all__ = [
     "BlockGradient",
     "Indices",
+    "LinearCall",
     "LossGradient",
+    "ModuleCall",
     "Params",
     "ParamsSpec",
     "Problem",
+    "RowBatch",
     "Sampling",
     "Weights",
+    "as_tensor",
+    "call_module",
     "check_finite_params",
+    "flat",
+    "mean_over_rows",
     "profiled",
     "select_params",
+    "shaped",
 ]

@@ -7,32 +7,26 @@ from dataclasses import dataclass
 
 __all__ = ["CONVENTIONS", "Convention"]
 
-# Terms whose coefficient can be told in L2 units: coefficient of L2 per unit of the term.
+# Terms that are multiples of L2: coefficient of L2 per unit of the term.
 _L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
 
 
 @dataclass(frozen=True)
 class Convention:
-    """A model's own way to state a penalty ``strength * (c1 * r |w|_1 + c2 * (1 - r) |w|^2)``.
-
-    ``l2`` (c2) and ``l1`` (c1) are in the units of the library's mean loss L; with
-    ``per_row`` the strength is divided by the total weight of the rows; with ``inverse`` the
-    model's parameter is one over the strength. A model without one of the two penalties has
-    ``None`` there.
-    """
+    """A model's own way to state ``strength * (c1 * r |w|_1 + c2 * (1 - r) |w|^2)``."""
 
     parameter: str = "alpha"
-    l2: float | None = None
-    l1: float | None = None
-    per_row: bool = False
-    inverse: bool = False
-    l1_term: str = "l1"  # the sparse term that l1_ratio speaks of
+    l2: float | None = None  # c2, in the units of the mean loss L; None: no such penalty
+    l1: float | None = None  # c1
+    per_row: bool = False  # the strength is divided by the total weight of the rows
+    inverse: bool = False  # the parameter is one over the strength
+    l1_term: str = "l1"  # name of the sparse term
     ratio: str = "l1_ratio"  # name of the parameter r
 
     def coefficients(
         self, value: float, *, l1_ratio: float | None = None, n: float | None = None
     ) -> dict[str, float]:
-        """Coefficients of ``L2`` and ``L1`` that a parameter value stands for."""
+        """Coefficients of ``L2`` and ``L1`` at a value of the parameter."""
         strength = (1.0 / value if self.inverse else value) / self._rows(n)
         if self.l1 is None:
             return {"l2": strength * float(self.l2 or 0.0)}
@@ -46,30 +40,26 @@ class Convention:
 
     def parameters(self, coef: Mapping[str, float], n: float | None = None) -> dict[str, float]:
         """Model parameters that state the coefficients of these terms openly."""
-        unknown = [t for t in coef if t not in _L2_PER_TERM and t != self.l1_term]
-        l2 = sum(coef[t] * c for t, c in _L2_PER_TERM.items() if t in coef)
-        l1 = coef.get(self.l1_term, 0.0)
-        if self.l1 is None and self.l1_term in coef:
-            unknown.append(self.l1_term)
-        if self.l2 is None and any(t in coef for t in _L2_PER_TERM):
-            unknown += [t for t in _L2_PER_TERM if t in coef]
+        l2_terms = [t for t in coef if t in _L2_PER_TERM and self.l2 is not None]
+        l1_terms = [t for t in coef if t == self.l1_term and self.l1 is not None]
+        unknown = set(coef) - {*l2_terms, *l1_terms}
         if unknown:
             raise ValueError(
                 f"Expected terms that {self.parameter!r} of this model can state, got "
-                f"{sorted(set(unknown))}; read `coef_` instead."
+                f"{sorted(unknown)}; read `coef_` instead."
             )
         rows = self._rows(n)
+        l2 = sum(coef[t] * _L2_PER_TERM[t] for t in l2_terms)
         strength_l2 = rows * l2 / self.l2 if self.l2 else 0.0
-        strength_l1 = rows * l1 / self.l1 if self.l1 else 0.0
+        strength_l1 = rows * coef[self.l1_term] / self.l1 if l1_terms and self.l1 else 0.0
         strength = strength_l2 + strength_l1
+        value = strength
         if self.inverse:
             value = 1.0 / strength if strength else float("inf")
-        else:
-            value = strength
-        if self.l1_term in coef and any(t in coef for t in _L2_PER_TERM):
-            ratio = strength_l1 / strength if strength else 0.0
-            return {self.parameter: value, self.ratio: ratio}
-        return {self.parameter: value}
+        if not (l1_terms and l2_terms):
+            return {self.parameter: value}
+        ratio = strength_l1 / strength if strength else 0.0
+        return {self.parameter: value, self.ratio: ratio}
 
     def _rows(self, n: float | None) -> float:
         if not self.per_row:
@@ -101,7 +91,7 @@ CONVENTIONS: dict[str, Convention] = {
     "MLPRegressor": Convention(l2=1.0, per_row=True),
     "MLPClassifier": Convention(l2=0.5, per_row=True),
     "torch": Convention("weight_decay", l2=0.5),
-    # fit_regularized of statsmodels; OLS stands for WLS and GLS too.
+    # fit_regularized of statsmodels; the row OLS is that of WLS and GLS too.
     "OLS": Convention(l2=1.0, l1=2.0, ratio="L1_wt"),
     "GLM": Convention(l2=0.5, l1=1.0, ratio="L1_wt"),
 }

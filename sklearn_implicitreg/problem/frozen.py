@@ -16,7 +16,17 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-__all__ = ["FrozenModel", "is_trained", "own_name", "rebuilt"]
+__all__ = [
+    "TRAINED_CLASSES",
+    "FrozenModel",
+    "is_trained",
+    "names_of_class",
+    "own_name",
+    "rebuilt",
+]
+
+# Names of classes whose instances come trained, though they are no scikit-learn estimators.
+TRAINED_CLASSES = {"statsmodels.Results", "statsmodels.ResultsWrapper"}
 
 _WRAPPER = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
@@ -36,7 +46,7 @@ class FrozenModel:
     Raises
     ------
     TypeError
-        If it is not an instance of ``nn.Module``.
+        If ``model`` is not an instance of ``nn.Module``.
 
     Examples
     --------
@@ -92,12 +102,9 @@ class FrozenModel:
 def rebuilt(
     module: nn.Module, named: Callable[[Tensor], Tensor], loose: Callable[[Tensor], Tensor]
 ) -> nn.Module:
-    """Copy of a module's structure with other tensors, wherever they are referred to.
-
-    ``named`` makes the new parameters and buffers, ``loose`` what takes the place of tensors
-    that are mere attributes. Shared tensors stay shared; wrappers of ``torch.compile`` are left
-    out. The module's own ``__deepcopy__``, which may refuse or copy weights, is not asked.
-    """
+    """Copy of a module's structure with other tensors, wherever they are referred to."""
+    # The module's own __deepcopy__ is not called: it may raise or copy the weights. ``named``
+    # makes parameters and buffers, ``loose`` other tensors; wrappers of torch.compile are left out.
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         memo[id(tensor)] = named(tensor)
@@ -144,7 +151,7 @@ def _tensors_in(tree: Any) -> Iterator[Tensor]:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # a lock, a stream, a logger: what refuses to be copied is shared
+    except Exception:  # a lock, a stream, a logger: what cannot be copied is shared
         return value
 
 
@@ -181,20 +188,23 @@ def is_trained(model: Any) -> bool:
         return True
     if isinstance(model, str | type):
         return False
-    if _is_results(model):
+    if not hasattr(model, "get_params") and _comes_trained(type(model)):
         return True
     if not hasattr(model, "fit"):
         return False
     try:
         check_is_fitted(model)
-    except (NotFittedError, AttributeError, TypeError):  # the latter two: no estimator
+    except (NotFittedError, AttributeError, TypeError):  # the last two: not an estimator
         return False
     return True
 
 
-def _is_results(model: Any) -> bool:
-    """Whether it is what ``fit`` of statsmodels returns, told without importing it."""
-    return any(
-        cls.__module__.startswith("statsmodels.") and cls.__name__ in ("Results", "ResultsWrapper")
-        for cls in type(model).__mro__
-    )
+def names_of_class(cls: type) -> list[str]:
+    """Name of a class with its module, and with each of the packages that the module is in."""
+    parts = cls.__module__.split(".")
+    return [".".join([*parts[:n], cls.__qualname__]) for n in range(len(parts), 0, -1)]
+
+
+def _comes_trained(cls: type) -> bool:
+    """Whether the class or one that it derives from is among `TRAINED_CLASSES`."""
+    return any(name in TRAINED_CLASSES for base in cls.__mro__ for name in names_of_class(base))

@@ -1,4 +1,4 @@
-"""Coefficients that were made elsewhere, as a trained model."""
+"""Given coefficients as a trained model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LOG_LINK = frozenset({"gamma", "poisson", "poisson_nll"})
 class LinearModel(BaseEstimator):
     """A coefficient vector as a trained model: ``X coef' + intercept`` with a loss.
 
-    For coefficients from a solver of one's own, a checkpoint of a path, a published table.
+    For coefficients from your own solver, a checkpoint of a trajectory, a published table.
     Nothing is trained: ``fit`` returns the model as it is.
 
     Parameters
@@ -40,14 +40,14 @@ class LinearModel(BaseEstimator):
         Trained coefficients, one row per output or class. The index of a Series names the
         features.
     intercept : float, array-like of shape (K,) or None, default=None
-        Trained intercept; None if the model has none. An intercept that was trained is to be
-        given even where it is zero: it is profiled out of the Hessian.
+        Trained intercept; None if the model has none. Give an intercept that was trained even
+        if it is zero: it is profiled out of the Hessian.
     loss : str, nn loss or callable(output, target), default="squared_error"
         The loss of the training, by the names that ``loss=`` of the estimators takes for linear
         models; ``"poisson"`` and ``"gamma"`` are half-deviances with a log link.
     classes : array-like of shape (n_classes,), default=None
         Labels, in the order of the rows of ``coef``. By default 0, 1, ... for the losses of
-        classifiers, and none else.
+        classifiers, and no classes for other losses.
 
     Attributes
     ----------

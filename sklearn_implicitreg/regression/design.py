@@ -1,80 +1,224 @@
-"""The columns of the regression: gradients of a family's terms, tensor by tensor."""
+"""The columns of the regression at one place: gradients of a family's terms, tensor by tensor."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
-from sklearn_implicitreg.penalties.columns import ClosedForm, FullGradients, columns_of
+from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["Columns"]
+__all__ = ["Design", "Piece"]
+
+# Coordinates in one chunk of a tensor: its columns and target stay in the cache.
+_CHUNK = 2**16
 
 
-class Columns:
-    """Design of a family at a problem's parameters, in float64.
+class Piece(NamedTuple):
+    """Some coordinates of a tensor with their columns, in float64."""
 
-    Penalties with a closed-form ``gradient`` are evaluated one tensor at a time, those with a
-    ``full_gradient`` of all tensors at once; the others by one reverse pass for each
-    coefficient. The last two are kept until the object goes.
+    start: int  # of the first coordinate
+    columns: Tensor  # (m, k), or of the columns in the tensor's support only
+    known: Tensor | None  # (m,)
+    smooth: Tensor | None  # (m,); None: everywhere
+    instruments: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Columns of a family at one place, in float64: evaluated there, or held as means.
+
+    Attributes
+    ----------
+    term_names : tuple of k str
+    leaves : tuple of (Leaf, int)
+        The penalties with unknown coefficients, each with its number of coefficients.
+    known_terms : tuple of str
+        Names of the terms with known coefficients, such as ``"0.1*l2"``.
+    params : dict of str to Tensor
+        The weights at the place.
+    parts : tuple of LeafColumns
+        What evaluates the columns; empty where they are held.
+    designs, knowns, masks : dict of str to Tensor
+        Columns (numel, k) that are held, gradient of the known part, and where all terms are
+        differentiable.
+    instruments : dict of str to Tensor
+        One for each column, where a penalty is stochastic.
     """
 
-    def __init__(self, penalty: Penalty, problem: Problem):
-        self.params: Params = {name: t.detach().double() for name, t in problem.params.items()}
-        leaves = penalty.leaves(self.params, problem)
-        self._parts = [columns_of(leaf, self.params, problem) for leaf in leaves]
-        self._free = [part for part in self._parts if part.leaf.coef is None]
-        if not self._free:
-            raise ValueError("Expected at least one penalty with an unknown coefficient, got none.")
-        named = name_terms([p.leaf for p in self._free], [p.terms for p in self._free])
-        self.term_names = tuple(name for names in named for name in names)
+    term_names: tuple[str, ...]
+    leaves: tuple[tuple[Leaf, int], ...]
+    known_terms: tuple[str, ...]
+    params: Params
+    parts: tuple[LeafColumns, ...] = ()
+    designs: Params = field(default_factory=dict)
+    knowns: Params = field(default_factory=dict)
+    masks: Params = field(default_factory=dict)
+    instruments: Params = field(default_factory=dict)
 
-    @property
-    def leaves(self) -> list[tuple[Leaf, int]]:
-        """The penalties with unknown coefficients, each with its number of coefficients."""
-        return [(part.leaf, len(part.terms)) for part in self._free]
+    @classmethod
+    def at(cls, penalty: Penalty, problem: Problem) -> Design:
+        """Columns of a penalty at a problem's parameters.
 
-    @property
-    def known_terms(self) -> tuple[str, ...]:
-        """Names of the terms with known coefficients, such as ``"0.1*l2"``."""
-        fixed = [part for part in self._parts if part.leaf.coef is not None]
-        named = name_terms([part.leaf for part in fixed], [part.terms for part in fixed])
-        return tuple(name for names in named for name in names)
-
-    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Gradients of the terms with respect to one tensor, of shape (numel, k).
-
-        ``tensor`` puts other values in the place of the trained ones (closed forms only).
+        Raises
+        ------
+        ValueError
+            If no coefficient is unknown.
         """
-        at = self.params[name] if tensor is None else tensor
-        columns = [column.reshape(-1) for part in self._free for column in part.columns(name, at)]
-        return torch.stack(columns).T  # column by column, as LAPACK wants it
-
-    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
-        """Gradient of the penalties with known coefficients, of shape (numel,)."""
-        at = self.params[name] if tensor is None else tensor
-        total = None
-        for part in self._parts:
-            if part.leaf.coef is not None and (
-                name in part.leaf.names or isinstance(part, FullGradients)
-            ):
-                for column in part.columns(name, at):
-                    own = part.leaf.coef * column.reshape(-1)
-                    total = own if total is None else total + own
-        return total
-
-    def smooth(self, name: str) -> Tensor:
-        """Mask of the coordinates at which all terms that see them are differentiable."""
-        tensor = self.params[name]
-        mask = torch.ones_like(tensor, dtype=torch.bool)
-        for part in self._parts:
-            smooth = getattr(part.leaf.penalty, "smooth", None)
-            if smooth is not None and name in part.leaf.names:
-                mask &= smooth(name, tensor)
-        return mask.reshape(-1)
+        leaves = penalty.leaves(problem.params, problem)
+        parts = tuple(columns_of_leaves(leaves, problem.params, problem))
+        free = [part for part in parts if part.leaf.coef is None]
+        if not free:
+            raise ValueError("Expected at least one penalty with an unknown coefficient, got none.")
+        fixed = [part for part in parts if part.leaf.coef is not None]
+        sizes = tuple([(part.leaf, len(part.terms)) for part in free])
+        return cls(_names(free), sizes, _names(fixed), problem.params, parts)
 
     @property
     def closed_form(self) -> bool:
         """Whether all gradients can be evaluated at other values of one tensor."""
-        return all(isinstance(part, ClosedForm) for part in self._parts)
+        return bool(self.parts) and all(part.closed_form for part in self.parts)
+
+    def weights(self, name: str) -> Tensor:
+        """One tensor at the place, in float64."""
+        return self.params[name].detach().double()
+
+    def support(self, name: str) -> tuple[int, ...]:
+        """The columns that can differ from zero at one tensor."""
+        if not self.parts:
+            return tuple(range(len(self.term_names)))
+        return self._support.get(name, ())
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        """One tensor's columns in its support: a chunk at a time where all are elementwise."""
+        if not self.parts:
+            held = (self.designs[name], self.knowns.get(name), self.masks.get(name))
+            yield Piece(0, *held, self.instruments.get(name))
+            return
+        tensor = self.params[name].detach()
+        parts = self._reaching.get(name, [])
+        if tensor.numel() <= _CHUNK or not all(part.elementwise for part in parts):
+            yield self._piece(name, 0, tensor.double(), parts)
+            return
+        flat = tensor.reshape(-1)
+        for start in range(0, len(flat), _CHUNK):
+            yield self._piece(name, start, flat[start : start + _CHUNK].double(), parts)
+
+    def columns(self, name: str, tensor: Tensor | None = None) -> Tensor:
+        """All columns for one tensor, (numel, k); with ``tensor`` at other values of it."""
+        if not self.parts:
+            return self.designs[name]
+        at = self.weights(name) if tensor is None else tensor
+        own = self._piece(name, 0, at, self._reaching.get(name, [])).columns
+        if own.shape[1] == len(self.term_names):
+            return own
+        full = torch.zeros((len(self.term_names), len(own)), dtype=own.dtype, device=own.device).T
+        full[:, list(self.support(name))] = own
+        return full
+
+    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
+        """Gradient of the penalties with known coefficients, (numel,)."""
+        if not self.parts:
+            return self.knowns.get(name)
+        fixed = [part for part in self._reaching.get(name, []) if part.leaf.coef is not None]
+        at = self.weights(name) if tensor is None else tensor
+        return self._piece(name, 0, at, fixed).known
+
+    def smooth(self, name: str) -> Tensor | None:
+        """Mask of the coordinates at which all terms are differentiable; None: all of them."""
+        if not self.parts:
+            return self.masks.get(name)
+        return self._piece(name, 0, self.weights(name), self._reaching.get(name, [])).smooth
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether every column can be evaluated on a stack of tensors."""
+        return bool(self.parts) and all([part.elementwise for part in self.parts])
+
+    def averaged(self, stacks: Mapping[str, tuple[Tensor, Tensor]]) -> Design:
+        """Means held tensor by tensor, over stacks of weights with their shares."""
+        designs: Params = {}
+        knowns: Params = {}
+        masks: Params = {}
+        k = len(self.term_names)
+        for name, (stack, shares) in stacks.items():
+            n = len(shares)
+            _, columns, known, smooth, _ = self._piece(name, 0, stack, self._reaching.get(name, []))
+            stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
+            own = torch.tensordot(shares, stacked, ([0], [1]))
+            if len(own) < k:
+                designs[name] = own.new_zeros((k, own.shape[1])).T
+                designs[name][:, list(self.support(name))] = own.T
+            else:
+                designs[name] = own.T
+            if known is not None:
+                knowns[name] = shares @ known.reshape(n, -1)
+            if smooth is not None:
+                masks[name] = smooth.reshape(n, -1).all(dim=0)
+        own_names = (self.term_names, self.leaves, self.known_terms, self.params)
+        return Design(*own_names, designs=designs, knowns=knowns, masks=masks)
+
+    def joined(self, name: str, column: Params) -> Design:
+        """The same with one more held column, which is its own instrument."""
+        designs, instruments = (
+            {n: torch.cat([own, column[n].reshape(-1, 1)], dim=1) for n, own in held.items()}
+            for held in (self.designs, self.instruments)
+        )
+        names = (*self.term_names, name)
+        return replace(self, term_names=names, designs=designs, instruments=instruments)
+
+    def _piece(self, name: str, start: int, at: Tensor, parts: list[LeafColumns]) -> Piece:
+        """Columns of one tensor or of a chunk of it."""
+        columns, known, smooth = [], None, None
+        for part in parts:
+            own = part.columns(name, at)
+            if part.leaf.coef is None:
+                columns += [column.reshape(-1) for column in own]
+            else:
+                for column in own:
+                    more = part.leaf.coef * column.reshape(-1)
+                    known = more if known is None else known + more
+            kinks = getattr(part.leaf.penalty, "smooth", None)
+            if kinks is not None and name in part.leaf.names:
+                mask = kinks(name, at).reshape(-1)
+                smooth = mask if smooth is None else smooth & mask
+        if columns:
+            design = torch.stack(columns).T  # column by column, as LAPACK wants it
+        else:
+            design = at.new_zeros((at.numel(), 0))
+        return Piece(start, design, known, smooth, None)
+
+    @cached_property
+    def _reaching(self) -> dict[str, list[LeafColumns]]:
+        """For each tensor the parts that have columns there."""
+        found: dict[str, list[LeafColumns]] = {}
+        for part in self.parts:
+            for name in part.reach(self.params):
+                found.setdefault(name, []).append(part)
+        return found
+
+    @cached_property
+    def _support(self) -> dict[str, tuple[int, ...]]:
+        """For each tensor the places of its columns."""
+        found: dict[str, tuple[int, ...]] = {}
+        place = 0
+        for part in self.parts:
+            if part.leaf.coef is None:
+                own = tuple(range(place, place + len(part.terms)))
+                place += len(own)
+                for name in part.reach(self.params):
+                    found[name] = (*found.get(name, ()), *own)
+        return found
+
+
+def _names(parts: Sequence[LeafColumns]) -> tuple[str, ...]:
+    if not parts:
+        return ()
+    named = name_terms([part.leaf for part in parts], [part.terms for part in parts])
+    return tuple([name for names in named for name in names])

@@ -1,153 +1,129 @@
-"""The bridge between torch and the regression: rows ``target ~ design @ coef``."""
+"""Equations ``-grad L = sum_k coef_k grad R_k`` at one place or several, in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.problem import LossGradient, Params, Problem
-from sklearn_implicitreg.regression import system as regression
-from sklearn_implicitreg.regression.design import Columns
+from sklearn_implicitreg.penalties import FittedPenalty, Penalty
+from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
+from sklearn_implicitreg.problem.conventions import Convention
+from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.solve import Solution, solve
-from sklearn_implicitreg.regression.system import Array, GradientSystem
+from sklearn_implicitreg.regression.spread import Spread
+from sklearn_implicitreg.regression.system import (
+    Array,
+    Rows,
+    System,
+    explained,
+    merge,
+    r_factor,
+)
 
-__all__ = ["DesignColumns", "Equations", "Inequalities", "RowBlock", "device_r_factor"]
+__all__ = [
+    "Cluster",
+    "Equations",
+    "Inequalities",
+    "Observed",
+    "Place",
+    "Targets",
+    "Units",
+    "device_r_factor",
+]
 
+_EPS = float(np.finfo(np.float64).eps)
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _SLACK = 3.0  # root mean square residuals of the equations that an inequality may miss by
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
+_SMALL = 2**14  # numbers of one tensor's columns that are kept for a second pass
+# Where in the tensor they start and which they are (None: all from there), columns, target and
+# instruments of some equations.
+Block = tuple[tuple[int, Tensor | None], Tensor, Tensor, Tensor | None]
+_NO_INSTRUMENTS = (
+    "a family with random draws along a trajectory, whose coefficients come from instruments: "
+    "least squares on its noisy columns is biased; use ImplicitRegularizationEstimator.fit"
+)
 
 
-class DesignColumns(Protocol):
-    """Gradients of the penalty terms, by tensor; :class:`Columns` at one point."""
-
-    params: Params
-
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        ...
-
-    @property
-    def leaves(self) -> list[tuple[Leaf, int]]:
-        """The penalties, each with its number of coefficients."""
-        ...
-
-    @property
-    def closed_form(self) -> bool:
-        """Whether all gradients can be evaluated at other values of one tensor."""
-        ...
-
-    @property
-    def known_terms(self) -> tuple[str, ...]:
-        """Names of the terms with known coefficients."""
-        ...
-
-    def design(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Columns for one tensor, of shape (numel, k)."""
-        ...
-
-    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
-        """Gradient of the penalties with known coefficients."""
-        ...
-
-    def smooth(self, name: str) -> Tensor:
-        """Where all terms are differentiable."""
-        ...
+Cluster = Literal["tensor", "endpoint", "window"]  # what standard errors take for independent
+# What a model's convention divides by, the convention, whether each output has a parameter.
+Units = tuple[float | None, Convention | None, bool]
 
 
-@dataclass(frozen=True)
-class RowBlock:
-    """Equations of one parameter tensor, in float64, and where they are in it."""
-
-    name: str
-    target: Tensor  # (m,)
-    design: Tensor  # (m, k)
-    index: Tensor | None  # (m,), positions in the flattened tensor; None: all of it
-
-
-@dataclass(frozen=True)
-class Inequalities:
-    """Coordinates at a kink or a bound, which give inequalities in the place of equations."""
+class Inequalities(NamedTuple):
+    """Coordinates at a kink or a bound, which give inequalities instead of equations."""
 
     n: int
     n_violated: int
 
 
-@dataclass(frozen=True)
-class Equations:
-    """Equations of a family at a problem's parameters, for one gradient of the loss.
-
-    The rows are made anew, tensor by tensor, each time they are asked for; only R factors of
-    (k + 1)^2 numbers are kept.
-    """
-
-    _per_term: ClassVar[int] = 1  # regressors of each term
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Equations at one place: an endpoint, a window, or R factors alone."""
 
     problem: Problem
-    columns: DesignColumns
+    design: Design
     gradient: LossGradient
+    given: System | None = None
 
-    @classmethod
-    def of(cls, problem: Problem, penalty: Penalty, gradient: LossGradient) -> Equations:
-        """Equations of a penalty, whose columns are evaluated here."""
-        return cls(problem, Columns(penalty, problem), gradient)
-
-    def rows(self) -> Iterator[RowBlock]:
-        """Blocks of equations, one for each tensor that gives any."""
+    @cached_property
+    def system(self) -> System:
+        """R factors of the equations, one per tensor, however few equations there are."""
+        if self.given is not None:
+            return self.given
+        labels, r_factors, counts, supports = [], [], [], []
         for name in self.problem.params:
-            dropped = self._dropped.get(name)
-            if dropped is None:
-                yield RowBlock(name, self._target(name), self.columns.design(name), None)
-            elif not bool(dropped.all()):
-                index = torch.nonzero(~dropped).reshape(-1)
-                design, target = self.columns.design(name), self._target(name)
-                yield RowBlock(name, target[index], design[index], index)
+            factors, n = [], 0
+            for _, design, target, instruments in self._blocks(name):
+                both = design if instruments is None else torch.cat([instruments, design], dim=1)
+                factors.append(device_r_factor(both, target))
+                n += len(target)
+            if n:
+                labels.append(name)
+                r_factors.append(merge(factors))
+                counts.append(n)
+                supports.append(self.design.support(name))
+        k = len(self.design.term_names)
+        instrumented = bool(self.design.instruments)
+        if not labels:
+            labels, counts, supports = ["none"], [0], [tuple(range(k))]
+            r_factors = [np.zeros((k * (1 + instrumented) + 1,) * 2)]
+        return System(
+            self.design.term_names,
+            tuple(labels),
+            tuple(r_factors),
+            tuple(counts),
+            None if instrumented else self._rows,
+            _NO_INSTRUMENTS,
+            instrumented,
+            None if all(len(own) == k for own in supports) else tuple(supports),
+        )
 
     @property
-    def parts(self) -> tuple[Equations, ...]:
-        """These equations, as the only ones of a stack."""
-        return (self,)
-
-    @cached_property
-    def system(self) -> GradientSystem:
-        """R factors of the equations, one per tensor.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer equations than coefficients.
-        """
-        check_count(self.reduced, self.parts)
-        return self.reduced
-
-    @cached_property
-    def reduced(self) -> GradientSystem:
-        """R factors of the equations, one per tensor, however few they are."""
-        labels, r_factors, counts = [], [], []
-        for block in self.rows():
-            labels.append(block.name)
-            r_factors.append(device_r_factor(self._regressors(block), block.target))
-            counts.append(len(block.target))
-        if not labels:
-            width = self._per_term * len(self.columns.term_names) + 1
-            labels, r_factors, counts = ["none"], [np.zeros((width, width))], [0]
-        return self._system(tuple(labels), tuple(r_factors), tuple(counts))
+    def rounding(self) -> float:
+        """Norm below which the target is zero to rounding."""
+        return self.gradient.rounding(self.problem.eps)
 
     @property
     def n_dropped(self) -> int:
         """Coordinates in scope that give no equation."""
-        return sum(int(mask.sum()) for mask in self._dropped.values())
+        if self.given is not None:
+            return 0
+        return sum(t.numel() for t in self.problem.params.values()) - self.system.n_equations
+
+    def target(self, name: str, tensor: Tensor | None = None) -> Tensor:
+        """Minus the gradient of the loss and of the penalties with known coefficients."""
+        slope = self.gradient.value[name].reshape(-1)
+        known = self.design.known(name, tensor)
+        return -slope if known is None else -(slope + known)
 
     def inequalities(self, coef: Array, slack: float = 0.0) -> Inequalities | None:
         """Test the coordinates that give no equation: no descent of ``L + sum coef R`` there.
@@ -158,39 +134,41 @@ class Equations:
         """
         if not self.n_dropped:
             return Inequalities(0, 0)
-        if not self.columns.closed_form:
+        if not self.design.closed_form:
             return None
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
-        for name, dropped in self._dropped.items():
+        for name in self.problem.params:
+            dropped = self._dropped(name)
+            if dropped is None:
+                continue
             side, beside, slope = self._beside(name, dropped)
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
-            descent = (self._target(name, beside) - bound) * side.sign()
+            descent = (self.target(name, beside) - bound) * side.sign()
             violated += int((dropped & (descent > slack + 1e-6 * scale)).sum())
         return Inequalities(self.n_dropped, violated)
 
     def kink_bounds(self) -> dict[str, float]:
-        """What the coordinates at a kink say by themselves: a term's coefficient is at least this.
+        """What the coordinates at a kink imply alone: a term's coefficient is at least this.
 
         Of terms that alone have a slope there, and nothing where a coordinate is at a bound.
         """
         bounds: dict[str, float] = {}
-        if not self.columns.closed_form or not all(map(self._is_free, self._dropped)):
+        at_bound = any(not bool(free.all()) for free in self.problem.free.values())
+        if at_bound or not self.design.closed_form:
             return bounds
-        for name, dropped in self._dropped.items():
+        for name in self.problem.params:
+            dropped = self._dropped(name)
+            if dropped is None:
+                continue
             _, beside, slope = self._beside(name, dropped)
             steep = torch.nonzero((slope[dropped].abs() > _NUDGE**0.5).any(0)).reshape(-1)
             if len(steep) == 1:
-                term = self.columns.term_names[int(steep)]
-                target, own = self._target(name, beside)[dropped], slope[dropped, int(steep)]
+                term = self.design.term_names[int(steep)]
+                target, own = self.target(name, beside)[dropped], slope[dropped, int(steep)]
                 ratio = torch.where(target == 0, 0.0, target / own).max()
                 bounds[term] = max(bounds.get(term, 0.0), float(ratio))
         return bounds
-
-    def tested(self, solution: Solution) -> Inequalities | None:
-        """The inequalities at a solution, to within its residuals."""
-        slack = _SLACK * (solution.rss / solution.n_equations) ** 0.5
-        return self.inequalities(solution.coef, slack)
 
     def scale_invariant(self) -> tuple[tuple[str, ...], bool]:
         """Tensors whose units the loss does not see the scale of, and whether they dominate."""
@@ -198,152 +176,354 @@ class Equations:
             return (), False
         found, inside, total = [], 0.0, 0.0
         for name, tensor in self.problem.params.items():
-            size = float(self.columns.design(name).square().sum())
+            size = sum(float(piece.columns.square().sum()) for piece in self.design.pieces(name))
             total += size
             if tensor.ndim < 2:
                 continue
             weight = tensor.double().flatten(1)
             slope = self.gradient.value[name].flatten(1)
             radial = (weight * slope).sum(1).abs()
-            if bool(
-                (radial <= _COSINE_OF_INVARIANCE * weight.norm(dim=1) * slope.norm(dim=1)).all()
-            ):
+            limit = _COSINE_OF_INVARIANCE * weight.norm(dim=1) * slope.norm(dim=1)
+            if bool((radial <= limit).all()):
                 found.append(name)
                 inside += size
         return tuple(found), inside > 0.5 * total
 
-    def completing(self, other: Problem) -> LossGradient:
-        """Gradient over further rows, whose labels are numbered as in the rows of this one."""
-        return other.numbered_like(self.problem).gradient()
+    def _blocks(self, name: str) -> Iterator[Block]:
+        """Equations of one tensor, those of a small one kept for the second pass."""
+        kept = self._kept.get(name)
+        if kept is not None:
+            yield from kept
+            return
+        slope = self.gradient.value[name].reshape(-1)
+        free = self.problem.free.get(name)
+        found = []
+        for start, columns, known, smooth, instruments in self.design.pieces(name):
+            stop = start + len(columns)
+            target = -slope[start:stop] if known is None else -(slope[start:stop] + known)
+            if free is not None:
+                own = free.reshape(-1)[start:stop]
+                smooth = own if smooth is None else smooth & own
+            index = None
+            if smooth is not None and not bool(smooth.all()):
+                index = torch.nonzero(smooth).reshape(-1)
+                columns, target = columns[index], target[index]
+                instruments = None if instruments is None else instruments[index]
+            block = (start, index), columns, target, instruments
+            if columns.numel() <= _SMALL:
+                found.append(block)
+            yield block
+        if len(found) == 1 and stop == len(slope):
+            self._kept[name] = found
 
-    def completed_r2(
-        self, other: LossGradient, coef: Array, *, positive: bool, eps: float
-    ) -> float:
+    def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
+        """The equations of some tensors as arrays."""
+        for name in labels:
+            for (start, kept), design, target, _ in self._blocks(name):
+                if len(target):
+                    first = np.arange(start, start + len(target))
+                    index = first if kept is None else start + kept.cpu().numpy()
+                    yield (name,), index, design.cpu().numpy(), target.cpu().numpy()
+
+    @cached_property
+    def _kept(self) -> dict[str, list[Block]]:
+        return {}
+
+    def _dropped(self, name: str) -> Tensor | None:
+        """Mask of the coordinates at a kink or a bound; None where there are none."""
+        smooth, free = self.design.smooth(name), self.problem.free.get(name)
+        if free is not None:
+            free = free.reshape(-1)
+            smooth = free if smooth is None else smooth & free
+        return None if smooth is None or bool(smooth.all()) else ~smooth
+
+    def _beside(self, name: str, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Direction of descent, the tensor a touch along it from its kinks, its columns."""
+        tensor, target = self.design.weights(name), self.target(name)
+        free = self.problem.free.get(name)
+        ones = torch.ones_like(target)
+        side = target if free is None else torch.where(free.reshape(-1), target, ones)
+        size = side.abs().max()
+        nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
+        beside = tensor + nudge.reshape(tensor.shape)
+        return side, beside, self.design.columns(name, beside)
+
+
+class Targets(Protocol):
+    """What all families share: the problems, and the gradient or deviation at every place."""
+
+    @property
+    def problem(self) -> Problem:
+        """The trained model of the first place."""
+        ...
+
+    def equations(self, penalty: Penalty) -> Equations:
+        """Equations of a penalty."""
+        ...
+
+    def observed(self, penalties: Sequence[Penalty], n_blocks: int) -> list[Observed]:
+        """Equations of several penalties, and their products with blocks of rows."""
+        ...
+
+    def completing(self, other: Problem) -> LossGradient:
+        """Gradient over further rows, which complete those of the fit."""
+        ...
+
+    def units(self, equations: Equations) -> Units:
+        """What the model's convention divides by, the convention, whether for each output."""
+        ...
+
+    def header(self, equations: Equations, result: Any) -> list[tuple[str, str]]:
+        """What the summary reports of model, loss and data."""
+        ...
+
+    def notes(self, equations: Equations, result: Any) -> list[str]:
+        """What the reader of the result should know."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Equations:
+    """Equations of a family at some places, which share their coefficients.
+
+    Attributes
+    ----------
+    places : tuple of Place
+    targets : Targets
+        What they were made from.
+    cluster : {"tensor", "endpoint", "window"}
+        What standard errors take for independent; "tensor" with one place.
+    sampling : {"data sets", "resamples", "one data set"}
+        What the endpoints are of.
+    mean : Place, optional
+        The mean over windows, which R-squared and verdict are about.
+    shares : tuple of float
+        Share of every window in the steps.
+    nuisance : str, optional
+        Column that belongs to no family.
+    noisy : bool
+        Whether chance makes the windows differ.
+    objection : str
+        Why no coefficient of this family means anything here.
+    evidence, agreement : str
+        What a trajectory has against an endpoint, and for it.
+    """
+
+    places: tuple[Place, ...]
+    targets: Targets
+    cluster: Cluster = "tensor"
+    sampling: Sampling = "data sets"
+    mean: Place | None = None
+    shares: tuple[float, ...] = ()
+    nuisance: str | None = None
+    noisy: bool = False
+    objection: str = ""
+    evidence: str = ""
+    agreement: str = ""
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return self.places[0].system.term_names
+
+    @property
+    def family(self) -> list[int]:
+        """Which columns are of the family."""
+        return [i for i, name in enumerate(self.term_names) if name != self.nuisance]
+
+    @property
+    def judged(self) -> Place:
+        """The place that R-squared and scores are about: the mean over windows, or the only one."""
+        return self.places[0] if self.mean is None else self.mean
+
+    @property
+    def judged_system(self) -> System:
+        """The equations that R-squared and the criterion are about."""
+        return self.system if self.mean is None else self.mean.system
+
+    @cached_property
+    def rounding(self) -> float:
+        """Norm below which the target is zero to rounding."""
+        if self.mean is not None:
+            return self.mean.rounding
+        return float(np.linalg.norm([place.rounding for place in self.places]))
+
+    @cached_property
+    def eps(self) -> float:
+        """Rounding unit of the numbers that the columns were built with."""
+        return max([place.problem.eps for place in self.places])
+
+    @cached_property
+    def system(self) -> System:
+        """R factors of all equations, one per cluster.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer equations than coefficients.
+        """
+        systems = [place.system for place in self.places]
+        system = systems[0]
+        if self.cluster != "tensor":
+            labels = [f"{self.cluster} {i}" for i in range(len(systems))]
+            readable = all(own.rows is not None for own in systems)
+            system = replace(
+                system,
+                labels=tuple(labels),
+                r_factors=tuple(own.merged for own in systems),
+                counts=tuple(own.n_equations for own in systems),
+                rows=self._rows if readable else None,
+                supports=None,
+            )
+        self._check_count(system)
+        return system
+
+    def tested(self, solution: Solution) -> Inequalities | None:
+        """The inequalities of all places at the shared coefficients, to within residuals."""
+        slack = _SLACK * (solution.rss / solution.n_equations) ** 0.5
+        tested = [place.inequalities(solution.coef, slack) for place in self.places]
+        known = [own for own in tested if own is not None]
+        if len(known) < len(tested):
+            return None
+        return Inequalities(sum(own.n for own in known), sum(own.n_violated for own in known))
+
+    def scale_invariant(self) -> tuple[tuple[str, ...], bool]:
+        """Tensors whose scale no place sees, and whether they dominate everywhere."""
+        found = [place.scale_invariant() for place in self.places]
+        names = tuple(name for name in found[0][0] if all(name in own for own, _ in found))
+        return names, all(dominates for _, dominates in found)
+
+    def without_nuisance(self, system: System) -> Array:
+        """R factor of the family's columns and the target, the nuisance column projected out."""
+        kept = self.family
+        first = [i for i in range(system.n_terms) if i not in kept]
+        turned = system.r_factor[:, [*first, *kept, system.n_terms]]
+        return r_factor(turned[:, :-1], turned[:, -1])[len(first) :, len(first) :]
+
+    def signal(self, coef: Array | None = None) -> tuple[float, float]:
+        r"""Squared norm of the mean target, free of noise by products of windows, and as it is.
+
+        ``sum s_u s_v <t_u, t_v> / sum s_u s_v`` over the pairs of different windows, with the
+        shares s in the steps; with coefficients of what they leave of the targets. The direction
+        of the nuisance column is left out: of the mean that of its mean, of each window that of
+        its own.
+        """
+        whole = self._size(self.judged.system, coef)
+        if len(self.places) < 2:
+            return whole, whole
+        shares = np.square(self.shares)
+        sizes = [self._size(place.system, coef) for place in self.places]
+        return float((whole - shares @ sizes) / (1 - shares.sum())), whole
+
+    def noise_share(self) -> float:
+        """Share of the mean target's squared norm that differs between the windows."""
+        if not self.noisy:
+            return 0.0
+        signal, whole = self.signal()
+        return float(np.clip(1.0 - signal / whole, 0.0, 1.0)) if whole else 0.0
+
+    def r2(self, coef: Array) -> float:
+        """Uncentered R2 of given coefficients; 0 where the targets are zero."""
+        if float(np.linalg.norm(self.system.r_factor[:, -1])) <= self.rounding:
+            return 0.0
+        return explained(self.system.r_factor, coef)
+
+    def completed_r2(self, other: LossGradient, coef: Array, *, positive: bool) -> float:
         """R2 of coefficients against the gradient over these rows and others together.
 
         The noise of leaving the other rows out is scaled to that of one row in a hundred, so
         that scores of different numbers of folds compare.
         """
-        completed = Equations(self.problem, self.columns, self.gradient.completed(other))
-        system = completed.system
+        own = self.judged
+        place = replace(own, gradient=own.gradient.completed(other), given=None)
+        system, eps = place.system, own.problem.eps
         best = solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
-        ratio = self.gradient.weight / other.weight
+        ratio = own.gradient.weight / other.weight
         shrink = (_HIDDEN_SHARE / (1 - _HIDDEN_SHARE) * ratio) ** 0.5
-        if best.tss**0.5 <= completed.rounding:
+        if best.tss**0.5 <= place.rounding:
             return 0.0
         return explained(system.r_factor, best.coef + shrink * (coef - best.coef))
 
-    @property
-    def rounding(self) -> float:
-        """Norm below which the target is zero to rounding."""
-        return self.gradient.rounding(self.problem.eps)
+    def penalty(self, solution: Solution) -> FittedPenalty:
+        """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
+        first = self.places[0]
+        signal = solution.tss**0.5 > self.rounding
+        coef = solution.coef if signal else np.zeros(solution.n_terms)
+        start, leaves = 0, []
+        for leaf, n in first.design.leaves:
+            leaves.append((leaf, tuple(coef[start : start + n].tolist())))
+            start += n
+        return FittedPenalty.of(tuple(leaves), first.problem)
 
     def frame(self) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
-        """Design, target and tensor of every equation, as one table of rows."""
-        blocks = list(self.rows())
-        names = np.concatenate([[b.name] * len(b.target) for b in blocks])
-        places = np.concatenate(
-            [np.arange(len(b.target)) if b.index is None else b.index.cpu().numpy() for b in blocks]
-        )
-        index = pd.MultiIndex.from_arrays([names, places], names=["tensor", "coordinate"])
-        design = np.concatenate([b.design.cpu().numpy() for b in blocks])
-        target = np.concatenate([b.target.cpu().numpy() for b in blocks])
-        return (
-            pd.DataFrame(design, index=index, columns=list(self.columns.term_names)),
-            pd.Series(target, index=index, name="target"),
-            pd.Series(names, index=index, name="tensor"),
-        )
+        """Design, target and cluster of every equation, as one table of rows."""
+        parts = []
+        for i, place in enumerate(self.places):
+            for (tensor,), index, design, target in place.system.single("for a table of them"):
+                labels, names = [[tensor] * len(index), index], ["tensor", "coordinate"]
+                if self.cluster != "tensor":
+                    labels, names = [[i] * len(index), *labels], [self.cluster, *names]
+                at = pd.MultiIndex.from_arrays(labels, names=names)
+                data = pd.DataFrame(design, index=at, columns=list(self.term_names))
+                parts.append((data, pd.Series(target, index=at, name="target")))
+        data, target = (pd.concat(column) for column in zip(*parts, strict=True))
+        clusters = data.index.get_level_values(0)
+        return data, target, pd.Series(clusters, index=data.index, name=self.cluster)
 
-    def _regressors(self, block: RowBlock) -> Tensor:
-        """What stands before the target in the R factor of a block."""
-        return block.design
+    def _size(self, system: System, coef: Array | None) -> float:
+        """Squared norm of what is left of the target, without its part along the nuisance."""
+        k = system.n_terms
+        upper = system.merged[:, -k - 1 :]  # instruments stand before the columns
+        target = upper[:, k] if coef is None else upper[:, k] - upper[:, :k] @ coef
+        size = float(target @ target)
+        if self.nuisance is None:
+            return size
+        column = upper[:, system.term_names.index(self.nuisance)]
+        length = float(column @ column)
+        return size - float(column @ target) ** 2 / length if length else size
 
-    def _system(
-        self, labels: tuple[str, ...], r_factors: tuple[Array, ...], counts: tuple[int, ...]
-    ) -> GradientSystem:
-        """The R factors of all blocks together."""
-        return GradientSystem(self.columns.term_names, labels, r_factors, counts, self._meat)
+    def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
+        """The equations of some places, each with the label of its cluster."""
+        for i, place in enumerate(self.places):
+            cluster = f"{self.cluster} {i}"
+            if cluster in labels:
+                for label, index, design, target in place.system.single("of all places"):
+                    yield (cluster, *label), index, design, target
 
-    def _target(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """Minus the gradient of the loss and of the penalties with known coefficients."""
-        slope = self.gradient.value[name].reshape(-1)
-        known = self.columns.known(name, tensor)
-        return -slope if known is None else -(slope + known)
-
-    def _beside(self, name: str, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Direction of descent, the tensor a touch along it from its kinks, its columns."""
-        tensor, target = self.columns.params[name], self._target(name)
-        side = torch.where(self._free(name), target, torch.ones_like(target))
-        size = side.abs().max()
-        nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
-        beside = tensor + nudge.reshape(tensor.shape)
-        return side, beside, self.columns.design(name, beside)
-
-    def _is_free(self, name: str) -> bool:
-        return bool(self._free(name).all())
-
-    def _free(self, name: str) -> Tensor:
-        free = self.problem.free.get(name)
-        if free is None:
-            tensor = self.columns.params[name]
-            return torch.ones(tensor.numel(), dtype=torch.bool, device=tensor.device)
-        return free.reshape(-1)
-
-    @cached_property
-    def _dropped(self) -> Params:
-        """Masks of the coordinates at a kink or a bound, for the tensors that have any."""
-        masks = {n: ~(self.columns.smooth(n) & self._free(n)) for n in self.problem.params}
-        return {name: mask for name, mask in masks.items() if bool(mask.any())}
-
-    def _meat(self, whitener: Array, coef: Array) -> Array:
-        """Second pass over the rows: the middle factor of the HC3 covariance."""
-        total = np.zeros((whitener.shape[1], whitener.shape[1]))
-        for block in self.rows():
-            design, target = block.design.cpu().numpy(), block.target.cpu().numpy()
-            total += regression.hc3_meat(design, target, whitener, coef)
-        return total
-
-
-def check_count(system: GradientSystem, parts: Sequence[Equations]) -> None:
-    """Refuse fewer equations than coefficients."""
-    m, k = system.n_equations, system.n_terms
-    n_dropped = 0 if m else sum(part.n_dropped for part in parts)
-    if n_dropped:
-        bounds: dict[str, float] = {}
-        for part in parts:
-            for term, bound in part.kink_bounds().items():
-                bounds[term] = max(bounds.get(term, 0.0), bound)
-        told = ", ".join(f"{term} >= {bound:.6g}" for term, bound in bounds.items())
-        raise ValueError(
-            f"Expected parameters away from kinks and bounds, got all {n_dropped} at one, where "
-            "they give inequalities and no equation: "
-            + (f"all that is known is {told}" if told else "no coefficient is known")
-            + "; fit a model of less regularization."
-        )
-    if m < k:
-        raise ValueError(
-            f"Expected at least as many equations as coefficients, got {m} equations for the "
-            f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
-        )
-
-
-def explained(r_factor: Array, coef: Array) -> float:
-    """Uncentered R2 of given coefficients."""
-    target = r_factor[:, -1]
-    total = float(target @ target)
-    if total == 0:
-        return 0.0
-    residual = target - r_factor[:, :-1] @ coef
-    return 1.0 - float(residual @ residual) / total
+    def _check_count(self, system: System) -> None:
+        """Raise ValueError if there are fewer equations than coefficients."""
+        m, k = system.n_equations, system.n_terms
+        n_dropped = 0 if m else sum(place.n_dropped for place in self.places)
+        if n_dropped:
+            bounds: dict[str, float] = {}
+            for place in self.places:
+                for term, bound in place.kink_bounds().items():
+                    bounds[term] = max(bounds.get(term, 0.0), bound)
+            shown = ", ".join(f"{term} >= {bound:.6g}" for term, bound in bounds.items())
+            raise ValueError(
+                f"Expected parameters away from kinks and bounds, got all {n_dropped} at one, "
+                "where they give inequalities and no equation: "
+                + (f"all that is known is {shown}" if shown else "no coefficient is known")
+                + "; fit a model of less regularization."
+            )
+        if m < k:
+            raise ValueError(
+                f"Expected at least as many equations as coefficients, got {m} equations for the "
+                f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
+            )
 
 
 def device_r_factor(design: Tensor, target: Tensor) -> Array:
     """R factor of equations, reduced on the device where they are."""
     if target.device.type == "cpu":
-        return regression.r_factor(design.numpy(), target.numpy())
+        return r_factor(design.numpy(), target.numpy())
     both = torch.cat([design, target[:, None]], dim=1)
     upper = torch.linalg.qr(both, mode="r").R.cpu().numpy()
     width = both.shape[1]
     padded = np.zeros((width, width))
     padded[: len(upper)] = upper
     return padded
+
+
+# Equations of a family, and the spread of row gradients at each of its endpoints.
+Observed = tuple[Equations, list[Spread]]

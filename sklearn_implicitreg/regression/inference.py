@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
-from sklearn_implicitreg.regression.bounds import trajectory_bound
 from sklearn_implicitreg.regression.solve import Solution, Spectrum, decompose
-from sklearn_implicitreg.regression.system import Array, GradientSystem
-from sklearn_implicitreg.regression.verdict import VERDICTS, Verdict, judge
+from sklearn_implicitreg.regression.system import Array, System
 
 __all__ = [
     "COVARIANCES",
+    "FULL_LEVERAGE",
+    "MIN_RESAMPLES",
     "Inference",
-    "Verdict",
-    "VERDICTS",
     "infer",
-    "judge",
-    "packaged",
-    "trajectory_bound",
+    "one_data_set",
+    "spread",
+    "without_numbers",
 ]
 
 COVARIANCES = ("auto", "ols", "nonrobust", "hc3", "cluster")
 
 # Below it a t distribution of so few clusters says next to nothing.
 _MIN_CLUSTERS = 4
+MIN_RESAMPLES = 4  # as with clusters: a spread of fewer holds next to nothing
+# One minus leverage at which a row is the only one to determine some coefficient.
+FULL_LEVERAGE = 1e-12
+_CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,40 +77,49 @@ class Inference:
     bic: float
     exact: bool = False
 
-    def at_rounding(self, solution: Solution, rounding: float) -> Inference:
-        """The same, as that of an exact fit where the residual is one of rounding.
 
-        Parameters
-        ----------
-        solution : Solution
-            What the standard errors are of.
-        rounding : float
-            Norm up to which the target is zero. Rounding of the columns comes beside.
+class _Part(NamedTuple):
+    """Some columns in use, in the clusters that they reach, and their coefficients."""
 
-        Returns
-        -------
-        Inference
-        """
-        size = max(10 * solution.eps * solution.tss**0.5, rounding)
-        if solution.rss**0.5 > size:
-            return self
-        return replace(self, log_likelihood=np.inf, aic=-np.inf, bic=-np.inf, exact=True)
+    columns: list[int]
+    system: System
+    spectrum: Spectrum
+    coef: Array
 
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """What the covariances share: the columns in use, decomposed, and their coefficients."""
+    """What the covariances share: the columns in use, in parts that share no cluster."""
 
-    system: GradientSystem
-    spectrum: Spectrum
-    coef: Array
+    parts: list[_Part]
+    n_columns: int
+    n_equations: int
+    n_clusters: int
     rss: float
     eps: float
 
-    @property
+    @classmethod
+    def of(cls, system: System, coef: Array, rss: float, eps: float) -> _Fit:
+        """Parts of a system, decomposed."""
+        parts = [
+            _Part(columns, part, decompose(part.r_factor, eps=eps), coef[columns])
+            for columns, part in system.components
+        ]
+        return cls(parts, system.n_terms, system.n_equations, len(system.labels), rss, eps)
+
+    @cached_property
     def df_resid(self) -> int:
         """Equations less what the columns can explain."""
-        return self.system.n_equations - self.spectrum.rank
+        return self.n_equations - sum([part.spectrum.rank for part in self.parts])
+
+    def joined(self, blocks: list[Array]) -> Array:
+        """Covariance of all columns, from that of each part."""
+        if len(blocks) == 1 and len(blocks[0]) == self.n_columns:
+            return blocks[0]
+        cov = np.zeros((self.n_columns, self.n_columns))
+        for part, block in zip(self.parts, blocks, strict=True):
+            cov[np.ix_(part.columns, part.columns)] = block
+        return cov
 
 
 class _Impossible(Exception):
@@ -113,11 +127,12 @@ class _Impossible(Exception):
 
 
 def infer(
-    system: GradientSystem,
+    system: System,
     solution: Solution,
     *,
     covariance: str = "auto",
     confidence_level: float = 0.95,
+    rounding: float = 0.0,
 ) -> Inference:
     r"""Covariance of the coefficients, with the equations as the sample.
 
@@ -133,20 +148,7 @@ def infer(
     many equations as coefficients every standard error is NaN. In place of k stands the rank of
     the columns in use.
 
-    Parameters
-    ----------
-    system : GradientSystem
-        The equations.
-    solution : Solution
-        Of ``system.r_factor``.
-    covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}
-    confidence_level : float
-        Of ``conf_int``, between 0 and 1.
-
-    Returns
-    -------
-    Inference
-        Standard errors, tests and intervals.
+    ``rounding`` is the norm up to which the target is zero: an exact fit leaves no more.
 
     Raises
     ------
@@ -158,14 +160,6 @@ def infer(
     ----------
     MacKinnon and White (1985); Bell and McCaffrey (2002), Bias reduction in standard errors for
     linear regression with multi-stage samples.
-
-    Examples
-    --------
-    >>> from sklearn_implicitreg.regression.solve import solve
-    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
-    >>> inference = infer(system, solve(system.r_factor, 3), covariance="ols")
-    >>> inference.std_err.round(4).tolist(), inference.df
-    ([0.5774], 2.0)
     """
     if covariance not in COVARIANCES:
         raise ValueError(f"Expected covariance among {list(COVARIANCES)}, got {covariance!r}.")
@@ -179,27 +173,69 @@ def infer(
     if m <= k or not len(known):
         reason = f"{m} equations for {k} coefficients" if m <= k else "no coefficient above zero"
         kind = "ols" if kind == "auto" else kind
-        return packaged(
-            solution,
-            np.empty((0, 0)),
-            known[:0],
-            np.nan,
-            confidence_level,
-            kind,
-            f"no standard errors: {reason}",
-        )
+        return _without(solution, confidence_level, rounding, reason, kind)
     part = system
     if len(known) < k:
         part = system.select([system.term_names[i] for i in known])
-    fit = _Fit(
-        part,
-        decompose(part.r_factor, eps=solution.eps),
-        solution.coef[known],
-        solution.rss,
-        solution.eps,
-    )
+    fit = _Fit.of(part, solution.coef[known], solution.rss, solution.eps)
     cov, df, kind, description = _covariance(fit, kind)
-    return packaged(solution, cov, known, df, confidence_level, kind, description)
+    level = confidence_level
+    return _packaged(solution, cov, known, df, level, kind, description, rounding)
+
+
+def spread(
+    solution: Solution, coef_path: Array, confidence_level: float, rounding: float = 0.0
+) -> Inference:
+    """Bootstrap: covariance of the coefficients that each resample has alone, (M, k).
+
+    What resamples have in common has an error of its own, of their number; leaving one out would
+    show that, and goes to zero with more of them. The spread is about the rows, and does not
+    (Efron and Tibshirani 1993, chapters 6 and 12).
+    """
+    alone = coef_path[np.isfinite(coef_path).all(axis=1)]
+    if len(alone) < MIN_RESAMPLES:
+        reason = (
+            f"{len(alone)} resamples have coefficients by themselves, fewer than {MIN_RESAMPLES}"
+        )
+        return _without(solution, confidence_level, rounding, reason)
+    known = np.flatnonzero(solution.active)
+    cov = np.atleast_2d(np.cov(alone[:, known], rowvar=False))
+    df = float(len(alone) - 1)
+    description = (
+        f"standard deviation over {len(alone)} resamples of the same rows (bootstrap), t({df:g})"
+    )
+    level = confidence_level
+    return _packaged(solution, cov, known, df, level, "bootstrap", description, rounding)
+
+
+def one_data_set(solution: Solution, confidence_level: float, rounding: float = 0.0) -> Inference:
+    """No standard errors: models that were trained on the same rows are no sample."""
+    reason = (
+        "endpoints share their rows and are no resamples of them, so that they are no independent "
+        "sample; retrain on resamples (endpoints), or name a covariance over equations"
+    )
+    return _without(solution, confidence_level, rounding, reason)
+
+
+def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:
+    """NaN for all coefficients: rounding errors divided by weights are none."""
+    k = solution.n_terms
+    blank = np.full(k, np.nan)
+    return (
+        replace(solution, coef=blank, r2=0.0, shortfall=1.0),
+        replace(
+            inference,
+            cov=np.full((k, k), np.nan),
+            std_err=blank,
+            tvalues=blank,
+            pvalues=blank,
+            conf_int=np.full((k, 2), np.nan),
+            log_likelihood=np.nan,
+            aic=np.nan,
+            bic=np.nan,
+            exact=False,
+        ),
+    )
 
 
 def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
@@ -213,7 +249,7 @@ def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
                 "use covariance='auto'."
             ) from None
     reasons = []
-    n_clusters = len(fit.system.labels)
+    n_clusters = fit.n_clusters
     for name in ("cluster", "hc3", "ols"):
         try:
             if name == "cluster" and n_clusters < _MIN_CLUSTERS:
@@ -228,49 +264,78 @@ def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
 
 
 def _numbers(fit: _Fit) -> dict[str, int]:
-    """Numbers that the descriptions tell."""
-    n_clusters = len(fit.system.labels)
+    """Numbers in the descriptions."""
     return {
-        "m": fit.system.n_equations,
+        "m": fit.n_equations,
         "df": fit.df_resid,
-        "clusters": n_clusters,
-        "others": n_clusters - 1,
+        "clusters": fit.n_clusters,
+        "others": fit.n_clusters - 1,
     }
 
 
 def _ols(fit: _Fit) -> tuple[Array, float]:
     """Classical covariance: errors of one variance, independent over equations."""
-    whitener = fit.spectrum.whitener
-    return fit.rss / fit.df_resid * (whitener @ whitener.T), float(fit.df_resid)
+    whiteners = [part.spectrum.whitener for part in fit.parts]
+    variance = fit.rss / fit.df_resid
+    return fit.joined([variance * (own @ own.T) for own in whiteners]), float(fit.df_resid)
 
 
 def _hc3(fit: _Fit) -> tuple[Array, float]:
     """Each equation has a variance of its own."""
-    if fit.system.hc3_meat is None:
-        raise _Impossible("equations that cannot be read a second time")
-    whitener = fit.spectrum.whitener
-    meat = fit.system.hc3_meat(whitener, fit.coef)
-    if not np.isfinite(meat).all():
-        raise _Impossible("an equation that alone tells a coefficient (leverage 1)")
-    return whitener @ meat @ whitener.T, float(fit.df_resid)
+    blocks = []
+    for part in fit.parts:
+        if part.system.rows is None:
+            raise _Impossible("equations that cannot be read a second time")
+        whitener = part.spectrum.whitener
+        meat = hc3_meat(part.system, whitener, part.coef)
+        if not np.isfinite(meat).all():
+            raise _Impossible("an equation that alone determines a coefficient (leverage 1)")
+        blocks.append(whitener @ meat @ whitener.T)
+    return fit.joined(blocks), float(fit.df_resid)
+
+
+def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
+    r"""Middle factor of the HC3 covariance, by a second pass over the equations.
+
+    With ``z_j = design_j @ whitener`` (rows of the orthonormal basis of the columns), residual
+    ``e_j`` and leverage ``h_j = |z_j|^2`` it is ``sum_j e_j^2 / (1 - h_j)^2 z_j z_j'``; NaN where
+    a row has leverage one (MacKinnon and White 1985).
+    """
+    meat: Array = np.zeros((whitener.shape[1], whitener.shape[1]))
+    step = _CHUNK // (len(coef) + 1)
+    for _, _, design, target in system.single("for hc3"):
+        for start in range(0, len(target), step):
+            # Turned, so that a design stored column by column is read in order.
+            part = design[start : start + step].T
+            residual = target[start : start + step] - coef @ part
+            basis = whitener.T @ part
+            rest = 1.0 - np.einsum("ij,ij->j", basis, basis)
+            if rest.min(initial=1.0) <= FULL_LEVERAGE:
+                rest[rest <= FULL_LEVERAGE] = np.nan
+            basis *= residual / rest
+            meat += basis @ basis.T
+    return meat
 
 
 def _cluster(fit: _Fit) -> tuple[Array, float]:
     """CR3: delete-one-cluster jackknife around the coefficients."""
-    n_clusters = len(fit.system.labels)
-    if n_clusters < 2:
-        raise _Impossible(f"{n_clusters} cluster")
-    deviations = []
-    for label, rest in zip(fit.system.labels, fit.system.without_each(), strict=True):
-        # By the columns' own norms, not the rest's: a column that is left with nothing but
-        # rounding errors has no support.
-        spectrum = decompose(rest, eps=fit.eps, norms=fit.spectrum.norms)
-        if spectrum.rank < fit.spectrum.rank:
-            raise _Impossible(f"a column without support once cluster {label!r} is left out")
-        weights = spectrum.whitener @ (spectrum.left.T @ rest[:, -1])
-        deviations.append(weights - fit.coef)
-    spread = np.array(deviations)
-    return (n_clusters - 1) / n_clusters * (spread.T @ spread), float(n_clusters - 1)
+    n = fit.n_clusters
+    if n < 2:
+        raise _Impossible(f"{n} cluster")
+    blocks = []
+    for part in fit.parts:
+        deviations = []
+        for label, rest in zip(part.system.labels, part.system.without_each(), strict=True):
+            # By the columns' own norms, not the rest's: a column that is left with nothing but
+            # rounding errors has no support.
+            spectrum = decompose(rest, eps=fit.eps, norms=part.spectrum.norms)
+            if spectrum.rank < part.spectrum.rank:
+                raise _Impossible(f"a column without support once cluster {label!r} is left out")
+            weights = spectrum.whitener @ (spectrum.left.T @ rest[:, -1])
+            deviations.append(weights - part.coef)
+        away = np.array(deviations)
+        blocks.append((n - 1) / n * (away.T @ away))
+    return fit.joined(blocks), float(n - 1)
 
 
 _METHODS = {"ols": _ols, "hc3": _hc3, "cluster": _cluster}
@@ -282,36 +347,26 @@ _DESCRIPTIONS = {
 }
 
 
-def packaged(
+def _without(
+    solution: Solution, level: float, rounding: float, reason: str, kind: str = "none"
+) -> Inference:
+    """No standard errors, and why."""
+    none = np.empty((0, 0)), np.flatnonzero(solution.active)[:0]
+    description = f"no standard errors: {reason}"
+    return _packaged(solution, *none, np.nan, level, kind, description, rounding)
+
+
+def _packaged(
     solution: Solution,
     cov: Array,
-    known: np.ndarray[tuple[int], np.dtype[np.intp]],
+    known: npt.NDArray[np.intp],
     df: float,
     level: float,
     kind: str,
     description: str,
+    rounding: float,
 ) -> Inference:
-    """All statistics of a covariance; NaN for coefficients that are not determined.
-
-    Parameters
-    ----------
-    solution : Solution
-        The coefficients.
-    cov : ndarray of shape (n, n)
-        Covariance of some of them.
-    known : ndarray of shape (n,)
-        Which these are.
-    df : float
-        Degrees of freedom; NaN without a covariance.
-    level : float
-        Of the intervals.
-    kind, description : str
-        Name of the covariance, and a sentence on it.
-
-    Returns
-    -------
-    Inference
-    """
+    """All statistics of a covariance of the known coefficients; NaN for the others."""
     k = solution.n_terms
     full = np.full((k, k), np.nan)
     full[np.ix_(known, known)] = cov
@@ -323,7 +378,9 @@ def packaged(
         tvalues = solution.coef / std_err
     half = std_err * (stats.t.ppf(0.5 + level / 2, df) if df > 0 else np.nan)
     pvalues = 2 * stats.t.sf(np.abs(tvalues), df) if df > 0 else np.full(k, np.nan)
-    likelihood, n_used = _log_likelihood(solution), solution.n_used
+    # Rounding of the columns is added to that of the target.
+    exact = solution.rss**0.5 <= max(10 * solution.eps * solution.tss**0.5, rounding)
+    likelihood, n_used = np.inf if exact else _log_likelihood(solution), solution.n_used
     return Inference(
         cov=full,
         std_err=std_err,
@@ -337,6 +394,7 @@ def packaged(
         log_likelihood=likelihood,
         aic=2 * n_used - 2 * likelihood,
         bic=float(np.log(solution.n_equations)) * n_used - 2 * likelihood,
+        exact=exact,
     )
 
 

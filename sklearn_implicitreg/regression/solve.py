@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import svd
 from scipy.optimize import nnls
 
-from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.regression.system import Array, System
 
-__all__ = ["Solution", "Spectrum", "decompose", "solve"]
+__all__ = ["Solution", "Spectrum", "decompose", "solve", "solve_system"]
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -61,12 +62,12 @@ class Solution:
     n_equations: int
     eps: float
 
-    @property
+    @cached_property
     def n_terms(self) -> int:
         """Number of columns, k."""
         return len(self.coef)
 
-    @property
+    @cached_property
     def n_used(self) -> int:
         """Independent columns that the answer uses: their rank, or those above zero."""
         return min(self.rank, int(np.count_nonzero(self.active)))
@@ -239,6 +240,42 @@ def solve(
         dependent=dependent,
         active=active,
         n_equations=n_equations,
+        eps=eps,
+    )
+
+
+def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -> Solution:
+    """Coefficients of a system, part by part where its parts share no cluster."""
+    if len(system.components) == 1 and system.supports is None:
+        return solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
+    k, parts = system.n_terms, []
+    coef, cosine, vif, active = np.zeros(k), np.zeros(k), np.full(k, np.inf), np.ones(k, bool)
+    largest, smallest = 0.0, np.inf
+    for columns, part in system.components:
+        found = solve(part.r_factor, part.n_equations, positive=positive, eps=eps)
+        values = decompose(part.r_factor, eps=eps).values
+        largest, smallest = max(largest, values[0]), min(smallest, values[-1])
+        coef[columns], vif[columns], active[columns] = found.coef, found.vif, found.active
+        cosine[columns] = found.cosine * found.tss**0.5
+        parts.append((columns, found))
+    # A sum of squares that are not negative: no digit is lost.
+    tss = system.out_of_reach**2 + sum(found.tss for _, found in parts)
+    rss = system.out_of_reach**2 + sum(found.rss for _, found in parts)
+    rank = sum(found.rank for _, found in parts)
+    shortfall = min(rss / tss, 1.0) if tss and coef.any() else 1.0
+    return Solution(
+        coef=coef,
+        rss=shortfall * tss,
+        tss=tss,
+        r2=1.0 - shortfall,
+        shortfall=shortfall,
+        cosine=cosine / tss**0.5 if tss else cosine,
+        rank=rank,
+        condition_number=float(largest / smallest) if rank == k else float("inf"),
+        vif=vif,
+        dependent=tuple(sorted(columns[i] for columns, found in parts for i in found.dependent)),
+        active=active,
+        n_equations=system.n_equations,
         eps=eps,
     )
 

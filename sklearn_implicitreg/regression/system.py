@@ -8,23 +8,29 @@ equations themselves are never held together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack
+from scipy.linalg import lapack, lstsq
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-__all__ = ["FULL_LEVERAGE", "Array", "GradientSystem", "hc3_meat", "merge", "r_factor"]
+__all__ = ["Array", "Index", "Rows", "System", "explained", "merge", "projected", "r_factor"]
 
 Array = npt.NDArray[np.float64]
-Meat = Callable[[Array, Array], Array]
+Index = npt.NDArray[Any]
+# Some single equations: labels (of their place where there are several, and of the tensor), what
+# each is within these, design (m, k) and target (m,).
+Rows = tuple[tuple[str, ...], Index, Array, Array]
 
 # Numbers in one chunk of rows: 1 MiB stays in the cache, which is 3-6 times as fast as one QR.
 _CHUNK = 2**17
-# One minus leverage at which a row is the only one to tell some coefficient.
-FULL_LEVERAGE = 1e-12
+_ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
 
 
 def r_factor(design: npt.ArrayLike, target: npt.ArrayLike) -> Array:
@@ -118,119 +124,64 @@ def merge(r_factors: Iterable[npt.ArrayLike]) -> Array:
     return result
 
 
-def hc3_meat(
-    design: npt.ArrayLike, target: npt.ArrayLike, whitener: npt.ArrayLike, coef: npt.ArrayLike
-) -> Array:
-    r"""Middle factor of the HC3 covariance, of some rows of the equations.
-
-    With ``z_j = design_j @ whitener`` (rows of the orthonormal basis of the columns), residual
-    ``e_j`` and leverage ``h_j = |z_j|^2`` it is ``sum_j e_j^2 / (1 - h_j)^2 z_j z_j'``, and the
-    covariance of the coefficients is ``whitener @ meat @ whitener.T``. It adds up over rows.
-
-    Parameters
-    ----------
-    design : array-like of shape (m, k)
-        Columns at these rows.
-    target : array-like of shape (m,)
-        Target at these rows.
-    whitener : array-like of shape (k, r)
-        Matrix that makes the columns of the *whole* design orthonormal, r its rank.
-    coef : array-like of shape (k,)
-        Coefficients of the fit.
-
-    Returns
-    -------
-    ndarray of shape (r, r)
-        NaN where a row has leverage one: it alone tells some coefficient.
-
-    References
-    ----------
-    MacKinnon and White (1985), Some heteroskedasticity-consistent covariance matrix estimators.
-
-    Examples
-    --------
-    >>> hc3_meat([[1.0], [1.0]], [1.0, 3.0], [[0.5**0.5]], [2.0]).round(12).tolist()
-    [[4.0]]
-    """
-    columns = np.asarray(design, dtype=np.float64)
-    last = np.asarray(target, dtype=np.float64)
-    basis = np.asarray(whitener, dtype=np.float64)
-    weights = np.asarray(coef, dtype=np.float64)
-    meat: Array = np.zeros((basis.shape[1], basis.shape[1]))
-    step = _CHUNK // (columns.shape[1] + 1)
-    for start in range(0, len(last), step):
-        # Turned, so that a design stored column by column is read in order.
-        part = columns[start : start + step].T
-        meat += _chunk_meat(basis.T @ part, last[start : start + step] - weights @ part)
-    return meat
-
-
-def _chunk_meat(basis: Array, residual: Array) -> Array:
-    """HC3 middle factor of columns of the orthonormal basis, (r, rows), with their residuals."""
-    rest = 1.0 - np.einsum("ij,ij->j", basis, basis)
-    if rest.min(initial=1.0) <= FULL_LEVERAGE:
-        rest[rest <= FULL_LEVERAGE] = np.nan
-    basis *= residual / rest
-    meat: Array = basis @ basis.T
-    return meat
-
-
 @dataclass(frozen=True, eq=False)
-class GradientSystem:
+class System:
     """Equations ``target ~ design @ coef`` in clusters, each kept as its R factor.
+
+    With instruments the R factors are of ``[instruments | design | target]``, and what is read
+    off them is that of columns and target projected on the instruments: coefficients
+    ``(Z'D)^-1 Z't``, which stay right where columns share noise with their target, as long as the
+    instruments share neither (Wooldridge 2010, chapter 5).
 
     Attributes
     ----------
-    term_names : tuple of str
-        One per column, k in all, no two alike.
+    term_names : tuple of k str
     labels : tuple of str
-        One per cluster: the parameter tensor (endpoint, window) that gave its equations.
-    r_factors : tuple of ndarray of shape (k + 1, k + 1)
+        One per cluster: the parameter tensor, endpoint or window that gave its equations.
+    r_factors : tuple of ndarray of shape (k + 1, k + 1) or (2k + 1, 2k + 1)
         One per cluster, see :func:`r_factor`.
     counts : tuple of int
         Equations per cluster.
-    hc3_meat : callable or None
-        ``hc3_meat(whitener, coef) -> ndarray of shape (r, r)``, a second pass over all equations:
-        the sum over them of :func:`hc3_meat`, with ``whitener`` of shape (k, r) and ``coef`` of
-        shape (k,). None where the equations cannot be read again.
-
-    Raises
-    ------
-    ValueError
-        When names, labels, R factors and counts do not fit together.
-
-    Examples
-    --------
-    >>> system = GradientSystem.from_arrays([[1.0], [2.0]], [2.0, 4.0], ["l2"], ["fc1", "fc2"])
-    >>> system.labels, system.counts, system.n_equations, system.n_terms
-    (('fc1', 'fc2'), (1, 1), 2, 1)
+    rows : callable or None
+        Reads the single equations once more; None where only R factors are left.
+        Takes the labels of clusters, and reads their equations in the columns of their support.
+    missing : str
+        Why there are none, and what to do.
+    instrumented : bool
+    supports : tuple of tuple of int, optional
+        For each cluster the columns that its R factor has; the others are zero there.
     """
 
     term_names: tuple[str, ...]
     labels: tuple[str, ...]
     r_factors: tuple[Array, ...]
     counts: tuple[int, ...]
-    hc3_meat: Meat | None = None
+    rows: Callable[[Sequence[str]], Iterator[Rows]] | None = None
+    missing: str = "R factors alone"
+    instrumented: bool = False
+    supports: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together."""
+        """Check that the parts belong together."""
         n_clusters = {len(self.labels), len(self.r_factors), len(self.counts)}
         if len(n_clusters) != 1 or not self.labels:
             raise ValueError(
                 "Expected one label, R factor and count per cluster, got "
                 f"{len(self.labels)}, {len(self.r_factors)} and {len(self.counts)}."
             )
-        repeated = sorted({name for name in self.term_names if self.term_names.count(name) > 1})
-        if repeated or not self.term_names:
+        if len(set(self.term_names)) < self.n_terms or not self.term_names:
+            repeated = sorted({n for n in self.term_names if self.term_names.count(n) > 1})
             raise ValueError(
                 f"Expected at least one term and every name once, got {repeated or 'no term'}; "
                 "give each term a name of its own."
             )
-        shape = (self.n_terms + 1, self.n_terms + 1)
-        wrong = sorted({part.shape for part in self.r_factors} - {shape})
-        if wrong:
+        width = self.n_terms * (1 + self.instrumented) + 1
+        wrong = sorted({part.shape for part in self.r_factors} - {(width, width)})
+        if wrong and self.supports is None:
+            what = " with an instrument each" * self.instrumented
             raise ValueError(
-                f"Expected R factors of shape {shape} for {self.n_terms} terms, got {wrong}."
+                f"Expected R factors of shape {(width, width)} for {self.n_terms} terms{what}, "
+                f"got {wrong}."
             )
 
     @classmethod
@@ -240,38 +191,20 @@ class GradientSystem:
         target: npt.ArrayLike,
         term_names: Sequence[str],
         groups: npt.ArrayLike | None = None,
-    ) -> GradientSystem:
-        """System of equations that are given as arrays.
-
-        Parameters
-        ----------
-        design : array-like of shape (m, k)
-            One column per term.
-        target : array-like of shape (m,)
-            What the columns are to explain.
-        term_names : sequence of k str
-            Names of the columns.
-        groups : array-like of shape (m,), optional
-            Cluster of each row, in any order; all rows are one cluster without it.
-
-        Returns
-        -------
-        GradientSystem
-            It keeps the arrays for the second pass of HC3.
-
-        Raises
-        ------
-        ValueError
-            When lengths do not fit or a number is NaN or infinite.
-        """
+        index: Index | None = None,
+    ) -> System:
+        """System of equations given as arrays, in one cluster or in groups of rows."""
         columns = np.asarray(design, dtype=np.float64)
         last = np.asarray(target, dtype=np.float64)
         whole = r_factor(columns, last)
         if len(last) < 1:
             raise ValueError("Expected at least 1 equation, got 0.")
-        meat = partial(hc3_meat, columns, last)
+
+        def rows(labels: Sequence[str]) -> Iterator[Rows]:
+            yield (), np.arange(len(last)) if index is None else index, columns, last
+
         if groups is None:
-            return cls(tuple(term_names), ("all",), (whole,), (len(last),), meat)
+            return cls(tuple(term_names), ("all",), (whole,), (len(last),), rows)
         labels = np.asarray(groups)
         if labels.shape != last.shape:
             raise ValueError(
@@ -280,78 +213,203 @@ class GradientSystem:
         names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         # One sort instead of one scan of all rows per cluster.
         parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1])
-        r_factors = tuple(r_factor(columns[rows], last[rows]) for rows in parts)
+        r_factors = tuple(r_factor(columns[own], last[own]) for own in parts)
         labels_ = tuple(str(name) for name in names)
-        return cls(tuple(term_names), labels_, r_factors, tuple(counts.tolist()), meat)
+        return cls(tuple(term_names), labels_, r_factors, tuple(counts.tolist()), rows)
 
-    @property
+    @cached_property
     def n_terms(self) -> int:
         """Number of columns, k."""
         return len(self.term_names)
 
-    @property
+    @cached_property
     def n_equations(self) -> int:
         """Number of equations of all clusters, m."""
         return sum(self.counts)
 
     @cached_property
+    def merged(self) -> Array:
+        """R factor of all equations, instruments first where there are any."""
+        if self.supports is None:
+            return merge(self.r_factors)
+        # Parts without a common cluster are orthogonal: their R factors side by side are one.
+        whole, left = np.zeros((self.n_terms + 1, self.n_terms + 1)), self.out_of_reach
+        for columns, part in self.components:
+            own = part.merged
+            whole[np.ix_(columns, [*columns, -1])] = own[:-1]
+            left = np.hypot(left, own[-1, -1])
+        whole[-1, -1] = left
+        return whole
+
+    @cached_property
+    def components(self) -> list[tuple[list[int], System]]:
+        """Parts that share no cluster, each with its columns: k small regressions, not one of k."""
+        if self.supports is None:
+            return [(list(range(self.n_terms)), self)]
+        places = [(c, j) for c, support in enumerate(self.supports) for j in support]
+        n = len(self.labels)
+        ends = np.array(places, dtype=np.intp).reshape(-1, 2).T
+        graph = coo_array((np.ones(len(places)), (ends[0], n + ends[1])), (n + self.n_terms,) * 2)
+        _, kinds = connected_components(graph, directed=False)
+        clusters: dict[int, list[int]] = {}
+        for c, kind in enumerate(kinds[:n].tolist()):
+            clusters.setdefault(kind, []).append(c)
+        columns: dict[int, list[int]] = {}
+        for j, kind in enumerate(kinds[n:].tolist()):
+            columns.setdefault(kind, []).append(j)
+        return [(own, self._part(own, clusters.get(kind, []))) for kind, own in columns.items()]
+
+    @cached_property
+    def out_of_reach(self) -> float:
+        """Norm of the target where no column reaches."""
+        if self.supports is None:
+            return 0.0
+        pairs = zip(self.supports, self.r_factors, strict=True)
+        return math.hypot(*(float(own[-1, -1]) for support, own in pairs if not support))
+
+    @cached_property
     def r_factor(self) -> Array:
         """R factor of all equations, of shape (k + 1, k + 1)."""
-        return merge(self.r_factors)
+        return projected(self.merged) if self.instrumented else self.merged
 
-    def select(self, names: Iterable[str]) -> GradientSystem:
-        """System of some of the terms, from the same R factors.
-
-        Parameters
-        ----------
-        names : iterable of str
-            Terms to keep, in the order wanted.
-
-        Returns
-        -------
-        GradientSystem
-            Its equations are not read again; it shares ``hc3_meat`` with this one.
+    def single(self, what: str) -> Iterator[Rows]:
+        """The single equations, for what cannot be read off R factors.
 
         Raises
         ------
         ValueError
-            When a name is not among ``term_names``.
-
-        Examples
-        --------
-        >>> system = GradientSystem.from_arrays([[1.0, 0.0], [0.0, 2.0]], [1.0, 4.0], ["a", "b"])
-        >>> system.select(["b"]).r_factor.shape
-        (2, 2)
+            If they are not there.
         """
+        if self.rows is None:
+            raise ValueError(f"Expected single equations {what}, got {self.missing}.")
+        rows = self.rows(self.labels)
+        if self.supports is None:
+            return rows
+        supports = dict(zip(self.labels, self.supports, strict=True))
+        return (
+            (label, index, _widened(design, supports[label[-1]], range(self.n_terms)), target)
+            for label, index, design, target in rows
+        )
+
+    def select(self, names: Iterable[str]) -> System:
+        """System of some of the terms, from the same R factors."""
         wanted = tuple(names)
         unknown = [name for name in wanted if name not in self.term_names]
         if unknown:
             raise ValueError(f"Expected terms among {list(self.term_names)}, got {unknown}.")
         index = [self.term_names.index(name) for name in wanted]
-        columns = [*index, self.n_terms]
+        if self.supports is not None:
+            return self._part(list(range(self.n_terms)), list(range(len(self.labels)))).select(
+                wanted
+            )
+        first = [*index, *(self.n_terms + i for i in index)] if self.instrumented else index
+        columns = [*first, -1]
         r_factors = tuple(_upper(np.asfortranarray(part[:, columns])) for part in self.r_factors)
-        meat = None
-        if self.hc3_meat is not None:
-            meat = partial(_embedded_meat, self.hc3_meat, index, self.n_terms)
-        return GradientSystem(wanted, self.labels, r_factors, self.counts, meat)
+        again = self.rows
+        if again is None:
+            return replace(self, term_names=wanted, r_factors=r_factors)
+
+        def rows(labels: Sequence[str]) -> Iterator[Rows]:
+            for label, places, design, target in again(labels):
+                yield label, places, design[:, index], target
+
+        return replace(self, term_names=wanted, r_factors=r_factors, rows=rows)
 
     def without_each(self) -> list[Array]:
         """R factors of all clusters but one, for each cluster in turn.
 
         They are merged, never subtracted: what is left of a column that lives in one cluster is
         zero and not a rounding error.
-
-        Returns
-        -------
-        list of ndarray of shape (k + 1, k + 1)
-            One per cluster: the one that it leaves out.
         """
         n, none = len(self.r_factors), np.zeros_like(self.r_factors[0])
         before, after = [none], [none]
         for i in range(n - 1):
             before.append(merge([before[-1], self.r_factors[i]]))
             after.append(merge([self.r_factors[n - 1 - i], after[-1]]))
-        return [merge([before[i], after[n - 1 - i]]) for i in range(n)]
+        rests = [merge([before[i], after[n - 1 - i]]) for i in range(n)]
+        return [projected(rest) for rest in rests] if self.instrumented else rests
+
+    def _part(self, columns: list[int], clusters: list[int]) -> System:
+        """Some columns in the only clusters that they reach."""
+        names, supports, again = [self.term_names[j] for j in columns], self.supports, self.rows
+        assert supports is not None
+        if not clusters:
+            nothing = np.zeros((len(columns) + 1,) * 2)
+            return System(tuple(names), ("none",), (nothing,), (0,))
+        reached = {self.labels[c]: supports[c] for c in clusters}
+        r_factors = [
+            self.r_factors[c]
+            if list(supports[c]) == columns
+            else _upper(_widened(self.r_factors[c], (*supports[c], -1), [*columns, -1]))
+            for c in clusters
+        ]
+
+        def rows(labels: Sequence[str]) -> Iterator[Rows]:
+            assert again is not None
+            for label, index, design, target in again(list(reached)):
+                yield label, index, _widened(design, reached[label[-1]], columns), target
+
+        return replace(
+            self,
+            term_names=tuple(names),
+            labels=tuple(reached),
+            r_factors=tuple(r_factors),
+            counts=tuple(self.counts[c] for c in clusters),
+            rows=again and rows,
+            supports=None,
+        )
+
+    def explained_by_instruments(self, coef: Array, kept: list[int]) -> float:
+        """Squared norm of what some terms explain, free of the noise of their columns.
+
+        It is ``coef' Z'D coef`` of these terms, the others projected out.
+        """
+        upper, k = self.merged, self.n_terms
+        products: Array = upper[:k, :k].T @ upper[:k, k:-1]
+        others = [i for i in range(k) if i not in kept]
+        inside = products[np.ix_(kept, kept)]
+        if others:
+            shares = lstsq(products[np.ix_(others, others)], products[np.ix_(others, kept)])[0]
+            inside = inside - products[np.ix_(kept, others)] @ shares
+        return float(coef[kept] @ inside @ coef[kept])
+
+
+def _widened(columns: Array, support: Sequence[int], wanted: Sequence[int]) -> Array:
+    """Columns of a support among the wanted ones, the others zero."""
+    if list(support) == list(wanted):
+        return columns
+    place = {column: i for i, column in enumerate(wanted)}
+    full = np.zeros((len(columns), len(wanted)), order="F")
+    full[:, [place[column] for column in support]] = columns
+    return full
+
+
+def projected(upper: Array) -> Array:
+    """R factor of columns and target projected on the instruments, from ``[Z | D | t]``.
+
+    Its least-squares coefficients are those of instrumental variables; the residual is that of
+    the equations themselves.
+    """
+    k = len(upper) // 2
+    top, rest = upper[:k, k:].copy(), upper[k:, k:]
+    # A direction that the instruments do not span but for rounding holds no information.
+    sizes = np.linalg.norm(upper[:k, :k], axis=0)
+    top[np.abs(np.diagonal(upper)[:k]) <= _ROUNDING * sizes] = 0.0
+    result = r_factor(top[:, :-1], top[:, -1])
+    coef = lstsq(top[:, :-1], top[:, -1])[0]
+    away = np.concatenate([part[:, -1] - part[:, :-1] @ coef for part in (top, rest)])
+    result[-1, -1] = np.linalg.norm(away)
+    return result
+
+
+def explained(r_factor: Array, coef: Array) -> float:
+    """Uncentered R2 of given coefficients; 0 for a zero target."""
+    target = r_factor[:, -1]
+    total = float(target @ target)
+    if total == 0:
+        return 0.0
+    residual = target - r_factor[:, :-1] @ coef
+    return 1.0 - float(residual @ residual) / total
 
 
 def _upper(block: Array) -> Array:
@@ -363,14 +421,3 @@ def _upper(block: Array) -> Array:
         result[: len(reduced)] = np.triu(reduced)
         result[np.diagonal(result) < 0] *= -1.0
     return result
-
-
-def _embedded_meat(
-    meat: Meat, index: Sequence[int], n_terms: int, whitener: Array, coef: Array
-) -> Array:
-    """HC3 middle factor of a sub-family, by the pass over the columns of the whole family."""
-    full_whitener = np.zeros((n_terms, whitener.shape[1]))
-    full_coef = np.zeros(n_terms)
-    full_whitener[index] = whitener
-    full_coef[index] = coef
-    return meat(full_whitener, full_coef)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from sklearn_implicitreg.regression.solve import Solution
 
-__all__ = ["VERDICTS", "Verdict", "cause_at", "is_explained", "judge", "rounding_of"]
+__all__ = ["VERDICTS", "Measures", "Verdict", "cause_at", "is_explained", "judge"]
 
 VERDICTS = (
     "no signal",
@@ -25,7 +25,7 @@ _SUPPORTED = 0.01
 _PARTIAL = 0.1
 _MAX_NOISE = 0.1
 _NOISE_OR_TERM = "a missing term, or training that had not ended"
-_ON_PATH = "a missing term"
+_ON_TRAJECTORY = "a missing term"
 _RECORD_IT = (
     "training noise or a missing term. Record the path, or let trajectory.ContinueTraining make "
     "one, and give it as trajectory="
@@ -45,32 +45,65 @@ class Verdict:
         One of :data:`VERDICTS`.
     sentence : str
         Why, with the numbers.
-    details : dict
-        The numbers by name.
     """
 
     label: str
     sentence: str
-    details: dict[str, float | int | str | tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Label and sentence."""
         return f"{self.label}: {self.sentence}"
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What a verdict goes by, of a regression on columns or of a family solved as a whole."""
+
+    n_equations: int
+    n_terms: int
+    rank: int
+    norm: float  # of the target
+    r2: float
+    shortfall: float
+    condition_number: float = 1.0
+    condition_limit: float = np.inf  # 1/sqrt(eps) of the model's dtype
+    undetermined: str = ""  # why the rank is below the number of terms
+    columns: tuple[str, ...] = ()  # that are dependent, or nearly so
+    n_held: int = 0  # coefficients that a non-negative fit left at zero
+
+    @classmethod
+    def of(cls, solution: Solution, term_names: Sequence[str]) -> Measures:
+        """Measures of a regression on columns."""
+        which = solution.dependent
+        if not which:
+            which = tuple(np.flatnonzero(solution.vif >= 0.01 * solution.vif.max()).tolist())
+        columns = tuple(term_names[i] for i in which)
+        return cls(
+            solution.n_equations,
+            solution.n_terms,
+            solution.rank,
+            solution.tss**0.5,
+            solution.r2,
+            solution.shortfall,
+            solution.condition_number,
+            solution.eps**-0.5,
+            f"{solution.n_terms} columns have rank {solution.rank} over {solution.n_equations} "
+            f"equations; linearly dependent: {', '.join(columns)}.",
+            columns,
+            int(np.sum(~solution.active)),
+        )
+
+
 def judge(  # noqa: PLR0913
-    solution: Solution,
-    term_names: Sequence[str],
+    measures: Measures,
     *,
     rounding: float,
     scale_invariant: Sequence[str] = (),
-    scale_invariant_dominates: bool = False,
     n_kinks: int = 0,
     noise_share: float = 0.0,
     evidence: str = "",
     agreement: str = "",
     cause: str = _NOISE_OR_TERM,
-    on_path: bool = False,
     insignificant: str | None = None,
     n_violated: int = 0,
 ) -> Verdict:
@@ -79,93 +112,32 @@ def judge(  # noqa: PLR0913
     1. ``no signal``: the target's norm is at most ``rounding``, or R2 is not above the 95 %
        quantile of Beta(k/2, (m - k)/2), what k random directions reach in m > k equations.
     2. ``not identifiable``: rank below k, condition number above ``1/sqrt(eps)``, or layers on
-       whose scale the model does not depend dominate the columns.
+       whose scale the model does not depend dominate the columns (``scale_invariant``).
     3. ``not stationary``: ``evidence`` was found that the weights are no endpoint.
     4. ``supported``: ``1 - R2 <= 0.01 + noise_share``, with m > k, no kinks, no violated
        inequality and a noise share of at most 0.1.
     5. ``partial``: R2 >= 0.1.
     6. ``out of family``: below.
 
-    Parameters
-    ----------
-    solution : Solution
-        Its ``eps`` is the rounding unit of the model's dtype, its target norm
-        ``sqrt(solution.tss)``.
-    term_names : sequence of k str
-        Names of the columns.
-    rounding : float
-        Norm up to which the target is zero: 100 eps times the scale of what was summed.
-    scale_invariant : sequence of str
-        Tensors on whose scale the model does not depend.
-    scale_invariant_dominates : bool
-        Whether they carry most of the columns.
-    n_kinks : int
-        Rows at which the loss has no derivative.
-    noise_share : float
-        Share of the target's squared norm that is known to be noise; clipped to [0, 1].
-    evidence : str
-        Sentence that shows that the weights are no endpoint.
-    agreement : str
-        Sentence of a path that bears the endpoint out.
-    cause : str
-        What may be behind a part that is left over, see :func:`cause_at`.
-    on_path : bool
-        Whether the equations are those of a path.
-    insignificant : str or None
-        Why a test over windows finds no signal, empty where it finds one; it takes the place of
-        the comparison with random directions.
-    n_violated : int
-        Coordinates at a kink or bound whose inequality does not hold.
-
-    Returns
-    -------
-    Verdict
-        The first rule that applies, with its numbers.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_implicitreg.regression.solve import solve
-    >>> from sklearn_implicitreg.regression.system import r_factor
-    >>> weights = np.array([[1.0], [-2.0], [0.5], [3.0]])
-    >>> judge(solve(r_factor(weights, 0.1 * weights[:, 0]), 4), ["l2"], rounding=1e-14).label
-    'supported'
+    ``agreement`` is what a trajectory has for the endpoint; ``insignificant`` says why a test
+    over windows finds no signal (empty where it finds one), and replaces the comparison with
+    random directions.
     """
     noise = float(np.clip(noise_share, 0.0, 1.0))
-    base: dict[str, float | int | str | tuple[str, ...]] = {
-        "r2": solution.r2,
-        "n_equations": solution.n_equations,
-        "n_terms": solution.n_terms,
-        "rank": solution.rank,
-        "condition_number": solution.condition_number,
-        "target_norm": solution.tss**0.5,
-        "rounding": rounding,
-        "noise_share": noise,
-        "n_kinks": n_kinks,
-    }
     verdict = (
-        _no_signal(solution, rounding, insignificant)
-        or _not_identifiable(
-            solution, term_names, tuple(scale_invariant) if scale_invariant_dominates else ()
-        )
+        _no_signal(measures, rounding, insignificant)
+        or _not_identifiable(measures, tuple(scale_invariant))
         or (Verdict("not stationary", evidence) if evidence else None)
         or _explained(
-            solution,
+            measures,
             n_kinks,
             noise,
             n_violated,
-            cause=_ON_PATH if on_path or agreement else cause,
+            cause=_ON_TRAJECTORY if agreement else cause,
         )
     )
     sentence = f"{verdict.sentence} {agreement}".rstrip()
-    return Verdict(verdict.label, sentence, {**base, **verdict.details})
-
-
-def rounding_of(verdict: Verdict) -> float:
-    """Norm up to which the target of a verdict is zero."""
-    value = verdict.details["rounding"]
-    assert isinstance(value, float | int)
-    return float(value)
+    return Verdict(verdict.label, sentence)
 
 
 def is_explained(solution: Solution) -> bool:
@@ -173,28 +145,18 @@ def is_explained(solution: Solution) -> bool:
     return solution.n_equations > solution.n_terms and solution.shortfall <= _SUPPORTED
 
 
-def cause_at(*, has_paths: bool, each_explained: bool = False) -> str:
-    """What may be behind a part that is left over, and what to do.
-
-    Parameters
-    ----------
-    has_paths : bool
-        Whether a path of the model can be recorded.
-    each_explained : bool
-        Whether there are several endpoints, and coefficients of their own explain each of them.
-
-    Returns
-    -------
-    str
-    """
+def cause_at(*, has_paths: bool, each_explained: bool = False, along: bool = False) -> str:
+    """What may be behind a part that is left over, and what to do, at endpoints or windows."""
+    if along:
+        return _ON_TRAJECTORY
     if each_explained:
         return _THEY_DIFFER
     return _RECORD_IT if has_paths else _NOISE_OR_TERM
 
 
-def _no_signal(solution: Solution, rounding: float, insignificant: str | None) -> Verdict | None:
+def _no_signal(measures: Measures, rounding: float, insignificant: str | None) -> Verdict | None:
     """Rule 1."""
-    norm = solution.tss**0.5
+    norm = measures.norm
     if norm <= rounding:
         return Verdict(
             "no signal",
@@ -203,44 +165,32 @@ def _no_signal(solution: Solution, rounding: float, insignificant: str | None) -
         )
     if insignificant is not None:
         return Verdict("no signal", insignificant) if insignificant else None
-    m, k = solution.n_equations, solution.rank
+    m, k = measures.n_equations, measures.rank
     if not 0 < k < m:
         return None
     quantile = float(stats.beta.ppf(0.95, k / 2, (m - k) / 2))
-    if solution.r2 > quantile:
+    if measures.r2 > quantile:
         return None
     words = "1 random direction reaches" if k == 1 else f"{k} random directions reach"
-    held = int(np.sum(~solution.active))
-    bound = f" {held} of {solution.n_terms} coefficients are held at 0." if held else ""
+    held = measures.n_held
+    bound = f" {held} of {measures.n_terms} coefficients are held at 0." if held else ""
     return Verdict(
         "no signal",
-        f"R2 = {solution.r2:.3g} is not above {quantile:.3g}, what {words} in {m} equations "
+        f"R2 = {measures.r2:.3g} is not above {quantile:.3g}, what {words} in {m} equations "
         f"(95 % quantile).{bound}",
-        {"r2_random": quantile},
     )
 
 
-def _not_identifiable(
-    solution: Solution, term_names: Sequence[str], scale_invariant: tuple[str, ...]
-) -> Verdict | None:
+def _not_identifiable(measures: Measures, scale_invariant: tuple[str, ...]) -> Verdict | None:
     """Rule 2."""
-    if solution.rank < solution.n_terms:
-        columns = tuple(term_names[i] for i in solution.dependent)
+    if measures.rank < measures.n_terms:
+        return Verdict("not identifiable", measures.undetermined)
+    if measures.condition_number > measures.condition_limit:
         return Verdict(
             "not identifiable",
-            f"{solution.n_terms} columns have rank {solution.rank} over {solution.n_equations} "
-            f"equations; linearly dependent: {', '.join(columns)}.",
-            {"columns": columns},
-        )
-    limit = solution.eps**-0.5
-    if solution.condition_number > limit:
-        close = np.flatnonzero(solution.vif >= 0.01 * solution.vif.max())
-        columns = tuple(term_names[int(i)] for i in close)
-        return Verdict(
-            "not identifiable",
-            f"condition number {solution.condition_number:.3g} is above {limit:.3g} "
-            f"(1/sqrt(eps) of the model's dtype); nearly dependent: {', '.join(columns)}.",
-            {"columns": columns, "condition_limit": limit},
+            f"condition number {measures.condition_number:.3g} is above "
+            f"{measures.condition_limit:.3g} (1/sqrt(eps) of the model's dtype); nearly "
+            f"dependent: {', '.join(measures.columns)}.",
         )
     if scale_invariant:
         return Verdict(
@@ -248,19 +198,18 @@ def _not_identifiable(
             f"the model does not depend on the scale of {len(scale_invariant)} tensors that carry "
             f"most of the columns ({', '.join(scale_invariant)}): an endpoint shows no L2 there, "
             "whatever the decay was.",
-            {"scale_invariant": scale_invariant},
         )
     return None
 
 
 def _explained(
-    solution: Solution, n_kinks: int, noise: float, n_violated: int, *, cause: str
+    measures: Measures, n_kinks: int, noise: float, n_violated: int, *, cause: str
 ) -> Verdict:
     """Rules 4 to 6: by how much of the target the columns explain."""
-    m, k, r2 = solution.n_equations, solution.n_terms, solution.r2
+    m, k, r2 = measures.n_equations, measures.n_terms, measures.r2
     found = f"R2 = {r2:.4f} over {m} equations"
     bound = _SUPPORTED + noise
-    gap = f"1 - R2 = {solution.shortfall:.3g}"
+    gap = f"1 - R2 = {measures.shortfall:.3g}"
     if k >= m:
         label = "partial"
         sentence = (
@@ -270,7 +219,7 @@ def _explained(
     elif r2 < _PARTIAL:
         label = "out of family"
         sentence = f"{found} is below {_PARTIAL}: these terms do not explain the gradient."
-    elif solution.shortfall > bound:
+    elif measures.shortfall > bound:
         label = "partial"
         sentence = f"{found}, {gap} is above {bound:.3g}: {cause}."
     elif noise > _MAX_NOISE:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,32 +12,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
-from sklearn_implicitreg.regression.inference import Inference, Verdict
-from sklearn_implicitreg.regression.restrictions import WaldTest, wald, wald_test
-from sklearn_implicitreg.regression.solve import Solution
+from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.explicit import explicit_estimator
 from sklearn_implicitreg.results.fit_description import Facts, in_model_units
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.recovery import Recovery, recover
-from sklearn_implicitreg.results.structured import StructuredResult
-from sklearn_implicitreg.results.summary import Summary, coefficient_frame, coefficient_table
-from sklearn_implicitreg.trajectory.equations import NUISANCE
+from sklearn_implicitreg.results.summary import Summary
 
-__all__ = ["FittedResult", "Result", "without_numbers"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a fit found; all that the report needs, without data or weights."""
-
-    term_names: tuple[str, ...]
-    solution: Solution
-    inference: Inference
-    verdict: Verdict
-    facts: Facts
-    penalty: FittedPenalty | None  # None where equations were given as such
-    path: tuple[Array, Array] | None = None  # coefficients of every window or endpoint, and bands
+__all__ = ["FittedResult"]
 
 
 class FittedResult:
@@ -52,68 +35,39 @@ class FittedResult:
     vif_: Array | None
     condition_number_: float | None
     penalty_: FittedPenalty | StructuredPenalty | None
-    _result: Result | StructuredResult
+    aic_: float | None
+    bic_: float | None
+    _result: Result
+    _facts: Facts
 
-    def _publish(self, result: Result | StructuredResult) -> None:
-        """Set the public attributes."""
+    def _publish(self, result: Result, facts: Facts) -> None:
+        """Set the public attributes; None where the family has no columns."""
         for name in ("coef_path_", "coef_path_conf_int_", "_equations"):
             vars(self).pop(name, None)  # of an earlier fit
-        self._result = result
-        if isinstance(result, StructuredResult):
-            self._publish_structured(result)
-            return
+        self._result, self._facts = result, facts
         solution, inference = result.solution, result.inference
-        self.term_names_ = list(result.term_names)
-        self.coef_ = solution.coef
-        self.std_err_ = inference.std_err
-        self.conf_int_ = inference.conf_int
-        self.pvalues_ = inference.pvalues
-        self.r2_ = solution.r2
-        self.cosine_ = solution.cosine
-        self.condition_number_ = solution.condition_number
-        self.vif_ = solution.vif
-        self.n_equations_ = solution.n_equations
-        self.aic_: float | None = inference.aic
-        self.bic_: float | None = inference.bic
+        self.term_names_ = result.term_names
+        self.coef_ = result.coef
+        self.conf_int_ = result.conf_int
+        self.r2_ = result.r2
+        self.cosine_ = result.cosine
+        self.n_equations_ = result.n_equations
         self.verdict_ = result.verdict.label
         self.penalty_ = result.penalty
+        self.std_err_ = getattr(inference, "std_err", None)
+        self.pvalues_ = getattr(inference, "pvalues", None)
+        self.aic_ = getattr(inference, "aic", None)
+        self.bic_ = getattr(inference, "bic", None)
+        self.condition_number_ = getattr(solution, "condition_number", None)
+        self.vif_ = getattr(solution, "vif", None)
         if result.path is not None:
-            self.coef_path_, self.coef_path_conf_int_ = result.path
-
-    def _publish_structured(self, result: StructuredResult) -> None:
-        """Attributes of a family without columns; None for what speaks of columns."""
-        found = result.solution
-        self.term_names_ = found.term_names
-        self.coef_ = found.coef
-        self.conf_int_ = found.conf_int
-        self.std_err_ = self.pvalues_ = self.vif_ = self.condition_number_ = None
-        self.aic_ = self.bic_ = None
-        self.r2_ = result.r2
-        self.cosine_ = np.array([result.cosine])
-        self.n_equations_ = found.n_equations
-        self.verdict_ = result.verdict.label
-        self.penalty_ = found.penalty
-
-    def _structured_result(self) -> StructuredResult | None:
-        """What the fit of a structured family found; None for another."""
-        check_is_fitted(self, "coef_")
-        return self._result if isinstance(self._result, StructuredResult) else None
-
-    def _fitted_result(self) -> Result:
-        """What the fit of a family of terms found."""
-        check_is_fitted(self, "coef_")
-        if isinstance(self._result, StructuredResult):
-            raise ValueError(
-                f"Expected the fit of a family of terms, got {self._result.family}, which is "
-                "solved as a whole; read coef_, penalty_ and summary()."
-            )
-        return self._result
+            self.coef_path_, self.coef_path_conf_int_ = result.path, result.bands
 
     def _coefficients(self) -> dict[str, float]:
         """Coefficient of every term of the family."""
-        result = self._fitted_result()
-        named = zip(result.term_names, result.solution.coef.tolist(), strict=True)
-        return {name: coef for name, coef in named if name != NUISANCE}
+        check_is_fitted(self, "coef_")
+        self._result.regression()
+        return {self.term_names_[i]: float(self.coef_[i]) for i in self._result.family}
 
     def summary(self) -> Summary:
         """Table of the fit for people: text when printed, HTML in notebooks, LaTeX on request.
@@ -122,19 +76,8 @@ class FittedResult:
         -------
         summary : Summary
         """
-        structured = self._structured_result()
-        if structured is not None:
-            return structured.summary()
-        result = self._fitted_result()
-        facts, verdict = result.facts, result.verdict
-        header = [*facts.header, *_regression_header(result), ("Verdict", verdict.label)]
-        table = coefficient_table(result.term_names, result.solution, result.inference)
-        notes = [
-            verdict.sentence[0].upper() + verdict.sentence[1:],
-            f"Standard errors: {result.inference.description}.",
-            *facts.notes,
-        ]
-        return Summary("Implicit regularization", header, table, notes)
+        check_is_fitted(self, "coef_")
+        return self._facts.summary(self._result)
 
     def wald_test(self, restrictions: Any, value: Any = None) -> WaldTest:
         """Test linear restrictions on the coefficients, by the covariance of the fit.
@@ -159,9 +102,9 @@ class FittedResult:
             If a restriction is not understood, not linear or follows from others, or names a
             coefficient without a standard error.
         """
-        result = self._fitted_result()
-        names, coef = result.term_names, result.solution.coef
-        return wald_test(names, coef, result.inference, restrictions, value)
+        check_is_fitted(self, "coef_")
+        solution, inference = self._result.regression()
+        return wald_test(self._result.term_names, solution.coef, inference, restrictions, value)
 
     def influence(self, top: int | None = None) -> pd.DataFrame:
         """Leverage, residual and Cook's distance of single equations.
@@ -185,8 +128,9 @@ class FittedResult:
             If there is no gradient to explain, the fit is exact, or the equations were lost
             (they are not pickled).
         """
-        result = self._fitted_result()
-        if result.inference.exact:
+        check_is_fitted(self, "coef_")
+        solution, inference = self._result.regression()
+        if inference.exact:
             raise ValueError(
                 "Expected a residual to see influence in, got an exact fit: what is left of every "
                 "equation is rounding."
@@ -197,7 +141,7 @@ class FittedResult:
             raise ValueError(
                 "influence needs the equations of the fit, which are not pickled; fit again."
             )
-        return influence(equations, result.solution, top)
+        return influence(equations.system, solution, top)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy table of the coefficients for programs.
@@ -208,11 +152,8 @@ class FittedResult:
             One row per term: term, group, coef, std_err, ci_low, ci_high, statistic, p_value,
             cosine, vif. Of a structured family: term, coef, ci_low, ci_high.
         """
-        structured = self._structured_result()
-        if structured is not None:
-            return structured.frame()
-        result = self._fitted_result()
-        return coefficient_frame(result.term_names, result.solution, result.inference)
+        check_is_fitted(self, "coef_")
+        return self._facts.frame(self._result)
 
     def to_json(self) -> str:
         """Coefficients, fit and verdict as JSON text; NaN and infinite numbers are null.
@@ -221,8 +162,7 @@ class FittedResult:
         -------
         text : str
         """
-        structured = self._structured_result()
-        content = _content(self._fitted_result()) if structured is None else structured.content()
+        content = self._facts.content(self._result)
         terms = [_json_ready(row) for row in self.to_frame().to_dict(orient="records")]
         return json.dumps({"terms": terms} | _json_ready(content), indent=2, allow_nan=False)
 
@@ -240,7 +180,7 @@ class FittedResult:
         ValueError
             If the model has no parameter for a term.
         """
-        return in_model_units(self._coefficients(), self._fitted_result().facts)
+        return in_model_units(self._coefficients(), self._facts)
 
     def explicit_estimator(self) -> Any:
         """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.
@@ -258,9 +198,9 @@ class FittedResult:
         TypeError
             For a bare module: add ``penalty_`` to its training loop.
         """
-        result = self._fitted_result()
+        stated = self._coefficients()
         model = self.model_[0] if isinstance(self.model_, list) else self.model_
-        return explicit_estimator(model, self._coefficients(), result.facts, result.penalty)
+        return explicit_estimator(model, stated, self._facts, self._result.penalty)
 
     def recover(self, X: Any, y: Any = None, sample_weight: Any = None) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.
@@ -295,72 +235,7 @@ class FittedResult:
             )
         stated = self._coefficients() if isinstance(self.penalty_, FittedPenalty) else {}
         data, options = Data(X, y, sample_weight), source._options()
-        return recover(source.model_, stated, self._result.facts, self.penalty_, data, options)
-
-
-def _content(result: Result) -> dict[str, Any]:
-    """Fit and verdict, all but the coefficients, for programs."""
-    return {
-        "r2": result.solution.r2,
-        "n_equations": result.solution.n_equations,
-        "condition_number": result.solution.condition_number,
-        "df_resid": result.solution.n_equations - result.solution.n_used,
-        "log_likelihood": result.inference.log_likelihood,
-        "aic": result.inference.aic,
-        "bic": result.inference.bic,
-        "verdict": result.verdict.label,
-        "reason": result.verdict.sentence,
-        "covariance": result.inference.covariance,
-        "facts": dict(result.facts.header),
-        "notes": list(result.facts.notes),
-    }
-
-
-def _regression_header(result: Result) -> list[tuple[str, str]]:
-    """What statistical tables say of a regression as a whole."""
-    solution, inference = result.solution, result.inference
-    m, k = solution.n_equations, solution.n_used
-    kept = [i for i, name in enumerate(result.term_names) if name != NUISANCE]
-    family = np.eye(solution.n_terms)[kept]
-    statistic, p_value = wald(family, solution.coef[kept], inference)
-    exact = inference.exact
-    if exact:
-        statistic, p_value = np.inf, 0.0  # not what rounding errors are compared with
-    criteria = {
-        "Log-likelihood": inference.log_likelihood,
-        "AIC": inference.aic,
-        "BIC": inference.bic,
-    }
-    return [
-        ("Equations", str(m)),
-        ("Df residuals", str(m - k)),
-        ("R2 (uncentered)", f"{solution.r2:.4f}"),
-        (f"F({len(kept)}, {inference.df:g})", f"{statistic:.4g}"),
-        ("Prob (F)", f"{p_value:.3g}"),
-        ("Covariance", inference.covariance),
-        *((name, "exact fit" if exact else f"{value:.2f}") for name, value in criteria.items()),
-        ("Condition number", f"{solution.condition_number:.3g}"),
-    ]
-
-
-def without_numbers(solution: Solution, inference: Inference) -> tuple[Solution, Inference]:
-    """NaN for all coefficients: rounding errors divided by weights are none."""
-    k = solution.n_terms
-    blank = np.full(k, np.nan)
-    return (
-        replace(solution, coef=blank, r2=0.0, shortfall=1.0),
-        replace(
-            inference,
-            cov=np.full((k, k), np.nan),
-            std_err=blank,
-            tvalues=blank,
-            pvalues=blank,
-            conf_int=np.full((k, 2), np.nan),
-            log_likelihood=np.nan,
-            aic=np.nan,
-            bic=np.nan,
-        ),
-    )
+        return recover(source.model_, stated, self._facts, self.penalty_, data, options)
 
 
 def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:

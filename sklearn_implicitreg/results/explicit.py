@@ -50,23 +50,12 @@ _OF_THE_SOLVER = {"tol", "max_iter", "solver", "selection", "intercept_scaling",
 def explicit_estimator(
     model: Any, coef: Mapping[str, float], facts: Facts, penalty: FittedPenalty | None
 ) -> Any:
-    """Unfitted estimator of the model's kind that has the penalty as its own parameters.
-
-    ``coef`` holds the coefficient of every term.
-
-    Raises
-    ------
-    ValueError
-        If the model has no parameter for a term, a coefficient is negative or NaN, or a part of
-        the penalty was known.
-    TypeError
-        For a bare module, which has no constructor to call, and for given equations.
-    """
-    refused = {term: c for term, c in coef.items() if not c >= 0}
-    if refused:
+    """Unfitted estimator of the model's kind with the penalty as its own parameters."""
+    negative = {term: c for term, c in coef.items() if not c >= 0}
+    if negative:
         raise ValueError(
-            f"Expected coefficients at or above zero, got {refused}: no estimator takes a "
-            "penalty that rewards large weights, or none (NaN). Fit with positive=True, or read "
+            f"Expected coefficients at or above zero, got {negative}: no estimator takes a "
+            "penalty that rewards large weights or is NaN. Fit with positive=True, or read "
             "verdict_ and coef_."
         )
     if facts.known:
@@ -101,7 +90,7 @@ def explicit_estimator(
 
 
 def _check_scope(model: Any, facts: Facts, penalty: FittedPenalty) -> None:
-    """Refuse penalties on some of the weights, which one parameter would spread over all."""
+    """Raise ValueError for a penalty on some weights, which one parameter would put on all."""
     partial = [leaf for leaf, _ in penalty.leaves if set(leaf.names) != set(penalty.tensors)]
     if partial and not facts.per_output:
         raise ValueError(
@@ -178,7 +167,7 @@ def _penalty_name(terms: frozenset[str]) -> str:
 
 
 def _logistic_params(model: LogisticRegression, terms: frozenset[str]) -> dict[str, Any]:
-    """Kind of penalty, in the way of the installed version, and a solver that has it."""
+    """Kind of penalty, as the installed version spells it, and a solver that has it."""
     name = _penalty_name(terms)
     solvers = {"l1": ("saga", "liblinear"), "elasticnet": ("saga",)}.get(name, (model.solver,))
     params: dict[str, Any] = {} if model.solver in solvers else {"solver": solvers[0]}
@@ -193,7 +182,7 @@ def _skorch_params(net: Any, coef: Mapping[str, float], penalty: FittedPenalty) 
     """``weight_decay`` of every tensor that the penalty sees, through parameter groups."""
     CONVENTIONS["torch"].parameters(
         {term.partition("[")[0]: c for term, c in coef.items()}
-    )  # refuses terms that weight_decay cannot state
+    )  # raises ValueError if weight_decay cannot state a term
     _check_decaying(net.optimizer)
     parameters = dict(net.module_.named_parameters())
     decay: dict[str, float] = {}
@@ -211,10 +200,10 @@ def _skorch_params(net: Any, coef: Mapping[str, float], penalty: FittedPenalty) 
 
 
 def _check_decaying(optimizer: Any) -> None:
-    """Refuse optimizers whose weight_decay is not there, or not the gradient of a penalty."""
+    """Raise ValueError if weight_decay is missing or is not the gradient of a penalty."""
     known = "weight_decay" in inspect.signature(optimizer).parameters
     if not known or "AdamW" in {cls.__name__ for cls in optimizer.__mro__}:
-        what = "decays weights beside the loss" if known else "has no weight_decay"
+        what = "decays weights apart from the loss" if known else "has no weight_decay"
         raise ValueError(
             f"Expected an optimizer whose weight_decay is a penalty, such as SGD or Adam, got "
             f"{optimizer.__name__}, which {what}; set another one, or use penalty_ in get_loss."

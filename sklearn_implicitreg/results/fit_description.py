@@ -1,24 +1,21 @@
-"""What a fit tells about its model beside the coefficients, in words and numbers."""
+"""What a fit reports about its model besides the coefficients, in words and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from sklearn_implicitreg.problem import LossGradient, Problem
 from sklearn_implicitreg.problem.conventions import Convention
-from sklearn_implicitreg.regression.equations import Equations, Inequalities
-from sklearn_implicitreg.regression.solve import Solution
-from sklearn_implicitreg.regression.stacks import StackedEquations
+from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.restrictions import wald
+from sklearn_implicitreg.results.summary import Summary, coefficient_frame, coefficient_table
 
-__all__ = ["Facts", "in_model_units", "precomputed_facts"]
-
-_CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
-_ROUNDING = 1e-9  # of total weights
-_VIF_NOTE = 10.0  # the same, by the usual rule
+__all__ = ["Facts", "in_model_units"]
 
 
 @dataclass(frozen=True)
@@ -33,101 +30,80 @@ class Facts:
     known: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        equations: Equations | StackedEquations,
-        solution: Solution,
-        scale_invariant: tuple[str, ...],
-        tested: Inequalities | None,
-    ) -> Facts:
-        """Facts of the equations at a trained model, or at several."""
-        parts = equations.parts
-        facts = cls.at([part.problem for part in parts], [part.gradient for part in parts])
-        notes = [*facts.notes]
-        known = parts[0].columns.known_terms
-        if known:
-            notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
-        notes += _inequality_notes(sum(part.n_dropped for part in parts), tested)
-        if scale_invariant:
-            notes.append(
-                "The loss does not see the scale of " + ", ".join(scale_invariant) + " (they "
-                "feed a normalization): an endpoint shows no L2 there."
-            )
-        condition, vif = solution.condition_number, float(solution.vif.max())
-        if np.isfinite(condition) and (condition > _CONDITION_NOTE or vif > _VIF_NOTE):
-            notes.append(
-                f"The columns are close to dependent (condition number {condition:.3g}, largest "
-                f"VIF {vif:.3g}): single coefficients are uncertain; test them together "
-                "(wald_test)."
-            )
-        return replace(facts, notes=tuple(notes), known=known)
-
-    @classmethod
-    def at(
-        cls,
-        problems: Sequence[Problem],
-        gradients: Sequence[LossGradient],
-        place: str = "endpoint",
-    ) -> Facts:
-        """Facts of trained models, or of the windows of a path, whatever the family."""
-        first = problems[0]
-        models, losses = (
-            _each([p.model_name for p in problems]),
-            _each([p.loss_name for p in problems]),
-        )
-        rows = [g.n_rows for g in gradients]
-        weights = [g.weight for g in gradients]
-        header = [("Model", " or ".join(models)), ("Loss", " or ".join(losses))]
-        size = np.sqrt(np.mean([g.norm() ** 2 for g in gradients]))
-        if len(problems) == 1:
-            header.append(("Rows", f"{rows[0]} (weight {weights[0]:g})"))
-            header.append(("|grad L|", f"{size:.4g}"))
-        else:
-            header[0] = ("Model", f"{len(problems)} {place}s of {header[0][1]}")
-            header.append(("Rows of each", f"{_range(rows)} (weight {_range(weights)})"))
-            header.append(("|grad L|, r.m.s.", f"{size:.4g}"))
-        notes = _each([note for problem in problems for note in problem.notes])
-        if first.left_out:
-            notes.append(f"Parameters without equations: {', '.join(first.left_out)}.")
-        sizes = [p.n_effective or g.weight for p, g in zip(problems, gradients, strict=True)]
-        same = all(p.convention == first.convention for p in problems)
+    def of(cls, equations: Equations, result: Result) -> Facts:
+        """Facts of equations and what their fit found."""
+        targets = equations.targets
         return cls(
-            tuple(header),
-            tuple(notes),
-            sizes[0] if np.allclose(sizes, sizes[0], rtol=_ROUNDING, atol=0.0) else None,
-            first.convention if same else None,
-            first.groups is not None,
+            tuple(targets.header(equations, result)),
+            tuple(targets.notes(equations, result)),
+            *targets.units(equations),
+            equations.judged.design.known_terms,
         )
+
+    def summary(self, result: Result) -> Summary:
+        """Table for people."""
+        solution, inference = result.regression()
+        verdict = result.verdict
+        header = [*self.header, *_regression_header(result), ("Verdict", verdict.label)]
+        notes = [
+            verdict.sentence[0].upper() + verdict.sentence[1:],
+            f"Standard errors: {inference.description}.",
+            *self.notes,
+        ]
+        table = coefficient_table(result.term_names, solution, inference)
+        return Summary("Implicit regularization", header, table, notes)
+
+    def frame(self, result: Result) -> pd.DataFrame:
+        """Tidy table for programs."""
+        return coefficient_frame(result.term_names, *result.regression())
+
+    def content(self, result: Result) -> dict[str, Any]:
+        """Fit and verdict, all but the coefficients, for programs."""
+        solution, inference = result.regression()
+        return {
+            "r2": solution.r2,
+            "n_equations": solution.n_equations,
+            "condition_number": solution.condition_number,
+            "df_resid": solution.n_equations - solution.n_used,
+            "log_likelihood": inference.log_likelihood,
+            "aic": inference.aic,
+            "bic": inference.bic,
+            "verdict": result.verdict.label,
+            "reason": result.verdict.sentence,
+            "covariance": inference.covariance,
+            "facts": dict(self.header),
+            "notes": list(self.notes),
+        }
 
     def in_convention(self, convention: Convention) -> Facts:
         """The same facts for a model that states penalties in another way."""
         return replace(self, convention=convention)
 
 
-def _each(texts: Sequence[str]) -> list[str]:
-    """Different ones, in their order."""
-    return list(dict.fromkeys(texts))
-
-
-def _range(numbers: Sequence[float]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def _inequality_notes(dropped: int, tested: Inequalities | None) -> list[str]:
-    if not dropped:
-        return []
-    start = f"{dropped} coordinates at a kink of the penalty or a bound give no equation"
-    if tested is None:
-        return [f"{start}; their inequalities were not tested."]
-    if tested.n_violated:
-        return [f"{start}; {tested.n_violated} of their inequalities do not hold."]
-    return [f"{start}; all their inequalities hold."]
-
-
-def precomputed_facts() -> Facts:
-    """Facts of a regression that was given as arrays."""
-    return Facts((("Model", "precomputed equations"),), (), 1.0, None, False)
+def _regression_header(result: Result) -> list[tuple[str, str]]:
+    """What statistical tables report of a regression as a whole."""
+    solution, inference = result.regression()
+    m, k, kept = solution.n_equations, solution.n_used, result.family
+    family = np.eye(solution.n_terms)[kept]
+    statistic, p_value = wald(family, solution.coef[kept], inference)
+    exact = inference.exact
+    if exact:
+        statistic, p_value = np.inf, 0.0  # not what rounding errors are compared with
+    criteria = {
+        "Log-likelihood": inference.log_likelihood,
+        "AIC": inference.aic,
+        "BIC": inference.bic,
+    }
+    return [
+        ("Equations", str(m)),
+        ("Df residuals", str(m - k)),
+        ("R2 (uncentered)", f"{solution.r2:.4f}"),
+        (f"F({len(kept)}, {inference.df:g})", f"{statistic:.4g}"),
+        ("Prob (F)", f"{p_value:.3g}"),
+        ("Covariance", inference.covariance),
+        *((name, "exact fit" if exact else f"{value:.2f}") for name, value in criteria.items()),
+        ("Condition number", f"{solution.condition_number:.3g}"),
+    ]
 
 
 def in_model_units(coef: Mapping[str, float], facts: Facts) -> dict[str, Any]:

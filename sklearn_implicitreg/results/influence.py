@@ -2,72 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from sklearn_implicitreg.regression.equations import Equations
-from sklearn_implicitreg.regression.precomputed import GivenEquations
+from sklearn_implicitreg.regression.inference import FULL_LEVERAGE
 from sklearn_implicitreg.regression.solve import Solution, decompose
-from sklearn_implicitreg.regression.stacks import StackedEquations
-from sklearn_implicitreg.regression.system import FULL_LEVERAGE, Array, GradientSystem
-from sklearn_implicitreg.trajectory.instruments import InstrumentedSystem
+from sklearn_implicitreg.regression.system import Array, Index, System
 
 __all__ = ["influence"]
-
-Regression = Equations | StackedEquations | GivenEquations
 
 _CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 _MEASURES = ("hat_diag", "resid", "standard_resid", "student_resid", "cooks_d", "dffits")
 _COOK = _MEASURES.index("cooks_d")
 
 
-def influence(equations: Regression, solution: Solution, top: int | None = None) -> pd.DataFrame:
+def influence(system: System, solution: Solution, top: int | None = None) -> pd.DataFrame:
     r"""Influence of every equation, or of those with the largest Cook's distance.
 
     With orthonormal columns ``z_j`` (of the terms in use), leverage ``h_j = |z_j|^2``, residual
     ``e_j`` and ``s^2 = rss / (m - k)``: standardized residual ``e_j / (s sqrt(1 - h_j))``, the
     same by the variance without equation j (studentized), Cook's distance
-    ``standard_resid^2 h_j / (k (1 - h_j))``. All rows are read once more, in chunks.
-
-    Parameters
-    ----------
-    equations : Equations, StackedEquations or GivenEquations
-        The regression, with a ``system``.
-    solution : Solution
-        Its coefficients.
-    top : int, optional
-        Number of equations to return; by default all of them, in their order.
-
-    Returns
-    -------
-    DataFrame
-        One row per equation: ``hat_diag``, ``resid``, ``standard_resid``, ``student_resid``,
-        ``cooks_d``, ``dffits`` and one ``dfb_<term>`` for every term. Where an equation alone
-        determines a coefficient (leverage 1) Cook's distance is infinite and the measures
-        without it are NaN, as is the change of a coefficient that was left at zero or is part of
-        a linear dependence.
+    ``standard_resid^2 h_j / (k (1 - h_j))``. Where an equation alone determines a coefficient
+    (leverage 1) Cook's distance is infinite and the measures without it are NaN, as is the change
+    of a coefficient that was left at zero or is part of a linear dependence.
 
     Raises
     ------
     ValueError
-        If there are no coefficients, they come from instruments, or top is not above zero.
+        If there are no coefficients or no single equations, or top is not above zero.
 
     References
     ----------
     Belsley, Kuh and Welsch (1980), Regression Diagnostics, chapter 2.
-
-    Examples
-    --------
-    >>> from sklearn_implicitreg.regression.precomputed import GivenEquations
-    >>> from sklearn_implicitreg.regression.solve import solve
-    >>> given = GivenEquations.of([[1.0], [1.0], [1.0]], [1.0, 2.0, 6.0])
-    >>> influence(given, solve(given.system.r_factor, 3))["cooks_d"].round(3).tolist()
-    [0.429, 0.107, 0.964]
     """
     if not np.isfinite(solution.coef).all():
         raise ValueError("Expected coefficients, got NaN: there is no gradient to explain.")
@@ -75,37 +44,22 @@ def influence(equations: Regression, solution: Solution, top: int | None = None)
         raise ValueError(
             "Expected a coefficient above zero, got none: positive=True left all at 0."
         )
-    if isinstance(equations.system, InstrumentedSystem):
-        raise ValueError(
-            "Expected coefficients of least squares, got those of instrumental variables, which a "
-            "random penalty along a path has: these measures are not theirs."
-        )
     if top is not None and not (isinstance(top, int | np.integer) and top > 0):
         raise ValueError(f"Expected top above zero, or None for all equations, got {top!r}.")
-    hat = _Hat.of(equations.system, solution)
+    hat = _Hat.of(system, solution)
     kept = _Kept(np.empty((0, len(_MEASURES) + solution.n_terms)), [], np.empty(0, dtype=np.intp))
     chunks = [kept]
-    for block in _blocks(equations):
-        step = max(1, _CHUNK // (solution.n_terms + 1))
-        for start in range(0, len(block.target), step):
+    step = max(1, _CHUNK // (solution.n_terms + 1))
+    for label, index, design, target in system.single("for their influence"):
+        for start in range(0, len(target), step):
             rows = slice(start, start + step)
-            values = hat.measures(block.design[rows], block.target[rows])
-            labels = [block.label] * len(values)
-            chunks.append(_Kept(values, labels, block.places[rows]))
+            values = hat.measures(design[rows], target[rows])
+            chunks.append(_Kept(values, [label] * len(values), index[rows]))
             if top is not None:
                 chunks = [_largest(_joined(chunks), top)]
-    whole = _joined(chunks)
-    names = [*_MEASURES, *(f"dfb_{name}" for name in equations.system.term_names)]
-    return pd.DataFrame(whole.values, index=_index(equations, whole), columns=names)
-
-
-class _Block(NamedTuple):
-    """Equations of one tensor as arrays, and what they are called."""
-
-    label: tuple[str, ...]
-    places: npt.NDArray[np.intp]
-    design: Array
-    target: Array
+    whole = _joined(chunks[1:] or chunks)
+    names = [*_MEASURES, *(f"dfb_{name}" for name in system.term_names)]
+    return pd.DataFrame(whole.values, index=_index(whole), columns=names)
 
 
 class _Kept(NamedTuple):
@@ -113,7 +67,7 @@ class _Kept(NamedTuple):
 
     values: Array
     labels: list[tuple[str, ...]]
-    places: npt.NDArray[np.intp]
+    places: Index
 
 
 @dataclass(frozen=True)
@@ -127,14 +81,14 @@ class _Hat:
     norms: Array  # (k,), what the changes are divided by; NaN where there is no answer
 
     @classmethod
-    def of(cls, system: GradientSystem, solution: Solution) -> _Hat:
+    def of(cls, system: System, solution: Solution) -> _Hat:
         """Of the terms in use."""
         used = np.flatnonzero(solution.active)
         part = system.select([system.term_names[i] for i in used])
         spectrum = decompose(part.r_factor, eps=solution.eps)
         whitener = np.zeros((system.n_terms, spectrum.rank))
         whitener[used] = spectrum.whitener
-        # On a path the solution tells the residual of the mean over the windows.
+        # Along a trajectory the solution holds the residual of the mean over the windows.
         residual = system.r_factor[:, -1] - system.r_factor[:, :-1] @ solution.coef
         norms = np.linalg.norm(whitener, axis=1)
         norms[[*np.flatnonzero(~solution.active), *solution.dependent]] = np.nan
@@ -161,22 +115,6 @@ class _Hat:
         return np.column_stack([leverage, resid, standard, student, cook, fits, change])
 
 
-def _blocks(equations: Regression) -> Iterator[_Block]:
-    """All equations as arrays; those of windows or endpoints with the name of theirs."""
-    if isinstance(equations, GivenEquations):
-        yield _Block((), np.arange(len(equations.target)), equations.design, equations.target)
-        return
-    stacked = isinstance(equations, StackedEquations)
-    for i, part in enumerate(equations.parts):
-        first = (equations.system.labels[i],) if stacked else ()
-        for block in part.rows():
-            places = np.arange(len(block.target))
-            if block.index is not None:
-                places = block.index.cpu().numpy()
-            design, target = block.design.cpu().numpy(), block.target.cpu().numpy()
-            yield _Block((*first, block.name), places, design, target)
-
-
 def _joined(parts: list[_Kept]) -> _Kept:
     return _Kept(
         np.concatenate([part.values for part in parts]),
@@ -191,10 +129,10 @@ def _largest(kept: _Kept, top: int) -> _Kept:
     return _Kept(kept.values[order], [kept.labels[i] for i in order], kept.places[order])
 
 
-def _index(equations: Regression, kept: _Kept) -> pd.Index[Any]:
+def _index(kept: _Kept) -> pd.Index[Any]:
     """Name of the window or endpoint where there is one, tensor and coordinate."""
-    if isinstance(equations, GivenEquations):
-        return equations.index[kept.places]
+    if not any(kept.labels):
+        return pd.Index(kept.places)
     rows = [(*label, place) for label, place in zip(kept.labels, kept.places, strict=True)]
     names = ["cluster", "tensor", "coordinate"][-len(rows[0]) :]
     return pd.MultiIndex.from_tuples(rows, names=names)

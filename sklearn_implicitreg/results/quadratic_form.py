@@ -11,24 +11,22 @@ import torch
 from scipy.linalg import pinvh
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.regression.system import Array
 
 __all__ = [
     "PenaltyValue",
     "QuadraticForm",
     "Stationary",
-    "flat",
     "has_gradient",
     "quadratic_loss",
     "quadratic_penalty",
-    "shaped",
 ]
 
 PenaltyValue = Callable[[Params], Tensor]
 
 _EPS = float(np.finfo(np.float64).eps)
-_LARGEST = 4000  # weights: an eigendecomposition of half a minute
+_LARGEST = 4000  # weights; an eigendecomposition of this size takes half a minute
 _SOLVED = 1e-6  # share of the slope that a solution may leave
 _ROUNDING = 1e4 * _EPS  # share of a gradient by which it may be off a straight line
 
@@ -45,7 +43,7 @@ class QuadraticForm:
         return QuadraticForm(self.hessian + other.hessian, self.slope + other.slope)
 
     def change(self, start: Array, end: Array) -> float:
-        """Value at the end less that at the start."""
+        """Value at the end minus value at the start."""
         step = end - start
         return float(step @ (self.hessian @ (start + step / 2) - self.slope))
 
@@ -87,7 +85,7 @@ class Stationary(NamedTuple):
 
 
 def quadratic_loss(problem: Problem) -> QuadraticForm | None:
-    """The loss where it is quadratic, its parameters are free and not too many."""
+    """The loss if it is quadratic in free parameters that are not too many."""
     if problem.free or sum(t.numel() for t in problem.params.values()) > _LARGEST:
         return None
     try:
@@ -99,7 +97,7 @@ def quadratic_loss(problem: Problem) -> QuadraticForm | None:
 
 
 def quadratic_penalty(penalty: PenaltyValue, params: Params) -> QuadraticForm | None:
-    """The penalty where it is quadratic: its gradient is affine."""
+    """The penalty if it is quadratic: its gradient is affine at unit vectors and other points."""
     theta = flat(params)
     start = _slope(penalty, params, np.zeros_like(theta))
     columns = [_slope(penalty, params, unit) - start for unit in np.eye(len(theta))]
@@ -130,15 +128,3 @@ def _slope(penalty: PenaltyValue, params: Params, theta: Array) -> Array:
         slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     pairs = zip(leaves.items(), slopes, strict=True)
     return flat({n: torch.zeros_like(t) if s is None else s for (n, t), s in pairs})
-
-
-def flat(params: Params) -> Array:
-    """Tensors as one float64 vector."""
-    return np.concatenate([t.detach().cpu().double().reshape(-1).numpy() for t in params.values()])
-
-
-def shaped(params: Params, theta: Array) -> Params:
-    """Float64 tensors from one vector, named and shaped like the parameters."""
-    parts = np.split(theta, np.cumsum([t.numel() for t in params.values()])[:-1])
-    pairs = zip(params.items(), parts, strict=True)
-    return {name: torch.from_numpy(part.copy()).reshape(t.shape) for (name, t), part in pairs}

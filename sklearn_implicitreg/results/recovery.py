@@ -1,4 +1,4 @@
-"""Is the model what loss and estimated penalty make? Solved or trained again, and compared."""
+"""Weights that minimize loss and estimated penalty, compared with those of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.endpoints.templates import weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.explicit import explicit_estimator
 from sklearn_implicitreg.results.fit_description import Facts
@@ -21,24 +21,22 @@ from sklearn_implicitreg.results.quadratic_form import (
     PenaltyValue,
     QuadraticForm,
     Stationary,
-    flat,
     has_gradient,
     quadratic_loss,
     quadratic_penalty,
-    shaped,
 )
 from sklearn_implicitreg.results.summary import Summary
 
 __all__ = ["Arm", "Recovery", "recover"]
 
-_STATIONARY = 1e-6  # of the summands: gradient of a parameter that is at its best
-_WEAK = 1e-3  # share of the penalty in the place of none
+_STATIONARY = 1e-6  # of the summands: gradient of a parameter at its optimum
+_WEAK = 1e-3  # share of the penalty where an estimator takes no zero
 _PREDICTION = "Prediction: root mean square difference from the model's, over the rows."
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Weights of one way to train, beside the model's.
+    """Weights from one way of training, compared with the model's.
 
     Attributes
     ----------
@@ -67,7 +65,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
-    """Weights that loss and estimated penalty lead to, beside the model's and those without R.
+    """Weights that L + R leads to, compared with the model's and with those of L alone.
 
     Attributes
     ----------
@@ -76,18 +74,18 @@ class Recovery:
     recovered : Arm
         Where L + R is stationary, or what a retrained estimator with this penalty has.
     ablated : Arm
-        The same with R = 0: of several least-squares answers the shortest.
+        The same with R = 0; of several least-squares solutions the shortest.
     index : MultiIndex of length p
         Tensor and coordinate of each weight.
     method : {"closed form", "refit"}
         How the arms were made.
     is_minimizer : bool or None
         Whether the recovered weights minimize L + R: its Hessian has no negative eigenvalue.
-        Otherwise they are equal by the linear solve alone. None after a refit, which minimizes.
+        Otherwise they only solve the linear equations. None after a refit, which minimizes.
     is_unique : bool or None
         Whether they are its only stationary point: no eigenvalue is zero. None after a refit.
     smallest_eigenvalue : float
-        Of that Hessian; NaN after a refit.
+        Smallest eigenvalue of that Hessian; NaN after a refit.
     notes : tuple of str
         Sentences for the reader.
     """
@@ -166,52 +164,7 @@ def recover(
     data: Data,
     options: Options,
 ) -> Recovery:
-    """Solve ``L + R`` in closed form where both are quadratic, else train the explicit estimator.
-
-    A penalty is quadratic where its gradient is affine; that is tried, at all unit vectors and
-    at random points. The loss says so itself (squared error of a linear model).
-
-    Parameters
-    ----------
-    model : object
-        The trained model.
-    coef : dict of str to float
-        Coefficient of every term.
-    facts : Facts
-        Of the fit.
-    penalty : callable of a dict of tensors, or None
-        The penalty with its coefficients.
-    data : Data
-        Rows that the model was trained on.
-    options : Options
-        As of the fit.
-
-    Returns
-    -------
-    Recovery
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a part of the penalty was known, or there is neither a closed form nor an estimator
-        that states the penalty.
-
-    References
-    ----------
-    Rudoler, Tan, Hooker, Kording (2026), Estimating Implicit Regularization in Deep Learning,
-    Appendix A, Proposition E.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sklearn.linear_model import Ridge
-    >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> model = Ridge(alpha=3.0).fit(X, y)
-    >>> found = ImplicitRegularizationEstimator(model).fit(X, y).recover(X, y)
-    >>> found.is_minimizer, bool(found.recovered.distance < 1e-10), found.ablated.distance > 0.1
-    (True, True, True)
-    """
+    """Solve ``L + R`` in closed form where both are quadratic, else train an estimator."""
     if penalty is None:
         raise TypeError(
             "Expected a model to recover, got given equations; there are no weights to train."
@@ -232,7 +185,7 @@ def recover(
 
 @dataclass(frozen=True)
 class _Task:
-    """A trained model with its data and penalty, which every arm is compared with."""
+    """A trained model with its data and penalty, with which every arm is compared."""
 
     model: Any
     penalty: PenaltyValue
@@ -280,7 +233,7 @@ class _Task:
         return self.arm(flat(problem.params), problem.gradient().loss, rms)
 
     def notes(self) -> tuple[str, ...]:
-        """A note where parameters that the penalty does not see are not at their best."""
+        """A note if parameters without penalty are not at their optimum."""
         if not self.problem.left_out:
             return ()
         gradient = adapt(self.model, self.data, replace(self.options, params="all")).gradient()
@@ -289,7 +242,7 @@ class _Task:
         if size <= max(_STATIONARY, 100 * self.problem.eps) * gradient.scale:
             return ()
         return (
-            f"At its best for the weights in the other arms, but not in the model: "
+            f"At their optimum in the other arms, but not in the model: "
             f"{', '.join(names)} (gradient {size:.3g}).",
         )
 
@@ -313,7 +266,7 @@ def _solved(task: _Task, loss: QuadraticForm, rule: QuadraticForm) -> Recovery |
 
 
 def _judged(found: Stationary) -> str:
-    """What the eigenvalues of the Hessian say of the solution."""
+    """Sentence on the solution, by the eigenvalues of the Hessian."""
     if found.n_negative:
         return (
             f"Not a minimizer: {found.n_negative} of {found.n} eigenvalues of the Hessian of L + R "
@@ -353,7 +306,7 @@ def _refitted(
     if loss is not None:
         ablated = task.solved(loss, loss.stationary().point)
     else:
-        with warnings.catch_warnings(record=True) as heard:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")  # without a penalty there may be no optimum
             try:
                 ablated = task.trained(_weakened(task.model, coef, facts, penalty, 0.0))
@@ -362,7 +315,7 @@ def _refitted(
                 notes.append(
                     f"Without R: {_WEAK:g} of it, as {type(stated).__name__} takes no zero."
                 )
-        notes += [f"Without R: {' '.join(str(w.message).split())}" for w in heard[:1]]
+        notes += [f"Without R: {' '.join(str(w.message).split())}" for w in caught[:1]]
     return Recovery(
         model=task.arm(task.theta, task.problem.gradient().loss, 0.0),
         recovered=recovered,
@@ -386,7 +339,7 @@ def _weakened(
 
 
 def _predicted(model: Any, X: Any) -> Array:
-    """Decision values, probabilities or predictions, what the model has of these."""
+    """Decision values, probabilities or predictions, the first of these that the model has."""
     for method in ("decision_function", "predict_proba", "predict"):
         if hasattr(model, method):
             return np.asarray(getattr(model, method)(X), dtype=np.float64)

@@ -10,116 +10,78 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
+from sklearn_implicitreg.endpoints.targets import (
+    EndpointTargets,
+    places_header,
+    places_notes,
+    shared_units,
+)
 from sklearn_implicitreg.penalties import Structured, StructuredSolution
-from sklearn_implicitreg.problem import LossGradient, Problem
-from sklearn_implicitreg.regression.solve import Solution
-from sklearn_implicitreg.regression.stacks import EndpointTargets
+from sklearn_implicitreg.problem import LossGradient, Problem, flat
+from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.regression.verdict import Verdict, cause_at, judge
+from sklearn_implicitreg.regression.verdict import Measures, Verdict, cause_at, judge
 from sklearn_implicitreg.results.fit_description import Facts
-from sklearn_implicitreg.results.quadratic_form import flat
 from sklearn_implicitreg.results.summary import Summary
-from sklearn_implicitreg.trajectory.equations import PathTargets
+from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
 
-__all__ = ["StructuredResult", "fit_structured", "flattened"]
+__all__ = ["StructuredFacts", "fit_structured", "flattened", "r2_at"]
 
 _SHOWN = 10  # coefficients in a table for people
 
 
 @dataclass(frozen=True)
-class StructuredResult:
-    """What the fit of a structured family found."""
+class StructuredFacts(Facts):
+    """Facts of a family that is solved as a whole."""
 
-    family: str
-    solution: StructuredSolution
-    r2: float
-    cosine: float
-    verdict: Verdict
-    facts: Facts
-    solver: Structured
-
-    def r2_at(self, targets: EndpointTargets) -> float:
-        """Plain R2 of the penalty at other endpoints; 0 where their gradients are zero.
-
-        Raises
-        ------
-        ValueError
-            If every endpoint has a penalty of its own, or one depends on other parameters.
-        """
-        penalty = self.solution.penalty
-        shapes = {name: tuple(t.shape) for name, t in targets.problem.params.items()}
-        if shapes != dict(penalty.shapes):
-            raise ValueError(
-                f"Expected endpoints with the parameters {dict(penalty.shapes)}, got {shapes}."
-            )
-        thetas, minus = flattened(targets.problems, targets.gradients)
-        size = float(np.linalg.norm(minus))
-        if size <= _rounding(targets):
-            return 0.0
-        fitted = self.solver.gradients_at(self.solution, thetas, targets.problems)
-        return 1.0 - (float(np.linalg.norm(minus - fitted)) / size) ** 2
-
-    def summary(self) -> Summary:
+    def summary(self, result: Result) -> Summary:
         """Table of the first coefficients, and what the whole penalty is like."""
-        found = self.solution
-        k = len(found.coef)
+        (family, found), k = result.solved_as_whole(), len(result.coef)
         header = [
-            *self.facts.header,
-            ("Family", self.family),
-            ("Equations", str(found.n_equations)),
+            *self.header,
+            ("Family", repr(family)),
+            ("Equations", str(result.n_equations)),
             ("Unknowns", str(found.n_unknowns)),
             ("Determined", str(found.rank)),
-            ("R2 (uncentered)", f"{self.r2:.4f}"),
-            ("Cosine", f"{self.cosine:.4f}"),
-            ("Verdict", self.verdict.label),
+            ("R2 (uncentered)", f"{result.r2:.4f}"),
+            ("Cosine", f"{result.cosine[0]:.4f}"),
+            ("Verdict", result.verdict.label),
         ]
-        table = self._frame(min(k, _SHOWN)).set_index("term")
+        table = _table(result, min(k, _SHOWN)).set_index("term")
         table.index.name = None
-        if found.conf_int is None:
+        if result.conf_int is None:
             table = table[["coef"]]
-        notes = _sentences([self.verdict.sentence])
+        notes = _sentences([result.verdict.sentence])
         if k > _SHOWN:
             notes.append(f"The first {_SHOWN} of {k} coefficients; to_frame() has all.")
-        if not np.isnan(found.coef).all():  # else there was no gradient to explain
-            notes += [self._size(), *_sentences(found.notes)]
-        notes += self.facts.notes
+        if not np.isnan(result.coef).all():  # else there was no gradient to explain
+            notes += [self._size(result), *_sentences(found.notes)]
+        notes += self.notes
         return Summary("Implicit regularization", header, table, notes)
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self, result: Result) -> pd.DataFrame:
         """One row per coefficient: term, coef, ci_low, ci_high."""
-        return self._frame(len(self.solution.coef))
+        return _table(result, len(result.coef))
 
-    def content(self) -> dict[str, Any]:
+    def content(self, result: Result) -> dict[str, Any]:
         """Fit and verdict, all but the coefficients, for programs."""
-        found = self.solution
+        family, found = result.solved_as_whole()
         return {
-            "family": self.family,
-            "r2": self.r2,
-            "cosine": self.cosine,
-            "n_equations": found.n_equations,
+            "family": repr(family),
+            "r2": result.r2,
+            "cosine": float(result.cosine[0]),
+            "n_equations": result.n_equations,
             "n_unknowns": found.n_unknowns,
             "rank": found.rank,
-            "verdict": self.verdict.label,
-            "reason": self.verdict.sentence,
-            "facts": dict(self.facts.header),
-            "notes": [*_sentences(found.notes), *self.facts.notes],
+            "verdict": result.verdict.label,
+            "reason": result.verdict.sentence,
+            "facts": dict(self.header),
+            "notes": [*_sentences(found.notes), *self.notes],
         }
 
-    def _frame(self, n: int) -> pd.DataFrame:
-        found = self.solution
-        bounds = np.full((n, 2), np.nan) if found.conf_int is None else found.conf_int[:n]
-        return pd.DataFrame(
-            {
-                "term": list(found.term_names[:n]),
-                "coef": found.coef[:n],
-                "ci_low": bounds[:, 0],
-                "ci_high": bounds[:, 1],
-            }
-        )
-
-    def _size(self) -> str:
+    def _size(self, result: Result) -> str:
         """Sentence on the eigenvalues of the penalty."""
-        matrix = self.solution.penalty.coefficients
+        matrix = result.penalty.coefficients
         if not np.isfinite(matrix).all():
             return "The penalty is not finite."
         values = np.linalg.eigvalsh(matrix) if matrix.ndim == 2 else matrix
@@ -129,9 +91,22 @@ class StructuredResult:
         )
 
 
+def _table(result: Result, n: int) -> pd.DataFrame:
+    """The first coefficients with their bounds."""
+    bounds = np.full((n, 2), np.nan) if result.conf_int is None else result.conf_int[:n]
+    return pd.DataFrame(
+        {
+            "term": list(result.term_names[:n]),
+            "coef": result.coef[:n],
+            "ci_low": bounds[:, 0],
+            "ci_high": bounds[:, 1],
+        }
+    )
+
+
 def fit_structured(
-    family: Structured, targets: EndpointTargets | PathTargets, confidence_level: float = 0.95
-) -> StructuredResult:
+    family: Structured, targets: EndpointTargets | TrajectoryTargets, confidence_level: float = 0.95
+) -> tuple[Result, StructuredFacts]:
     """Fit of a structured family at endpoints, or at the mean iterates of windows.
 
     The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
@@ -149,7 +124,7 @@ def fit_structured(
             f"{at_bound}: they give inequalities; fit a family with terms."
         )
     thetas, minus = flattened(problems, gradients)
-    sampling = targets.sampling if isinstance(targets, EndpointTargets) else "data sets"
+    sampling = targets.sampling
     found = family.solve(
         thetas, minus, problems, confidence_level=confidence_level, sampling=sampling
     )
@@ -168,12 +143,48 @@ def fit_structured(
         bounds = None if found.conf_int is None else np.column_stack([blank, blank])
         found = replace(found, coef=blank, conf_int=bounds, penalty=nothing, notes=())
     slim = replace(found, fitted=found.fitted[:, :0])  # p x M numbers are not kept
-    facts = Facts.at(problems, gradients, targets.place)
-    own = clone(family)  # as it was, whatever becomes of the user's
-    return StructuredResult(repr(family), slim, 1 - shortfall, cosine, verdict, facts, own)
+    result = Result(
+        term_names=found.term_names,
+        coef=found.coef,
+        conf_int=found.conf_int,
+        r2=1 - shortfall,
+        cosine=np.array([cosine]),
+        n_equations=found.n_equations,
+        verdict=verdict,
+        penalty=found.penalty,
+        whole=(clone(family), slim),  # as it was, whatever becomes of the user's
+    )
+    facts = StructuredFacts(
+        tuple(places_header(problems, gradients, targets.place)),
+        tuple(places_notes(problems)),
+        *shared_units(problems, gradients),
+    )
+    return result, facts
 
 
-def _rounding(targets: EndpointTargets | PathTargets) -> float:
+def r2_at(result: Result, targets: EndpointTargets) -> float:
+    """Plain R2 of the penalty at other endpoints; 0 where their gradients are zero.
+
+    Raises
+    ------
+    ValueError
+        If every endpoint has a penalty of its own, or one depends on other parameters.
+    """
+    family, found = result.solved_as_whole()
+    shapes = {name: tuple(t.shape) for name, t in targets.problem.params.items()}
+    if shapes != dict(result.penalty.shapes):
+        raise ValueError(
+            f"Expected endpoints with the parameters {dict(result.penalty.shapes)}, got {shapes}."
+        )
+    thetas, minus = flattened(targets.problems, targets.gradients)
+    size = float(np.linalg.norm(minus))
+    if size <= _rounding(targets):
+        return 0.0
+    fitted = family.gradients_at(found, thetas, targets.problems)
+    return 1.0 - (float(np.linalg.norm(minus - fitted)) / size) ** 2
+
+
+def _rounding(targets: EndpointTargets | TrajectoryTargets) -> float:
     """Norm below which all gradients together are zero to rounding."""
     pairs = zip(targets.problems, targets.gradients, strict=True)
     return float(np.linalg.norm([gradient.rounding(problem.eps) for problem, gradient in pairs]))
@@ -203,36 +214,23 @@ def _judged(
     cause: str,
 ) -> Verdict:
     """The verdict of a regression, but whether the unknowns are identified by their rank."""
-    k = found.n_unknowns
-    stand_in = Solution(
-        coef=np.zeros(k),
-        rss=shortfall * size**2,
-        tss=size**2,
-        r2=1 - shortfall,
-        shortfall=shortfall,
-        cosine=np.zeros(k),
-        rank=found.rank,
-        condition_number=1.0,
-        vif=np.ones(k),
-        dependent=(),
-        active=np.ones(k, dtype=bool),
-        n_equations=found.n_equations,
-        eps=float(np.finfo(np.float64).eps),
-    )
-    verdict = judge(stand_in, (), rounding=rounding, n_kinks=n_kinks, cause=cause)
     if size > rounding and np.isinf(found.coef).all():
-        return replace(
-            verdict,
-            label="out of family",
-            sentence="no finite member of the family is better than no penalty: it does not lead "
-            "to these weights.",
+        return Verdict(
+            "out of family",
+            "no finite member of the family is better than no penalty: it does not lead to these "
+            "weights.",
         )
-    if verdict.label != "not identifiable":
-        return verdict
+    k = found.n_unknowns
     shown = [*found.dependent[:_SHOWN], *(["..."] if len(found.dependent) > _SHOWN else [])]
     which = f"; not determined: {', '.join(shown)}" if shown else ""
-    return replace(
-        verdict,
-        sentence=f"{found.n_equations} equations determine {found.rank} of {k} unknowns{which}.",
-        details=verdict.details | {"columns": found.dependent},
+    measures = Measures(
+        found.n_equations,
+        k,
+        found.rank,
+        size,
+        1 - shortfall,
+        shortfall,
+        undetermined=f"{found.n_equations} equations determine {found.rank} of {k} "
+        f"unknowns{which}.",
     )
+    return judge(measures, rounding=rounding, n_kinks=n_kinks, cause=cause)

@@ -165,34 +165,7 @@ class Summary:
 def coefficient_frame(
     term_names: Sequence[str], solution: Solution, inference: Inference
 ) -> pd.DataFrame:
-    """Tidy frame of the coefficients, for programs.
-
-    Parameters
-    ----------
-    term_names : sequence of k str
-        ``"l2[fc1]"`` is term ``l2`` of group ``fc1``; without brackets the group is "".
-    solution : Solution
-        Coefficients, cosines and variance inflation.
-    inference : Inference
-        Standard errors, tests and intervals.
-
-    Returns
-    -------
-    DataFrame
-        One row per coefficient, columns ``term, group, coef, std_err, ci_low, ci_high,
-        statistic, p_value, cosine, vif``.
-
-    Examples
-    --------
-    >>> from sklearn_implicitreg.regression.inference import infer
-    >>> from sklearn_implicitreg.regression.solve import solve
-    >>> from sklearn_implicitreg.regression.system import GradientSystem
-    >>> system = GradientSystem.from_arrays([[1.0], [1.0]], [1.0, 2.0], ["l2[fc1]"])
-    >>> solution = solve(system.r_factor, 2)
-    >>> frame = coefficient_frame(system.term_names, solution, infer(system, solution))
-    >>> frame[["term", "group", "coef"]].round(12).values.tolist()
-    [['l2', 'fc1', 1.5]]
-    """
+    """Tidy frame with one row per coefficient; ``"l2[fc1]"`` is term l2 of group fc1."""
     matches = [_GROUPED.fullmatch(name) for name in term_names]
     return pd.DataFrame(
         {
@@ -213,23 +186,7 @@ def coefficient_frame(
 def coefficient_table(
     term_names: Sequence[str], solution: Solution, inference: Inference
 ) -> pd.DataFrame:
-    """Table of the coefficients for people, as :class:`Summary` prints it.
-
-    Parameters
-    ----------
-    term_names : sequence of k str
-        Names of the rows.
-    solution : Solution
-        Coefficients, cosines and variance inflation.
-    inference : Inference
-        Standard errors, tests and intervals.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``coef``, ``std err``, ``t``, ``P>|t|``, the two bounds of the interval, ``cosine``
-        and ``VIF``; the index are the names as they are.
-    """
+    """Table of the coefficients for people, as :class:`Summary` prints it."""
     tail = (1 - inference.confidence_level) / 2
     table = coefficient_frame(term_names, solution, inference).drop(columns=["term", "group"])
     names = {

@@ -1,24 +1,21 @@
 """Closed forms for linear models, and the units of coefficients."""
 
-from sklearn_implicitreg.theory.descents import (
-    exponential_average,
-    gradient_descent,
-    gradient_flow,
-)
 from sklearn_implicitreg.theory.early_stopping import (
     early_stopping_eigenvalues,
     early_stopping_slopes,
 )
 from sklearn_implicitreg.theory.filters import (
     conjugate_gradient,
+    exponential_average,
+    gradient_descent,
+    gradient_flow,
     l2_boosting,
     principal_components,
     ridge,
 )
-from sklearn_implicitreg.theory.implicit import implicit_penalty
+from sklearn_implicitreg.theory.implicit import ImplicitPenalty, implicit_penalty
 from sklearn_implicitreg.theory.kernels import kernel_penalty
 from sklearn_implicitreg.theory.noise import input_dropout, input_noise
-from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 from sklearn_implicitreg.theory.strength import (
     degrees_of_freedom,

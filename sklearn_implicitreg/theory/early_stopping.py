@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import exprel
 
-from sklearn_implicitreg.theory.responses import descent
+from sklearn_implicitreg.theory.spectral import descent
 
 __all__ = ["early_stopping_eigenvalues", "early_stopping_slopes"]
 

@@ -1,7 +1,7 @@
-"""Spectral filters of ridge, principal components, boosting and conjugate gradients.
+"""Spectral filters of procedures: ridge, components, boosting, conjugate gradients, descent.
 
 Every argument is in the units of ``L = (1/n) |y - X theta|^2``: a coefficient multiplies
-``|theta|^2`` beside L.
+``|theta|^2``, ``lr`` is torch's on :class:`torch.nn.MSELoss`, a time is ``lr`` times steps.
 """
 
 from __future__ import annotations
@@ -9,11 +9,19 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from sklearn_implicitreg.theory import responses
-from sklearn_implicitreg.theory.checks import check_positive, check_whole
+from sklearn_implicitreg.theory import spectral
+from sklearn_implicitreg.theory.inputs import check_positive, check_steps, check_whole
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
-__all__ = ["conjugate_gradient", "l2_boosting", "principal_components", "ridge"]
+__all__ = [
+    "conjugate_gradient",
+    "exponential_average",
+    "gradient_descent",
+    "gradient_flow",
+    "l2_boosting",
+    "principal_components",
+    "ridge",
+]
 
 
 def ridge(coef: float) -> SpectralFilter:
@@ -22,7 +30,7 @@ def ridge(coef: float) -> SpectralFilter:
     Parameters
     ----------
     coef : float
-        Coefficient of ``|theta|^2`` beside L; ``alpha / n`` of scikit-learn's ``Ridge``.
+        Coefficient of ``|theta|^2`` added to L; ``alpha / n`` of scikit-learn's ``Ridge``.
 
     Returns
     -------
@@ -41,15 +49,15 @@ def ridge(coef: float) -> SpectralFilter:
     (array([0.75]), array([0.5]))
     """
     check_positive("coef", coef)
-    return SpectralFilter(f"ridge(coef={coef:g})", partial(responses.shrunk, coef=coef))
+    return SpectralFilter(f"ridge(coef={coef:g})", partial(spectral.shrunk, coef=coef))
 
 
 def principal_components(k: int) -> SpectralFilter:
     """Regression on the k leading principal components of X, taken as it is.
 
-    The components are the eigenvectors of ``X'X/n``: center X first if they shall be those of the
-    covariance. The implied penalty is a constraint: zero on the space kept, and the directions
-    dropped beside it.
+    The components are the eigenvectors of ``X'X/n``: center X first to get those of the
+    covariance. The implied penalty is a constraint: no penalty on the space kept, and weights
+    held at the start in the directions dropped.
 
     Parameters
     ----------
@@ -74,7 +82,7 @@ def principal_components(k: int) -> SpectralFilter:
     """
     check_whole("k", k)
     return SpectralFilter(
-        f"principal_components(k={k})", partial(responses.kept, k=int(k)), drops=True
+        f"principal_components(k={k})", partial(spectral.kept, k=int(k)), drops=True
     )
 
 
@@ -99,8 +107,8 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
     Raises
     ------
     ValueError
-        If an argument is out of its range, or the learner is none that has a filter, such as
-        componentwise least squares.
+        If an argument is out of its range, or the learner has no filter, as componentwise
+        least squares.
 
     References
     ----------
@@ -125,12 +133,12 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
             raise ValueError(f"Expected a learner that is smooth in X alone, got {learner.name}.")
         name, base, limit = learner.name, learner.response, learner.limit
     elif isinstance(learner, str) and learner == "ols":
-        name, base, limit = "'ols'", responses.solved, math.inf
+        name, base, limit = "'ols'", spectral.solved, math.inf
     else:
         raise ValueError(
             f"Expected learner='ols' or a filter such as ridge(coef), got {learner!r}."
         )
-    response = partial(responses.boosted, rate=rate, n_steps=int(n_steps), base=base)
+    response = partial(spectral.boosted, rate=rate, n_steps=int(n_steps), base=base)
     return SpectralFilter(f"l2_boosting({rate:g}, {n_steps}, {name})", response, limit)
 
 
@@ -165,5 +173,185 @@ def conjugate_gradient(k: int) -> SpectralFilter:
     """
     check_whole("k", k)
     return SpectralFilter(
-        f"conjugate_gradient(k={k})", partial(responses.krylov, k=int(k)), needs_y=True
+        f"conjugate_gradient(k={k})", partial(spectral.krylov, k=int(k)), needs_y=True
     )
+
+
+def gradient_descent(
+    lr: float,
+    n_steps: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    average: bool = False,
+) -> SpectralFilter:
+    """Gradient descent on L, stopped: ``f = 1 - (1 - 2 lr s)^t``.
+
+    With momentum m what is left is ``e_1 = 1 - h`` and ``e_(k+1) = (1 + m - h) e_k - m e_(k-1)``
+    where ``h = 2 lr s``; with Nesterov's, ``e_1 = 1 - (1 + m) h`` and
+    ``e_(k+1) = (1 - h) ((1 + m) e_k - m e_(k-1))``; for an average, the mean of ``e_1 .. e_t``.
+
+    Parameters
+    ----------
+    lr : float
+        Step size that multiplies the gradient of L, as in :class:`torch.optim.SGD`.
+    n_steps : float
+        Number of steps t; a whole number with momentum or an average.
+    momentum : float, default=0.0
+        Momentum of the heavy ball, as in torch, without dampening.
+    nesterov : bool, default=False
+        Whether the momentum is Nesterov's, as in torch.
+    average : bool, default=False
+        Whether the weights are the mean of the iterates 1 to t, the start left out.
+
+    Returns
+    -------
+    filter : SpectralFilter
+        For :func:`implicit_penalty`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range; after no step no penalty is finite.
+
+    References
+    ----------
+    Ali, Kolter and Tibshirani (2019), *A continuous-time view of early stopping for least squares
+    regression*, AISTATS. They step on half of L: their step size is ``2 lr``.
+
+    Examples
+    --------
+    Against torch:
+
+    >>> import numpy as np, torch
+    >>> from sklearn_implicitreg.theory import gradient_descent, implicit_penalty
+    >>> rng = np.random.default_rng(0)
+    >>> X, y = rng.normal(size=(20, 3)), rng.normal(size=20)
+    >>> theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    >>> optimizer = torch.optim.SGD([theta], lr=0.02, momentum=0.5)
+    >>> for _ in range(10):
+    ...     optimizer.zero_grad()
+    ...     loss = torch.nn.functional.mse_loss(torch.tensor(X) @ theta, torch.tensor(y))
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> procedure = gradient_descent(lr=0.02, n_steps=10, momentum=0.5)
+    >>> found = implicit_penalty(X, procedure, y=y).theta()
+    >>> bool(np.max(np.abs(found - theta.detach().numpy())) < 1e-14)
+    True
+    """
+    _check_steps(lr, n_steps, momentum, nesterov)
+    extra = _momentum_text(momentum, nesterov)
+    name = f"gradient_descent(lr={lr:g}, n_steps={n_steps}{extra}{', average=True' * average})"
+    limit = _largest_stable(lr, momentum, nesterov)
+    if not (momentum or average):
+        return SpectralFilter(name, partial(spectral.descent, lr=lr, n_steps=n_steps), limit)
+    check_whole("n_steps", n_steps)
+    response = partial(
+        spectral.averaged if average else spectral.stepped,
+        lr=lr,
+        n_steps=int(n_steps),
+        momentum=momentum,
+        nesterov=nesterov,
+    )
+    return SpectralFilter(name, response, limit)
+
+
+def exponential_average(
+    lr: float, n_steps: int, decay: float, momentum: float = 0.0, nesterov: bool = False
+) -> SpectralFilter:
+    """Moving average ``a_k = decay a_(k-1) + (1 - decay) theta_k`` of gradient descent on L.
+
+    It begins at the start of the weights, ``a_0 = theta_0``.
+
+    Parameters
+    ----------
+    lr : float
+        Step size that multiplies the gradient of L.
+    n_steps : int
+        Number of steps.
+    decay : float
+        Share of the old average, at least 0 and below 1.
+    momentum : float, default=0.0
+        Of the descent, as for :func:`gradient_descent`.
+    nesterov : bool, default=False
+        Whether the momentum is Nesterov's.
+
+    Returns
+    -------
+    filter : SpectralFilter
+        For :func:`implicit_penalty`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.theory import exponential_average
+    >>> exponential_average(lr=0.1, n_steps=2, decay=0.5).values([1.0])  # 1 - (1 + .8 + 2 .64)/4
+    array([0.23])
+    """
+    _check_steps(lr, n_steps, momentum, nesterov)
+    check_whole("n_steps", n_steps)
+    if not 0 <= decay < 1:
+        raise ValueError(f"Expected 0 <= decay < 1, got {decay!r}.")
+    extra = _momentum_text(momentum, nesterov)
+    response = partial(
+        spectral.smoothed,
+        lr=lr,
+        n_steps=int(n_steps),
+        momentum=momentum,
+        nesterov=nesterov,
+        decay=decay,
+    )
+    name = f"exponential_average(lr={lr:g}, n_steps={n_steps}, decay={decay:g}{extra})"
+    return SpectralFilter(name, response, _largest_stable(lr, momentum, nesterov))
+
+
+def gradient_flow(time: float) -> SpectralFilter:
+    """The flow ``d theta / d time = -grad L``, stopped: ``f = 1 - exp(-2 s time)``.
+
+    Parameters
+    ----------
+    time : float
+        Time of the flow; gradient descent in small steps takes ``lr * n_steps``.
+
+    Returns
+    -------
+    filter : SpectralFilter
+        For :func:`implicit_penalty`.
+
+    Raises
+    ------
+    ValueError
+        If the time is not positive and finite.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.theory import gradient_flow
+    >>> gradient_flow(0.5).values([1.0]).round(6)
+    array([0.632121])
+    """
+    check_positive("time", time)
+    response = partial(spectral.descent, lr=None, n_steps=time)
+    return SpectralFilter(f"gradient_flow(time={time:g})", response)
+
+
+def _check_steps(lr: float, n_steps: float, momentum: float, nesterov: bool) -> None:
+    """Raise ValueError if an argument of a descent is out of its range."""
+    check_positive("lr", lr)
+    check_steps(n_steps)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"Expected 0 <= momentum < 1, got {momentum!r}.")
+    if nesterov and not momentum:
+        raise ValueError("Expected a momentum for nesterov=True, got 0.")
+
+
+def _momentum_text(momentum: float, nesterov: bool) -> str:
+    """Arguments of the momentum in the name of a filter."""
+    return f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
+
+
+def _largest_stable(lr: float, momentum: float, nesterov: bool) -> float:
+    """Eigenvalue from which on a descent diverges: ``1 / lr`` without momentum."""
+    return (1 + momentum) / (lr * (1 + 2 * momentum if nesterov else 1))

@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from sklearn_implicitreg.theory.checks import as_matrix
-from sklearn_implicitreg.theory.filtering import filtered
-from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
+from sklearn_implicitreg.theory.implicit import ImplicitPenalty, filtered
+from sklearn_implicitreg.theory.inputs import Spectrum, as_matrix
 from sklearn_implicitreg.theory.spectral import SpectralFilter
-from sklearn_implicitreg.theory.spectrum import Spectrum
 
 __all__ = ["kernel_penalty"]
 
@@ -32,7 +30,7 @@ def kernel_penalty(
     with ``D = K^2/n + coef K``. A wide network at its neural tangent kernel moves the outputs ``K
     a`` along K times their gradient: the weights step by ``2 (D a - y/n)`` with
     ``D = K/n + coef I``, K times which is the gradient of L. A filter f acts on the eigenvalues of
-    D. With ``Q = D (1 - f(D)) / f(D)`` the penalty beside L is ``(a - a_0)' Q (a - a_0)``, and
+    D. With ``Q = D (1 - f(D)) / f(D)`` the penalty added to L is ``(a - a_0)' Q (a - a_0)``, and
     for the tangent kernel ``(a - a_0)' K Q (a - a_0)``.
 
     Parameters
@@ -59,7 +57,7 @@ def kernel_penalty(
     ------
     ValueError
         If K is not symmetric, is zero or has negative eigenvalues, the kind is not known,
-        ``coef`` is negative, or as :func:`implicit_penalty` does.
+        ``coef`` is negative, or for the reasons of :func:`implicit_penalty`.
 
     Warns
     -----

@@ -1,12 +1,11 @@
-"""Penalties that noise on the inputs of a linear model is, in expectation."""
+"""Penalties that noise on the inputs of a linear model adds in expectation."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_implicitreg.theory.checks import as_matrix
-from sklearn_implicitreg.theory.spectrum import weighted_rows
+from sklearn_implicitreg.theory.inputs import as_matrix, weighted_rows
 
 __all__ = ["input_dropout", "input_noise"]
 
@@ -54,7 +53,7 @@ def input_dropout(
 
 
 def input_noise(sigma: float) -> float:
-    """Coefficient of ``|theta|^2`` that Gaussian noise on the inputs of a linear model is.
+    """Coefficient of ``|theta|^2`` that Gaussian noise on the inputs of a linear model adds.
 
     Over noise of standard deviation sigma on each entry, fresh each time, the mean of L is
     ``L + sigma^2 |theta|^2``.

@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from sklearn_implicitreg.theory.checks import as_matrix, as_vector
-from sklearn_implicitreg.theory.filtering import check_gain
-from sklearn_implicitreg.theory.quadratic import ImplicitPenalty
+from sklearn_implicitreg.theory.implicit import ImplicitPenalty, check_gain
+from sklearn_implicitreg.theory.inputs import as_matrix, as_vector, decompose
 from sklearn_implicitreg.theory.spectral import SpectralFilter
-from sklearn_implicitreg.theory.spectrum import decompose
 
 __all__ = ["degrees_of_freedom", "equivalent_ridge", "scalar_equivalent"]
 
@@ -77,9 +75,8 @@ def equivalent_ridge(
     Returns
     -------
     coef : float
-        Root of ``sum s / (s + coef) = sum f``, coefficient of ``|theta|^2`` beside L;
-        scikit-learn's alpha is n times it. Zero where nothing is left of the least-squares
-        solution.
+        Root of ``sum s / (s + coef) = sum f``, coefficient of ``|theta|^2`` added to L;
+        scikit-learn's alpha is n times it. Zero if the filter gives the least-squares solution.
 
     Raises
     ------
@@ -111,7 +108,7 @@ def equivalent_ridge(
         return 0.0
 
     def _excess(log_coef: float) -> float:
-        """Of ridge over the filter, as logarithms of odds: exact at both ends."""
+        """Log odds of ridge less those of the filter: exact at both ends."""
         coef = np.exp(log_coef)
         odds = np.sum(s / (s + coef)) / np.sum(coef / (s + coef))
         return float(np.log(odds) - np.log(taken / left))
@@ -151,7 +148,7 @@ def scalar_equivalent(
     Lambda : array-like of shape (p, p), ImplicitPenalty, or fitted penalty with ``matrix_``
         Penalty.
     start : array-like of shape (p,), optional
-        Point that the penalty is measured from; that of the penalty, or zero.
+        Point that the penalty is measured from; by default that of the penalty, or zero.
 
     Returns
     -------
@@ -161,7 +158,7 @@ def scalar_equivalent(
     Raises
     ------
     ValueError
-        If the weights are at the start, or the shapes do not belong together.
+        If the weights are at the start, or the shapes do not match.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Units: what a coefficient is in a model's own parameters, and back."""
+"""Units: from coefficients to a model's own parameters, and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DEFAULT_MODELS = {
 def convert(
     coef: float, family: str, *, to: str, n: float | None = None, model: str | None = None
 ) -> float:
-    """Model parameter that states a penalty openly, from its coefficient; or the way back.
+    """Model parameter that states a penalty openly, from its coefficient; or the reverse.
 
     A coefficient multiplies the family's R in ``L + coef * R``, where L is the loss divided by
     the total weight of the rows, squared error without its 1/2.
@@ -38,9 +38,9 @@ def convert(
     family : {"l2", "weight_decay", "l1", "l21"}
         ``sum w^2``, ``1/2 sum w^2``, ``sum |w|``, or the sum of the 2-norms over outputs.
     to : str
-        Name of the parameter, "alpha", "C" or "weight_decay"; or "coef" for the way back.
+        Name of the parameter, "alpha", "C" or "weight_decay"; or "coef" for the reverse.
     n : float, optional
-        Total weight of the training rows; needed where the table below has an n. For an MLP
+        Total weight of the training rows; needed if the table below has an n. For an MLP
         trained in batches, the size of a batch.
     model : str, optional
         Row of the table. By default, for "alpha" Ridge (Lasso for "l1", MultiTaskLasso for
@@ -63,7 +63,7 @@ def convert(
 
     Notes
     -----
-    What is minimized over w, and the coefficients that this is (r: ``l1_ratio`` or ``L1_wt``,
+    What is minimized over w, and the coefficients in it (r: ``l1_ratio`` or ``L1_wt``,
     SSE: sum of squared errors over the n rows, D: deviance)::
 
         model                objective                                   coefficients

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.regression.design import Columns
+from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.equations import device_r_factor
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.trajectory.stretches import there
+from sklearn_implicitreg.trajectory.design import at_weights
 
 __all__ = ["Block", "Cell", "LeafPenalty", "RFactors", "cells_of", "signature"]
 
@@ -225,9 +225,9 @@ def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
     smaller = {n: t.double() * (1e-6 ** fixed(t)).to(t.device) for n, t in weights.items()}
     found = []
     for at in (weights, smaller):
-        columns = Columns(penalty, there(penalty, problem, at))
+        own = Design.at(penalty, at_weights(penalty, problem, at))
         for name, tensor in problem.params.items():
-            design = columns.design(name).cpu()
+            design = own.columns(name).cpu()
             along = fixed(tensor).reshape(-1) @ design
             found.append(torch.stack([along, design.norm(dim=0)], dim=1))
     return torch.stack(found, dim=1).numpy()

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params
-from sklearn_implicitreg.regression.equations import Equations
-from sklearn_implicitreg.regression.stacks import StackedEquations
+from sklearn_implicitreg.regression.equations import Equations, Place
+from sklearn_implicitreg.trajectory.design import deviation
 from sklearn_implicitreg.trajectory.references import Gradient
-from sklearn_implicitreg.trajectory.stretches import deviation
 from sklearn_implicitreg.trajectory.trajectory import Mark, Trajectory, Window
 from sklearn_implicitreg.trajectory.vectors import squared_mean
 
-__all__ = ["path_evidence"]
+__all__ = ["with_evidence"]
 
 _DIFFERENT = 0.01  # share of the endpoint's squared target, as for a supported family
 _WINDOWS = 10  # nearest to the weights: the path may have come from far
 
 
-def path_evidence(
-    equations: Equations | StackedEquations, path: Trajectory | None
-) -> tuple[str, str]:
-    """Sentence against an endpoint, and sentence for it; at most one of them is not empty.
+def with_evidence(equations: Equations, path: Trajectory | None) -> Equations:
+    """The equations with what a trajectory has against an endpoint, or for it.
 
     An endpoint takes the applied gradient as zero: its target is ``-grad L``. The path measured
     it: what its steps added is ``a - grad L`` at the mean iterates. Where the weights are
@@ -34,8 +33,8 @@ def path_evidence(
     ValueError
         If the path does not go through the trained weights, or holds only R factors.
     """
-    if path is None or not isinstance(equations, Equations):
-        return "", ""  # several endpoints have no path in common
+    if path is None or equations.cluster != "tensor":
+        return equations  # several endpoints have no trajectory in common
     if path.r_factors is not None:
         raise ValueError(
             "Expected a path with weights beside an endpoint, got one that holds only R factors; "
@@ -43,30 +42,33 @@ def path_evidence(
         )
     size = float(np.linalg.norm(equations.system.r_factor[:, -1]))
     if size <= equations.rounding:
-        return "", ""
-    problem = equations.problem
+        return equations
+    place = equations.judged
+    problem = place.problem
     windows = _beside(path, problem.params)
     whole, reference = problem.whole(), Gradient()
     parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]
-    added = torch.stack([_vector(part, equations) for part in parts])
-    signal, raw = squared_mean(added - _vector(equations.gradient, equations))
+    added = torch.stack([_vector(part, place) for part in parts])
+    signal, raw = squared_mean(added - _vector(place.gradient, place))
     share, noise = max(0.0, signal) / size**2, (raw - signal) / size**2
     n_steps = sum(window.n_steps for window in windows)
-    target = "-grad L" + " less what is known" * bool(equations.columns.known_terms)
+    target = "-grad L" + " less what is known" * bool(place.design.known_terms)
     told = f"noise {noise:.2g}" if len(windows) > 1 else "one window: its noise is not known"
     steps = f"what {n_steps} steps of the path beside these weights added"
     if share <= _DIFFERENT + noise:
-        return "", (
-            f"The path bears it out: {steps} differs from {target} by {share:.2g} of its squared "
-            f"norm ({told})."
+        return replace(
+            equations,
+            agreement=f"The trajectory confirms it: {steps} differs from {target} by {share:.2g} "
+            f"of its squared norm ({told}).",
         )
     norm = squared_mean(added)[1] ** 0.5
-    return (
+    evidence = (
         f"{target} has norm {size:.4g}, {steps} has {norm:.4g}, and their difference is "
         f"{share:.3g} of the squared norm of the former, more than {_DIFFERENT + noise:.2g} "
         f"({told}): this is the gradient of noise, or of a training that had not ended. Read what "
-        "the steps add with mode='trajectory' and this path."
-    ), ""
+        "the steps add with mode='trajectory' and this trajectory."
+    )
+    return replace(equations, evidence=evidence)
 
 
 def _beside(path: Trajectory, params: Params) -> list[Window]:
@@ -91,10 +93,10 @@ def _is_at(mark: Mark, params: Params) -> bool:
     return all(torch.equal(weights[n].double().cpu(), t.double().cpu()) for n, t in params.items())
 
 
-def _vector(gradient: LossGradient, equations: Equations) -> torch.Tensor:
+def _vector(gradient: LossGradient, place: Place) -> torch.Tensor:
     """Minus a target, as one vector: gradient and known penalties."""
     parts = []
-    for name in equations.problem.params:
-        slope, known = gradient.value[name].reshape(-1), equations.columns.known(name)
+    for name in place.problem.params:
+        slope, known = gradient.value[name].reshape(-1), place.design.known(name)
         parts.append((slope if known is None else slope + known).cpu())
     return torch.cat(parts)

@@ -481,7 +481,10 @@ def test_explicit_net_is_trained_with_the_penalty():
 
 @pytest.mark.parametrize(
     ("optimizer", "what"),
-    [(torch.optim.AdamW, "decays weights beside the loss"), (torch.optim.LBFGS, "has no weight_")],
+    [
+        (torch.optim.AdamW, "decays weights apart from the loss"),
+        (torch.optim.LBFGS, "has no weight_"),
+    ],
     ids=["AdamW", "LBFGS"],
 )
 def test_explicit_net_needs_a_decay_that_is_a_penalty(optimizer, what):

@@ -120,7 +120,7 @@ MODELS = {
         TypeError,
         "Expected a trained torch module, skorch net, scikit-learn linear or MLP model or "
         "results of statsmodels, got "
-        "KNeighborsRegressor. Give a bare nn.Module with `loss=`, or",
+        "KNeighborsRegressor. Give a bare nn.Module with `loss=`, or .*adapters.register",
     ),
     "several-outputs-of-an-mlp": (
         (lambda: MLPRegressor(max_iter=200).fit(X, Y_TWO / 100), {}, X, Y_TWO, None),
@@ -316,7 +316,8 @@ DATA = {
     "negative-counts": (
         (lambda: PoissonRegressor().fit(X, Y), {}, X, -Y, None),
         ValueError,
-        "Expected y >= 0 for a deviance of power 1, got a smallest y of -346",
+        "Expected y >= 0 for the half Poisson deviance, log link, got values from -346 to -25: "
+        r"some value\(s\) of y are out of the valid range of the loss; give the y of the training",
     ),
     "three-classes-for-bce": (
         (linear, {"loss": "bce_with_logits"}, X, CODES, None),

@@ -175,7 +175,7 @@ def test_interval_by_misfit():
     half = student_t.ppf(0.95, 5) * np.sqrt(rss / 5 / (slope @ slope))
     assert_allclose(np.log(found.conf_int[0]), [log_t - half, log_t + half], rtol=1e-6)
     assert "misfit" in found.notes[0]
-    assert "not of the noise in the labels" in found.notes[0]
+    assert "does not cover the noise in the labels" in found.notes[0]
 
 
 def test_interval_by_leaving_out_endpoints():

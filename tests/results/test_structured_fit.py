@@ -170,9 +170,9 @@ def test_intervals_go_by_the_level_and_by_what_the_endpoints_are():
     assert "other data sets" in words(est)
     X, y = load_diabetes(return_X_y=True)
     resamples = estimator("early_stopping").fit(endpoints(Ridge(2.0), X, y, 5, random_state=0))
-    assert "what each resample says alone" in words(resamples)
+    assert "standard deviation of the answers of single resamples" in words(resamples)
     models = [Endpoint(Ridge(a).fit(X, y), X, y) for a in (1.0, 2.0, 3.0, 4.0)]
-    assert "speaks of misfit" in words(estimator("early_stopping").fit(models))
+    assert "interval is by the misfit" in words(estimator("early_stopping").fit(models))
 
 
 def test_zero_gradients_are_no_signal():
@@ -189,7 +189,7 @@ def test_no_steps_are_told_of_a_zero_gradient():
     assert est.verdict_ == "no signal"
     assert np.isnan(est.coef_).all() and np.isnan(est.conf_int_).all()
     text = words(est)
-    for word in ("interval speaks", "left over", "eigenvalues", "no finite number"):
+    for word in ("the interval is", "left over", "eigenvalues", "no finite number"):
         assert word not in text and word not in est.to_json()
 
 

@@ -358,11 +358,11 @@ def test_scalar_equivalent_of_other_shapes() -> None:
     assert theory.scalar_equivalent([1.0, 1.0], fitted) == 2.0
 
 
-def test_conjugate_gradients_that_have_arrived_say_so() -> None:
+def test_conjugate_gradients_at_least_squares_say_so() -> None:
     X, y = np.diag([1.0, 2.0]), np.ones(2)
     for k in (2, 5):
         notes = theory.implicit_penalty(X, theory.conjugate_gradient(k), y=y).notes
-        assert any("arrived at least squares" in note for note in notes)
+        assert any("reached least squares" in note for note in notes)
     with pytest.warns(IndefinitePenaltyWarning):
         notes = theory.implicit_penalty(X, theory.conjugate_gradient(1), y=y).notes
-    assert not any("arrived at least squares" in note for note in notes)
+    assert not any("reached least squares" in note for note in notes)

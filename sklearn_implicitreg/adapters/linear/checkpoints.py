@@ -65,30 +65,17 @@ class CheckpointProblem(LinearProblem):
     ``grad L(theta) = grad L(theta_0) + H (theta - theta_0)`` with the first from the rows: its
     rounding error is that of ``X' r`` at theta_0 and of ``X'X`` times the *difference*, so
     that it does not swamp the small gradients of a path that ends near theta_0.
-
-    Attributes
-    ----------
-    shared : object
-        Gradient at theta_0 and Gram matrix, computed once when first asked for.
     """
 
-    shared: _Shared
+    shared: _Shared  # gradient at theta_0 and Gram matrix, computed when first asked for
 
     def gradient(self) -> LossGradient:
-        """Gradient of the mean loss in O(p^2).
-
-        Returns
-        -------
-        LossGradient
-        """
+        """Gradient of the mean loss in O(p^2)."""
         gram, (start, found) = self.shared.gram, self.shared.gradient
         difference = self.matrix() - self.shared.reference.matrix()
         change = difference @ gram
         matrix = start + change
-        value: Params = {
-            name: torch.from_numpy(matrix.reshape(-1)[self.places(name)]).reshape(tensor.shape)
-            for name, tensor in self.params.items()
-        }
+        value = self.in_scope(matrix)
         # |H_ij| <= s_i s_j bounds the size of what the product sums up.
         s = np.sqrt(np.maximum(np.diag(gram), 0.0))
         size = float(np.linalg.norm(s) * np.linalg.norm(np.abs(difference) @ s))
@@ -96,12 +83,7 @@ class CheckpointProblem(LinearProblem):
         return replace(found, value=value, loss=loss, scale=found.scale + size)
 
     def hessian(self) -> Array:
-        """Hessian of the mean loss, computed once for all checkpoints.
-
-        Returns
-        -------
-        ndarray of shape (p, p)
-        """
+        """Hessian of the mean loss, computed once for all checkpoints."""
         return self.shared.hessian.copy()
 
 
@@ -110,52 +92,28 @@ def adapt_checkpoints(
 ) -> list[Problem]:
     """Problems of several models; those that share rows share what is computed from them.
 
-    Parameters
-    ----------
-    models : sequence
-        Trained models.
-    data : sequence of Data
-        Rows of each.
-    options : Options
-        For all of them.
-
-    Returns
-    -------
-    list of Problem
-        In the order given. A `LinearModel` with squared error becomes a `CheckpointProblem` if
-        enough others have the same objects as X, y and sample_weight for a Gram matrix to pay.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `adapt`, with a note that tells which model it is about.
-
-    Examples
-    --------
-    >>> X, y = np.eye(2), np.array([1.0, 2.0])
-    >>> path = [LinearModel([t, 2 * t]) for t in (0.2, 0.5, 1.0)]
-    >>> problems = adapt_checkpoints(path, [Data(X, y)] * 3, Options())
-    >>> [problem.gradient().value["coef"].tolist() for problem in problems][-1]
-    [0.0, 0.0]
+    A `LinearModel` with squared error becomes a `CheckpointProblem` if enough others have the same
+    objects as X, y and sample_weight for a Gram matrix to pay.
     """
     members: dict[Hashable, list[int]] = {}
     for index, (model, rows) in enumerate(zip(models, data, strict=True)):
         members.setdefault(_sharing(model, rows, options) or index, []).append(index)
     problems: dict[int, Problem] = {}
     for group in members.values():
-        *others, end = group
+        end = group[-1]
         with _about(end):
             last = adapt(models[end], data[end], options)
         shared: _Shared | None = None
-        if others and isinstance(last, LinearProblem) and _pays(last, len(group)):
+        if isinstance(last, LinearProblem) and _pays(last, len(group)):
             shared = _Shared(last)
-        problems[end] = last if shared is None else _checkpoint(models[end], shared)
-        for index in others:
+        for index in group:
             with _about(index):
-                if shared is None:
-                    problems[index] = adapt(models[index], data[index], options)
-                else:
+                if shared is not None:
                     problems[index] = _checkpoint(models[index], shared)
+                elif index == end:
+                    problems[index] = last
+                else:
+                    problems[index] = adapt(models[index], data[index], options)
     return [problems[index] for index in range(len(models))]
 
 
@@ -173,8 +131,7 @@ def _sharing(model: Any, rows: Data, options: Options) -> Hashable:
     """What models must have in common to share; None if this one cannot."""
     if type(model) is not LinearModel or model.classes is not None:
         return None
-    auto = isinstance(options.loss, str) and options.loss == "auto"
-    loss = model.loss if auto else options.loss
+    loss = model.loss if options.loss == "auto" else options.loss
     if not (isinstance(loss, nn.MSELoss) or (isinstance(loss, str) and loss in _SQUARED)):
         return None
     kind = loss.reduction if isinstance(loss, nn.MSELoss) else loss
@@ -191,7 +148,8 @@ def _sharing(model: Any, rows: Data, options: Options) -> Hashable:
 
 def _pays(problem: LinearProblem, n_models: int) -> bool:
     """Whether one Gram matrix is cheaper than a pass over the rows for each model."""
-    return problem.curvature is not None and _PASSES * n_models > problem.coef.shape[1]
+    quadratic, n_features = problem.loss.curvature is not None, problem.coef.shape[1]
+    return quadratic and n_models > 1 and _PASSES * n_models > n_features
 
 
 def _checkpoint(model: LinearModel, shared: _Shared) -> CheckpointProblem:
@@ -204,12 +162,6 @@ def _checkpoint(model: LinearModel, shared: _Shared) -> CheckpointProblem:
     params: Params = {name: torch.from_numpy(np.asarray(whole[name])) for name in own.params}
     check_finite_params(params)
     known = {field.name: getattr(own, field.name) for field in fields(own)}
-    return CheckpointProblem(
-        **{
-            **known,
-            "params": params,
-            "coef": np.atleast_2d(coef),
-            "intercept": None if own.intercept is None else np.atleast_1d(whole["intercept"]),
-            "shared": shared,
-        }
-    )
+    known |= {"params": params, "coef": np.atleast_2d(coef), "shared": shared}
+    known["intercept"] = None if own.intercept is None else np.atleast_1d(whole["intercept"])
+    return CheckpointProblem(**known)

@@ -11,15 +11,27 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sklearn_implicitreg.adapters.linear.blocks import row_blocks, rows_of_features, weighted_gram
-from sklearn_implicitreg.adapters.linear.losses import Array, RowLoss
-from sklearn_implicitreg.problem import BlockGradient, LossGradient, Params, Problem, profiled
+from sklearn_implicitreg.adapters.linear.losses import Array, Loss
+from sklearn_implicitreg.problem import (
+    BlockGradient,
+    LinearCall,
+    LossGradient,
+    Params,
+    Problem,
+    RowBatch,
+    as_tensor,
+    profiled,
+)
 
-__all__ = ["LinearProblem", "parsed"]
+__all__ = ["LinearProblem", "parsed", "row_blocks", "rows_of_features"]
 
+Rows = slice | NDArray[np.intp]
+# Of one block: its sums about a center, and the sums of the derivatives and of their sizes.
 Measured = tuple[BlockGradient, Array, Array]
 
-# Blocks cost nothing here, and 20 tell the spread of the rows to a third only.
+# Numbers in a block: large enough for BLAS, small enough to stay in the cache.
+_BLOCK = 2**20
+# Blocks cost nothing here, and 20 give the spread of the rows to a third only.
 _MANY_BLOCKS = 100
 
 
@@ -31,43 +43,18 @@ class LinearProblem(Problem):
     of ``X'X``; a sparse X stays sparse. X is read in blocks of rows and never copied whole.
     Where an intercept out of scope is at its best, the derivatives sum to zero, and features that
     lie far from zero are measured from near their mean, which loses no digits.
-
-    Attributes
-    ----------
-    X : ndarray or CSR matrix of shape (n, p)
-        Features.
-    y : ndarray of shape (n, K)
-        Targets as ``row_loss`` takes them.
-    coef : ndarray of shape (K, p)
-        Trained coefficients.
-    intercept : ndarray of shape (K,) or None
-        What is added to ``X coef'``; None if no intercept was fitted.
-    row_loss : RowLoss
-        Loss of the rows.
-    loss_weight : ndarray of shape (n, 1) or (n, K)
-        What multiplies the losses.
-    weight : ndarray of shape (n,)
-        Weight of the rows, which sums to what the loss is divided by.
-    intercept_unit : float
-        Constant feature that the intercept parameter multiplies.
-    feature_names : tuple of str or None
-        Names of the p features, where the model knows them.
-    curvature : float or None
-        Second derivative of the loss in ``eta`` where it is constant.
-    columns : mapping of str to ndarray of int, or None
-        Features of each parameter, where they are not "coef" and "intercept"; K is 1.
     """
 
-    X: Any
-    y: Array
-    coef: Array
-    intercept: Array | None
-    row_loss: RowLoss
-    loss_weight: Array
-    weight: Array
-    intercept_unit: float = 1.0
+    X: Any  # ndarray or CSR matrix of shape (n, p)
+    y: Array  # (n, K), as the loss takes them
+    coef: Array  # (K, p)
+    intercept: Array | None  # (K,); None if none was fitted
+    loss: Loss
+    loss_weight: Array  # (n, 1) or (n, K): what multiplies the losses
+    weight: Array  # (n,): sums to what the loss is divided by
+    intercept_unit: float = 1.0  # constant feature that the intercept parameter multiplies
     feature_names: tuple[str, ...] | None = None
-    curvature: float | None = None
+    # Features of each parameter, where they are not "coef" and "intercept"; K is 1.
     columns: Mapping[str, NDArray[np.intp]] | None = None
 
     @property
@@ -76,93 +63,48 @@ class LinearProblem(Problem):
         return int(self.X.shape[0])
 
     def gradient(self) -> LossGradient:
-        """Gradient of the mean loss over all rows, in one pass.
-
-        Returns
-        -------
-        LossGradient
-        """
+        """Gradient of the mean loss over all rows, in one pass."""
         center = self.center()
-        if center is None:
-            return super().gradient()
-        return self.gathered((self.measured(rows, center) for rows in row_blocks(self.X)), center)
+        return self.gathered([self.measured(rows, center) for rows in row_blocks(self.X)], center)
 
     def center(self) -> Array | None:
-        """A point among the rows, from which a gradient may measure the features.
-
-        Returns
-        -------
-        ndarray of shape (p,) or None
-            The mean of the first rows. None without an intercept out of scope, and of a sparse X.
-        """
+        """Mean of the first rows; None without an intercept out of scope, and of a sparse X."""
         if self._constant is None or self._constant in self._scope or sparse.issparse(self.X):
             return None
         first = rows_of_features(self.X, next(row_blocks(self.X)))
         return np.asarray(first.mean(axis=0), dtype=np.float64)
 
-    def gathered(self, parts: Iterable[Measured], center: Array) -> LossGradient:
-        """Gradient of the mean loss from blocks whose features are measured from a center.
-
-        Parameters
-        ----------
-        parts : iterable of (BlockGradient, ndarray of shape (K,), ndarray of shape (K,))
-            As `measured` gives them.
-        center : ndarray of shape (p,)
-            That of the parts.
-
-        Returns
-        -------
-        LossGradient
-            Where the derivatives sum to zero, up to rounding, the center does not matter.
-        """
+    def gathered(self, parts: Iterable[Measured], center: Array | None) -> LossGradient:
+        """Gradient of the mean loss from blocks whose features are measured from a center."""
         blocks, slopes, sizes = zip(*parts, strict=True)
         found = LossGradient.from_blocks(iter(blocks))
-        left, size = (np.sum(sums, axis=0) / found.weight for sums in (slopes, sizes))
+        if center is None:
+            return found
+        left, size = np.sum(slopes, axis=0) / found.weight, np.sum(sizes, axis=0) / found.weight
+        # Where the derivatives sum to zero, up to rounding, the center does not matter.
         if np.all(np.abs(left) <= 100 * self.eps * size):
             return found
         point = np.append(center, 0.0)
-        shift = self._in_scope(left[:, None] * point)
+        shift = self.in_scope(left[:, None] * point)
         value = {name: tensor + shift[name] for name, tensor in found.value.items()}
-        more = _norm(self._in_scope(size[:, None] * np.abs(point)))
+        more = _norm(self.in_scope(size[:, None] * np.abs(point)))
         return replace(found, value=value, scale=found.scale + more)
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
-        """Gradient sums over blocks of rows, drawn at random if several are asked for.
-
-        Parameters
-        ----------
-        n_blocks : int
-            Number of blocks, or more; at most one per row.
-
-        Yields
-        ------
-        BlockGradient
-            One per block.
-        """
+        """Gradient sums over blocks of rows, drawn at random if several are asked for."""
         in_order = list(row_blocks(self.X))
         n_parts = min(max(n_blocks, _MANY_BLOCKS, len(in_order)), self.n_rows)
         if n_blocks <= 1 or n_parts <= 1:
-            yield from (self._block(rows) for rows in in_order)
+            yield from (self.measured(rows, None)[0] for rows in in_order)
             return
         # In the order given, the spread of blocks of sorted rows would be that of their means.
         order = np.random.default_rng(0).permutation(self.n_rows)
         for part in np.array_split(order, n_parts):
-            yield self._block(part)
+            yield self.measured(part, None)[0]
 
     def hessian(self) -> Array:
-        """Hessian of the mean loss in closed form; outputs do not meet in it.
-
-        Returns
-        -------
-        ndarray of shape (p, p)
-            Of the parameters in scope, in their order; the others are profiled out.
-
-        Raises
-        ------
-        ValueError
-            If the loss is not the squared error.
-        """
-        if self.curvature is None:
+        """Hessian of a squared error in the parameters in scope; outputs do not meet in it."""
+        if self.loss.curvature is None:
             raise self._not_quadratic()
         places = np.concatenate([self.places(name) for name in self.params])
         outputs, features = np.divmod(places, self.X.shape[1] + 1)
@@ -179,60 +121,31 @@ class LinearProblem(Problem):
         return hessian
 
     def output_hessian(self, weight: Array, scope: NDArray[np.intp]) -> Array:
-        """Hessian of one output for some of its features, the rest profiled out.
-
-        Parameters
-        ----------
-        weight : ndarray of shape (n,)
-            What multiplies the losses of the output.
-        scope : ndarray of int
-            Positions of the features, p for the intercept, ascending.
-
-        Returns
-        -------
-        ndarray of shape (len(scope), len(scope))
-        """
+        """Hessian of one output in some features, ascending, p for the intercept."""
         p = self.X.shape[1]
-        factor = float(self.curvature or 0.0) / float(self.weight.sum())
         total = float(weight.sum())
         mean = self._weighted_sum(weight) / total
         if self._constant is not None and self._constant not in scope:
             center = np.where(np.arange(p) == self._constant, 0.0, mean)
-            gram = weighted_gram(self.X, weight, center)
+            gram = _weighted_gram(self.X, weight, center)
         else:
-            gram = weighted_gram(self.X, weight, np.zeros(p))
+            gram = _weighted_gram(self.X, weight, np.zeros(p))
             if self.intercept is not None:
                 unit = self.intercept_unit
                 edge = total * unit * mean[:, None]
                 gram = np.block([[gram, edge], [edge.T, np.array([[total * unit**2]])]])
+        factor = float(self.loss.curvature or 0.0) / float(self.weight.sum())
         return factor * profiled(gram, np.isin(np.arange(len(gram)), scope))
 
-    def measured(self, rows: slice | NDArray[np.intp], center: Array | None) -> Measured:
-        """Gradient sums over one block, and what is needed to move the center.
-
-        Parameters
-        ----------
-        rows : slice or ndarray of int
-            The block.
-        center : ndarray of shape (p,) or None
-            Point that the features are measured from; None for zero.
-
-        Returns
-        -------
-        block : BlockGradient
-            With the sums about the center.
-        slopes : ndarray of shape (K,)
-            Sums of the derivatives of the losses.
-        sizes : ndarray of shape (K,)
-            Sums of their sizes.
-        """
+    def measured(self, rows: Rows, center: Array | None) -> Measured:
+        """Gradient sums over one block, and what is needed to move the center."""
         features, weight = rows_of_features(self.X, rows), self.loss_weight[rows]
         eta = np.asarray(features @ self.coef.T)
         eta_size = np.asarray(abs(features) @ np.abs(self.coef).T)
         if self.intercept is not None:
             eta, eta_size = eta + self.intercept, eta_size + np.abs(self.intercept)
-        with np.errstate(all="ignore"):  # what is not finite is refused below
-            losses = self.row_loss(eta, self.y[rows], eta_size)
+        with np.errstate(all="ignore"):  # what is not finite raises below
+            losses = self.loss(eta, self.y[rows], eta_size)
         self._check_finite(losses.derivative)
         kinks = np.any(losses.kink & (weight != 0), axis=1)
         slopes, sizes = weight * losses.derivative, np.abs(weight) * losses.size
@@ -249,18 +162,7 @@ class LinearProblem(Problem):
         return block, slopes.sum(axis=0), sizes.sum(axis=0)
 
     def places(self, name: str) -> NDArray[np.intp]:
-        """Where the entries of a parameter stand in the matrix ``[coef, intercept]``.
-
-        Parameters
-        ----------
-        name : str
-            Parameter, such as "coef" or "intercept[1]".
-
-        Returns
-        -------
-        ndarray of int
-            Positions in the flattened matrix of shape (K, p + 1).
-        """
+        """Where a parameter's entries stand in the flattened ``[coef, intercept]``."""
         if self.columns is not None:
             return self.columns[name]
         base, output = parsed(name)
@@ -270,12 +172,7 @@ class LinearProblem(Problem):
         return (own if output is None else own[output]).reshape(-1)
 
     def matrix(self) -> Array:
-        """Trained coefficients and intercepts, zero where there are none, in one matrix.
-
-        Returns
-        -------
-        ndarray of shape (K, p + 1)
-        """
+        """Trained ``[coef, intercept]`` of shape (K, p + 1), zero where there is no intercept."""
         intercept = np.zeros(len(self.coef)) if self.intercept is None else self.intercept
         return np.column_stack([self.coef, intercept])
 
@@ -292,12 +189,8 @@ class LinearProblem(Problem):
         places = np.concatenate([self.places(name) for name in self.params])
         return set((places % (self.X.shape[1] + 1)).tolist())
 
-    def _block(self, rows: slice | NDArray[np.intp]) -> BlockGradient:
-        """Gradient sums over one block."""
-        return self.measured(rows, None)[0]
-
     def _check_finite(self, slopes: Array) -> None:
-        """Refuse rows whose predictions are out of the range of the loss."""
+        """Raise ValueError for rows whose predictions are out of the range of the loss."""
         bad = ~np.isfinite(slopes)
         if np.any(bad):
             raise ValueError(
@@ -311,9 +204,9 @@ class LinearProblem(Problem):
         matrix = np.column_stack(
             [np.asarray(features.T @ slopes).T, self.intercept_unit * slopes.sum(axis=0)]
         )
-        return self._in_scope(matrix)
+        return self.in_scope(matrix)
 
-    def _in_scope(self, matrix: Array) -> Params:
+    def in_scope(self, matrix: Array) -> Params:
         """Parameters in scope from a matrix ``[coef, intercept]``."""
         return {
             name: torch.from_numpy(matrix.reshape(-1)[self.places(name)]).reshape(tensor.shape)
@@ -327,30 +220,54 @@ class LinearProblem(Problem):
             total += np.asarray(rows_of_features(self.X, rows).T @ weight[rows])
         return total
 
+    def row_batches(self, params: Params) -> Iterator[RowBatch]:
+        """Blocks of rows, with the linear predictor at these parameters as outputs."""
+        matrix = self.matrix() / np.append(np.ones(self.X.shape[1]), self.intercept_unit)
+        places = {name: self.places(name) for name in (*self.params, *self.left_out)}
+        model = LinearCall(matrix, places, self.intercept_unit)
+        rng = np.random.default_rng([0, self.draw])
+        for rows in row_blocks(self.X):
+            inputs = as_tensor(rows_of_features(self.X, rows))
+            target, weight = as_tensor(self.y[rows]), as_tensor(self.weight[rows])
+            yield RowBatch(model, params, inputs, target, weight, rng)
+
+
+def parsed(name: str) -> tuple[str, int | None]:
+    """Kind of a parameter ("coef" or "intercept") and its output, None for all of them."""
+    base, bracket, output = name.partition("[")
+    return base, int(output[:-1]) if bracket else None
+
+
+def row_blocks(X: Any) -> Iterator[slice]:
+    """Slices of consecutive rows with about a million numbers each."""
+    n_rows, n_features = X.shape
+    per_row = X.nnz / max(n_rows, 1) if sparse.issparse(X) else n_features
+    size = max(1, int(_BLOCK / max(per_row, 1)))
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+def rows_of_features(X: Any, rows: Rows) -> Any:
+    """Some rows of X in float64; a view where X is a float64 array and the rows a slice."""
+    return X[rows].astype(np.float64, copy=False)
+
+
+def _weighted_gram(X: Any, weight: Array, center: Array) -> Array:
+    """``sum_i w_i (x_i - center) (x_i - center)'``, dense; a sparse X itself is not centered."""
+    gram = np.zeros((X.shape[1], X.shape[1]))
+    for rows in row_blocks(X):
+        part, w = rows_of_features(X, rows), weight[rows]
+        if sparse.issparse(part):
+            gram += (part.T @ part.multiply(w[:, None])).toarray()
+        else:
+            part = part - center
+            gram += part.T @ (part * w[:, None])
+    if sparse.issparse(X):
+        cross = np.outer(np.asarray(X.T @ weight), center)
+        gram += weight.sum() * np.outer(center, center) - cross - cross.T
+    return (gram + gram.T) / 2
+
 
 def _norm(params: Params) -> float:
     """Euclidean norm over all parameters."""
     return float(np.sqrt(sum(float(t.square().sum()) for t in params.values())))
-
-
-def parsed(name: str) -> tuple[str, int | None]:
-    """Kind of a parameter and its output.
-
-    Parameters
-    ----------
-    name : str
-        Parameter of a linear model.
-
-    Returns
-    -------
-    kind : {"coef", "intercept"}
-    output : int or None
-        None for all of them.
-
-    Examples
-    --------
-    >>> parsed("coef[1]"), parsed("intercept")
-    (('coef', 1), ('intercept', None))
-    """
-    base, bracket, output = name.partition("[")
-    return base, int(output[:-1]) if bracket else None

@@ -8,67 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_implicitreg.adapters import Data, Options
-from sklearn_implicitreg.adapters.linear.blocks import row_blocks
+from sklearn_implicitreg.adapters import Data, Handler, Options
 from sklearn_implicitreg.adapters.linear.losses import Array
-from sklearn_implicitreg.adapters.linear.problems import LinearProblem
+from sklearn_implicitreg.adapters.linear.problems import LinearProblem, row_blocks
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, profiled
 
 __all__ = ["StreamedProblem", "TransformedBlocks", "is_stream", "streamed"]
 
 _MANY_BLOCKS = 100
 
-Handler = Callable[[Any, Data, Options], Problem]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedProblem(Problem):
-    """A linear model and an iterable of blocks ``(X, y)`` or ``(X, y, sample_weight)``.
-
-    Attributes
-    ----------
-    model : estimator
-        Fitted.
-    source : iterable
-        Read anew in every pass.
-    handler : callable(model, data, options) -> LinearProblem
-        Makes the problem of one block.
-    options : Options
-        Of the handler.
-    """
+    """A linear model and an iterable of blocks ``(X, y)`` or ``(X, y, sample_weight)``."""
 
     model: Any
-    source: Iterable[Any]
-    handler: Handler
+    source: Iterable[Any]  # read from the first block on in every pass
+    handler: Handler  # makes the problem of one block
     options: Options
 
     def gradient(self) -> LossGradient:
-        """Gradient of the mean loss over all rows, in one pass.
-
-        Returns
-        -------
-        LossGradient
-        """
+        """Gradient of the mean loss over all rows, in one pass."""
         own = next(self._problems())
         center = own.center()
-        if center is None:
-            return super().gradient()
         parts = (p.measured(rows, center) for p in self._problems() for rows in row_blocks(p.X))
         return own.gathered(parts, center)
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
-        """Gradient sums, one per block of the source unless several random ones are asked for.
-
-        Parameters
-        ----------
-        n_blocks : int
-            Number of blocks, or more; at most one per row.
-
-        Yields
-        ------
-        BlockGradient
-            One per block.
-        """
+        """Gradient sums, one per block of the source unless several random ones are asked for."""
         if n_blocks <= 1:
             for problem in self._problems():
                 yield from problem.blocks()
@@ -84,17 +51,7 @@ class StreamedProblem(Problem):
         yield from parts.values()
 
     def hessian(self) -> Array:
-        """Hessian of the mean loss of a squared error, from all blocks.
-
-        Returns
-        -------
-        ndarray of shape (p, p)
-
-        Raises
-        ------
-        ValueError
-            If the loss is not the squared error.
-        """
+        """Hessian of the mean loss of a squared error, from all blocks."""
         total, weight, scope = np.zeros((0, 0)), 0.0, np.zeros(0, dtype=bool)
         for problem in self._problems(replace(self.options, params="all")):
             own = float(problem.weight.sum())
@@ -112,17 +69,7 @@ class StreamedProblem(Problem):
 
 
 def streamed(handler: Handler) -> Handler:
-    """Handler that also takes an iterable of blocks as X, where y is None.
-
-    Parameters
-    ----------
-    handler : callable(model, data, options) -> LinearProblem
-        Of arrays.
-
-    Returns
-    -------
-    callable(model, data, options) -> Problem
-    """
+    """Handler that also takes an iterable of blocks as X, where y is None."""
 
     def adapt_rows(model: Any, data: Data, options: Options) -> Problem:
         if data.y is not None or not is_stream(data.X):
@@ -146,25 +93,7 @@ def streamed(handler: Handler) -> Handler:
 
 
 class TransformedBlocks:
-    """Blocks of rows whose features a function transforms, each when it is read.
-
-    Parameters
-    ----------
-    source : iterable
-        Blocks.
-    transform : callable(X) -> X
-        Of the features.
-
-    Raises
-    ------
-    ValueError
-        If the source is an iterator, which can be read but once.
-
-    Examples
-    --------
-    >>> list(TransformedBlocks([(1.0, "y")], lambda X: 2 * X))
-    [(2.0, 'y')]
-    """
+    """Blocks of rows whose features a function transforms, each when it is read."""
 
     def __init__(self, source: Iterable[Any], transform: Callable[[Any], Any]):
         _check_readable(source)
@@ -178,35 +107,20 @@ class TransformedBlocks:
             yield (self.transform(block[0]), *block[1:]) if is_block else block
 
 
-def _check_readable(source: Iterable[Any]) -> None:
-    """Refuse an iterator."""
-    if iter(source) is source:
-        raise ValueError(
-            "Expected blocks of rows that can be read more than once, got an iterator; give "
-            "a DataLoader, a list of blocks, or an object whose __iter__ starts anew."
-        )
-
-
 def is_stream(X: Any) -> bool:
-    """Whether X is an iterable of blocks and no array, table or nested list of numbers.
-
-    Parameters
-    ----------
-    X : object
-        What was given as X, without y.
-
-    Returns
-    -------
-    bool
-
-    Examples
-    --------
-    >>> is_stream([(np.ones((2, 1)), [1, 2])]), is_stream([[1.0], [2.0]])
-    (True, False)
-    """
+    """Whether X is an iterable of blocks and no array, table or nested list of numbers."""
     if isinstance(X, list | tuple):
         return len(X) > 0 and isinstance(X[0], tuple) and getattr(X[0][0], "ndim", 0) == 2
     return hasattr(X, "__iter__") and not hasattr(X, "shape") and not isinstance(X, str | dict)
+
+
+def _check_readable(source: Iterable[Any]) -> None:
+    """Raise ValueError for an iterator, which can be read but once."""
+    if iter(source) is source:
+        raise ValueError(
+            "Expected blocks of rows that can be read more than once, got an iterator; give "
+            "a DataLoader, a list of blocks, or an object whose __iter__ starts from the first."
+        )
 
 
 def _block_problem(handler: Handler, model: Any, block: Any, options: Options) -> LinearProblem:

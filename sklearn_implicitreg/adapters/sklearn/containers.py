@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.linear.adapter import LinearProblem
+from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.streams import TransformedBlocks, is_stream
 from sklearn_implicitreg.problem import Problem
 
@@ -35,7 +35,7 @@ def _pipeline(model: Any, data: Data, options: Options) -> Problem:
 
 
 def _check_steps(model: Any) -> None:
-    """Refuse steps that gave the last one other rows in training than they would now."""
+    """Raise ValueError for steps that gave the last one other rows in training."""
     for name, step in model.steps[:-1]:
         cross_fitted = type(step).__name__ == "TargetEncoder"
         if cross_fitted or hasattr(step, "fit_resample"):
@@ -48,7 +48,7 @@ def _check_steps(model: Any) -> None:
 
 
 def _names_out(steps: Any) -> tuple[str, ...] | None:
-    """Feature names behind the steps, where all of them tell."""
+    """Feature names behind the steps, where all of them give some."""
     try:
         return tuple(str(name) for name in steps.get_feature_names_out())
     except (AttributeError, ValueError):

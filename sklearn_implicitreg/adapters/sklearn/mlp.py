@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options
 from sklearn_implicitreg.adapters.linear.losses import Array
-from sklearn_implicitreg.adapters.sklearn.rows import classification_rows, regression_rows
+from sklearn_implicitreg.adapters.linear.rows import classification_rows, regression_rows
+from sklearn_implicitreg.adapters.sklearn.checks import all_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
 from sklearn_implicitreg.adapters.torch.modules import module_problem
 from sklearn_implicitreg.problem import Problem
@@ -32,15 +33,7 @@ _ACTIVATIONS = {
 
 
 class Perceptron(nn.Module):
-    """Layers of a fitted MLP, up to the logits or the linear predictor of its outputs.
-
-    Parameters
-    ----------
-    coefs, intercepts : lists of ndarray
-        As the model holds them; a weight is the transposed ``coefs_[i]``.
-    activation : str
-        Of the hidden layers, in scikit-learn's words.
-    """
+    """Layers of a fitted MLP, up to the logits or the linear predictor of its outputs."""
 
     def __init__(self, coefs: list[Any], intercepts: list[Any], activation: str) -> None:
         super().__init__()
@@ -62,49 +55,17 @@ class Perceptron(nn.Module):
 
 
 def adapt_mlp(model: Any, data: Data, options: Options) -> Problem:
-    """Problem of a fitted MLPRegressor or MLPClassifier.
-
-    Parameters
-    ----------
-    model : MLPRegressor or MLPClassifier
-        Fitted.
-    data : Data
-        Rows of its training.
-    options : Options
-        ``loss`` other than "auto" stands in for the model's own.
-
-    Returns
-    -------
-    TorchProblem
-        Parameters "layers.0.weight", "layers.0.bias", ...; by default the weights are in scope.
-
-    Raises
-    ------
-    ValueError
-        If rows were held out in training, or a regressor with several outputs was trained on
-        the squared error.
-
-    Examples
-    --------
-    >>> from sklearn.neural_network import MLPRegressor
-    >>> X, y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 0.0]
-    >>> model = MLPRegressor(hidden_layer_sizes=2, solver="lbfgs", random_state=0).fit(X, y)
-    >>> problem = adapt_mlp(model, Data(X, y), Options())
-    >>> list(problem.params), problem.left_out
-    (['layers.0.weight', 'layers.1.weight'], ('layers.0.bias', 'layers.1.bias'))
-    """
+    """Problem of a fitted MLPRegressor or MLPClassifier."""
     check_is_fitted(model)
-    _check_rows_kept(model)
+    all_rows(model)
     X, y, weight, row_loss, convention = _rows_and_loss(model, data, options)
+    given = None if data.sample_weight is None else weight
+    rows = Data(X.toarray() if sparse.issparse(X) else X, y, given)
     module = Perceptron(model.coefs_, model.intercepts_, model.activation)
     problem = module_problem(
         module,
         row_loss,
-        Data(
-            X.toarray() if sparse.issparse(X) else X,
-            y,
-            None if data.sample_weight is None else weight,
-        ),
+        rows,
         options,
         model_name=type(model).__name__,
         default={name for name, _ in module.named_parameters() if name.endswith("weight")},
@@ -112,10 +73,8 @@ def adapt_mlp(model: Any, data: Data, options: Options) -> Problem:
         n_effective=_batch_rows(model, X.shape[0], float(weight.mean())),
         notes=("layers.i.weight is coefs_[i] transposed.",),
     )
-    eps = float(np.finfo(model.coefs_[0].dtype).eps)
-    return replace(
-        problem, eps=eps, trained_factor=_trained_factor(model, row_loss), trained_sum=False
-    )
+    eps, factor = float(np.finfo(model.coefs_[0].dtype).eps), _trained_factor(model, row_loss)
+    return replace(problem, eps=eps, trained_factor=factor, trained_sum=False)
 
 
 def _trained_factor(model: Any, row_loss: RowLoss) -> float:
@@ -126,32 +85,21 @@ def _trained_factor(model: Any, row_loss: RowLoss) -> float:
     return 0.5 if row_loss.sum_outputs else 0.5 * float(model.n_outputs_)
 
 
-def _check_rows_kept(model: Any) -> None:
-    """Refuse a model that held out rows in training."""
-    if model.early_stopping and model.solver != "lbfgs":
-        raise ValueError(
-            f"Expected {type(model).__name__} with early_stopping=False, got True: the rows that "
-            "it held out cannot be told from outside. Train it with early_stopping=False, on the "
-            "rows that it is to learn from."
-        )
-
-
 def _rows_and_loss(
     model: Any, data: Data, options: Options
 ) -> tuple[Any, Any, Array, RowLoss, Convention | None]:
     """Rows, loss and units of the model, or of the loss given."""
-    given = not (isinstance(options.loss, str) and options.loss == "auto")
     if hasattr(model, "classes_"):
         X, y, weight, row_loss = _classifier_rows(model, data)
         convention = CONVENTIONS["MLPClassifier"]
     else:
         X, y, weight = regression_rows(model, data)
-        if not given:
+        if options.loss == "auto":
             row_loss = _regressor_loss(model)
         poisson = getattr(model, "loss", "squared_error") == "poisson"
         convention = CONVENTIONS["MLPRegressor"]
         convention = replace(convention, l2=0.5) if poisson else convention
-    if given:
+    if options.loss != "auto":
         return X, y, weight, resolve_loss(options.loss), None
     return X, y, weight, row_loss, convention
 
@@ -172,22 +120,7 @@ def _regressor_loss(model: Any) -> RowLoss:
 
 
 def half_poisson_deviance(output: Tensor, target: Tensor) -> Tensor:
-    """Elementwise ``y log(y / m) - y + m`` of the mean ``m = exp(output)``.
-
-    Parameters
-    ----------
-    output, target : Tensor of shape (n, K)
-        Log of the mean, and counts.
-
-    Returns
-    -------
-    Tensor of shape (n, K)
-
-    Examples
-    --------
-    >>> half_poisson_deviance(torch.zeros(1, 1), torch.ones(1, 1)).item()
-    0.0
-    """
+    """Elementwise ``y log(y / m) - y + m`` of the mean ``m = exp(output)``."""
     return torch.xlogy(target, target) - target * output - target + torch.exp(output)
 
 

@@ -11,17 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sklearn_implicitreg.adapters import Data, Options
-from sklearn_implicitreg.adapters.linear.adapter import LinearFit, linear_problem
-from sklearn_implicitreg.adapters.linear.losses import Array, squared_error
+from sklearn_implicitreg.adapters.linear.fitted import fitted_problem
+from sklearn_implicitreg.adapters.linear.given import adapt_given
+from sklearn_implicitreg.adapters.linear.losses import LOSSES, Array, Loss
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
-from sklearn_implicitreg.adapters.sklearn.any import any_linear_fit
-from sklearn_implicitreg.adapters.sklearn.rows import regression_rows
-from sklearn_implicitreg.adapters.statsmodels.families import (
-    check_range,
-    deviance_of,
-    with_offset,
-    words_of,
-)
+from sklearn_implicitreg.adapters.linear.rows import Rows, regression_rows
+from sklearn_implicitreg.adapters.statsmodels.families import deviance_of, with_offset
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
@@ -31,7 +26,7 @@ _CONSTANT_SCALE = ("Binomial", "NegativeBinomial", "Poisson")
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Given:
     """Validated rows, and whether they are those that the model was made with."""
 
     X: Array  # (n, p)
@@ -41,7 +36,7 @@ class _Rows:
     own: bool
 
 
-def _rows(results: Any, data: Data) -> _Rows:
+def _rows(results: Any, data: Data) -> _Given:
     """Rows in the order of the parameters."""
     model = results.model
     given = LinearModel(np.asarray(results.params))
@@ -49,7 +44,7 @@ def _rows(results: Any, data: Data) -> _Rows:
     X, y, weight = regression_rows(given, ordered)
     exog, endog = (np.asarray(getattr(model, name, None)) for name in ("exog", "endog"))
     own = np.array_equal(exog, X) and np.array_equal(endog.reshape(-1), y[:, 0])
-    return _Rows(X, y, weight, data.sample_weight is not None, own)
+    return _Given(X, y, weight, data.sample_weight is not None, own)
 
 
 def _ordered(X: Any, model: Any) -> Any:
@@ -78,11 +73,21 @@ def _columns(model: Any) -> Mapping[str, NDArray[np.intp]]:
     return {"coef": np.delete(every, constant), "const": every[[constant]]}
 
 
-def _problem(results: Any, fit: LinearFit, options: Options) -> LinearProblem:
-    """Problem under the name of the model, with its names of the features."""
-    problem = linear_problem(replace(fit, columns=_columns(results.model)), options)
-    names = tuple(str(name) for name in results.model.exog_names)
-    return replace(problem, model_name=type(results.model).__name__, feature_names=names)
+def _named(results: Any) -> dict[str, Any]:
+    """Model, parameters and features by the names of statsmodels."""
+    model = results.model
+    names = tuple(str(name) for name in model.exog_names)
+    return {
+        "model_name": type(model).__name__,
+        "columns": _columns(model),
+        "feature_names": names,
+    }
+
+
+def _problem(results: Any, rows: Rows, loss: Loss, options: Options, **known: Any) -> LinearProblem:
+    """Problem of coefficients under the names of their model."""
+    given = LinearModel(np.asarray(results.params))
+    return fitted_problem(given, rows, loss, options, **_named(results), **known)
 
 
 def _least_squares(results: Any, data: Data, options: Options) -> LinearProblem:
@@ -92,20 +97,12 @@ def _least_squares(results: Any, data: Data, options: Options) -> LinearProblem:
     if type(model).__name__ != "OLS" and not rows.weighted:
         _check_own(rows, model, "weights")
         weight = np.asarray(model.weights, dtype=np.float64)
-    fit = LinearFit(
-        model=LinearModel(np.asarray(results.params)),
-        X=rows.X,
-        y=rows.y,
-        weight=weight,
-        row_loss=squared_error,
-        loss_name="squared error, mean over rows, no 1/2",
-        convention=CONVENTIONS["OLS"],
-    )
-    return _problem(results, fit, options)
+    loss, convention = LOSSES["squared_error"], CONVENTIONS["OLS"]
+    return _problem(results, (rows.X, rows.y, weight), loss, options, convention=convention)
 
 
-def _check_own(rows: _Rows, model: Any, what: str) -> None:
-    """Refuse other rows where the model's weights belong to its own."""
+def _check_own(rows: _Given, model: Any, what: str) -> None:
+    """Raise ValueError for other rows where the model's weights belong to its own."""
     if not rows.own:
         raise ValueError(
             f"Expected the rows that the model was made with, in their order, got others: its "
@@ -128,17 +125,17 @@ def _generalized(results: Any, data: Data, options: Options) -> LinearProblem:
             "them; give results.model.exog and results.model.endog."
         )
     X, y = np.asarray(model.whiten(rows.X)), np.asarray(model.whiten(rows.y[:, 0]))
-    fit = LinearFit(
-        model=LinearModel(np.asarray(results.params)),
-        X=X,
-        y=y[:, None],
-        weight=_precision(model, len(y)),
-        row_loss=squared_error,
-        loss_name="squared error of whitened rows over the sum of inverse variances, no 1/2",
+    whitened = (X, y[:, None], _precision(model, len(y)))
+    loss = replace(LOSSES["squared_error"], words="squared error of whitened rows")
+    return _problem(
+        results,
+        whitened,
+        loss,
+        options,
+        how="over the sum of inverse variances",
         convention=CONVENTIONS["OLS"],
         loss_weight=np.ones((len(y), 1)),
     )
-    return _problem(results, fit, options)
 
 
 def _precision(model: Any, n_rows: int) -> Array:
@@ -163,33 +160,22 @@ def _glm(results: Any, data: Data, options: Options) -> LinearProblem:
             count, variance = np.asarray(model.freq_weights), np.asarray(model.var_weights)
     else:
         _check_portable(rows, model)
-    check_range(rows.y, model.family)
     count = np.asarray(count * trials, dtype=np.float64)
-    row_loss, y_coded = with_offset(deviance_of(model.family), rows.y, offset)
-    convention = CONVENTIONS["GLM"]
-    double = 2.0 if type(model.family).__name__ == "Gaussian" else 1.0
-    scale = double * _ridge_scale(results)
-    convention = replace(
-        convention,
-        l2=scale * float(convention.l2 or 0.0),
-        l1=scale * float(convention.l1 or 0.0),
-        per_row=True,
-    )
-    words = words_of(model.family)
-    if np.any(variance != 1):
-        words += ", times var_weights, mean over rows or freq_weights"
-    fit = LinearFit(
-        model=LinearModel(np.asarray(results.params)),
-        X=rows.X,
-        y=y_coded,
-        weight=count,
-        row_loss=row_loss,
-        loss_name=words,
-        convention=convention,
+    loss, y_coded = with_offset(deviance_of(model.family), rows.y, offset)
+    scale = (2.0 if loss.whole else 1.0) * _ridge_scale(results)
+    own = CONVENTIONS["GLM"]
+    l2, l1 = scale * float(own.l2 or 0.0), scale * float(own.l1 or 0.0)
+    weighted = np.any(variance != 1)
+    return _problem(
+        results,
+        (rows.X, y_coded, count),
+        loss,
+        options,
+        how="times var_weights, mean over rows or freq_weights" if weighted else None,
+        convention=replace(own, l2=l2, l1=l1, per_row=True),
         loss_weight=(count * variance)[:, None],
         n_effective=float(count.sum()) / len(count),
     )
-    return _problem(results, fit, options)
 
 
 def _trials(y: Any) -> tuple[Any, Any]:
@@ -201,8 +187,8 @@ def _trials(y: Any) -> tuple[Any, Any]:
     return pairs[:, 0] / trials, trials
 
 
-def _check_portable(rows: _Rows, model: Any) -> None:
-    """Refuse other rows than the model's own where it has numbers for each of its own."""
+def _check_portable(rows: _Given, model: Any) -> None:
+    """Raise ValueError for other rows where the model has numbers for each of its own."""
     if np.any(np.asarray(model._offset_exposure) != 0):
         raise ValueError(
             "Expected the rows that the model was made with, got others: its offset or exposure "
@@ -238,10 +224,10 @@ def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
             f"Expected results of one of statsmodels' {sorted(_MODELS)}, got {kind}; give "
             "LinearModel(results.params, loss=...) with the loss that it minimizes."
         )
-    if not (isinstance(options.loss, str) and options.loss == "auto"):
+    if options.loss != "auto":
         given = LinearModel(np.asarray(results.params))
         ordered = replace(data, X=_ordered(data.X, results.model))
-        return _problem(results, any_linear_fit(given, ordered, options.loss), options)
+        return adapt_given(given, ordered, options, **_named(results))
     return _MODELS[kind](results, data, options)
 
 

@@ -4,60 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sklearn_implicitreg.problem import Params, Problem, profiled
+from sklearn_implicitreg.problem import Params, Problem, flat, profiled
 
-__all__ = ["functional", "hessian_vector", "quadratic_hessian"]
+__all__ = ["hessian_vector", "quadratic_hessian"]
 
 # Each column is a pass over the rows.
 _MAX_HESSIAN = 2000
 _AFFINE_TOL = 1e4  # rounding units that a gradient may be off a straight line by
 
-Forward = Callable[[nn.Module, Any], Any]
 Scalar = Callable[[Params], Tensor]
 
 
-class _Call(nn.Module):
-    """A module inside a function of it, so that its parameters can be swapped."""
-
-    def __init__(self, inner: nn.Module, function: Forward):
-        super().__init__()
-        self.inner = inner
-        self._function = function
-
-    def forward(self, inputs: Any) -> Any:
-        """Outputs of the module as the function computes them."""
-        return self._function(self.inner, inputs)
-
-
-def functional(module: nn.Module, forward: Forward) -> Callable[[Params, Any], Any]:
-    """Outputs of a module as a function of some of its parameters and of the inputs."""
-    wrapped = _Call(module, forward)
-
-    def call(params: Params, inputs: Any) -> Any:
-        swapped = {f"inner.{name}": tensor for name, tensor in params.items()}
-        return torch.func.functional_call(wrapped, swapped, (inputs,))
-
-    return call
-
-
 def hessian_vector(loss: Scalar, params: Params, vector: Params) -> Params:
-    """``H v`` of a scalar function, by forward over reverse mode.
-
-    Operations without a forward rule are differentiated twice in reverse mode.
-
-    Raises
-    ------
-    ValueError
-        If an operation has no second derivative in either way.
-    """
+    """``H v`` of a scalar function, by forward over reverse mode or by reverse mode twice."""
     # Fused attention has neither a forward rule nor a second derivative.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         # torch compiles its own forward rules by a function that it deprecates.
@@ -77,7 +43,7 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
             first = torch.autograd.grad(loss(leaves), tensors, create_graph=True, allow_unused=True)
             seen = [(g, vector[n]) for n, g in zip(leaves, first, strict=True) if g is not None]
             inner = torch.stack([(g * v).sum() for g, v in seen]).sum()
-            linear = not inner.requires_grad  # the loss has no second derivative to speak of
+            linear = not inner.requires_grad  # the loss has no second derivative
             second = (
                 [None] * len(tensors)
                 if linear
@@ -96,14 +62,7 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
 
 
 def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
-    """Hessian of a quadratic loss from its products with unit vectors.
-
-    Raises
-    ------
-    ValueError
-        If the gradient is not affine along a random line through the parameters, or if there
-        are more than 2000 of them.
-    """
+    """Hessian of a quadratic loss, from its products with unit vectors."""
     whole = problem.whole()
     sizes = [tensor.numel() for tensor in whole.params.values()]
     if sum(sizes) > _MAX_HESSIAN:
@@ -113,7 +72,7 @@ def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
         )
     if not _affine_gradient(whole):
         raise problem._not_quadratic()
-    columns = [_flat(whole.hvp(unit)) for unit in _units(whole.params)]
+    columns = [flat(whole.hvp(unit)) for unit in _units(whole.params)]
     hessian = np.stack(columns, axis=1)
     scope = np.repeat([name in problem.params for name in whole.params], sizes)
     return profiled((hessian + hessian.T) / 2, scope)
@@ -130,7 +89,7 @@ def _affine_gradient(problem: Problem) -> bool:
         problem.at({name: t + sign * step[name] for name, t in problem.params.items()}).gradient()
         for sign in (-1.0, 0.0, 1.0)
     ]
-    down, here, up = (_flat(g.value) for g in gradients)
+    down, here, up = (flat(g.value) for g in gradients)
     size = max(max(g.scale, g.norm()) for g in gradients)
     off = float(np.linalg.norm(up - 2 * here + down))
     return off <= _AFFINE_TOL * problem.eps * size
@@ -143,7 +102,3 @@ def _units(params: Params) -> Iterator[Params]:
             unit = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
             unit[index] = 1.0
             yield {name: unit.reshape(tensor.shape)}
-
-
-def _flat(params: Params) -> npt.NDArray[np.float64]:
-    return np.concatenate([t.reshape(-1).double().cpu().numpy() for t in params.values()])

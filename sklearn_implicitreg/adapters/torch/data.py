@@ -41,18 +41,15 @@ _GENERATORS = threading.RLock()
 
 @dataclass(frozen=True)
 class Rows:
-    """Re-readable rows; ``n_rows`` is None for a stream.
+    """Rows that can be read again, in batches; ``n_rows`` is None for a stream."""
 
-    ``read(batch_size, order)`` gives them in batches, in an order of positions if one is given.
-    """
-
-    read: Callable[[int, Tensor | None], Iterator[Batch]]
+    read: Callable[[int, Tensor | None], Iterator[Batch]]  # of a batch size, in an order
     n_rows: int | None
     train_batch_size: int | None = None  # of the loader they came in
     pick: Callable[[Indices], Batch] | None = None  # rows by number
     row_size: int = 1  # numbers in one row's inputs
     classes: Tensor | None = None  # sorted labels, where y came as an array
-    names: npt.NDArray[Any] | None = None  # sorted names in y, which stand as 0, 1, ...
+    names: npt.NDArray[Any] | None = None  # sorted names in y, coded as 0, 1, ...
 
     def take(self, rows: Indices, weights: Weights) -> Rows:
         """Some of the rows, in the order given, their weights multiplied by others."""
@@ -64,7 +61,7 @@ class Rows:
         if len(rows) and (rows.min() < 0 or rows.max() >= (self.n_rows or 0)):
             raise ValueError(
                 f"Expected row numbers in 0..{(self.n_rows or 0) - 1}, got {rows.min()} to "
-                f"{rows.max()}; give the data set that path.batch(rows) counts in."
+                f"{rows.max()}; give the data set that recorder.batch(rows) counts in."
             )
         pick, factors = self.pick, torch.as_tensor(weights)
 
@@ -78,7 +75,7 @@ class Rows:
         return replace(self, read=read, n_rows=len(rows), pick=lambda i: pick(rows[i]))
 
     def batches(self, batch_size: int, shuffled: bool = False) -> Iterator[Batch]:
-        """Batches of consecutive rows, or of a fixed random order; NaN and inf are refused."""
+        """Batches of consecutive rows, or in a fixed random order; ValueError for NaN and inf."""
         order = None
         if shuffled and self.n_rows:
             order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(0))
@@ -99,24 +96,23 @@ class Rows:
             )
         codes = torch.as_tensor(np.searchsorted(fitted.names, self.names))
 
+        def renamed(batch: Batch) -> Batch:
+            return batch._replace(target=codes[batch.target])
+
         def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
-            for batch in self.read(batch_size, order):
-                yield batch._replace(target=codes[batch.target])
+            return map(renamed, self.read(batch_size, order))
 
         def pick(rows: Indices) -> Batch:
             assert self.pick is not None  # arrays, which alone hold names, have it
-            batch = self.pick(rows)
-            return batch._replace(target=codes[batch.target])
+            return renamed(self.pick(rows))
 
         return replace(self, read=read, pick=pick, names=fitted.names, classes=fitted.classes)
 
 
 @contextlib.contextmanager
 def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Leave the global generators of torch, NumPy and Python as they were.
-
-    With a seed, what other threads do in such a block waits: the numbers drawn are the seed's.
-    """
+    """Leave the global generators of torch, NumPy and Python as they were."""
+    # With a seed other threads wait, so that the numbers drawn in the block are the seed's.
     with _GENERATORS if seed is not None else contextlib.nullcontext():
         with _GENERATORS:
             states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -175,15 +171,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def read_rows(data: Data) -> Rows:
-    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader.
-
-    Raises
-    ------
-    ValueError
-        If lengths differ, y is missing, or rows are not finite numbers.
-    TypeError
-        If X is sparse or of an unknown kind.
-    """
+    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader."""
     if isinstance(data.X, DataLoader):
         return _loader_rows(data)
     if isinstance(data.X, Dataset):
@@ -273,7 +261,7 @@ def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]],
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Equal numbers, NaN included (which is refused later, by its own name)."""
+    """Whether numbers are equal, NaN included (which raises an error of its own later)."""
     if first.shape != second.shape:
         return False
     return bool(((first == second) | ((first != first) & (second != second))).all())
@@ -295,20 +283,11 @@ def _array_rows(data: Data) -> Rows:
         for start in range(0, n_rows, batch_size):
             part = slice(start, start + batch_size)
             cut = operator.itemgetter(part if order is None else order[part])
-            yield Batch(
-                map_tensors(cut, inputs),
-                map_tensors(cut, target),
-                None if weight is None else cut(weight),
-            )
+            yield Batch(*map_tensors(cut, (inputs, target, weight)))
 
     def pick(rows: Indices) -> Batch:
-        index = torch.as_tensor(rows)
-
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[index]
-
-        own = None if weight is None else weight[index]
-        return Batch(map_tensors(cut, inputs), map_tensors(cut, target), own)
+        cut = operator.itemgetter(torch.as_tensor(rows))
+        return Batch(*map_tensors(cut, (inputs, target, weight)))
 
     row_size = sum(t[0].numel() for t in tensors_in(inputs))
     return Rows(read, n_rows, None, pick, row_size, classes, names)

@@ -45,42 +45,18 @@ _ELEMENTWISE = (
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Weighted sum of the losses of some rows, and the weight that the mean divides by.
+    """Weighted sum of the losses of some rows, and the weight that the mean divides by."""
 
-    Parameters
-    ----------
-    criterion : callable(output, target)
-        With reduction undone where it has one; else it returns a mean or one number a row.
-    words : str
-        The loss in words, for summaries.
-    kind : {"classes", "binary", "regression", "free"}
-        What the targets are; "free" targets are passed on as they come.
-    sum_outputs : bool
-        Whether several outputs of a row are summed rather than averaged.
-    classes : Tensor or None
-        Sorted labels in all rows, where they are known.
-    named_labels : bool
-        The labels are numbers of names, one for each class.
-    evaluate : callable(output, target) or None
-        What computes the loss, where it is more than the criterion.
-    strict : bool
-        Targets are passed on as they come, and must have the outputs' shape.
-    scalar_is_sum : bool
-        A loss that comes as one number is a sum over rows, not a mean.
-    trained_sum : bool
-        The reduction that was undone is a sum over rows.
-    """
-
-    criterion: Callable[[Tensor, Tensor], Tensor]
-    words: str
-    kind: str = "free"
-    sum_outputs: bool = False
-    classes: Tensor | None = None
-    named_labels: bool = False
-    evaluate: Callable[[Any, Any], Tensor] | None = None
-    strict: bool = False
-    scalar_is_sum: bool = False
-    trained_sum: bool = False
+    criterion: Callable[[Tensor, Tensor], Tensor]  # unreduced, or a mean over the rows
+    words: str  # for summaries
+    kind: str = "free"  # of the targets: "classes", "binary", "regression", or "free", any
+    sum_outputs: bool = False  # several outputs of a row are summed rather than averaged
+    classes: Tensor | None = None  # sorted labels in all rows, where they are known
+    named_labels: bool = False  # labels number the names in y, one for each class
+    evaluate: Callable[[Any, Any], Tensor] | None = None  # the loss, if more than the criterion
+    strict: bool = False  # targets pass unchanged and must have the shape of the outputs
+    scalar_is_sum: bool = False  # a loss that is one number is a sum over rows, not a mean
+    trained_sum: bool = False  # the reduction that was undone is a sum over rows
 
     def prepare(self, output: Any, target: Any) -> Any:
         """Target in the shape, type and labels that the criterion takes for this output."""
@@ -257,15 +233,7 @@ def _positions(classes: Tensor, labels: Tensor, used: Tensor | None = None) -> T
 
 
 def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
-    """Row loss that a ``loss=`` argument of a bare module stands for.
-
-    Raises
-    ------
-    ValueError
-        If no loss is given, or its name is not known.
-    TypeError
-        If it cannot be called.
-    """
+    """Row loss that the ``loss=`` argument of a bare module stands for."""
     if isinstance(loss, str) and loss in LOSSES:
         loss = LOSSES[loss]()
     if isinstance(loss, str) or loss is None:

@@ -112,13 +112,7 @@ def set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, li
 
 
 def draw_masks(module: nn.Module, rate: float | None) -> None:
-    """Put the dropout layers of a skeleton to work, at a rate or at their own.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or they are at work already.
-    """
+    """Switch the dropout layers of a skeleton on, at a given rate or at their own."""
     found: list[tuple[Any, str]] = []
     for part in module.modules():
         if isinstance(part, _DROPOUTS):

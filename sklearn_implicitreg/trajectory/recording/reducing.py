@@ -16,6 +16,8 @@ from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, select_params
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.regression.design import Design
+from sklearn_implicitreg.trajectory.design import deviation, is_stochastic, window_design
 from sklearn_implicitreg.trajectory.marks import Kept, Mark, bare
 from sklearn_implicitreg.trajectory.minibatch import NUISANCE, minibatch_column, named_batches
 from sklearn_implicitreg.trajectory.r_factors import (
@@ -26,7 +28,6 @@ from sklearn_implicitreg.trajectory.r_factors import (
     signature,
 )
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, as_reference
-from sklearn_implicitreg.trajectory.stretches import MeanColumns, deviation, is_stochastic
 from sklearn_implicitreg.trajectory.window import Step, Window
 
 __all__ = ["Reduction", "ReducedKept"]
@@ -115,7 +116,7 @@ class Reduction:
             nuisance = minibatch_column(whole, window, reference, gradient)
         batches = tuple(step.rows for step in window.steps if step.rows is not None)
         here = replace(self.problem, batches=batches or None)
-        means = [MeanColumns.over(LeafPenalty(leaf), here, window) for leaf in self.leaves]
+        means = [window_design(LeafPenalty(leaf), here, window) for leaf in self.leaves]
         cells = []
         sums = sums or self._nothing([n for mean in means for n in mean.term_names])
         for name, slope in away.value.items():
@@ -142,11 +143,15 @@ class Reduction:
         return self.reference != "applied"
 
     def _joined(
-        self, means: list[MeanColumns], name: str, nuisance: Params | None
+        self, means: list[Design], name: str, nuisance: Params | None
     ) -> tuple[Tensor, Tensor]:
         """Columns of all penalties side by side, and where each is differentiable."""
-        designs = [mean.design(name) for mean in means]
-        masks = [m.smooth(name)[:, None].expand_as(d) for m, d in zip(means, designs, strict=True)]
+        designs = [mean.columns(name) for mean in means]
+        masks = [torch.ones_like(design, dtype=torch.bool) for design in designs]
+        for everywhere, mean in zip(masks, means, strict=True):
+            smooth = mean.smooth(name)
+            if smooth is not None:
+                everywhere &= smooth[:, None]
         if self._with_nuisance:
             first = designs[0][:, :1]
             own = torch.zeros_like(first) if nuisance is None else nuisance[name].reshape(-1, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,12 @@ import pytest
 import scipy.special
 from sklearn import metrics
 
-from sklearn_implicitreg.adapters.linear import deviances, losses, margins
+from sklearn_implicitreg.adapters.linear.losses import (
+    LOSSES,
+    RowLosses,
+    scaled_huber,
+    tweedie,
+)
 
 RNG = np.random.default_rng(1)
 N = 200
@@ -30,7 +34,7 @@ class LossCase:
     """A loss, rows for it, and the mean of it by another library."""
 
     id: str
-    loss: Callable[..., losses.RowLosses]
+    loss: Callable[..., RowLosses]
     y: Any
     mean: float
     eta: Any = None
@@ -51,61 +55,61 @@ def _scaled_huber(epsilon: float, scale: float) -> float:
 
 
 CASES = [
-    LossCase("squared-error", losses.squared_error, REAL, metrics.mean_squared_error(REAL, ETA)),
-    LossCase("absolute", losses.absolute, REAL, metrics.mean_absolute_error(REAL, ETA)),
+    LossCase("squared-error", LOSSES["squared_error"], REAL, metrics.mean_squared_error(REAL, ETA)),
+    LossCase("absolute", LOSSES["absolute_error"], REAL, metrics.mean_absolute_error(REAL, ETA)),
     LossCase(
         "huber",
-        partial(losses.huber, epsilon=0.7),
+        LOSSES["huber"].of(epsilon=0.7),
         REAL,
         float(scipy.special.huber(0.7, ETA - REAL).mean()),
     ),
     LossCase(
         "scaled-huber",
-        partial(losses.scaled_huber, epsilon=1.35, scale=0.6),
+        scaled_huber(epsilon=1.35, scale=0.6),
         REAL,
         _scaled_huber(1.35, 0.6),
     ),
     LossCase(
         "epsilon-insensitive",
-        partial(losses.epsilon_insensitive, epsilon=0.4),
+        LOSSES["epsilon_insensitive"].of(epsilon=0.4),
         REAL,
         float(np.clip(np.abs(ETA - REAL) - 0.4, 0, None).mean()),
     ),
     LossCase(
         "squared-epsilon-insensitive",
-        partial(losses.squared_epsilon_insensitive, epsilon=0.4),
+        LOSSES["squared_epsilon_insensitive"].of(epsilon=0.4),
         REAL,
         float((np.clip(np.abs(ETA - REAL) - 0.4, 0, None) ** 2).mean()),
     ),
-    LossCase("hinge", margins.hinge, SIGNS, metrics.hinge_loss(SIGNS, ETA)),
+    LossCase("hinge", LOSSES["hinge"], SIGNS, metrics.hinge_loss(SIGNS, ETA)),
     LossCase(
         "squared-hinge",
-        margins.squared_hinge,
+        LOSSES["squared_hinge"],
         SIGNS,
         float(np.mean(np.clip(1 - SIGNS * ETA, 0, None) ** 2)),
     ),
     LossCase(
-        "perceptron", margins.perceptron, SIGNS, float(np.mean(np.clip(-SIGNS * ETA, 0, None)))
+        "perceptron", LOSSES["perceptron"], SIGNS, float(np.mean(np.clip(-SIGNS * ETA, 0, None)))
     ),
     LossCase(
         "modified-huber",
-        margins.modified_huber,
+        LOSSES["modified_huber"],
         SIGNS,
         # Twice a Huber function of the margin's shortfall, which turns linear at 2.
         float(2 * scipy.special.huber(2.0, np.clip(1 - SIGNS * ETA, 0, None)).mean()),
     ),
     LossCase(
         "log-loss",
-        deviances.log_loss,
+        LOSSES["log_loss"],
         BITS,
         metrics.log_loss(BITS, scipy.special.expit(ETA)),
     ),
-    LossCase("poisson", deviances.poisson, COUNTS, _tweedie(1, COUNTS, np.exp(ETA))),
-    LossCase("gamma", deviances.gamma, POSITIVE, _tweedie(2, POSITIVE, np.exp(ETA))),
+    LossCase("poisson", LOSSES["poisson"], COUNTS, _tweedie(1, COUNTS, np.exp(ETA))),
+    LossCase("gamma", LOSSES["gamma"], POSITIVE, _tweedie(2, POSITIVE, np.exp(ETA))),
     *(
         LossCase(
             f"tweedie-{power}-log",
-            partial(deviances.tweedie, power=power),
+            tweedie(power=power),
             POSITIVE,
             (2 if power == 0 else 1) * _tweedie(power, POSITIVE, np.exp(ETA)),
         )
@@ -114,7 +118,7 @@ CASES = [
     *(
         LossCase(
             f"tweedie-{power}-identity",
-            partial(deviances.tweedie, power=power, link="identity"),
+            tweedie(power=power, link="identity"),
             POSITIVE,
             (2 if power == 0 else 1) * _tweedie(power, POSITIVE, MEANS),
             MEANS,
@@ -163,33 +167,33 @@ def test_multinomial_is_the_log_loss_of_sklearn(n_classes: int) -> None:
     eta = RNG.normal(size=(N, n_classes))
     codes = RNG.integers(n_classes, size=N)
     hot = np.eye(n_classes)[codes]
-    rows = deviances.multinomial(eta, hot)
+    rows = LOSSES["cross_entropy"](eta, hot)
     p = scipy.special.softmax(eta, axis=1)
     assert rows.value.mean() == pytest.approx(metrics.log_loss(codes, p), rel=1e-12)
     np.testing.assert_allclose(rows.derivative, p - hot, atol=1e-15)
     for k in range(n_classes):
         step = 1e-6 * np.eye(n_classes)[k]
         slope = (
-            deviances.multinomial(eta + step, hot).value
-            - deviances.multinomial(eta - step, hot).value
+            LOSSES["cross_entropy"](eta + step, hot).value
+            - LOSSES["cross_entropy"](eta - step, hot).value
         ) / 2e-6
         np.testing.assert_allclose(rows.derivative[:, [k]], slope, atol=1e-8)
 
 
 @pytest.mark.parametrize("margin", [40.0, 700.0])
 def test_sure_predictions_keep_their_digits(margin: float) -> None:
-    rows = deviances.log_loss(np.array([margin, -margin]), np.array([1.0, 0.0]))
+    rows = LOSSES["log_loss"](np.array([margin, -margin]), np.array([1.0, 0.0]))
     np.testing.assert_allclose(rows.value, np.exp(-margin), rtol=1e-12)
     np.testing.assert_allclose(np.abs(rows.derivative), np.exp(-margin), rtol=1e-12)
-    many = deviances.multinomial(np.array([[margin, 0.0]]), np.array([[1.0, 0.0]]))
+    many = LOSSES["cross_entropy"](np.array([[margin, 0.0]]), np.array([[1.0, 0.0]]))
     np.testing.assert_allclose(np.abs(many.derivative), np.exp(-margin), rtol=1e-12)
 
 
 KINKS = [
-    ("absolute", losses.absolute, 2.0, 2.0),
-    ("epsilon-insensitive", partial(losses.epsilon_insensitive, epsilon=0.1), 2.1, 2.0),
-    ("hinge", margins.hinge, -1.0, -1.0),
-    ("perceptron", margins.perceptron, 0.0, 1.0),
+    ("absolute", LOSSES["absolute_error"], 2.0, 2.0),
+    ("epsilon-insensitive", LOSSES["epsilon_insensitive"].of(epsilon=0.1), 2.1, 2.0),
+    ("hinge", LOSSES["hinge"], -1.0, -1.0),
+    ("perceptron", LOSSES["perceptron"], 0.0, 1.0),
 ]
 
 

@@ -51,7 +51,7 @@ from sklearn.svm import LinearSVC, LinearSVR
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.linear.adapter import LinearProblem
+from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.problem import LossGradient, Problem
 
 TERM_GRADIENTS = {

@@ -1,0 +1,144 @@
+"""Any fitted estimator with ``coef_`` and ``intercept_``, once its loss is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.linear import losses
+from sklearn_implicitreg.adapters.linear.fitted import fitted_problem, predictor
+from sklearn_implicitreg.adapters.linear.losses import Array, Loss, loss_of
+from sklearn_implicitreg.adapters.linear.problems import LinearProblem
+from sklearn_implicitreg.adapters.linear.rows import (
+    classification_rows,
+    one_hot,
+    regression_rows,
+    row_class_weights,
+)
+from sklearn_implicitreg.adapters.linear.streams import streamed
+from sklearn_implicitreg.adapters.torch import losses as torch_losses
+
+__all__ = ["HANDLERS", "adapt_given"]
+
+# Losses of torch that average over outputs what the table sums.
+_AVERAGED = {loss.torch: name for name, loss in losses.LOSSES.items() if loss.torch}
+
+
+def adapt_given(model: Any, data: Data, options: Options, **known: Any) -> LinearProblem:
+    """Problem of a fitted estimator whose loss ``options.loss`` is, without a convention.
+
+    A name, an nn loss or a callable(output, target); the last two are differentiated by torch,
+    with respect to the predictor alone. ``known`` goes into the fields of the problem.
+    """
+    loss = options.loss
+    choices = {*torch_losses.LOSSES, *losses.LOSSES}
+    if loss is None or (isinstance(loss, str) and loss not in choices):
+        what = "no loss" if loss in (None, "auto") else f"loss={loss!r}"
+        raise ValueError(
+            f"Expected the loss that {type(model).__name__} was trained with, got {what}; give "
+            f"`loss=`, one of {sorted(choices)}, an nn loss, or a callable(output, target)."
+        )
+    if not hasattr(model, "classes_"):
+        return _regressor(model, data, options, known)
+    return _classifier(model, data, options, known)
+
+
+def _regressor(model: Any, data: Data, options: Options, known: dict[str, Any]) -> LinearProblem:
+    """Problem of a regressor."""
+    loss, (X, y, weight) = options.loss, regression_rows(model, data)
+    if type(loss) is nn.MSELoss:  # the same in closed form; a sum is over outputs
+        loss = "squared_error" if loss.reduction == "sum" else "mse"
+    named = _closed_form(loss, model)
+    if named is None:
+        target = torch.from_numpy(y[:, 0] if y.shape[1] == 1 else y)
+        return _by_autograd(model, (X, target, weight), loss, options, known)
+    n_outputs = y.shape[1]
+    if loss in _AVERAGED and n_outputs > 1:
+        averaged = {
+            "how": "mean over rows and outputs",
+            "loss_weight": weight[:, None] / n_outputs,
+        }
+        known = averaged | known
+    return fitted_problem(model, (X, y, weight), named, options, **known)
+
+
+def _classifier(model: Any, data: Data, options: Options, known: dict[str, Any]) -> LinearProblem:
+    """Problem of a classifier, whose ``class_weight`` multiplies the weights of the rows."""
+    X, codes, labels, weight = classification_rows(model, data)
+    weight = weight * row_class_weights(model, labels)
+    n_classes = len(model.classes_)
+    several = n_classes > 2
+    named = _closed_form(options.loss, model)
+    if named is None:
+        target = torch.from_numpy(codes if several else codes.astype(np.float64))
+        return _by_autograd(model, (X, target, weight), options.loss, options, known)
+    if several and options.loss == "log_loss":
+        named = losses.LOSSES["cross_entropy"]
+        known = {"how": "mean over rows"} | known
+    y = one_hot(codes, n_classes, low=named.low)
+    return fitted_problem(model, (X, y, weight), named, options, **known)
+
+
+def _closed_form(loss: Any, model: Any) -> Loss | None:
+    """Loss of the table by the user's name; torch's own names are torch's losses."""
+    if not isinstance(loss, str):
+        return None
+    name = _AVERAGED.get(loss, loss)
+    return None if name in torch_losses.LOSSES else loss_of(name, model)
+
+
+def _by_autograd(
+    model: Any,
+    rows: tuple[Any, torch.Tensor, Array],
+    given: Any,
+    options: Options,
+    known: dict[str, Any],
+) -> LinearProblem:
+    """A loss of torch, or the user's, differentiated with respect to the predictor."""
+    X, target, weight = rows
+    row_loss = torch_losses.resolve_loss(given)
+    eta = torch.from_numpy(predictor(model, X)).requires_grad_()
+    output = eta[:, 0] if eta.shape[1] == 1 else eta
+    row_weight = None if np.all(weight == 1) else torch.from_numpy(weight)
+    total, mass = row_loss(output, row_loss.prepare(output, target), row_weight)
+    (slope,) = torch.autograd.grad(total, eta, create_graph=True)
+    curvature = _curvature(slope, eta)
+    n_rows, n_outputs = eta.shape
+    slopes = slope.detach().numpy()
+    value = np.full((n_rows, 1), float(total.detach()) / n_rows)
+
+    def looked_up(_: Array, place: Array, size: Array) -> losses.Values:
+        at = place[:, 0].astype(np.intp)
+        return value[at], slopes[at], np.abs(slopes[at]) + curvature[at] * size
+
+    places = np.repeat(np.arange(float(n_rows))[:, None], n_outputs, axis=1)
+    return fitted_problem(
+        model,
+        (X, places, weight * (mass / weight.sum())),
+        Loss(looked_up, row_loss.words),
+        options,
+        **{"loss_weight": np.ones((n_rows, 1)), "loss_name": row_loss.words, **known},
+    )
+
+
+def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:
+    """Size of the second derivative of the loss, zero where it has none."""
+    if not slope.requires_grad:
+        return np.zeros(eta.shape)
+    (second,) = torch.autograd.grad(slope.sum(), eta, allow_unused=True)
+    size: Array = np.zeros(eta.shape) if second is None else np.abs(second.numpy())
+    return size
+
+
+def _linear_model(model: Any, data: Data, options: Options) -> LinearProblem:
+    """Given coefficients with their own loss, unless another one is asked for."""
+    asked = replace(options, loss=model.loss) if options.loss == "auto" else options
+    return adapt_given(model, data, asked)
+
+
+HANDLERS = {"LinearModel": streamed(_linear_model)}

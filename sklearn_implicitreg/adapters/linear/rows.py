@@ -1,0 +1,115 @@
+"""Rows as scikit-learn's models take them: validated features, targets, labels and weights."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_array
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+
+from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.adapters.linear.losses import Array
+
+__all__ = [
+    "Codes",
+    "Rows",
+    "class_weights",
+    "classification_rows",
+    "one_hot",
+    "regression_rows",
+    "row_class_weights",
+]
+
+Codes = NDArray[np.intp]
+# Features (ndarray or CSR matrix of shape (n, p)), targets (n, K), sample weights (n,).
+Rows = tuple[Any, Array, Array]
+# Kept as they come; the products are in float64. Others become float64, which is the first.
+_INTEGERS = [f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)]
+_KEPT = [np.dtype(name) for name in ("f8", "f4", *_INTEGERS)]
+
+
+def regression_rows(model: Any, data: Data) -> Rows:
+    """Rows of a fitted regressor, validated in scikit-learn's words."""
+    check_is_fitted(model)
+    X, y = validate_data(
+        model,
+        data.X,
+        data.y,
+        reset=False,
+        accept_sparse="csr",
+        dtype=_KEPT,
+        multi_output=True,
+        y_numeric=True,
+    )
+    y = np.asarray(y, dtype=np.float64)
+    return X, y.reshape(-1, 1) if y.ndim == 1 else y, _sample_weight(model, data, X.shape[0])
+
+
+def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]:
+    """Features, positions in ``classes_``, labels and sample weights of a fitted classifier."""
+    check_is_fitted(model)
+    X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT)
+    check_classification_targets(y)
+    if model.classes_.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
+        # LabelEncoder would take whatever it is given for True.
+        raise ValueError(f"y contains previously unseen labels: the model knows {model.classes_}.")
+    codes = np.asarray(LabelEncoder().fit(model.classes_).transform(y), dtype=np.intp)
+    return X, codes, y, _sample_weight(model, data, X.shape[0])
+
+
+def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:
+    """1.0 in the column of the row's class, ``low`` elsewhere; of two classes the second alone."""
+    hot = np.where(codes[:, None] == np.arange(n_classes), 1.0, low)
+    return hot[:, 1:] if n_classes == 2 else hot
+
+
+def class_weights(model: Any, y: Any, sample_weight: Array | None) -> Array:
+    """Weights of the classes by ``class_weight``, 1.0 for a class that does not occur in y.
+
+    Models that balance the total weights of the classes, not their counts, give sample weights.
+    """
+    if not isinstance(model.class_weight, str):
+        return np.asarray(
+            compute_class_weight(model.class_weight, classes=model.classes_, y=y), np.float64
+        )
+    present = np.unique(y)
+    weighted = "sample_weight" in inspect.signature(compute_class_weight).parameters
+    extra = {"sample_weight": sample_weight} if weighted else {}
+    found = compute_class_weight(model.class_weight, classes=present, y=y, **extra)
+    weights = np.ones(len(model.classes_))
+    weights[np.isin(model.classes_, present)] = found
+    return weights
+
+
+def row_class_weights(model: Any, y: Any) -> Array:
+    """Weights of the rows by ``class_weight``, if any, balanced by counts of rows."""
+    if not getattr(model, "class_weight", None):
+        return np.ones(len(y))
+    return np.asarray(compute_sample_weight(model.class_weight, y), dtype=np.float64)
+
+
+def _sample_weight(model: Any, data: Data, n_rows: int) -> Array:
+    """Validated sample weights, ones by default."""
+    if data.sample_weight is None:
+        return np.ones(n_rows)
+    weight = check_array(
+        data.sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+    )
+    if weight.ndim != 1:
+        raise ValueError(f"Sample weights must be 1D array or scalar, got shape {weight.shape}")
+    if weight.shape[0] != n_rows:
+        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}!")
+    if np.any(weight < 0):
+        raise ValueError("Negative values in data passed to `sample_weight`")
+    if not has_fit_parameter(model, "sample_weight") and np.ptp(weight) > 0:
+        raise ValueError(
+            f"Expected no sample_weight, got one: {type(model).__name__} cannot be trained with "
+            "weights; leave it out, as in training."
+        )
+    return np.asarray(weight, dtype=np.float64)

@@ -1,0 +1,267 @@
+"""From a trained model and its data to a `Problem`, by the class of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem.conventions import Convention
+from sklearn_implicitreg.problem.frozen import TRAINED_CLASSES, FrozenModel, names_of_class
+from sklearn_implicitreg.problem.linear_model import LinearModel
+
+__all__ = [
+    "Data",
+    "Handler",
+    "Options",
+    "adapt",
+    "adapt_many",
+    "linear_problem",
+    "register",
+]
+
+# The package's own handlers, each in its module's HANDLERS by class name, loaded when needed.
+_LIBRARIES = {
+    "sklearn": "sklearn.models",
+    "sklearn_implicitreg": "linear.given",
+    "skorch": "skorch",
+    "statsmodels": "statsmodels.results",
+    "torch": "torch.modules",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows as the user gave them.
+
+    Parameters
+    ----------
+    X : object
+        Features: an array, a table, a sparse matrix, a loader.
+    y : object, default=None
+        Targets.
+    sample_weight : array-like of shape (n,), default=None
+        Weights of the rows.
+
+    Examples
+    --------
+    >>> Data([[1.0], [2.0]], [0.0, 1.0]).sample_weight is None
+    True
+    """
+
+    X: Any
+    y: Any = None
+    sample_weight: Any = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the estimator's parameters ask of an adapter.
+
+    Parameters
+    ----------
+    loss, params, module_mode, batch_size, device, dtype, random_state : object
+        Those of `sklearn_implicitreg.ImplicitRegularizationEstimator`.
+    trained_batch_size : int or None, default=None
+        Size of the batches of the training, where the rows do not say it.
+    completing : bool, default=False
+        Whether the rows complete those of a fit and are taken as they come.
+
+    Examples
+    --------
+    >>> Options(loss="mse").params
+    'auto'
+    """
+
+    loss: Any = "auto"
+    params: str | Callable[[str, Tensor], bool] = "auto"
+    module_mode: str = "auto"
+    batch_size: Any = "auto"
+    device: Any = "auto"
+    dtype: Any = "auto"
+    random_state: Any = None
+    trained_batch_size: int | None = None
+    completing: bool = False
+
+
+Handler = Callable[[Any, Data, Options], Problem]
+_REGISTERED: dict[str, Handler] = {}
+
+
+def register(cls: type | str, handler: Handler) -> None:
+    """Make the trained models of a class known to every estimator of the package.
+
+    Parameters
+    ----------
+    cls : type or str
+        The class, or its name with the module in which it is defined or a package above it, such
+        as ``"xgboost.XGBRegressor"``: the library need not be imported. Subclasses that are not
+        registered themselves are included.
+    handler : callable(model, data: Data, options: Options) -> Problem
+        What `adapt` calls for such a model; often one call of `linear_problem`, or of `adapt`
+        for a model inside. A later registration of the class takes over, also from the package's
+        own.
+
+    Raises
+    ------
+    TypeError
+        If ``cls`` is neither a class nor a dotted name, or the handler cannot be called.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
+    >>> class Halfway:
+    ...     weights = np.array([1.0, 2.0])
+    >>> def handler(model, data, options):
+    ...     return linear_problem(data, options, coef=model.weights)
+    >>> register(Halfway, handler)
+    >>> est = ImplicitRegularizationEstimator(Halfway()).fit(np.eye(2), np.array([2.0, 4.0]))
+    >>> est.coef_.round(12).tolist()
+    [0.5]
+    """
+    name = f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else cls
+    if not isinstance(name, str) or "." not in name or not callable(handler):
+        raise TypeError(
+            "Expected a class or its dotted name, and a handler(model, data, options), got "
+            f"{cls!r} and {handler!r}."
+        )
+    _REGISTERED[name] = handler
+    TRAINED_CLASSES.add(name)
+
+
+def adapt(model: Any, data: Data, options: Options) -> Problem:
+    """Problem of a trained model, by the first class of its MRO that an adapter knows.
+
+    Parameters
+    ----------
+    model : object
+        Trained.
+    data : Data
+        Rows of its training.
+    options : Options
+        What is asked for.
+
+    Returns
+    -------
+    Problem
+
+    Raises
+    ------
+    TypeError
+        If no adapter knows the model.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import Ridge
+    >>> X, y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 0.0]
+    >>> adapt(Ridge().fit(X, y), Data(X, y), Options()).loss_name
+    'squared error, mean over rows, no 1/2'
+    """
+    if isinstance(model, FrozenModel):
+        model = model.model
+    for cls in type(model).__mro__:
+        registered = _registered(cls)
+        if registered is not None:
+            problem = registered(model, data, options)
+            return replace(problem, model_name=type(model).__name__)
+        handler = _own_handler(cls)
+        if handler is not None:
+            return handler(model, data, options)
+    if hasattr(model, "coef_") and hasattr(model, "intercept_"):
+        given: Handler = _module("linear.given").adapt_given
+        return given(model, data, options)
+    raise TypeError(
+        f"Expected a trained torch module, skorch net, scikit-learn linear or MLP model or results "
+        f"of statsmodels, got {type(model).__name__}. Give a bare nn.Module with `loss=`, or "
+        "model='precomputed' with the design as X and the target as y; other classes are made "
+        "known by sklearn_implicitreg.adapters.register."
+    )
+
+
+def adapt_many(models: Sequence[Any], data: Sequence[Data], options: Options) -> list[Problem]:
+    """Problems of several trained models, which share what they can.
+
+    Linear models with squared error on the same rows (the same objects) share one Gram matrix.
+    """
+    shared = _module("linear.checkpoints").adapt_checkpoints
+    problems: list[Problem] = shared(models, data, options)
+    return problems
+
+
+def linear_problem(
+    data: Data,
+    options: Options,
+    *,
+    coef: Any,
+    intercept: Any = None,
+    loss: Any = "squared_error",
+    classes: Any = None,
+    convention: Convention | None = None,
+    penalized_intercept: bool = False,
+) -> Problem:
+    """Problem of a linear predictor ``X coef' + intercept``: what most handlers return.
+
+    Parameters
+    ----------
+    data, options : Data, Options
+        As the handler got them. A loss in the options, other than "auto", replaces ``loss``.
+    coef : array-like of shape (p,) or (K, p)
+        Trained coefficients, one row per output or class.
+    intercept : float, array-like of shape (K,) or None, default=None
+        Trained intercept; None if none was trained.
+    loss : str, nn loss or callable(output, target), default="squared_error"
+        Loss of the training, by the names that ``loss=`` of the estimators takes.
+    classes : array-like of shape (n_classes,), default=None
+        Labels, in the order of the rows of ``coef``.
+    convention : Convention, default=None
+        How the model states its penalty, for ``in_model_units``.
+    penalized_intercept : bool, default=False
+        Whether the penalty covers the intercept; it is then in scope by default.
+
+    Returns
+    -------
+    Problem
+
+    Raises
+    ------
+    ValueError
+        If the rows do not fit the coefficients, or the loss is not known.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> data = Data(np.eye(2), np.array([2.0, 4.0]))
+    >>> problem = linear_problem(data, Options(), coef=[1.0, 2.0])
+    >>> problem.gradient().value["coef"].tolist()  # 2 X' (X coef - y) / n
+    [-1.0, -2.0]
+    """
+    model = LinearModel(coef, intercept, loss=loss, classes=classes)
+    if penalized_intercept and isinstance(options.params, str) and options.params == "auto":
+        options = replace(options, params="all")
+    return replace(
+        adapt(model, data, options), convention=convention if options.loss == "auto" else None
+    )
+
+
+def _registered(cls: type) -> Handler | None:
+    """Handler that was registered for a class."""
+    if not _REGISTERED:
+        return None
+    return next((_REGISTERED[n] for n in names_of_class(cls) if n in _REGISTERED), None)
+
+
+def _own_handler(cls: type) -> Handler | None:
+    """Handler of the package for a class."""
+    module = _LIBRARIES.get(cls.__module__.partition(".")[0])
+    handlers: dict[str, Handler] = {} if module is None else _module(module).HANDLERS
+    return handlers.get(cls.__name__)
+
+
+def _module(name: str) -> Any:
+    """One of the packages of adapters, loaded when it is needed."""
+    return import_module(f"sklearn_implicitreg.adapters.{name}")

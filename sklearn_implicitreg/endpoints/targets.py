@@ -1,0 +1,209 @@
+"""What every family at some endpoints shares, and equations that were given as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
+from sklearn_implicitreg.progress import progress
+from sklearn_implicitreg.regression.design import Design
+from sklearn_implicitreg.regression.equations import (
+    Cluster,
+    Equations,
+    Inequalities,
+    Observed,
+    Place,
+    Units,
+)
+from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.spread import observed
+
+__all__ = ["EndpointTargets", "places_header", "places_notes", "shared_units"]
+
+_CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
+_VIF_NOTE = 10.0  # the same, by the usual rule
+_ROUNDING = 1e-9  # of total weights
+
+
+@dataclass(frozen=True)
+class EndpointTargets:
+    """One gradient of the loss for each trained model.
+
+    Attributes
+    ----------
+    problems : tuple of Problem
+        The trained models, with parameters of the same names and shapes.
+    verbose : int
+        Whether to show how many gradients were taken.
+    sampling : {"data sets", "resamples", "one data set"}
+        Whether the endpoints are independent, draws from the same rows, or on the same rows.
+    """
+
+    place: ClassVar[str] = "endpoint"
+
+    problems: tuple[Problem, ...]
+    verbose: int = 0
+    sampling: Sampling = "data sets"
+
+    @property
+    def problem(self) -> Problem:
+        """The first trained model."""
+        return self.problems[0]
+
+    @cached_property
+    def gradients(self) -> tuple[LossGradient, ...]:
+        """Gradients of the mean losses, in one pass over the rows of each."""
+        steps = progress(self.problems, "gradients", len(self.problems), self.verbose)
+        return tuple(problem.gradient() for problem in steps)
+
+    def equations(self, penalty: Penalty) -> Equations:
+        """Equations of a penalty; those of a single endpoint are clustered by tensor."""
+        designs = [Design.at(penalty, problem) for problem in self.problems]
+        return self._equations_at(designs, self.gradients)
+
+    def observed(self, penalties: Sequence[Penalty], n_blocks: int) -> list[Observed]:
+        """Equations of several penalties from one pass over the rows, with their noise.
+
+        Raises
+        ------
+        ValueError
+            If there is only one row.
+        """
+        designs, spreads, gradients = [], [], []
+        for problem in progress(self.problems, "gradients", len(self.problems), self.verbose):
+            designs.append([Design.at(penalty, problem) for penalty in penalties])
+            blocks, seen = observed(problem.blocks(n_blocks), problem, designs[-1])
+            gradients.append(LossGradient.from_blocks(blocks))
+            spreads.append(seen)
+            if gradients[-1].n_rows < 2:
+                raise ValueError(
+                    "Expected at least 2 rows, whose gradients give the noise of their mean, got "
+                    "n_samples = 1."
+                )
+        families = zip(zip(*designs, strict=True), zip(*spreads, strict=True), strict=True)
+        return [(self._equations_at(own, gradients), list(seen)) for own, seen in families]
+
+    def _equations_at(
+        self, designs: Sequence[Design], gradients: Sequence[LossGradient]
+    ) -> Equations:
+        pairs = zip(self.problems, designs, gradients, strict=True)
+        places = tuple(Place(*own) for own in pairs)
+        cluster: Cluster = "endpoint" if len(places) > 1 else "tensor"
+        return Equations(places, self, cluster, self.sampling)
+
+    def completing(self, other: Problem) -> LossGradient:
+        """Gradient over further rows, which complete those of the one endpoint.
+
+        Raises
+        ------
+        ValueError
+            If there are several endpoints.
+        """
+        if len(self.problems) > 1:
+            raise ValueError(
+                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
+                "is no one training set that they would complete."
+            )
+        return other.numbered_like(self.problem).gradient()
+
+    def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
+        """Model, loss, rows and size of the gradient."""
+        return places_header(self.problems, [p.gradient for p in equations.places], self.place)
+
+    def notes(self, equations: Equations, result: Result) -> list[str]:
+        """Notes of the models, and what the fit says about its columns."""
+        notes = places_notes(self.problems)
+        known = equations.places[0].design.known_terms
+        if known:
+            notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
+        notes += _inequality_notes(sum(p.n_dropped for p in equations.places), result.tested)
+        if result.scale_invariant:
+            notes.append(
+                "The loss does not see the scale of " + ", ".join(result.scale_invariant) + " "
+                "(they feed a normalization): an endpoint shows no L2 there."
+            )
+        solution, _ = result.regression()
+        condition, vif = solution.condition_number, float(solution.vif.max())
+        if np.isfinite(condition) and (condition > _CONDITION_NOTE or vif > _VIF_NOTE):
+            notes.append(
+                f"The columns are close to dependent (condition number {condition:.3g}, largest "
+                f"VIF {vif:.3g}): single coefficients are uncertain; test them together "
+                "(wald_test)."
+            )
+        return notes
+
+    def units(self, equations: Equations) -> Units:
+        """How the models state a penalty."""
+        return shared_units(self.problems, [place.gradient for place in equations.places])
+
+
+def shared_units(problems: Sequence[Problem], gradients: Sequence[LossGradient]) -> Units:
+    """What the convention divides by, the convention, whether each output has a parameter.
+
+    The first two are None where they differ between endpoints.
+    """
+    first = problems[0].convention
+    pairs = zip(problems, gradients, strict=True)
+    sizes = [problem.n_effective or gradient.weight for problem, gradient in pairs]
+    alike = np.allclose(sizes, sizes[0], rtol=_ROUNDING, atol=0.0)
+    same = all(problem.convention == first for problem in problems)
+    per_output = problems[0].groups is not None
+    return sizes[0] if alike else None, first if same else None, per_output
+
+
+def places_header(
+    problems: Sequence[Problem], gradients: Sequence[LossGradient], place: str
+) -> list[tuple[str, str]]:
+    """Header lines about models, losses, rows and gradients at some places."""
+    models = " or ".join(_each([p.model_name for p in problems]))
+    losses = " or ".join(_each([p.loss_name for p in problems]))
+    rows, weights = [g.n_rows for g in gradients], [g.weight for g in gradients]
+    size = np.sqrt(np.mean([g.norm() ** 2 for g in gradients]))
+    if len(problems) == 1:
+        return [
+            ("Model", models),
+            ("Loss", losses),
+            ("Rows", f"{rows[0]} (weight {weights[0]:g})"),
+            ("|grad L|", f"{size:.4g}"),
+        ]
+    return [
+        ("Model", f"{len(problems)} {place}s of {models}"),
+        ("Loss", losses),
+        ("Rows of each", f"{_range(rows)} (weight {_range(weights)})"),
+        ("|grad L|, r.m.s.", f"{size:.4g}"),
+    ]
+
+
+def places_notes(problems: Sequence[Problem]) -> list[str]:
+    """Notes of the problems, each once, and what gives no equations."""
+    notes = _each([note for problem in problems for note in problem.notes])
+    if problems[0].left_out:
+        notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")
+    return notes
+
+
+def _inequality_notes(dropped: int, tested: Inequalities | None) -> list[str]:
+    if not dropped:
+        return []
+    start = f"{dropped} coordinates at a kink of the penalty or a bound give no equation"
+    if tested is None:
+        return [f"{start}; their inequalities were not tested."]
+    if tested.n_violated:
+        return [f"{start}; {tested.n_violated} of their inequalities do not hold."]
+    return [f"{start}; all their inequalities hold."]
+
+
+def _each(texts: Sequence[str]) -> list[str]:
+    """Different ones, in their order."""
+    return list(dict.fromkeys(texts))
+
+
+def _range(numbers: Sequence[Any]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

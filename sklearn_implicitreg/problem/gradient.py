@@ -1,0 +1,80 @@
+"""Gradients of a loss: sums over a block of rows, and the mean over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sklearn_implicitreg.problem.vectors import Params
+
+__all__ = ["BlockGradient", "LossGradient"]
+
+
+@dataclass(frozen=True)
+class BlockGradient:
+    """Gradient of the weighted *sum* of the losses of one block of rows."""
+
+    sums: Params  # float64, shaped like Problem.params
+    loss: float  # weighted sum of the row losses
+    weight: float  # total weight of the rows
+    n_rows: int
+    scale: float  # sum over rows of the size of the summands: eps * scale is rounding
+    n_kinks: int = 0  # rows at which the loss has no derivative
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """Gradient of the *mean* loss (divided by the total weight of the rows)."""
+
+    value: Params
+    loss: float
+    weight: float
+    n_rows: int
+    scale: float
+    n_kinks: int
+
+    @classmethod
+    def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
+        """Add up blocks of rows, in float64."""
+        total: Params = {}
+        loss = weight = scale = 0.0
+        n_rows = n_kinks = 0
+        for block in blocks:
+            for name, tensor in block.sums.items():
+                if name in total:
+                    total[name] += tensor
+                else:
+                    total[name] = tensor.clone()
+            loss += block.loss
+            weight += block.weight
+            scale += block.scale
+            n_rows += block.n_rows
+            n_kinks += block.n_kinks
+        if n_rows < 1:
+            raise ValueError("Expected at least 1 row of data, got 0.")
+        if not weight > 0:
+            raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
+        value = {name: tensor / weight for name, tensor in total.items()}
+        return cls(value, loss / weight, weight, n_rows, scale / weight, n_kinks)
+
+    def completed(self, other: LossGradient) -> LossGradient:
+        """Mean over the rows of both, each by its total weight."""
+        weight = self.weight + other.weight
+        mine, theirs = self.weight / weight, other.weight / weight
+        value = {name: mine * g + theirs * other.value[name] for name, g in self.value.items()}
+        return LossGradient(
+            value,
+            mine * self.loss + theirs * other.loss,
+            weight,
+            self.n_rows + other.n_rows,
+            mine * self.scale + theirs * other.scale,
+            self.n_kinks + other.n_kinks,
+        )
+
+    def rounding(self, eps: float) -> float:
+        """Norm below which the gradient is zero to rounding."""
+        return 100 * eps * self.scale
+
+    def norm(self) -> float:
+        """Euclidean norm over all parameters."""
+        return float(sum(float(g.square().sum()) for g in self.value.values()) ** 0.5)

@@ -1,0 +1,297 @@
+"""One fit: equations solved, their coefficients' errors, and the verdict on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
+from sklearn_implicitreg.regression.equations import Equations, Inequalities
+from sklearn_implicitreg.regression.inference import (
+    Inference,
+    infer,
+    one_data_set,
+    spread,
+    without_numbers,
+)
+from sklearn_implicitreg.regression.restrictions import wald
+from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
+from sklearn_implicitreg.regression.system import Array, System
+from sklearn_implicitreg.regression.verdict import (
+    Measures,
+    Verdict,
+    cause_at,
+    is_explained,
+    judge,
+)
+
+__all__ = ["Result", "Settings", "fit"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How equations are solved and which standard errors are computed."""
+
+    positive: bool = False
+    covariance: str = "auto"
+    confidence_level: float = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a fit found, without data or weights; None where a family has no columns.
+
+    Attributes
+    ----------
+    term_names, coef, conf_int, r2, cosine, n_equations
+        What every family has; ``conf_int`` may be None.
+    verdict : Verdict
+    penalty : FittedPenalty, StructuredPenalty or None
+    solution, inference
+        Of a regression on columns.
+    family : list of int
+        Which columns are of the family; the others are nuisance columns.
+    path, bands : ndarray of shape (W, k) and (W, k, 2)
+        Coefficients of every window or endpoint alone, and their intervals.
+    noise_share, signal_share : float or None
+        Share of the mean target that is noise; what the family explains of the rest.
+    tested, scale_invariant
+        Inequalities of coordinates at a kink; tensors whose scale the loss does not see.
+    whole : tuple of (Structured, StructuredSolution)
+        A family that is solved as a whole, and what its solver found.
+    """
+
+    term_names: Sequence[str]
+    coef: Array
+    conf_int: Array | None
+    r2: float
+    cosine: Array
+    n_equations: int
+    verdict: Verdict
+    penalty: Any
+    solution: Solution | None = None
+    inference: Inference | None = None
+    family: Sequence[int] = ()
+    path: Array | None = None
+    bands: Array | None = None
+    noise_share: float = 0.0
+    signal_share: float | None = None
+    tested: Inequalities | None = None
+    scale_invariant: tuple[str, ...] = ()
+    whole: tuple[Any, Any] | None = None
+
+    def regression(self) -> tuple[Solution, Inference]:
+        """Solution and standard errors of a regression on columns.
+
+        Raises
+        ------
+        ValueError
+            If the family is solved as a whole.
+        """
+        if self.solution is None or self.inference is None:
+            raise ValueError(
+                f"Expected the fit of a family of terms, got {self.solved_as_whole()[0]!r}, which "
+                "is solved as a whole; read coef_, penalty_ and summary()."
+            )
+        return self.solution, self.inference
+
+    def solved_as_whole(self) -> tuple[Any, Any]:
+        """The family that was solved as a whole, and what its solver found."""
+        assert self.whole is not None
+        return self.whole
+
+
+def fit(equations: Equations, settings: Settings) -> Result:
+    """Solve the equations, infer and judge, each once."""
+    system = equations.system
+    solution = _solved(equations, system, settings.positive)
+    _warn_of_dependence(solution, system)
+    alone: list[Solution] = []
+    path = bands = None
+    if equations.cluster != "tensor":
+        systems = [place.system for place in equations.places]
+        alone = [_solved(equations, own, settings.positive) for own in systems]
+        path, bands = _coef_path(systems, alone, settings)
+    inference = _inferred(equations, solution, path, settings)
+    shown, family = _of_mean(equations, solution) if equations.mean else (solution, solution)
+    noise_share = equations.noise_share()
+    tested, invariant, verdict = _judged(equations, family, inference, alone, noise_share)
+    if equations.mean is None and solution.tss**0.5 <= equations.rounding:
+        shown, inference = without_numbers(solution, inference)
+    return Result(
+        term_names=list(system.term_names),
+        coef=shown.coef,
+        conf_int=inference.conf_int,
+        r2=shown.r2,
+        cosine=shown.cosine,
+        n_equations=shown.n_equations,
+        verdict=verdict,
+        penalty=equations.penalty(solution),
+        solution=shown,
+        inference=inference,
+        family=equations.family,
+        path=path,
+        bands=bands,
+        noise_share=noise_share,
+        signal_share=_share_of_signal(equations, solution),
+        tested=tested,
+        scale_invariant=invariant,
+    )
+
+
+def _solved(equations: Equations, system: System, positive: bool) -> Solution:
+    """Solution of a system, in which the nuisance column may have any sign."""
+    n, eps = system.n_equations, equations.eps
+    found = solve_system(system, positive=positive, eps=eps)
+    if not positive or equations.nuisance is None:
+        return found
+    sign = np.where(np.array(system.term_names) == equations.nuisance, -1.0, 1.0)
+    turned = solve(system.r_factor * np.append(sign, 1.0), n, positive=True, eps=eps)
+    if turned.rss < found.rss:
+        found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
+    return replace(found, active=found.active | (sign < 0))
+
+
+def _warn_of_dependence(solution: Solution, system: System) -> None:
+    if solution.rank < system.n_terms and solution.tss > 0:
+        names = [system.term_names[i] for i in solution.dependent]
+        warn_user(
+            f"The gradients of {names} are zero or linearly dependent over these equations: "
+            "the coefficients are the minimum-norm answer of many. Drop terms.",
+            CollinearTermsWarning,
+        )
+
+
+def _coef_path(
+    systems: Sequence[System], alone: Sequence[Solution], settings: Settings
+) -> tuple[Array, Array]:
+    """Coefficients of every place alone, (W, k), and their intervals, (W, k, 2).
+
+    NaN where a place alone has fewer equations than there are coefficients.
+    """
+    coefs, bands = [], []
+    for system, found in zip(systems, alone, strict=True):
+        k = system.n_terms
+        if system.n_equations < k:
+            coefs.append(np.full(k, np.nan))
+            bands.append(np.full((k, 2), np.nan))
+            continue
+        coefs.append(found.coef)
+        bands.append(infer(system, found, confidence_level=settings.confidence_level).conf_int)
+    return np.array(coefs), np.array(bands)
+
+
+def _inferred(
+    equations: Equations, solution: Solution, path: Array | None, settings: Settings
+) -> Inference:
+    """Standard errors; of endpoints by what they are of, unless a covariance was named."""
+    level, rounding = settings.confidence_level, equations.rounding
+    if equations.cluster == "endpoint" and settings.covariance == "auto" and path is not None:
+        if equations.sampling == "resamples":
+            return spread(solution, path, level, rounding)
+        if equations.sampling == "one data set":
+            return one_data_set(solution, level, rounding)
+    return infer(
+        equations.system,
+        solution,
+        covariance=settings.covariance,
+        confidence_level=level,
+        rounding=rounding,
+    )
+
+
+def _of_mean(equations: Equations, stacked: Solution) -> tuple[Solution, Solution]:
+    """The shared coefficients with R2 and cosines of the mean over the windows.
+
+    All columns, and the family's alone: the nuisance column is projected out of the mean target
+    and of the family's columns.
+    """
+    kept = equations.family
+    upper = equations.without_nuisance(equations.judged.system)
+    size = float(upper[:, -1] @ upper[:, -1])
+    away = upper[:, -1] - upper[:, :-1] @ stacked.coef[kept]
+    shortfall = min(1.0, float(away @ away) / size) if size else 1.0
+    family = solve(upper, equations.judged.system.n_equations, eps=stacked.eps)
+    cosine = np.array(stacked.cosine)
+    cosine[kept] = family.cosine
+    r2, rss = 1.0 - shortfall, shortfall * size
+    shown = replace(stacked, tss=size, rss=rss, r2=r2, shortfall=shortfall, cosine=cosine)
+    coef, active = stacked.coef[kept], stacked.active[kept]
+    return shown, replace(family, coef=coef, active=active, r2=r2, shortfall=shortfall)
+
+
+def _judged(
+    equations: Equations,
+    family: Solution,
+    inference: Inference,
+    alone: Sequence[Solution],
+    noise_share: float,
+) -> tuple[Inequalities | None, tuple[str, ...], Verdict]:
+    """Inequalities at kinks, tensors of no scale, and the verdict."""
+    along = equations.mean is not None
+    tested = None if along else equations.tested(family)
+    invariant, dominates = ((), False) if along else equations.scale_invariant()
+    places = [equations.judged] if along else equations.places
+    names = [equations.term_names[i] for i in equations.family]
+    verdict = judge(
+        Measures.of(family, names),
+        rounding=equations.rounding,
+        scale_invariant=invariant if dominates else (),
+        n_kinks=sum(place.gradient.n_kinks for place in places),
+        noise_share=noise_share,
+        evidence=equations.evidence,
+        agreement=equations.agreement,
+        cause=cause_at(
+            has_paths=places[0].problem.has_paths,
+            each_explained=not along and len(alone) > 1 and all(map(is_explained, alone)),
+            along=along,
+        ),
+        insignificant=_insignificant(equations, family.coef, inference),
+        n_violated=tested.n_violated if tested else 0,
+    )
+    if equations.objection:
+        verdict = replace(verdict, label="out of family", sentence=equations.objection)
+    return tested, invariant, verdict
+
+
+def _insignificant(equations: Equations, coef: Array, inference: Inference) -> str | None:
+    """Sentence where the joint test of the family's coefficients does not reject.
+
+    None where there is no noise for windows to differ by.
+    """
+    if not equations.noisy:
+        return None
+    if inference.covariance != "cluster":
+        return ""
+    q = len(equations.family)
+    family = np.eye(len(equations.term_names))[equations.family]
+    statistic, p_value = wald(family, coef, inference)
+    if not p_value >= 0.05:
+        return ""
+    return (
+        f"the joint test over windows does not reject that all coefficients are zero "
+        f"(F({q}, {inference.df:g}) = {statistic:.3g}, p = {p_value:.3g})."
+    )
+
+
+def _share_of_signal(equations: Equations, solution: Solution) -> float | None:
+    """What the family explains of the mean target once noise is removed from both.
+
+    A trajectory remembers random masks, and so do products of targets; those of residuals do
+    not, so with instruments the signal is what is explained and what is left. The nuisance
+    column is left out. None where there is no signal, or no noise.
+    """
+    if not equations.noisy:
+        return None
+    system, coef, kept = equations.system, solution.coef, equations.family
+    if system.instrumented:
+        explained = system.explained_by_instruments(coef, kept) / len(equations.places)
+        signal = explained + max(0.0, equations.signal(coef)[0])
+    else:
+        upper = equations.without_nuisance(equations.judged.system)
+        explained = float(np.square(upper[:, :-1] @ coef[kept]).sum())
+        signal = equations.signal()[0]
+    return min(1.0, explained / signal) if signal > 0 else None

@@ -1,0 +1,95 @@
+"""The columns of a window: averaged over its steps, or with instruments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.penalties.base import Leaf
+from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.regression.design import Design
+from sklearn_implicitreg.trajectory.window import Window
+
+__all__ = ["at_weights", "deviation", "is_stochastic", "mean_of", "window_design"]
+
+_STACKED = 2**24  # numbers of one tensor's iterates that are held at a time
+
+
+def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
+    """Mean columns over the iterates of a window, by their numbers of steps.
+
+    Where a penalty draws random numbers, the columns are those at the mean iterate, with
+    instruments from other draws at the first step: these neither share the noise of the columns'
+    draws nor know what the window's steps drew. Sums over few marks are no choice there: they
+    lean to the first step, where the instruments are, and what a trajectory forgets within a
+    window would bias the coefficients.
+    """
+    leaves = penalty.leaves(problem.params, problem)
+    if not any([is_stochastic(leaf) for leaf in leaves]):
+        first = Design.at(penalty, problem)
+        n_numbers = len(window.inside) * max([t.numel() for t in problem.params.values()])
+        if first.elementwise and n_numbers <= _STACKED:
+            return first.averaged({name: window.stacked(name) for name in problem.params})
+        return mean_of(
+            (Design.at(penalty, at_weights(penalty, problem, weights)), n / window.n_steps)
+            for weights, n in window.iterates()
+        )
+    n = 2 * window.start.step  # windows have draws of their own
+    first = Design.at(penalty, replace(problem.at(window.start.weights), draw=n))
+    mean = Design.at(penalty, replace(problem.at(window.mean("visited")), draw=n + 1))
+    held, masks = mean_of([(mean, 1.0)]), mean_of([(first, 0.5), (mean, 0.5)]).masks
+    instruments = {name: first.columns(name) for name in problem.params}
+    return replace(held, params=first.params, masks=masks, instruments=instruments)
+
+
+def mean_of(parts: Iterable[tuple[Design, float]]) -> Design:
+    """Mean of columns at several places, each with its share, held tensor by tensor."""
+    held: Params = {}
+    knowns: Params = {}
+    masks: Params = {}
+    first: Design | None = None
+    for design, share in parts:
+        first = first or design
+        for name in design.params:
+            _add(held, name, design.columns(name), share)
+            known, mask = design.known(name), design.smooth(name)
+            if known is not None:
+                _add(knowns, name, known, share)
+            if mask is not None:
+                masks[name] = masks[name] & mask if name in masks else mask
+    if first is None:
+        raise ValueError("Expected at least one mark in every window, got none.")
+    own = (first.term_names, first.leaves, first.known_terms, first.params)
+    return Design(*own, designs=held, knowns=knowns, masks=masks)
+
+
+def _add(total: Params, name: str, part: Tensor, share: float) -> None:
+    total[name] = torch.add(total[name], part, alpha=share) if name in total else share * part
+
+
+def is_stochastic(leaf: Leaf) -> bool:
+    """Whether a penalty draws random numbers."""
+    return bool(getattr(leaf.penalty, "stochastic", False))
+
+
+def at_weights(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
+    """The problem at other weights; only its parameters, where no penalty looks at the model."""
+    leaves = penalty.leaves(problem.params, problem)
+    if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
+        return problem.at(weights)
+    own = {name: weights[name].to(tensor.device) for name, tensor in problem.params.items()}
+    return replace(problem, params=own)
+
+
+def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
+    """Reference less applied gradient, in units of L: minus the target of the equations."""
+    applied = window.mean_gradient("applied", problem)
+    value = {
+        name: gradient.value[name] - applied[name].to(gradient.value[name].device)
+        for name in problem.params
+    }
+    return replace(gradient, value=value)

@@ -1,0 +1,82 @@
+"""The trajectory that is given, or the one that a probe makes, and its targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
+from sklearn_implicitreg.trajectory.references import as_reference
+from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+
+__all__ = ["trajectory_of", "trajectory_targets"]
+
+
+def trajectory_targets(
+    model: Any,
+    data: Data,
+    options: Options,
+    trajectory: Any,
+    reference: Any,
+    window: Any,
+    verbose: int = 0,
+) -> TrajectoryTargets:
+    """Targets of a path, or of the path that a probe makes.
+
+    Raises
+    ------
+    ValueError
+        If there is no path, or it is one of another model.
+    """
+    if trajectory is None:
+        raise ValueError(
+            "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
+        )
+    options = replace(options, trained_batch_size=_batch_size(trajectory))
+    problem = adapt(model, data, options)
+    path = trajectory_of(model, data, problem, trajectory)
+    if path.settings.get("follows") == "mean loss":  # whatever the model was trained on
+        problem = replace(problem, trained_factor=1.0, trained_sum=False)
+    named = as_reference(reference, window)
+    if path.r_factors is not None:
+        return targets_from_r_factors(problem, path, named, window)
+    return targets_from_weights(problem, path, named, window, verbose)
+
+
+def _batch_size(trajectory: Any) -> int | None:
+    """Rows of the largest batch of a path that was recorded, if known."""
+    path = getattr(trajectory, "trajectory", trajectory)
+    sizes = [step.batch_size for step in getattr(path, "steps", ()) if step.batch_size]
+    return max(sizes, default=None)
+
+
+def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
+    """The path, or the one that a probe makes, of a model.
+
+    Raises
+    ------
+    ValueError
+        If it is one of another model.
+    TypeError
+        If it is neither a path nor a probe.
+    """
+    for own in ("trajectory", "trajectory_"):  # of a recorder
+        trajectory = getattr(trajectory, own, trajectory)
+    path: Trajectory = trajectory
+    if not isinstance(trajectory, Trajectory):
+        if isinstance(trajectory, type) or not hasattr(trajectory, "run"):
+            raise TypeError(
+                "Expected trajectory to be a Trajectory, such as the `trajectory` of a recorder, "
+                f"or a probe, such as ContinueTraining(...), got {trajectory!r}."
+            )
+        path = trajectory.run(model, data, problem.whole())
+    missing = [name for name in problem.params if name not in path.names]
+    if missing:
+        raise ValueError(
+            f"Expected a path of this model, which has {list(problem.params)}, got one of "
+            f"{list(path.names)}."
+        )
+    return path

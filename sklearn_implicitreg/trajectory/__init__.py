@@ -1,4 +1,4 @@
-"""Training paths: recording or making them, and what theory expects of their steps."""
+"""Trajectories of training runs: recording or making them, and what theory expects of steps."""
 
 from importlib import import_module
 from typing import Any

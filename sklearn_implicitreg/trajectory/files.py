@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.trajectory.marks import Mark, Place, Source, StoredMark
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.marks import PARTS, Mark, StoredMark
 from sklearn_implicitreg.trajectory.r_factors import RFactors
 
 __all__ = ["read", "write"]
 
 _FORMAT = 2
 _BY_NAME = 2**30  # bytes of a file above which another process opens it instead of taking a copy
-_HEADER = ("layouts", "marks", "r_factors", "tensors", "checksums")
+_HEADER = ("marks", "names", "r_factors", "tensors")
 _LENGTHS, _ROWS, _R_FACTORS = "lengths of batches", "rows of batches", "R factors "
 
 
@@ -35,25 +36,13 @@ def write(
     r_factors: RFactors | None,
 ) -> None:
     """Write marks, the rows of batches, R factors and a header that JSON can hold."""
-    tensors = dict(_others(rows, r_factors))
-    checksums = {key: _checksum(tensor) for key, tensor in tensors.items()}
-    layouts: list[tuple[Place, ...]] = []
-    numbered = []
-    for i, mark in enumerate(marks):
-        # One tensor for each mark: torch.load takes 80 microseconds for every one.
-        places, block = mark.packed()
-        if places not in layouts:
-            layouts.append(places)
-        tensors[_mark(i)] = block
-        own = [_checksum(block[place.start : place.stop]) for place in places]
-        numbered.append([mark.step, mark.epoch, layouts.index(places), own])
+    tensors = {key: tensor.detach() for key, tensor in _tensors(marks, rows, r_factors)}
     full = {
         **header,
-        "layouts": [[_plain(place) for place in places] for places in layouts],
-        "marks": numbered,
+        "marks": [[mark.step, mark.epoch] for mark in marks],
+        "names": list(marks[0].weights),
         "r_factors": None if r_factors is None else r_factors.header(),
-        "tensors": {key: _kind(tensor) for key, tensor in tensors.items()},
-        "checksums": checksums,
+        "tensors": {key: [*_kind(t), _checksum(t)] for key, t in tensors.items()},
     }
     text = json.dumps(full)
     content = {
@@ -77,34 +66,34 @@ def read(
     place = Path(file).absolute()
     content = _content(place)
     saved, header = _SavedFile(place, content["checksum"], content), content["header"]
-    layouts = [tuple(_place(plain) for plain in layout) for layout in header["layouts"]]
     marks = tuple(
-        StoredMark(step, epoch, _SavedMark(saved, i, layouts[layout], checksums))
-        for i, (step, epoch, layout, checksums) in enumerate(header["marks"])
+        StoredMark(step, epoch, _SavedMark(saved, i))
+        for i, (step, epoch) in enumerate(header["marks"])
     )
-    others = {key: content["tensors"][key].numpy() for key in header["checksums"]}
-    lengths, rows = others[_LENGTHS], others[_ROWS]
+    lengths, rows = saved.tensor(_LENGTHS).numpy(), saved.tensor(_ROWS).numpy()
     ends = np.cumsum(np.maximum(lengths, 0))
     batches = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
     if header["r_factors"] is None:
         return header, marks, batches, None
-    own = {k.removeprefix(_R_FACTORS): a for k, a in others.items() if k.startswith(_R_FACTORS)}
-    return header, marks, batches, RFactors.read(header["r_factors"], own)
+    own = [key for key in header["tensors"] if key.startswith(_R_FACTORS)]
+    arrays = {key.removeprefix(_R_FACTORS): saved.tensor(key).numpy() for key in own}
+    return header, marks, batches, RFactors.read(header["r_factors"], arrays)
 
 
 class _SavedFile:
-    """A file that is mapped into memory."""
+    """A file mapped into memory; a tensor is compared with its checksum when it is first used."""
 
     def __init__(self, file: Path, checksum: int, content: dict[str, Any] | None = None):
         self.file, self._checksum, self._content = file, checksum, content
+        self._sound: set[str] = set()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Another process opens the file again."""
         return _SavedFile, (self.file, self._checksum)
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the file."""
+    def content(self) -> dict[str, Any]:
+        """Header and tensors."""
         if self._content is None:
             try:
                 content = _content(self.file)
@@ -119,37 +108,41 @@ class _SavedFile:
                     "load it again."
                 )
             self._content = content
-        tensors: dict[str, Tensor] = self._content["tensors"]
-        return tensors
+        return self._content
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor of the file."""
+        tensor: Tensor = self.content["tensors"][key]
+        if key not in self._sound:
+            if _checksum(tensor) != self.content["header"]["tensors"][key][-1]:
+                raise ValueError(
+                    f"Expected the numbers that were saved in {self.file}, got {key} with another "
+                    "checksum; the file is damaged: load a copy of it, or record again."
+                )
+            self._sound.add(key)
+        return tensor
 
 
 @dataclass(frozen=True)
-class _SavedMark(Source):
-    """One mark of a file, whose tensors are compared with their checksums at the first use."""
+class _SavedMark:
+    """One mark of a file."""
 
     saved: _SavedFile
     i: int
-    places: tuple[Place, ...]
-    checksums: list[int]
-    sound: set[Place] = field(default_factory=set)
 
-    def bytes(self, begin: int, end: int) -> Tensor:
-        """Part of the block of the mark."""
-        block = self.saved.tensors[_mark(self.i)]
-        for place, checksum in zip(self.places, self.checksums, strict=True):
-            if begin <= place.start and place.stop <= end and place not in self.sound:
-                if _checksum(block[place.start : place.stop]) != checksum:
-                    raise ValueError(
-                        f"Expected the numbers that were saved in {self.saved.file}, got "
-                        f"{place.what} of {place.name} at {_mark(self.i)} with another checksum; "
-                        "the file is damaged: load a copy of it, or record again."
-                    )
-                self.sound.add(place)
-        return block[begin:end]
+    def read(self, what: str) -> Params:
+        """Weights or one of the sums."""
+        names = self.saved.content["header"]["names"]
+        held = self.saved.content["tensors"]
+        return {n: self.tensor(what, n) for n in names if _key(self.i, what, n) in held}
 
-    def mapped(self) -> Tensor:
-        """The whole block."""
-        return self.bytes(0, max((place.stop for place in self.places), default=0))
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor of them."""
+        return self.saved.tensor(_key(self.i, what, name))
+
+    def mapped(self) -> list[Params]:
+        """All parts, which stay in the file until they are used."""
+        return [self.read(what) for what in PARTS]
 
     def kept(self) -> _SavedMark | None:
         """A large file stays where it is."""
@@ -189,49 +182,42 @@ def _check(content: dict[str, Any]) -> None:
     header = content["header"] = json.loads(text)
     for key in _HEADER:
         header[key]
-    for key, kind in header["tensors"].items():
+    for key, (*kind, _) in header["tensors"].items():
         if key not in tensors:
             raise ValueError(f"no {key}")
         if _kind(tensors[key]) != kind:
             raise ValueError(f"{key} is {_kind(tensors[key])} instead of {kind}")
-        if key in header["checksums"] and _checksum(tensors[key]) != header["checksums"][key]:
-            raise ValueError(f"{key} with another checksum")
 
 
-def _others(rows: Sequence[Any], r_factors: RFactors | None) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a file that belong to no mark."""
+def _tensors(
+    marks: Sequence[Mark], rows: Sequence[Any], r_factors: RFactors | None
+) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a file by what they are."""
+    for i, mark in enumerate(marks):
+        held = mark.mapped()
+        for what in PARTS:
+            for name, tensor in getattr(held, what).items():
+                yield _key(i, what, name), tensor
     if r_factors is not None:
         for name, array in r_factors.arrays():
             own = np.require(array, requirements=["C", "W"])
             yield f"{_R_FACTORS}{name}", torch.from_numpy(own)
     known = [np.asarray(own, dtype=np.int64) for own in rows if own is not None]
     yield _LENGTHS, torch.tensor([-1 if own is None else len(own) for own in rows])
-    yield _ROWS, torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *known]))
+    yield _ROWS, torch.from_numpy(np.concatenate([np.empty(0, np.int64), *known]))
 
 
-def _mark(i: int) -> str:
-    return f"mark {i}"
-
-
-def _plain(place: Place) -> list[Any]:
-    """A place as JSON holds it."""
-    return [place.what, place.name, _name(place.dtype), place.shape, place.start]
-
-
-def _place(plain: list[Any]) -> Place:
-    what, name, dtype, shape, start = plain
-    return Place(what, name, getattr(torch, dtype), tuple(shape), start)
+def _key(i: int, what: str, name: str) -> str:
+    return f"{what} of {name} at mark {i}"
 
 
 def _kind(tensor: Tensor) -> list[Any]:
     """Type and shape as JSON holds them."""
-    return [_name(tensor.dtype), list(tensor.shape)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
 
 
 def _checksum(tensor: Tensor) -> int:
-    """CRC-32 of the bytes of a contiguous tensor."""
-    return zlib.crc32(tensor.numpy().data)
+    """CRC-32 of the numbers in their order."""
+    dense = tensor.cpu().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # empty and single ones may have stride 0
+    return zlib.crc32(flat.view(torch.uint8).numpy().data)

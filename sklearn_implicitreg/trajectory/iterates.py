@@ -1,4 +1,4 @@
-"""Paths made from iterates that were kept, instead of hooks that watched."""
+"""Trajectories made from iterates that were kept, instead of by hooks."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def tensors(iterate: Any) -> Params:
 
 
 def _check_descent(model: Any) -> None:
-    """Refuse a scikit-learn model of which the displacement does not give the gradient."""
+    """Raise ValueError for a scikit-learn model whose displacement is not the gradient."""
     solver = getattr(model, "solver", None)
     if not hasattr(model, "coefs_") or solver is None:
         return
@@ -113,7 +113,7 @@ def _check_descent(model: Any) -> None:
 
 
 def _check_own(before: Any, after: Any) -> None:
-    """Refuse one model twice."""
+    """Raise ValueError for one model twice."""
     if after is before and not isinstance(after, str | PathLike | Mapping):
         raise ValueError(
             "Expected iterates that are objects of their own, got the same "
@@ -123,7 +123,7 @@ def _check_own(before: Any, after: Any) -> None:
 
 
 def _check_used_up(lr: Any, rates: Iterator[float], n_steps: int) -> None:
-    """Refuse more step sizes than steps; a generator may go on."""
+    """Raise ValueError for more step sizes than steps; a generator may go on."""
     if not isinstance(lr, Sequence | np.ndarray | Tensor) or np.ndim(lr) == 0:
         return
     left = sum(1 for _ in rates)
@@ -151,7 +151,7 @@ def _check_same(here: Params, there: Params) -> None:
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"Expected iterates of one model, got tensors {shapes[0]} and then {shapes[1]}; "
-            "start a new path where the model changes."
+            "start a new trajectory where the model changes."
         )
 
 

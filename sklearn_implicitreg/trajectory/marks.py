@@ -9,21 +9,21 @@ import os
 import shutil
 import tempfile
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["SUMS", "Kept", "Mark", "Place", "Source", "StoredMark", "bare", "copied"]
+__all__ = ["PARTS", "SUMS", "Kept", "Mark", "StoredMark", "bare", "copied"]
 
 SUMS = ("applied", "consumed", "visited")
 PARTS = ("weights", *SUMS)
@@ -61,109 +61,25 @@ class Mark:
         tensor: Tensor = getattr(self, what)[name]
         return tensor
 
-    def packed(self) -> tuple[tuple[Place, ...], Tensor]:
-        """Where the tensors are in one block of bytes, and the block."""
-        places = places_of(self)
-        return places, _pack(self, places, torch.empty(_size(places), dtype=torch.uint8))
+    def mapped(self) -> Mark:
+        """The mark with all its tensors at hand, where they are on disk without reading them."""
+        return self
 
 
-@dataclass(frozen=True)
-class Place:
-    """Bytes of one tensor in the block of a mark."""
-
-    what: str
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-
-    @property
-    def stop(self) -> int:
-        """Where the bytes end."""
-        return self.start + math.prod(self.shape) * self.dtype.itemsize
-
-    def of(self, block: Tensor, begin: int = 0) -> Tensor:
-        """The tensor in a block of bytes, of which the first ``begin`` are left out."""
-        return block[self.start - begin : self.stop - begin].view(self.dtype).view(self.shape)
-
-
-def places_of(mark: Mark) -> tuple[Place, ...]:
-    """Order of the tensors of a mark in one block of bytes."""
-    found: list[Place] = []
-    for what in PARTS:
-        for name, tensor in getattr(mark, what).items():
-            last = found[-1].stop if found else 0
-            start = -(-last // _ALIGNED) * _ALIGNED
-            found.append(Place(what, name, tensor.dtype, tuple(tensor.shape), start))
-    return tuple(found)
-
-
-def _size(places: Sequence[Place]) -> int:
-    return places[-1].stop if places else 0
-
-
-def _pack(mark: Mark, places: Sequence[Place], block: Tensor) -> Tensor:
-    """Copy the tensors of a mark into a block of bytes."""
-    end = 0
-    for place in places:
-        block[end : place.start] = 0  # what is between two tensors
-        place.of(block).copy_(mark.tensor(place.what, place.name).detach())
-        end = place.stop
-    return block
-
-
-class Source(ABC):
-    """Block of bytes in a file that holds the tensors of a mark."""
-
-    places: tuple[Place, ...]
-
-    @abstractmethod
-    def bytes(self, begin: int, end: int) -> Tensor:
-        """Part of the block, read at every call."""
-
-    @abstractmethod
-    def mapped(self) -> Tensor:
-        """The whole block, which stays in the file until it is used."""
-
-    @abstractmethod
-    def kept(self) -> Source | None:
-        """The source as another process finds it; None if it goes with this one."""
+class Source(Protocol):
+    """Where the tensors of a stored mark are."""
 
     def read(self, what: str) -> Params:
-        """Weights or one of the sums."""
-        own = [place for place in self.places if place.what == what]
-        if not own:
-            return {}
-        begin = own[0].start
-        block = self.bytes(begin, own[-1].stop)
-        return {place.name: place.of(block, begin) for place in own}
+        """Weights or one of the sums, read at every call."""
 
     def tensor(self, what: str, name: str) -> Tensor:
         """One tensor of them."""
-        place = next(p for p in self.places if (p.what, p.name) == (what, name))
-        return place.of(self.bytes(place.start, place.stop), place.start)
 
+    def mapped(self) -> list[Params]:
+        """All parts, which stay in the file until they are used."""
 
-class _PackedMark(Mark):
-    """Mark whose tensors are views of one block of bytes, which can be saved as it is."""
-
-    def __init__(self, step: int, epoch: int, places: tuple[Place, ...], block: Tensor):
-        parts: dict[str, Params] = {what: {} for what in PARTS}
-        for place in places:
-            parts[place.what][place.name] = place.of(block)
-        super().__init__(step, epoch, **parts)
-        object.__setattr__(self, "_packed", (places, block))
-
-    _packed: tuple[tuple[Place, ...], Tensor]
-
-    def packed(self) -> tuple[tuple[Place, ...], Tensor]:
-        """The block as it is."""
-        places, block = self._packed
-        return places, block.cpu()
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """Views alone would each take the whole block with them."""
-        return _PackedMark, (self.step, self.epoch, *self._packed)
+    def kept(self) -> Source | None:
+        """The source as another process finds it; None if it goes with this one."""
 
 
 class StoredMark(Mark):
@@ -185,39 +101,82 @@ class StoredMark(Mark):
         """One tensor, read without the others."""
         return self._source.tensor(what, name)
 
-    def packed(self) -> tuple[tuple[Place, ...], Tensor]:
-        """The block of the file."""
-        return self._source.places, self._source.mapped()
+    def mapped(self) -> Mark:
+        """A mark of tensors that stay in the file until they are used."""
+        return Mark(self.step, self.epoch, *self._source.mapped())
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """A mark in a temporary folder travels as its tensors, others by the name of the file."""
         source = self._source.kept()
         if source is None:
-            return _PackedMark, (self.step, self.epoch, *self.packed())
+            # Each tensor of a storage of its own: views would each take the whole block with them.
+            return Mark, (self.step, self.epoch, *self._source.mapped())
         return StoredMark, (self.step, self.epoch, source)
 
 
 @dataclass(frozen=True)
-class _Block(Source):
+class _Place:
+    """Bytes of one tensor in a block."""
+
+    what: str
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def of(self, block: Tensor, begin: int = 0) -> Tensor:
+        """The tensor in a block of bytes, of which the first ``begin`` are left out."""
+        return block[self.start - begin : self.stop - begin].view(self.dtype).view(self.shape)
+
+
+def _places(mark: Mark) -> tuple[_Place, ...]:
+    """Order of the tensors of a mark in one block of bytes."""
+    found: list[_Place] = []
+    for what in PARTS:
+        for name, tensor in getattr(mark, what).items():
+            last = found[-1].stop if found else 0
+            start = -(-last // _ALIGNED) * _ALIGNED
+            found.append(_Place(what, name, tensor.dtype, tensor.shape, start))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Block:
     """File of the plain bytes of one mark."""
 
     file: Path
-    places: tuple[Place, ...]
+    places: tuple[_Place, ...]
     shelf: Shelf | None  # folder that must live as long as the mark
 
-    def bytes(self, begin: int, end: int) -> Tensor:
-        """Part of the file."""
-        self._check(end)
-        return torch.from_numpy(np.fromfile(self.file, np.uint8, end - begin, offset=begin))
+    def read(self, what: str) -> Params:
+        """Weights or one of the sums."""
+        own = [place for place in self.places if place.what == what]
+        if not own:
+            return {}
+        begin = own[0].start
+        block = torch.from_numpy(self._bytes(begin, own[-1].stop))
+        return {place.name: place.of(block, begin) for place in own}
 
-    def mapped(self) -> Tensor:
-        """The file, mapped into memory."""
-        end = _size(self.places)
-        self._check(end)
-        return torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=(end,)))
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor of them."""
+        place = next(p for p in self.places if (p.what, p.name) == (what, name))
+        return place.of(torch.from_numpy(self._bytes(place.start, place.stop)), place.start)
 
-    def _check(self, end: int) -> None:
-        """Wait until the file is written, which must be so long."""
+    def mapped(self) -> list[Params]:
+        """All parts, which stay in the file until they are used."""
+        block = self._bytes(0, self.places[-1].stop, mapped=True)
+        parts: dict[str, Params] = {what: {} for what in PARTS}
+        for place in self.places:
+            # Each of a storage of its own: torch.save takes no two types in one.
+            own = torch.from_numpy(block[place.start : place.stop])
+            parts[place.what][place.name] = place.of(own, place.start)
+        return list(parts.values())
+
+    def _bytes(self, begin: int, end: int, mapped: bool = False) -> npt.NDArray[np.uint8]:
         if self.shelf is not None:
             self.shelf.wait()
         try:
@@ -231,6 +190,9 @@ class _Block(Source):
             raise ValueError(
                 f"Expected a whole mark in {self.file}, got one that was cut short; record again."
             )
+        if mapped:
+            return np.memmap(self.file, np.uint8, "c", begin, (end - begin,))
+        return np.fromfile(self.file, np.uint8, end - begin, offset=begin)
 
     def kept(self) -> Source | None:
         """The file alone, unless its folder goes with this process."""
@@ -263,13 +225,14 @@ class Shelf:
 
     def put(self, mark: Mark) -> StoredMark:
         """Write a mark; one of the same step is replaced."""
-        block = _Block(self.path / f"mark-{mark.step:09d}.bin", places_of(mark), self)
+        block = _Block(self.path / f"mark-{mark.step:09d}.bin", _places(mark), self)
         self.wait()
-        size = -(-_size(block.places) // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = -(-block.places[-1].stop // mmap.PAGESIZE) * mmap.PAGESIZE
         if self._stage is None or len(self._stage) != size:
             # Whole pages of its own, which the disk can take without a copy.
             self._stage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        _pack(mark, block.places, self._stage)
+        for place in block.places:
+            place.of(self._stage).copy_(getattr(mark, place.what)[place.name].detach())
         # One call with one block: the writer holds up nobody while it waits for the disk.
         self._pending = self._writer.submit(_write, block.file, self._stage.numpy().data)
         return StoredMark(mark.step, mark.epoch, block)
@@ -311,14 +274,9 @@ def bare(mark: Mark) -> Mark:
 
 def copied(mark: Mark) -> Mark:
     """Copy of a mark and its tensors."""
-    places = places_of(mark)
-    devices = {mark.tensor(place.what, place.name).device for place in places}
-    if len(devices) != 1:
-        parts = (getattr(mark, what) for what in PARTS)
-        own = ({name: t.detach().clone() for name, t in part.items()} for part in parts)
-        return Mark(mark.step, mark.epoch, *own)
-    block = torch.empty(_size(places), dtype=torch.uint8, device=devices.pop())
-    return _PackedMark(mark.step, mark.epoch, places, _pack(mark, places, block))
+    parts = (getattr(mark, what) for what in PARTS)
+    own = ({name: tensor.detach().clone() for name, tensor in part.items()} for part in parts)
+    return Mark(mark.step, mark.epoch, *own)
 
 
 class Kept:

@@ -1,4 +1,4 @@
-"""Paths made on purpose from a model that is already trained."""
+"""Trajectories made on purpose from a model that is already trained."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["ContinueTraining", "GradientDescentProbe", "Probe"]
 
 @dataclass
 class _Made:
-    """A path that was made, and from what."""
+    """A trajectory that was made, and from what."""
 
-    path: Trajectory
+    trajectory: Trajectory
     start: Params
     rows: tuple[Any, ...]
     slope: Params
@@ -47,20 +47,20 @@ class _Made:
 
 
 class Probe(ABC):
-    """Makes a path from a trained model; give it as ``trajectory=``.
+    """Makes a trajectory from a trained model; give it as ``trajectory=``.
 
-    The path is made once for a model and its rows, and kept; ``clone`` shares the probe, so that
-    a search makes it once.
+    It is made once for a model and its rows, and kept; ``clone`` shares the probe, so that a
+    search makes it once.
     """
 
     _made: _Made | None = None
 
     def __sklearn_clone__(self) -> Probe:
-        """Shared, not copied, with the path that it made."""
+        """Shared, not copied, with the trajectory that it made."""
         return self
 
     def run(self, model: Any, data: Data, whole: Problem) -> Trajectory:
-        """Path of a trained model, which is left as it is.
+        """Trajectory of a trained model, which is left as it is.
 
         Parameters
         ----------
@@ -73,20 +73,20 @@ class Probe(ABC):
 
         Returns
         -------
-        path : Trajectory
+        trajectory : Trajectory
         """
         rows, slope = self._rows(data), self._slope(whole)
         if self._made is None or not self._made.fits(whole.params, rows, slope):
             start = {name: t.clone() for name, t in whole.params.items()}
             self._made = _Made(self._make(model, data, whole), start, rows, slope)
-        return self._made.path
+        return self._made.trajectory
 
     def _rows(self, data: Data) -> tuple[Any, ...]:
-        """What identifies the rows that the path depends on."""
+        """What identifies the rows that the trajectory depends on."""
         return data.X, data.y, data.sample_weight
 
     def _slope(self, whole: Problem) -> Params:
-        """What tells the loss of the path, where it is that of the estimator."""
+        """What identifies the loss of the trajectory, where it is that of the estimator."""
         return {}
 
     @abstractmethod
@@ -160,7 +160,7 @@ class GradientDescentProbe(Probe):
 
 
 class ContinueTraining(Probe):
-    """Train a copy of the model on, and record it: the path of a net that is trained already.
+    """Train a copy of the model on, and record it: for a net that is trained already.
 
     A skorch net trains on with its own ``partial_fit``, optimizer and loader, without its
     callbacks that stop, print or write files. A bare module needs ``train_epoch`` and
@@ -170,8 +170,8 @@ class ContinueTraining(Probe):
     ----------
     n_epochs : int
         Epochs to train on, recorded as such.
-    train_epoch : callable(model, optimizer, path) or callable(model, optimizer), default=None
-        Trains a bare module for one epoch, on its own rows; ``path.batch(rows)`` names the
+    train_epoch : callable(model, optimizer, recorder) or (model, optimizer), default=None
+        Trains a bare module for one epoch, on its own rows; ``recorder.batch(rows)`` names the
         rows of a batch, by their positions in the X that the estimator is fitted on.
     optimizer : Optimizer, or callable(parameters) -> Optimizer, default=None
         The optimizer that the module was trained with, of which a copy goes on from its state;
@@ -190,9 +190,9 @@ class ContinueTraining(Probe):
     >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
     >>> net, X = torch.nn.Linear(1, 1), torch.ones(4, 1)
-    >>> def train_epoch(model, optimizer, path):
+    >>> def train_epoch(model, optimizer, recorder):
     ...     for rows in ([0, 1], [2, 3]):
-    ...         path.batch(rows)
+    ...         recorder.batch(rows)
     ...         optimizer.zero_grad()
     ...         (model(X[rows]) - 1).square().mean().backward()
     ...         optimizer.step()
@@ -241,12 +241,12 @@ class ContinueTraining(Probe):
                         "Expected no train_epoch and no optimizer with a skorch net, which has "
                         "its own; leave them out."
                     )
-                continued = import_module("sklearn_implicitreg.trajectory.recording.skorch_runs")
+                continued = import_module("sklearn_implicitreg.trajectory.recording.skorch")
                 rows = data if self.data is None else Data(*self.data)
-                path: Trajectory = continued.continue_net(
+                made: Trajectory = continued.continue_net(
                     model, rows, whole, n_epochs=self.n_epochs, every=self.every
                 )
-                return path
+                return made
             return self._continue_module(model)
 
     def _continue_module(self, model: nn.Module) -> Trajectory:
@@ -257,12 +257,12 @@ class ContinueTraining(Probe):
             )
         own, optimizer = _copied(model, self.optimizer)
         own.train()
-        with record(own, optimizer, every=self.every) as path:
+        with record(own, optimizer, every=self.every) as recorder:
             for _ in range(self.n_epochs):
-                _call(self.train_epoch, own, optimizer, path)
-                if path.epoch_begun:  # unless train_epoch marked its end
-                    path.epoch()
-        return path.trajectory
+                _call(self.train_epoch, own, optimizer, recorder)
+                if recorder.epoch_begun:  # unless train_epoch marked its end
+                    recorder.epoch()
+        return recorder.trajectory
 
 
 def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Optimizer]:
@@ -282,14 +282,14 @@ def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Optimizer]:
 
 
 def _call(
-    train_epoch: Callable[..., Any], model: nn.Module, optimizer: Optimizer, path: Recorder
+    train_epoch: Callable[..., Any], model: nn.Module, optimizer: Optimizer, recorder: Recorder
 ) -> None:
-    """With the path where the function takes it."""
+    """With the recorder where the function takes it."""
     try:
-        inspect.signature(train_epoch).bind(model, optimizer, path)
+        inspect.signature(train_epoch).bind(model, optimizer, recorder)
     except TypeError:
         train_epoch(model, optimizer)
         return
-    except ValueError:  # a callable that tells nothing of its arguments
+    except ValueError:  # a callable whose arguments are not known
         pass
-    train_epoch(model, optimizer, path)
+    train_epoch(model, optimizer, recorder)

@@ -148,7 +148,7 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
 
 @dataclass(frozen=True, kw_only=True)
 class _Modified(Problem):
-    """``L + lr/4 |grad L|^2`` in the place of the loss L of another problem."""
+    """``L + lr/4 |grad L|^2`` instead of the loss L of another problem."""
 
     inner: Problem
     lr: float

@@ -1,4 +1,4 @@
-"""A recorded training path: marks with running sums, so that any window is a difference of two."""
+"""A recorded training run: marks with running sums, so any window is a difference of two."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Indices", "Mark", "Step", "Trajectory", "Window"]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Recorded path of a training run; made by :func:`sklearn_implicitreg.trajectory.record`.
+    """Recorded training run; made by :func:`sklearn_implicitreg.trajectory.record`.
 
     Parameters
     ----------
@@ -33,10 +33,10 @@ class Trajectory:
     settings : dict
         Of its first parameter group (momentum, betas, ...).
     n_dropped : int
-        Steps that are left out: not finite, of step size zero, or beside which something else
-        than the optimizer changed the weights.
+        Steps that are left out: not finite, of step size zero, or with weights that something
+        else than the optimizer changed.
     r_factors : R factors or None, default=None
-        What the path holds in the place of weights, where families were given to ``record``;
+        What the trajectory holds instead of weights, where families were given to ``record``;
         only the first and the last mark have tensors then.
     begins_epoch : bool, default=True
         Whether the first step is that of an epoch, which a slice may have cut.
@@ -47,14 +47,14 @@ class Trajectory:
     >>> from sklearn_implicitreg.trajectory import record
     >>> net = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    >>> with record(net, optimizer) as path:
+    >>> with record(net, optimizer) as recorder:
     ...     for _ in range(4):
     ...         optimizer.zero_grad()
     ...         net(torch.ones(4, 2)).square().mean().backward()
     ...         optimizer.step()
-    >>> path.trajectory
+    >>> recorder.trajectory
     Trajectory(4 steps of SGD, 5 marks, 0 epochs, batches known for 0 steps)
-    >>> path.trajectory[2:].n_steps
+    >>> recorder.trajectory[2:].n_steps
     2
     """
 
@@ -71,7 +71,7 @@ class Trajectory:
         return self
 
     def __repr__(self) -> str:
-        """What the path holds."""
+        """What the trajectory holds."""
         epochs = self.marks[-1].epoch - self.marks[0].epoch
         known = sum(step.rows is not None for step in self.steps)
         dropped = f", {self.n_dropped} steps dropped" if self.n_dropped else ""
@@ -121,7 +121,7 @@ class Trajectory:
         return float(np.sqrt(sum(part.rounding**2 for part in self.windows(window))))
 
     def windows(self, window: int | str | None) -> list[Window]:
-        """Windows of the path: between marks (None), of some steps (int) or of epochs.
+        """Windows of the trajectory: between marks (None), of some steps (int) or of epochs.
 
         Raises
         ------
@@ -142,8 +142,9 @@ class Trajectory:
             ]
             if len(ends) < 2:
                 raise ValueError(
-                    "window='epoch' needs a path with marks of epochs; call path.epoch() at the "
-                    "end of every epoch while recording, and slice so that a whole one is left."
+                    "window='epoch' needs a trajectory with marks of epochs; call recorder.epoch() "
+                    "at the end of every epoch while recording, and slice so that a whole one is "
+                    "left."
                 )
             return ends
         if not isinstance(window, int | np.integer) or window < 1:
@@ -166,14 +167,14 @@ class Trajectory:
         return Window(start, stop, self.marks[a:b], steps)
 
     def __getitem__(self, part: slice) -> Trajectory:
-        """Part of the path, by marks."""
+        """Part of the trajectory, by marks."""
         if not isinstance(part, slice) or part.step not in (None, 1):
-            raise TypeError("Expected a slice of marks such as path[10:50].")
+            raise TypeError("Expected a slice of marks such as trajectory[10:50].")
         marks = self.marks[part]
         if self.r_factors and len(marks) < len(self.marks):
             raise ValueError(
-                "Expected a slice of a path with weights, got one that holds only R factors and "
-                "sums over the whole path; record its parts by themselves and join them with "
+                "Expected a slice of a trajectory with weights, got one that holds only R factors "
+                "and sums over the whole of it; record its parts one by one and join them with "
                 "Trajectory.join, or record without families=."
             )
         if len(marks) < 2:
@@ -249,7 +250,7 @@ class Trajectory:
         gradients: Iterable[Any] | None = None,
         n_steps: int = 1,
     ) -> Trajectory:
-        """Path of iterates that gradient descent made, such as checkpoints.
+        """Trajectory of iterates that gradient descent made, such as checkpoints.
 
         The applied gradient is the displacement over the step size, so the iterates must be of
         an optimizer without momentum and preconditioning (``MLPRegressor(solver="sgd",
@@ -281,8 +282,9 @@ class Trajectory:
         Examples
         --------
         >>> import torch
-        >>> path = Trajectory.from_iterates([{"w": torch.ones(2)}, {"w": torch.zeros(2)}], lr=0.5)
-        >>> path.windows(None)[0].mean("applied")["w"].tolist()
+        >>> iterates = [{"w": torch.ones(2)}, {"w": torch.zeros(2)}]
+        >>> trajectory = Trajectory.from_iterates(iterates, lr=0.5)
+        >>> trajectory.windows(None)[0].mean("applied")["w"].tolist()
         [2.0, 2.0]
         """
         from sklearn_implicitreg.trajectory.iterates import recorded
@@ -291,12 +293,12 @@ class Trajectory:
         return cls(tuple(marks), tuple(steps), "gradient descent", {}, dropped)
 
     @classmethod
-    def join(cls, paths: Iterable[Trajectory]) -> Trajectory:
-        """One path of consecutive ones, as of a training that was continued.
+    def join(cls, trajectories: Iterable[Trajectory]) -> Trajectory:
+        """One trajectory of consecutive ones, as of a training that was continued.
 
         Parameters
         ----------
-        paths : iterable of Trajectory
+        trajectories : iterable of Trajectory
             Each begins at the weights at which the one before ended.
 
         Returns
@@ -308,38 +310,38 @@ class Trajectory:
         ValueError
             If they do not continue each other.
         """
-        parts = list(paths)
+        parts = list(trajectories)
         if not parts:
-            raise ValueError("Expected at least one path to join, got none.")
+            raise ValueError("Expected at least one trajectory to join, got none.")
         total = parts[0]
-        for path in parts[1:]:
-            total = _continued(total, path)
+        for part in parts[1:]:
+            total = _continued(total, part)
         return total
 
 
-def _continued(total: Trajectory, path: Trajectory) -> Trajectory:
-    """Two paths, one after the other."""
-    last, first = total.marks[-1], path.marks[0]
+def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
+    """Two trajectories, one after the other."""
+    last, first = total.marks[-1], part.marks[0]
     before, begin = last.weights, first.weights
     if before.keys() != begin.keys() or not all(
         torch.equal(t, begin[name].to(t.device)) for name, t in before.items()
     ):
         raise ValueError(
-            "Expected paths that continue each other, got a start that is not where the one "
-            "before ended."
+            "Expected trajectories that continue each other, got a start that is not where the "
+            "one before ended."
         )
-    if total.optimizer != path.optimizer or total.has_gradients != path.has_gradients:
+    if total.optimizer != part.optimizer or total.has_gradients != part.has_gradients:
         raise ValueError(
-            "Expected paths of one optimizer that hold the same, got "
-            f"{total.optimizer} (gradients: {total.has_gradients}) and {path.optimizer} "
-            f"(gradients: {path.has_gradients}); record both in the same way."
+            "Expected trajectories of one optimizer that hold the same, got "
+            f"{total.optimizer} (gradients: {total.has_gradients}) and {part.optimizer} "
+            f"(gradients: {part.has_gradients}); record both in the same way."
         )
-    if (total.r_factors is None) != (path.r_factors is None):
+    if (total.r_factors is None) != (part.r_factors is None):
         raise ValueError(
-            "Expected paths that hold the same, got one with weights and one with R factors; "
-            "record both with the same families=, or both without."
+            "Expected trajectories that hold the same, got one with weights and one with R "
+            "factors; record both with the same families=, or both without."
         )
-    r_factors = total.r_factors and path.r_factors and total.r_factors.joined(path.r_factors)
+    r_factors = total.r_factors and part.r_factors and total.r_factors.joined(part.r_factors)
     shift = {
         what: {n: t - getattr(first, what)[n] for n, t in getattr(last, what).items()}
         for what in SUMS
@@ -351,13 +353,13 @@ def _continued(total: Trajectory, path: Trajectory) -> Trajectory:
             mark.weights,
             *({n: t + shift[w][n] for n, t in getattr(mark, w).items()} for w in SUMS),
         )
-        for mark in path.marks[1:]
+        for mark in part.marks[1:]
     )
     kept = total.marks if r_factors is None else (*total.marks[:-1], bare(last))
     return replace(
         total,
         marks=(*kept, *shifted),
-        steps=(*total.steps, *path.steps),
-        n_dropped=total.n_dropped + path.n_dropped,
+        steps=(*total.steps, *part.steps),
+        n_dropped=total.n_dropped + part.n_dropped,
         r_factors=r_factors,
     )

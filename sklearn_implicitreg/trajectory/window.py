@@ -1,4 +1,4 @@
-"""Steps of a path, and stretches of them that are one block of equations."""
+"""Steps of a trajectory, and windows of them that are one block of equations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of one step beside the weights.
+    """What is known of one step, apart from the weights.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of steps as one block of equations."""
+    """Steps between two marks as one block of equations."""
 
     start: Mark
     stop: Mark
@@ -102,7 +102,7 @@ class Window:
             raise ValueError(
                 f"Expected the {what} with a loss of reduction='sum', whose steps are larger "
                 "than the gradient of the mean loss by it, got steps without; name them with "
-                "path.batch(rows) while recording."
+                "recorder.batch(rows) while recording."
             )
         return np.asarray(scales * sizes)
 
@@ -120,14 +120,14 @@ class Window:
         Raises
         ------
         ValueError
-            If the path holds no consumed gradients.
+            If the trajectory holds no consumed gradients.
         """
         first, last = getattr(self.start, what), getattr(self.stop, what)
         if not last:
             raise ValueError(
                 "reference='applied' needs the gradients that the optimizer was given, which "
-                "this path does not hold; record with gradients=True (the default only with "
-                "every=1)."
+                "this trajectory does not hold; record with gradients=True (the default only "
+                "with every=1)."
             )
         return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
 

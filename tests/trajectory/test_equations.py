@@ -479,7 +479,7 @@ class TestRefusals:
 
     def test_epochs_that_were_not_marked(self):
         net, X, y, path = train(n_epochs=1)
-        with pytest.raises(ValueError, match="path.epoch"):
+        with pytest.raises(ValueError, match="recorder.epoch"):
             fit((net, X, y, path[2:8]), window="epoch")
 
     def test_batches_between_marks(self):

@@ -89,7 +89,7 @@ def test_epochs_that_were_not_marked():
     with record(net, optimizer) as path:
         net(X).sum().backward()
         optimizer.step()
-    with pytest.raises(ValueError, match=r"call path.epoch\(\) at the end of every epoch"):
+    with pytest.raises(ValueError, match=r"call recorder.epoch\(\) at the end of every epoch"):
         path.trajectory.windows("epoch")
 
 
@@ -118,7 +118,6 @@ def test_marks_are_read_when_they_are_used(tmp_path, monkeypatch):
     again = Trajectory.load(tmp_path / "path.pt")
     assert all(isinstance(mark, StoredMark) for mark in again.marks)
     assert_same(pickle.loads(pickle.dumps(again)), path)
-    assert len(pickle.dumps(path)) < 2 * (tmp_path / "path.pt").stat().st_size
     again.save(tmp_path / "copy.pt")
     assert_same(Trajectory.load(tmp_path / "copy.pt"), path)
     again.save(tmp_path / "path.pt")  # onto the file that it is read from
@@ -150,6 +149,13 @@ def test_marks_on_disk_are_saved(tmp_path):
     assert_same(Trajectory.load(tmp_path / "path.pt"), recorded())
 
 
+def test_pickled_marks_hold_no_more_than_their_numbers(tmp_path):
+    path = recorded(memory_limit=0)
+    again = pickle.loads(pickle.dumps(path))
+    assert_same(again, path)
+    assert len(pickle.dumps(path)) <= len(pickle.dumps(recorded()))
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
 def test_a_file_that_was_cut_is_refused(tmp_path, part):
     file = tmp_path / "path.pt"
@@ -174,14 +180,19 @@ def changed(file, change):
     [
         (lambda content, _: content.update(format=99), "of format 2, got 99 in .*; read it with"),
         (lambda content, _: content.pop("format"), "cannot be read .'format'"),
-        (lambda content, _: content["tensors"].pop("mark 3"), "cannot be read .no mark 3"),
         (
-            lambda content, _: content["tensors"].update({"mark 3": torch.ones(5)}),
-            r"mark 3 is \['float32', \[5\]\] instead of",
+            lambda content, _: content["tensors"].pop("applied of 0.bias at mark 3"),
+            "no applied of .*0.bias.* mark 3",
+        ),
+        (
+            lambda content, _: content["tensors"].update(
+                {"weights of 0.bias at mark 3": torch.ones(5)}
+            ),
+            r"weights of 0.bias at mark 3 is \['float32', \[5\]\] instead of",
         ),
         (lambda _, header: header.pop("marks"), "cannot be read .'marks'"),
     ],
-    ids=["newer", "without-version", "without-a-mark", "another-shape", "without-marks"],
+    ids=["newer", "without-version", "without-a-sum", "another-shape", "without-marks"],
 )
 def test_files_of_another_kind_are_refused(tmp_path, change, message):
     file = tmp_path / "path.pt"
@@ -256,7 +267,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "path.pt"
     recorded().save(file)
     before = file.read_bytes()
-    broken = Trajectory.from_iterates([new_net() for _ in range(5)], lr=0.1)
+    broken = recorded()
     broken.marks[3].weights["0.bias"] = None
     with pytest.raises(AttributeError):
         broken.save(file)
@@ -329,7 +340,7 @@ def test_paths_that_do_not_meet_are_not_joined():
     path = recorded()
     with pytest.raises(ValueError, match="continue each other, got a start that is not where"):
         Trajectory.join([path, path])
-    with pytest.raises(ValueError, match="at least one path"):
+    with pytest.raises(ValueError, match="at least one trajectory"):
         Trajectory.join([])
     net = new_net()
     with pytest.raises(ValueError, match="one optimizer that hold the same, got SGD .* and Adam"):

@@ -1,232 +1,414 @@
-"""The gradient that an optimizer's step applied, from the displacement and its state.
-
-Never from its settings of a penalty: a decay is found in the numbers or not at all.
-"""
+"""Sums of the gradients that steps applied, with or without a copy of the weights per step."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Rule", "UpdateRule", "rounding_of", "rule_of"]
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.recording.optimizers import (
+    Group,
+    Rule,
+    State,
+    adam_direction,
+    lr_of,
+    number,
+    rounding_of,
+    signed,
+)
 
-State = dict[str, Any]
-Group = dict[str, Any]
-# (displacement theta_t - theta_{t+1}, group, state before, state after) -> applied gradient
-UpdateRule = Callable[[Tensor, Group, State, State], Tensor]
+__all__ = ["RunningSums", "Stretch", "settings_of", "zeros"]
 
-
-def sgd(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """Displacement over the step size; momentum, dampening and Nesterov undone."""
-    velocity = moved / lr_of(group)
-    momentum = group["momentum"]
-    if not momentum:
-        return signed(velocity, group)
-    old = before.get("momentum_buffer")
-    old = torch.zeros_like(velocity) if old is None else old.double()
-    if group["nesterov"]:
-        return signed((velocity - momentum**2 * old) / (1 + momentum), group)
-    if before.get("momentum_buffer") is None:  # torch does not dampen the first step
-        return signed(velocity, group)
-    return signed((velocity - momentum * old) / (1 - group["dampening"]), group)
+_CHUNK = 2**16  # entries that are worked on at once on a CPU, so that they stay in its cache
+_COLLECTED = 16  # terms that are added up in float32 before they join the sum
+_SAMPLE = 1000  # entries of a tensor that the rounding is estimated from
+_BUFFERS = ("momentum_buffer", "exp_avg")
 
 
-def adam(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """Increment of the first moment; a decoupled decay is what the moments leave unexplained."""
-    beta = number(group["betas"][0])
-    new = after["exp_avg"].double()
-    old = before.get("exp_avg")
-    old = torch.zeros_like(new) if old is None else old.double()
-    gradient = (new - beta * old) / (1 - beta)
-    if group.get("decoupled_weight_decay"):
-        wide = {k: v.double() if k in _MOMENTS else v for k, v in after.items()}
-        mean, scale, factor = adam_direction(group, wide)
-        gradient = gradient + (moved / lr_of(group) - factor * mean / scale)
-    return signed(gradient, group)
+class RunningSums:
+    """Sums by name, in the float64 tensors that are given."""
+
+    # Up to 16 float32 terms are added up in float32 first, an eighth of the cost; that is off by
+    # less than one part in a million, and by the rounding of the terms themselves in the mean.
+
+    def __init__(self, totals: Params):
+        self.totals = totals
+        self._recent: Params = {}
+        self._n_recent: dict[str, int] = {}
+
+    def add(self, name: str, term: Tensor, sign: int = 1) -> None:
+        """Add a term to one sum."""
+        if term.dtype != torch.float32 or term.is_sparse:
+            self.totals[name].add_(term, alpha=sign)
+        elif self._begins(name):
+            self._place(name, term).copy_(term)
+            if sign < 0:
+                self._recent[name].neg_()
+        else:
+            self._recent[name].add_(term, alpha=sign)
+
+    def add_quotient(self, name: str, above: Tensor, below: Tensor, factor: float) -> None:
+        """Add ``factor * above / below`` to one sum, without a tensor of it."""
+        if above.dtype != torch.float32:
+            self.totals[name].add_(above / below, alpha=factor)
+        elif self._begins(name):
+            torch.div(above, below, out=self._place(name, above)).mul_(factor)
+        else:
+            self._recent[name].addcdiv_(above, below, value=factor)
+
+    def _begins(self, name: str) -> bool:
+        """Whether the next term is the first of those that are added up in float32."""
+        n = self._n_recent.get(name, 0)
+        first = n in (0, _COLLECTED)
+        if first:
+            self._flush(name)
+        self._n_recent[name] = 1 if first else n + 1
+        return first
+
+    def _place(self, name: str, like: Tensor) -> Tensor:
+        """Memory of the terms that are added up."""
+        if name not in self._recent:
+            kind = torch.contiguous_format
+            self._recent[name] = torch.empty_like(like, memory_format=kind, requires_grad=False)
+        return self._recent[name]
+
+    def flush(self) -> Params:
+        """The sums, with all terms in."""
+        for name in self._recent:
+            self._flush(name)
+        return self.totals
+
+    def clear(self) -> None:
+        """Begin again at zero."""
+        for total in self.totals.values():
+            total.zero_()
+        self._n_recent = {}
+
+    def _flush(self, name: str) -> None:
+        if self._n_recent.get(name):
+            _add(self.totals[name], self._recent[name])
+            self._n_recent[name] = 0
 
 
-def adam_direction(group: Group, after: State) -> tuple[Tensor, Tensor, float]:
-    """Preconditioned direction of Adam's step, in the dtype of its state.
-
-    As ``factor * mean / scale``: the corrections of the bias are numbers, and a pass over the
-    tensors for each would cost as much as the square root.
-    """
-    step = number(after["step"])
-    first, second = (number(beta) for beta in group["betas"])
-    square = after["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
-    root = (1 - second**step) ** 0.5
-    scale = square.sqrt().add_(number(group["eps"]) * root)
-    return after["exp_avg"], scale, root / (1 - first**step)
+def zeros(p: Tensor) -> Tensor:
+    """Sum of nothing yet, in float64."""
+    return torch.zeros_like(p, dtype=torch.float64, memory_format=torch.contiguous_format)
 
 
-def adamw(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """As Adam; what its direction does not explain of the displacement is the decay."""
-    return adam(moved, {**group, "decoupled_weight_decay": True}, before, after)
+def _add(total: Tensor, part: Tensor) -> None:
+    """Add float32 numbers in place, in pieces that stay in the cache."""
+    sums, flat = total.view(-1), part.reshape(-1)
+    if part.device.type != "cpu":
+        sums += flat
+        return
+    wide = torch.empty(min(_CHUNK, len(flat)), dtype=torch.float64)
+    for start in range(0, len(flat), _CHUNK):
+        narrow = flat[start : start + _CHUNK]
+        own = wide[: len(narrow)]
+        sums[start : start + _CHUNK].add_(own.copy_(narrow))
 
 
-def rmsprop(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """Displacement over the step size, times the running root of the squared gradients."""
-    step = moved / lr_of(group)
-    if group["momentum"]:
-        old = before.get("momentum_buffer")
-        step = step if old is None else step - group["momentum"] * old.double()
-    square = after["square_avg"].double()
-    if group["centered"]:
-        square = square - after["grad_avg"].double().square()
-    return signed(step * (square.sqrt() + group["eps"]), group)
+class Meter(ABC):
+    """Sum over steps of the gradients that they applied to one tensor."""
+
+    def __init__(self, rule: Rule, p: Tensor, group: Group, start: Tensor, state: State):
+        self._rule, self._p, self._group = rule, p, group
+        self._start, self._state = start, state  # weights and state of the optimizer, copied
+
+    @abstractmethod
+    def restart(self, state: State) -> None:
+        """Begin a new sum in the memory of the old one."""
+
+    @abstractmethod
+    def before(self, state: State) -> None:
+        """Called before every step."""
+
+    @abstractmethod
+    def after(self, state: State) -> None:
+        """Called after every step that was made."""
+
+    def spoilt(self) -> bool:
+        """Whether it is known already that the sum will not be sound."""
+        return False
+
+    @abstractmethod
+    def sound(self) -> bool:
+        """Whether the sum is finite, and nothing but the optimizer moved the weights."""
+
+    @abstractmethod
+    def add_to(self, total: Tensor) -> None:
+        """Add the sum over the steps so far."""
+
+    @abstractmethod
+    def moved(self) -> bool:
+        """Whether the tensor changed since ``before``."""
+
+    def rounding(self, state: State) -> float:
+        """Norm of the rounding of the step that was just made, the first of the stretch.
+
+        From evenly spread entries of the tensor.
+        """
+        p, rule = self._p.detach(), self._rule
+        if self._p.grad is None:
+            return 0.0
+        part = slice(None, None, max(p.numel() // _SAMPLE, 1) if rule.entrywise else 1)
+        start, end = _flat(self._start)[part], _flat(p)[part]
+        moved = start.double() - end.double()
+        before, after = self._state, state
+        if rule.entrywise:
+            before, after = _cut(before, p, part), _cut(after, p, part)
+        else:
+            moved, start = moved.view_as(p), self._start
+        size = rounding_of(rule, start, moved, self._group, before, after)
+        return float(size.norm()) * math.sqrt(p.numel() / max(len(end), 1))
 
 
-def adagrad(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """Displacement over the decayed step size, times the root of the summed squares."""
-    step = number(after["step"])
-    lr = lr_of(group) / (1 + (step - 1) * group["lr_decay"])
-    return signed(moved / lr * (after["sum"].double().sqrt() + group["eps"]), group)
+class StepByStep(Meter):
+    """Every step measured alone, from a copy of the weights before it."""
+
+    def __init__(self, rule: Rule, p: Tensor, group: Group, state: State):
+        super().__init__(rule, p, group, torch.empty_like(p, requires_grad=False), state)
+        self._sum = zeros(p)
+
+    def restart(self, state: State) -> None:
+        """Forget the steps so far."""
+        self._sum.zero_()
+
+    def before(self, state: State) -> None:
+        """Copy what the step will overwrite."""
+        self._start.copy_(self._p.detach())
+        self._state = self._rule.remember(state)
+
+    def after(self, state: State) -> None:
+        """Add the gradient that the step applied."""
+        if self._p.grad is None:
+            return
+        p = self._p.detach()
+        if not self._rule.entrywise:
+            moved = self._start.double() - p.double()
+            self._sum += self._rule.applied(moved, self._group, self._state, state)
+            return
+        for part in _slices(p):
+            moved = _flat(self._start)[part].double() - _flat(p)[part].double()
+            before, after = _cut(self._state, p, part), _cut(state, p, part)
+            self._sum.view(-1)[part].add_(self._rule.applied(moved, self._group, before, after))
+
+    def sound(self) -> bool:
+        """Whether all gradients were finite; what happens between steps is not measured."""
+        return bool(self._sum.sum().isfinite())
+
+    def add_to(self, total: Tensor) -> None:
+        """Add what the steps applied."""
+        total += self._sum
+
+    def moved(self) -> bool:
+        """Whether the weights are other than before the step."""
+        return not torch.equal(self._p.detach(), self._start)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How the gradient that a step applied is recovered.
+class Telescope(Meter):
+    """Sum over steps of constant settings from its two ends, without a copy in between."""
 
-    Parameters
-    ----------
-    applied : callable(displacement, group, state_before, state_after)
-        Applied gradient of one tensor, in float64.
-    remembered : tuple of str
-        Keys of the state that the step overwrites; "*" for all.
-    telescopes : {"displacement", "moment"} or None, default=None
-        What the sum over steps of constant settings follows from: displacement and momentum
-        buffer at both ends, or the running sum of the first moment. None: step by step only.
-    """
+    # SGD: (1 - m) (theta_a - theta_b) / lr and a boundary term of the momentum buffers. Adam kinds:
+    # the running sum of the first moment and its boundary term, and what the directions do not
+    # explain of the displacement where decay is decoupled.
 
-    applied: UpdateRule
-    remembered: tuple[str, ...]
-    telescopes: str | None = None
+    def __init__(self, rule: Rule, p: Tensor, group: Group, state: State):
+        super().__init__(rule, p, group, p.detach().clone(), rule.remember(state))
+        self._live = state  # the optimizer's own tensors, which it changes in place
+        self._seen: Tensor | None = None  # checksum of the weights after the last step
+        self._tampered = torch.zeros((), dtype=torch.bool, device=p.device)
+        self._moments: RunningSums | None = None
+        self._directions: RunningSums | None = None
 
-    @property
-    def entrywise(self) -> bool:
-        """Whether every entry of a tensor follows from its own state alone."""
-        return "*" not in self.remembered
+    def restart(self, state: State) -> None:
+        """Begin at the weights and the state as they are now."""
+        self._start.copy_(self._p.detach())
+        for key, old in self._state.items():
+            if isinstance(old, Tensor):
+                old.copy_(state[key])
+        self._live, self._seen = state, None
+        self._tampered.zero_()
+        if self._moments is not None:
+            self._moments.clear()
+        if self._directions is not None:
+            self._directions.clear()
 
-    def remember(self, state: State) -> State:
-        """Copy of the state that the next step will overwrite."""
-        keys = state if "*" in self.remembered else [k for k in self.remembered if k in state]
-        return {k: v.clone() if isinstance(v := state[k], Tensor) else v for k in keys}
+    def before(self, state: State) -> None:
+        """Note whether the weights are still those that the last step left."""
+        if self._seen is None:
+            self._seen = self._p.detach().sum()
+        else:
+            self._tampered |= self._p.detach().sum() != self._seen
 
+    def after(self, state: State) -> None:
+        """Add the moments of the step."""
+        self._live = dict(state)
+        p = self._p.detach()
+        self._seen = p.sum()
+        if self._p.grad is None or self._rule.telescopes != "moment":
+            return
+        if self._moments is None:
+            self._moments = RunningSums({"": zeros(p)})
+        self._moments.add("", state["exp_avg"])
+        if self._group.get("decoupled_weight_decay"):
+            if self._directions is None:
+                self._directions = RunningSums({"": zeros(p)})
+            self._directions.add_quotient("", *adam_direction(self._group, state))
 
-_RULES = {
-    "SGD": Rule(sgd, ("momentum_buffer",), "displacement"),
-    "Adam": Rule(adam, ("exp_avg",), "moment"),
-    "AdamW": Rule(adamw, ("exp_avg",), "moment"),
-    "NAdam": Rule(adam, ("exp_avg",), "moment"),
-    "RAdam": Rule(adam, ("exp_avg",), "moment"),
-    "Adamax": Rule(adam, ("exp_avg",), "moment"),
-    "RMSprop": Rule(rmsprop, ("momentum_buffer",)),
-    "Adagrad": Rule(adagrad, ()),
-}
+    def spoilt(self) -> bool:
+        """Whether the weights changed between steps; known at the end where that would wait."""
+        return self._tampered.device.type == "cpu" and bool(self._tampered)
 
+    def sound(self) -> bool:
+        """Whether the weights are finite, and changed in no other way."""
+        return not (bool(self._tampered) or self.moved())
 
-def rule_of(optimizer: Optimizer, update_rule: UpdateRule | None = None) -> Rule:
-    """Rule of an optimizer.
+    def add_to(self, total: Tensor) -> None:
+        """Add what the steps applied."""
+        key, p = self._rule.remembered[0], self._p.detach()
+        for sums in (self._moments, self._directions):
+            if sums is not None:
+                sums.flush()
+        for part in _slices(p):
+            rate = _flat(self._start)[part].double() - _flat(p)[part].double()
+            rate /= lr_of(self._group)
+            ends = [self._live.get(key), self._state.get(key)]
+            last, first = (0.0 if t is None else _flat(t)[part].double() for t in ends)
+            gained = last - first
+            if self._rule.telescopes == "moment":
+                applied = self._by_moments(part, rate, gained)
+            else:
+                applied = self._by_displacement(rate, gained)
+            total.view(-1)[part].add_(signed(applied, self._group))
 
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-    update_rule : callable(displacement, group, state_before, state_after), default=None
-        For other optimizers.
+    def _by_moments(self, part: slice, rate: Tensor, gained: Tensor | float) -> Tensor:
+        if self._moments is None:
+            return torch.zeros_like(rate)
+        beta = number(self._group["betas"][0])
+        applied = self._moments.totals[""].view(-1)[part] + beta / (1 - beta) * gained
+        if self._directions is not None:
+            applied += rate - self._directions.totals[""].view(-1)[part]
+        return applied
 
-    Returns
-    -------
-    rule : Rule
+    def _by_displacement(self, rate: Tensor, gained: Tensor | float) -> Tensor:
+        momentum = number(self._group["momentum"])
+        if not momentum:
+            return rate
+        power = 2 if self._group["nesterov"] else 1
+        applied = (1 - momentum) * rate + momentum**power * gained
+        return applied / (1 - number(self._group["dampening"]))
 
-    Raises
-    ------
-    ValueError
-        For LBFGS, for optimizers that no rule is known for, or whose step is not torch's.
-    """
-    if update_rule is not None:
-        return Rule(update_rule, ("*",))
-    for cls in type(optimizer).__mro__:
-        if not cls.__module__.startswith("torch.optim"):
-            continue
-        if cls.__name__ == "LBFGS":
-            raise ValueError(
-                "Expected an optimizer that makes one step per gradient, got LBFGS, whose step "
-                "holds many evaluations; analyze its endpoint with mode='endpoint'."
-            )
-        if cls.__name__ in _RULES and _same_step(type(optimizer), cls):
-            _check_decay(cls.__name__, optimizer)
-            return _RULES[cls.__name__]
-    raise ValueError(
-        f"Expected one of torch's optimizers {list(_RULES)} with its own step, got "
-        f"{type(optimizer).__name__}; give `update_rule=`, a callable(displacement, group, "
-        "state_before, state_after) that returns the gradient that the step applied."
-    )
-
-
-def _same_step(own: type, known: type) -> bool:
-    """Whether a subclass steps as torch's class does."""
-    return bool(inspect.unwrap(own.step) is inspect.unwrap(known.step))  # type: ignore[attr-defined]
-
-
-def _check_decay(name: str, optimizer: Optimizer) -> None:
-    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
-    if decoupled and name in ("NAdam", "RAdam"):
-        raise ValueError(
-            "Expected an optimizer whose decay can be told from its step, got "
-            f"{name} with decoupled_weight_decay=True; use AdamW, or give `update_rule=`."
-        )
-
-
-def rounding_of(
-    rule: Rule, weights: Tensor, moved: Tensor, group: Group, before: State, after: State
-) -> Tensor:
-    """Size of the rounding in the applied gradient of one step, entry by entry.
-
-    To first order, by what a relative change of one rounding unit in the weights, the
-    displacement and the state of the optimizer does to the recovered gradient. For SGD it is
-    the rounding of the weights over the step size.
-    """
-    unit = torch.finfo(weights.dtype).eps / 2
-    base = rule.applied(moved, group, before, after)
-    slack = weights.detach().double().abs() + 4 * moved.abs()
-    total = (rule.applied(moved + slack, group, before, after) - base).abs()
-    h = 1e-4
-    for k, value in before.items():
-        if k in rule.remembered and isinstance(value, Tensor):
-            changed = rule.applied(moved, group, {**before, k: value.double() * (1 + h)}, after)
-            total += (changed - base).abs() * (2 / h)
-    for k in _MOMENTS & after.keys():
-        if isinstance(after[k], Tensor):
-            changed = rule.applied(moved, group, before, {**after, k: after[k].double() * (1 + h)})
-            total += (changed - base).abs() * (2 / h)
-    return unit * (total.nan_to_num(0.0, 0.0, 0.0) + base.abs())
+    def moved(self) -> bool:
+        """Whether the checksum of the weights is other than when it was last taken."""
+        return self._seen is not None and bool(self._p.detach().sum() != self._seen)
 
 
-_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum"}
+class Stretch:
+    """Steps of constant settings: one sum for each tensor."""
+
+    # With ``each`` every step is measured alone.
+    def __init__(self, rule: Rule, optimizer: Optimizer, params: Mapping[str, Tensor], each: bool):
+        self.settings, self.each = settings_of(optimizer), each
+        self.n_steps = 0
+        self._optimizer, self._params = optimizer, params
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._meters: dict[str, Meter] = {}
+        for name, p in params.items():
+            group, state = _frozen(groups[id(p)]), optimizer.state.get(p, {})
+            step_by_step = each or rule.telescopes is None or _undampened(group, state)
+            kind = StepByStep if step_by_step else Telescope
+            self._meters[name] = kind(rule, p, group, state)
+
+    def fits(self, each: bool) -> bool:
+        """Whether the settings are still those of the stretch."""
+        return self.each == each and self.settings == settings_of(self._optimizer)
+
+    def restart(self) -> None:
+        """Begin a new stretch of the same settings in the memory of this one."""
+        for name, meter in self._meters.items():
+            meter.restart(self._state(name))
+        self.n_steps = 0
+
+    def before(self) -> None:
+        """Before a step."""
+        for name, meter in self._meters.items():
+            meter.before(self._state(name))
+
+    def after(self) -> None:
+        """After a step that was made."""
+        for name, meter in self._meters.items():
+            meter.after(self._state(name))
+        self.n_steps += 1
+
+    def spoilt(self) -> bool:
+        """Whether it is known already that a sum will not be sound."""
+        return any(meter.spoilt() for meter in self._meters.values())
+
+    def sound(self) -> bool:
+        """Whether all sums are finite, and nothing else changed the weights."""
+        return all(meter.sound() for meter in self._meters.values())
+
+    def add_to(self, totals: Mapping[str, Tensor]) -> None:
+        """Add the sums of the applied gradients."""
+        for name, meter in self._meters.items():
+            meter.add_to(totals[name])
+
+    def moved(self) -> bool:
+        """Whether a step that raised had changed weights already."""
+        return any(meter.moved() for meter in self._meters.values())
+
+    def rounding(self) -> float:
+        """Norm of the rounding of the first step, just made."""
+        return math.hypot(*(m.rounding(self._state(name)) for name, m in self._meters.items()))
+
+    def _state(self, name: str) -> State:
+        state: State = self._optimizer.state.get(self._params[name], {})
+        return state
 
 
-def lr_of(group: Group) -> float:
-    """Step size in force, which must be positive."""
-    lr = number(group["lr"])
-    if not lr > 0:
-        raise ValueError(
-            f"Expected a positive learning rate, got {lr}: a step that does not move tells "
-            "nothing; record the steps that do."
-        )
-    return lr
+def settings_of(optimizer: Optimizer) -> list[Any]:
+    """What must stay constant in a stretch: hyperparameters, and the buffers of the state."""
+    found: list[Any] = []
+    for group in optimizer.param_groups:
+        found.append({key: v for key, v in _frozen(group).items() if key != "params"})
+        states = [optimizer.state.get(p, {}) for p in group["params"]]
+        found.append(tuple(id(s[k]) for s in states for k in _BUFFERS if s.get(k) is not None))
+    return found
 
 
-def number(value: Any) -> float:
-    """Number that a setting stands for, also where it is a tensor."""
-    return float(value.item()) if isinstance(value, Tensor) else float(value)
+def _slices(tensor: Tensor) -> Iterator[slice]:
+    """Pieces of the flattened tensor."""
+    n = tensor.numel()
+    size = _CHUNK if tensor.device.type == "cpu" else max(n, 1)
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
-def signed(gradient: Tensor, group: Group) -> Tensor:
-    """A maximizing optimizer follows minus its gradient."""
-    return -gradient if group.get("maximize") else gradient
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1)
+
+
+def _cut(state: State, like: Tensor, part: slice) -> State:
+    """State of some of the entries of a tensor."""
+    return {
+        key: _flat(v)[part] if isinstance(v, Tensor) and v.shape == like.shape and v.ndim else v
+        for key, v in state.items()
+    }
+
+
+def _frozen(group: Group) -> Group:
+    """Settings as they are now, numbers for tensors."""
+    return {
+        key: number(value) if isinstance(value, Tensor) else value for key, value in group.items()
+    }
+
+
+def _undampened(group: Group, state: State) -> bool:
+    """Whether the next step is the first of SGD with dampening, which is not dampened."""
+    return bool(group.get("dampening")) and state.get("momentum_buffer") is None

@@ -21,19 +21,15 @@ _Callback: Any = base_of(
 
 
 class LightningRecorder(_Callback):
-    """Callback that records the training path of a LightningModule with one optimizer.
+    """Callback that records the training of a LightningModule with one optimizer.
 
     Epochs are marked, and the rows of every batch are named: they are looked up by their
     content in the data set of the training loader.
 
     Parameters
     ----------
-    every : int, default=1
-        Steps between marks.
-    gradients : bool, default=None
-        Whether to sum the gradients that the optimizer is given; None: with ``every=1`` only.
-    directory : path-like, default=None
-        Empty folder for the marks.
+    every, gradients, directory
+        As for :func:`record`.
     find_rows : bool, default=True
         Whether to look up batches, which costs one pass over the data.
     submodule : str, default=None

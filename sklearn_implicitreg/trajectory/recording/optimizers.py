@@ -1,32 +1,214 @@
-"""The tensors and the settings of the optimizer that is recorded."""
+"""The optimizers that are known: the gradient that a step of each applied, and its tensors.
+
+The gradient follows from the displacement and the state of the optimizer, never from its settings
+of a penalty: a decay is found in the numbers or not at all.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
-from sklearn_implicitreg.trajectory.recording.applied_gradient import number
 
-__all__ = ["Watched", "plain_settings"]
+__all__ = ["Group", "Rule", "State", "UpdateRule", "Watched", "plain_settings", "rule_of"]
+
+State = dict[str, Any]
+Group = dict[str, Any]
+# (displacement theta_t - theta_{t+1}, group, state before, state after) -> applied gradient
+UpdateRule = Callable[[Tensor, Group, State, State], Tensor]
+
+
+def sgd(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
+    """Displacement over the step size; momentum, dampening and Nesterov undone."""
+    velocity = moved / lr_of(group)
+    momentum = group["momentum"]
+    if not momentum:
+        return signed(velocity, group)
+    old = before.get("momentum_buffer")
+    old = torch.zeros_like(velocity) if old is None else old.double()
+    if group["nesterov"]:
+        return signed((velocity - momentum**2 * old) / (1 + momentum), group)
+    if before.get("momentum_buffer") is None:  # torch does not dampen the first step
+        return signed(velocity, group)
+    return signed((velocity - momentum * old) / (1 - group["dampening"]), group)
+
+
+def adam(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
+    """Increment of the first moment; a decoupled decay is what the moments leave unexplained."""
+    beta = number(group["betas"][0])
+    new = after["exp_avg"].double()
+    old = before.get("exp_avg")
+    old = torch.zeros_like(new) if old is None else old.double()
+    gradient = (new - beta * old) / (1 - beta)
+    if group.get("decoupled_weight_decay"):
+        wide = {k: v.double() if k in _MOMENTS else v for k, v in after.items()}
+        mean, scale, factor = adam_direction(group, wide)
+        gradient = gradient + (moved / lr_of(group) - factor * mean / scale)
+    return signed(gradient, group)
+
+
+def adam_direction(group: Group, after: State) -> tuple[Tensor, Tensor, float]:
+    """Direction of Adam's step as ``factor * mean / scale``, in the dtype of its state."""
+    # The corrections of the bias are numbers: a pass over the tensors for each would cost as much
+    # as the square root.
+    step = number(after["step"])
+    first, second = (number(beta) for beta in group["betas"])
+    square = after["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
+    root = (1 - second**step) ** 0.5
+    scale = square.sqrt().add_(number(group["eps"]) * root)
+    return after["exp_avg"], scale, root / (1 - first**step)
+
+
+def adamw(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
+    """As Adam; what its direction does not explain of the displacement is the decay."""
+    return adam(moved, {**group, "decoupled_weight_decay": True}, before, after)
+
+
+def rmsprop(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
+    """Displacement over the step size, times the running root of the squared gradients."""
+    step = moved / lr_of(group)
+    if group["momentum"]:
+        old = before.get("momentum_buffer")
+        step = step if old is None else step - group["momentum"] * old.double()
+    square = after["square_avg"].double()
+    if group["centered"]:
+        square = square - after["grad_avg"].double().square()
+    return signed(step * (square.sqrt() + group["eps"]), group)
+
+
+def adagrad(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
+    """Displacement over the decayed step size, times the root of the summed squares."""
+    step = number(after["step"])
+    lr = lr_of(group) / (1 + (step - 1) * group["lr_decay"])
+    return signed(moved / lr * (after["sum"].double().sqrt() + group["eps"]), group)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the gradient that a step applied is recovered, in float64."""
+
+    applied: UpdateRule
+    remembered: tuple[str, ...]  # keys of the state that the step overwrites; "*" for all
+    # What a sum over steps of constant settings follows from: "displacement" and momentum buffer
+    # at both ends, or the running sum of the first "moment"; None: step by step only.
+    telescopes: str | None = None
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether every entry of a tensor follows from its own state alone."""
+        return "*" not in self.remembered
+
+    def remember(self, state: State) -> State:
+        """Copy of the state that the next step will overwrite."""
+        keys = state if "*" in self.remembered else [k for k in self.remembered if k in state]
+        return {k: v.clone() if isinstance(v := state[k], Tensor) else v for k in keys}
+
+
+_RULES = {
+    "SGD": Rule(sgd, ("momentum_buffer",), "displacement"),
+    "Adam": Rule(adam, ("exp_avg",), "moment"),
+    "AdamW": Rule(adamw, ("exp_avg",), "moment"),
+    "NAdam": Rule(adam, ("exp_avg",), "moment"),
+    "RAdam": Rule(adam, ("exp_avg",), "moment"),
+    "Adamax": Rule(adam, ("exp_avg",), "moment"),
+    "RMSprop": Rule(rmsprop, ("momentum_buffer",)),
+    "Adagrad": Rule(adagrad, ()),
+}
+
+
+def rule_of(optimizer: Optimizer, update_rule: UpdateRule | None = None) -> Rule:
+    """Rule of an optimizer; ValueError where none is known, or its step is not torch's."""
+    if update_rule is not None:
+        return Rule(update_rule, ("*",))
+    for cls in type(optimizer).__mro__:
+        if not cls.__module__.startswith("torch.optim"):
+            continue
+        if cls.__name__ == "LBFGS":
+            raise ValueError(
+                "Expected an optimizer that makes one step per gradient, got LBFGS, whose step "
+                "holds many evaluations; analyze its endpoint with mode='endpoint'."
+            )
+        if cls.__name__ in _RULES and _same_step(type(optimizer), cls):
+            _check_decay(cls.__name__, optimizer)
+            return _RULES[cls.__name__]
+    raise ValueError(
+        f"Expected one of torch's optimizers {list(_RULES)} with its own step, got "
+        f"{type(optimizer).__name__}; give `update_rule=`, a callable(displacement, group, "
+        "state_before, state_after) that returns the gradient that the step applied."
+    )
+
+
+def _same_step(own: type, known: type) -> bool:
+    """Whether a subclass steps as torch's class does."""
+    return bool(inspect.unwrap(own.step) is inspect.unwrap(known.step))  # type: ignore[attr-defined]
+
+
+def _check_decay(name: str, optimizer: Optimizer) -> None:
+    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
+    if decoupled and name in ("NAdam", "RAdam"):
+        raise ValueError(
+            "Expected an optimizer whose decay can be found from its step, got "
+            f"{name} with decoupled_weight_decay=True; use AdamW, or give `update_rule=`."
+        )
+
+
+def rounding_of(
+    rule: Rule, weights: Tensor, moved: Tensor, group: Group, before: State, after: State
+) -> Tensor:
+    """Size of the rounding in the applied gradient of one step, entry by entry."""
+    # To first order, by what a relative change of one rounding unit in the weights, the
+    # displacement and the state of the optimizer does to the recovered gradient. For SGD it is
+    # the rounding of the weights over the step size.
+    unit = torch.finfo(weights.dtype).eps / 2
+    base = rule.applied(moved, group, before, after)
+    slack = weights.detach().double().abs() + 4 * moved.abs()
+    total = (rule.applied(moved + slack, group, before, after) - base).abs()
+    h = 1e-4
+    for k, value in before.items():
+        if k in rule.remembered and isinstance(value, Tensor):
+            changed = rule.applied(moved, group, {**before, k: value.double() * (1 + h)}, after)
+            total += (changed - base).abs() * (2 / h)
+    for k in _MOMENTS & after.keys():
+        if isinstance(after[k], Tensor):
+            changed = rule.applied(moved, group, before, {**after, k: after[k].double() * (1 + h)})
+            total += (changed - base).abs() * (2 / h)
+    return unit * (total.nan_to_num(0.0, 0.0, 0.0) + base.abs())
+
+
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum"}
+
+
+def lr_of(group: Group) -> float:
+    """Step size in force, which must be positive."""
+    lr = number(group["lr"])
+    if not lr > 0:
+        raise ValueError(
+            f"Expected a positive learning rate, got {lr}: a step that does not move shows "
+            "nothing; record the steps that do."
+        )
+    return lr
+
+
+def number(value: Any) -> float:
+    """Number that a setting stands for, also where it is a tensor."""
+    return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def signed(gradient: Tensor, group: Group) -> Tensor:
+    """A maximizing optimizer follows minus its gradient."""
+    return -gradient if group.get("maximize") else gradient
 
 
 class Watched:
-    """Trained tensors of a model that an optimizer has.
-
-    Parameters
-    ----------
-    model : nn.Module
-    optimizer : torch.optim.Optimizer
-
-    Raises
-    ------
-    ValueError
-        If it has none of them.
-    """
+    """Trained tensors of a model that an optimizer has."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer):
         names = {id(p): own_name(name) for name, p in model.named_parameters() if p.requires_grad}
@@ -77,7 +259,7 @@ class Watched:
         return number(next(g["lr"] for g in groups if any(id(p) in own for p in g["params"])))
 
     def idle(self, optimizer: Optimizer) -> str:
-        """Why a step tells nothing, where recorded tensors have learning rate 0."""
+        """Why a step shows nothing, where recorded tensors have learning rate 0."""
         still = [group for group in optimizer.param_groups if number(group["lr"]) == 0]
         if not still:
             return ""

@@ -1,4 +1,4 @@
-"""Which rows of a data set a batch holds, told by their content."""
+"""Which rows of a data set a batch holds, found by their content."""
 
 from __future__ import annotations
 

@@ -24,15 +24,7 @@ def base_of(module: str, name: str) -> Any:
 
 
 class Session:
-    """Recording that begins, goes on and ends where a library calls.
-
-    Parameters
-    ----------
-    every : int
-    gradients : bool or None
-    directory : path-like or None
-        As for :func:`sklearn_implicitreg.trajectory.record`.
-    """
+    """Recording that begins, goes on and ends where a library calls; parameters of ``record``."""
 
     def __init__(
         self,
@@ -40,8 +32,8 @@ class Session:
         gradients: bool | None = None,
         directory: str | PathLike[str] | None = None,
     ):
-        self.every, self.gradients, self.directory = every, gradients, directory
-        self.path: Recorder | None = None
+        self._how: dict[str, Any] = {"every": every, "gradients": gradients, "directory": directory}
+        self.recorder: Recorder | None = None
         self._recorded: tuple[nn.Module, Optimizer] | None = None
         self._kept: Trajectory | None = None
         self._searched = False
@@ -49,8 +41,8 @@ class Session:
     @property
     def trajectory(self) -> Trajectory:
         """What was recorded."""
-        if self.path is not None:
-            return self.path.trajectory
+        if self.recorder is not None:
+            return self.recorder.trajectory
         if self._kept is None:
             raise ValueError("Expected a recorder that has seen a training run, got a new one.")
         return self._kept
@@ -61,46 +53,45 @@ class Session:
         same = self._recorded is not None and (
             self._recorded[0] is model and self._recorded[1] is optimizer
         )
-        if not same or self.path is None:
-            self.path = record(
-                model,
-                optimizer,
-                every=self.every,
-                gradients=self.gradients,
-                directory=self.directory,
-            )
+        if not same or self.recorder is None:
+            self.recorder = record(model, optimizer, **self._how)
             self._recorded, self._searched = (model, optimizer), False
-        self.path.__enter__()
+        self.recorder.__enter__()
 
     def rows_from(self, data: Any) -> None:
         """Look batches up in a data set, if it is one whose rows are numbers."""
-        if self.path is None or self._searched or data is None:
+        if self.recorder is None or self._searched or data is None:
             return
         self._searched = True
         try:
-            self.path.rows_from(data)
+            self.recorder.rows_from(data)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
             return  # a stream, or samples that need the loader's own collate function
 
     def batch(self, batch: Any, accumulate: bool = False) -> None:
         """Name the batch of the next step."""
-        if self.path is not None and self.path.attached:
-            self.path.batch(batch, accumulate=accumulate)
+        if self._attached is not None:
+            self._attached.batch(batch, accumulate=accumulate)
 
     def epoch(self) -> None:
         """End of an epoch."""
-        if self.path is not None and self.path.attached:
-            self.path.epoch()
+        if self._attached is not None:
+            self._attached.epoch()
 
     def end(self) -> None:
         """End of the run."""
-        if self.path is not None and self.path.attached:
-            self.path.__exit__()
+        if self._attached is not None:
+            self._attached.__exit__()
+
+    @property
+    def _attached(self) -> Recorder | None:
+        """The recorder while steps are recorded."""
+        return self.recorder if self.recorder is not None and self.recorder.attached else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """The recorded path without the hooks, the model and the optimizer."""
+        """What was recorded, without the hooks, the model and the optimizer."""
         try:
             kept = self.trajectory
         except ValueError:
             kept = None
-        return {**vars(self), "path": None, "_recorded": None, "_kept": kept}
+        return {**vars(self), "recorder": None, "_recorded": None, "_kept": kept}

@@ -58,7 +58,7 @@ class IterateRecorder:
         return False
 
     def path(self, lr: float | Iterable[float]) -> Trajectory:
-        """Path through the iterates, as gradient steps.
+        """Trajectory through the iterates, as gradient steps.
 
         Parameters
         ----------

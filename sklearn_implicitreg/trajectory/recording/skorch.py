@@ -1,35 +1,46 @@
-"""Recorder for skorch nets."""
+"""Recorder for skorch nets, and training a copy of one on."""
 
 from __future__ import annotations
 
+import copy
+from collections import deque
+from collections.abc import Iterator
 from os import PathLike
 from typing import Any
 
-from skorch.callbacks import Callback
+from skorch import NeuralNet
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    LoadInitState,
+    PrintLog,
+    ProgressBar,
+    TrainEndCheckpoint,
+)
+from torch.utils.data import DataLoader
 
+from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.recording.sessions import Session
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
-__all__ = ["ImplicitRegularizationRecorder"]
+__all__ = ["ImplicitRegularizationRecorder", "continue_net"]
 
 
 class ImplicitRegularizationRecorder(Callback):
-    """Callback that records the training path of a skorch net.
+    """Callback that records the training of a skorch net.
 
     Epochs are marked, and the rows of every batch are named: they are looked up in the
     training part of the data by their content. Where a transform changes them at each visit,
-    only their number is known. ``partial_fit`` goes on with the same path; of a net that was
+    only their number is known. ``partial_fit`` goes on with the same trajectory; of a net that was
     pickled or copied it begins a new one, so take ``trajectory_`` before and join both by
     ``Trajectory.join``.
 
     Parameters
     ----------
-    every : int, default=1
-        Steps between marks.
-    gradients : bool, default=None
-        Whether to sum the gradients that the optimizer is given; None: with ``every=1`` only.
-    directory : path-like, default=None
-        Empty folder for the marks.
+    every, gradients, directory
+        As for :func:`record`.
     find_rows : bool, default=True
         Whether to look up batches, which costs one pass over the data.
 
@@ -96,3 +107,90 @@ class ImplicitRegularizationRecorder(Callback):
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Detach."""
         self.session_.end()
+
+
+# They write files, print, stop, start over, or record: none of them changes a step.
+_LEFT_OUT = (
+    ImplicitRegularizationRecorder,
+    Checkpoint,
+    EarlyStopping,
+    LoadInitState,
+    PrintLog,
+    ProgressBar,
+    TrainEndCheckpoint,
+)
+
+
+class _Remembering:
+    """Batch sampler that remembers the row numbers of the batches that it gave out."""
+
+    def __init__(self, inner: Any, given: deque[list[int]]):
+        self._inner, self._given = inner, given
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._given.clear()
+        for rows in self._inner:
+            self._given.append(list(rows))
+            yield rows
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+
+class _NumberedRecorder(ImplicitRegularizationRecorder):
+    """Recorder of a net whose loader remembers the rows of its batches."""
+
+    def __init__(self, every: int, given: deque[list[int]]):
+        super().__init__(every, find_rows=False)
+        self.given = given
+
+    def on_batch_begin(
+        self, net: NeuralNet, batch: Any = None, training: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Batches are trained on in the order in which they were drawn."""
+        if self.given:
+            super().on_batch_begin(net, self.given.popleft(), training)
+
+
+def continue_net(
+    net: NeuralNet, data: Data, whole: Problem, *, n_epochs: int, every: int
+) -> Trajectory:
+    """Trajectory of a copy of a fitted net that is trained on; the net stays as it is."""
+    own = copy.deepcopy(net)
+    X, y = data.X, data.y
+    if isinstance(X, DataLoader):
+        X = X.dataset
+    # On the rows of the problem, which are those that the net was trained on.
+    n_given = len(own.get_dataset(X, y))
+    own.set_params(max_epochs=n_epochs, verbose=0)
+    if n_given == whole.n_rows:
+        own.set_params(train_split=None)
+    given: deque[list[int]] = deque()
+    make = own.get_iterator
+
+    def get_iterator(dataset: Any, training: bool = False) -> Any:
+        loader = make(dataset, training=training)
+        return _remembering(loader, given) if training else loader
+
+    own.get_iterator = get_iterator
+    recorder = _NumberedRecorder(every, given)
+    kept = [(name, c) for name, c in own.callbacks_ if not isinstance(c, _LEFT_OUT)]
+    own.callbacks_ = [*kept, ("recorder", recorder)]
+    own.partial_fit(X, y)
+    return recorder.trajectory_
+
+
+def _remembering(loader: Any, given: deque[list[int]]) -> Any:
+    """The same loader, whose batches of rows are known; where it draws rows by number."""
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=_Remembering(loader.batch_sampler, given),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+    )

@@ -15,7 +15,7 @@ _Callback: Any = base_of("transformers", "TrainerCallback")
 
 
 class TransformersRecorder(_Callback):
-    """Callback that records the training path of a Hugging Face ``Trainer``.
+    """Callback that records the training of a Hugging Face ``Trainer``.
 
     Epochs are marked. The Trainer does not show its batches: only their size is known, where
     it is known at all. The Trainer clips gradients by default (``max_grad_norm=1``): clipped
@@ -23,12 +23,8 @@ class TransformersRecorder(_Callback):
 
     Parameters
     ----------
-    every : int, default=1
-        Steps between marks.
-    gradients : bool, default=None
-        Whether to sum the gradients that the optimizer is given; None: with ``every=1`` only.
-    directory : path-like, default=None
-        Empty folder for the marks.
+    every, gradients, directory
+        As for :func:`record`.
 
     Raises
     ------

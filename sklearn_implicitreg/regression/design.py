@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -14,11 +14,13 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
 from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
 from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.regression.chunks import ahead
 
 __all__ = ["Design", "Piece"]
 
-# Coordinates in one chunk of a tensor: its columns and target stay in the cache.
-_CHUNK = 2**16
+# Coordinates in one chunk of a tensor: its columns and target stay in the cache, and torch works
+# on them in one thread, so that several chunks can be evaluated at a time.
+_CHUNK = 2**15
 
 
 class Piece(NamedTuple):
@@ -105,11 +107,12 @@ class Design:
         parts = self._reaching.get(name, [])
         if tensor.numel() <= _CHUNK or not all([part.elementwise for part in parts]):
             return [self._piece(name, 0, tensor.double(), parts)]
-        return self._chunks(name, tensor.reshape(-1), parts)
+        flat = tensor.reshape(-1)
 
-    def _chunks(self, name: str, flat: Tensor, parts: list[LeafColumns]) -> Iterator[Piece]:
-        for start in range(0, len(flat), _CHUNK):
-            yield self._piece(name, start, flat[start : start + _CHUNK].double(), parts)
+        def piece(start: int) -> Piece:
+            return self._piece(name, start, flat[start : start + _CHUNK].double(), parts)
+
+        return ahead(piece, range(0, len(flat), _CHUNK))
 
     def columns(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """All columns for one tensor, (numel, k); with ``tensor`` at other values of it."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
+from sklearn_implicitreg.regression.chunks import summed_r_factor
 from sklearn_implicitreg.regression.design import Design, Piece
 from sklearn_implicitreg.regression.solve import Solution, solve
 from sklearn_implicitreg.regression.spread import Spread
@@ -81,14 +82,16 @@ class Place:
             return self.given
         labels, r_factors, counts, supports = [], [], [], []
         for name in self.problem.params:
-            factors, n = [], 0
-            for _, design, target, instruments in self._blocks(name):
+            blocks = self._blocks(name)
+            if isinstance(blocks, list):
+                (_, design, target, instruments), *_ = blocks
                 both = design if instruments is None else torch.cat([instruments, design], dim=1)
-                factors.append(device_r_factor(both, target))
-                n += len(target)
+                upper, n = device_r_factor(both, target), len(target)
+            else:
+                upper, n = streamed_r_factor(blocks, self.gradient.value[name].device)
             if n:
                 labels.append(name)
-                r_factors.append(factors[0] if len(factors) == 1 else merge(factors))
+                r_factors.append(upper)
                 counts.append(n)
                 supports.append(self.design.support(name))
         k = len(self.design.term_names)
@@ -222,9 +225,8 @@ class Place:
         for name in labels:
             for (start, kept), design, target, _ in self._blocks(name):
                 if len(target):
-                    first = np.arange(start, start + len(target))
-                    index = first if kept is None else start + kept.cpu().numpy()
-                    yield (name,), index, design.cpu().numpy(), target.cpu().numpy()
+                    places = np.arange(len(target)) if kept is None else kept.cpu().numpy()
+                    yield (name,), start + places, design.cpu().numpy(), target.cpu().numpy()
 
     @cached_property
     def _kept(self) -> dict[str, list[Block]]:
@@ -464,7 +466,8 @@ class Equations:
         parts = []
         for i, place in enumerate(self.places):
             for (tensor,), index, design, target in place.system.single("for a table of them"):
-                labels, names = [[tensor] * len(index), index], ["tensor", "coordinate"]
+                labels: list[Any] = [[tensor] * len(index), index]
+                names = ["tensor", "coordinate"]
                 if self.cluster != "tensor":
                     labels, names = [[i] * len(index), *labels], [self.cluster, *names]
                 at = pd.MultiIndex.from_arrays(labels, names=names)
@@ -514,6 +517,17 @@ class Equations:
             f"Expected at least as many equations as coefficients, got {m} equations for the "
             f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
         )
+
+
+def streamed_r_factor(blocks: Iterable[Block], device: torch.device) -> tuple[Array, int]:
+    """R factor of a large tensor's equations and their number, on the device where they are."""
+    if device.type == "cpu":
+        return summed_r_factor((design.numpy(), target.numpy()) for _, design, target, _ in blocks)
+    factors, n = [], 0
+    for _, design, target, _ in blocks:
+        factors.append(device_r_factor(design, target))
+        n += len(target)
+    return merge(factors), n
 
 
 def device_r_factor(design: Tensor, target: Tensor) -> Array:

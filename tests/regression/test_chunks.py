@@ -1,0 +1,88 @@
+"""Large tensors: chunks evaluated ahead, and R factors summed over chunks."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.regression import design as designs
+from sklearn_implicitreg.regression.chunks import ahead, summed_r_factor
+from sklearn_implicitreg.regression.system import r_factor
+
+
+def chunks(design, target, size):
+    return [(design[i : i + size], target[i : i + size]) for i in range(0, len(target), size)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e9], ids=str)
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_summed_r_factor_is_that_of_a_qr_decomposition(k, scale):
+    rng = np.random.default_rng(k)
+    design = rng.standard_normal((5000, k)) * np.logspace(0, 4, k)
+    design[:, -1] += 1e3 * design[:, 0]  # condition number about 1e3 to 1e7
+    target = scale * (design @ np.ones(k) + 1e-3 * rng.standard_normal(5000))
+    expected = r_factor(design, target)
+    found, n = summed_r_factor(chunks(design, target, 257))
+    assert n == 5000
+    assert (np.diagonal(found) >= 0).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("column", ["zero in the first chunk", "dependent in the first chunk"])
+def test_a_first_chunk_without_full_rank_is_decomposed(column):
+    rng = np.random.default_rng(0)
+    design = rng.standard_normal((900, 2))
+    design[:300, 1] = 0.0 if column.startswith("zero") else 2 * design[:300, 0]
+    target = rng.standard_normal(900)
+    found, _ = summed_r_factor(chunks(design, target, 300))
+    np.testing.assert_allclose(found, r_factor(design, target), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_found_in_any_chunk(bad):
+    design, target = np.random.default_rng(0).standard_normal((900, 2)), np.ones(900)
+    design[700, 1] = bad
+    with pytest.raises(ValueError, match="Expected finite equations, got NaN or inf"):
+        summed_r_factor(chunks(design, target, 100))
+
+
+def test_chunks_come_in_their_order_and_errors_reach_the_reader():
+    assert list(ahead(lambda i: i * i, range(50))) == [i * i for i in range(50)]
+
+    def fail(i):
+        if i == 7:
+            raise ValueError("seven")
+        return i
+
+    reader = ahead(fail, range(50))
+    with pytest.raises(ValueError, match="seven"):
+        list(reader)
+
+
+@pytest.mark.parametrize("covariance", ["hc3", "ols"])
+@pytest.mark.parametrize("family", ["l2", "l1", "l2+smooth_l1+power"])
+def test_a_streamed_tensor_gives_what_it_gives_at_once(monkeypatch, family, covariance):
+    torch.manual_seed(0)
+    net = nn.Linear(60, 40).double()
+    with torch.no_grad():
+        net.weight[3, :7] = 0.0  # at the kink of l1
+    X, Y = torch.randn(80, 60).double(), torch.randn(80, 40).double()
+
+    def fit():
+        est = ImplicitRegularizationEstimator(
+            net, family=family, loss="mse", covariance=covariance, params="all"
+        )
+        return est.fit(X, Y)
+
+    whole = fit()
+    monkeypatch.setattr(designs, "_CHUNK", 64)
+    parts = fit()
+    assert parts.n_equations_ == whole.n_equations_
+    np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-11)
+    np.testing.assert_allclose(parts.std_err_, whole.std_err_, rtol=1e-10)
+    np.testing.assert_allclose(parts.r2_, whole.r2_, rtol=1e-11)
+    if covariance == "hc3":
+        table = whole.influence(5), parts.influence(5)
+        np.testing.assert_allclose(*(t.to_numpy() for t in table), rtol=1e-7)
+        assert list(table[0].index) == list(table[1].index)

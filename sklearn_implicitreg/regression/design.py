@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -114,17 +114,20 @@ class Design:
 
         return ahead(piece, range(0, len(flat), _CHUNK))
 
+    def full_pieces(self, name: str) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Start, all columns and smooth coordinates of one tensor, in chunks of one size."""
+        for start, columns, _, smooth, _ in self.pieces(name):
+            full = self._widened(name, columns)
+            for at in range(0, max(len(full), 1), _CHUNK):
+                rows = slice(at, at + _CHUNK)
+                yield start + at, full[rows], None if smooth is None else smooth[rows]
+
     def columns(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """All columns for one tensor, (numel, k); with ``tensor`` at other values of it."""
         if not self.parts:
             return self.designs[name]
         at = self.weights(name) if tensor is None else tensor
-        own = self._piece(name, 0, at, self._reaching.get(name, [])).columns
-        if own.shape[1] == len(self.term_names):
-            return own
-        full = torch.zeros((len(self.term_names), len(own)), dtype=own.dtype, device=own.device).T
-        full[:, list(self.support(name))] = own
-        return full
+        return self._widened(name, self._piece(name, 0, at, self._reaching.get(name, [])).columns)
 
     def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
         """Gradient of the penalties with known coefficients, (numel,)."""
@@ -150,17 +153,12 @@ class Design:
         designs: Params = {}
         knowns: Params = {}
         masks: Params = {}
-        k = len(self.term_names)
         for name, (stack, shares) in stacks.items():
             n = len(shares)
             _, columns, known, smooth, _ = self._piece(name, 0, stack, self._reaching.get(name, []))
             stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
             own = torch.tensordot(shares, stacked, ([0], [1]))
-            if len(own) < k:
-                designs[name] = own.new_zeros((k, own.shape[1])).T
-                designs[name][:, list(self.support(name))] = own.T
-            else:
-                designs[name] = own.T
+            designs[name] = self._widened(name, own.T)
             if known is not None:
                 knowns[name] = shares @ known.reshape(n, -1)
             if smooth is not None:
@@ -176,6 +174,15 @@ class Design:
         )
         names = (*self.term_names, name)
         return replace(self, term_names=names, designs=designs, instruments=instruments)
+
+    def _widened(self, name: str, own: Tensor) -> Tensor:
+        """Columns of a tensor's support among all columns."""
+        k = len(self.term_names)
+        if own.shape[1] == k:
+            return own
+        full = own.new_zeros((k, len(own))).T
+        full[:, list(self.support(name))] = own
+        return full
 
     def _piece(self, name: str, start: int, at: Tensor, parts: list[LeafColumns]) -> Piece:
         """Columns of one tensor or of a chunk of it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sklearn_implicitreg.problem import BlockGradient, Problem
 from sklearn_implicitreg.regression.design import Design
@@ -15,6 +17,8 @@ __all__ = ["Spread", "noise_of_mean", "observed"]
 
 # For each block of rows its weight, and the products (k,) of the columns with its mean gradient.
 Spread = list[tuple[float, Array]]
+_Columns = tuple[str, int, Tensor]  # of which tensor, from which coordinate on, (m, k)
+_HELD = 2**24  # numbers in the columns that are kept for all blocks
 
 
 def observed(
@@ -22,11 +26,14 @@ def observed(
 ) -> tuple[Iterator[BlockGradient], list[Spread]]:
     """Blocks passed on, and for each design a list that grows by k numbers with each of them."""
     seen: list[Spread] = [[] for _ in designs]
+    ends = list(itertools.accumulate(len(design.term_names) for design in designs))
 
     def passed() -> Iterator[BlockGradient]:
+        held = _held(problem, designs, ends[-1])
         for block in blocks:
-            for design, products in zip(designs, seen, strict=True):
-                products.append((block.weight, _products(design, problem, block)))
+            products = _products(held or _pieces(problem, designs), block) / block.weight
+            for own, spread in zip(np.split(products, ends[:-1]), seen, strict=True):
+                spread.append((block.weight, own))
             yield block
 
     return passed(), seen
@@ -43,13 +50,31 @@ def noise_of_mean(seen: Spread, whitener: Array) -> float:
     return trace / float(weights.sum())
 
 
-def _products(design: Design, problem: Problem, block: BlockGradient) -> Array:
-    """Products of the columns with the mean gradient of a block of rows."""
-    total = torch.zeros(len(design.term_names), dtype=torch.float64)
-    for name, sums in block.sums.items():
-        slope = sums.reshape(-1)
-        for mask in (design.smooth(name), problem.free.get(name)):
-            slope = slope if mask is None else torch.where(mask.reshape(-1), slope, 0.0)
-        total += (design.columns(name).T @ slope).cpu()
-    products: Array = total.numpy() / block.weight
-    return products
+def _products(pieces: Iterable[_Columns], block: BlockGradient) -> Array:
+    """Products of all columns with the gradient of a block of rows."""
+    total: Tensor | float = 0.0
+    for name, start, columns in pieces:
+        slope = block.sums[name].reshape(-1)[start : start + len(columns)]
+        total = total + (columns.T @ slope.double()).cpu()
+    return np.asarray(total)
+
+
+def _held(problem: Problem, designs: Sequence[Design], width: int) -> list[_Columns]:
+    """All columns where they are few enough to be kept for all blocks; else none."""
+    n = sum(tensor.numel() for tensor in problem.params.values())
+    return list(_pieces(problem, designs)) if n * width <= _HELD else []
+
+
+def _pieces(problem: Problem, designs: Sequence[Design]) -> Iterator[_Columns]:
+    """Columns of all designs side by side, zero where they give no equation."""
+    for name in problem.params:
+        free = problem.free.get(name)
+        for own in zip(*(design.full_pieces(name) for design in designs), strict=True):
+            columns = []
+            for start, part, smooth in own:
+                if smooth is not None:
+                    part = torch.where(smooth[:, None], part, 0.0)
+                if free is not None:
+                    part = torch.where(free.reshape(-1)[start : start + len(part), None], part, 0.0)
+                columns.append(part)
+            yield name, own[0][0], torch.cat(columns, dim=1)

@@ -11,7 +11,7 @@ from torch import nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, BatchGradientNorm, GradientNorm
-from sklearn_implicitreg.regression.design import Columns
+from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory import Flow
 from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Window
 
@@ -174,29 +174,29 @@ def test_columns_by_reverse_mode_are_the_full_gradient():
 def test_the_norm_counts_tensors_that_give_no_equations():
     every, weights = made(MODULES["mlp"]), made(MODULES["mlp"], params="weights")
     assert weights.left_out == ("0.bias", "2.bias")
-    whole, part = Columns(GradientNorm(), every), Columns(GradientNorm(), weights)
+    whole, part = Design.at(GradientNorm(), every), Design.at(GradientNorm(), weights)
     assert weights.whole().params.keys() == every.params.keys()
     for name in weights.params:
-        torch.testing.assert_close(part.design(name), whole.design(name))
+        torch.testing.assert_close(part.columns(name), whole.columns(name))
 
 
 def test_one_coefficient_per_layer():
     problem = made(MODULES["mlp"])
-    columns = Columns(GradientNorm().per("layer"), problem)
-    whole = Columns(GradientNorm(), problem)
-    assert columns.term_names == ("gradient_norm[0]", "gradient_norm[2]")
+    design = Design.at(GradientNorm().per("layer"), problem)
+    whole = Design.at(GradientNorm(), problem)
+    assert design.term_names == ("gradient_norm[0]", "gradient_norm[2]")
     for name in problem.params:  # each column reaches all tensors, together they are the norm
-        assert float(columns.design(name).abs().min(1).values.max()) > 0
-        torch.testing.assert_close(columns.design(name).sum(1), whole.design(name)[:, 0])
+        assert float(design.columns(name).abs().min(1).values.max()) > 0
+        torch.testing.assert_close(design.columns(name).sum(1), whole.columns(name)[:, 0])
 
 
 def test_known_coefficient_and_sum():
     problem = made(MODULES["mlp"])
-    columns = Columns(L2() + 0.1 * GradientNorm(), problem)
-    alone = Columns(GradientNorm(), problem)
-    assert columns.term_names == ("l2",)
+    design = Design.at(L2() + 0.1 * GradientNorm(), problem)
+    alone = Design.at(GradientNorm(), problem)
+    assert design.term_names == ("l2",)
     for name in problem.params:
-        torch.testing.assert_close(columns.known(name), 0.1 * alone.design(name)[:, 0])
+        torch.testing.assert_close(design.known(name), 0.1 * alone.columns(name)[:, 0])
 
 
 def test_batches_of_a_window_or_random_ones():

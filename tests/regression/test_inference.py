@@ -6,16 +6,17 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.datasets import longley
 
-from sklearn_implicitreg.regression.inference import COVARIANCES, infer, trajectory_bound
+from sklearn_implicitreg.regression.bounds import trajectory_bound
+from sklearn_implicitreg.regression.inference import COVARIANCES, infer
 from sklearn_implicitreg.regression.solve import solve
-from sklearn_implicitreg.regression.system import GradientSystem
+from sklearn_implicitreg.regression.system import System
 
 NAMES = ("l2", "l1", "l21")
 
 
 def fitted(design, target, groups=None, positive=False, names=None, **options):
     names = names or [f"term{j}" for j in range(np.shape(design)[1])]
-    system = GradientSystem.from_arrays(design, target, names, groups)
+    system = System.from_arrays(design, target, names, groups)
     solution = solve(system.r_factor, system.n_equations, positive=positive)
     return solution, infer(system, solution, **options)
 
@@ -144,8 +145,8 @@ class TestAuto:
 
     def test_equations_that_cannot_be_read_again_fall_back_to_ols(self):
         design, target, _ = equations()
-        whole = GradientSystem.from_arrays(design, target, NAMES)
-        system = GradientSystem(NAMES, whole.labels, whole.r_factors, whole.counts)
+        whole = System.from_arrays(design, target, NAMES)
+        system = System(NAMES, whole.labels, whole.r_factors, whole.counts)
         inference = infer(system, solve(system.r_factor, 300))
         assert inference.covariance == "ols"
         assert "not cluster: only 1 cluster; not hc3: equations" in inference.description
@@ -234,7 +235,7 @@ class TestRefusals:
             fitted(design, target, groups, covariance="cluster")
 
     def test_hc3_without_a_second_pass(self):
-        system = GradientSystem(("l2",), ("all",), (np.ones((2, 2)),), (9,))
+        system = System(("l2",), ("all",), (np.ones((2, 2)),), (9,))
         with pytest.raises(ValueError, match="cannot be read a second time"):
             infer(system, solve(system.r_factor, 9), covariance="hc3")
 

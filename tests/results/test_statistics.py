@@ -337,9 +337,8 @@ def path():
         net, loss="mse", mode="trajectory", trajectory=recorded.trajectory, family="l2+power"
     )
     est.fit(X, y)
-    blocks = [block for part in est._equations.parts for block in part.rows()]
-    design = np.concatenate([block.design.numpy() for block in blocks])
-    target = np.concatenate([block.target.numpy() for block in blocks])
+    _, _, designs, targets = zip(*est._equations.system.single("to compare them"), strict=True)
+    design, target = np.concatenate(designs), np.concatenate(targets)
     return est, sm.OLS(target, design, hasconst=False).fit()
 
 

@@ -444,9 +444,11 @@ class Equations:
             return 0.0
         return explained(system.r_factor, best.coef + shrink * (coef - best.coef))
 
-    def penalty(self, solution: Solution) -> FittedPenalty:
+    def penalty(self, solution: Solution) -> FittedPenalty | None:
         """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
         first = self.places[0]
+        if not first.design.leaves:
+            return None  # given equations have no weights
         signal = solution.tss**0.5 > self.rounding
         coef = solution.coef if signal else np.zeros(solution.n_terms)
         start, leaves = 0, []

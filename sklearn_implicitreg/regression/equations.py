@@ -339,7 +339,8 @@ class Equations:
     @property
     def judged_system(self) -> System:
         """The equations that R-squared and the criterion are about."""
-        return self.system if self.mean is None else self.mean.system
+        stacked = self.system  # raises for fewer equations than coefficients
+        return stacked if self.mean is None else self.mean.system
 
     @cached_property
     def rounding(self) -> float:
@@ -376,6 +377,8 @@ class Equations:
                 supports=None,
             )
         self._check_count(system)
+        if self.mean is not None:
+            self._check_count(self.mean.system)  # R2 of fewer equations tests nothing
         return system
 
     def tested(self, solution: Solution) -> Inequalities | None:

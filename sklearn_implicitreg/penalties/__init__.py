@@ -6,18 +6,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from sklearn_implicitreg.penalties.base import (
-    Callables,
-    Fixed,
-    Grouped,
-    Penalty,
-    Scoped,
-    Sum,
-)
+from sklearn_implicitreg.penalties.base import Fixed, Grouped, Penalty, Scoped, Sum
 from sklearn_implicitreg.penalties.checks import check_penalty
 from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
+from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
 from sklearn_implicitreg.penalties.structured import (
@@ -34,6 +28,7 @@ from sklearn_implicitreg.penalties.weights import (
     SmoothL1,
     WeightDecay,
 )
+from sklearn_implicitreg.problem import RowBatch
 
 __all__ = [
     "FAMILIES",
@@ -41,6 +36,7 @@ __all__ = [
     "L2",
     "L21",
     "STRUCTURED",
+    "ActivationL2",
     "BatchGradientNorm",
     "Callables",
     "Diagonal",
@@ -54,6 +50,7 @@ __all__ = [
     "Penalty",
     "Power",
     "Quadratic",
+    "RowBatch",
     "Scoped",
     "SmoothL1",
     "Structured",
@@ -88,9 +85,10 @@ def as_penalty(family: Any) -> Penalty | Structured:
 
     Parameters
     ----------
-    family : str, Penalty, Structured, list, or dict of str to callable(params) -> scalar
+    family : str, Penalty, Structured, list, or dict of str to callable
         A name of :data:`FAMILIES`, several joined by ``+``, or a list that is joined; or one
-        name of :data:`STRUCTURED`.
+        name of :data:`STRUCTURED`. A callable is ``f(params) -> scalar`` or ``f(params, batch)``,
+        which returns one number per row of a :class:`RowBatch`.
 
     Returns
     -------
@@ -146,7 +144,7 @@ def penalty_with_terms(family: Any) -> Penalty:
 
     Parameters
     ----------
-    family : str, Penalty, list, or dict of str to callable(params) -> scalar
+    family : str, Penalty, list, or dict of str to callable
         As for :func:`as_penalty`.
 
     Returns

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from numbers import Number
 from typing import Any
 
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, RowBatch, mean_over_rows
 
-__all__ = ["Callables", "Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
+__all__ = ["Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
 
 GroupBy = str | Mapping[str, str] | Callable[[str, Tensor], str]
 Scope = str | Callable[[str, Tensor], bool]
@@ -38,19 +38,27 @@ class Leaf:
         return {t: factor * v for t, v in self.penalty.terms(seen, problem).items()}
 
 
-class Penalty(BaseEstimator, ABC):
+class Penalty(BaseEstimator):
     """A family of penalties ``R = sum_k coef_k * R_k(theta)`` with unknown coefficients.
 
-    A family is one class with one method, :meth:`terms`. Two optional methods make it
-    faster and exact at kinks: ``gradient(name, tensor)``, the gradients of the terms with
-    respect to one tensor, for penalties that are sums over tensors; and ``smooth(name,
-    tensor)``, a boolean mask of the coordinates at which every term is differentiable. A
-    penalty that draws random numbers says ``stochastic = True`` and seeds them by
-    ``problem.draw``: along a path its coefficients then come from instruments.
+    A family is one class with one method: :meth:`terms`, of the parameters, or :meth:`rows`, of
+    the parameters and the data, whose mean over rows is R.
+
+    What follows is optional. ``gradient(name, tensor)`` gives the gradients of the terms with
+    respect to one tensor in closed form, for penalties that are sums over tensors.
+    ``smooth(name, tensor)`` gives a boolean mask of the coordinates at which every term is
+    differentiable. ``stochastic = True`` marks a penalty that draws random numbers, seeded by
+    ``problem.draw``: on a trajectory its coefficients then come from instruments.
 
     Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some
     tensors), ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a coefficient
     that is known and not estimated).
+
+    Attributes
+    ----------
+    elementwise : bool, default=False
+        Whether R is a sum over coordinates of a function of that coordinate, so that
+        ``gradient`` and ``smooth`` can be evaluated on any piece of a tensor.
 
     See Also
     --------
@@ -66,26 +74,65 @@ class Penalty(BaseEstimator, ABC):
     ...         return {"cubic": sum(t.abs().pow(3).sum() for t in params.values())}
     >>> Cubic().terms({"w": torch.tensor([1.0, -2.0])}, None)
     {'cubic': tensor(9.)}
+    >>> class Outputs(Penalty):
+    ...     '''``R = mean_i |f(x_i)|^2``.'''
+    ...     def rows(self, batch):
+    ...         return {"outputs": batch.outputs.square().sum(1)}
     """
 
     __array_ufunc__ = None  # NumPy numbers leave ``number * penalty`` to the penalty
+    elementwise = False
 
-    @abstractmethod
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Value of each term at these parameters.
+        """Value of each term at these parameters; of a penalty on rows, the weighted mean.
 
         Parameters
         ----------
         params : dict of str to Tensor
             The tensors in scope, in float64.
         problem : Problem or None
-            The model and its data, for penalties that look at them.
+            The model and its data, for penalties that look at them. A :class:`RowBatch` stands
+            for one where only its rows are looked at.
 
         Returns
         -------
         terms : dict of str to Tensor
             A scalar for a term with one coefficient, a vector for one coefficient per entry.
+
+        Raises
+        ------
+        ValueError
+            If a penalty on rows gets none.
         """
+        name = type(self).__name__
+        if problem is None:
+            raise ValueError(
+                f"{name} is a mean over rows of data, and got the parameters alone; give X and y."
+            )
+        return mean_over_rows(self.rows, params, problem, name)
+
+    def rows(self, batch: RowBatch) -> dict[str, Tensor]:
+        """What each row adds to each term; R is the mean over rows, weighted by their weights.
+
+        Parameters
+        ----------
+        batch : RowBatch
+            A block of rows with the model's outputs and activations on it.
+
+        Returns
+        -------
+        terms : dict of str to Tensor of shape (n,)
+            One number per row, which must not depend on the other rows of the block.
+        """
+        raise TypeError(
+            f"Expected {type(self).__name__} to have a method `terms(params, problem)` or "
+            "`rows(batch)`, got neither."
+        )
+
+    @property
+    def on_rows(self) -> bool:
+        """Whether the penalty is a mean over rows of data: a class without ``terms``."""
+        return type(self).terms is Penalty.terms
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """The concrete penalties that this one is made of (only itself, unless combined)."""
@@ -171,12 +218,9 @@ class Sum(_Combined):
     def _named(self) -> dict[str, Penalty]:
         """Parts by the name of their class in snake case, numbered where two share it."""
         names = [_snake_case(type(part).__name__) for part in self.parts]
-        seen: dict[str, int] = {}
-        named = {}
-        for name, part in zip(names, self.parts, strict=True):
-            seen[name] = seen.get(name, 0) + 1
-            named[name if names.count(name) == 1 else f"{name}{seen[name]}"] = part
-        return named
+        numbered = [f"{name}{names[: i + 1].count(name)}" for i, name in enumerate(names)]
+        unique = [n if names.count(n) == 1 else k for n, k in zip(names, numbered, strict=True)]
+        return dict(zip(unique, self.parts, strict=True))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters of the sum and, with ``deep``, of its named parts."""
@@ -320,44 +364,15 @@ class Fixed(_Combined):
         ]
 
 
-class Callables(Penalty):
-    """Penalties given as functions of the parameters.
-
-    Parameters
-    ----------
-    functions : dict of str to callable(params) -> scalar Tensor
-        ``params`` is the dict of the tensors in scope.
-    """
-
-    def __init__(self, functions: Mapping[str, Callable[[Params], Tensor]]):
-        self.functions = functions
-
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Value of every function."""
-        return {name: function(params) for name, function in self.functions.items()}
-
-
 def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[str]]:
-    """Unique names for the terms of each leaf.
-
-    A name is the term with its group in square brackets; two equal ones get the parameters
-    and the scopes of their penalties in round brackets.
-
-    Raises
-    ------
-    ValueError
-        If two terms still share a name.
-    """
-    plain = [[_name(leaf, term) for term in keys] for leaf, keys in zip(leaves, terms, strict=True)]
-    count = Counter(name for names in plain for name in names)
+    """Names such as ``l2[fc1]``; where two are equal, with parameters and scopes in brackets."""
+    pairs = list(zip(leaves, terms, strict=True))
+    count = Counter(_name(leaf, term) for leaf, keys in pairs for term in keys)
     named = [
-        [
-            short if count[short] == 1 else _name(leaf, term, with_params=True)
-            for short, term in zip(names, keys, strict=True)
-        ]
-        for leaf, names, keys in zip(leaves, plain, terms, strict=True)
+        [_name(leaf, term, with_params=count[_name(leaf, term)] > 1) for term in keys]
+        for leaf, keys in pairs
     ]
-    twice = [n for n, c in Counter(n for names in named for n in names).items() if c > 1]
+    twice = [n for n, c in Counter(chain.from_iterable(named)).items() if c > 1]
     if twice:
         raise ValueError(
             f"Expected terms of different names, got {twice} more than once; drop one, or give "
@@ -369,7 +384,7 @@ def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[st
 def _name(leaf: Leaf, term: str, with_params: bool = False) -> str:
     if with_params:
         params = leaf.penalty.get_params(deep=False)
-        plain = {k: v for k, v in params.items() if isinstance(v, str | Number | None)}
+        plain = {k: v for k, v in params.items() if isinstance(v, str | Number)}
         plain |= {"on": leaf.scope} if leaf.scope else {}
         inside = ", ".join(f"{key}={value}" for key, value in plain.items())
         term = f"{term}({inside})" if inside else term

@@ -2,69 +2,245 @@
 
 from __future__ import annotations
 
+import pickle
+import random
+from typing import cast
+
+import numpy as np
 import torch
 from sklearn.base import clone
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.penalties.columns import check_terms
-from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem import Params, Problem, RowBatch
 
 __all__ = ["check_penalty"]
 
 _STEP = 1e-6  # of the central differences
+_GLOBAL = "A global random generator was used; draw from batch.rng, or from a seeded generator."
 
 
-def check_penalty(penalty: Penalty, params: Params | None = None) -> None:
+def check_penalty(
+    penalty: Penalty, params: Params | None = None, *, problem: Problem | RowBatch | None = None
+) -> None:
     """Check that a penalty keeps the contract of :class:`Penalty`.
 
-    Terms are named finite scalars or vectors; a clone has the same terms; a closed-form
-    ``gradient`` equals automatic differentiation to 1e-10; autograd equals central differences
-    to 1e-6 where the penalty says that it is smooth.
+    Terms are named finite scalars or vectors, whether or not the parameters require gradients; a
+    clone and a pickled copy have the same terms; no global random generator is used; a
+    closed-form ``gradient`` equals automatic differentiation to 1e-10, also on a piece of a tensor
+    where ``elementwise`` is set; autograd equals central differences to 1e-6 where the penalty
+    says that it is smooth. What ``rows`` returns for a row does not depend on the other rows.
 
     Parameters
     ----------
     penalty : Penalty
         What is checked.
     params : dict of str to Tensor, default=None
-        Where it is checked, in float64; by default at two random tensors, of shapes (3, 4) and
-        (3,).
+        Where it is checked, in float64; by default at the problem's parameters, without one at
+        two random tensors, of shapes (3, 4) and (3,).
+    problem : Problem or RowBatch, default=None
+        Model and data in float64, for a penalty that looks at them: ``RowBatch.of(module, X, y)``
+        makes one. By default a penalty on rows is checked on a small net with layers "0", "1",
+        "2", and two outputs.
 
     Raises
     ------
     TypeError, ValueError
-        If terms are of the wrong kind.
+        If terms are of the wrong kind, or the problem is not in float64.
     AssertionError
-        If a gradient is wrong or cloning changes the terms.
+        If a gradient is wrong, cloning or pickling changes the terms, a global generator is used,
+        or rows depend on each other.
 
     Examples
     --------
-    >>> from sklearn_implicitreg.penalties import SmoothL1, check_penalty
+    >>> from sklearn_implicitreg.penalties import ActivationL2, SmoothL1, check_penalty
     >>> check_penalty(SmoothL1(delta=0.1))
+    >>> check_penalty(ActivationL2("1"))
     """
     if not isinstance(penalty, Penalty):
         raise TypeError(f"Expected a Penalty, got {type(penalty).__name__}; subclass Penalty.")
+    _check_methods(penalty)
+    given = problem is not None
     if params is None:
-        generator = torch.Generator().manual_seed(0)
-        params = {
-            "layer.weight": torch.randn(3, 4, generator=generator, dtype=torch.float64),
-            "layer.bias": torch.randn(3, generator=generator, dtype=torch.float64),
-        }
+        params = _parameters() if problem is None else problem.params
+    if problem is None and any(leaf.penalty.on_rows for leaf in penalty.leaves(params, None)):
+        problem = _small_net()
+        params = problem.params
     params = {name: tensor.detach().double() for name, tensor in params.items()}
-    values = penalty.terms(params, None)
+    check = _Check(penalty, problem)
+    values = check.terms(params)
     check_terms(penalty, values)
-    again = clone(penalty).terms(params, None)
-    if list(again) != list(values):
-        raise AssertionError(f"A clone has terms {list(again)} instead of {list(values)}.")
-    changed = [term for term, value in values.items() if not torch.equal(value, again[term])]
-    if changed:
-        raise AssertionError(f"A clone has other values of {changed}.")
+    check.same(clone(penalty), params, values, "A clone")
+    check.same(penalty, {n: t.clone().requires_grad_() for n, t in params.items()}, values)
+    if given:
+        check.same(_pickled(penalty), params, values, "A pickled copy")
+    if problem is not None:
+        _check_rows(penalty, params, problem)
     for name in params:
         mask = _smooth(penalty, params, name)
-        _check_closed_form(penalty, params, name, values, mask)
+        check.closed_form(params, name, values, mask)
         for term, value in values.items():
             for entry in range(value.numel()):
-                _check_differences(penalty, params, name, (term, entry), mask)
+                check.differences(params, name, (term, entry), mask)
+
+
+class _Check:
+    """A penalty on a problem, evaluated at any parameters."""
+
+    def __init__(self, penalty: Penalty, problem: Problem | RowBatch | None):
+        self.penalty = penalty
+        self._problem = problem
+        wrong = {} if problem is None else {n: t.dtype for n, t in problem.params.items()}
+        if set(wrong.values()) - {torch.float64}:
+            raise ValueError(
+                f"Expected a problem in float64, whose differences are exact enough, got {wrong}; "
+                "give module.double()."
+            )
+
+    def terms(self, params: Params, penalty: Penalty | None = None) -> dict[str, Tensor]:
+        """Terms, the same random numbers every time; global generators must not be used."""
+        before = _generators()
+        values = (penalty or self.penalty).terms(params, cast(Problem | None, self._problem))
+        if _generators() != before:
+            raise AssertionError(_GLOBAL)
+        return values
+
+    def same(
+        self, penalty: Penalty, params: Params, values: dict[str, Tensor], what: str = "It"
+    ) -> None:
+        """Another copy, or tensors that require gradients: the same terms and values."""
+        again = self.terms(params, penalty)
+        if list(again) != list(values):
+            raise AssertionError(f"{what} has terms {list(again)} instead of {list(values)}.")
+        changed = [t for t, v in values.items() if not torch.allclose(v, again[t], 1e-12, 0)]
+        if changed and what == "It":
+            raise AssertionError(f"Values of {changed} change where parameters require gradients.")
+        if changed:
+            raise AssertionError(f"{what} has other values of {changed}.")
+
+    def closed_form(
+        self, params: Params, name: str, values: dict[str, Tensor], mask: Tensor
+    ) -> None:
+        """Closed form against autograd, for one tensor."""
+        gradient = getattr(self.penalty, "gradient", None)
+        if gradient is None:
+            return
+        tensor = params[name]
+        closed = gradient(name, tensor)
+        if list(closed) != list(values):
+            raise AssertionError(f"gradient has terms {list(closed)}, terms has {list(values)}.")
+        for term in values:
+            if closed[term].shape != tensor.shape:
+                raise AssertionError(
+                    f"gradient of {term!r} at {name!r} has shape {tuple(closed[term].shape)}, "
+                    f"the tensor has {tuple(tensor.shape)}."
+                )
+            exact = self._autograd(params, name, (term, 0))
+            if not torch.allclose(closed[term][mask], exact[mask], rtol=1e-10, atol=1e-12):
+                raise AssertionError(f"gradient of {term!r} at {name!r} is not that of terms.")
+        half = tensor.reshape(-1)[: (tensor.numel() + 1) // 2]
+        pieces = gradient(name, half) if self.penalty.elementwise else {}
+        for term, piece in pieces.items():
+            if not torch.equal(piece, closed[term].reshape(-1)[: len(half)]):
+                raise AssertionError(
+                    f"gradient of {term!r} on a piece of {name!r} is not the piece of the "
+                    "gradient; drop `elementwise`."
+                )
+
+    def differences(self, params: Params, name: str, entry: tuple[str, int], mask: Tensor) -> None:
+        """Autograd of one entry of a term against central differences, for one tensor."""
+        tensor = params[name]
+        direction = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
+        # A step must not cross a kink at zero.
+        mask = mask & ((tensor == 0) | (tensor.abs() > 10 * _STEP))
+        direction = torch.where(mask, direction, 0.0)
+        ahead = self._value(params | {name: tensor + _STEP * direction}, entry)
+        behind = self._value(params | {name: tensor - _STEP * direction}, entry)
+        slope = float(ahead - behind) / (2 * _STEP)
+        exact = float((self._autograd(params, name, entry)[mask] * direction[mask]).sum())
+        # Written so that NaN fails.
+        if not abs(slope - exact) <= 1e-6 * max(1.0, abs(exact)):
+            raise AssertionError(
+                f"{entry[0]!r} at {name!r}: slope {exact} by autograd, {slope} by differences."
+            )
+
+    def _value(self, params: Params, entry: tuple[str, int]) -> Tensor:
+        term, index = entry
+        return self.terms(params)[term].reshape(-1)[index]
+
+    def _autograd(self, params: Params, name: str, entry: tuple[str, int]) -> Tensor:
+        """Gradient of one entry of a term; zero where it does not depend on the tensor."""
+        with torch.enable_grad():
+            leaf = params[name].clone().requires_grad_()
+            value = self._value(params | {name: leaf}, entry)
+            if not value.requires_grad:
+                return torch.zeros_like(leaf)
+            found = torch.autograd.grad(value, leaf, allow_unused=True)[0]
+        return torch.zeros_like(leaf) if found is None else found
+
+
+def _check_methods(penalty: Penalty) -> None:
+    """A class has one of the two methods."""
+    cls = type(penalty)
+    if cls.on_rows is Penalty.on_rows and cls.rows is not Penalty.rows and not penalty.on_rows:
+        raise TypeError(f"{type(penalty).__name__} has both `terms` and `rows`; keep one of them.")
+
+
+def _check_rows(penalty: Penalty, params: Params, problem: Problem | RowBatch) -> None:
+    """Rows of a block must not depend on each other, nor on global generators."""
+    on_rows = [leaf for leaf in penalty.leaves(params, None) if leaf.penalty.on_rows]
+    together = getattr(problem, "batch_normalized", False)
+    for batch in problem.row_batches(params) if on_rows and not together else ():
+        for leaf in on_rows:
+            whole = batch.seeing(leaf.names).seeded(0)
+            part = whole.part(slice((batch.n_rows + 1) // 2)).seeded(0)
+            _ = whole.outputs, part.outputs  # random layers may draw here
+            before = _generators()
+            values, fewer = leaf.penalty.rows(whole), leaf.penalty.rows(part)
+            if _generators() != before:
+                raise AssertionError(_GLOBAL)
+            whole.summed(values, type(leaf.penalty).__name__)
+            for term, value in fewer.items():
+                if not torch.allclose(values[term][: len(value)], value, rtol=1e-9, atol=1e-12):
+                    raise AssertionError(
+                        f"{term!r} of a row depends on the other rows of its block: R would depend "
+                        "on the size of the blocks. (Batch normalization must be in eval mode.)"
+                    )
+
+
+def _generators() -> bytes:
+    """State of the global generators."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
+    return pickle.dumps(states)
+
+
+def _pickled(penalty: Penalty) -> Penalty:
+    """Copy by its pickled state; the class itself need not be found by its name."""
+    copied = type(penalty).__new__(type(penalty))
+    try:
+        copied.__setstate__(pickle.loads(pickle.dumps(penalty.__getstate__())))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise AssertionError(f"{penalty!r} cannot be pickled: {error}.") from error
+    return copied
+
+
+def _parameters() -> Params:
+    """Two random tensors."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "layer.weight": torch.randn(3, 4, generator=generator, dtype=torch.float64),
+        "layer.bias": torch.randn(3, generator=generator, dtype=torch.float64),
+    }
+
+
+def _small_net() -> RowBatch:
+    """Random rows of a net with four inputs, three hidden units and two outputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+        X, y = torch.randn(12, 4).double(), torch.randn(12, 2).double()
+    return RowBatch.of(net, X, y)
 
 
 def _smooth(penalty: Penalty, params: Params, name: str) -> Tensor:
@@ -75,58 +251,3 @@ def _smooth(penalty: Penalty, params: Params, name: str) -> Tensor:
         if smooth is not None and name in leaf.names:
             mask = mask & smooth(name, params[name])
     return mask
-
-
-def _check_closed_form(
-    penalty: Penalty, params: Params, name: str, values: dict[str, Tensor], mask: Tensor
-) -> None:
-    """Closed form against autograd, for one tensor."""
-    gradient = getattr(penalty, "gradient", None)
-    if gradient is None:
-        return
-    closed = gradient(name, params[name])
-    if list(closed) != list(values):
-        raise AssertionError(f"gradient has terms {list(closed)}, terms has {list(values)}.")
-    for term in values:
-        if closed[term].shape != params[name].shape:
-            raise AssertionError(
-                f"gradient of {term!r} at {name!r} has shape {tuple(closed[term].shape)}, the "
-                f"tensor has {tuple(params[name].shape)}."
-            )
-        exact = _autograd(penalty, params, name, (term, 0))
-        if not torch.allclose(closed[term][mask], exact[mask], rtol=1e-10, atol=1e-12):
-            raise AssertionError(f"gradient of {term!r} at {name!r} is not that of terms.")
-
-
-def _check_differences(
-    penalty: Penalty, params: Params, name: str, entry: tuple[str, int], mask: Tensor
-) -> None:
-    """Autograd of one entry of a term against central differences, for one tensor."""
-    tensor = params[name]
-    direction = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
-    direction = torch.where(mask, direction, 0.0)
-    ahead = _value(penalty, params | {name: tensor + _STEP * direction}, entry)
-    behind = _value(penalty, params | {name: tensor - _STEP * direction}, entry)
-    slope = float(ahead - behind) / (2 * _STEP)
-    exact = float((_autograd(penalty, params, name, entry)[mask] * direction[mask]).sum())
-    # Written so that NaN fails.
-    if not abs(slope - exact) <= 1e-6 * max(1.0, abs(exact)):
-        raise AssertionError(
-            f"{entry[0]!r} at {name!r}: slope {exact} by autograd, {slope} by differences."
-        )
-
-
-def _value(penalty: Penalty, params: Params, entry: tuple[str, int]) -> Tensor:
-    term, index = entry
-    return penalty.terms(params, None)[term].reshape(-1)[index]
-
-
-def _autograd(penalty: Penalty, params: Params, name: str, entry: tuple[str, int]) -> Tensor:
-    """Gradient of one entry of a term; zero where it does not depend on the tensor."""
-    with torch.enable_grad():
-        leaf = params[name].clone().requires_grad_()
-        value = _value(penalty, params | {name: leaf}, entry)
-        if not value.requires_grad:
-            return torch.zeros_like(leaf)
-        found = torch.autograd.grad(value, leaf, allow_unused=True)[0]
-    return torch.zeros_like(leaf) if found is None else found

@@ -15,21 +15,19 @@ from sklearn_implicitreg.problem import Params, Problem
 __all__ = ["LeafColumns", "check_terms", "columns_of_leaves"]
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
-FullGradient = Callable[[Params, Problem], dict[str, Params]]
 
 
 class LeafColumns(ABC):
     """Columns of one leaf of a family, in float64, tensor by tensor."""
 
     closed_form = False  # whether they can be evaluated at other values of one tensor
+    elementwise = False  # whether they can be evaluated on any piece of a tensor
     leaf: Leaf
     terms: tuple[str, ...]
 
     @abstractmethod
     def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""
-
-    elementwise = False  # whether they can be evaluated on any piece of a tensor
 
     def reach(self, names: Iterable[str]) -> Iterable[str]:
         """The tensors that can have columns other than zero."""
@@ -43,9 +41,12 @@ class ClosedForm(LeafColumns):
 
     def __init__(self, leaf: Leaf, params: Params, gradient: TensorGradient):
         self.leaf = leaf
+        self.elementwise = leaf.penalty.elementwise
         self._gradient = gradient
         first = leaf.names[0]
-        self.terms = tuple(gradient(first, _double(params[first])))
+        tensor = params[first].detach()
+        # Names of terms need no more than one number where every number is alike.
+        self.terms = tuple(gradient(first, tensor.reshape(-1)[:1] if self.elementwise else tensor))
 
     def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""
@@ -55,38 +56,13 @@ class ClosedForm(LeafColumns):
         return [columns[term] for term in self.terms]
 
 
-class Autograd(LeafColumns):
-    """Columns of a leaf by reverse-mode differentiation of its terms."""
-
-    def __init__(self, leaf: Leaf, params: Params, problem: Problem):
-        self.leaf = leaf
-        with torch.enable_grad():
-            seen = {n: _double(params[n]).clone().requires_grad_() for n in leaf.names}
-            values = leaf.penalty.terms(seen, problem)
-            check_terms(leaf.penalty, values)
-            entries = [
-                (term if value.ndim == 0 else f"{term}[{i}]", entry)
-                for term, value in values.items()
-                for i, entry in enumerate(value.reshape(-1))
-            ]
-            self.terms = tuple(term for term, _ in entries)
-            self._columns = [_gradient_of(entry, seen) for _, entry in entries]
-
-    def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
-        """Columns for one tensor; zero where the leaf does not see it."""
-        if name not in self.leaf.names:
-            return [torch.zeros_like(tensor) for _ in self.terms]
-        return [column[name] for column in self._columns]
-
-
 class FullGradients(LeafColumns):
-    """Columns of a leaf whose penalty gives its gradients at all tensors of the problem."""
+    """Columns of a leaf that were computed for all tensors at once and are kept."""
 
-    def __init__(self, leaf: Leaf, params: Params, problem: Problem, gradient: FullGradient):
+    def __init__(self, leaf: Leaf, columns: dict[str, Params]):
         self.leaf = leaf
-        seen = {name: _double(params[name]) for name in leaf.names}
-        self._columns = gradient(seen, problem)
-        self.terms = tuple(self._columns)
+        self._columns = columns
+        self.terms = tuple(columns)
 
     def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; a penalty may reach beyond the tensors that the leaf sees."""
@@ -96,6 +72,78 @@ class FullGradients(LeafColumns):
     def reach(self, names: Iterable[str]) -> Iterable[str]:
         """Every tensor."""
         return names
+
+
+def columns_of_leaves(
+    leaves: Sequence[Leaf], params: Params, problem: Problem
+) -> list[LeafColumns]:
+    """Columns of several leaves; the penalties on rows share one pass over the data."""
+    on_rows = [leaf for leaf in leaves if leaf.penalty.on_rows]
+    of_rows = iter(_mean_gradients(on_rows, params, problem) if on_rows else [])
+    return [
+        FullGradients(leaf, next(of_rows)) if leaf.penalty.on_rows else _one(leaf, params, problem)
+        for leaf in leaves
+    ]
+
+
+def _one(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:
+    """Columns of a penalty that is not on rows."""
+    full = getattr(leaf.penalty, "full_gradient", None)
+    if full is not None:
+        return FullGradients(
+            leaf, full({name: _double(params[name]) for name in leaf.names}, problem)
+        )
+    gradient = getattr(leaf.penalty, "gradient", None)
+    if gradient is None:
+        return FullGradients(leaf, _gradients(leaf, params, problem))
+    return ClosedForm(leaf, params, cast(TensorGradient, gradient))
+
+
+def _gradients(leaf: Leaf, params: Params, problem: Problem) -> dict[str, Params]:
+    """Gradients of a leaf's terms by reverse mode."""
+    with torch.enable_grad():
+        seen = _as_leaves(params, leaf.names)
+        values = leaf.penalty.terms(seen, problem)
+        check_terms(leaf.penalty, values)
+        entries = {
+            term if value.ndim == 0 else f"{term}[{i}]": entry
+            for term, value in values.items()
+            for i, entry in enumerate(value.reshape(-1))
+        }
+        return {term: _gradient_of(entry, seen) for term, entry in entries.items()}
+
+
+def _mean_gradients(
+    leaves: list[Leaf], params: Params, problem: Problem
+) -> list[dict[str, Params]]:
+    """Gradients of means over rows, block by block: one forward pass, a backward per term."""
+    seen = _as_leaves(params, tuple(dict.fromkeys(n for leaf in leaves for n in leaf.names)))
+    totals: list[dict[str, Params]] = [{} for _ in leaves]
+    weight = 0.0
+    with torch.enable_grad():
+        for batch in problem.row_batches(seen):
+            for leaf, total in zip(leaves, totals, strict=True):
+                own = {name: seen[name] for name in leaf.names}
+                values = leaf.penalty.rows(batch.seeing(leaf.names))
+                for term, value in batch.summed(values, type(leaf.penalty).__name__).items():
+                    _add(total.setdefault(term, {}), _gradient_of(value, own))
+            weight += batch.total_weight
+            del batch, value, values  # with them the graph, before the next block is read
+    return [
+        {term: {name: t / weight for name, t in column.items()} for term, column in total.items()}
+        for total in totals
+    ]
+
+
+def _add(total: Params, gradient: Params) -> None:
+    """Add a gradient in place."""
+    for name, g in gradient.items():
+        total[name] = total[name].add_(g) if name in total else g.clone()
+
+
+def _as_leaves(params: Params, names: tuple[str, ...]) -> Params:
+    """Copies of some tensors that gradients are taken of."""
+    return {name: _double(params[name]).clone().requires_grad_() for name in names}
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -113,32 +161,8 @@ def _gradient_of(value: Tensor, params: Params) -> Params:
     }
 
 
-def columns_of_leaves(
-    leaves: Sequence[Leaf], params: Params, problem: Problem
-) -> list[LeafColumns]:
-    """Columns of several leaves."""
-    return [columns_of(leaf, params, problem) for leaf in leaves]
-
-
-def columns_of(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:
-    """Gradients of a leaf's terms by the best way that its penalty offers."""
-    full = getattr(leaf.penalty, "full_gradient", None)
-    if full is not None:
-        return FullGradients(leaf, params, problem, cast(FullGradient, full))
-    gradient = getattr(leaf.penalty, "gradient", None)
-    if gradient is None:
-        return Autograd(leaf, params, problem)
-    return ClosedForm(leaf, params, cast(TensorGradient, gradient))
-
-
 def check_terms(penalty: Penalty, values: object) -> None:
-    """Refuse what is not a non-empty dict of finite tensors.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``terms`` returned something else.
-    """
+    """Raise what is wrong with ``terms`` that are no non-empty dict of finite tensors."""
     name = type(penalty).__name__
     if not isinstance(values, dict) or not values:
         raise TypeError(

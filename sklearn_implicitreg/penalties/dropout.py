@@ -23,7 +23,7 @@ class Dropout(OfGradient):
 
     The expectation is a mean over passes in which every row draws masks of its own. Its noise
     makes the coefficient of least squares too small at an endpoint, by the share of noise in the
-    squared norm of the column. Along a path it does not: there the coefficients come from
+    squared norm of the column. On a trajectory it does not: there the coefficients come from
     instruments, columns of other masks at the start of each window, which neither share the
     noise of the columns nor remember the masks that the window's steps drew.
 
@@ -33,7 +33,7 @@ class Dropout(OfGradient):
         Rate of all dropout layers, at least 0 and below 1; None takes each layer's own. A
         recurrent or attention layer counts as one where its own rate is above zero.
     n_draws : int, default=10
-        Passes over the rows that are averaged; on a path twice in every window.
+        Passes over the rows that are averaged; on a trajectory twice in every window.
     random_state : int, default=0
         Seed of the masks. The same masks are drawn at all rates and weights, so differences
         between them are less noisy than the values.
@@ -84,7 +84,7 @@ class Dropout(OfGradient):
             yield problem.with_dropout(self.q, int(seed)).gradient()
 
     def _check(self) -> None:
-        """Refuse parameters that mean nothing."""
+        """Raise ValueError if a parameter has no meaning."""
         if self.q is not None and not 0 <= self.q < 1:
             raise ValueError(f"Expected a rate q >= 0 and < 1, or None, got q={self.q!r}.")
         if not isinstance(self.n_draws, Integral) or self.n_draws < 1:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Leaf
+from sklearn_implicitreg.problem import Problem, RowBatch
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.row_models import RowModel
 
 __all__ = ["FittedPenalty", "named_tensors"]
 
@@ -27,6 +30,8 @@ class FittedPenalty:
         The penalties with the tensors they see and their coefficients, term by term.
     tensors : tuple of str
         Names of the tensors that the penalty sees.
+    model : callable(params, inputs), optional
+        The model's outputs at given parameters, where penalties on rows are among the leaves.
 
     Examples
     --------
@@ -40,14 +45,37 @@ class FittedPenalty:
 
     leaves: tuple[tuple[Leaf, tuple[float, ...]], ...]
     tensors: tuple[str, ...]
+    model: RowModel | None = None
 
-    def __call__(self, params: nn.Module | Mapping[str, Tensor]) -> Tensor:
+    @classmethod
+    def of(
+        cls, leaves: tuple[tuple[Leaf, tuple[float, ...]], ...], problem: Problem
+    ) -> FittedPenalty:
+        """The penalty of a problem's tensors, with its model where a leaf needs it."""
+        on_rows = any(leaf.penalty.on_rows for leaf, _ in leaves)
+        model = next(problem.row_batches(problem.params)).model if on_rows else None
+        return cls(leaves, tuple(problem.params), model)
+
+    def __call__(
+        self,
+        params: nn.Module | Mapping[str, Tensor],
+        X: Any = None,
+        y: Any = None,
+        sample_weight: Any = None,
+    ) -> Tensor:
         """Value at a module or at a dict of parameters, differentiable with respect to both.
+
+        Penalties on rows of data need X, some also y: their value is the mean over these rows,
+        such as those of a mini-batch. They run the module once more, in the mode it is in.
 
         Parameters
         ----------
         params : torch.nn.Module or dict of str to Tensor
             Must hold the tensors in ``self.tensors``; it may be wrapped by ``torch.compile``.
+        X, y : Tensor or array, or dict or tuple of these, optional
+            Rows, for penalties on rows.
+        sample_weight : array of shape (n,), optional
+            Weights of the rows.
 
         Returns
         -------
@@ -56,18 +84,33 @@ class FittedPenalty:
         Raises
         ------
         ValueError
-            If a tensor is missing.
+            If a tensor is missing, or the rows for a penalty on rows.
         TypeError
             If it is neither a module nor a dict of tensors.
         """
         named = named_tensors(params, self.tensors)
         total = torch.zeros((), dtype=named[self.tensors[0]].dtype)
         total = total.to(named[self.tensors[0]].device)
+        batch = None
+        if X is not None and any(leaf.penalty.on_rows for leaf, _ in self.leaves):
+            batch = self._batch(params, X, y, sample_weight)
         for leaf, coefs in self.leaves:
             seen = {name: named[name] for name in leaf.names}
-            values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, None).values()])
-            total = total + values @ values.new_tensor(coefs)
+            rows = cast(Problem, batch) if leaf.penalty.on_rows else None
+            values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, rows).values()])
+            total = total + (values @ values.new_tensor(coefs)).to(total)
         return total
+
+    def _batch(
+        self, params: nn.Module | Mapping[str, Tensor], X: Any, y: Any, sample_weight: Any
+    ) -> RowBatch:
+        """The rows with the model at these parameters."""
+        if isinstance(params, nn.Module):
+            return RowBatch.of(params, X, y, sample_weight, None)
+        if self.model is None:
+            raise ValueError("Expected a module for a penalty on rows, got parameters alone.")
+        named = {own_name(name): tensor for name, tensor in params.items()}
+        return RowBatch.at(self.model, named, X, y, sample_weight, None)
 
 
 def named_tensors(

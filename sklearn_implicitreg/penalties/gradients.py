@@ -86,7 +86,7 @@ class GradientNorm(OfGradient):
 
     See Also
     --------
-    sklearn_implicitreg.trajectory.GradientDescentProbe : Makes the path to fit it on.
+    sklearn_implicitreg.trajectory.GradientDescentProbe : Makes the trajectory to fit it on.
     sklearn_implicitreg.trajectory.finite_step_factor : What theory expects at a finite step.
 
     References
@@ -135,7 +135,7 @@ class BatchGradientNorm(OfGradient):
         Whether g, the mean of the batch gradients, is subtracted: the gradient on all rows, where
         batches are of equal size.
     batches : list of array-like of int, default=None
-        Row numbers of the batches; by default those of the path's window, where it knows them.
+        Row numbers of the batches; by default those of the trajectory's window, if known.
     n_partitions : int, default=1
         Random partitions that are averaged.
     random_state : int, default=0
@@ -209,8 +209,8 @@ class BatchGradientNorm(OfGradient):
         if n_rows is None or size is None or not 1 <= size <= n_rows:
             raise ValueError(
                 f"Expected batch_size in 1..{n_rows} or the row numbers of the batches, got "
-                f"batch_size={size!r} and no batches; give one of them, or a path that knows "
-                "its batches."
+                f"batch_size={size!r} and no batches; give one of them, or a trajectory "
+                "that knows its batches."
             )
         rng = check_random_state(self.random_state)
         for _ in range(self.n_partitions):

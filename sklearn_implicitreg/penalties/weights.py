@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Penalty
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, as_tensor
+from sklearn_implicitreg.problem.frozen import own_name
 
 __all__ = ["L1", "L2", "L21", "ElasticNet", "Power", "SmoothL1", "WeightDecay"]
 
@@ -19,22 +20,82 @@ def _total(values: Iterable[Tensor]) -> Tensor:
 
 
 class L2(Penalty):
-    """Ridge, ``R = sum theta^2`` (coefficient ``alpha / n`` of scikit-learn's ``Ridge``).
+    """Ridge, ``R = sum theta^2``, or the squared distance ``R = sum (theta - center)^2``.
+
+    Without a center the coefficient is ``alpha / n`` of scikit-learn's ``Ridge``, and the term
+    is ``l2``; with one, such as the weights that a fine-tuning started from, it is ``l2_center``.
+
+    Parameters
+    ----------
+    center : dict of str to array or Tensor, or torch.nn.Module, default=None
+        A value for every tensor in scope, under its name; others are ignored. None is zero.
 
     Examples
     --------
     >>> import torch
     >>> L2().terms({"w": torch.tensor([3.0, 4.0])}, None)
     {'l2': tensor(25.)}
+    >>> L2(center={"w": [3.0, 2.0]}).terms({"w": torch.tensor([3.0, 4.0])}, None)
+    {'l2_center': tensor(4.)}
     """
 
+    def __init__(self, center: Any = None):
+        self.center = center
+
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        """Whether there is no center, which is given for whole tensors."""
+        return self.center is None
+
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """``sum theta^2`` over all tensors."""
-        return {"l2": _total(t.square().sum() for t in params.values())}
+        """``sum (theta - center)^2`` over all tensors."""
+        away = self._away(params)
+        return {self._term: _total(t.square().sum() for t in away.values())}
 
     def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """``2 theta``."""
-        return {"l2": 2 * tensor}
+        """``2 (theta - center)``."""
+        return {self._term: 2 * self._away({name: tensor})[name]}
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # noqa: N803, as scikit-learn names it
+        """Without the numbers of the center."""
+        return "L2()" if self.center is None else f"L2(center=<{type(self.center).__name__}>)"
+
+    @property
+    def _term(self) -> str:
+        return "l2" if self.center is None else "l2_center"
+
+    def _away(self, params: Params) -> Params:
+        """Differences from the center, which must have every tensor in its shape."""
+        if self.center is None:
+            return params
+        center = _named(self.center)
+        missing = [name for name in params if name not in center]
+        if missing:
+            raise ValueError(
+                f"Expected a center for {list(params)}, got one for {list(center)}: {missing} "
+                "missing; add them, or restrict the penalty by .on(...)."
+            )
+        found = {}
+        for name, tensor in params.items():
+            own = as_tensor(center[name]).to(tensor)
+            if own.shape != tensor.shape:
+                raise ValueError(
+                    f"Expected a center of shape {tuple(tensor.shape)} for {name!r}, got "
+                    f"{tuple(own.shape)}."
+                )
+            found[name] = tensor - own.detach()
+        return found
+
+
+def _named(center: Any) -> Mapping[str, Any]:
+    """Values of a center by the names of their tensors."""
+    if not isinstance(center, nn.Module | Mapping):
+        raise TypeError(
+            f"Expected center to be a dict of tensor name to array, or a torch module, got "
+            f"{type(center).__name__}."
+        )
+    given = center.named_parameters() if isinstance(center, nn.Module) else center.items()
+    return {own_name(name): value for name, value in given}
 
 
 class WeightDecay(Penalty):
@@ -46,6 +107,8 @@ class WeightDecay(Penalty):
     >>> WeightDecay().terms({"w": torch.tensor([3.0, 4.0])}, None)
     {'weight_decay': tensor(12.5000)}
     """
+
+    elementwise = True
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``1/2 sum theta^2`` over all tensors."""
@@ -67,6 +130,8 @@ class L1(Penalty):
     >>> L1().terms({"w": torch.tensor([3.0, -4.0])}, None)
     {'l1': tensor(7.)}
     """
+
+    elementwise = True
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``sum |theta|`` over all tensors."""
@@ -98,6 +163,8 @@ class SmoothL1(Penalty):
     {'smooth_l1': tensor(2.5000)}
     """
 
+    elementwise = True
+
     def __init__(self, delta: float = 1e-3):
         self.delta = delta
 
@@ -128,6 +195,8 @@ class ElasticNet(Penalty):
     {'l2': tensor(9.), 'smooth_l1': tensor(2.5000)}
     """
 
+    elementwise = True
+
     def __init__(self, delta: float = 1e-3):
         self.delta = delta
 
@@ -154,6 +223,8 @@ class Power(Penalty):
     >>> Power(q=3).terms({"w": torch.tensor([1.0, -2.0])}, None)
     {'power': tensor(9.)}
     """
+
+    elementwise = True
 
     def __init__(self, q: float = 4.0):
         self.q = q

@@ -13,19 +13,27 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
+from sklearn_implicitreg.problem.row_batch import RowBatch, mean_over_rows
+from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
 from sklearn_implicitreg.problem.vectors import Params, flat, shaped
 
 __all__ = [
     "BlockGradient",
     "Indices",
+    "LinearCall",
     "LossGradient",
+    "ModuleCall",
     "Params",
     "ParamsSpec",
     "Problem",
+    "RowBatch",
     "Sampling",
     "Weights",
+    "as_tensor",
+    "call_module",
     "check_finite_params",
     "flat",
+    "mean_over_rows",
     "profiled",
     "select_params",
     "shaped",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
+from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.vectors import Params
 
 __all__ = [
@@ -63,6 +64,17 @@ class Problem(ABC):
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""
         return LossGradient.from_blocks(self.blocks())
+
+    def row_batches(self, params: Params) -> Iterator[RowBatch]:
+        """The rows block by block, with the model's outputs at these parameters.
+
+        Parameters that are not given stay as trained. A consumer that keeps no batch holds the
+        graph of one block at a time.
+        """
+        raise ValueError(
+            f"Expected a torch module, a skorch net or a linear model for a penalty on rows, got "
+            f"{self.model_name}; its outputs are not known at other parameters."
+        )
 
     @property
     def n_rows(self) -> int | None:

@@ -458,7 +458,7 @@ class Equations:
         for leaf, n in first.design.leaves:
             leaves.append((leaf, tuple(coef[start : start + n].tolist())))
             start += n
-        return FittedPenalty(tuple(leaves), tuple(first.problem.params))
+        return FittedPenalty.of(tuple(leaves), first.problem)
 
     def frame(self) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
         """Design, target and cluster of every equation, as one table of rows."""

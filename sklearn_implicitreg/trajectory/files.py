@@ -1,30 +1,30 @@
-"""Paths as npz files, without pickle."""
+"""Trajectories as files of torch.save, with a checksum of every tensor."""
 
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from os import PathLike, path
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params
-from sklearn_implicitreg.trajectory.marks import SUMS, Mark, StoredMark
+from sklearn_implicitreg.trajectory.marks import Mark, Place, Source, StoredMark
 from sklearn_implicitreg.trajectory.r_factors import RFactors
 
-__all__ = ["Archive", "read", "write"]
+__all__ = ["read", "write"]
 
-_FORMAT = 1
-_IN_MEMORY = 2**30  # bytes of a file up to which its marks are read at once
-# NumPy has no such type; the bits are kept.
-_BITS = {torch.bfloat16: torch.int16}
+_FORMAT = 2
+_BY_NAME = 2**30  # bytes of a file above which another process opens it instead of taking a copy
+_HEADER = ("layouts", "marks", "r_factors", "tensors", "checksums")
+_LENGTHS, _ROWS, _R_FACTORS = "lengths of batches", "rows of batches", "R factors "
 
 
 def write(
@@ -35,190 +35,203 @@ def write(
     r_factors: RFactors | None,
 ) -> None:
     """Write marks, the rows of batches, R factors and a header that JSON can hold."""
-    first = marks[0]
+    tensors = dict(_others(rows, r_factors))
+    checksums = {key: _checksum(tensor) for key, tensor in tensors.items()}
+    layouts: list[tuple[Place, ...]] = []
+    numbered = []
+    for i, mark in enumerate(marks):
+        # One tensor for each mark: torch.load takes 80 microseconds for every one.
+        places, block = mark.packed()
+        if places not in layouts:
+            layouts.append(places)
+        tensors[_mark(i)] = block
+        own = [_checksum(block[place.start : place.stop]) for place in places]
+        numbered.append([mark.step, mark.epoch, layouts.index(places), own])
     full = {
         **header,
-        "format": _FORMAT,
-        "marks": [[mark.step, mark.epoch] for mark in marks],
-        "dtypes": {n: str(t.dtype).removeprefix("torch.") for n, t in first.weights.items()},
-        "gradients": bool(first.consumed),
+        "layouts": [[_plain(place) for place in places] for places in layouts],
+        "marks": numbered,
         "r_factors": None if r_factors is None else r_factors.header(),
+        "tensors": {key: _kind(tensor) for key, tensor in tensors.items()},
+        "checksums": checksums,
     }
-
-    def arrays() -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        yield "header", np.array(json.dumps(full))
-        for i, mark in enumerate(marks):
-            yield from _tensors_of(mark, f"{i}/")
-        if r_factors is not None:
-            yield from ((f"R factors/{name}", array) for name, array in r_factors.arrays())
-        known = [np.asarray(own, dtype=np.int64) for own in rows if own is not None]
-        yield "batch_lengths", np.array([-1 if own is None else len(own) for own in rows])
-        yield "batch_rows", np.concatenate([np.empty(0, np.int64), *known])
-
-    _write_arrays(file, arrays())
+    text = json.dumps(full)
+    content = {
+        "format": _FORMAT,
+        "header": text,
+        "checksum": zlib.crc32(text.encode()),
+        "tensors": tensors,
+    }
+    target = Path(file)
+    # A file in a folder of its own has a name that nobody else uses, and the usual permissions.
+    with TemporaryDirectory(prefix=".trajectory-", dir=target.parent) as folder:
+        part = Path(folder, "part")
+        torch.save(content, part)
+        os.replace(part, target)
 
 
 def read(
     file: str | PathLike[str],
 ) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any], RFactors | None]:
-    """Header, marks, rows of batches and R factors of a file that :func:`write` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is cut short, not a path, or of another version.
-    """
-    try:
-        # Opened here: np.load does not close a file whose directory it cannot read.
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
-            header = json.loads(str(stored["header"]))
-            if header.get("format") != _FORMAT:
-                raise _OtherVersion(
-                    f"Expected a path of format {_FORMAT}, got {header.get('format')!r}; "
-                    "read it with the version that wrote it."
-                )
-            marks = _marks(file, header, stored)
-            lengths, rows = stored["batch_lengths"], stored["batch_rows"]
-            r_factors = _r_factors(header, stored)
-    except (FileNotFoundError, _OtherVersion):
-        raise
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            "Expected a file written by Trajectory.save, got one that cannot be read "
-            f"({error}); was it cut short?"
-        ) from error
+    """Header, marks, rows of batches and R factors of a file that :func:`write` wrote."""
+    place = Path(file).absolute()
+    content = _content(place)
+    saved, header = _SavedFile(place, content["checksum"], content), content["header"]
+    layouts = [tuple(_place(plain) for plain in layout) for layout in header["layouts"]]
+    marks = tuple(
+        StoredMark(step, epoch, _SavedMark(saved, i, layouts[layout], checksums))
+        for i, (step, epoch, layout, checksums) in enumerate(header["marks"])
+    )
+    others = {key: content["tensors"][key].numpy() for key in header["checksums"]}
+    lengths, rows = others[_LENGTHS], others[_ROWS]
     ends = np.cumsum(np.maximum(lengths, 0))
     batches = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
-    return header, marks, batches, r_factors
+    if header["r_factors"] is None:
+        return header, marks, batches, None
+    own = {k.removeprefix(_R_FACTORS): a for k, a in others.items() if k.startswith(_R_FACTORS)}
+    return header, marks, batches, RFactors.read(header["r_factors"], own)
 
 
-def _r_factors(header: dict[str, Any], stored: Any) -> RFactors | None:
-    if not header.get("r_factors"):
-        return None
-    prefix = "R factors/"
-    own = {n.removeprefix(prefix): stored[n] for n in stored.files if n.startswith(prefix)}
-    return RFactors.read(header["r_factors"], own)
+class _SavedFile:
+    """A file that is mapped into memory."""
 
+    def __init__(self, file: Path, checksum: int, content: dict[str, Any] | None = None):
+        self.file, self._checksum, self._content = file, checksum, content
 
-class _OtherVersion(ValueError):
-    """A whole file that this version does not read."""
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """Another process opens the file again."""
+        return _SavedFile, (self.file, self._checksum)
 
-
-def _marks(file: str | PathLike[str], header: dict[str, Any], stored: Any) -> tuple[Mark, ...]:
-    dtypes = {name: getattr(torch, kind) for name, kind in header["dtypes"].items()}
-    gradients = header["gradients"]
-    wanted = ["weights", *(s for s in SUMS if gradients or s != "consumed")]
-    numbered = list(enumerate(header["marks"]))
-    inner = set(range(1, len(numbered) - 1)) if header.get("r_factors") else set()
-    here = set(stored.files)
-    for i in set(range(len(numbered))) - inner:
-        for what in wanted:
-            lost = [name for name in dtypes if f"{i}/{what}/{name}" not in here]
-            if lost:
-                raise KeyError(f"no {what} of {lost} at mark {i}")
-    if path.getsize(file) > _IN_MEMORY:
-        return tuple(
-            Mark(step, epoch, {}, {}, {}, {})
-            if i in inner
-            else StoredMark(step, epoch, Archive(file, f"{i}/", dtypes, gradients))
-            for i, (step, epoch) in numbered
-        )
-
-    def tensors(i: int, what: str) -> dict[str, torch.Tensor]:
-        if what not in wanted or i in inner:
-            return {}
-        kinds = {n: d if what == "weights" else torch.float64 for n, d in dtypes.items()}
-        return {n: _read_tensor(stored[f"{i}/{what}/{n}"], kind) for n, kind in kinds.items()}
-
-    return tuple(
-        Mark(step, epoch, tensors(i, "weights"), *(tensors(i, what) for what in SUMS))
-        for i, (step, epoch) in numbered
-    )
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the file."""
+        if self._content is None:
+            try:
+                content = _content(self.file)
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f"Expected the marks of this trajectory in {self.file}, which is gone; load "
+                    "it from where its file is."
+                ) from error
+            if content["checksum"] != self._checksum:
+                raise ValueError(
+                    f"Expected the trajectory that was loaded from {self.file}, got another one; "
+                    "load it again."
+                )
+            self._content = content
+        tensors: dict[str, Tensor] = self._content["tensors"]
+        return tensors
 
 
 @dataclass(frozen=True)
-class Archive:
-    """Where the tensors of one mark are in an npz file.
+class _SavedMark(Source):
+    """One mark of a file, whose tensors are compared with their checksums at the first use."""
 
-    Parameters
-    ----------
-    file : path-like
-    prefix : str
-        Of its arrays in the file.
-    dtypes : dict of str to torch.dtype
-        Tensors and the types of the weights.
-    gradients : bool
-        Whether the file has the sums of the consumed gradients.
-    """
+    saved: _SavedFile
+    i: int
+    places: tuple[Place, ...]
+    checksums: list[int]
+    sound: set[Place] = field(default_factory=set)
 
-    file: str | PathLike[str]
-    prefix: str
-    dtypes: Mapping[str, torch.dtype]
-    gradients: bool
-
-    def read(self, what: str) -> Params:
-        """Weights or one of the sums."""
-        if what == "consumed" and not self.gradients:
-            return {}
-        try:
-            with np.load(self.file, allow_pickle=False) as stored:
-                return {
-                    name: _read_tensor(
-                        stored[f"{self.prefix}{what}/{name}"],
-                        dtype if what == "weights" else torch.float64,
+    def bytes(self, begin: int, end: int) -> Tensor:
+        """Part of the block of the mark."""
+        block = self.saved.tensors[_mark(self.i)]
+        for place, checksum in zip(self.places, self.checksums, strict=True):
+            if begin <= place.start and place.stop <= end and place not in self.sound:
+                if _checksum(block[place.start : place.stop]) != checksum:
+                    raise ValueError(
+                        f"Expected the numbers that were saved in {self.saved.file}, got "
+                        f"{place.what} of {place.name} at {_mark(self.i)} with another checksum; "
+                        "the file is damaged: load a copy of it, or record again."
                     )
-                    for name, dtype in self.dtypes.items()
-                }
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"Expected the marks of this path in {self.file}, which is gone; load a path "
-                "from where its file is."
-            ) from error
+                self.sound.add(place)
+        return block[begin:end]
 
-    def kept(self) -> Archive:
-        """The file stays where it is."""
-        return self
+    def mapped(self) -> Tensor:
+        """The whole block."""
+        return self.bytes(0, max((place.stop for place in self.places), default=0))
 
-
-def _tensors_of(mark: Mark, prefix: str = "") -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Names and arrays of a mark, as they are stored."""
-    for what in ("weights", *SUMS):
-        for name, tensor in getattr(mark, what).items():
-            bits = _BITS.get(tensor.dtype)
-            plain = tensor.detach().cpu()
-            array = (plain if bits is None else plain.view(bits)).numpy()
-            yield f"{prefix}{what}/{name}", array
+    def kept(self) -> _SavedMark | None:
+        """A large file stays where it is."""
+        file = self.saved.file
+        return self if file.is_file() and file.stat().st_size > _BY_NAME else None
 
 
-def _read_tensor(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """Tensor of a stored array."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(dtype) if dtype in _BITS else tensor
-
-
-def _write_arrays(
-    file: str | PathLike[str], arrays: Iterator[tuple[str, npt.NDArray[Any]]]
-) -> None:
-    """Write an npz file array by array; an unfinished one does not take its name."""
-    target = Path(file)
-    part = target.with_name(target.name + ".part")
+def _content(file: Path) -> dict[str, Any]:
+    """Header and tensors of a file, which are what the header says."""
+    content: dict[str, Any]
     try:
-        with zipfile.ZipFile(part, "w", allowZip64=True) as archive:
-            for name, array in arrays:
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    _write(member, array)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        version = content["format"]
+        if version == _FORMAT:
+            _check(content)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Expected a file written by Trajectory.save, got {file}, which cannot be read "
+            f"({reason}); was it cut short?"
+        ) from error
+    if version != _FORMAT:
+        raise ValueError(
+            f"Expected a trajectory of format {_FORMAT}, got {version!r} in {file}; read it with "
+            "the version that wrote it."
+        )
+    return content
 
 
-def _write(member: IO[bytes], array: npt.NDArray[Any]) -> None:
-    """Write an array as np.save does, without its copy by pieces where memory is one block."""
-    if not array.flags.c_contiguous or not array.size or not array.ndim:
-        np.lib.format.write_array(member, array, allow_pickle=False)
-        return
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(member, header)
-    member.write(array.reshape(-1).view(np.uint8).data)
+def _check(content: dict[str, Any]) -> None:
+    """Parse the header, and compare the tensors with it."""
+    text, tensors = content["header"], content["tensors"]
+    if zlib.crc32(text.encode()) != content["checksum"]:
+        raise ValueError("its header has another checksum")
+    header = content["header"] = json.loads(text)
+    for key in _HEADER:
+        header[key]
+    for key, kind in header["tensors"].items():
+        if key not in tensors:
+            raise ValueError(f"no {key}")
+        if _kind(tensors[key]) != kind:
+            raise ValueError(f"{key} is {_kind(tensors[key])} instead of {kind}")
+        if key in header["checksums"] and _checksum(tensors[key]) != header["checksums"][key]:
+            raise ValueError(f"{key} with another checksum")
+
+
+def _others(rows: Sequence[Any], r_factors: RFactors | None) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a file that belong to no mark."""
+    if r_factors is not None:
+        for name, array in r_factors.arrays():
+            own = np.require(array, requirements=["C", "W"])
+            yield f"{_R_FACTORS}{name}", torch.from_numpy(own)
+    known = [np.asarray(own, dtype=np.int64) for own in rows if own is not None]
+    yield _LENGTHS, torch.tensor([-1 if own is None else len(own) for own in rows])
+    yield _ROWS, torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *known]))
+
+
+def _mark(i: int) -> str:
+    return f"mark {i}"
+
+
+def _plain(place: Place) -> list[Any]:
+    """A place as JSON holds it."""
+    return [place.what, place.name, _name(place.dtype), place.shape, place.start]
+
+
+def _place(plain: list[Any]) -> Place:
+    what, name, dtype, shape, start = plain
+    return Place(what, name, getattr(torch, dtype), tuple(shape), start)
+
+
+def _kind(tensor: Tensor) -> list[Any]:
+    """Type and shape as JSON holds them."""
+    return [_name(tensor.dtype), list(tensor.shape)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a contiguous tensor."""
+    return zlib.crc32(tensor.numpy().data)

@@ -1,4 +1,4 @@
-"""Marks of a path: the weights and the running sums after a step, in memory or on disk."""
+"""Marks of a trajectory: weights and running sums after a step, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import os
 import shutil
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +23,16 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["SUMS", "Kept", "Mark", "Shelf", "Source", "StoredMark", "bare", "copied", "size_of"]
+__all__ = ["SUMS", "Kept", "Mark", "Place", "Source", "StoredMark", "bare", "copied"]
 
 SUMS = ("applied", "consumed", "visited")
-_PARTS = ("weights", *SUMS)
+PARTS = ("weights", *SUMS)
 _ALIGNED = 8  # bytes; a tensor of a file begins at a multiple of them
 
 
 @dataclass(frozen=True)
 class Mark:
-    """State of the path after ``step`` steps; the sums run from its start, in float64.
+    """State of the trajectory after ``step`` steps; the sums run from its start, in float64.
 
     Parameters
     ----------
@@ -55,72 +56,30 @@ class Mark:
     consumed: Params
     visited: Params
 
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor of the weights or of one of the sums."""
+        tensor: Tensor = getattr(self, what)[name]
+        return tensor
 
-class Source(Protocol):
-    """Where the tensors of a stored mark are."""
-
-    def read(self, what: str) -> Params:
-        """Weights or one of the sums, read anew each time."""
-
-    def kept(self) -> Source | None:
-        """The source as another process finds it; None if it goes with this one."""
-
-
-class StoredMark(Mark):
-    """Mark whose tensors are read from a file when they are asked for.
-
-    Parameters
-    ----------
-    step, epoch : int
-    source : Source
-    """
-
-    def __init__(self, step: int, epoch: int, source: Source):
-        for key, value in {"step": step, "epoch": epoch, "_source": source}.items():
-            object.__setattr__(self, key, value)
-
-    @property
-    def weights(self) -> Params:
-        """Weights, read anew each time."""
-        return self._source.read("weights")
-
-    @property
-    def applied(self) -> Params:
-        """Sum of the applied gradients, read anew each time."""
-        return self._source.read("applied")
-
-    @property
-    def consumed(self) -> Params:
-        """Sum of the consumed gradients, read anew each time."""
-        return self._source.read("consumed")
-
-    @property
-    def visited(self) -> Params:
-        """Sum of the weights, read anew each time."""
-        return self._source.read("visited")
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """A mark in a temporary folder travels as its tensors, others by the name of the file."""
-        source = self._source.kept()
-        if source is None:
-            return Mark, (self.step, self.epoch, *(getattr(self, what) for what in _PARTS))
-        return StoredMark, (self.step, self.epoch, source)
-
-    _source: Source
+    def packed(self) -> tuple[tuple[Place, ...], Tensor]:
+        """Where the tensors are in one block of bytes, and the block."""
+        places = places_of(self)
+        return places, _pack(self, places, torch.empty(_size(places), dtype=torch.uint8))
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Bytes of one tensor in a block."""
+class Place:
+    """Bytes of one tensor in the block of a mark."""
 
     what: str
     name: str
     dtype: torch.dtype
-    shape: torch.Size
+    shape: tuple[int, ...]
     start: int
 
     @property
     def stop(self) -> int:
+        """Where the bytes end."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
     def of(self, block: Tensor, begin: int = 0) -> Tensor:
@@ -128,45 +87,150 @@ class _Place:
         return block[self.start - begin : self.stop - begin].view(self.dtype).view(self.shape)
 
 
-def _places(mark: Mark) -> tuple[_Place, ...]:
+def places_of(mark: Mark) -> tuple[Place, ...]:
     """Order of the tensors of a mark in one block of bytes."""
-    found: list[_Place] = []
-    for what in _PARTS:
+    found: list[Place] = []
+    for what in PARTS:
         for name, tensor in getattr(mark, what).items():
             last = found[-1].stop if found else 0
             start = -(-last // _ALIGNED) * _ALIGNED
-            found.append(_Place(what, name, tensor.dtype, tensor.shape, start))
+            found.append(Place(what, name, tensor.dtype, tuple(tensor.shape), start))
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """File of the plain bytes of one mark."""
+def _size(places: Sequence[Place]) -> int:
+    return places[-1].stop if places else 0
 
-    file: Path
-    places: tuple[_Place, ...]
-    shelf: Shelf | None  # folder that must live as long as the mark
+
+def _pack(mark: Mark, places: Sequence[Place], block: Tensor) -> Tensor:
+    """Copy the tensors of a mark into a block of bytes."""
+    end = 0
+    for place in places:
+        block[end : place.start] = 0  # what is between two tensors
+        place.of(block).copy_(mark.tensor(place.what, place.name).detach())
+        end = place.stop
+    return block
+
+
+class Source(ABC):
+    """Block of bytes in a file that holds the tensors of a mark."""
+
+    places: tuple[Place, ...]
+
+    @abstractmethod
+    def bytes(self, begin: int, end: int) -> Tensor:
+        """Part of the block, read at every call."""
+
+    @abstractmethod
+    def mapped(self) -> Tensor:
+        """The whole block, which stays in the file until it is used."""
+
+    @abstractmethod
+    def kept(self) -> Source | None:
+        """The source as another process finds it; None if it goes with this one."""
 
     def read(self, what: str) -> Params:
         """Weights or one of the sums."""
-        if self.shelf is not None:
-            self.shelf.wait()
         own = [place for place in self.places if place.what == what]
         if not own:
             return {}
-        begin, end = own[0].start, own[-1].stop
+        begin = own[0].start
+        block = self.bytes(begin, own[-1].stop)
+        return {place.name: place.of(block, begin) for place in own}
+
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor of them."""
+        place = next(p for p in self.places if (p.what, p.name) == (what, name))
+        return place.of(self.bytes(place.start, place.stop), place.start)
+
+
+class _PackedMark(Mark):
+    """Mark whose tensors are views of one block of bytes, which can be saved as it is."""
+
+    def __init__(self, step: int, epoch: int, places: tuple[Place, ...], block: Tensor):
+        parts: dict[str, Params] = {what: {} for what in PARTS}
+        for place in places:
+            parts[place.what][place.name] = place.of(block)
+        super().__init__(step, epoch, **parts)
+        object.__setattr__(self, "_packed", (places, block))
+
+    _packed: tuple[tuple[Place, ...], Tensor]
+
+    def packed(self) -> tuple[tuple[Place, ...], Tensor]:
+        """The block as it is."""
+        places, block = self._packed
+        return places, block.cpu()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """Views alone would each take the whole block with them."""
+        return _PackedMark, (self.step, self.epoch, *self._packed)
+
+
+class StoredMark(Mark):
+    """Mark whose tensors are read from a file at every use."""
+
+    _source: Source
+
+    def __init__(self, step: int, epoch: int, source: Source):
+        for key, value in {"step": step, "epoch": epoch, "_source": source}.items():
+            object.__setattr__(self, key, value)
+
+    def __getattr__(self, what: str) -> Params:
+        """Weights or one of the sums."""
+        if what not in PARTS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {what!r}")
+        return self._source.read(what)
+
+    def tensor(self, what: str, name: str) -> Tensor:
+        """One tensor, read without the others."""
+        return self._source.tensor(what, name)
+
+    def packed(self) -> tuple[tuple[Place, ...], Tensor]:
+        """The block of the file."""
+        return self._source.places, self._source.mapped()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """A mark in a temporary folder travels as its tensors, others by the name of the file."""
+        source = self._source.kept()
+        if source is None:
+            return _PackedMark, (self.step, self.epoch, *self.packed())
+        return StoredMark, (self.step, self.epoch, source)
+
+
+@dataclass(frozen=True)
+class _Block(Source):
+    """File of the plain bytes of one mark."""
+
+    file: Path
+    places: tuple[Place, ...]
+    shelf: Shelf | None  # folder that must live as long as the mark
+
+    def bytes(self, begin: int, end: int) -> Tensor:
+        """Part of the file."""
+        self._check(end)
+        return torch.from_numpy(np.fromfile(self.file, np.uint8, end - begin, offset=begin))
+
+    def mapped(self) -> Tensor:
+        """The file, mapped into memory."""
+        end = _size(self.places)
+        self._check(end)
+        return torch.from_numpy(np.memmap(self.file, np.uint8, "c", shape=(end,)))
+
+    def _check(self, end: int) -> None:
+        """Wait until the file is written, which must be so long."""
+        if self.shelf is not None:
+            self.shelf.wait()
         try:
-            block = torch.from_numpy(np.fromfile(self.file, np.uint8, end - begin, offset=begin))
+            size = self.file.stat().st_size
         except FileNotFoundError as error:
             raise ValueError(
-                f"Expected the marks of this path in {self.file}, which is gone; save a path "
-                "with path.save(file) before removing its folder."
+                f"Expected the marks of this trajectory in {self.file}, which is gone; save a "
+                "trajectory with trajectory.save(file) before removing its folder."
             ) from error
-        if len(block) < end - begin:
+        if size < end:
             raise ValueError(
                 f"Expected a whole mark in {self.file}, got one that was cut short; record again."
             )
-        return {place.name: place.of(block, begin) for place in own}
 
     def kept(self) -> Source | None:
         """The file alone, unless its folder goes with this process."""
@@ -177,17 +241,10 @@ class _Block:
 
 
 class Shelf:
-    """Folder with one file for each mark, written while training goes on.
-
-    A file holds the plain bytes: an archive with its checksums cost twice as much.
-
-    Parameters
-    ----------
-    directory : path-like or None
-        None makes a temporary folder, which goes with the last mark that needs it.
-    """
+    """Folder with one file of plain bytes for each mark, written while training goes on."""
 
     def __init__(self, directory: str | PathLike[str] | None = None):
+        # A temporary folder goes with the last mark that needs it.
         self.temporary = directory is None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
@@ -206,14 +263,13 @@ class Shelf:
 
     def put(self, mark: Mark) -> StoredMark:
         """Write a mark; one of the same step is replaced."""
-        block = _Block(self.path / f"mark-{mark.step:09d}.bin", _places(mark), self)
+        block = _Block(self.path / f"mark-{mark.step:09d}.bin", places_of(mark), self)
         self.wait()
-        size = -(-block.places[-1].stop // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = -(-_size(block.places) // mmap.PAGESIZE) * mmap.PAGESIZE
         if self._stage is None or len(self._stage) != size:
             # Whole pages of its own, which the disk can take without a copy.
             self._stage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        for place in block.places:
-            place.of(self._stage).copy_(getattr(mark, place.what)[place.name].detach())
+        _pack(mark, block.places, self._stage)
         # One call with one block: the writer holds up nobody while it waits for the disk.
         self._pending = self._writer.submit(_write, block.file, self._stage.numpy().data)
         return StoredMark(mark.step, mark.epoch, block)
@@ -248,12 +304,6 @@ def _write(file: Path, block: memoryview) -> None:
                 raise
 
 
-def size_of(mark: Mark) -> int:
-    """Bytes of the tensors of a mark."""
-    tensors = (t for what in _PARTS for t in getattr(mark, what).values())
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
 def bare(mark: Mark) -> Mark:
     """The mark without its tensors."""
     return Mark(mark.step, mark.epoch, {}, {}, {}, {})
@@ -261,21 +311,18 @@ def bare(mark: Mark) -> Mark:
 
 def copied(mark: Mark) -> Mark:
     """Copy of a mark and its tensors."""
-    parts = (getattr(mark, what) for what in _PARTS)
-    own = ({name: tensor.detach().clone() for name, tensor in part.items()} for part in parts)
-    return Mark(mark.step, mark.epoch, *own)
+    places = places_of(mark)
+    devices = {mark.tensor(place.what, place.name).device for place in places}
+    if len(devices) != 1:
+        parts = (getattr(mark, what) for what in PARTS)
+        own = ({name: t.detach().clone() for name, t in part.items()} for part in parts)
+        return Mark(mark.step, mark.epoch, *own)
+    block = torch.empty(_size(places), dtype=torch.uint8, device=devices.pop())
+    return _PackedMark(mark.step, mark.epoch, places, _pack(mark, places, block))
 
 
 class Kept:
-    """Marks of a recording, in memory up to a limit and then on disk.
-
-    Parameters
-    ----------
-    directory : path-like or None
-        Empty folder for all marks; None for a temporary one beyond the limit.
-    memory_limit : int
-        Bytes.
-    """
+    """Marks of a recording, in memory up to a limit in bytes and then on disk."""
 
     def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
         self.marks: list[Mark] = []
@@ -286,7 +333,9 @@ class Kept:
         """Keep a mark; one of the same step is replaced."""
         if self.marks and self.marks[-1].step == mark.step:
             self.marks.pop()
-        if self._shelf is None and size_of(mark) * (len(self.marks) + 1) > self._limit:
+        tensors = (t for what in PARTS for t in getattr(mark, what).values())
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        if self._shelf is None and size * (len(self.marks) + 1) > self._limit:
             self._shelf = Shelf()
             self.marks = [self._shelf.put(kept) for kept in self.marks]
         self.marks.append(copied(mark) if self._shelf is None else self._shelf.put(mark))
@@ -300,5 +349,5 @@ class Kept:
             self._shelf.close()
 
     def path(self) -> tuple[tuple[Mark, ...], Any]:
-        """The marks, and the R factors where they hold these in the place of weights."""
+        """The marks, and the R factors where they hold these instead of weights."""
         return tuple(self.marks), None

@@ -187,7 +187,7 @@ class Trajectory:
         return replace(self, marks=marks, steps=steps, begins_epoch=begins)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the path to one npz file, without pickle.
+        """Write the trajectory to one file of torch.save, with a checksum of every tensor.
 
         Parameters
         ----------
@@ -205,12 +205,15 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Trajectory:
-        """Read a path that :meth:`save` wrote.
+        """Read a trajectory that :meth:`save` wrote.
+
+        The file is mapped into memory, and a mark is compared with its checksums when it is
+        first used, so it must stay as it is.
 
         Parameters
         ----------
         path : str or path-like
-            A file above 1 GiB is read mark by mark when they are used, so it must stay there.
+            Pickling writes the marks of a file up to 1 GiB, and the name of a larger one.
 
         Returns
         -------
@@ -221,7 +224,8 @@ class Trajectory:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is cut short, or of another version.
+            If the file is cut short, damaged, or of another version. A damaged mark raises it when
+            it is first used.
         """
         header, marks, batches, r_factors = read(path)
         settings = {

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.trajectory.marks import Mark
@@ -140,6 +142,27 @@ class Window:
             n = after.step - mark.step
             first, last = mark.visited, after.visited  # where weights are set between steps
             yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
+
+    def stacked(self, name: str) -> tuple[Tensor, Tensor]:
+        """Iterates of one tensor as one stack, and the share of the steps that each stands for.
+
+        Parameters
+        ----------
+        name : str
+            Of the tensor.
+
+        Returns
+        -------
+        stack : Tensor of shape (n_marks, *shape), float64
+            As of :meth:`iterates`.
+        shares : Tensor of shape (n_marks,), float64
+            With a sum of 1.
+        """
+        ends = (*self.inside, self.stop)
+        visited = torch.stack([mark.tensor("visited", name) for mark in ends])
+        counts = visited.new_tensor([mark.step for mark in ends]).diff()
+        stack = visited.diff(dim=0).div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
+        return stack, counts / self.n_steps
 
     def row_weights(
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 
 import numpy as np
@@ -470,13 +469,12 @@ def test_single_steps_are_warned_of():
         fit(case, family="l2")
 
 
-@pytest.mark.parametrize("lost", ["R factors/block/3", "R factors/design/0.weight"])
+@pytest.mark.parametrize("lost", ["R factors block/3", "R factors design/0.weight"])
 def test_a_file_without_some_r_factors_is_refused(epochs, tmp_path, lost):
     file = tmp_path / "path.npz"
     epochs[1].save(file)
-    with np.load(file) as stored:
-        arrays = {name: stored[name] for name in stored.files if name != lost}
-    assert "r_factors" in json.loads(str(arrays["header"]))
-    np.savez(file, **arrays)
+    content = torch.load(file, weights_only=True)
+    del content["tensors"][lost]
+    torch.save(content, file)
     with pytest.raises(ValueError, match="cannot be read .*was it cut short"):
         Trajectory.load(file)

@@ -439,7 +439,7 @@ def test_a_folder_with_marks_is_refused(tmp_path):
     kept = path.trajectory
     for file in tmp_path.iterdir():
         file.unlink()
-    with pytest.raises(ValueError, match="which is gone; save a path"):
+    with pytest.raises(ValueError, match="which is gone; save a trajectory"):
         _ = kept.marks[0].weights
 
 

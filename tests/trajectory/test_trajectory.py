@@ -3,7 +3,8 @@
 import copy
 import json
 import pickle
-import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -111,21 +112,47 @@ def test_saved_and_loaded(tmp_path, dtype, every):
     assert [f.name for f in tmp_path.iterdir()] == ["path"]
 
 
-def test_large_files_are_read_mark_by_mark(tmp_path, monkeypatch):
+def test_marks_are_read_when_they_are_used(tmp_path, monkeypatch):
     path = recorded()
-    path.save(tmp_path / "path.npz")
-    monkeypatch.setattr(files, "_IN_MEMORY", 0)
-    again = Trajectory.load(tmp_path / "path.npz")
+    path.save(tmp_path / "path.pt")
+    again = Trajectory.load(tmp_path / "path.pt")
     assert all(isinstance(mark, StoredMark) for mark in again.marks)
-    assert_same(again, path)
     assert_same(pickle.loads(pickle.dumps(again)), path)
-    again.save(tmp_path / "copy.npz")
-    assert_same(Trajectory.load(tmp_path / "copy.npz"), path)
+    assert len(pickle.dumps(path)) < 2 * (tmp_path / "path.pt").stat().st_size
+    again.save(tmp_path / "copy.pt")
+    assert_same(Trajectory.load(tmp_path / "copy.pt"), path)
+    again.save(tmp_path / "path.pt")  # onto the file that it is read from
+    assert_same(again, path)
+    with pytest.raises(AttributeError, match="'StoredMark' object has no attribute 'weight'"):
+        _ = again.marks[0].weight
+
+
+def test_large_files_are_pickled_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BY_NAME", 0)
+    path, file = recorded(), tmp_path / "path.pt"
+    path.save(file)
+    again = Trajectory.load(file)
+    pickled = pickle.dumps(again)
+    assert_same(pickle.loads(pickled), path)
+    file.rename(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"marks of this trajectory in .*path.pt, which is gone"):
+        _ = pickle.loads(pickled).marks[0].weights
+    recorded(n_epochs=2).save(file)
+    with pytest.raises(ValueError, match=r"loaded from .*path.pt, got another one; load it again"):
+        _ = pickle.loads(pickled).marks[0].weights
+    file.unlink()
+    assert_same(pickle.loads(pickle.dumps(again)), path)
+
+
+def test_marks_on_disk_are_saved(tmp_path):
+    path = recorded(directory=tmp_path / "marks")
+    path.save(tmp_path / "path.pt")
+    assert_same(Trajectory.load(tmp_path / "path.pt"), recorded())
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
 def test_a_file_that_was_cut_is_refused(tmp_path, part):
-    file = tmp_path / "path.npz"
+    file = tmp_path / "path.pt"
     recorded().save(file)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(part * len(whole))])
@@ -134,26 +161,30 @@ def test_a_file_that_was_cut_is_refused(tmp_path, part):
 
 
 def changed(file, change):
-    """Rewrite a file with another header, or without some arrays."""
-    with np.load(file) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    header = json.loads(str(arrays["header"]))
-    change(header, arrays)
-    np.savez(file, **{**arrays, "header": np.array(json.dumps(header))})
+    """Rewrite a file with another header, or without some tensors."""
+    content = torch.load(file, weights_only=True)
+    header = json.loads(content["header"])
+    change(content, header)
+    text = json.dumps(header)
+    torch.save({**content, "header": text, "checksum": zlib.crc32(text.encode())}, file)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header, arrays: header.update(format=99), "path of format 1, got 99; read it with"),
-        (lambda header, arrays: header.pop("format"), "path of format 1, got None"),
-        (lambda header, arrays: arrays.pop("3/applied/0.bias"), "no applied of .*0.bias.* mark 3"),
-        (lambda header, arrays: header.pop("marks"), "cannot be read .'marks'"),
+        (lambda content, _: content.update(format=99), "of format 2, got 99 in .*; read it with"),
+        (lambda content, _: content.pop("format"), "cannot be read .'format'"),
+        (lambda content, _: content["tensors"].pop("mark 3"), "cannot be read .no mark 3"),
+        (
+            lambda content, _: content["tensors"].update({"mark 3": torch.ones(5)}),
+            r"mark 3 is \['float32', \[5\]\] instead of",
+        ),
+        (lambda _, header: header.pop("marks"), "cannot be read .'marks'"),
     ],
-    ids=["newer", "without-version", "without-a-sum", "without-marks"],
+    ids=["newer", "without-version", "without-a-mark", "another-shape", "without-marks"],
 )
 def test_files_of_another_kind_are_refused(tmp_path, change, message):
-    file = tmp_path / "path.npz"
+    file = tmp_path / "path.pt"
     recorded().save(file)
     changed(file, change)
     with pytest.raises(ValueError, match=message):
@@ -162,34 +193,109 @@ def test_files_of_another_kind_are_refused(tmp_path, change, message):
 
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
-        Trajectory.load(tmp_path / "none.npz")
-    (tmp_path / "text").write_text("no path")
-    with pytest.raises(ValueError, match="cannot be read"):
-        Trajectory.load(tmp_path / "text")
+        Trajectory.load(tmp_path / "none.pt")
+    (tmp_path / "text").write_text("no trajectory")
+    np.savez(tmp_path / "arrays.npz", header=np.zeros(3))
+    torch.save({"weight": torch.ones(3)}, tmp_path / "state.pt")
+    for name in ("text", "arrays.npz", "state.pt"):
+        with pytest.raises(ValueError, match=f"{name}, which cannot be read"):
+            Trajectory.load(tmp_path / name)
 
 
-def test_a_damaged_file_is_refused(tmp_path):
-    file = tmp_path / "path.npz"
+def test_tensors_of_odd_strides_are_saved(tmp_path):
+    shapes = [torch.zeros(()), torch.zeros(()).expand(1), torch.zeros(0), torch.rand(3, 4).T]
+    weights = {f"{i}": tensor for i, tensor in enumerate(shapes)}
+    path = Trajectory.from_iterates([weights, weights], lr=0.1)
+    path.save(tmp_path / "path.pt")
+    assert_same(Trajectory.load(tmp_path / "path.pt"), path)
+
+
+def flipped(content, place, bit):
+    changed = bytearray(content)
+    changed[place] ^= 1 << bit
+    return bytes(changed)
+
+
+def test_flipped_bits_of_numbers_are_found(tmp_path):
+    file = tmp_path / "path.pt"
+    path = recorded()
+    path.save(file)
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        i, what = int(rng.integers(len(path.marks))), str(rng.choice(ALL))
+        held = getattr(path.marks[i], what)
+        name = str(rng.choice(list(held)))
+        numbers = held[name].numpy().tobytes()
+        places = [p for p in range(len(whole)) if whole.startswith(numbers, p)]
+        place = int(rng.choice(places)) + int(rng.integers(len(numbers)))
+        file.write_bytes(flipped(whole, place, int(rng.integers(8))))
+        again = Trajectory.load(file)
+        with pytest.raises(ValueError, match=r"path.pt, got .* at mark \d+ with another checksum"):
+            for mark in again.marks:
+                for part in ALL:
+                    getattr(mark, part)
+        with pytest.raises(ValueError, match="the file is damaged"):
+            again.save(tmp_path / "copy.pt")
+
+
+def test_flipped_bits_of_the_header_are_found(tmp_path):
+    file = tmp_path / "path.pt"
     recorded().save(file)
-    with zipfile.ZipFile(file) as archive:
-        start = archive.getinfo("2/weights/0.weight.npy").header_offset
-    content = bytearray(file.read_bytes())
-    content[start + 200] ^= 255
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read"):
-        Trajectory.load(file)
+    whole = file.read_bytes()
+    text = torch.load(file, weights_only=True)["header"].encode()
+    start = whole.index(text)
+    rng = np.random.default_rng(0)
+    for place in rng.integers(start, start + len(text), 20):
+        file.write_bytes(flipped(whole, place, int(rng.integers(8))))
+        with pytest.raises(ValueError, match="path.pt, which cannot be read"):
+            Trajectory.load(file)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "path.npz"
+    file = tmp_path / "path.pt"
     recorded().save(file)
     before = file.read_bytes()
-    broken = recorded()
+    broken = Trajectory.from_iterates([new_net() for _ in range(5)], lr=0.1)
     broken.marks[3].weights["0.bias"] = None
     with pytest.raises(AttributeError):
         broken.save(file)
+
+    def full(content, part):
+        part.write_bytes(b"half")
+        raise OSError("No space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        recorded().save(file)
     assert file.read_bytes() == before
-    assert [f.name for f in tmp_path.iterdir()] == ["path.npz"]
+    assert [f.name for f in tmp_path.iterdir()] == ["path.pt"]
+
+
+def test_two_writers_at_once_leave_one_whole_file(tmp_path):
+    file = tmp_path / "path.pt"
+    others = [tmp_path / f"path.pt{end}" for end in (".tmp", ".part")]
+    for other in others:
+        other.write_text("of the user")
+    path = recorded()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: path.save(file), range(20)))
+    assert_same(Trajectory.load(file), path)
+    assert all(other.read_text() == "of the user" for other in others)
+    assert sorted(tmp_path.iterdir()) == sorted([file, *others])
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("every", [1, 2])
+def test_stacked_iterates(tmp_path, every, on_disk):
+    path = recorded(every=every, directory=tmp_path / "marks" if on_disk else None)
+    for window in path.windows("epoch"):
+        iterates = list(window.iterates())
+        for name in path.names:
+            stack, shares = window.stacked(name)
+            assert stack.dtype == shares.dtype == torch.float64
+            assert torch.equal(stack, torch.stack([weights[name] for weights, _ in iterates]))
+            assert shares.tolist() == [n / window.n_steps for _, n in iterates]
 
 
 def test_slices():

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss
-from sklearn_implicitreg.problem import BlockGradient, LossGradient, Params, Problem, profiled
+from sklearn_implicitreg.problem import (
+    BlockGradient,
+    LinearCall,
+    LossGradient,
+    Params,
+    Problem,
+    RowBatch,
+    as_tensor,
+    profiled,
+)
 
 __all__ = ["LinearProblem", "parsed", "row_blocks", "rows_of_features"]
 
@@ -210,6 +219,17 @@ class LinearProblem(Problem):
         for rows in row_blocks(self.X):
             total += np.asarray(rows_of_features(self.X, rows).T @ weight[rows])
         return total
+
+    def row_batches(self, params: Params) -> Iterator[RowBatch]:
+        """Blocks of rows, with the linear predictor at these parameters as outputs."""
+        matrix = self.matrix() / np.append(np.ones(self.X.shape[1]), self.intercept_unit)
+        places = {name: self.places(name) for name in (*self.params, *self.left_out)}
+        model = LinearCall(matrix, places, self.intercept_unit)
+        rng = np.random.default_rng([0, self.draw])
+        for rows in row_blocks(self.X):
+            inputs = as_tensor(rows_of_features(self.X, rows))
+            target, weight = as_tensor(self.y[rows]), as_tensor(self.weight[rows])
+            yield RowBatch(model, params, inputs, target, weight, rng)
 
 
 def parsed(name: str) -> tuple[str, int | None]:

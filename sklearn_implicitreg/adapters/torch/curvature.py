@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklearn_implicitreg.problem import Params, Problem, flat, profiled
 
-__all__ = ["functional", "hessian_vector", "quadratic_hessian"]
+__all__ = ["hessian_vector", "quadratic_hessian"]
 
 # Each column is a pass over the rows.
 _MAX_HESSIAN = 2000
 _AFFINE_TOL = 1e4  # rounding units that a gradient may be off a straight line by
 
-Forward = Callable[[nn.Module, Any], Any]
 Scalar = Callable[[Params], Tensor]
-
-
-class _Call(nn.Module):
-    """A module inside a function of it, so that its parameters can be swapped."""
-
-    def __init__(self, inner: nn.Module, function: Forward):
-        super().__init__()
-        self.inner = inner
-        self._function = function
-
-    def forward(self, inputs: Any) -> Any:
-        """Outputs of the module as the function computes them."""
-        return self._function(self.inner, inputs)
-
-
-def functional(module: nn.Module, forward: Forward) -> Callable[[Params, Any], Any]:
-    """Outputs of a module as a function of some of its parameters and of the inputs."""
-    wrapped = _Call(module, forward)
-
-    def call(params: Params, inputs: Any) -> Any:
-        swapped = {f"inner.{name}": tensor for name, tensor in params.items()}
-        return torch.func.functional_call(wrapped, swapped, (inputs,))
-
-    return call
 
 
 def hessian_vector(loss: Scalar, params: Params, vector: Params) -> Params:

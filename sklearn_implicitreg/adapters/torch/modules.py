@@ -16,11 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options
-from sklearn_implicitreg.adapters.torch.curvature import (
-    functional,
-    hessian_vector,
-    quadratic_hessian,
-)
+from sklearn_implicitreg.adapters.torch.curvature import hessian_vector, quadratic_hessian
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
@@ -42,13 +38,16 @@ from sklearn_implicitreg.adapters.torch.options import (
     seed_of,
     set_modes,
 )
-from sklearn_implicitreg.adapters.torch.structure import call_module, skeleton, weight_matrices
+from sklearn_implicitreg.adapters.torch.structure import skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
+    ModuleCall,
     Params,
     Problem,
+    RowBatch,
     Weights,
+    call_module,
     check_finite_params,
     select_params,
 )
@@ -147,6 +146,16 @@ class TorchProblem(Problem):
         draw_masks(own, rate)
         return replace(self, module=own, seed=seed, draw=0)
 
+    def row_batches(self, params: Params) -> Iterator[RowBatch]:
+        """Batches as they are read, the module at these parameters in its own type."""
+        model = ModuleCall(self.module, self.forward)
+        rng = np.random.default_rng([0, self.draw])
+        with preserved_rng(self.device, self._drawn), self._own_kernels():
+            for read in _merged_last(self.rows.batches(self.batch_size), self):
+                batch = self._to_device(read)
+                at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
+                yield RowBatch(model, at, *batch, rng)
+
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
         own = self.params
@@ -157,7 +166,7 @@ class TorchProblem(Problem):
             name: vector[name].to(t) if name in vector else torch.zeros_like(t)
             for name, t in own.items()
         }
-        call = functional(self.module, self.forward)
+        call = ModuleCall(self.module, self.forward)
         total: Params = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in own.items()}
         weight = mass = 0.0
         with preserved_rng(self.device, self._drawn), self._own_kernels():
@@ -261,7 +270,7 @@ class TorchProblem(Problem):
         return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
 
     def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
-        """Without cuDNN where it refuses a backward pass: recurrent layers in eval state."""
+        """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
         if self.device.type != "cuda" or not recurrent:
             return contextlib.nullcontext()
@@ -326,12 +335,7 @@ def module_problem(
     forward: Forward = call_module,
     **fields: Any,
 ) -> TorchProblem:
-    """Problem of a module with a resolved loss.
-
-    ``default`` is what ``params="auto"`` selects (the weight matrices, if not given);
-    ``fields`` are further fields of :class:`Problem`; the convention is dropped for a sum,
-    beside which a weight decay is as strong as a batch is small.
-    """
+    """Problem of a module; ``params="auto"`` selects ``default``, or the weight matrices."""
     rows = data if isinstance(data, Rows) else read_rows(data)
     if rows.train_batch_size is None:
         rows = replace(rows, train_batch_size=options.trained_batch_size)

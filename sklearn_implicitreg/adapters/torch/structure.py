@@ -1,8 +1,6 @@
-"""The structure of a module: a copy that shares its tensors, how it is called, what is a weight."""
+"""The structure of a module: a copy that shares its tensors, what is a weight."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +8,10 @@ from torch import Tensor, nn
 from sklearn_implicitreg.adapters.torch.options import BATCH_NORMS
 from sklearn_implicitreg.problem.frozen import rebuilt
 
-__all__ = ["call_module", "skeleton", "weight_matrices"]
+__all__ = ["skeleton", "weight_matrices"]
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _NORMS = (*BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
-def call_module(module: nn.Module, inputs: Any) -> Any:
-    """Call a module as skorch does: dicts by keyword, tuples by position."""
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
 def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:

@@ -1,0 +1,90 @@
+"""Penalties on what a model computes, each a mean over rows, and penalties given as callables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
+from itertools import groupby
+
+from torch import Tensor
+
+from sklearn_implicitreg.penalties.base import Leaf, Penalty
+from sklearn_implicitreg.problem import Params, Problem, RowBatch
+
+__all__ = ["ActivationL2", "Callables"]
+
+
+class ActivationL2(Penalty):
+    """Squared activations of a layer, ``R = mean_i sum_j a_j(x_i)^2`` over the rows.
+
+    Parameters
+    ----------
+    layer : str
+        Name in ``module.named_modules()`` of the layer whose output counts.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.penalties import ActivationL2, RowBatch
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1))
+    >>> batch = RowBatch.of(net, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> ActivationL2("0").rows(batch)
+    {'activation_l2': tensor([5., 9.])}
+    """
+
+    def __init__(self, layer: str):
+        self.layer = layer
+
+    def rows(self, batch: RowBatch) -> dict[str, Tensor]:
+        """``sum_j a_j^2`` of every row."""
+        activation = batch.activation(self.layer).reshape(batch.n_rows, -1)
+        return {"activation_l2": activation.square().sum(1)}
+
+
+class Callables(Penalty):
+    """Penalties given as functions of the parameters, or of the parameters and a block of rows.
+
+    Parameters
+    ----------
+    functions : dict of str to callable
+        ``function(params)`` returns a scalar; ``function(params, batch)`` one number per row of
+        the :class:`RowBatch`. ``params`` is the dict of the tensors in scope.
+    """
+
+    def __init__(self, functions: Mapping[str, Callable[..., Tensor]]):
+        self.functions = functions
+
+    @property
+    def on_rows(self) -> bool:
+        """Whether all functions are of rows."""
+        return all(_takes_batch(function) for function in self.functions.values())
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """Functions of parameters and functions of rows apart, in the order given."""
+        runs = groupby(self.functions.items(), key=lambda item: _takes_batch(item[1]))
+        return [Leaf(Callables(dict(run)), tuple(params)) for _, run in runs]
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Value of every function; the mean over rows where it is one of rows."""
+        if self.on_rows:
+            return super().terms(params, problem)
+        return {
+            name: Callables({name: function}).terms(params, problem)[name]
+            if _takes_batch(function)
+            else function(params)
+            for name, function in self.functions.items()
+        }
+
+    def rows(self, batch: RowBatch) -> dict[str, Tensor]:
+        """Numbers of every function."""
+        return {name: function(batch.params, batch) for name, function in self.functions.items()}
+
+
+def _takes_batch(function: Callable[..., Tensor]) -> bool:
+    """Whether a function must be called with two arguments."""
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        needed = signature(function).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return False
+    return sum(p.kind in kinds and p.default is Parameter.empty for p in needed) == 2

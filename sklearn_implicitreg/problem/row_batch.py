@@ -1,0 +1,318 @@
+"""One block of rows with the model at given parameters: what a penalty on data looks at."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.row_models import (
+    ModuleCall,
+    Params,
+    RowModel,
+    as_tensor,
+    collected,
+    map_leaves,
+)
+
+__all__ = ["RowBatch", "mean_over_rows"]
+
+
+class RowBatch:
+    """A block of rows and the model's outputs on it, differentiable in the parameters.
+
+    ``Penalty.rows`` receives one for every block. :meth:`of` makes one from a module and rows,
+    to try a penalty on.
+
+    Attributes
+    ----------
+    params : dict of str to Tensor
+        The parameters that the penalty sees.
+    inputs : Tensor, or dict or tuple of these
+        Inputs of the rows, as the model takes them.
+    weight : Tensor of shape (n,)
+        Sample weights; ones if none were given.
+    n_rows : int
+        Number n of rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.penalties import RowBatch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> batch = RowBatch.of(net, torch.ones(5, 2), torch.zeros(5, 1))
+    >>> batch.outputs.shape, batch.activation("1").shape, batch.activation("0", inputs=True).shape
+    (torch.Size([5, 1]), torch.Size([5, 3]), torch.Size([5, 2]))
+    >>> torch.equal(batch.call(2 * batch.inputs), net(2 * torch.ones(5, 2)))
+    True
+    """
+
+    def __init__(
+        self,
+        model: RowModel,
+        params: Params,
+        inputs: Any,
+        target: Any = None,
+        weight: Tensor | None = None,
+        rng: np.random.Generator | None = None,
+        random_state: int | None = 0,
+    ):
+        self.model = model
+        self.params = params
+        self.inputs = inputs
+        found: list[Tensor] = []
+        map_leaves(found.append, inputs)
+        self.n_rows = len(found[0])
+        self.weight = _ones(found[0]) if weight is None else weight
+        self._target = target
+        self._rng = rng
+        self._random_state = random_state
+        self._at = params
+        self._cache: dict[str, Any] = {}  # shared by the views that `seeing` makes
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        random_state: int | None = 0,
+    ) -> RowBatch:
+        """Batch of a module, in the mode it is in, at its own parameters.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Its parameters stay in the graph; its buffers are left as they are.
+        X : Tensor or array, or dict or tuple of these
+            Inputs.
+        y : Tensor or array, optional
+            Targets.
+        sample_weight : array of shape (n,), optional
+            Weights of the rows.
+        random_state : int or None, default=0
+            Seed of ``rng``; None takes one from torch's generator if a number is drawn.
+
+        Returns
+        -------
+        RowBatch
+        """
+        module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+        params = {own_name(name): p for name, p in module.named_parameters()}
+        batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)
+        # A forward pass in train mode writes to its buffers.
+        buffers = {own_name(name): b.clone() for name, b in module.named_buffers()}
+        batch._at = params | buffers
+        return batch
+
+    @classmethod
+    def at(
+        cls,
+        model: RowModel,
+        params: Params,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        random_state: int | None = 0,
+    ) -> RowBatch:
+        """Batch of a model at given parameters, whose type and device arrays take."""
+        like = next(iter(params.values()))
+
+        def tensor(value: Any) -> Tensor:
+            made = as_tensor(value)
+            return made.to(like.device, like.dtype if made.is_floating_point() else None)
+
+        weight = None if sample_weight is None else tensor(sample_weight)
+        rows = map_leaves(tensor, X), map_leaves(tensor, y), weight
+        return cls(model, params, *rows, random_state=random_state)
+
+    @property
+    def target(self) -> Any:
+        """Targets of the rows as they were given, in tensors.
+
+        Raises
+        ------
+        ValueError
+            If none were given.
+        """
+        if self._target is None:
+            raise ValueError("Expected targets for this penalty, got X alone; give X and y.")
+        return self._target
+
+    @property
+    def outputs(self) -> Any:
+        """Outputs of the model, by one forward pass however often they are read."""
+        if "outputs" not in self._cache:
+            with collected(self.model.layers) as calls:
+                self._cache["outputs"] = self.call(self.inputs)
+            self._cache["calls"] = calls
+        return self._cache["outputs"]
+
+    def call(self, inputs: Any) -> Any:
+        """Outputs of the model at the same parameters and other inputs.
+
+        Parameters
+        ----------
+        inputs : Tensor, or dict or tuple of these
+            Shaped as ``self.inputs``; the number of rows is free.
+
+        Returns
+        -------
+        outputs : Tensor, or what the model returns
+        """
+        return self.model(self._at, inputs)
+
+    def activation(self, name: str, inputs: bool = False) -> Tensor:
+        """What a layer returned, or received, in the pass that gave ``outputs``.
+
+        Parameters
+        ----------
+        name : str
+            Name of the layer in ``module.named_modules()``.
+        inputs : bool, default=False
+            Whether to take what the layer received.
+
+        Returns
+        -------
+        activation : Tensor of shape (n, ...)
+            The first tensor where there are several. The calls of a layer that was called more
+            than once are flattened and joined along the second axis.
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer, it was not called, its rows are not on the first axis, or
+            a later operation changed the tensor in place.
+        """
+        layers = self.model.layers
+        if name not in layers:
+            near = difflib.get_close_matches(str(name), layers, n=1, cutoff=0.0)
+            hint = f"Did you mean {near[0]!r}?" if near else "The model has none; use outputs."
+            raise ValueError(f"Expected a layer among {list(layers)}, got {name!r}. {hint}")
+        _ = self.outputs
+        calls = self._cache["calls"][name, inputs]
+        what = f"the {'inputs' if inputs else 'output'} of layer {name!r}"
+        if not calls:
+            raise ValueError(f"Expected {what}, but the forward pass did not call the layer.")
+        for tensor, version in calls:
+            if tensor._version != version:
+                raise ValueError(
+                    f"Expected {what} to stay as computed, but a later operation changed it in "
+                    "place; set inplace=False there, or take a later layer."
+                )
+            if not tensor.ndim or len(tensor) != self.n_rows:
+                raise ValueError(
+                    f"Expected {self.n_rows} rows on the first axis of {what}, got shape "
+                    f"{tuple(tensor.shape)}."
+                )
+        if len(calls) == 1:
+            return calls[0][0]  # type: ignore[no-any-return]
+        return torch.cat([tensor.reshape(self.n_rows, -1) for tensor, _ in calls], dim=1)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """NumPy generator, carried from block to block; every pass over the rows draws the same.
+
+        In a training loop each call of the penalty draws other numbers, seeded by torch's
+        generator.
+        """
+        if self._rng is None:
+            seed = self._random_state
+            seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+            self._rng = np.random.default_rng(seed)
+        return self._rng
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights."""
+        return float(self.weight.double().sum())
+
+    def summed(self, values: object, owner: str) -> Params:
+        """Weighted sums, in float64, of what ``rows`` of a penalty returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a dict of one finite number per row and term.
+        """
+        if not isinstance(values, Mapping) or not values:
+            raise TypeError(
+                f"Expected {owner}.rows to return a dict of term name to Tensor, got {values!r}."
+            )
+        for term, value in values.items():
+            if not isinstance(value, Tensor) or tuple(value.shape) != (self.n_rows,):
+                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise TypeError(
+                    f"Expected {term!r} of {owner} to be one number for each of {self.n_rows} "
+                    f"rows, got {shape}; sum over the other axes."
+                )
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Expected finite values for every row, got {term!r} of {owner}.")
+        weight = self.weight.double()
+        return {term: (weight * value.double()).sum() for term, value in values.items()}
+
+    def row_batches(self, params: Params) -> Iterator[RowBatch]:
+        """The block alone, at these parameters: a batch stands for a problem of its rows."""
+        if all(tensor is self._at.get(name) for name, tensor in params.items()):
+            yield self.seeing(params)
+            return
+        other = self.part(slice(None))
+        other._at = self._at | params
+        yield other.seeing(params)
+
+    def seeing(self, names: Any) -> RowBatch:
+        """The same batch, with its forward pass, for a penalty that sees some parameters."""
+        view = copy.copy(self)
+        view.params = {name: self._at[name] for name in names}
+        return view
+
+    def seeded(self, seed: int) -> RowBatch:
+        """The same batch with a generator of its own."""
+        view = copy.copy(self)
+        view._rng = np.random.default_rng(seed)
+        return view
+
+    def part(self, rows: slice) -> RowBatch:
+        """Some of the rows, with a forward pass of their own."""
+        part = copy.copy(self)
+        part.inputs = map_leaves(lambda t: t[rows], self.inputs)
+        part._target = map_leaves(lambda t: t[rows], self._target)
+        part.weight = self.weight[rows]
+        part.n_rows = len(part.weight)
+        part._cache = {}
+        return part
+
+
+def _ones(rows: Tensor) -> Tensor:
+    """One for every row."""
+    dtype = rows.dtype if rows.is_floating_point() else None
+    return torch.ones(len(rows), dtype=dtype, device=rows.device)
+
+
+class _HasRows(Protocol):
+    def row_batches(self, params: Params) -> Iterator[RowBatch]: ...
+
+
+def mean_over_rows(
+    rows: Callable[[RowBatch], object], params: Params, problem: _HasRows, owner: str
+) -> Params:
+    """Weighted mean of one number per row and term, over all blocks."""
+    kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
+    totals: Params = {}
+    weight = 0.0
+    for batch in problem.row_batches(params):
+        with torch.enable_grad():  # a penalty may differentiate the model
+            sums = batch.summed(rows(batch), owner)
+        for term, value in sums.items():
+            value = value if kept else value.detach()
+            totals[term] = totals[term] + value if term in totals else value
+        weight += batch.total_weight
+        del batch, sums, value  # with them a graph that is not kept
+    return {term: value / weight for term, value in totals.items()}

@@ -1,0 +1,162 @@
+"""Outputs of a model as a function of its parameters and inputs, and what its layers compute."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.problem.frozen import own_name
+
+__all__ = [
+    "LinearCall",
+    "ModuleCall",
+    "RowModel",
+    "as_tensor",
+    "call_module",
+    "collected",
+    "map_leaves",
+]
+
+Params = dict[str, Tensor]
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class RowModel(Protocol):
+    """Outputs as a function of some of the parameters (the others stay) and of the inputs."""
+
+    @property
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Modules by name, whose activations can be read."""
+
+    def __call__(self, params: Params, inputs: Any) -> Any:
+        """Outputs."""
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Tensor of an array, DataFrame or sparse matrix, sharing memory where it can."""
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "tocoo"):
+        coo = value.tocoo()
+        places = torch.from_numpy(np.vstack([coo.row, coo.col]))
+        return torch.sparse_coo_tensor(places, coo.data, coo.shape, check_invariants=True)
+    with warnings.catch_warnings():  # read-only arrays; nothing writes to them
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(np.ascontiguousarray(value))
+
+
+def call_module(module: nn.Module, inputs: Any) -> Any:
+    """Call a module as skorch does: dicts by keyword, tuples by position."""
+    if isinstance(inputs, dict):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+class _Called(nn.Module):
+    """A module inside a function of it, so that its parameters can be swapped."""
+
+    def __init__(self, inner: nn.Module, function: Forward):
+        super().__init__()
+        self.inner = inner
+        self._function = function
+
+    def forward(self, inputs: Any) -> Any:
+        """Outputs of the module as the function computes them."""
+        return self._function(self.inner, inputs)
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """Outputs of a module, some of its tensors swapped."""
+
+    module: nn.Module
+    forward: Forward = call_module
+
+    @property
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Modules inside the module by name."""
+        return {own_name(name): part for name, part in self.module.named_modules() if name}
+
+    def __call__(self, params: Params, inputs: Any) -> Any:
+        """Outputs."""
+        stored = itertools.chain(self.module.named_parameters(), self.module.named_buffers())
+        swapped = {f"inner.{n}": params[own_name(n)] for n, _ in stored if own_name(n) in params}
+        called = _Called(self.module, self.forward)
+        return torch.func.functional_call(called, swapped, (inputs,))
+
+    def __reduce__(self) -> Any:
+        """Pickles as the module, without the net that called it."""
+        return ModuleCall, (self.module,)
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """Outputs ``X coef' + intercept``, differentiable in the parameters that are given."""
+
+    matrix: npt.NDArray[np.float64]  # [coef, intercept parameter], of shape (K, p + 1)
+    places: Mapping[str, npt.NDArray[np.intp]]  # of every parameter in the flattened matrix
+    unit: float = 1.0  # what the intercept parameter multiplies
+
+    @property
+    def layers(self) -> Mapping[str, nn.Module]:
+        """None."""
+        return {}
+
+    def __call__(self, params: Params, inputs: Any) -> Tensor:
+        """Outputs of shape (n, K)."""
+        flat = torch.from_numpy(self.matrix.reshape(-1))
+        for name, tensor in params.items():
+            if name in self.places:
+                place = torch.from_numpy(self.places[name])
+                flat = flat.index_put((place,), tensor.double().reshape(-1))
+        matrix = flat.reshape(self.matrix.shape)
+        outputs: Tensor = inputs @ matrix[:, :-1].T + self.unit * matrix[:, -1]
+        return outputs
+
+
+@contextlib.contextmanager
+def collected(layers: Mapping[str, nn.Module]) -> Iterator[dict[tuple[str, bool], list[Any]]]:
+    """First input and output of every call of the layers, with the tensors' versions."""
+    calls: dict[tuple[str, bool], list[Any]] = {}
+    handles = []
+    for name, layer in layers.items():
+        before, after = calls.setdefault((name, True), []), calls.setdefault((name, False), [])
+
+        def received(_: Any, args: Any, kwargs: Any, into: list[Any] = before) -> None:
+            into += _first((args, kwargs))
+
+        def returned(_: Any, args: Any, kwargs: Any, out: Any, into: list[Any] = after) -> None:
+            into += _first(out)
+
+        handles.append(layer.register_forward_pre_hook(received, with_kwargs=True))
+        handles.append(layer.register_forward_hook(returned, with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first(tree: Any) -> list[tuple[Tensor, int]]:
+    """The first tensor of nested containers, with its version."""
+    found: list[Tensor] = []
+    map_leaves(lambda t: found.append(t) if isinstance(t, Tensor) else None, tree)
+    return [(tensor, tensor._version) for tensor in found[:1]]
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same nested dicts and tuples with every leaf replaced; None stays."""
+    if isinstance(tree, Mapping):
+        return {key: map_leaves(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(map_leaves(function, value) for value in tree)
+    return None if tree is None else function(tree)

@@ -370,6 +370,10 @@ class TestPath:
 
 
 class TestInfluence:
+    def test_known_answer(self):
+        est = ImplicitRegularizationEstimator("precomputed").fit(np.ones((3, 1)), [1.0, 2.0, 6.0])
+        np.testing.assert_allclose(est.influence()["cooks_d"], [12 / 28, 3 / 28, 27 / 28])
+
     def test_deleting_an_equation_does_what_is_said(self):
         rng = np.random.default_rng(0)
         X, y = rng.standard_normal((20, 2)), rng.standard_normal(20)

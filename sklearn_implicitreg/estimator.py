@@ -295,6 +295,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
                 "score needs the gradient of the fitted rows, which is not pickled; fit again."
             )
         self._check_features(X, reset=False)
+        if isinstance(self.model_, list):
+            raise ValueError(
+                "Expected a list of Endpoint to score a fit of endpoints, got other data; there is "
+                "no one training set that they would complete."
+            )
         options = self._options(completing=True)
         other = fitted.targets.completing(adapt(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive)

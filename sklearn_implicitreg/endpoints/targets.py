@@ -100,18 +100,7 @@ class EndpointTargets:
         return Equations(places, self, cluster, self.sampling)
 
     def completing(self, other: Problem) -> LossGradient:
-        """Gradient over further rows, which complete those of the one endpoint.
-
-        Raises
-        ------
-        ValueError
-            If there are several endpoints.
-        """
-        if len(self.problems) > 1:
-            raise ValueError(
-                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
-                "is no one training set that they would complete."
-            )
+        """Gradient over further rows, which complete those of the one endpoint."""
         return other.numbered_like(self.problem).gradient()
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:

@@ -342,7 +342,8 @@ class Equations:
     @property
     def judged_system(self) -> System:
         """The equations that R-squared and the criterion are about."""
-        return self.system if self.mean is None else self.mean.system
+        stacked = self.system  # raises for fewer equations than coefficients
+        return stacked if self.mean is None else self.mean.system
 
     @cached_property
     def rounding(self) -> float:
@@ -378,8 +379,10 @@ class Equations:
                 rows=self._rows if readable else None,
                 supports=None,
             )
-        if system.n_equations < system.n_terms:
-            self._raise_of_count(system)
+        # R2 of a mean over fewer equations than coefficients tests nothing either.
+        for own in (system,) if self.mean is None else (system, self.mean.system):
+            if own.n_equations < own.n_terms:
+                self._raise_of_count(own)
         return system
 
     def tested(self, solution: Solution) -> Inequalities:
@@ -450,9 +453,11 @@ class Equations:
             return 0.0
         return explained(system.r_factor, best.coef + shrink * (coef - best.coef))
 
-    def penalty(self, solution: Solution) -> FittedPenalty:
+    def penalty(self, solution: Solution) -> FittedPenalty | None:
         """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
         first = self.places[0]
+        if not first.design.leaves:
+            return None  # given equations have no weights
         signal = solution.tss**0.5 > self.rounding
         coef = solution.coef if signal else np.zeros(solution.n_terms)
         start, leaves = 0, []

@@ -162,6 +162,7 @@ class FittedResult:
         -------
         text : str
         """
+        check_is_fitted(self, "coef_")
         content = self._facts.content(self._result)
         terms = [_json_ready(row) for row in self.to_frame().to_dict(orient="records")]
         return json.dumps({"terms": terms} | _json_ready(content), indent=2, allow_nan=False)

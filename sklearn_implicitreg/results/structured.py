@@ -116,7 +116,7 @@ def fit_structured(
     ValueError
         If a parameter is at a bound, where there is no equation.
     """
-    problems, gradients = targets.problems, targets.gradients
+    gradients, problems = targets.gradients, targets.problems
     at_bound = sorted({n for p in problems for n, free in p.free.items() if not bool(free.all())})
     if at_bound:
         raise ValueError(

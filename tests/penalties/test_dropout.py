@@ -16,12 +16,11 @@ from sklearn_implicitreg import ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.penalties import Dropout, WeightDecay
-from sklearn_implicitreg.regression.design import Columns
+from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.inference import infer
 from sklearn_implicitreg.regression.solve import solve
-from sklearn_implicitreg.regression.system import merge, r_factor
+from sklearn_implicitreg.regression.system import System, merge, projected, r_factor
 from sklearn_implicitreg.trajectory import record
-from sklearn_implicitreg.trajectory.instruments import InstrumentedSystem, projected
 
 Q = 0.3
 TRUE = [[1.0], [-2.0], [0.5]]
@@ -137,13 +136,13 @@ class TestGradient:
 
     def test_restricted_to_some_tensors(self):
         problem = self.problem()
-        whole, part = Columns(Dropout(), problem), Columns(Dropout().on(r"^3\."), problem)
-        layers = Columns(Dropout().per("layer"), problem)
+        families = (Dropout(), Dropout().on(r"^3\."), Dropout().per("layer"))
+        whole, part, layers = (Design.at(family, problem) for family in families)
         assert layers.term_names == ("dropout[0]", "dropout[3]", "dropout[5]")
         for name in problem.params:
-            expected = whole.design(name) * name.startswith("3.")
-            torch.testing.assert_close(part.design(name), expected)
-            torch.testing.assert_close(layers.design(name).sum(1), whole.design(name)[:, 0])
+            expected = whole.columns(name) * name.startswith("3.")
+            torch.testing.assert_close(part.columns(name), expected)
+            torch.testing.assert_close(layers.columns(name).sum(1), whole.columns(name)[:, 0])
 
     @pytest.mark.parametrize(
         "layer",
@@ -249,11 +248,12 @@ class TestInstruments:
     def system(self, arrays, n_clusters=20):
         Z, D, t = arrays
         parts = [slice(i, None, n_clusters) for i in range(n_clusters)]
-        return InstrumentedSystem(
+        return System(
             ("a", "b"),
             tuple(str(i) for i in range(n_clusters)),
             tuple(r_factor(np.column_stack([Z[p], D[p]]), t[p]) for p in parts),
             tuple(len(t[p]) for p in parts),
+            instrumented=True,
         )
 
     def test_coefficients_by_the_formula(self):
@@ -263,7 +263,13 @@ class TestInstruments:
         solution = solve(system.r_factor, system.n_equations)
         np.testing.assert_allclose(solution.coef, expected, rtol=1e-12)
         assert solution.rss == pytest.approx(np.square(t - D @ expected).sum(), rel=1e-12)
-        np.testing.assert_allclose(system.products_among([0, 1]), Z.T @ D, rtol=1e-12)
+        products = Z.T @ D
+        for coef in (expected, np.array([0.3, -2.0])):
+            found = system.explained_by_instruments(coef, [0, 1])
+            assert found == pytest.approx(coef @ products @ coef, rel=1e-10)
+            alone = products[1, 1] - products[1, 0] * products[0, 1] / products[0, 0]
+            found = system.explained_by_instruments(coef, [1])
+            assert found == pytest.approx(coef[1] ** 2 * alone, rel=1e-10)
         own = system.select(["b"])
         single = solve(own.r_factor, own.n_equations).coef[0]
         assert single == pytest.approx(Z[:, 1] @ t / (Z[:, 1] @ D[:, 1]), rel=1e-12)
@@ -306,8 +312,8 @@ class TestInstruments:
         assert np.isinf(solution.condition_number)
 
     def test_r_factors_of_another_width(self):
-        with pytest.raises(ValueError, match="Expected R factors of 1 instruments"):
-            InstrumentedSystem(("a",), ("all",), (np.eye(2),), (3,))
+        with pytest.raises(ValueError, match="for 1 terms with an instrument each"):
+            System(("a",), ("all",), (np.eye(2),), (3,), instrumented=True)
 
 
 def descend(net, X, y, *, lr, n_before, n_steps, every, masks=True):
@@ -356,7 +362,7 @@ class TestPathOfALinearModel:
         np.testing.assert_allclose(exact.coef_, 1, rtol=1e-9)
         est = along(net, X, y, path, Dropout(n_draws=1))
         truth, noisy = (
-            np.concatenate([b.design[:, 0].numpy() for p in e._equations.parts for b in p.rows()])
+            np.concatenate([p.design.columns("1.weight")[:, 0] for p in e._equations.places])
             for e in (exact, est)
         )
         factor = truth @ noisy / (noisy @ noisy)  # share of the noise-free column
@@ -395,7 +401,9 @@ class TestPathOfALinearModel:
         net = linear()
         path = descend(net, X, y, lr=0.1, n_before=0, n_steps=40, every=10)
         est = along(net, X, y, path, Dropout(n_draws=1))
-        with pytest.raises(ValueError, match="a table has no instruments; use Implicit"):
+        with pytest.raises(
+            ValueError, match="a table of them, got a family with random draws .* use Implicit"
+        ):
             equations(est, X, y)
 
     def test_decay_beside_known_dropout(self):
@@ -405,7 +413,7 @@ class TestPathOfALinearModel:
         est = along(net, X, y, path, WeightDecay() + 1.0 * Dropout(n_draws=1))
         assert est.term_names_ == ["weight_decay"]
         assert est.conf_int_[0, 0] < 0 < est.conf_int_[0, 1]
-        assert isinstance(est._equations.system, InstrumentedSystem)
+        assert est._equations.system.instrumented
 
 
 EPOCHS = {"loss": "cross_entropy", "params": "all", "window": "epoch"}
@@ -465,8 +473,12 @@ class TestPathOfANetwork:
         net, X, y, path = trained
         est = along(net, X, y, path[:11], Dropout(n_draws=1), **{**EPOCHS, "window": None})
         coef = torch.as_tensor(est.coef_)
-        blocks = [list(part.rows()) for part in est._equations.parts]
-        left = torch.stack([torch.cat([b.target - b.design @ coef for b in bs]) for bs in blocks])
+        left = torch.stack(
+            [
+                torch.cat([p.target(n) - p.design.columns(n) @ coef for n in p.problem.params])
+                for p in est._equations.places
+            ]
+        )
         products = left @ left.T
         pairs = ~torch.eye(len(left), dtype=torch.bool)
         signal, whole = est._equations.signal(est.coef_)
@@ -474,7 +486,9 @@ class TestPathOfANetwork:
         assert whole == pytest.approx(float(products.mean()), rel=1e-8)
 
     def test_influence_is_refused(self, fitted):
-        with pytest.raises(ValueError, match="got those of instrumental variables"):
+        with pytest.raises(
+            ValueError, match="their influence, got a family with random draws .* from instruments"
+        ):
             fitted.influence()
 
     def test_same_state_same_coefficients(self, trained):

@@ -182,21 +182,21 @@ def test_the_norm_counts_tensors_that_give_no_equations():
 
 def test_one_coefficient_per_layer():
     problem = made(MODULES["mlp"])
-    columns = Design.at(GradientNorm().per("layer"), problem)
+    design = Design.at(GradientNorm().per("layer"), problem)
     whole = Design.at(GradientNorm(), problem)
-    assert columns.term_names == ("gradient_norm[0]", "gradient_norm[2]")
+    assert design.term_names == ("gradient_norm[0]", "gradient_norm[2]")
     for name in problem.params:  # each column reaches all tensors, together they are the norm
-        assert float(columns.columns(name).abs().min(1).values.max()) > 0
-        torch.testing.assert_close(columns.columns(name).sum(1), whole.columns(name)[:, 0])
+        assert float(design.columns(name).abs().min(1).values.max()) > 0
+        torch.testing.assert_close(design.columns(name).sum(1), whole.columns(name)[:, 0])
 
 
 def test_known_coefficient_and_sum():
     problem = made(MODULES["mlp"])
-    columns = Design.at(L2() + 0.1 * GradientNorm(), problem)
+    design = Design.at(L2() + 0.1 * GradientNorm(), problem)
     alone = Design.at(GradientNorm(), problem)
-    assert columns.term_names == ("l2",)
+    assert design.term_names == ("l2",)
     for name in problem.params:
-        torch.testing.assert_close(columns.known(name), 0.1 * alone.columns(name)[:, 0])
+        torch.testing.assert_close(design.known(name), 0.1 * alone.columns(name)[:, 0])
 
 
 def test_batches_of_a_window_or_random_ones():

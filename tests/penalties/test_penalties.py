@@ -13,6 +13,7 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import (
     FAMILIES,
     L1,
@@ -29,7 +30,6 @@ from sklearn_implicitreg.penalties import (
     check_penalty,
 )
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Equations
 
 SHAPES = {"fc1.weight": (4, 3), "fc1.bias": (4,), "fc2.weight": (2, 4), "fc2.bias": (2,)}
 
@@ -296,10 +296,10 @@ class TestCombinations:
         check_penalty(scoped, params)
 
     def test_column_is_zero_outside_the_scope(self):
-        columns = Design.at(L2().on("^0") + L1(), problem())
-        assert not columns.columns("2.weight")[:, 0].any()
-        assert columns.columns("0.weight")[:, 0].all()
-        assert columns.columns("2.weight")[:, 1].all()
+        design = Design.at(L2().on("^0") + L1(), problem())
+        assert not design.columns("2.weight")[:, 0].any()
+        assert design.columns("0.weight")[:, 0].all()
+        assert design.columns("2.weight")[:, 1].all()
 
     def test_scope_without_tensors(self):
         with pytest.raises(ValueError, match=r"The scope 'fc9' of L2\(\) selects no tensor"):
@@ -359,10 +359,10 @@ class TestCombinations:
         assert list((2 * fixed).terms(params, None)) == ["1*l2"]
 
     def test_fixed_part_moves_to_the_side_of_the_loss(self):
-        columns = Design.at(L1() + 0.25 * L2() + 3.0 * NoGradient(), problem())
-        assert columns.term_names == ("l1",)
-        w = columns.params["0.weight"].reshape(-1)
-        torch.testing.assert_close(columns.known("0.weight"), 0.5 * w + 9 * w * w.abs())
+        design = Design.at(L1() + 0.25 * L2() + 3.0 * NoGradient(), problem())
+        assert design.term_names == ("l1",)
+        w = design.params["0.weight"].reshape(-1)
+        torch.testing.assert_close(design.known("0.weight"), 0.5 * w + 9 * w * w.abs())
 
     def test_nothing_to_estimate(self):
         with pytest.raises(ValueError, match="at least one penalty with an unknown coefficient"):
@@ -495,12 +495,12 @@ class TestAsPenalty:
             "first": lambda params: params["0.weight"].square().sum(),
             "all": lambda params: sum(t.abs().sum() for t in params.values()),
         }
-        columns = Design.at(as_penalty(family), problem())
-        assert columns.term_names == ("first", "all")
-        w = columns.params["0.weight"]
+        design = Design.at(as_penalty(family), problem())
+        assert design.term_names == ("first", "all")
+        w = design.params["0.weight"]
         expected = torch.stack([2 * w, w.sign()], dim=-1).reshape(-1, 2)
-        torch.testing.assert_close(columns.columns("0.weight"), expected)
-        assert not columns.columns("2.weight")[:, 0].any()
+        torch.testing.assert_close(design.columns("0.weight"), expected)
+        assert not design.columns("2.weight")[:, 0].any()
         check_penalty(Callables({"all": family["all"]}))
 
     def test_callable_that_returns_a_number(self):
@@ -510,26 +510,26 @@ class TestAsPenalty:
 
 class TestUserPenalties:
     def test_autograd_in_place_of_a_gradient(self):
-        columns = Design.at(NoGradient(scale=2.0), problem())
-        for name, w in columns.params.items():
-            torch.testing.assert_close(columns.columns(name)[:, 0], (6 * w * w.abs()).reshape(-1))
+        design = Design.at(NoGradient(scale=2.0), problem())
+        for name, w in design.params.items():
+            torch.testing.assert_close(design.columns(name)[:, 0], (6 * w * w.abs()).reshape(-1))
 
     def test_vector_terms_have_one_coefficient_per_entry(self):
-        columns = Design.at(PerTensor(), problem())
-        names = list(columns.params)
-        assert columns.term_names == tuple(f"energy[{i}]" for i in range(4))
+        design = Design.at(PerTensor(), problem())
+        names = list(design.params)
+        assert design.term_names == tuple(f"energy[{i}]" for i in range(4))
         for i, name in enumerate(names):
-            expected = torch.zeros(columns.params[name].numel(), 4, dtype=torch.float64)
-            expected[:, i] = 2 * columns.params[name].reshape(-1)
-            torch.testing.assert_close(columns.columns(name), expected)
+            expected = torch.zeros(design.params[name].numel(), 4, dtype=torch.float64)
+            expected[:, i] = 2 * design.params[name].reshape(-1)
+            torch.testing.assert_close(design.columns(name), expected)
         check_penalty(PerTensor())
 
     def test_no_sum_over_tensors(self):
         check_penalty(Product())
-        columns = Design.at(Product(), problem())
-        first, last = columns.params["0.weight"], columns.params["2.bias"]
+        design = Design.at(Product(), problem())
+        first, last = design.params["0.weight"], design.params["2.bias"]
         expected = 2 * first * last.square().sum()
-        torch.testing.assert_close(columns.columns("0.weight")[:, 0], expected.reshape(-1))
+        torch.testing.assert_close(design.columns("0.weight")[:, 0], expected.reshape(-1))
 
     @pytest.mark.parametrize(
         ("penalty", "error", "text"),
@@ -705,7 +705,7 @@ class TestFittedPenalty:
                 return super().terms(params, problem)
 
         own = problem()
-        Equations.of(own, Looks(), own.gradient())
+        EndpointTargets((own,)).equations(Looks())
         assert seen == [own]
 
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import L1, L2, L21, Power, SmoothL1, as_penalty
-from sklearn_implicitreg.regression.equations import Equations, explained
 from sklearn_implicitreg.regression.solve import solve
+from sklearn_implicitreg.regression.system import explained
 
 SHAPES = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "2.bias": (1,)}
 
@@ -33,7 +34,16 @@ def rows(n=30, seed=0):
 def equations(penalty, model=None, data=None, **options):
     options = {"loss": "mse", "params": "all"} | options
     problem = adapt(model or net(), Data(*(data or rows())), Options(**options))
-    return Equations.of(problem, as_penalty(penalty), problem.gradient())
+    return EndpointTargets((problem,)).equations(as_penalty(penalty))
+
+
+def place(*args, **options):
+    return equations(*args, **options).judged
+
+
+def blocks_of(own):
+    """Design and target of each tensor."""
+    return {label: part for (label,), _, *part in own.system.single("to compare them")}
 
 
 def dense(penalty, model, data):
@@ -75,21 +85,22 @@ class TestRows:
         model, data = net(), rows()
         design, target = dense(family, model, data)
         own = equations(family, model, data)
-        blocks = list(own.rows())
-        assert [b.name for b in blocks] == list(SHAPES)
-        ours = np.concatenate([b.design.numpy() for b in blocks])
+        blocks = blocks_of(own)
+        assert list(blocks) == list(SHAPES)
+        ours = np.concatenate([columns for columns, _ in blocks.values()])
         np.testing.assert_allclose(ours, design, rtol=1e-12, atol=1e-14)
-        theirs = np.concatenate([b.target.numpy() for b in blocks])
+        theirs = np.concatenate([values for _, values in blocks.values()])
         np.testing.assert_allclose(theirs, target, rtol=1e-10, atol=1e-14)
         coef = solve(own.system.r_factor, own.system.n_equations).coef
         expected = LinearRegression(fit_intercept=False).fit(design, target).coef_
         np.testing.assert_allclose(coef, expected, rtol=1e-9)
 
     def test_read_again_are_the_same(self):
-        own = equations("l2+l1")
-        for a, b in zip(own.rows(), own.rows(), strict=True):
-            assert a.name == b.name
-            assert torch.equal(a.design, b.design) and torch.equal(a.target, b.target)
+        read = equations("l2+l1", net([("0.weight", 5)])).system.single
+        for a, b in zip(read("once"), read("once more"), strict=True):
+            assert a[0] == b[0]
+            for mine, again in zip(a[1:], b[1:], strict=True):
+                np.testing.assert_array_equal(mine, again)
 
     def test_clusters_are_tensors(self):
         system = equations("l2").system
@@ -100,12 +111,12 @@ class TestRows:
         model, data = net(), rows()
         design, target = dense("l2+l1", model, data)
         own = equations(L1() + 0.7 * L2(), model, data)
-        ours = np.concatenate([b.target.numpy() for b in own.rows()])
+        ours = np.concatenate([values for _, values in blocks_of(own).values()])
         np.testing.assert_allclose(ours, target - 0.7 * design[:, 0], rtol=1e-10, atol=1e-14)
 
     def test_float32_gradients_make_float64_rows(self):
-        blocks = list(equations("l2", net().float()).rows())
-        assert all(b.design.dtype == b.target.dtype == torch.float64 for b in blocks)
+        blocks = blocks_of(equations("l2", net().float())).values()
+        assert all(part.dtype == np.float64 for block in blocks for part in block)
 
 
 class TestFrame:
@@ -136,18 +147,18 @@ class TestFrame:
 class TestDropped:
     def test_zeros_of_l1(self):
         zeros = [("0.weight", 5), ("0.weight", 7), ("2.bias", 0)]
-        own = equations("l2+l1", net(zeros))
+        own = place("l2+l1", net(zeros))
         assert own.n_dropped == 3
         assert own.system.counts == (10, 4, 4)
         assert own.system.labels == ("0.weight", "0.bias", "2.weight")
 
     def test_only_in_the_scope_of_l1(self):
         zeros = [("0.weight", 5), ("2.weight", 1)]
-        assert equations(L2() + L1().on("^0"), net(zeros)).n_dropped == 1
-        assert equations("l2+smooth_l1+power", net(zeros)).n_dropped == 0
+        assert place(L2() + L1().on("^0"), net(zeros)).n_dropped == 1
+        assert place("l2+smooth_l1+power", net(zeros)).n_dropped == 0
 
     def test_no_zeros(self):
-        own = equations("l1")
+        own = place("l1")
         assert own.inequalities(np.array([0.0])) is not None
         assert (own.inequalities(np.array([0.0])).n, own.n_dropped) == (0, 0)
 
@@ -160,14 +171,14 @@ class TestDropped:
 
     def test_inequalities_hold_at_an_exact_solution(self):
         model, data, slopes = self.lasso()
-        own = equations("l1", model, data, params="auto")
+        own = place("l1", model, data, params="auto")
         tested = own.inequalities(np.array([0.6]))
         assert tested.n == len(slopes) > 1
         assert tested.n_violated == 0
 
     def test_violated_inequalities_are_counted(self):
         model, data, slopes = self.lasso()
-        own = equations("l1", model, data, params="auto")
+        own = place("l1", model, data, params="auto")
         for coef in (*(np.sort(slopes) * 1.0001), *(np.sort(slopes) * 0.9999), 0.0, -1.0):
             tested = own.inequalities(np.array([coef]))
             assert tested.n_violated == int((slopes > coef).sum())
@@ -176,7 +187,7 @@ class TestDropped:
         model, data, slopes = self.lasso()
         middle = float(np.median(slopes))
         for total in (0.6, middle):
-            own = equations(L2() + total * L1(), model, data, params="auto")
+            own = place(L2() + total * L1(), model, data, params="auto")
             tested = own.inequalities(np.array([0.0]))
             assert tested.n == len(slopes)
             assert tested.n_violated == int((slopes > total).sum())
@@ -190,13 +201,13 @@ class TestDropped:
         model = linear(weights, [0.0, 0.0], 2)
         residual = Y - X @ weights.T
         slope = float(np.linalg.norm(X[:, 1] @ residual)) / 50
-        own = equations("l21", model, (X, Y), params="auto")
+        own = place("l21", model, (X, Y), params="auto")
         assert own.n_dropped == 2
         assert own.inequalities(np.array([1.001 * slope])).n_violated == 0
         assert own.inequalities(np.array([0.999 * slope])).n_violated == 2
 
     def test_low_powers_hold_any_zero(self):
-        own = equations(Power(q=0.5), net([("0.weight", 5)]))
+        own = place(Power(q=0.5), net([("0.weight", 5)]))
         assert own.inequalities(np.array([1e-3])).n_violated == 0
         assert own.inequalities(np.array([-1e-3])).n_violated == 1
 
@@ -204,10 +215,10 @@ class TestDropped:
         """At a bound the loss may only fall beyond it."""
         X, y = load_diabetes(return_X_y=True)
         fitted = LinearRegression(positive=True).fit(X, y)
-        own = equations("l2", fitted, (X, y), loss="auto", params="auto")
+        own = place("l2", fitted, (X, y), loss="auto", params="auto")
         assert own.n_dropped == int((fitted.coef_ == 0).sum()) > 0
         assert own.inequalities(np.array([0.0])).n_violated == 0
-        flipped = equations("l2", fitted, (-X, y), loss="auto", params="auto")
+        flipped = place("l2", fitted, (-X, y), loss="auto", params="auto")
         assert flipped.inequalities(np.array([0.0])).n_violated > 0
 
     @pytest.mark.parametrize("known", [False, True], ids=["estimated", "known"])
@@ -216,10 +227,8 @@ class TestDropped:
             gradient = None
 
         penalty = L1() + 0.5 * Own() if known else L1() + Own()
-        assert (
-            equations(penalty, net([("0.weight", 5)])).inequalities(np.zeros(2)[: 2 - known])
-            is None
-        )
+        own = place(penalty, net([("0.weight", 5)]))
+        assert own.inequalities(np.zeros(2)[: 2 - known]) is None
 
 
 class TestCompletedScore:
@@ -248,7 +257,7 @@ class TestCompletedScore:
         coef, expected = self.by_hand("l2+l1", model, parts, positive)
         own = equations("l2+l1", model, parts[0])
         rest = adapt(model, Data(*parts[1]), Options(loss="mse", params="all"))
-        found = own.completed_r2(own.completing(rest), coef, positive=positive, eps=2.2e-16)
+        found = own.completed_r2(own.targets.completing(rest), coef, positive=positive)
         assert found == pytest.approx(expected, rel=1e-9)
 
     def test_weights_of_rows_count(self):
@@ -261,22 +270,22 @@ class TestCompletedScore:
         coef, expected = self.by_hand("l2", model, repeated)
         options = Options(loss="mse", params="all")
         fitted = adapt(model, Data(X[10:], y[10:], counts[10:]), options)
-        own = Equations.of(fitted, L2(), fitted.gradient())
+        own = EndpointTargets((fitted,)).equations(L2())
         rest = adapt(model, Data(X[:10], y[:10], counts[:10]), options).gradient()
-        found = own.completed_r2(rest, coef, positive=False, eps=2.2e-16)
+        found = own.completed_r2(rest, coef, positive=False)
         assert found == pytest.approx(expected, rel=1e-9)
 
     def test_the_same_rows_again_change_nothing(self):
         own = equations("l2+l1")
         solution = solve(own.system.r_factor, own.system.n_equations)
-        again = own.completed_r2(own.gradient, solution.coef, positive=False, eps=2.2e-16)
+        again = own.completed_r2(own.judged.gradient, solution.coef, positive=False)
         assert again == pytest.approx(solution.r2, rel=1e-10)
 
     def test_zero_target_scores_zero(self):
         X, y = load_diabetes(return_X_y=True)
         fitted = LinearRegression().fit(X, y)
         own = equations("l2", linear(fitted.coef_, fitted.intercept_), (X, y))
-        assert own.completed_r2(own.gradient, np.array([0.0]), positive=False, eps=2.2e-16) == 0.0
+        assert own.completed_r2(own.judged.gradient, np.array([0.0]), positive=False) == 0.0
 
     def test_explained_of_a_zero_target(self):
         assert explained(np.zeros((2, 2)), np.array([1.0])) == 0.0
@@ -301,9 +310,9 @@ class TestCounts:
 
     def test_per_layer_outside_scope(self):
         own = equations(L2().on("^0").per("layer"))
-        assert own.columns.term_names == ("l2[0]",)
+        assert own.term_names == ("l2[0]",)
         assert own.system.n_equations == 21
-        assert not own.columns.design("2.weight").any()
+        assert not own.judged.design.columns("2.weight").any()
 
 
 @pytest.mark.parametrize("family", ["l1", "l2+l1"])
@@ -331,7 +340,7 @@ def test_all_groups_at_the_kink_bound_the_coefficient():
     assert f"l21 >= {bound:.6g}" in str(caught.value)
 
 
-def test_weights_at_bounds_are_told():
+def test_weights_at_bounds_leave_no_equation():
     X, y = load_diabetes(return_X_y=True)
     model = Lasso(1e3, positive=True).fit(X, y)
     with pytest.raises(ValueError, match="no coefficient is known"):

@@ -6,16 +6,23 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.datasets import longley
 
-from sklearn_implicitreg.regression.inference import COVARIANCES, infer, trajectory_bound
+from sklearn_implicitreg.regression.bounds import trajectory_bound
+from sklearn_implicitreg.regression.inference import (
+    COVARIANCES,
+    infer,
+    one_data_set,
+    spread,
+    without_numbers,
+)
 from sklearn_implicitreg.regression.solve import solve
-from sklearn_implicitreg.regression.system import GradientSystem
+from sklearn_implicitreg.regression.system import System
 
 NAMES = ("l2", "l1", "l21")
 
 
 def fitted(design, target, groups=None, positive=False, names=None, **options):
     names = names or [f"term{j}" for j in range(np.shape(design)[1])]
-    system = GradientSystem.from_arrays(design, target, names, groups)
+    system = System.from_arrays(design, target, names, groups)
     solution = solve(system.r_factor, system.n_equations, positive=positive)
     return solution, infer(system, solution, **options)
 
@@ -144,8 +151,8 @@ class TestAuto:
 
     def test_equations_that_cannot_be_read_again_fall_back_to_ols(self):
         design, target, _ = equations()
-        whole = GradientSystem.from_arrays(design, target, NAMES)
-        system = GradientSystem(NAMES, whole.labels, whole.r_factors, whole.counts)
+        whole = System.from_arrays(design, target, NAMES)
+        system = System(NAMES, whole.labels, whole.r_factors, whole.counts)
         inference = infer(system, solve(system.r_factor, 300))
         assert inference.covariance == "ols"
         assert "not cluster: only 1 cluster; not hc3: equations" in inference.description
@@ -212,6 +219,73 @@ class TestNoStandardError:
         assert np.isnan(inference.tvalues).all()
 
 
+class TestRounding:
+    """An exact fit leaves of the target what rounding leaves."""
+
+    def test_of_the_target(self):
+        design, target, _ = equations()
+        size = np.linalg.norm(target - design @ np.linalg.lstsq(design, target)[0])
+        _, below = fitted(design, target, rounding=1.001 * size)
+        _, above = fitted(design, target, rounding=0.999 * size)
+        assert (below.exact, above.exact) == (True, False)
+        assert below.log_likelihood == np.inf
+        assert below.aic == below.bic == -np.inf
+        assert np.isfinite([above.log_likelihood, above.aic, above.bic]).all()
+        np.testing.assert_array_equal(below.cov, above.cov)
+
+    @pytest.mark.parametrize("m", [3, 300])
+    def test_of_the_columns(self, m):
+        design = equations()[0][:m]
+        assert fitted(design, design @ [1.0, 2.0, 3.0])[1].exact
+
+    def test_of_resamples(self):
+        solution, _ = fitted(np.ones((5, 1)), np.arange(5.0))
+        alone = np.arange(5.0)[:, None]
+        assert [spread(solution, alone, 0.95, rounding).exact for rounding in (0, 9)] == [0, 1]
+        assert [one_data_set(solution, 0.95, rounding).exact for rounding in (0, 9)] == [0, 1]
+
+
+class TestResamples:
+    def test_spread_is_the_standard_deviation(self):
+        solution, _ = fitted(np.ones((5, 1)), np.arange(5.0))
+        found = spread(solution, np.arange(5.0)[:, None], 0.95)
+        np.testing.assert_allclose(found.std_err, [np.std(np.arange(5.0), ddof=1)], rtol=1e-12)
+        half = stats.t.ppf(0.975, 4) * found.std_err[0]
+        np.testing.assert_allclose(found.conf_int, [[2 - half, 2 + half]], rtol=1e-12)
+        assert (found.covariance, found.df) == ("bootstrap", 4)
+
+    def test_resamples_without_coefficients_are_left_out(self):
+        solution, _ = fitted(np.ones((5, 1)), np.arange(5.0))
+        alone = np.array([0.0, 1.0, np.nan, 2.0, 3.0, 4.0])[:, None]
+        assert spread(solution, alone, 0.95).df == 4
+        few = spread(solution, alone[:4], 0.95)
+        assert np.isnan(few.std_err).all()
+        assert "3 resamples have coefficients by themselves, fewer than 4" in few.description
+
+    def test_models_on_one_data_set_have_no_standard_errors(self):
+        solution, _ = fitted(np.ones((5, 1)), np.arange(5.0))
+        found = one_data_set(solution, 0.95)
+        assert np.isnan(found.std_err).all()
+        assert found.covariance == "none"
+        assert "endpoints share their rows and are no resamples of them" in found.description
+
+    def test_without_numbers_all_are_nan(self):
+        solution, inference = fitted(*equations())
+        blank, nothing = without_numbers(solution, inference)
+        assert np.isnan(blank.coef).all()
+        assert (blank.r2, blank.shortfall) == (0.0, 1.0)
+        for name in ("cov", "std_err", "tvalues", "pvalues", "conf_int", "aic", "bic"):
+            assert np.isnan(getattr(nothing, name)).all()
+        assert np.isnan(nothing.log_likelihood)
+        assert not nothing.exact
+
+
+def test_known_answer():
+    _, inference = fitted(np.ones((3, 1)), [1.0, 2.0, 3.0], covariance="ols")
+    np.testing.assert_allclose(inference.std_err, [3**-0.5], rtol=1e-12)
+    assert inference.df == 2
+
+
 class TestRefusals:
     def test_unknown_covariance(self):
         with pytest.raises(ValueError, match=r"among \['auto', 'ols', .*\], got 'white'"):
@@ -234,7 +308,7 @@ class TestRefusals:
             fitted(design, target, groups, covariance="cluster")
 
     def test_hc3_without_a_second_pass(self):
-        system = GradientSystem(("l2",), ("all",), (np.ones((2, 2)),), (9,))
+        system = System(("l2",), ("all",), (np.ones((2, 2)),), (9,))
         with pytest.raises(ValueError, match="cannot be read a second time"):
             infer(system, solve(system.r_factor, 9), covariance="hc3")
 

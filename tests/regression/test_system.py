@@ -1,13 +1,16 @@
 """R factors: what they keep of the equations, however these come."""
 
 import pickle
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy.linalg import qr
 
-from sklearn_implicitreg.regression.system import GradientSystem, hc3_meat, merge, r_factor
+from sklearn_implicitreg.regression.inference import hc3_meat
+from sklearn_implicitreg.regression.system import System, merge, r_factor
 
 NAMES = ("l2", "l1", "l21")
 
@@ -25,7 +28,7 @@ def equations():
 @pytest.fixture
 def system(equations):
     design, target, groups = equations
-    return GradientSystem.from_arrays(design, target, NAMES, groups)
+    return System.from_arrays(design, target, NAMES, groups)
 
 
 def gram(design, target):
@@ -108,12 +111,12 @@ def test_system_adds_up_its_clusters(system, equations):
 
 def test_one_cluster_without_groups(equations):
     design, target, _ = equations
-    system = GradientSystem.from_arrays(design, target, NAMES)
+    system = System.from_arrays(design, target, NAMES)
     assert system.counts == (300,)
 
 
 def test_groups_of_numbers_become_labels():
-    system = GradientSystem.from_arrays(np.eye(4)[:, :1], np.ones(4), ["l2"], [7, 3, 7, 3])
+    system = System.from_arrays(np.eye(4)[:, :1], np.ones(4), ["l2"], [7, 3, 7, 3])
     assert (system.labels, system.counts) == (("3", "7"), (2, 2))
 
 
@@ -130,7 +133,7 @@ def test_without_each_leaves_exact_zeros_where_a_column_lived_in_one_cluster():
     design = rng.standard_normal((40, 2))
     groups = np.repeat(list("abcd"), 10)
     design[groups != "b", 1] = 0
-    system = GradientSystem.from_arrays(design, rng.standard_normal(40), ["l2", "l2[b]"], groups)
+    system = System.from_arrays(design, rng.standard_normal(40), ["l2", "l2[b]"], groups)
     rest = system.without_each()[1]
     assert not rest[:, 1].any()
 
@@ -140,7 +143,7 @@ def test_select_equals_the_r_factor_of_these_columns(system, equations):
     part = system.select(["l21", "l2"])
     assert part.term_names == ("l21", "l2")
     assert part.counts == system.counts
-    expected = GradientSystem.from_arrays(design[:, [2, 0]], target, ["l21", "l2"], groups)
+    expected = System.from_arrays(design[:, [2, 0]], target, ["l21", "l2"], groups)
     np.testing.assert_allclose(part.r_factor, expected.r_factor, rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(part.r_factors, expected.r_factors, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
@@ -153,22 +156,36 @@ def test_hc3_of_a_sub_family_reads_the_rows_of_the_whole(system, equations):
     whitener = np.linalg.inv(qr(columns, mode="economic")[1])
     coef = np.linalg.lstsq(columns, target, rcond=None)[0]
     expected = sm.OLS(target, columns).fit().get_robustcov_results("HC3").cov_params()
-    covariance = whitener @ part.hc3_meat(whitener, coef) @ whitener.T
+    covariance = whitener @ hc3_meat(part, whitener, coef) @ whitener.T
     np.testing.assert_allclose(covariance, expected, rtol=1e-10)
+
+
+def of_rows(design, target):
+    return System.from_arrays(design, target, [f"x{i}" for i in range(design.shape[1])])
+
+
+def test_hc3_meat_of_known_answer():
+    meat = hc3_meat(of_rows(np.ones((2, 1)), np.array([1.0, 3.0])), np.array([[0.5**0.5]]), [2.0])
+    np.testing.assert_allclose(meat, [[4.0]], rtol=1e-12)
 
 
 def test_hc3_meat_adds_up_over_rows(equations):
     design, target, _ = equations
     whitener = np.linalg.inv(qr(design, mode="economic")[1])
     coef = np.linalg.lstsq(design, target, rcond=None)[0]
-    parts = sum(hc3_meat(design[i::3], target[i::3], whitener, coef) for i in range(3))
-    np.testing.assert_allclose(parts, hc3_meat(design, target, whitener, coef), rtol=1e-12)
+    parts = sum(hc3_meat(of_rows(design[i::3], target[i::3]), whitener, coef) for i in range(3))
+    whole = hc3_meat(of_rows(design, target), whitener, coef)
+    np.testing.assert_allclose(parts, whole, rtol=1e-12)
+    system = of_rows(np.tile(design, (500, 1)), np.tile(target, 500))  # more than one chunk
+    repeated = hc3_meat(system, whitener, coef)
+    np.testing.assert_allclose(repeated, 500 * whole, rtol=1e-12)
 
 
 def test_hc3_meat_is_nan_where_one_row_alone_tells_a_coefficient():
     design = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
     whitener = np.diag([0.5**0.5, 1 / 3])
-    assert np.isnan(hc3_meat(design, np.ones(3), whitener, np.array([1.0, 1 / 3]))).all()
+    meat = hc3_meat(of_rows(design, np.ones(3)), whitener, np.array([1.0, 1 / 3]))
+    assert np.isnan(meat).all()
 
 
 def test_r_factors_hold_what_cluster_robust_errors_need(system, equations):
@@ -184,13 +201,71 @@ def test_r_factors_hold_what_cluster_robust_errors_need(system, equations):
     np.testing.assert_allclose(cr1, expected.cov_params(), rtol=1e-10)
 
 
-def test_system_survives_pickling(system):
-    back = pickle.loads(pickle.dumps(system.select(["l1"])))
+def test_r_factors_survive_pickling(system):
+    part = replace(system, rows=None).select(["l1"])
+    back = pickle.loads(pickle.dumps(part))
     np.testing.assert_array_equal(back.r_factor, system.select(["l1"]).r_factor)
-    whitener = np.array([[0.05]])
-    np.testing.assert_array_equal(
-        back.hc3_meat(whitener, np.ones(1)), system.select(["l1"]).hc3_meat(whitener, np.ones(1))
-    )
+    assert (back.labels, back.counts) == (part.labels, part.counts)
+
+
+class TestSingle:
+    """The single equations, where they can be read."""
+
+    def test_are_the_rows_every_time(self, system, equations):
+        design, target, _ = equations
+        for _ in range(2):
+            ((label, index, columns, values),) = system.single("for a test")
+            assert label == ()
+            np.testing.assert_array_equal(index, np.arange(300))
+            np.testing.assert_array_equal(columns, design)
+            np.testing.assert_array_equal(values, target)
+
+    def test_of_some_terms(self, system, equations):
+        ((_, _, columns, values),) = system.select(["l21", "l2"]).single("for a test")
+        np.testing.assert_array_equal(columns, equations[0][:, [2, 0]])
+        np.testing.assert_array_equal(values, equations[1])
+
+    def test_keep_the_index_that_was_given(self):
+        index = np.array(["u", "v"])
+        own = System.from_arrays([[1.0], [2.0]], [3.0, 4.0], ["l2"], index=index)
+        ((_, found, *_),) = own.single("for a test")
+        assert found.tolist() == ["u", "v"]
+
+    @pytest.mark.parametrize("missing", ["R factors alone", "a trajectory without weights"])
+    def test_say_what_is_missing(self, system, missing):
+        alone = replace(system, rows=None, missing=missing)
+        message = f"Expected single equations for their influence, got {missing}."
+        for own in (alone, alone.select(["l1"])):
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+                own.single("for their influence")
+
+
+class TestInstrumented:
+    """R factors of instruments, columns and target."""
+
+    def test_noise_that_the_instrument_does_not_share(self):
+        z, noise = np.array([1.0, 2.0, 3.0]), np.array([3.0, 0.0, -1.0])  # z'noise = 0
+        own = instrumented(np.column_stack([z, z + noise]), 2.0 * z)
+        assert own.r_factor.shape == (2, 2)
+        assert own.r_factor[0, 1] / own.r_factor[0, 0] == pytest.approx(2.0, rel=1e-12)
+
+    def test_without_each_are_projected(self):
+        rng = np.random.default_rng(0)
+        parts = [rng.standard_normal((9, 3)) for _ in range(3)]
+        uppers = tuple(r_factor(part[:, :2], part[:, 2]) for part in parts)
+        own = System(("a",), tuple("xyz"), uppers, (9, 9, 9), instrumented=True)
+        for i, rest in enumerate(own.without_each()):
+            both = np.concatenate([part for j, part in enumerate(parts) if j != i])
+            expected = both[:, 0] @ both[:, 2] / (both[:, 0] @ both[:, 1])
+            assert rest[0, 1] / rest[0, 0] == pytest.approx(expected, rel=1e-12)
+
+    def test_r_factors_without_an_instrument_for_each_column(self):
+        with pytest.raises(ValueError, match=r"shape \(3, 3\) for 1 terms .*, got \[\(2, 2\)\]"):
+            System(("a",), ("all",), (np.eye(2),), (3,), instrumented=True)
+
+
+def instrumented(both, target):
+    return System(("a",), ("all",), (r_factor(both, target),), (len(target),), instrumented=True)
 
 
 class TestRefusals:
@@ -220,23 +295,23 @@ class TestRefusals:
 
     def test_no_equation(self):
         with pytest.raises(ValueError, match="Expected at least 1 equation, got 0"):
-            GradientSystem.from_arrays(np.ones((0, 1)), np.ones(0), ["l2"])
+            System.from_arrays(np.ones((0, 1)), np.ones(0), ["l2"])
 
     def test_two_terms_of_one_name(self):
         with pytest.raises(ValueError, match=r"every name once, got \['l2'\]"):
-            GradientSystem.from_arrays(np.ones((3, 2)), np.ones(3), ["l2", "l2"])
+            System.from_arrays(np.ones((3, 2)), np.ones(3), ["l2", "l2"])
 
     def test_names_and_columns(self):
         with pytest.raises(ValueError, match=r"shape \(3, 3\) for 2 terms, got \[\(2, 2\)\]"):
-            GradientSystem.from_arrays(np.ones((3, 1)), np.ones(3), ["l1", "l2"])
+            System.from_arrays(np.ones((3, 1)), np.ones(3), ["l1", "l2"])
 
     def test_groups_of_another_length(self):
         with pytest.raises(ValueError, match=r"groups of shape \(3,\), one per equation, got"):
-            GradientSystem.from_arrays(np.ones((3, 1)), np.ones(3), ["l2"], ["a", "b"])
+            System.from_arrays(np.ones((3, 1)), np.ones(3), ["l2"], ["a", "b"])
 
     def test_clusters_of_another_number(self):
         with pytest.raises(ValueError, match="one label, R factor and count per cluster"):
-            GradientSystem(("l2",), ("a", "b"), (np.eye(2),), (3,))
+            System(("l2",), ("a", "b"), (np.eye(2),), (3,))
 
     def test_unknown_term(self, system):
         with pytest.raises(ValueError, match=r"among \['l2', 'l1', 'l21'\], got \['l3'\]"):

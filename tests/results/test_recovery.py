@@ -388,7 +388,7 @@ class TestBadInput:
         options, data = Options(), Data(X_DIABETES, Y_DIABETES)
         model = Ridge(alpha=3.0).fit(X_DIABETES, Y_DIABETES)
         est = ImplicitRegularizationEstimator(model).fit(X_DIABETES, Y_DIABETES)
-        facts = est._result.facts
+        facts = est._facts
 
         def penalty(params):
             return 3.0 / N * params["coef"].square().sum()

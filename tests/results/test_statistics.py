@@ -337,9 +337,8 @@ def path():
         net, loss="mse", mode="trajectory", trajectory=recorded.trajectory, family="l2+power"
     )
     est.fit(X, y)
-    blocks = [block for part in est._equations.parts for block in part.rows()]
-    design = np.concatenate([block.design.numpy() for block in blocks])
-    target = np.concatenate([block.target.numpy() for block in blocks])
+    _, _, designs, targets = zip(*est._equations.system.single("to compare them"), strict=True)
+    design, target = np.concatenate(designs), np.concatenate(targets)
     return est, sm.OLS(target, design, hasconst=False).fit()
 
 
@@ -371,6 +370,10 @@ class TestPath:
 
 
 class TestInfluence:
+    def test_known_answer(self):
+        est = ImplicitRegularizationEstimator("precomputed").fit(np.ones((3, 1)), [1.0, 2.0, 6.0])
+        np.testing.assert_allclose(est.influence()["cooks_d"], [12 / 28, 3 / 28, 27 / 28])
+
     def test_deleting_an_equation_does_what_is_said(self):
         rng = np.random.default_rng(0)
         X, y = rng.standard_normal((20, 2)), rng.standard_normal(20)

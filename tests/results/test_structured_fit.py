@@ -303,7 +303,9 @@ def test_score_is_the_plain_r2_at_other_endpoints():
     assert est.score(others) == pytest.approx(1 - left / np.square(targets).sum(), rel=1e-10)
     matrix = estimator("quadratic").fit(group(6))
     assert matrix.score(others) == pytest.approx(1.0)
-    with pytest.raises(ValueError, match=r"Expected a list of Endpoint to score Quadratic\(\)"):
+    with pytest.raises(
+        ValueError, match="Expected a list of Endpoint to score 'quadratic', got other"
+    ):
         matrix.score(others[0].X, others[0].y)
 
 

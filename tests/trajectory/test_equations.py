@@ -395,7 +395,7 @@ class TestStepsOnAllRows:
             params="all",
         ).fit(X, y)
         assert np.ptp(est.coef_path_) > 0
-        assert est._result.verdict.details["noise_share"] == 0.0
+        assert est._result.noise_share == 0.0
         assert est.verdict_ == "supported"
         assert "noise removed" not in text_of(est)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.neural_network import MLPRegressor
@@ -12,12 +14,13 @@ from torch import nn
 from trajectory.test_references import SGD, N, fit, new_net, rows, text_of, train
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.endpoints.precomputed import given_equations
 from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.penalties.gradients import GradientNorm
-from sklearn_implicitreg.regression.system import GradientSystem, r_factor
-from sklearn_implicitreg.results.fits import Settings
+from sklearn_implicitreg.regression.fit import Settings
+from sklearn_implicitreg.regression.fit import fit as solved
 from sklearn_implicitreg.trajectory import GradientDescentProbe, Trajectory, record
-from sklearn_implicitreg.trajectory.equations import NUISANCE
+from sklearn_implicitreg.trajectory.minibatch import NUISANCE
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +153,9 @@ def test_sizes_alone_warn_of_single_steps():
 @pytest.mark.parametrize("truth", [(2.0, -3.0), (2.0, 3.0), (-2.0, -3.0)])
 def test_positive_leaves_the_minibatch_column_free(truth):
     design = np.random.default_rng(0).normal(size=(30, 2))
-    upper = r_factor(design, design @ truth)
-    system = GradientSystem(("l2", NUISANCE), ("w",), (upper,), (30,))
-    found = Settings(positive=True).solved(system, 1e-16)
+    given = given_equations(pd.DataFrame(design, columns=["l2", NUISANCE]), design @ truth)
+    along = replace(given, nuisance=NUISANCE, mean=given.judged)
+    found = solved(along, Settings(positive=True)).solution
     if truth[0] > 0:
         np.testing.assert_allclose(found.coef, truth)
     else:

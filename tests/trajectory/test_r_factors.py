@@ -112,7 +112,7 @@ class TestSameAsWithWeights:
         weights, r_factors, asked = both
         mine, own = (fit(case, family=family, **asked) for case in (r_factors, weights))
         same(mine, own)
-        assert dict(mine._result.facts.header) == dict(own._result.facts.header)
+        assert dict(mine._facts.header) == dict(own._facts.header)
         theta = {name: p.detach() for name, p in weights[0].named_parameters()}
         assert float(mine.penalty_(theta)) == pytest.approx(float(own.penalty_(theta)), rel=1e-10)
 
@@ -397,7 +397,9 @@ def test_epochs_are_the_blocks_whatever_every_is(every, given):
 def test_folds_of_rows_are_refused(epochs):
     net, path = epochs
     est = fit(epochs, family="l2", window="epoch")
-    with pytest.raises(ValueError, match="no folds of rows; record .* the weights.$"):
+    with pytest.raises(
+        ValueError, match="with weights to complete by other rows, .* without families"
+    ):
         est.score(X[:30], Y[:30])
     search = GridSearchCV(clone(est), {"family": ["l2"]}, cv=KFold(4), error_score="raise")
     with pytest.raises(ValueError, match="has no folds of rows; record without families="):
@@ -407,14 +409,16 @@ def test_folds_of_rows_are_refused(epochs):
 def test_rows_of_equations_are_refused(epochs):
     net, path = epochs
     est = fit(epochs, family="l2", window="epoch")
-    with pytest.raises(ValueError, match="weights to read single equations, .* without families="):
+    missing = "got a trajectory that holds only R factors; record without families= to keep"
+    with pytest.raises(ValueError, match=f"single equations for their influence, {missing}"):
         est.influence()
-    with pytest.raises(ValueError, match="weights to read single equations, .* without families="):
+    with pytest.raises(ValueError, match=f"single equations for a table of them, {missing}"):
         equations(net, X, Y, **OPTIONS | {"family": "l2", "trajectory": path, "window": "epoch"})
 
 
 def test_families_that_are_solved_as_a_whole_are_refused(epochs):
-    with pytest.raises(ValueError, match="weights for a family that is solved as a whole"):
+    message = "weights for a family that is solved as a whole, got .* only R factors; record"
+    with pytest.raises(ValueError, match=message):
         fit(epochs, family="diagonal", window="epoch")
 
 

@@ -79,7 +79,7 @@ class TestEndpoint:
     def test_path_bears_it_out(self, converged):
         est = fit(*converged)
         assert est.verdict_ == "supported"
-        assert "The path bears it out: what 10 steps of the path beside these" in sentence(est)
+        assert "The trajectory confirms it: what 10 steps of the path beside these" in sentence(est)
         np.testing.assert_allclose(est.coef_, [DECAY], rtol=1e-3)
 
     def test_path_from_far_is_looked_at_near_the_weights(self):
@@ -121,7 +121,7 @@ class TestEndpoint:
             net, families=["weight_decay", "smooth_l1"], estimator_params=params
         ).fit(X, Y)
         assert search.best_family_ == "weight_decay"
-        assert "The path bears it out" in sentence(search)
+        assert "The trajectory confirms it" in sentence(search)
 
 
 class TestNotStationary:

@@ -11,7 +11,8 @@ from sklearn_implicitreg import LinearModel
 from sklearn_implicitreg.adapters import Data, Options, adapt, adapt_many
 from sklearn_implicitreg.adapters.linear.checkpoints import CheckpointProblem
 from sklearn_implicitreg.penalties import as_penalty
-from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.design import Design
+from sklearn_implicitreg.regression.equations import Place
 from sklearn_implicitreg.regression.solve import solve
 
 
@@ -85,7 +86,7 @@ def scalars(problems):
     """Coefficient of l2 at each checkpoint, and the bound of its rounding error."""
     coefs, bounds = [], []
     for problem in problems:
-        equations = Equations.of(problem, as_penalty("l2"), problem.gradient())
+        equations = Place(problem, Design.at(as_penalty("l2"), problem), problem.gradient())
         system = equations.system
         found = solve(system.r_factor, system.n_equations, positive=False, eps=problem.eps)
         coefs.append(found.coef[0])

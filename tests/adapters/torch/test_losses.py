@@ -10,9 +10,8 @@ from torch import nn
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.losses import LOSSES, resolve_loss
+from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.exceptions import OutputWarning
-from sklearn_implicitreg.penalties import L2
-from sklearn_implicitreg.regression.equations import Equations
 
 N, C, T = 12, 3, 5
 RNG = np.random.default_rng(0)
@@ -404,8 +403,8 @@ class TestLabels:
         for y in (CODES, CODES + 1, np.array(["ant", "bee", "cat"])[CODES]):
             options = Options(loss="cross_entropy")
             fitted = adapt(module, Data(X, y), options)
-            equations = Equations.of(fitted, L2(), fitted.gradient())
-            rest = equations.completing(adapt(module, Data(X[part], y[part]), options))
+            targets = EndpointTargets((fitted,))
+            rest = targets.completing(adapt(module, Data(X[part], y[part]), options))
             torch.testing.assert_close(rest.value["weight"], expected, rtol=1e-12, atol=1e-15)
 
     @pytest.mark.parametrize("low", [1, -1], ids=["1 and 2", "-1 and 1"])
@@ -414,12 +413,12 @@ class TestLabels:
         module, X, _ = gradient("bce_with_logits", BINARY)
         options = Options(loss="bce_with_logits")
         fitted = adapt(module, Data(X, y), options)
-        equations = Equations.of(fitted, L2(), fitted.gradient())
+        targets = EndpointTargets((fitted,))
         for code in (0, 1):
             part = np.flatnonzero(BINARY == code)
             target = torch.full((len(part),), float(code), dtype=torch.float64)
             loss = F.binary_cross_entropy_with_logits(module(X[part]), target)
-            rest = equations.completing(adapt(module, Data(X[part], y[part]), options))
+            rest = targets.completing(adapt(module, Data(X[part], y[part]), options))
             torch.testing.assert_close(rest.value["weight"], exact(module, loss))
 
     @pytest.mark.parametrize("y", [CODES + 1, np.array(["ant", "bee", "cat"])[CODES]])
@@ -427,13 +426,13 @@ class TestLabels:
         module, X, _ = gradient("cross_entropy", CODES, 3)
         options = Options(loss="cross_entropy")
         fitted = adapt(module, Data(X, y), options)
-        equations = Equations.of(fitted, L2(), fitted.gradient())
+        targets = EndpointTargets((fitted,))
         new = y.copy()
         new[0] = 9 if y.dtype.kind == "i" else "dog"
         with pytest.raises(
             ValueError, match=r"Expected the labels of the fitted rows, .* got also"
         ):
-            equations.completing(adapt(module, Data(X, new), options))
+            targets.completing(adapt(module, Data(X, new), options))
 
     @pytest.mark.parametrize(
         ("y", "n_outputs", "text"),

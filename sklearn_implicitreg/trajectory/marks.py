@@ -250,10 +250,8 @@ class Shelf:
 
 
 def _write(file: Path, block: memoryview) -> None:
-    """Write whole pages to a file, past the cache of the system where that is possible.
-
-    New pages of the cache cost more processor time than all sums of the steps between two marks.
-    """
+    """Write whole pages to a file, past the cache of the system where that is possible."""
+    # New pages of the cache cost more processor time than all sums of the steps between two marks.
     for direct in (getattr(os, "O_DIRECT", 0), 0):
         try:
             opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | direct, 0o666)
@@ -301,11 +299,15 @@ class Kept:
     def settle(self, steps: Sequence[Any]) -> None:
         """Called before the step after a mark, which is final then."""
 
+    def end_epoch(self, epoch: int, every: int) -> int:
+        """Called at the end of an epoch; steps between the marks that follow."""
+        return every
+
     def close(self, steps: Sequence[Any]) -> None:
         """Called when recording ends."""
         if self._shelf is not None:
             self._shelf.close()
 
-    def path(self) -> tuple[tuple[Mark, ...], Any]:
+    def recorded(self) -> tuple[tuple[Mark, ...], Any]:
         """The marks, and the R factors where they hold these instead of weights."""
         return tuple(self.marks), None

@@ -51,10 +51,8 @@ def shaped(vector: Tensor, like: Params) -> Params:
 
 
 def squared_mean(vectors: Tensor) -> tuple[float, float]:
-    """Squared norm of the mean of n vectors, (n, p), by their products, and as it is.
-
-    The products of different vectors are free of noise that is independent from one to the next.
-    """
+    """Squared norm of the mean of n vectors, (n, p), by their products, and as it is."""
+    # Products of different vectors are free of noise that is independent from one to the next.
     n = len(vectors)
     whole = float(vectors.mean(0).square().sum())
     if n < 2:

@@ -54,14 +54,7 @@ class Window:
         return self.stop.step - self.start.step
 
     def mean_gradient(self, what: str, problem: Problem) -> Params:
-        """Mean over the steps of "applied" or "consumed", in units of the mean loss L.
-
-        Raises
-        ------
-        ValueError
-            If the steps between two marks are of batches of different sizes, where the loss is
-            a sum over them; as :meth:`scales` and :meth:`mean`.
-        """
+        """Mean over the steps of "applied" or "consumed", in units of the mean loss L."""
         scales = self.scales(problem)
         if np.ptp(scales) <= 1e-12 * scales[0]:
             return {name: t.div_(scales[0]) for name, t in self.mean(what).items()}
@@ -83,13 +76,7 @@ class Window:
         return total
 
     def scales(self, problem: Problem) -> npt.NDArray[np.float64]:
-        """What each step was trained on over the mean loss L, of shape (T,).
-
-        Raises
-        ------
-        ValueError
-            If the loss is a sum over a batch and the batches, or their sizes, are not known.
-        """
+        """What each step was trained on over the mean loss L, of shape (T,)."""
         scales = np.full(self.n_steps, problem.trained_factor)
         if not problem.trained_sum:
             return scales
@@ -132,11 +119,8 @@ class Window:
         return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
 
     def iterates(self) -> Iterator[tuple[Params, int]]:
-        """Weights between any two marks of the window, and for how many steps they stand.
-
-        Those of the step, or the mean iterate of several steps: a column that is linear in the
-        weights is then as exact as with a mark at every step.
-        """
+        """Mean weights between any two marks of the window, and for how many steps they stand."""
+        # A column that is linear in the weights is as exact there as with a mark at every step.
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
             n = after.step - mark.step
@@ -167,12 +151,9 @@ class Window:
     def row_weights(
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None
     ) -> npt.NDArray[np.float64] | None:
-        """``omega_i``: mean over the steps of 1 / batch size where row i was used.
-
-        With masses of the rows it is one over the mass of the batch: what the loss multiplies
-        by the mass of the row. None where the rows of a batch are not known, or count in another
-        data set.
-        """
+        """``omega_i``: mean of 1 / batch size over the steps, 0 without row i; None if unknown."""
+        # With masses of the rows it is one over the mass of the batch: what the loss multiplies
+        # by the mass of the row.
         weights = np.zeros(n_rows)
         for step in self.steps:
             if step.rows is None or step.rows.max() >= n_rows:

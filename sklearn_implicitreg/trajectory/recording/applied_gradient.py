@@ -150,10 +150,7 @@ class Meter(ABC):
         """Whether the tensor changed since ``before``."""
 
     def rounding(self, state: State) -> float:
-        """Norm of the rounding of the step that was just made, the first of the stretch.
-
-        From evenly spread entries of the tensor.
-        """
+        """Norm of the rounding of the step just made, the first, from evenly spread entries."""
         p, rule = self._p.detach(), self._rule
         if self._p.grad is None:
             return 0.0

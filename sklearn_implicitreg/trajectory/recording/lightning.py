@@ -73,13 +73,7 @@ class LightningRecorder(_Callback):
         return self._session.trajectory
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach to the optimizer.
-
-        Raises
-        ------
-        ValueError
-            If there is not exactly one.
-        """
+        """Attach to the optimizer."""
         if len(trainer.optimizers) != 1:
             raise ValueError(
                 f"Expected one optimizer, got {len(trainer.optimizers)}; record each by "

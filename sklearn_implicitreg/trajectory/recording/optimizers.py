@@ -1,8 +1,7 @@
-"""The optimizers that are known: the gradient that a step of each applied, and its tensors.
+"""Optimizers: the gradient that a step of each applied, and the tensors that they hold."""
 
-The gradient follows from the displacement and the state of the optimizer, never from its settings
-of a penalty: a decay is found in the numbers or not at all.
-"""
+# The gradient follows from the displacement and the state of the optimizer, never from its settings
+# of a penalty: a decay is found in the numbers or not at all.
 
 from __future__ import annotations
 

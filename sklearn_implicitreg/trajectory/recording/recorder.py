@@ -260,10 +260,7 @@ class Recorder:
         self._check_replaced()
         self._called = False
         self._epoch += 1
-        if isinstance(self._kept, ReducedKept):
-            self._every = sys.maxsize
-            if self._epoch == 1:
-                self._kept.begin_epochs()
+        self._every = self._kept.end_epoch(self._epoch, self._every)
         self._mark()
 
     def batch(self, rows: Any, *, accumulate: bool = False) -> None:
@@ -311,7 +308,7 @@ class Recorder:
                 f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
                 f"steps of which {reasons}; record a run that trains."
             )
-        marks, r_factors = self._kept.path()
+        marks, r_factors = self._kept.recorded()
         if len(marks) < 2:
             raise ValueError(
                 "Expected at least one recorded step, got none; the optimizer that was given to "
@@ -410,7 +407,7 @@ class Recorder:
             self._spare = stretch
         elif self._finite():
             self._each = True  # weights are changed between steps: measure each alone
-            self._roll_back("beside which something else changed the weights")
+            self._roll_back("between which something else changed the weights")
         else:
             self._roll_back("with NaN or inf")
 

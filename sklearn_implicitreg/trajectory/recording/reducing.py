@@ -201,10 +201,12 @@ class ReducedKept(Kept):
         self._blocks: list[Block] = []
         self._sums: RFactors | None = None
 
-    def begin_epochs(self) -> None:
-        """Forget the blocks within the first epoch, which becomes one block."""
-        del self.marks[1:]
-        self._blocks, self._sums = [], None
+    def end_epoch(self, epoch: int, every: int) -> int:
+        """Only epochs are blocks from here on, also the first one."""
+        if epoch == 1:
+            del self.marks[1:]
+            self._blocks, self._sums = [], None
+        return sys.maxsize
 
     def settle(self, steps: Sequence[Step]) -> None:
         """Reduce the steps before the last mark, which is final now."""
@@ -225,7 +227,7 @@ class ReducedKept(Kept):
         if len(epochs) < 2 or epochs[-1] or not all(epochs[:-1]):
             self.settle(steps)
 
-    def path(self) -> tuple[tuple[Mark, ...], RFactors | None]:
+    def recorded(self) -> tuple[tuple[Mark, ...], RFactors | None]:
         """The marks up to the last block that was reduced, and the R factors."""
         if self._sums is None:
             return tuple(self.marks[:1]), None

@@ -21,22 +21,10 @@ _CHUNK = 4096  # rows that are turned into keys at once
 
 
 class RowFinder:
-    """Positions of rows in a data set.
+    """Positions of rows in a data set; equal rows are interchangeable."""
 
-    A row is known by a 64-bit key of all its numbers (as float32, in which nets see them).
-    Equal rows are interchangeable. Rows that a transform changes at every visit are not found.
-
-    Parameters
-    ----------
-    data : array, tensor, tuple or dict of these, or torch Dataset
-        All that a batch holds, so (X, y) for batches of inputs and targets.
-
-    Examples
-    --------
-    >>> X = torch.arange(6.0).reshape(3, 2)
-    >>> RowFinder(X).find(X[[2, 0]])
-    array([2, 0])
-    """
+    # A row is known by a 64-bit key of all its numbers, as float32, in which nets see them. Rows
+    # that a transform changes at every visit are not found.
 
     def __init__(self, data: Any):
         keys = np.concatenate([_keys(part) for part in _chunks(data)])
@@ -65,13 +53,7 @@ class Batches:
         self._sizes: list[int | None] = []
 
     def name(self, rows: Any, accumulate: bool) -> None:
-        """Take row numbers, their number, or the batch itself, which is looked up.
-
-        Raises
-        ------
-        ValueError
-            For what is none of them.
-        """
+        """Take row numbers, their number, or the batch itself, which is looked up."""
         if not accumulate:
             self._rows, self._sizes = [], []
         if not _has_rows(rows):

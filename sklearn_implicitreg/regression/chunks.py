@@ -45,13 +45,11 @@ def ahead(evaluate: Callable[[S], T], starts: Iterable[S]) -> Iterator[T]:
 
 
 def summed_r_factor(chunks: Iterable[tuple[Array, Array]]) -> tuple[Array, int]:
-    """R factor of equations that come in many chunks of design and target, and their number.
-
-    Products of columns are summed once the first chunk has made them nearly orthonormal: with
-    ``B = [design | target] R_1^-1`` the sum of ``B'B`` is close to a multiple of the identity, so
-    its Cholesky factor times R_1 has the digits of a QR decomposition. Where the first chunk has
-    dependent columns, every chunk is decomposed.
-    """
+    """R factor of equations that come in many chunks of design and target, and their number."""
+    # Products of columns are summed once the first chunk has made them nearly orthonormal: with
+    # B = [design | target] R_1^-1 the sum of B'B is close to a multiple of the identity, so its
+    # Cholesky factor times R_1 has the digits of a QR decomposition. Where the first chunk has
+    # dependent columns, every chunk is decomposed.
     first: Array | None = None
     inverse = sums = None
     factors: list[Array] = []

@@ -35,25 +35,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """Columns of a family at one place, in float64: evaluated there, or held as means.
-
-    Attributes
-    ----------
-    term_names : tuple of k str
-    leaves : tuple of (Leaf, int)
-        The penalties with unknown coefficients, each with its number of coefficients.
-    known_terms : tuple of str
-        Names of the terms with known coefficients, such as ``"0.1*l2"``.
-    params : dict of str to Tensor
-        The weights at the place.
-    parts : tuple of LeafColumns
-        What evaluates the columns; empty where they are held.
-    designs, knowns, masks : dict of str to Tensor
-        Columns (numel, k) that are held, gradient of the known part, and where all terms are
-        differentiable.
-    instruments : dict of str to Tensor
-        One for each column, where a penalty is stochastic.
-    """
+    """Columns of a family at one place, in float64: evaluated there, or held as means."""
 
     term_names: tuple[str, ...]
     leaves: tuple[tuple[Leaf, int], ...]
@@ -67,13 +49,7 @@ class Design:
 
     @classmethod
     def at(cls, penalty: Penalty, problem: Problem) -> Design:
-        """Columns of a penalty at a problem's parameters.
-
-        Raises
-        ------
-        ValueError
-            If no coefficient is unknown.
-        """
+        """Columns of a penalty at a problem's parameters."""
         leaves = penalty.leaves(problem.params, problem)
         parts = tuple(columns_of_leaves(leaves, problem.params, problem))
         free = [part for part in parts if part.leaf.coef is None]

@@ -129,12 +129,9 @@ class Place:
         return -slope if known is None else -(slope + known)
 
     def inequalities(self, coef: Array, slack: float = 0.0) -> Inequalities:
-        """Test the coordinates that give no equation: no descent of ``L + sum coef R`` there.
-
-        At a kink the slope against the gradient of the rest must not be negative, at a bound
-        the slope away from it. Not tested where a penalty has no closed form. What misses by
-        less than ``slack`` counts as held: training had its own tolerance.
-        """
+        """Test the coordinates that give no equation: no descent of ``L + sum coef R`` there."""
+        # At a kink the slope against the gradient of the rest must not be negative, at a bound the
+        # slope away from it. What misses by less than the slack counts as held.
         dropped_here = self.n_dropped
         if not dropped_here:
             return Inequalities(0, 0)
@@ -153,10 +150,7 @@ class Place:
         return Inequalities(dropped_here, violated)
 
     def kink_bounds(self) -> dict[str, float]:
-        """What the coordinates at a kink imply alone: a term's coefficient is at least this.
-
-        Of terms that alone have a slope there, and nothing where a coordinate is at a bound.
-        """
+        """What the coordinates at a kink imply alone: a term's coefficient is at least this."""
         bounds: dict[str, float] = {}
         at_bound = any(not bool(free.all()) for free in self.problem.free.values())
         if at_bound or not self.design.closed_form:
@@ -287,30 +281,7 @@ class Targets(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Equations:
-    """Equations of a family at some places, which share their coefficients.
-
-    Attributes
-    ----------
-    places : tuple of Place
-    targets : Targets
-        What they were made from.
-    cluster : {"tensor", "endpoint", "window"}
-        What standard errors take for independent; "tensor" with one place.
-    sampling : {"data sets", "resamples", "one data set"}
-        What the endpoints are of.
-    mean : Place, optional
-        The mean over windows, which R-squared and verdict are about.
-    shares : tuple of float
-        Share of every window in the steps.
-    nuisance : str, optional
-        Column that belongs to no family.
-    noisy : bool
-        Whether chance makes the windows differ.
-    objection : str
-        Why no coefficient of this family means anything here.
-    evidence, agreement : str
-        What a trajectory has against an endpoint, and for it.
-    """
+    """Equations of a family at some places, which share their coefficients."""
 
     places: tuple[Place, ...]
     targets: Targets
@@ -359,13 +330,7 @@ class Equations:
 
     @cached_property
     def system(self) -> System:
-        """R factors of all equations, one per cluster.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer equations than coefficients.
-        """
+        """R factors of all equations, one per cluster."""
         systems = [place.system for place in self.places]
         system = systems[0]
         if self.cluster != "tensor":
@@ -410,13 +375,9 @@ class Equations:
         return r_factor(turned[:, :-1], turned[:, -1])[len(first) :, len(first) :]
 
     def signal(self, coef: Array | None = None) -> tuple[float, float]:
-        r"""Squared norm of the mean target, free of noise by products of windows, and as it is.
-
-        ``sum s_u s_v <t_u, t_v> / sum s_u s_v`` over the pairs of different windows, with the
-        shares s in the steps; with coefficients of what they leave of the targets. The direction
-        of the nuisance column is left out: of the mean that of its mean, of each window that of
-        its own.
-        """
+        r"""Squared norm of the mean target, free of noise by products of windows, and as it is."""
+        # sum s_u s_v <t_u, t_v> / sum s_u s_v over pairs of different windows, with the shares s in
+        # the steps: their noise is independent. Of a target, what coefficients leave of it.
         whole = self._size(self.judged.system, coef)
         if len(self.places) < 2:
             return whole, whole
@@ -438,11 +399,9 @@ class Equations:
         return explained(self.system.r_factor, coef)
 
     def completed_r2(self, other: LossGradient, coef: Array, *, positive: bool) -> float:
-        """R2 of coefficients against the gradient over these rows and others together.
-
-        The noise of leaving the other rows out is scaled to that of one row in a hundred, so
-        that scores of different numbers of folds compare.
-        """
+        """R2 of coefficients against the gradient over these rows and others together."""
+        # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
+        # scores of different numbers of folds compare.
         own = self.judged
         place = replace(own, gradient=own.gradient.completed(other), given=None)
         system, eps = place.system, own.problem.eps

@@ -42,27 +42,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a fit found, without data or weights; None where a family has no columns.
-
-    Attributes
-    ----------
-    term_names, coef, conf_int, r2, cosine, n_equations
-        What every family has; ``conf_int`` may be None.
-    verdict : Verdict
-    penalty : FittedPenalty, StructuredPenalty or None
-    solution, inference
-        Of a regression on columns.
-    family : list of int
-        Which columns are of the family; the others are nuisance columns.
-    path, bands : ndarray of shape (W, k) and (W, k, 2)
-        Coefficients of every window or endpoint alone, and their intervals.
-    noise_share, signal_share : float or None
-        Share of the mean target that is noise; what the family explains of the rest.
-    tested, scale_invariant
-        Inequalities of coordinates at a kink; tensors whose scale the loss does not see.
-    whole : tuple of (Structured, StructuredSolution)
-        A family that is solved as a whole, and what its solver found.
-    """
+    """What a fit found, without data or weights; None where a family has no columns."""
 
     term_names: Sequence[str]
     coef: Array
@@ -72,25 +52,19 @@ class Result:
     n_equations: int
     verdict: Verdict
     penalty: Any
-    solution: Solution | None = None
+    solution: Solution | None = None  # of a regression on columns
     inference: Inference | None = None
-    family: Sequence[int] = ()
-    path: Array | None = None
-    bands: Array | None = None
-    noise_share: float = 0.0
-    signal_share: float | None = None
-    tested: Inequalities | None = None
-    scale_invariant: tuple[str, ...] = ()
-    whole: tuple[Any, Any] | None = None
+    family: Sequence[int] = ()  # which columns are of the family; the others are nuisance columns
+    path: Array | None = None  # (W, k), coefficients of every window or endpoint alone
+    bands: Array | None = None  # (W, k, 2), their intervals
+    noise_share: float = 0.0  # of the mean target
+    signal_share: float | None = None  # what the family explains of the rest
+    tested: Inequalities | None = None  # of coordinates at a kink
+    scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
+    whole: tuple[Any, Any] | None = None  # family solved as a whole, what its solver found
 
     def regression(self) -> tuple[Solution, Inference]:
-        """Solution and standard errors of a regression on columns.
-
-        Raises
-        ------
-        ValueError
-            If the family is solved as a whole.
-        """
+        """Solution and standard errors of a regression on columns."""
         if self.solution is None or self.inference is None:
             raise ValueError(
                 f"Expected the fit of a family of terms, got {self.solved_as_whole()[0]!r}, which "
@@ -168,10 +142,7 @@ def _warn_of_dependence(solution: Solution, system: System) -> None:
 def _coef_path(
     systems: Sequence[System], alone: Sequence[Solution], settings: Settings
 ) -> tuple[Array, Array]:
-    """Coefficients of every place alone, (W, k), and their intervals, (W, k, 2).
-
-    NaN where a place alone has fewer equations than there are coefficients.
-    """
+    """Coefficients of every place alone, (W, k), and their intervals, (W, k, 2)."""
     coefs, bands = [], []
     for system, found in zip(systems, alone, strict=True):
         k = system.n_terms
@@ -204,11 +175,7 @@ def _inferred(
 
 
 def _of_mean(equations: Equations, stacked: Solution) -> tuple[Solution, Solution]:
-    """The shared coefficients with R2 and cosines of the mean over the windows.
-
-    All columns, and the family's alone: the nuisance column is projected out of the mean target
-    and of the family's columns.
-    """
+    """The shared coefficients with R2 and cosines of the mean over the windows."""
     kept = equations.family
     upper = equations.without_nuisance(equations.judged.system)
     size = float(upper[:, -1] @ upper[:, -1])
@@ -263,10 +230,7 @@ def _judged(
 
 
 def _insignificant(equations: Equations, coef: Array, inference: Inference) -> str:
-    """Sentence where the joint test of the family's coefficients does not reject.
-
-    Empty where it does, or where there is none.
-    """
+    """Sentence where the joint test of the family's coefficients does not reject."""
     if inference.covariance != "cluster":
         return ""
     q = len(equations.family)
@@ -281,12 +245,7 @@ def _insignificant(equations: Equations, coef: Array, inference: Inference) -> s
 
 
 def _share_of_signal(equations: Equations, solution: Solution) -> float | None:
-    """What the family explains of the mean target once noise is removed from both.
-
-    A trajectory remembers random masks, and so do products of targets; those of residuals do
-    not, so with instruments the signal is what is explained and what is left. The nuisance
-    column is left out. None where there is no signal.
-    """
+    """What the family explains of the mean target once noise is removed from both."""
     system, coef, kept = equations.system, solution.coef, equations.family
     if system.instrumented:
         explained = system.explained_by_instruments(coef, kept) / len(equations.places)

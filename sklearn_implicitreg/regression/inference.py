@@ -36,32 +36,7 @@ _CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """Standard errors of the coefficients, over equations.
-
-    Attributes
-    ----------
-    cov : ndarray of shape (k, k)
-        NaN in rows and columns that have no standard error: coefficients that a non-negative fit
-        left at zero, columns that take part in a linear dependence.
-    std_err, tvalues, pvalues : ndarray of shape (k,)
-        The p-values are two-sided.
-    conf_int : ndarray of shape (k, 2)
-        Lower and upper bound.
-    df : float
-        Degrees of freedom of the t distribution behind the p-values and intervals.
-    confidence_level : float
-        Probability that the intervals are made for.
-    covariance : str
-        What was used: "ols", "hc3", "cluster", "bootstrap" or "none".
-    description : str
-        One sentence on it, with the reason where "auto" fell back.
-    log_likelihood, aic, bic : float
-        Of the regression with Gaussian errors of one variance, whatever the covariance. The
-        criteria count the coefficients in use, not the variance, as statsmodels does. An exact
-        fit has an infinite likelihood, and criteria of minus infinity.
-    exact : bool
-        Whether what is left of the target is zero to rounding.
-    """
+    """Standard errors of the coefficients, over equations."""
 
     cov: Array
     std_err: Array
@@ -134,33 +109,7 @@ def infer(
     confidence_level: float = 0.95,
     rounding: float = 0.0,
 ) -> Inference:
-    r"""Covariance of the coefficients, with the equations as the sample.
-
-    - ``"ols"`` (alias ``"nonrobust"``): ``rss / (m - k) A^{-1}``, t(m - k).
-    - ``"hc3"``: heteroskedasticity-consistent, t(m - k).
-    - ``"cluster"``: CR3, the delete-one-cluster jackknife
-      ``(C - 1) / C sum_c (coef_(-c) - coef)(coef_(-c) - coef)'``, t(C - 1).
-    - ``"auto"``: ``"cluster"``; ``"hc3"`` below four clusters or where leaving one out leaves a
-      column without support.
-
-    The answer is for the weights as they are: it asks whether other equations would say the same.
-    After a non-negative fit it holds given the set of coefficients above zero. With at most as
-    many equations as coefficients every standard error is NaN. In place of k stands the rank of
-    the columns in use.
-
-    ``rounding`` is the norm up to which the target is zero: an exact fit leaves no more.
-
-    Raises
-    ------
-    ValueError
-        For an unknown covariance, a level outside (0, 1), or a covariance asked for by name that
-        these equations do not give.
-
-    References
-    ----------
-    MacKinnon and White (1985); Bell and McCaffrey (2002), Bias reduction in standard errors for
-    linear regression with multi-stage samples.
-    """
+    r"""Covariance of the coefficients, with the equations as the sample."""
     if covariance not in COVARIANCES:
         raise ValueError(f"Expected covariance among {list(COVARIANCES)}, got {covariance!r}.")
     if not 0 < confidence_level < 1:
@@ -186,12 +135,9 @@ def infer(
 def spread(
     solution: Solution, coef_path: Array, confidence_level: float, rounding: float = 0.0
 ) -> Inference:
-    """Bootstrap: covariance of the coefficients that each resample has alone, (M, k).
-
-    What resamples have in common has an error of its own, of their number; leaving one out would
-    show that, and goes to zero with more of them. The spread is about the rows, and does not
-    (Efron and Tibshirani 1993, chapters 6 and 12).
-    """
+    """Bootstrap: covariance of the coefficients that each resample has alone, (M, k)."""
+    # What resamples have in common has an error of its own, which goes to zero with more of them;
+    # their spread is about the rows, and does not (Efron and Tibshirani 1993, chapters 6 and 12).
     alone = coef_path[np.isfinite(coef_path).all(axis=1)]
     if len(alone) < MIN_RESAMPLES:
         reason = (
@@ -295,12 +241,9 @@ def _hc3(fit: _Fit) -> tuple[Array, float]:
 
 
 def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
-    r"""Middle factor of the HC3 covariance, by a second pass over the equations.
-
-    With ``z_j = design_j @ whitener`` (rows of the orthonormal basis of the columns), residual
-    ``e_j`` and leverage ``h_j = |z_j|^2`` it is ``sum_j e_j^2 / (1 - h_j)^2 z_j z_j'``; NaN where
-    a row has leverage one (MacKinnon and White 1985).
-    """
+    r"""Middle factor of the HC3 covariance, by a second pass over the equations."""
+    # With z_j = design_j @ whitener, residual e_j and leverage h_j = |z_j|^2 it is
+    # sum_j e_j^2 / (1 - h_j)^2 z_j z_j'; NaN where a row has leverage one.
     meat: Array = np.zeros((whitener.shape[1], whitener.shape[1]))
     step = _CHUNK // (len(coef) + 1)
     for _, _, design, target in system.single("for hc3"):
@@ -338,6 +281,9 @@ def _cluster(fit: _Fit) -> tuple[Array, float]:
     return fit.joined(blocks), float(n - 1)
 
 
+# "ols": rss / (m - k) A^-1, t(m - k). "hc3": MacKinnon and White (1985), t(m - k). "cluster":
+# CR3, (C - 1)/C sum_c (coef_(-c) - coef)(coef_(-c) - coef)', t(C - 1), Bell and McCaffrey (2002).
+# The rank of the columns in use stands for k.
 _METHODS = {"ols": _ols, "hc3": _hc3, "cluster": _cluster}
 _DESCRIPTIONS = {
     "ols": "classical (ols) over {m} equations, t({df})",

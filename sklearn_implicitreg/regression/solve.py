@@ -18,49 +18,21 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Least-squares answer to ``target ~ design @ coef`` and how well it is determined.
+    """Least-squares answer to ``target ~ design @ coef`` and how well it is determined."""
 
-    Attributes
-    ----------
-    coef : ndarray of shape (k,)
-        Coefficients of the columns as they were given.
-    rss, tss : float
-        Squared norms of the residual and of the target.
-    r2 : float
-        Uncentered share of the target that is explained, ``1 - rss/tss``; 0 for a zero target.
-    shortfall : float
-        ``rss/tss``, without the rounding of ``1 - r2``; 1 for a zero target.
-    cosine : ndarray of shape (k,)
-        Of the angle between each column and the target; 0 where one of them is zero.
-    rank : int
-        Of the columns, see :func:`decompose`.
-    condition_number : float
-        Of the columns scaled to unit norm; inf when their rank is below k.
-    vif : ndarray of shape (k,)
-        Uncentered variance inflation factors; inf for columns that take part in a dependence.
-    dependent : tuple of int
-        Columns that take part in a linear dependence; a zero column is one by itself.
-    active : ndarray of bool of shape (k,)
-        False where a non-negative fit left the coefficient at zero.
-    n_equations : int
-        Rows that the answer rests on, m.
-    eps : float
-        Rounding unit of the numbers that the columns were built with.
-    """
-
-    coef: Array
+    coef: Array  # (k,)
     rss: float
     tss: float
-    r2: float
-    shortfall: float
-    cosine: Array
+    r2: float  # uncentered; 0 for a zero target
+    shortfall: float  # rss/tss without the rounding of 1 - r2; 1 for a zero target
+    cosine: Array  # (k,) of the angle between each column and the target
     rank: int
-    condition_number: float
-    vif: Array
-    dependent: tuple[int, ...]
-    active: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    condition_number: float  # of the columns scaled to unit norm
+    vif: Array  # (k,) uncentered; inf for columns that take part in a dependence
+    dependent: tuple[int, ...]  # columns that do; a zero column is one alone
+    active: np.ndarray[tuple[int], np.dtype[np.bool_]]  # False: held at zero
     n_equations: int
-    eps: float
+    eps: float  # rounding unit of the numbers that the columns were built with
 
     @cached_property
     def n_terms(self) -> int:
@@ -75,27 +47,13 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of columns scaled to unit norm, cut off at their numerical rank.
+    """Singular values of columns scaled to unit norm, cut off at their numerical rank."""
 
-    Attributes
-    ----------
-    left : ndarray of shape (k + 1, rank)
-        Left singular vectors.
-    values : ndarray of shape (k,)
-        All singular values, largest first.
-    right : ndarray of shape (k, k)
-        Right singular vectors as columns; those from ``rank`` on span the null space.
-    rank : int
-        How many of the values are not zero to rounding.
-    norms : ndarray of shape (k,)
-        What the columns were divided by; 1 for a zero column.
-    """
-
-    left: Array
-    values: Array
-    right: Array
+    left: Array  # (k + 1, rank)
+    values: Array  # (k,), largest first
+    right: Array  # (k, k); columns from ``rank`` on span the null space
     rank: int
-    norms: Array
+    norms: Array  # (k,), what the columns were divided by
 
     @cached_property
     def whitener(self) -> Array:
@@ -106,54 +64,18 @@ class Spectrum:
         return whitener
 
     def dependent(self, eps: float = _EPS) -> tuple[int, ...]:
-        """Columns that are not orthogonal to the null space.
-
-        Parameters
-        ----------
-        eps : float
-            Rounding unit of the columns: parts up to its square root are rounding.
-
-        Returns
-        -------
-        tuple of int
-            Indices of the columns.
-        """
+        """Columns that are not orthogonal to the null space."""
         share = np.linalg.norm(self.right[:, self.rank :], axis=1)
         return tuple(np.flatnonzero(share > np.sqrt(eps)).tolist())
 
 
 def decompose(r_factor: Array, *, eps: float = _EPS, norms: Array | None = None) -> Spectrum:
-    """Singular value decomposition of the columns of a R factor, scaled to unit norm.
-
-    A singular value counts as zero up to ``10 k eps`` times the largest. The number of equations
-    is left out on purpose: in float32 it would take the bound above one for a large network.
-
-    Parameters
-    ----------
-    r_factor : ndarray of shape (k + 1, k + 1)
-        R of ``[design | target]``.
-    eps : float
-        Rounding unit of the numbers that the columns were built with.
-    norms : ndarray of shape (k,), optional
-        Scale the columns by these instead of their own norms.
-
-    Returns
-    -------
-    Spectrum
-        Of ``columns / norms``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_implicitreg.regression.system import r_factor
-    >>> design = np.array([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
-    >>> decompose(r_factor(design, np.ones(3))).rank
-    1
-    """
+    """Singular value decomposition of the columns of a R factor, scaled to unit norm."""
     columns = r_factor[:, :-1]
     if norms is None:
         norms = _column_norms(columns)
     left, values, right = svd(columns / norms, full_matrices=False)
+    # Without the number of equations: in float32 it would take the bound above one.
     tolerance = 10 * len(norms) * max(eps, _EPS)
     # Against one, the norm of a column, where the largest value is smaller (a cluster was left
     # out): what remains of a column is then judged by what the column was.
@@ -173,44 +95,9 @@ def _column_norms(columns: Array) -> Array:
 def solve(
     r_factor: Array, n_equations: int, *, positive: bool = False, eps: float = _EPS
 ) -> Solution:
-    """Least-squares coefficients from a R factor.
-
-    Columns are scaled to unit norm, which changes no unique answer but makes it accurate, and
-    the coefficients are mapped back. Where the columns are dependent the answer is the one of
-    minimum norm *in this scaling* (of ``coef_j |column_j|``), so it does not depend on the units
-    of the terms; it goes by singular values, never by normal equations.
-
-    Parameters
-    ----------
-    r_factor : ndarray of shape (k + 1, k + 1)
-        R of ``[design | target]``, see :func:`sklearn_implicitreg.regression.system.r_factor`.
-    n_equations : int
-        Rows that the R factor stands for, m.
-    positive : bool
-        Keep the coefficients at or above zero (non-negative least squares). Where the columns
-        are dependent it is then one of several answers.
-    eps : float
-        Rounding unit of the numbers that the columns were built with: dependence is judged by
-        it, see :func:`decompose`.
-
-    Returns
-    -------
-    Solution
-        Coefficients and how well the equations determine them.
-
-    References
-    ----------
-    Lawson and Hanson (1974), Solving Least Squares Problems.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_implicitreg.regression.system import r_factor
-    >>> design = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
-    >>> solution = solve(r_factor(design, design @ [3.0, -1.0]), 3)
-    >>> solution.coef.round(12).tolist(), round(solution.r2, 12)
-    ([3.0, -1.0], 1.0)
-    """
+    """Least-squares coefficients from a R factor."""
+    # Columns are scaled to unit norm, which changes no unique answer but makes it accurate. Of many
+    # answers it is the shortest in this scaling, so that the units of the terms do not matter.
     spectrum = decompose(r_factor, eps=eps)
     k = len(spectrum.norms)
     target = r_factor[:, -1]

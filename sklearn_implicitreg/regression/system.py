@@ -34,35 +34,7 @@ _ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
 
 
 def r_factor(design: npt.ArrayLike, target: npt.ArrayLike) -> Array:
-    """R of the QR decomposition of ``[design | target]``, in float64.
-
-    Parameters
-    ----------
-    design : array-like of shape (m, k)
-        Columns: gradients of the penalty terms.
-    target : array-like of shape (m,)
-        Minus the gradient of the loss.
-
-    Returns
-    -------
-    ndarray of shape (k + 1, k + 1)
-        Upper triangular matrix with a non-negative diagonal; zero rows pad it when ``m < k + 1``.
-
-    Raises
-    ------
-    ValueError
-        When the shapes do not fit or a number is NaN or infinite.
-
-    References
-    ----------
-    Demmel, Grigori, Hoemmen, Langou (2012), Communication-optimal parallel and sequential QR.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> r_factor([[3.0], [4.0]], [6.0, 8.0]).round(12).tolist()
-    [[5.0, 10.0], [0.0, 0.0]]
-    """
+    """R of the QR decomposition of ``[design | target]``, in float64."""
     columns = np.asarray(design)
     last = np.asarray(target)
     if columns.ndim != 2 or last.shape != columns.shape[:1]:
@@ -84,29 +56,7 @@ def r_factor(design: npt.ArrayLike, target: npt.ArrayLike) -> Array:
 
 
 def merge(r_factors: Iterable[npt.ArrayLike]) -> Array:
-    """R factor of all equations that the given R factors stand for.
-
-    Parameters
-    ----------
-    r_factors : iterable of array-like of shape (k + 1, k + 1)
-        At least one, all of the same family.
-
-    Returns
-    -------
-    ndarray of shape (k + 1, k + 1)
-        What :func:`r_factor` makes of all the rows.
-
-    Raises
-    ------
-    ValueError
-        When there is none, when their shapes differ or a number is NaN or infinite.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> merge([r_factor([[3.0]], [6.0]), r_factor([[4.0]], [8.0])]).round(12).tolist()
-    [[5.0, 10.0], [0.0, 0.0]]
-    """
+    """R factor of all equations that the given R factors stand for."""
     parts = [np.asarray(part, dtype=np.float64) for part in r_factors]
     shapes = sorted({part.shape for part in parts})
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != shapes[0][1]:
@@ -124,41 +74,23 @@ def merge(r_factors: Iterable[npt.ArrayLike]) -> Array:
     return result
 
 
+# With instruments the R factors are of [instruments | design | target], and what is read off them
+# is that of columns and target projected on the instruments: coefficients (Z'D)^-1 Z't, which
+# stay right where columns share noise with their target, as long as the instruments share
+# neither (Wooldridge 2010, Econometric Analysis of Cross Section and Panel Data, chapter 5).
 @dataclass(frozen=True, eq=False)
 class System:
-    """Equations ``target ~ design @ coef`` in clusters, each kept as its R factor.
-
-    With instruments the R factors are of ``[instruments | design | target]``, and what is read
-    off them is that of columns and target projected on the instruments: coefficients
-    ``(Z'D)^-1 Z't``, which stay right where columns share noise with their target, as long as the
-    instruments share neither (Wooldridge 2010, chapter 5).
-
-    Attributes
-    ----------
-    term_names : tuple of k str
-    labels : tuple of str
-        One per cluster: the parameter tensor, endpoint or window that gave its equations.
-    r_factors : tuple of ndarray of shape (k + 1, k + 1) or (2k + 1, 2k + 1)
-        One per cluster, see :func:`r_factor`.
-    counts : tuple of int
-        Equations per cluster.
-    rows : callable or None
-        Reads the single equations once more; None where only R factors are left.
-        Takes the labels of clusters, and reads their equations in the columns of their support.
-    missing : str
-        Why there are none, and what to do.
-    instrumented : bool
-    supports : tuple of tuple of int, optional
-        For each cluster the columns that its R factor has; the others are zero there.
-    """
+    """Equations ``target ~ design @ coef`` in clusters, each kept as its R factor."""
 
     term_names: tuple[str, ...]
-    labels: tuple[str, ...]
-    r_factors: tuple[Array, ...]
-    counts: tuple[int, ...]
+    labels: tuple[str, ...]  # of the clusters: parameter tensors, endpoints or windows
+    r_factors: tuple[Array, ...]  # (k + 1, k + 1), or (2k + 1, 2k + 1) with instruments
+    counts: tuple[int, ...]  # equations in each cluster
+    # Reads the equations of some clusters once more; None where only R factors are left.
     rows: Callable[[Sequence[str]], Iterator[Rows]] | None = None
-    missing: str = "R factors alone"
+    missing: str = "R factors alone"  # why there are no rows, and what to do
     instrumented: bool = False
+    # For each cluster the columns that its R factor has; the others are zero there. None: all.
     supports: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -273,13 +205,7 @@ class System:
         return projected(self.merged) if self.instrumented else self.merged
 
     def single(self, what: str) -> Iterator[Rows]:
-        """The single equations, for what cannot be read off R factors.
-
-        Raises
-        ------
-        ValueError
-            If they are not there.
-        """
+        """The single equations, for what cannot be read off R factors."""
         if self.rows is None:
             raise ValueError(f"Expected single equations {what}, got {self.missing}.")
         rows = self.rows(self.labels)
@@ -316,11 +242,9 @@ class System:
         return replace(self, term_names=wanted, r_factors=r_factors, rows=rows)
 
     def without_each(self) -> list[Array]:
-        """R factors of all clusters but one, for each cluster in turn.
-
-        They are merged, never subtracted: what is left of a column that lives in one cluster is
-        zero and not a rounding error.
-        """
+        """R factors of all clusters but one, for each cluster in turn."""
+        # They are merged, never subtracted: what is left of a column that lives in one cluster is
+        # zero and not a rounding error.
         n, none = len(self.r_factors), np.zeros_like(self.r_factors[0])
         before, after = [none], [none]
         for i in range(n - 1):
@@ -360,10 +284,8 @@ class System:
         )
 
     def explained_by_instruments(self, coef: Array, kept: list[int]) -> float:
-        """Squared norm of what some terms explain, free of the noise of their columns.
-
-        It is ``coef' Z'D coef`` of these terms, the others projected out.
-        """
+        """Squared norm of what some terms explain, free of the noise of their columns."""
+        # coef' Z'D coef of these terms, the others projected out.
         upper, k = self.merged, self.n_terms
         products: Array = upper[:k, :k].T @ upper[:k, k:-1]
         others = [i for i in range(k) if i not in kept]
@@ -385,11 +307,7 @@ def _widened(columns: Array, support: Sequence[int], wanted: Sequence[int]) -> A
 
 
 def projected(upper: Array) -> Array:
-    """R factor of columns and target projected on the instruments, from ``[Z | D | t]``.
-
-    Its least-squares coefficients are those of instrumental variables; the residual is that of
-    the equations themselves.
-    """
+    """R factor of columns and target projected on the instruments, from ``[Z | D | t]``."""
     k = len(upper) // 2
     top, rest = upper[:k, k:].copy(), upper[k:, k:]
     # A direction that the instruments do not span but for rounding holds no information.

@@ -20,14 +20,7 @@ _STACKED = 2**24  # numbers of one tensor's iterates that are held at a time
 
 
 def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
-    """Mean columns over the iterates of a window, by their numbers of steps.
-
-    Where a penalty draws random numbers, the columns are those at the mean iterate, with
-    instruments from other draws at the first step: these neither share the noise of the columns'
-    draws nor know what the window's steps drew. Sums over few marks are no choice there: they
-    lean to the first step, where the instruments are, and what a trajectory forgets within a
-    window would bias the coefficients.
-    """
+    """Mean columns over the iterates of a window, by their numbers of steps."""
     leaves = penalty.leaves(problem.params, problem)
     if not any([is_stochastic(leaf) for leaf in leaves]):
         first = Design.at(penalty, problem)
@@ -38,6 +31,10 @@ def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
             (Design.at(penalty, at_weights(penalty, problem, weights)), n / window.n_steps)
             for weights, n in window.iterates()
         )
+    # Instruments from other draws at the first step neither share the noise of the columns' draws
+    # nor know what the window's steps drew. Sums over few marks are no choice for the columns:
+    # they lean to the first step, and what a trajectory forgets within a window would bias the
+    # coefficients.
     n = 2 * window.start.step  # windows have draws of their own
     first = Design.at(penalty, replace(problem.at(window.start.weights), draw=n))
     mean = Design.at(penalty, replace(problem.at(window.mean("visited")), draw=n + 1))

@@ -24,13 +24,7 @@ def trajectory_targets(
     window: Any,
     verbose: int = 0,
 ) -> TrajectoryTargets:
-    """Targets of a path, or of the path that a probe makes.
-
-    Raises
-    ------
-    ValueError
-        If there is no path, or it is one of another model.
-    """
+    """Targets of a path, or of the path that a probe makes."""
     if trajectory is None:
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
@@ -54,15 +48,7 @@ def _batch_size(trajectory: Any) -> int | None:
 
 
 def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
-    """The path, or the one that a probe makes, of a model.
-
-    Raises
-    ------
-    ValueError
-        If it is one of another model.
-    TypeError
-        If it is neither a path nor a probe.
-    """
+    """The path, or the one that a probe makes, of a model."""
     for own in ("trajectory", "trajectory_"):  # of a recorder
         trajectory = getattr(trajectory, own, trajectory)
     path: Trajectory = trajectory

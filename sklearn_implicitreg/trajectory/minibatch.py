@@ -21,10 +21,7 @@ _PARTS = 50  # of the rows, where the batches are not known
 def has_nuisance(
     reference: Reference, window: int | str | None, windows: Sequence[Window]
 ) -> TypeGuard[Gradient]:
-    """Whether the noise of mini-batches leaves a penalty of its own in the windows.
-
-    Not where every window is a single step, whose batch differs from no other.
-    """
+    """Whether the noise of mini-batches leaves a penalty of its own in the windows."""
     several = any(stretch.n_steps > 1 for stretch in windows)
     own = isinstance(reference, Gradient) and reference.sub_window != 1
     return window == "epoch" and own and several
@@ -33,17 +30,7 @@ def has_nuisance(
 def minibatch_column(
     whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
 ) -> Params | None:
-    """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate.
-
-    Summed over a shuffled epoch, SGD with step size lr follows ``L`` plus ``lr / 4`` of it.
-    With sub-windows it is taken within each. Where only the sizes of the batches are known it
-    is the expectation over random batches; None where not even these are.
-
-    References
-    ----------
-    Smith, Dherin, Barrett and De (2021), On the Origin of Implicit Regularization in Stochastic
-    Gradient Descent.
-    """
+    """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate."""
     if reference.sub_window is None:
         return _spread(whole, window, gradient)
     total: Params = {}

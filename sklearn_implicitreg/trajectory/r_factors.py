@@ -24,12 +24,7 @@ _SUMS = ("design", "deviation", "smooth")
 
 
 class LeafPenalty(Penalty):
-    """One of the penalties that a family is made of, by itself and with an unknown coefficient.
-
-    Parameters
-    ----------
-    leaf : Leaf
-    """
+    """One of the penalties that a family is made of, by itself and with an unknown coefficient."""
 
     def __init__(self, leaf: Leaf):
         self.leaf = leaf
@@ -49,18 +44,7 @@ class LeafPenalty(Penalty):
 
 @dataclass(frozen=True)
 class Cell:
-    """Equations of one tensor at whose coordinates the same columns are differentiable.
-
-    Parameters
-    ----------
-    tensor : str
-    smooth : tuple of bool
-        One for each column.
-    n : int
-        Number of equations.
-    r_factor : ndarray of shape (K + 1, K + 1)
-        Of all columns and the target.
-    """
+    """Equations of one tensor at whose coordinates the same columns are differentiable."""
 
     tensor: str
     smooth: tuple[bool, ...]
@@ -70,20 +54,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Block:
-    """Steps between two marks as one block of equations.
-
-    Parameters
-    ----------
-    reference : str
-        What the steps were compared with.
-    nuisance : bool
-        Whether the column of mini-batching is known.
-    scale : float
-        Size of what was summed in the reference.
-    n_kinks : int
-        Rows at which the loss has no derivative.
-    cells : tuple of Cell
-    """
+    """Steps between two marks as one block of equations."""
 
     reference: str
     nuisance: bool
@@ -94,27 +65,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RFactors:
-    """What a path holds in the place of weights.
-
-    Parameters
-    ----------
-    term_names : tuple of K str
-        Columns that were recorded, for people.
-    tensors : tuple of str
-        Those that give equations.
-    signatures : ndarray of shape (K, 2 n_tensors, 2)
-        What each column is known again by, see :func:`signature`.
-    reference : {"gradient", "applied"}
-    loss : str
-        In words; empty where no loss was needed.
-    n_rows : int or None
-        Of the data that the reference was taken on.
-    blocks : tuple of Block
-        One between two marks.
-    design, deviation, smooth : dict of str to Tensor
-        Sums over the steps of the whole path: mean columns (numel, K), reference less applied
-        gradient, and where each column was differentiable all the time (numel, K).
-    """
+    """What a path holds in the place of weights."""
 
     term_names: tuple[str, ...]
     tensors: tuple[str, ...]
@@ -133,13 +84,7 @@ class RFactors:
         return f"R factors of {', '.join(shown)} by reference={self.reference!r}"
 
     def joined(self, other: RFactors) -> RFactors:
-        """Those of a path and of the one that continues it.
-
-        Raises
-        ------
-        ValueError
-            If they are not R factors of the same.
-        """
+        """Those of a path and of the one that continues it."""
         kinds = [(t.term_names, t.tensors, t.reference, t.loss, t.n_rows) for t in (self, other)]
         if kinds[0] != kinds[1]:
             raise ValueError(
@@ -211,11 +156,7 @@ def cells_of(name: str, design: Tensor, target: Tensor, smooth: Tensor) -> Itera
 
 
 def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
-    """Numbers by which a column is known again, of shape (k, 2 n_tensors, 2).
-
-    Product with a fixed random vector, and norm, of its gradient at these weights and at smaller
-    ones: where all weights are large l1 and its smooth kin are the same.
-    """
+    """Numbers by which a column is known again, of shape (k, 2 n_tensors, 2)."""
     penalty = LeafPenalty(leaf)
     generator = torch.Generator().manual_seed(0)
 

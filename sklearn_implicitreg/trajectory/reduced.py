@@ -29,13 +29,7 @@ _ROWLESS = f"a trajectory that holds only R factors; {_AGAIN}"
 def targets_from_r_factors(
     problem: Problem, trajectory: Trajectory, reference: Reference, window: int | str | None
 ) -> TrajectoryTargets:
-    """Targets whose windows are the blocks that were reduced while recording.
-
-    Raises
-    ------
-    ValueError
-        For other tensors, rows, reference or windows than were recorded.
-    """
+    """Targets whose windows are the blocks that were reduced while recording."""
     held = trajectory.r_factors
     assert held is not None
     windows = tuple(trajectory.windows(window))

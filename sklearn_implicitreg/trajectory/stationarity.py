@@ -21,18 +21,10 @@ _WINDOWS = 10  # nearest to the weights: the path may have come from far
 
 
 def with_evidence(equations: Equations, path: Trajectory | None) -> Equations:
-    """The equations with what a trajectory has against an endpoint, or for it.
-
-    An endpoint takes the applied gradient as zero: its target is ``-grad L``. The path measured
-    it: what its steps added is ``a - grad L`` at the mean iterates. Where the weights are
-    stationary both are the gradient of the same penalty. The squared norm of their difference is
-    taken from products of different windows, free of noise.
-
-    Raises
-    ------
-    ValueError
-        If the path does not go through the trained weights, or holds only R factors.
-    """
+    """The equations with what a trajectory has against an endpoint, or for it."""
+    # An endpoint takes the applied gradient as zero: its target is -grad L. The trajectory measured
+    # it: what its steps added is a - grad L at the mean iterates. Where the weights are stationary
+    # both are the gradient of the same penalty.
     if path is None or equations.cluster != "tensor":
         return equations  # several endpoints have no trajectory in common
     if path.r_factors is not None:

@@ -41,26 +41,7 @@ Completing = Callable[[Problem], tuple[LossGradient, ...]]
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryTargets:
-    """One deviation of a trajectory from its reference for each window.
-
-    Attributes
-    ----------
-    problem : Problem
-        The trained model, whose tensors in scope give the equations.
-    reference : Reference
-    windows : tuple of Window
-    deviations : callable
-        Reference less applied gradient of every window, on these rows or (given a problem) on
-        others.
-    places : callable
-        Makes the places of a penalty, from weights or from recorded R factors.
-    with_nuisance : bool
-        Whether the windows have the column of mini-batching.
-    settings : dict
-        Of the optimizer, and its name under "optimizer".
-    remarks : tuple of str
-        What the reader of the result should know.
-    """
+    """One deviation of a trajectory from its reference for each window."""
 
     place: ClassVar[str] = "window"
     sampling: ClassVar[Sampling] = "data sets"
@@ -202,10 +183,7 @@ class TrajectoryTargets:
         return not flow or min(step.batch_size or 0 for step in steps) < n_rows
 
     def _rounding(self, equations: Equations) -> list[str]:
-        """What rounding of the recorded steps moves each coefficient by, at most, if known.
-
-        Its norm over all windows over the norm of the column, the other columns projected out.
-        """
+        """What rounding of the recorded steps moves each coefficient by, at most, if known."""
         sizes = [w.rounding / w.scales(self.problem).min() for w in self.windows]
         size = np.linalg.norm(sizes)
         spectrum = decompose(equations.system.r_factor, eps=equations.eps)

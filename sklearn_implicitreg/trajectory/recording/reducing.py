@@ -37,16 +37,7 @@ _NAMED = ("gradient", "applied")
 
 @dataclass(frozen=True)
 class Reduction:
-    """What the equations of a path are made of while it is recorded.
-
-    Parameters
-    ----------
-    problem : Problem
-        The model, and the rows where there are any.
-    leaves : tuple of Leaf
-        The penalties of all families.
-    reference : {"gradient", "applied"}
-    """
+    """What the equations of a path are made of while it is recorded."""
 
     problem: Problem
     leaves: tuple[Leaf, ...]
@@ -62,14 +53,7 @@ class Reduction:
         loss: Any,
         params: ParamsSpec,
     ) -> Reduction:
-        """Check what was given.
-
-        Raises
-        ------
-        ValueError
-            For another reference, or one that needs rows and a loss where there are none, or a
-            penalty that draws random numbers.
-        """
+        """Check what was given."""
         if not isinstance(reference, str) or reference not in _NAMED:
             raise ValueError(
                 f"Expected reference among {list(_NAMED)} with families= given while recording, "
@@ -186,14 +170,7 @@ class Reduction:
 
 
 class ReducedKept(Kept):
-    """Marks of which only the first and the last two hold tensors; the rest is R factors.
-
-    Where all marks are ends of epochs, the steps after the last one are left out.
-
-    Parameters
-    ----------
-    reduction : Reduction
-    """
+    """Marks of which only the first and the last two hold tensors; the rest is R factors."""
 
     def __init__(self, reduction: Reduction):
         super().__init__(None, sys.maxsize)

@@ -228,7 +228,8 @@ class TestDropped:
 
         penalty = L1() + 0.5 * Own() if known else L1() + Own()
         own = place(penalty, net([("0.weight", 5)]))
-        assert own.inequalities(np.zeros(2)[: 2 - known]) is None
+        assert own.inequalities(np.zeros(2)[: 2 - known]) == (own.n_dropped, None)
+        assert own.n_dropped == 1
 
 
 class TestCompletedScore:

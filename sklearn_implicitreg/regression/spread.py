@@ -28,6 +28,7 @@ def observed(
             for design, products in zip(designs, seen, strict=True):
                 products.append((block.weight, _products(design, problem, block)))
             yield block
+            del block  # freed before the next is made
 
     return passed(), seen
 
@@ -47,7 +48,7 @@ def _products(design: Design, problem: Problem, block: BlockGradient) -> Array:
     """Products of the columns with the mean gradient of a block of rows."""
     total = torch.zeros(len(design.term_names), dtype=torch.float64)
     for name, sums in block.sums.items():
-        slope = sums.reshape(-1)
+        slope = sums.reshape(-1).double()
         for mask in (design.smooth(name), problem.free.get(name)):
             slope = slope if mask is None else torch.where(mask.reshape(-1), slope, 0.0)
         total += (design.columns(name).T @ slope).cpu()

@@ -43,14 +43,9 @@ def add_to(total: Tensor, part: Tensor, factor: float = 1.0) -> None:
 
 
 def norm_of(params: Params) -> float:
-    """Euclidean norm over all tensors, in float64."""
-    return math.hypot(
-        *[
-            float(torch.linalg.vector_norm(piece, dtype=torch.float64))
-            for tensor in params.values()
-            for piece in _pieces(tensor)
-        ]
-    )
+    """Euclidean norm over all tensors, without copies of them."""
+    parts = (piece for tensor in params.values() for piece in _pieces(tensor.detach()))
+    return math.hypot(*[float(torch.linalg.vector_norm(piece)) for piece in parts])
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -83,12 +83,17 @@ class _Batched(Protocol):
         ...
 
     @property
+    def n_rows(self) -> int | None:
+        """Number of rows."""
+        ...
+
+    @property
     def leaves(self) -> list[Tensor]:
         """What the batch gradients are differentiated by, in the order of the parameters."""
         ...
 
     def batch_gradient(self, rows: Indices, first: bool = False) -> BlockGradient:
-        """Mean gradient of one batch, with its graph."""
+        """Gradient of the loss on one batch, with its graph."""
         ...
 
 
@@ -98,6 +103,7 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
     Graphs are kept for the second derivatives as far as there is room.
     """
     held: dict[int, BlockGradient] = {}
+    row_weights = np.zeros(problem.n_rows or 0)
 
     def blocks() -> Iterator[BlockGradient]:
         room = 0
@@ -109,11 +115,23 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
                 block = problem.batch_gradient(rows)
             if k < room:
                 held[k] = block
-            yield replace(block, sums={name: g.detach() for name, g in block.sums.items()})
+            np.add.at(row_weights, rows, 1 / (block.weight * len(batches)))
+            yield _mean_of(block)
             del block
 
-    gradient = LossGradient.from_blocks(blocks())
-    return gradient, spread_about(problem, batches, gradient.value, held)
+    mean = LossGradient.from_blocks(blocks())
+    # The total weight as if all rows were read at once, each as often as the batches use it.
+    even = np.ptp(row_weights) <= 1e-12 * row_weights.max()
+    weight = 1 / float(row_weights.max()) if even else 1.0
+    mean = replace(mean, weight=weight, n_rows=int(np.count_nonzero(row_weights)))
+    return mean, spread_about(problem, batches, mean.value, held)
+
+
+def _mean_of(block: BlockGradient) -> BlockGradient:
+    """A block as one summand of weight 1, without its graph."""
+    mass = block.weight
+    sums = {name: g.detach() / mass for name, g in block.sums.items()}
+    return replace(block, sums=sums, loss=block.loss / mass, weight=1.0, scale=block.scale / mass)
 
 
 def spread_about(
@@ -128,14 +146,15 @@ def spread_about(
     for k, rows in enumerate(batches):
         block = held.pop(k) if held and k in held else problem.batch_gradient(rows)
         seen = [(block.sums[name], g) for name, g in about.items()]
-        curved = [(own, own.detach() - g) for own, g in seen if own.requires_grad]
+        mass = block.weight
+        curved = [(own, own.detach() / mass - g) for own, g in seen if own.requires_grad]
         if not curved:
             continue  # the loss has no second derivative
         outputs, vectors = zip(*curved, strict=True)
         products = torch.autograd.grad(outputs, problem.leaves, vectors, allow_unused=True)
         for into, product in zip(total.values(), products, strict=True):
             if product is not None:
-                add_to(into, product, 2 / len(batches))
+                add_to(into, product, 2 / (mass * len(batches)))
     return total
 
 

@@ -222,12 +222,17 @@ class TorchProblem(Problem):
         return None
 
     def batch_gradient(self, rows: Indices, first: bool = False) -> BlockGradient:
-        """Mean gradient of one batch, which can be differentiated once more."""
+        """Gradient of the loss on one batch, which can be differentiated once more."""
         batch = next(self.rows.take(rows, np.ones(len(rows))).batches(len(rows)))
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
             row_scale = self._row_scale(batch) if first else 0.0
             with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
                 block = self._block(self._to_device(batch), first, twice=True)
+        if not block.weight > 0:
+            raise ValueError(
+                "Expected batches whose rows count in the loss, got one in which all are "
+                "ignored or of weight zero."
+            )
         return _scaled(block, row_scale)
 
     def hessian(self) -> npt.NDArray[np.float64]:
@@ -246,13 +251,6 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        if twice:
-            if not weight > 0:
-                raise ValueError(
-                    "Expected batches whose rows count in the loss, got one in which all are "
-                    "ignored or of weight zero."
-                )
-            total, weight = total / weight, 1.0
         grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {
             name: torch.zeros_like(t) if g is None else g

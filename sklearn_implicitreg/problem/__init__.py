@@ -15,7 +15,7 @@ from sklearn_implicitreg.problem.problem import (
 )
 from sklearn_implicitreg.problem.row_batch import RowBatch, mean_over_rows
 from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
-from sklearn_implicitreg.problem.vectors import Params, flat, shaped
+from sklearn_implicitreg.problem.vectors import Params, add_to, flat, norm_of, shaped, zeros_of
 
 __all__ = [
     "BlockGradient",
@@ -29,12 +29,15 @@ __all__ = [
     "RowBatch",
     "Sampling",
     "Weights",
+    "add_to",
     "as_tensor",
     "call_module",
     "check_finite_params",
     "flat",
     "mean_over_rows",
+    "norm_of",
     "profiled",
     "select_params",
     "shaped",
+    "zeros_of",
 ]

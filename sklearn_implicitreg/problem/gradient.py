@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sklearn_implicitreg.problem.vectors import Params
+import torch
+
+from sklearn_implicitreg.problem.vectors import Params, add_to, norm_of
 
 __all__ = ["BlockGradient", "LossGradient"]
 
@@ -14,7 +16,7 @@ __all__ = ["BlockGradient", "LossGradient"]
 class BlockGradient:
     """Gradient of the weighted *sum* of the losses of one block of rows."""
 
-    sums: Params  # float64, shaped like Problem.params
+    sums: Params  # shaped like Problem.params, in the type that they were computed in
     loss: float  # weighted sum of the row losses
     weight: float  # total weight of the rows
     n_rows: int
@@ -40,22 +42,20 @@ class LossGradient:
         loss = weight = scale = 0.0
         n_rows = n_kinks = 0
         for block in blocks:
-            for name, tensor in block.sums.items():
-                if name in total:
-                    total[name] += tensor
-                else:
-                    total[name] = tensor.clone()
+            _accumulate(total, block.sums)
             loss += block.loss
             weight += block.weight
             scale += block.scale
             n_rows += block.n_rows
             n_kinks += block.n_kinks
+            del block  # freed before the next is made
         if n_rows < 1:
             raise ValueError("Expected at least 1 row of data, got 0.")
         if not weight > 0:
             raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
-        value = {name: tensor / weight for name, tensor in total.items()}
-        return cls(value, loss / weight, weight, n_rows, scale / weight, n_kinks)
+        for tensor in total.values():
+            tensor.div_(weight)
+        return cls(total, loss / weight, weight, n_rows, scale / weight, n_kinks)
 
     def completed(self, other: LossGradient) -> LossGradient:
         """Mean over the rows of both, each by its total weight."""
@@ -77,4 +77,12 @@ class LossGradient:
 
     def norm(self) -> float:
         """Euclidean norm over all parameters."""
-        return float(sum(float(g.square().sum()) for g in self.value.values()) ** 0.5)
+        return norm_of(self.value)
+
+
+def _accumulate(total: Params, sums: Params) -> None:
+    for name, tensor in sums.items():
+        if name in total:
+            add_to(total[name], tensor)
+        else:
+            total[name] = tensor.to(torch.float64, copy=True)

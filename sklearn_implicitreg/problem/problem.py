@@ -117,6 +117,13 @@ class Problem(ABC):
         """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g."""
         raise self._no_path()
 
+    def mean_and_spread(self, batches: list[Indices]) -> tuple[LossGradient, Params] | None:
+        """Mean g of the batch gradients and ``spread_gradient`` about it, in one pass.
+
+        None where a mean by larger batches would be another.
+        """
+        return None
+
     def with_dropout(self, rate: float | None, seed: int) -> Problem:
         """The same problem with its dropout layers on, at a given rate or at their own."""
         raise ValueError(

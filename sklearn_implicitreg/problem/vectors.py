@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Params", "flat", "shaped"]
+__all__ = ["Params", "add_to", "flat", "norm_of", "shaped", "zeros_of"]
+
+_PIECE = 2**18
 
 Params = dict[str, Tensor]
 
@@ -22,3 +26,29 @@ def shaped(params: Params, theta: npt.NDArray[np.float64]) -> Params:
     parts = np.split(theta, np.cumsum([t.numel() for t in params.values()])[:-1])
     pairs = zip(params.items(), parts, strict=True)
     return {name: torch.from_numpy(part.copy()).reshape(t.shape) for (name, t), part in pairs}
+
+
+def zeros_of(params: Params) -> Params:
+    """Float64 zeros, named and shaped like the parameters."""
+    return {name: torch.zeros_like(t, dtype=torch.float64) for name, t in params.items()}
+
+
+def add_to(total: Tensor, part: Tensor, factor: float = 1.0) -> None:
+    """Add to a float64 tensor in place; in pieces, for torch casts all of a mixed sum at once."""
+    if total.numel() <= _PIECE:
+        total.add_(part, alpha=factor)
+        return
+    for into, piece in zip(_pieces(total), _pieces(part), strict=True):
+        into.add_(piece, alpha=factor)
+
+
+def norm_of(params: Params) -> float:
+    """Euclidean norm over all tensors, without copies of them."""
+    parts = (piece for tensor in params.values() for piece in _pieces(tensor.detach()))
+    return math.hypot(*[float(torch.linalg.vector_norm(piece)) for piece in parts])
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views that stay in the cache when they are cast."""
+    pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(_PIECE)
+    return pieces

@@ -35,6 +35,7 @@ def observed(
             for own, spread in zip(np.split(products, ends[:-1]), seen, strict=True):
                 spread.append((block.weight, own))
             yield block
+            del block  # freed before the next is made
 
     return passed(), seen
 

@@ -12,7 +12,13 @@ from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_me
 from sklearn_implicitreg.trajectory.vectors import weighted_sum
 from sklearn_implicitreg.trajectory.window import Indices, Window
 
-__all__ = ["NUISANCE", "has_nuisance", "mean_column", "minibatch_column", "named_batches"]
+__all__ = [
+    "NUISANCE",
+    "gradient_and_column",
+    "has_nuisance",
+    "mean_column",
+    "named_batches",
+]
 
 NUISANCE = "minibatch"
 _PARTS = 50  # of the rows, where the batches are not known
@@ -27,7 +33,24 @@ def has_nuisance(
     return window == "epoch" and own and several
 
 
-def minibatch_column(
+def gradient_and_column(
+    whole: Problem, window: Window, reference: Gradient
+) -> tuple[LossGradient, Params | None]:
+    """Mean gradient of a window, and its column of mini-batching.
+
+    In one pass where both are at the mean iterate, with the rows of the window's batches.
+    """
+    batches = named_batches(window, whole)
+    plain = reference.sub_window is None and reference.weighted and reference.n_nodes == 1
+    if plain and batches is not None:
+        found = whole.at(window.mean("visited")).mean_and_spread(batches)
+        if found is not None:
+            return found
+    gradient = reference.mean_gradient(whole, window)
+    return gradient, _column(whole, window, reference, gradient)
+
+
+def _column(
     whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
 ) -> Params | None:
     """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate."""

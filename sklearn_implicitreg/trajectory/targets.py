@@ -22,9 +22,9 @@ from sklearn_implicitreg.trajectory.design import deviation, mean_of, window_des
 from sklearn_implicitreg.trajectory.expectations import minibatch_note, step_kinks, step_notes
 from sklearn_implicitreg.trajectory.minibatch import (
     NUISANCE,
+    gradient_and_column,
     has_nuisance,
     mean_column,
-    minibatch_column,
     named_batches,
 )
 from sklearn_implicitreg.trajectory.references import Flow, Gradient, Reference, check_flow
@@ -209,10 +209,12 @@ def targets_from_weights(
     warn_of_single_steps(whole, windows, reference)
     found, nuisances = [], []
     for part in progress(windows, "windows", len(windows), verbose):
-        gradient = reference.mean_gradient(whole, part)
-        found.append(deviation(problem, part, gradient))
         if has_nuisance(reference, window, windows):
-            nuisances.append(minibatch_column(whole, part, reference, gradient))
+            gradient, column = gradient_and_column(whole, part, reference)
+            nuisances.append(column)
+        else:
+            gradient = reference.mean_gradient(whole, part)
+        found.append(deviation(problem, part, gradient))
     columns, remarks = _shared(nuisances, windows, whole)
 
     def deviations(other: Problem | None) -> Sequence[LossGradient]:

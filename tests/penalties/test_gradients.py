@@ -287,3 +287,53 @@ def test_scikit_learn_models_have_no_path():
     problem = adapt(Ridge().fit(X, X[:, 0]), Data(X, X[:, 0]), Options())
     with pytest.raises(ValueError, match="Expected a torch module or skorch net for a trajectory"):
         problem.hvp(problem.params)
+
+
+def _spread_case(dtype=torch.float64):
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+    X, y = torch.randn(50, 4), torch.randint(0, 3, (50,))
+    batches = list(np.split(np.random.default_rng(0).permutation(50), [16, 32, 48]))
+    weight = np.random.default_rng(1).uniform(0.5, 2.0, 50)
+    return adapt(net, Data(X, y, weight), Options(loss="cross_entropy", params="all")), batches
+
+
+@pytest.mark.parametrize("room", [0, 2**28], ids=["recomputed", "held"])
+def test_mean_and_spread_in_one_pass(monkeypatch, room):
+    """Against a pass per batch and products with the Hessian."""
+    monkeypatch.setattr("sklearn_implicitreg.adapters.torch.curvature._HELD", room)
+    problem, batches = _spread_case()
+    mean, spread = problem.mean_and_spread(batches)
+    parts = [problem.take(rows, np.ones(len(rows))) for rows in batches]
+    gradients = [part.gradient() for part in parts]
+    for name in problem.params:
+        g = torch.stack([own.value[name] for own in gradients]).mean(0)
+        torch.testing.assert_close(mean.value[name], g, rtol=1e-12, atol=1e-15)
+    about = [{n: t - mean.value[n] for n, t in own.value.items()} for own in gradients]
+    products = [part.hvp(v) for part, v in zip(parts, about, strict=True)]
+    for name, column in spread.items():
+        expected = 2 * torch.stack([h[name] for h in products]).mean(0)
+        torch.testing.assert_close(column, expected, rtol=1e-10, atol=1e-14)
+    again = problem.spread_gradient(batches, mean.value)
+    for name, column in spread.items():
+        torch.testing.assert_close(again[name], column, rtol=1e-12, atol=1e-15)
+    assert mean.loss == pytest.approx(np.mean([own.loss for own in gradients]), rel=1e-12)
+    assert (mean.weight, mean.n_rows) == (1.0, 50)
+
+
+def test_batches_larger_than_what_fits_at_once():
+    problem, batches = _spread_case()
+    mean, spread = problem.mean_and_spread(batches)
+    small = replace(problem, batch_size=5)
+    assert small.mean_and_spread(batches) is None
+    for name, column in small.spread_gradient(batches, mean.value).items():
+        torch.testing.assert_close(column, spread[name], rtol=1e-10, atol=1e-14)
+
+
+def test_single_precision_is_added_in_double():
+    whole = _spread_case(torch.float32)[0]
+    exact = _spread_case()[0]
+    gradient = replace(whole, batch_size=7).gradient()
+    for name, g in exact.gradient().value.items():
+        assert gradient.value[name].dtype == torch.float64
+        torch.testing.assert_close(gradient.value[name], g, rtol=1e-4, atol=1e-6)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +13,23 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sklearn_implicitreg.problem import Params, Problem, flat, profiled
+from sklearn_implicitreg.problem import (
+    BlockGradient,
+    Indices,
+    LossGradient,
+    Params,
+    Problem,
+    add_to,
+    flat,
+    profiled,
+    zeros_of,
+)
 
-__all__ = ["hessian_vector", "quadratic_hessian"]
+__all__ = ["hessian_vector", "mean_and_spread", "quadratic_hessian", "spread_about"]
 
 # Each column is a pass over the rows.
 _MAX_HESSIAN = 2000
+_HELD = 2**28  # bytes of graphs that are kept from the mean gradient to the spread about it
 _AFFINE_TOL = 1e4  # rounding units that a gradient may be off a straight line by
 
 Scalar = Callable[[Params], Tensor]
@@ -59,6 +72,106 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
         name: torch.zeros_like(t) if h is None else h.detach()
         for (name, t), h in zip(leaves.items(), second, strict=True)
     }
+
+
+class _Batched(Protocol):
+    """A problem whose batch gradients can be differentiated once more."""
+
+    @property
+    def params(self) -> Params:
+        """Trained tensors by name."""
+        ...
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows."""
+        ...
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What the batch gradients are differentiated by, in the order of the parameters."""
+        ...
+
+    def batch_gradient(self, rows: Indices, first: bool = False) -> BlockGradient:
+        """Gradient of the loss on one batch, with its graph."""
+        ...
+
+
+def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGradient, Params]:
+    """Mean of the batch gradients, and the gradient of their spread about it.
+
+    Graphs are kept for the second derivatives as far as there is room.
+    """
+    held: dict[int, BlockGradient] = {}
+    row_weights = np.zeros(problem.n_rows or 0)
+
+    def blocks() -> Iterator[BlockGradient]:
+        room = 0
+        for k, rows in enumerate(batches):
+            if k == 0:
+                block, size = _measured(problem, rows)
+                room = _HELD // size
+            else:
+                block = problem.batch_gradient(rows)
+            if k < room:
+                held[k] = block
+            np.add.at(row_weights, rows, 1 / (block.weight * len(batches)))
+            yield _mean_of(block)
+            del block
+
+    mean = LossGradient.from_blocks(blocks())
+    # The total weight as if all rows were read at once, each as often as the batches use it.
+    even = np.ptp(row_weights) <= 1e-12 * row_weights.max()
+    weight = 1 / float(row_weights.max()) if even else 1.0
+    mean = replace(mean, weight=weight, n_rows=int(np.count_nonzero(row_weights)))
+    return mean, spread_about(problem, batches, mean.value, held)
+
+
+def _mean_of(block: BlockGradient) -> BlockGradient:
+    """A block as one summand of weight 1, without its graph."""
+    mass = block.weight
+    sums = {name: g.detach() / mass for name, g in block.sums.items()}
+    return replace(block, sums=sums, loss=block.loss / mass, weight=1.0, scale=block.scale / mass)
+
+
+def spread_about(
+    problem: _Batched,
+    batches: list[Indices],
+    center: Params,
+    held: dict[int, BlockGradient] | None = None,
+) -> Params:
+    """``2 mean_k H_k (g_k - center)`` by reverse mode twice, from graphs where they are held."""
+    total = zeros_of(problem.params)
+    about = {name: g.to(problem.params[name]) for name, g in center.items()}
+    for k, rows in enumerate(batches):
+        block = held.pop(k) if held and k in held else problem.batch_gradient(rows)
+        seen = [(block.sums[name], g) for name, g in about.items()]
+        mass = block.weight
+        curved = [(own, own.detach() / mass - g) for own, g in seen if own.requires_grad]
+        if not curved:
+            continue  # the loss has no second derivative
+        outputs, vectors = zip(*curved, strict=True)
+        products = torch.autograd.grad(outputs, problem.leaves, vectors, allow_unused=True)
+        for into, product in zip(total.values(), products, strict=True):
+            if product is not None:
+                add_to(into, product, 2 / (mass * len(batches)))
+    return total
+
+
+def _measured(problem: _Batched, rows: Indices) -> tuple[BlockGradient, int]:
+    """The first batch gradient, and the bytes that its graph holds."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        block = problem.batch_gradient(rows, first=True)
+    for leaf in problem.leaves:
+        sizes.pop(leaf.untyped_storage().data_ptr(), None)
+    return block, sum(sizes.values()) + sum(g.nbytes for g in block.sums.values())
 
 
 def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:

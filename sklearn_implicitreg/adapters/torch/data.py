@@ -286,7 +286,11 @@ def _array_rows(data: Data) -> Rows:
             yield Batch(*map_tensors(cut, (inputs, target, weight)))
 
     def pick(rows: Indices) -> Batch:
-        cut = operator.itemgetter(torch.as_tensor(rows))
+        places = torch.as_tensor(rows)
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, places.to(tensor.device))
+
         return Batch(*map_tensors(cut, (inputs, target, weight)))
 
     row_size = sum(t[0].numel() for t in tensors_in(inputs))

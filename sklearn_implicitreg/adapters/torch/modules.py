@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,9 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklearn_implicitreg.adapters import Data, Options
-from sklearn_implicitreg.adapters.torch.curvature import hessian_vector, quadratic_hessian
+from sklearn_implicitreg.adapters.torch.curvature import (
+    hessian_vector,
+    mean_and_spread,
+    quadratic_hessian,
+    spread_about,
+)
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
@@ -42,14 +47,18 @@ from sklearn_implicitreg.adapters.torch.structure import skeleton, weight_matric
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
+    LossGradient,
     ModuleCall,
     Params,
     Problem,
     RowBatch,
     Weights,
+    add_to,
     call_module,
     check_finite_params,
+    norm_of,
     select_params,
+    zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import own_name
@@ -86,8 +95,8 @@ class TorchProblem(Problem):
                 block = self._block(self._to_device(batch), first=index == 0)
                 if index == 0 and not self.batch_normalized:
                     row_scale = self._row_scale(batch)
-                per_row = max(row_scale, _norm(block.sums) / block.n_rows)
-                yield replace(block, scale=per_row * block.n_rows)
+                yield _scaled(block, row_scale)
+                del block  # freed before the next is made
 
     @property
     def n_rows(self) -> int | None:
@@ -167,7 +176,7 @@ class TorchProblem(Problem):
             for name, t in own.items()
         }
         call = ModuleCall(self.module, self.forward)
-        total: Params = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in own.items()}
+        total = zeros_of(own)
         weight = mass = 0.0
         with preserved_rng(self.device, self._drawn), self._own_kernels():
             for read in _merged_last(self.rows.batches(self.batch_size), self):
@@ -181,51 +190,81 @@ class TorchProblem(Problem):
                     return value
 
                 for name, product in hessian_vector(loss, own, along).items():
-                    total[name] += product.double()
+                    add_to(total[name], product)
                 weight += mass
-        return {name: product / weight for name, product in total.items()}
+        return {name: product.div_(weight) for name, product in total.items()}
 
     def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
         """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)``.
 
         Only the tensors in ``center`` count in the norm.
         """
-        total: Params = {
-            n: torch.zeros_like(t, dtype=torch.float64) for n, t in self.params.items()
-        }
+        if max(map(len, batches)) <= self.batch_size:
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                return spread_about(self, batches, center)
+        # Batches that do not fit at once, and what has only a forward rule for its derivative.
+        total = zeros_of(self.params)
         for rows in batches:
             batch = self.take(rows, np.ones(len(rows)))
             own = batch.gradient().value
             product = batch.hvp({name: own[name] - g for name, g in center.items()})
             for name, h in product.items():
-                total[name] += 2 * h / len(batches)
+                add_to(total[name], h, 2 / len(batches))
         return total
+
+    def mean_and_spread(self, batches: list[Indices]) -> tuple[LossGradient, Params] | None:
+        """Mean of the batch gradients, and ``spread_gradient`` about it, in one pass."""
+        drawn = self.batch_normalized or self.seed is not None
+        if drawn or max(map(len, batches)) > self.batch_size:
+            return None
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            return mean_and_spread(self, batches)
+        return None
+
+    def batch_gradient(self, rows: Indices, first: bool = False) -> BlockGradient:
+        """Gradient of the loss on one batch, which can be differentiated once more."""
+        batch = next(self.rows.take(rows, np.ones(len(rows))).batches(len(rows)))
+        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
+            row_scale = self._row_scale(batch) if first else 0.0
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+                block = self._block(self._to_device(batch), first, twice=True)
+        if not block.weight > 0:
+            raise ValueError(
+                "Expected batches whose rows count in the loss, got one in which all are "
+                "ignored or of weight zero."
+            )
+        return _scaled(block, row_scale)
 
     def hessian(self) -> npt.NDArray[np.float64]:
         """Hessian of a module that is linear, with squared error."""
         return quadratic_hessian(self)
 
-    def _block(self, batch: Batch, first: bool = False) -> BlockGradient:
+    def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
+        """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
         output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
         target = self.row_loss.prepare(output, batch.target)
         total, weight = self.row_loss(output, target, batch.weight)
-        named = dict(self.module.named_parameters())
-        tensors = [named[name] for name in self.params]
         if not total.requires_grad:
             raise ValueError(
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        grads = torch.autograd.grad(total, tensors, allow_unused=True)
+        grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {
-            name: torch.zeros_like(t, dtype=torch.float64) if g is None else g.double()
+            name: torch.zeros_like(t) if g is None else g
             for (name, t), g in zip(self.params.items(), grads, strict=True)
         }
         n_rows = len(next(tensors_in(batch.inputs)))
         n_kinks = self.row_loss.n_kinks(output, target)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
+
+    @cached_property
+    def leaves(self) -> list[Tensor]:
+        """The skeleton's own tensors, in the order of the parameters."""
+        named = dict(self.module.named_parameters())
+        return [named[name] for name in self.params]
 
     def _row_scale(self, batch: Batch) -> float:
         """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
@@ -235,7 +274,7 @@ class TorchProblem(Problem):
         few = slice(None, None, max(1, n_rows // _SCALE_ROWS))
         rows = Batch(*(map_tensors(lambda t: t[few], part) for part in batch))
         block = self._block(self._to_device(rows))
-        return _norm(block.sums) / block.n_rows
+        return norm_of(block.sums) / block.n_rows
 
     def _to_device(self, batch: Batch) -> Batch:
         alone = isinstance(batch.inputs, Tensor)
@@ -284,8 +323,9 @@ class TorchProblem(Problem):
         return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in self.module.modules())
 
 
-def _norm(sums: Params) -> float:
-    return math.sqrt(sum(float(g.square().sum()) for g in sums.values()))
+def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
+    """A block with its scale, from that of a few rows and its own norm."""
+    return replace(block, scale=max(row_scale * block.n_rows, norm_of(block.sums)))
 
 
 def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from sklearn_implicitreg.problem.frozen import own_name
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.design import deviation, is_stochastic, window_design
 from sklearn_implicitreg.trajectory.marks import Kept, Mark, bare
-from sklearn_implicitreg.trajectory.minibatch import NUISANCE, minibatch_column, named_batches
+from sklearn_implicitreg.trajectory.minibatch import NUISANCE, gradient_and_column, named_batches
 from sklearn_implicitreg.trajectory.r_factors import (
     Block,
     LeafPenalty,
@@ -91,13 +91,14 @@ class Reduction:
         """Equations of a window, and the sums of the path with it."""
         reference = self.reference_of(window)
         whole = self.problem.whole()
-        gradient = reference.mean_gradient(whole, window)
-        away = deviation(self.problem, window, gradient)
         nuisance: Params | None = None
         # The column of unnamed batches is a mean over the path, which is not known yet.
         named = named_batches(window, whole) is not None
         if named and isinstance(reference, Gradient) and reference.weighted:
-            nuisance = minibatch_column(whole, window, reference, gradient)
+            gradient, nuisance = gradient_and_column(whole, window, reference)
+        else:
+            gradient = reference.mean_gradient(whole, window)
+        away = deviation(self.problem, window, gradient)
         batches = tuple(step.rows for step in window.steps if step.rows is not None)
         here = replace(self.problem, batches=batches or None)
         means = [window_design(LeafPenalty(leaf), here, window) for leaf in self.leaves]

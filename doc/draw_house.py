@@ -163,7 +163,7 @@ def _box(part: str, place: tuple[float, float, float]) -> str:
     size = f"{len(files)} modules" if len(files) > 1 else "1 module"
     subject = ast.get_docstring(ast.parse(_source(part))) or ""
     return (
-        f'<g><title>{escape(subject.splitlines()[0] if subject else part)}</title>'
+        f"<g><title>{escape(subject.splitlines()[0] if subject else part)}</title>"
         f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_HEIGHT}" rx="5" '
         f'fill="#eef3f8" stroke="{_COLORS[0]}"/>'
         f'<text x="{x + width / 2:.1f}" y="{y + 21}" text-anchor="middle" font-size="15" '
@@ -179,9 +179,7 @@ def _source(part: str) -> str:
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
 
 
-def _number(
-    boxes: dict[str, tuple[float, float, float]], pair: tuple[str, str], count: int
-) -> str:
+def _number(boxes: dict[str, tuple[float, float, float]], pair: tuple[str, str], count: int) -> str:
     x1, y1, x2, y2 = _ends(boxes, pair)
     # On the curve of _arrow, in the gap below its start, where no box covers it.
     along = [i / 200 for i in range(101)]

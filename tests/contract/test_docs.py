@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -32,6 +33,7 @@ PUBLIC_MODULES = [
     "sklearn_implicitreg.trajectory",
 ]
 EXTENDING = ROOT / "doc" / "extending.md"
+SVG = "{http://www.w3.org/2000/svg}"
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 CODE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -86,6 +88,24 @@ def _texts():
     trees = [ast.parse(path.read_text()) for path in package.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+@pytest.mark.parametrize("page", ["doc/design.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_exist(page):
+    package = Path(sklearn_implicitreg.__file__).parent
+    folders = ROOT, package, package / "regression"
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / page).read_text())
+    assert named
+    assert [n for n in named if not any((folder / n).is_file() for folder in folders)] == []
+
+
+def test_the_picture_of_the_house_shows_every_part(tmp_path):
+    picture = tmp_path / "house.svg"
+    subprocess.run([sys.executable, ROOT / "doc" / "draw_house.py", picture], check=True)
+    shown = {text.text for text in ElementTree.parse(picture).iter(f"{SVG}text")}
+    package = Path(sklearn_implicitreg.__file__).parent
+    parts = {path.stem for path in package.iterdir() if list(path.glob("*.py"))}
+    assert parts | {path.stem for path in package.glob("*.py")} <= shown
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)

@@ -9,8 +9,8 @@ from sklearn.linear_model import Ridge
 
 from sklearn_implicitreg import LinearModel
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.registry import adapt_many
 from sklearn_implicitreg.adapters.linear.checkpoints import CheckpointProblem
+from sklearn_implicitreg.adapters.registry import adapt_many
 from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.solve import solve

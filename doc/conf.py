@@ -1,9 +1,19 @@
 """Settings of the documentation."""
 
 import os
+import sys
 from importlib import metadata
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import draw_house  # noqa: E402
+
+(HERE / "generated").mkdir(exist_ok=True)
+(HERE / "generated" / "house.svg").write_text(draw_house.svg())
 
 project = "sklearn_implicitreg"
 author = "the sklearn_implicitreg developers"

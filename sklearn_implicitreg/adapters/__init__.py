@@ -11,7 +11,6 @@ from sklearn_implicitreg.adapters.registry import (
     Handler,
     Options,
     adapt,
-    adapt_many,
     linear_problem,
     register,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "Options",
     "Problem",
     "adapt",
-    "adapt_many",
     "linear_problem",
     "register",
 ]

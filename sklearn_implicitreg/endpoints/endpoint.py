@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from sklearn.utils import _safe_indexing
 
-from sklearn_implicitreg.adapters import Data, Options, adapt_many
+from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.registry import adapt_many
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.problem import Indices, Problem, Sampling, Weights
 from sklearn_implicitreg.problem.frozen import is_trained

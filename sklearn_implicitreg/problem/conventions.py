@@ -13,15 +13,42 @@ _L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
 
 @dataclass(frozen=True)
 class Convention:
-    """A model's own way to state ``strength * (c1 * r |w|_1 + c2 * (1 - r) |w|^2)``."""
+    """A model's own way to state a penalty ``strength * (c1 * r |w|_1 + c2 * (1 - r) |w|^2)``.
+
+    L, to which the penalty is added, is the mean loss, squared error without its 1/2: what a
+    model adds to a halved squared error has its factors doubled.
+
+    Parameters
+    ----------
+    parameter : str, default="alpha"
+        Name of the model's parameter for the strength.
+    l2, l1 : float or None, default=None
+        The factors c2 and c1; None where the model has no such penalty.
+    per_row : bool, default=False
+        Whether the strength is divided by the total weight of the rows.
+    inverse : bool, default=False
+        Whether the parameter is one over the strength.
+    l1_term : str, default="l1"
+        Name of the sparse term.
+    ratio : str, default="l1_ratio"
+        Name of the model's parameter r, where it has both penalties.
+
+    Examples
+    --------
+    >>> ridge = Convention("alpha", l2=1.0, per_row=True)  # sum (y - f)^2 + alpha sum w^2
+    >>> ridge.coefficients(3.0, n=100)
+    {'l2': 0.03}
+    >>> ridge.parameters({"l2": 0.03}, n=100)
+    {'alpha': 3.0}
+    """
 
     parameter: str = "alpha"
-    l2: float | None = None  # c2, in the units of the mean loss L; None: no such penalty
-    l1: float | None = None  # c1
-    per_row: bool = False  # the strength is divided by the total weight of the rows
-    inverse: bool = False  # the parameter is one over the strength
-    l1_term: str = "l1"  # name of the sparse term
-    ratio: str = "l1_ratio"  # name of the parameter r
+    l2: float | None = None
+    l1: float | None = None
+    per_row: bool = False
+    inverse: bool = False
+    l1_term: str = "l1"
+    ratio: str = "l1_ratio"
 
     def coefficients(
         self, value: float, *, l1_ratio: float | None = None, n: float | None = None

@@ -38,7 +38,24 @@ Sampling = Literal["data sets", "resamples", "one data set"]  # how several endp
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(ABC):
-    """Frozen view of (trained model, data); it never changes the user's objects."""
+    """Frozen view of a trained model and its data; it never changes the user's objects.
+
+    Adapters return one. :meth:`gradient` is that of the mean loss over the rows;
+    :meth:`row_batches` gives the rows block by block with the model's outputs on them.
+
+    Attributes
+    ----------
+    params : dict of str to Tensor
+        The trained tensors in scope.
+    model_name, loss_name : str
+        As the summary shows them.
+    left_out : tuple of str
+        Trained tensors out of scope, which give no equations.
+    convention : Convention or None
+        The model's own way to state its penalty.
+    notes : tuple of str
+        What the reader of a summary should know.
+    """
 
     params: Params
     model_name: str

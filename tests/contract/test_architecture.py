@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -15,29 +16,31 @@ NAME = sklearn_implicitreg.__name__
 ROOT = Path(sklearn_implicitreg.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 IDS = [str(path.relative_to(ROOT)) for path in MODULES]
+TREES = {path: ast.parse(path.read_text()) for path in MODULES}
 
-# Bottom to top; a module may import from lines above its own (and, in a package, from siblings).
+# The picture in the docs shows what is counted here.
+_SPEC = importlib.util.spec_from_file_location(
+    "draw_house", Path(__file__).parents[2] / "doc" / "draw_house.py"
+)
+house = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(house)
+
+# Bottom to top. A part imports from lines above its own here and, in a line, leftwards only.
 LAYERS = [
-    {"exceptions", "datasets", "progress"},
-    {"problem"},
-    {"theory"},
-    {"adapters"},
-    {"penalties"},
-    {"regression"},
-    {"endpoints"},
-    {"trajectory"},
-    {"results"},
-    {"base", "parameters"},
-    {"estimator"},
-    {"model_selection"},
-    {"inspection"},
-    {"__init__"},
+    ["exceptions", "datasets", "progress", "problem"],
+    ["theory", "adapters", "penalties"],
+    ["regression"],
+    ["endpoints", "trajectory"],
+    ["results"],
+    ["base", "parameters", "estimator", "model_selection", "inspection", "__init__"],
 ]
-RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+ORDER = [part for layer in LAYERS for part in layer]
 OPTIONAL = ("skorch", "matplotlib", "lightning", "transformers", "statsmodels", "dask")
 PUBLIC_MODULES = (
     "",
+    ".adapters",
     ".datasets",
+    ".exceptions",
     ".inspection",
     ".model_selection",
     ".penalties",
@@ -51,34 +54,19 @@ PUBLIC = [
 ]
 
 
-def dotted(path):
-    """Import name of a file, a package under the name of its directory."""
-    parts = [NAME, *path.relative_to(ROOT).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DOCUMENTED = (ast.Module, *NAMED)
 
-
-KNOWN = {dotted(path) for path in MODULES}
-
-
-def part_of(module):
-    """Top-level part of the package that a module belongs to."""
-    return module.split(".")[1] if "." in module else "__init__"
-
-
-def imports(path):
-    """Modules of the package that a file imports, at any depth of the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}:{node.lineno} imports relatively"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in KNOWN else node.module for name in names]
-        else:
-            continue
-        found |= {name for name in names if name.split(".")[0] == NAME}
-    return found
+# Where the kinds of the regression are defined, and what their instances are called.
+KIND_MODULES = [
+    *(ROOT / "regression").glob("*.py"),
+    ROOT / "endpoints" / "targets.py",
+    ROOT / "trajectory" / "targets.py",
+    ROOT / "results" / "fit_description.py",
+    ROOT / "results" / "structured.py",
+]
+KIND_NAMES = {"equations", "system", "design", "targets", "place", "result", "_result", "facts"}
+PRIVATE_LINES = 1050
 
 
 def reachable(start, graph):
@@ -92,6 +80,89 @@ def reachable(start, graph):
     return seen
 
 
+def docstrings(tree):
+    """Nodes that have a docstring, with it."""
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            yield node, node.body[0]
+
+
+def n_lines_of_code(path):
+    """Lines that are neither blank, nor only a comment, nor in a docstring."""
+    inside = {i for _, e in docstrings(TREES[path]) for i in range(e.lineno, e.end_lineno + 1)}
+    numbered = enumerate(map(str.strip, path.read_text().splitlines()), start=1)
+    return sum(bool(t) and not t.startswith("#") and i not in inside for i, t in numbered)
+
+
+def questions(path):
+    """Places that ask of which kind an object of the regression is, not in its own module."""
+    home = {c.name: p for p in KIND_MODULES for c in TREES[p].body if isinstance(c, ast.ClassDef)}
+
+    def kinds(*nodes):
+        names = {name_of(x) for node in nodes for x in ast.walk(node)}
+        return {name for name in names if home.get(name, path) != path}
+
+    found = []
+    for node in ast.walk(TREES[path]):
+        asked = set()
+        if isinstance(node, ast.Call):
+            called, n = name_of(node.func), len(node.args)
+            if called in {"isinstance", "issubclass"}:
+                asked = kinds(node.args[1])
+            elif called == "hasattr" or (called == "getattr" and n == 3):
+                asked = {name_of(node.args[0])} & KIND_NAMES
+        elif isinstance(node, ast.Compare):
+            inside = {name_of(x.func) for x in ast.walk(node) if isinstance(x, ast.Call)}
+            if "type" in inside or "__class__" in {name_of(x) for x in ast.walk(node)}:
+                asked = kinds(node)
+        elif isinstance(node, ast.MatchClass):
+            asked = kinds(node.cls)
+        found += [f"line {getattr(node, 'lineno', '?')}: {name}" for name in sorted(asked)]
+    return found
+
+
+def name_of(node):
+    """Name of a variable or an attribute."""
+    return getattr(node, "id", getattr(node, "attr", None))
+
+
+def shown():
+    """Names that a public module shows, as (module, qualified name), base classes included."""
+    found = set()
+    for module in (importlib.import_module(NAME + suffix) for suffix in PUBLIC_MODULES):
+        for name in [*module.__all__, *getattr(module, "_RECORDERS", ())]:
+            thing = getattr(module, name)
+            for own in thing.__mro__ if inspect.isclass(thing) else (thing,):
+                if hasattr(own, "__qualname__"):
+                    found.add((own.__module__, own.__qualname__))
+    return found
+
+
+def n_private_lines(path):
+    """Lines beyond the first of docstrings that no public name has."""
+    module, lines = house.dotted(path), path.read_text().splitlines()
+    public = shown()
+
+    def is_public(names):
+        if not names:
+            return module in {NAME + suffix for suffix in PUBLIC_MODULES}
+        for i in range(len(names)):
+            if (module, ".".join(names[: i + 1])) in public:
+                return not any(name.startswith("_") for name in names[i + 1 :])
+        return False
+
+    def count(node, names):
+        total = 0
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) and not is_public(names):
+            text = node.body[0]
+            total = sum(bool(line.strip()) for line in lines[text.lineno : text.end_lineno])
+        for child in ast.iter_child_nodes(node):
+            total += count(child, [*names, child.name] if isinstance(child, NAMED) else names)
+        return total
+
+    return count(TREES[path], [])
+
+
 def own_lines(node):
     """Lines of a function without its docstring."""
     lines = node.end_lineno - node.lineno + 1
@@ -103,22 +174,38 @@ def own_lines(node):
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)
 def test_imports_point_downward(path):
-    mine = part_of(dotted(path))
-    assert mine in RANK, f"{mine} has no place in LAYERS"
-    for module in sorted(imports(path)):
-        part = part_of(module)
-        assert part == mine or RANK[part] < RANK[mine], f"{mine} imports {module}"
+    mine = house.part_of(house.dotted(path))
+    assert mine in ORDER, f"{mine} has no place in LAYERS"
+    for module in sorted(house.imports(path)):
+        part = house.part_of(module)
+        assert ORDER.index(part) <= ORDER.index(mine), f"{mine} imports {module}"
 
 
 def test_no_import_cycles():
-    graph = {dotted(path): imports(path) - {dotted(path)} for path in MODULES}
+    graph = {house.dotted(path): house.imports(path) for path in MODULES}
     assert [module for module in graph if module in reachable(module, graph)] == []
+
+
+def test_few_parts_and_few_arrows_between_them():
+    assert len(list(ROOT.glob("*.py"))) <= 10
+    arrows = set(house.arrows())
+    assert len(arrows) <= 60
+    assert max(house.heights(arrows).values()) <= 10  # arrows on the longest chain
 
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)
 def test_modules_have_one_subject(path):
     assert path.stem not in {"utils", "common", "helpers", "misc"}
-    assert len(path.read_text().splitlines()) < 400
+    assert n_lines_of_code(path) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_no_questions_about_kinds_of_the_regression(path):
+    assert questions(path) == []
+
+
+def test_private_docstrings_have_one_line():
+    assert sum(map(n_private_lines, MODULES)) <= PRIVATE_LINES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)

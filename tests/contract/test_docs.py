@@ -1,14 +1,20 @@
 """What the documentation shows is what happens: pages and examples are run."""
 
+import ast
+import contextlib
 import doctest
 import importlib
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+
+import sklearn_implicitreg
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -17,11 +23,18 @@ PAGES = sorted(
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 PUBLIC_MODULES = [
     "sklearn_implicitreg",
-    "sklearn_implicitreg.penalties",
-    "sklearn_implicitreg.theory",
+    "sklearn_implicitreg.adapters",
+    "sklearn_implicitreg.datasets",
+    "sklearn_implicitreg.exceptions",
     "sklearn_implicitreg.inspection",
     "sklearn_implicitreg.model_selection",
+    "sklearn_implicitreg.penalties",
+    "sklearn_implicitreg.theory",
+    "sklearn_implicitreg.trajectory",
 ]
+EXTENDING = ROOT / "doc" / "extending.md"
+SVG = "{http://www.w3.org/2000/svg}"
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 CODE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -29,11 +42,70 @@ CODE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def test_page(page):
     source = "\n".join(block for block in CODE.findall(page.read_text()) if ">>>" in block)
     test = doctest.DocTestParser().get_doctest(source, {}, page.name, str(page), 0)
-    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     report = []
-    doctest.DocTestRunner(optionflags=flags).run(test, out=report.append)
+    doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.append)
     assert test.examples
     assert not report, "".join(report)
+
+
+PARTS = EXTENDING.read_text().split("\n## ")[1:]
+PART_NAMES = [part.splitlines()[0] for part in PARTS]
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ERROR_ROW = re.compile(r"^\| (.*?(?:`|…)) \| ", re.MULTILINE)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("part", PARTS, ids=PART_NAMES)
+def test_part_of_extending_alone(part):
+    namespace = {"__name__": "extending"}
+    printed = ""
+    for kind, text in BLOCK.findall(part):
+        if kind == "python":
+            assert not printed, "what a block prints is shown below it"
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, EXTENDING.name, "exec"), namespace)
+            printed = out.getvalue()
+        else:
+            assert doctest.OutputChecker().check_output(text, printed, FLAGS), printed
+            printed = ""
+    assert not printed
+
+
+@pytest.mark.parametrize("part", PARTS, ids=PART_NAMES)
+def test_errors_that_extending_explains_exist(part):
+    rows = ERROR_ROW.findall(part.split("### Errors you may see")[1])
+    assert len(rows) > 3
+    texts = _texts()
+    for row in rows:
+        for piece in row.split("…"):
+            words = piece.strip().strip("`")
+            assert any(words in text for text in texts), words
+
+
+def _texts():
+    """Constant strings of the package."""
+    package = Path(sklearn_implicitreg.__file__).parent
+    trees = [ast.parse(path.read_text()) for path in package.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+@pytest.mark.parametrize("page", ["doc/design.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_exist(page):
+    package = Path(sklearn_implicitreg.__file__).parent
+    folders = ROOT, package, package / "regression"
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / page).read_text())
+    assert named
+    assert [n for n in named if not any((folder / n).is_file() for folder in folders)] == []
+
+
+def test_the_picture_of_the_house_shows_every_part(tmp_path):
+    picture = tmp_path / "house.svg"
+    subprocess.run([sys.executable, ROOT / "doc" / "draw_house.py", picture], check=True)
+    shown = {text.text for text in ElementTree.parse(picture).iter(f"{SVG}text")}
+    package = Path(sklearn_implicitreg.__file__).parent
+    parts = {path.stem for path in package.iterdir() if list(path.glob("*.py"))}
+    assert parts | {path.stem for path in package.glob("*.py")} <= shown
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)

@@ -8,8 +8,9 @@ from cases import W_DIABETES, X_DIABETES, Y_DIABETES, Y_TWO
 from sklearn.linear_model import Ridge
 
 from sklearn_implicitreg import LinearModel
-from sklearn_implicitreg.adapters import Data, Options, adapt, adapt_many
+from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.linear.checkpoints import CheckpointProblem
+from sklearn_implicitreg.adapters.registry import adapt_many
 from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.equations import Place

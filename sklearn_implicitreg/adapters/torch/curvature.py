@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -19,7 +20,6 @@ from sklearn_implicitreg.problem import (
     LossGradient,
     Params,
     Problem,
-    add_to,
     flat,
     profiled,
     zeros_of,
@@ -92,8 +92,8 @@ class _Batched(Protocol):
         """What the batch gradients are differentiated by, in the order of the parameters."""
         ...
 
-    def batch_gradient(self, rows: Indices, first: bool = False) -> BlockGradient:
-        """Gradient of the loss on one batch, with its graph."""
+    def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:
+        """Gradients of the loss on batches, with their graphs."""
         ...
 
 
@@ -102,22 +102,26 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
 
     Graphs are kept for the second derivatives as far as there is room.
     """
-    held: dict[int, BlockGradient] = {}
+    held: list[BlockGradient] = []
     row_weights = np.zeros(problem.n_rows or 0)
 
     def blocks() -> Iterator[BlockGradient]:
-        room = 0
+        graphs = problem.graphs(batches)
+        block, size = _measured(problem, graphs)
         for k, rows in enumerate(batches):
-            if k == 0:
-                block, size = _measured(problem, rows)
-                room = _HELD // size
-            else:
-                block = problem.batch_gradient(rows)
-            if k < room:
-                held[k] = block
-            np.add.at(row_weights, rows, 1 / (block.weight * len(batches)))
-            yield _mean_of(block)
-            del block
+            if k:
+                block = next(graphs)
+            if k < _HELD // size:
+                held.append(block)
+            mass = block.weight
+            np.add.at(row_weights, rows, 1 / (mass * len(batches)))
+            sums = {}
+            for name, g in block.sums.items():
+                sums[name] = g.detach() / mass
+            # One summand of weight 1, without its graph.
+            yield replace(
+                block, sums=sums, loss=block.loss / mass, weight=1.0, scale=block.scale / mass
+            )
 
     mean = LossGradient.from_blocks(blocks())
     # The total weight as if all rows were read at once, each as often as the batches use it.
@@ -127,38 +131,32 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
     return mean, spread_about(problem, batches, mean.value, held)
 
 
-def _mean_of(block: BlockGradient) -> BlockGradient:
-    """A block as one summand of weight 1, without its graph."""
-    mass = block.weight
-    sums = {name: g.detach() / mass for name, g in block.sums.items()}
-    return replace(block, sums=sums, loss=block.loss / mass, weight=1.0, scale=block.scale / mass)
-
-
 def spread_about(
     problem: _Batched,
     batches: list[Indices],
     center: Params,
-    held: dict[int, BlockGradient] | None = None,
+    held: Sequence[BlockGradient] = (),
 ) -> Params:
     """``2 mean_k H_k (g_k - center)`` by reverse mode twice, from graphs where they are held."""
     total = zeros_of(problem.params)
     about = {name: g.to(problem.params[name]) for name, g in center.items()}
-    for k, rows in enumerate(batches):
-        block = held.pop(k) if held and k in held else problem.batch_gradient(rows)
-        seen = [(block.sums[name], g) for name, g in about.items()]
-        mass = block.weight
-        curved = [(own, own.detach() / mass - g) for own, g in seen if own.requires_grad]
-        if not curved:
+    for block in itertools.chain(held, problem.graphs(batches[len(held) :])):
+        mass, outputs, vectors = block.weight, [], []
+        for name, g in about.items():
+            own = block.sums[name]
+            if own.requires_grad:
+                outputs.append(own)
+                vectors.append(own.detach() / mass - g)
+        if not outputs:
             continue  # the loss has no second derivative
-        outputs, vectors = zip(*curved, strict=True)
         products = torch.autograd.grad(outputs, problem.leaves, vectors, allow_unused=True)
         for into, product in zip(total.values(), products, strict=True):
             if product is not None:
-                add_to(into, product, 2 / (mass * len(batches)))
+                into.add_(product, alpha=2 / (mass * len(batches)))
     return total
 
 
-def _measured(problem: _Batched, rows: Indices) -> tuple[BlockGradient, int]:
+def _measured(problem: _Batched, graphs: Iterator[BlockGradient]) -> tuple[BlockGradient, int]:
     """The first batch gradient, and the bytes that its graph holds."""
     sizes: dict[int, int] = {}
 
@@ -168,7 +166,7 @@ def _measured(problem: _Batched, rows: Indices) -> tuple[BlockGradient, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        block = problem.batch_gradient(rows, first=True)
+        block = next(graphs)
     for leaf in problem.leaves:
         sizes.pop(leaf.untyped_storage().data_ptr(), None)
     return block, sum(sizes.values()) + sum(g.nbytes for g in block.sums.values())

@@ -7,7 +7,7 @@ import operator
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Number
 from typing import Any, NamedTuple
@@ -25,6 +25,12 @@ from sklearn_implicitreg.exceptions import AugmentationWarning
 from sklearn_implicitreg.problem import Indices, Weights
 
 __all__ = ["Batch", "Rows", "preserved_rng", "read_rows"]
+
+
+_STREAM = (
+    "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
+    "length."
+)
 
 
 class Batch(NamedTuple):
@@ -51,18 +57,28 @@ class Rows:
     classes: Tensor | None = None  # sorted labels, where y came as an array
     names: npt.NDArray[Any] | None = None  # sorted names in y, coded as 0, 1, ...
 
+    def picked(self, batches: Sequence[Indices]) -> Iterator[Batch]:
+        """Batches of rows picked by number, with their own weights."""
+        if self.pick is None:
+            raise ValueError(_STREAM)
+        self._check_numbers(batches)
+        return map(self.pick, batches)
+
+    def _check_numbers(self, batches: Sequence[Indices]) -> None:
+        """Raise ValueError if a row number is none of these rows."""
+        lowest = min((int(rows.min()) for rows in batches if len(rows)), default=0)
+        highest = max((int(rows.max()) for rows in batches if len(rows)), default=-1)
+        if lowest < 0 or highest >= (self.n_rows or 0):
+            raise ValueError(
+                f"Expected row numbers in 0..{(self.n_rows or 0) - 1}, got {lowest} to "
+                f"{highest}; give the data set that recorder.batch(rows) counts in."
+            )
+
     def take(self, rows: Indices, weights: Weights) -> Rows:
         """Some of the rows, in the order given, their weights multiplied by others."""
         if self.pick is None:
-            raise ValueError(
-                "Expected rows that can be picked by number, got a stream; give arrays or a "
-                "Dataset with a length."
-            )
-        if len(rows) and (rows.min() < 0 or rows.max() >= (self.n_rows or 0)):
-            raise ValueError(
-                f"Expected row numbers in 0..{(self.n_rows or 0) - 1}, got {rows.min()} to "
-                f"{rows.max()}; give the data set that recorder.batch(rows) counts in."
-            )
+            raise ValueError(_STREAM)
+        self._check_numbers([rows])
         pick, factors = self.pick, torch.as_tensor(weights)
 
         def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
@@ -128,6 +144,25 @@ def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[Non
                 torch.set_rng_state(states[2])
                 if cuda is not None:
                     torch.cuda.set_rng_state(cuda, device)
+
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    """States of torch's generators on the processor and on the device."""
+    states = [torch.get_rng_state()]
+    return states if device.type != "cuda" else [*states, torch.cuda.get_rng_state(device)]
+
+
+def reset_generators(device: torch.device, states: list[Tensor], seed: int | None) -> None:
+    """Begin again with the same random numbers, where some were drawn."""
+    now = generator_states(device)
+    if all(map(torch.equal, now, states)):
+        return
+    if seed is not None:
+        _seed_all(device, seed)
+        return
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def _seed_all(device: torch.device, seed: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,9 +25,11 @@ from sklearn_implicitreg.adapters.torch.curvature import (
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
+    generator_states,
     map_tensors,
     preserved_rng,
     read_rows,
+    reset_generators,
     tensors_in,
 )
 from sklearn_implicitreg.adapters.torch.losses import (
@@ -221,19 +223,22 @@ class TorchProblem(Problem):
             return mean_and_spread(self, batches)
         return None
 
-    def batch_gradient(self, rows: Indices, first: bool = False) -> BlockGradient:
-        """Gradient of the loss on one batch, which can be differentiated once more."""
-        batch = next(self.rows.take(rows, np.ones(len(rows))).batches(len(rows)))
+    def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:
+        """Gradients of the loss on batches, which can be differentiated once more."""
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
-            row_scale = self._row_scale(batch) if first else 0.0
-            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-                block = self._block(self._to_device(batch), first, twice=True)
-        if not block.weight > 0:
-            raise ValueError(
-                "Expected batches whose rows count in the loss, got one in which all are "
-                "ignored or of weight zero."
-            )
-        return _scaled(block, row_scale)
+            start = generator_states(self.device)
+            for index, batch in enumerate(self.rows.picked(batches)):
+                reset_generators(self.device, start, self._drawn)
+                row_scale = self._row_scale(batch) if index == 0 else 0.0
+                with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+                    block = self._block(self._to_device(batch), index == 0, twice=True)
+                if not block.weight > 0:
+                    raise ValueError(
+                        "Expected batches whose rows count in the loss, got one in which all are "
+                        "ignored or of weight zero."
+                    )
+                yield _scaled(block, row_scale)
+                del block
 
     def hessian(self) -> npt.NDArray[np.float64]:
         """Hessian of a module that is linear, with squared error."""
@@ -256,7 +261,8 @@ class TorchProblem(Problem):
             name: torch.zeros_like(t) if g is None else g
             for (name, t), g in zip(self.params.items(), grads, strict=True)
         }
-        n_rows = len(next(tensors_in(batch.inputs)))
+        alone = isinstance(batch.inputs, Tensor)
+        n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
         n_kinks = self.row_loss.n_kinks(output, target)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
 
@@ -290,6 +296,8 @@ class TorchProblem(Problem):
             return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
         weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
+        if alone and isinstance(batch.target, Tensor):
+            return Batch(move(batch.inputs), move_target(batch.target), weight)
         return Batch(
             map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["CONVENTIONS", "Convention"]
+__all__ = ["CONVENTIONS", "L2_PER_TERM", "Convention"]
 
 # Terms that are multiples of L2: coefficient of L2 per unit of the term.
-_L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
+L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Convention:
 
     def parameters(self, coef: Mapping[str, float], n: float | None = None) -> dict[str, float]:
         """Model parameters that state the coefficients of these terms openly."""
-        l2_terms = [t for t in coef if t in _L2_PER_TERM and self.l2 is not None]
+        l2_terms = [t for t in coef if t in L2_PER_TERM and self.l2 is not None]
         l1_terms = [t for t in coef if t == self.l1_term and self.l1 is not None]
         unknown = set(coef) - {*l2_terms, *l1_terms}
         if unknown:
@@ -49,17 +49,17 @@ class Convention:
                 f"{sorted(unknown)}; read `coef_` instead."
             )
         rows = self._rows(n)
-        l2 = sum(coef[t] * _L2_PER_TERM[t] for t in l2_terms)
-        strength_l2 = rows * l2 / self.l2 if self.l2 else 0.0
-        strength_l1 = rows * coef[self.l1_term] / self.l1 if l1_terms and self.l1 else 0.0
-        strength = strength_l2 + strength_l1
+        strength = strength_l1 = 0.0
+        if self.l1 and l1_terms:
+            strength = strength_l1 = rows * coef[self.l1_term] / self.l1
+        if self.l2:
+            strength += rows * sum(coef[t] * L2_PER_TERM[t] for t in l2_terms) / self.l2
         value = strength
         if self.inverse:
             value = 1.0 / strength if strength else float("inf")
         if not (l1_terms and l2_terms):
             return {self.parameter: value}
-        ratio = strength_l1 / strength if strength else 0.0
-        return {self.parameter: value, self.ratio: ratio}
+        return {self.parameter: value, self.ratio: strength_l1 / strength if strength else 0.0}
 
     def _rows(self, n: float | None) -> float:
         if not self.per_row:

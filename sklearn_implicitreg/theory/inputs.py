@@ -49,23 +49,23 @@ def check_whole(name: str, value: float) -> None:
 def as_matrix(name: str, values: npt.ArrayLike) -> Array:
     """A finite matrix."""
     matrix = np.asarray(values, dtype=float)
-    if matrix.ndim != 2 or not matrix.size or not np.all(np.isfinite(matrix)):
-        raise ValueError(
-            f"Expected {name} to be a matrix of finite numbers, got an array of shape "
-            f"{matrix.shape}{'' if np.all(np.isfinite(matrix)) else ' with some that are not'}."
-        )
-    return matrix
+    return _checked(name, "a matrix of finite", matrix, matrix.ndim == 2 and matrix.size > 0)
 
 
 def as_vector(name: str, values: npt.ArrayLike, length: int) -> Array:
     """A finite vector of known length."""
     vector = np.asarray(values, dtype=float)
-    if vector.shape != (length,) or not np.all(np.isfinite(vector)):
+    return _checked(name, f"{length} finite", vector, vector.shape == (length,))
+
+
+def _checked(name: str, expected: str, array: Array, fits: bool) -> Array:
+    finite = bool(np.all(np.isfinite(array)))
+    if not (fits and finite):
         raise ValueError(
-            f"Expected {name} to be {length} finite numbers, got an array of shape "
-            f"{vector.shape}{'' if np.all(np.isfinite(vector)) else ' with some that are not'}."
+            f"Expected {name} to be {expected} numbers, got an array of shape "
+            f"{array.shape}{'' if finite else ' with some that are not'}."
         )
-    return vector
+    return array
 
 
 @dataclass(frozen=True, eq=False)

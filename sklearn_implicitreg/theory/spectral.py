@@ -26,14 +26,11 @@ __all__ = [
     "kept",
     "krylov",
     "shrunk",
-    "smoothed",
     "solved",
-    "stepped",
 ]
 
 Array = npt.NDArray[np.float64]
 Response = tuple[Array, Array]
-_divergent = np.errstate(over="ignore", invalid="ignore")  # the caller raises for such a run
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class SpectralFilter:
     """
 
     name: str
-    response: Callable[..., tuple[Array, Array]] = field(repr=False)
+    response: Callable[..., Response] = field(repr=False)
     limit: float = math.inf
     needs_y: bool = False
     drops: bool = False
@@ -146,7 +143,7 @@ class SpectralFilter:
         """
         return float(self._at([0.0])[1][1][0])
 
-    def _at(self, s: npt.ArrayLike) -> tuple[Array, tuple[Array, Array]]:
+    def _at(self, s: npt.ArrayLike) -> tuple[Array, Response]:
         """Checked eigenvalues and the response to them."""
         s = np.atleast_1d(np.asarray(s, dtype=float))
         if self.needs_y:
@@ -217,32 +214,16 @@ def iterates(
         yield residual, gain
 
 
-@_divergent
-def stepped(s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool) -> Response:
-    """Of the last iterate."""
-    *_, last = iterates(s, lr, n_steps, momentum, nesterov)
-    return last
-
-
-@_divergent
-def averaged(s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool) -> Response:
-    """Of the mean of the iterates 1 to n_steps."""
-    residual, gain = np.zeros_like(s), np.zeros_like(s)
-    for left, taken in iterates(s, lr, n_steps, momentum, nesterov):
-        residual += left
-        gain += taken
-    return residual / n_steps, gain / n_steps
-
-
-@_divergent
-def smoothed(
-    s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool, decay: float
+@np.errstate(over="ignore", invalid="ignore")  # the caller raises for a run that diverges
+def averaged(
+    s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool, share: float | None
 ) -> Response:
-    """Of the moving average ``decay * average + (1 - decay) * iterate`` begun at the start."""
+    """Of a mean, of which each iterate replaces a share; None for the plain mean."""
     residual, gain = np.ones_like(s), np.zeros_like(s)
-    for left, taken in iterates(s, lr, n_steps, momentum, nesterov):
-        residual = decay * residual + (1 - decay) * left
-        gain = decay * gain + (1 - decay) * taken
+    for k, (left, taken) in enumerate(iterates(s, lr, n_steps, momentum, nesterov), 1):
+        new, old = (1 / k, (k - 1) / k) if share is None else (share, 1 - share)
+        residual = old * residual + new * left
+        gain = old * gain + new * taken
     return residual, gain
 
 

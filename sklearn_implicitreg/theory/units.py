@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import difflib
 
-from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
+from sklearn_implicitreg.problem.conventions import CONVENTIONS, L2_PER_TERM, Convention
 
 __all__ = ["convert"]
 
-# Per family: the penalty of a convention, and what of it one unit of the family is.
-_FAMILIES = {"l2": ("l2", 1.0), "weight_decay": ("l2", 0.5), "l1": ("l1", 1.0), "l21": ("l1", 1.0)}
+_FAMILIES = [*L2_PER_TERM, "l1", "l21"]
 _DEFAULT_MODELS = {
     ("l2", "alpha"): "Ridge",
-    ("weight_decay", "alpha"): "Ridge",
     ("l1", "alpha"): "Lasso",
     ("l21", "alpha"): "MultiTaskLasso",
     ("l2", "C"): "LogisticRegression",
-    ("weight_decay", "C"): "LogisticRegression",
     ("l1", "C"): "LogisticRegression",
     ("l2", "weight_decay"): "torch",
-    ("weight_decay", "weight_decay"): "torch",
 }
 
 
@@ -135,21 +131,22 @@ def convert(
     GLM                 alpha        {'l2': 0.5, 'l1': 1.0}
     """
     if family not in _FAMILIES:
-        raise ValueError(_unknown("family", family, list(_FAMILIES)))
+        raise ValueError(_unknown("family", family, _FAMILIES))
     row = _convention(family, to, model)
     if to != "coef":
         return row.parameters({family: coef}, n)[to]
-    penalty, unit = _FAMILIES[family]
-    found = row.coefficients(coef, l1_ratio=1.0 if penalty == "l1" else 0.0, n=n)
-    return found["l2" if penalty == "l2" else row.l1_term] / unit
+    if family in L2_PER_TERM:
+        return row.coefficients(coef, l1_ratio=0.0, n=n)["l2"] / L2_PER_TERM[family]
+    return row.coefficients(coef, l1_ratio=1.0, n=n)[family]
 
 
 def _convention(family: str, to: str, model: str | None) -> Convention:
     """Row of the table, checked to have the parameter and the penalty."""
+    penalty = "l2" if family in L2_PER_TERM else family
     if model is None:
-        model = _DEFAULT_MODELS.get((family, to))
+        model = _DEFAULT_MODELS.get((penalty, to))
     if model is None:
-        known = sorted({name for fam, name in _DEFAULT_MODELS if fam == family})
+        known = sorted(name for fam, name in _DEFAULT_MODELS if fam == penalty)
         raise ValueError(
             f"Expected to= one of {known} for family {family!r}, or model= one of "
             f"{list(CONVENTIONS)}, got to={to!r} without a model."
@@ -159,8 +156,8 @@ def _convention(family: str, to: str, model: str | None) -> Convention:
     row = CONVENTIONS[model]
     if to not in (row.parameter, "coef"):
         raise ValueError(f"Expected to={row.parameter!r} or 'coef' for {model}, got {to!r}.")
-    penalty, _ = _FAMILIES[family]
-    if getattr(row, penalty) is None or (penalty == "l1" and family != row.l1_term):
+    has = row.l2 is not None if penalty == "l2" else row.l1 is not None and row.l1_term == family
+    if not has:
         raise ValueError(
             f"Expected a penalty that {model} has, got {family!r}; read `coef_` instead."
         )

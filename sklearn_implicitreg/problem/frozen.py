@@ -24,6 +24,7 @@ __all__ = [
     "own_name",
     "own_names",
     "rebuilt",
+    "tensors_in",
 ]
 
 # Names of classes whose instances come trained, though they are no scikit-learn estimators.
@@ -109,7 +110,7 @@ def rebuilt(
     parts = [part for part in module.modules() if not _is_wrapper(part)]
     for part in parts:
         memo[id(part)] = type(part).__new__(type(part))
-        for tensor in _tensors_in(vars(part)):
+        for tensor in tensors_in(vars(part)):
             if id(tensor) not in memo:
                 memo[id(tensor)] = loose(tensor)
     for part in module.modules():
@@ -148,13 +149,13 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _tensors_in(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping | list | tuple):
         for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _tensors_in(value)
+            yield from tensors_in(value)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

@@ -541,7 +541,11 @@ class TestCenter:
         [
             ({"v": [1.0]}, ValueError, r"for \['w'\], got one for \['v'\]: \['w'\] missing"),
             ({"w": [1.0, 2.0, 3.0]}, ValueError, r"shape \(1, 2\) for 'w', got \(3,\)"),
-            (3.0, TypeError, "a torch module or a dict of tensor name to array as center, got float"),
+            (
+                3.0,
+                TypeError,
+                "a torch module or a dict of tensor name to array as center, got float",
+            ),
         ],
         ids=["name", "shape", "kind"],
     )

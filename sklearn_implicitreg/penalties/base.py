@@ -67,7 +67,6 @@ class Penalty(BaseEstimator):
     Examples
     --------
     >>> import torch
-    >>> from sklearn_implicitreg.penalties import Penalty
     >>> class Cubic(Penalty):
     ...     '''``R = sum |theta|^3``.'''
     ...     def terms(self, params, problem):

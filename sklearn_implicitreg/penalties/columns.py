@@ -13,7 +13,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["LeafColumns", "check_terms", "columns_of_leaves"]
+__all__ = ["LeafColumns", "check_terms", "columns_of_leaves", "gradient_of"]
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 
@@ -107,7 +107,7 @@ def _gradients(leaf: Leaf, params: Params, problem: Problem) -> dict[str, Params
             for term, value in values.items()
             for i, entry in enumerate(value.reshape(-1))
         }
-        return {term: _gradient_of(entry, seen) for term, entry in entries.items()}
+        return {term: gradient_of(entry, seen) for term, entry in entries.items()}
 
 
 def _mean_gradients(
@@ -123,7 +123,7 @@ def _mean_gradients(
                 own = {name: seen[name] for name in leaf.names}
                 values = leaf.penalty.rows(batch.seeing(leaf.names))
                 for term, value in batch.summed(values, type(leaf.penalty).__name__).items():
-                    _add(total.setdefault(term, {}), _gradient_of(value, own))
+                    _add(total.setdefault(term, {}), gradient_of(value, own))
             weight += batch.total_weight
             del batch, value, values  # with them the graph, before the next block is read
     return [
@@ -147,7 +147,7 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().double()
 
 
-def _gradient_of(value: Tensor, params: Params) -> Params:
+def gradient_of(value: Tensor, params: Params) -> Params:
     """Gradient with respect to every tensor; zero where the value does not depend on it."""
     if not value.requires_grad:
         return {name: torch.zeros_like(t) for name, t in params.items()}

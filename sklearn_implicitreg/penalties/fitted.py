@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.problem import Problem, RowBatch
+from sklearn_implicitreg.problem import Params, Problem, RowBatch
 from sklearn_implicitreg.problem.frozen import own_names
 from sklearn_implicitreg.problem.row_models import RowModel
 
@@ -90,14 +90,30 @@ class FittedPenalty:
             If it is neither a module nor a dict of tensors.
         """
         named = named_tensors(params, self.tensors)
-        total = named[self.tensors[0]].new_zeros(())
         batch = None
         if X is not None and any(leaf.penalty.on_rows for leaf, _ in self.leaves):
             batch = self._batch(params, X, y, sample_weight)
+        return self.at(named, batch)
+
+    def at(self, params: Params, rows: Problem | RowBatch | None) -> Tensor:
+        """Value at a dict of parameters, for penalties on rows the mean over given rows.
+
+        Parameters
+        ----------
+        params : dict of str to Tensor
+            The tensors in ``self.tensors``.
+        rows : Problem, RowBatch or None
+            Rows with their model.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        """
+        total = params[self.tensors[0]].new_zeros(())
         for leaf, coefs in self.leaves:
-            seen = {name: named[name] for name in leaf.names}
-            rows = cast(Problem, batch) if leaf.penalty.on_rows else None
-            values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, rows).values()])
+            seen = {name: params[name] for name in leaf.names}
+            there = cast(Problem, rows) if leaf.penalty.on_rows else None
+            values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, there).values()])
             total = total + (values @ values.new_tensor(coefs)).to(total)
         return total
 

@@ -25,7 +25,6 @@ class ActivationL2(Penalty):
     Examples
     --------
     >>> import torch
-    >>> from sklearn_implicitreg.penalties import ActivationL2, RowBatch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1))
     >>> batch = RowBatch.of(net, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
     >>> ActivationL2("0").rows(batch)

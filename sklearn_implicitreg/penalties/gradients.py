@@ -98,7 +98,6 @@ class GradientNorm(OfGradient):
     --------
     >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
-    >>> from sklearn_implicitreg.penalties import GradientNorm
     >>> net = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(net.weight, 3.0)
     >>> rows = Data(torch.ones(2, 1), torch.ones(2, 1))
@@ -150,7 +149,6 @@ class BatchGradientNorm(OfGradient):
     --------
     >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
-    >>> from sklearn_implicitreg.penalties import BatchGradientNorm
     >>> net = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(net.weight, 3.0)
     >>> rows = Data(torch.ones(2, 1), torch.tensor([[0.0], [2.0]]))

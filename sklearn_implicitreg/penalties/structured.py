@@ -52,22 +52,12 @@ class StructuredPenalty:
 
     @property
     def matrix_(self) -> Array:
-        """Q, full.
-
-        Returns
-        -------
-        ndarray of shape (p, p)
-        """
+        """Q as a full matrix of shape (p, p)."""
         return self.coefficients if self.coefficients.ndim == 2 else np.diag(self.coefficients)
 
     @property
     def diagonal_(self) -> Array:
-        """Diagonal of Q.
-
-        Returns
-        -------
-        ndarray of shape (p,)
-        """
+        """Diagonal of Q, of shape (p,)."""
         return np.diag(self.coefficients) if self.coefficients.ndim == 2 else self.coefficients
 
     def value(self, theta: Array) -> float:
@@ -141,12 +131,7 @@ class StructuredSolution:
 
     @property
     def n_unknowns(self) -> int:
-        """Number of coefficients.
-
-        Returns
-        -------
-        int
-        """
+        """Number of coefficients."""
         return len(self.coef)
 
 

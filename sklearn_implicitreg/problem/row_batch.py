@@ -45,7 +45,6 @@ class RowBatch:
     Examples
     --------
     >>> import torch
-    >>> from sklearn_implicitreg.penalties import RowBatch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
     >>> batch = RowBatch.of(net, torch.ones(5, 2), torch.zeros(5, 1))
     >>> batch.outputs.shape, batch.activation("1").shape, batch.activation("0", inputs=True).shape

@@ -90,13 +90,7 @@ class ImplicitPenalty:
 
     @property
     def matrix(self) -> Array:
-        """The matrix Lambda.
-
-        Returns
-        -------
-        matrix : ndarray of shape (p, p)
-            Symmetric, in the units of L.
-        """
+        """The symmetric matrix Lambda of shape (p, p), in the units of L."""
         p, rank = self.eigenvectors.shape
         matrix = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
         if rank < p:

@@ -134,13 +134,7 @@ class SpectralFilter:
 
     @property
     def slope_at_zero(self) -> float:
-        """The derivative f'(0).
-
-        Returns
-        -------
-        slope : float
-            One over the penalty in the null space of X.
-        """
+        """The derivative f'(0), one over the penalty in the null space of X."""
         return float(self._at([0.0])[1][1][0])
 
     def _at(self, s: npt.ArrayLike) -> tuple[Array, Response]:

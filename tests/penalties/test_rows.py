@@ -469,7 +469,7 @@ class TestCheckPenalty:
             (
                 lambda b: b.outputs.sum(1) * (1.0 + b.params["0.weight"].requires_grad),
                 AssertionError,
-                "change where parameters require gradients",
+                "where parameters require gradients, has other values",
             ),
         ],
         ids=["together", "torch", "numpy", "detached", "requires_grad"],

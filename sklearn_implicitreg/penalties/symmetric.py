@@ -62,14 +62,20 @@ def solve_symmetric(
     plain = basis @ entries @ basis.T
     misfit = float(np.linalg.norm(plain @ thetas - rhs))
     spare = thetas.size - n_determined(p, m)
-    multiple = _multiple(thetas, rhs, psd)
+    square = float(np.square(thetas).sum())
+    multiple = float((thetas * rhs).sum()) / square if square else 0.0
+    multiple = max(multiple, 0.0) if psd else multiple
     gain = float(1 / np.sqrt(weights[weights > 0].min())) if m else 0.0
     noise = _noise(plain, thetas, rhs, misfit, spare, eps)
-    n_counted = _counted(n_endpoints, p, n_rows)
+    # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
+    # enough to determine p weights (a heuristic).
+    n_counted = n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
     strength = distance = 0.0
     if shrinkage == "identity":
         variance = n_endpoints / n_counted * misfit**2 / spare if spare > 0 else 0.0
-        entries, strength = _shrunk(entries, weights, variance, multiple)
+        strength = _strength(entries, weights, variance, multiple)
+        share = _divided(weights, weights + strength)
+        entries = share * entries + (1 - share) * multiple * np.eye(p)
     if psd:
         entries, distance = _psd_entries(entries, weights + strength)
     if isinstance(shrinkage, float | int):
@@ -87,20 +93,6 @@ def solve_symmetric(
         n_counted=n_counted,
         distance=distance,
     )
-
-
-def _counted(n_endpoints: int, p: int, n_rows: int | None) -> float:
-    """Endpoints that count as independent; ``n_rows`` if they are resamples of one data set."""
-    # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
-    # enough to determine p weights (a heuristic).
-    return n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
-
-
-def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:
-    """The best allowed multiple of the identity."""
-    square = float(np.square(thetas).sum())
-    multiple = float((thetas * rhs).sum()) / square if square else 0.0
-    return max(multiple, 0.0) if psd else multiple
 
 
 def _divided(numerator: Array, denominator: Array) -> Array:
@@ -126,13 +118,6 @@ def _asymmetry(cross: Array, right: Array) -> float:
     outer = cross - inner @ right  # meets only zeros on the other side of the diagonal
     skew = np.hypot(np.linalg.norm(inner - inner.T), np.sqrt(2) * np.linalg.norm(outer))
     return float(skew) / (2 * norm) if norm else 0.0
-
-
-def _shrunk(entries: Array, weights: Array, noise: float, multiple: float) -> tuple[Array, float]:
-    """Entries shrunk towards the multiple of the identity, and the strength of it."""
-    strength = _strength(entries, weights, noise, multiple)
-    share = _divided(weights, weights + strength)
-    return share * entries + (1 - share) * multiple * np.eye(len(entries)), strength
 
 
 def _strength(entries: Array, weights: Array, noise: float, multiple: float) -> float:
@@ -199,5 +184,4 @@ def _cone(matrix: Array) -> Array:
     """Nearest positive semi-definite matrix in the Frobenius norm."""
     values, vectors = eigh(matrix, check_finite=False)
     root = vectors * np.sqrt(values.clip(min=0.0))
-    projected: Array = root @ root.T
-    return projected
+    return np.asarray(root @ root.T)

@@ -33,10 +33,8 @@ class Convention:
         if self.l2 is None:
             return {self.l1_term: strength * self.l1}
         ratio = 0.0 if l1_ratio is None else l1_ratio
-        return {
-            "l2": strength * (1 - ratio) * self.l2,
-            self.l1_term: strength * ratio * self.l1,
-        }
+        l2, l1 = strength * (1 - ratio) * self.l2, strength * ratio * self.l1
+        return {"l2": l2, self.l1_term: l1}
 
     def parameters(self, coef: Mapping[str, float], n: float | None = None) -> dict[str, float]:
         """Model parameters that state the coefficients of these terms openly."""

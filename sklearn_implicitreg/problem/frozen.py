@@ -104,9 +104,8 @@ def rebuilt(
     """Copy of a module's structure with other tensors, wherever they are referred to."""
     # The module's own __deepcopy__ is not called: it may raise or copy the weights. ``named``
     # makes parameters and buffers, ``loose`` other tensors; wrappers of torch.compile are left out.
-    memo: dict[int, Any] = {}
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        memo[id(tensor)] = named(tensor)
+    stored = itertools.chain(module.parameters(), module.buffers())
+    memo: dict[int, Any] = {id(tensor): named(tensor) for tensor in stored}
     parts = [part for part in module.modules() if not _is_wrapper(part)]
     for part in parts:
         memo[id(part)] = type(part).__new__(type(part))

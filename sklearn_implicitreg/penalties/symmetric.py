@@ -62,9 +62,7 @@ def solve_symmetric(
     plain = basis @ entries @ basis.T
     misfit = float(np.linalg.norm(plain @ thetas - rhs))
     spare = thetas.size - n_determined(p, m)
-    square = float(np.square(thetas).sum())
-    multiple = float((thetas * rhs).sum()) / square if square else 0.0
-    multiple = max(multiple, 0.0) if psd else multiple
+    multiple = _multiple(thetas, rhs, psd)
     gain = float(1 / np.sqrt(weights[weights > 0].min())) if m else 0.0
     noise = _noise(plain, thetas, rhs, misfit, spare, eps)
     # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
@@ -93,6 +91,13 @@ def solve_symmetric(
         n_counted=n_counted,
         distance=distance,
     )
+
+
+def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:
+    """The best allowed multiple of the identity."""
+    square = float(np.square(thetas).sum())
+    multiple = float((thetas * rhs).sum()) / square if square else 0.0
+    return max(multiple, 0.0) if psd else multiple
 
 
 def _divided(numerator: Array, denominator: Array) -> Array:

@@ -13,7 +13,7 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
-from sklearn_implicitreg.problem.row_batch import RowBatch, mean_over_rows
+from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
 from sklearn_implicitreg.problem.vectors import Params, flat, shaped
 
@@ -33,7 +33,6 @@ __all__ = [
     "call_module",
     "check_finite_params",
     "flat",
-    "mean_over_rows",
     "profiled",
     "select_params",
     "shaped",

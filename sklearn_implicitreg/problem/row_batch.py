@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from sklearn_implicitreg.problem.row_models import (
 )
 from sklearn_implicitreg.problem.vectors import Params
 
-__all__ = ["RowBatch", "mean_over_rows"]
+__all__ = ["RowBatch"]
 
 
 class RowBatch:
@@ -285,25 +285,3 @@ class RowBatch:
         part.n_rows = len(part.weight)
         part._cache = {}
         return part
-
-
-class _HasRows(Protocol):
-    def row_batches(self, params: Params) -> Iterator[RowBatch]: ...
-
-
-def mean_over_rows(
-    rows: Callable[[RowBatch], object], params: Params, problem: _HasRows, owner: str
-) -> Params:
-    """Weighted mean of one number per row and term, over all blocks."""
-    kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
-    totals: Params = {}
-    weight = 0.0
-    for batch in problem.row_batches(params):
-        with torch.enable_grad():  # a penalty may differentiate the model
-            sums = batch.summed(rows(batch), owner)
-        for term, value in sums.items():
-            value = value if kept else value.detach()
-            totals[term] = totals[term] + value if term in totals else value
-        weight += batch.total_weight
-        del batch, sums, value  # with them a graph that is not kept
-    return {term: value / weight for term, value in totals.items()}

@@ -41,8 +41,7 @@ def ridge(coef: float) -> SpectralFilter:
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -72,8 +71,7 @@ def principal_components(k: int) -> SpectralFilter:
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -104,8 +102,7 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -200,8 +197,7 @@ def gradient_descent(
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -250,8 +246,7 @@ def exponential_average(
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -279,8 +274,7 @@ def gradient_flow(time: float) -> SpectralFilter:
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------

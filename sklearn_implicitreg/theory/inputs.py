@@ -13,6 +13,7 @@ __all__ = [
     "Spectrum",
     "as_matrix",
     "as_vector",
+    "check_eigenvalues",
     "check_positive",
     "check_steps",
     "check_whole",
@@ -28,6 +29,14 @@ def check_positive(name: str, value: float) -> None:
     """Raise ValueError if a number is not positive and finite."""
     if not 0 < value < math.inf:
         raise ValueError(f"Expected a positive finite {name}, got {value!r}.")
+
+
+def check_eigenvalues(s: npt.ArrayLike) -> Array:
+    """Eigenvalues as an array; ValueError if one is negative."""
+    s = np.asarray(s, dtype=float)
+    if not np.all(s >= 0):
+        raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
+    return s
 
 
 def check_steps(n_steps: npt.ArrayLike) -> None:

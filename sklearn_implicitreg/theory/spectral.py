@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.linalg import solve_triangular, svdvals
 from scipy.special import exprel
 
-from sklearn_implicitreg.theory.inputs import check_positive, check_steps
+from sklearn_implicitreg.theory.inputs import check_eigenvalues, check_positive, check_steps
 
 __all__ = [
     "SpectralFilter",
@@ -139,36 +139,26 @@ class SpectralFilter:
 
     def _at(self, s: npt.ArrayLike) -> tuple[Array, Response]:
         """Checked eigenvalues and the response to them."""
-        s = np.atleast_1d(np.asarray(s, dtype=float))
+        s = np.atleast_1d(check_eigenvalues(s))
         if self.needs_y:
             raise ValueError(
                 f"Expected a filter of the eigenvalues alone, got {self.name}, which depends on "
                 "y; use implicit_penalty(X, filter, y=y)."
             )
-        if not np.all(s >= 0):
-            raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
         return s, self.response(s)
 
 
 def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Response:
     """``1 - f`` and ``f / s`` of gradient descent or of the flow, arguments checked."""
-    s = np.asarray(s, dtype=float)
-    steps = np.asarray(n_steps, dtype=float)
-    if not np.all(s >= 0):
-        raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
+    s, steps = check_eigenvalues(s), np.asarray(n_steps, dtype=float)
     check_steps(n_steps)
     if lr is None:
-        return exponential(s, steps)
+        x = 2 * s * steps
+        return np.exp(-x), 2 * steps * exprel(-x)
     check_positive("lr", lr)
     h = 2 * lr * s
     residual, ratio = repeated(h, 1 - h, steps)
     return residual, 2 * lr * ratio
-
-
-def exponential(s: npt.ArrayLike, time: npt.ArrayLike) -> Response:
-    """``exp(-2 s time)`` and ``(1 - exp(-2 s time)) / s``, the second without cancellation."""
-    x = 2 * np.asarray(s, dtype=float) * time
-    return np.exp(-x), 2 * np.asarray(time) * exprel(-x)
 
 
 def repeated(u: Array, v: Array, n_steps: npt.ArrayLike) -> Response:

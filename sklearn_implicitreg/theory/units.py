@@ -59,36 +59,27 @@ def convert(
 
     Notes
     -----
-    What is minimized over w, and the coefficients in it (r: ``l1_ratio`` or ``L1_wt``,
-    SSE: sum of squared errors over the n rows, D: deviance)::
+    What is minimized over w, and the coefficients in it (SSE: sum of squared errors over the n
+    rows, D: deviance, r: ``l1_ratio`` or ``L1_wt``, P = r |w|_1 + (1-r)/2 |w|^2)::
 
-        model                objective                                   coefficients
-        Ridge                SSE + alpha |w|^2                           l2 = alpha/n
-        Lasso                SSE/(2n) + alpha |w|_1                      l1 = 2 alpha
-        ElasticNet           SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        MultiTaskLasso       SSE/(2n) + alpha |w|_21                     l21 = 2 alpha
-        MultiTaskElasticNet  SSE/(2n) + alpha r |w|_21                   l21 = 2 alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        LogisticRegression   sum of log losses                           l1 = r/(n C),
-                             + (r |w|_1 + (1-r)/2 |w|^2)/C               l2 = (1-r)/(2 n C)
-        LinearSVC            sum of losses + |w|^2/(2C), with intercept  l2 = 1/(2 n C)
-        LinearSVR            sum of losses + |w|^2/(2C), with intercept  l2 = 1/(2 n C)
-        SGDRegressor         SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        SGDClassifier        mean of losses + alpha r |w|_1              l1 = alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)/2
-        PoissonRegressor,    D/(2n) + alpha/2 |w|^2                      l2 = alpha/2
+        model                objective                            coefficients
+        Ridge                SSE + alpha |w|^2                    l2 = alpha/n
+        Lasso                SSE/(2n) + alpha |w|_1               l1 = 2 alpha
+        ElasticNet           SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
+        MultiTask...         the same with |w|_21 for |w|_1       l21 for l1
+        LogisticRegression   sum of log losses + P/C              l1 = r/(n C), l2 = (1-r)/(2 n C)
+        LinearSVC, LinearSVR sum of losses + |w|^2/(2C)           l2 = 1/(2 n C), with intercept
+        SGDRegressor         SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
+        SGDClassifier        mean of losses + alpha P             l1 = alpha r, l2 = alpha (1-r)/2
+        PoissonRegressor,    D/(2n) + alpha/2 |w|^2               l2 = alpha/2
         GammaRegressor,
         TweedieRegressor
-        HuberRegressor       sum of losses + alpha |w|^2                 l2 = alpha/n
-        MLPRegressor         SSE/(2n) + alpha/(2n) |w|^2                 l2 = alpha/n
-        MLPClassifier        mean of log losses + alpha/(2n) |w|^2       l2 = alpha/(2n)
-        torch                mean loss + weight_decay/2 |w|^2            l2 = weight_decay/2
-        OLS (statsmodels,    SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
-        also WLS and GLS)    + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        GLM (statsmodels)    D/(2n) + alpha r |w|_1                      l1 = alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)/2
+        HuberRegressor       sum of losses + alpha |w|^2          l2 = alpha/n
+        MLPRegressor         SSE/(2n) + alpha/(2n) |w|^2          l2 = alpha/n
+        MLPClassifier        mean of log losses + alpha/(2n) |w|^2  l2 = alpha/(2n)
+        torch                mean loss + weight_decay/2 |w|^2     l2 = weight_decay/2
+        OLS (also WLS, GLS)  SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
+        GLM of statsmodels   D/(2n) + alpha P                     l1 = alpha r, l2 = alpha (1-r)/2
 
     An SGDRegressor with another loss than the squared error has the units of SGDClassifier;
     TweedieRegressor(power=0) has those of an ElasticNet with r = 0, a Gaussian GLM those of OLS.

@@ -65,15 +65,11 @@ def solve_symmetric(
     multiple = _multiple(thetas, rhs, psd)
     gain = float(1 / np.sqrt(weights[weights > 0].min())) if m else 0.0
     noise = _noise(plain, thetas, rhs, misfit, spare, eps)
-    # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
-    # enough to determine p weights (a heuristic).
-    n_counted = n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
+    n_counted = _counted(n_endpoints, p, n_rows)
     strength = distance = 0.0
     if shrinkage == "identity":
         variance = n_endpoints / n_counted * misfit**2 / spare if spare > 0 else 0.0
-        strength = _strength(entries, weights, variance, multiple)
-        share = _divided(weights, weights + strength)
-        entries = share * entries + (1 - share) * multiple * np.eye(p)
+        entries, strength = _shrunk(entries, weights, variance, multiple)
     if psd:
         entries, distance = _psd_entries(entries, weights + strength)
     if isinstance(shrinkage, float | int):
@@ -91,6 +87,13 @@ def solve_symmetric(
         n_counted=n_counted,
         distance=distance,
     )
+
+
+def _counted(n_endpoints: int, p: int, n_rows: int | None) -> float:
+    """Endpoints that count as independent; ``n_rows`` if they are resamples of one data set."""
+    # M resamples of n rows know no more than the n/p disjoint parts of the rows that are large
+    # enough to determine p weights (a heuristic).
+    return n_endpoints / (1 + n_endpoints * p / n_rows) if n_rows else float(n_endpoints)
 
 
 def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:
@@ -123,6 +126,13 @@ def _asymmetry(cross: Array, right: Array) -> float:
     outer = cross - inner @ right  # meets only zeros on the other side of the diagonal
     skew = np.hypot(np.linalg.norm(inner - inner.T), np.sqrt(2) * np.linalg.norm(outer))
     return float(skew) / (2 * norm) if norm else 0.0
+
+
+def _shrunk(entries: Array, weights: Array, noise: float, multiple: float) -> tuple[Array, float]:
+    """Entries shrunk towards the multiple of the identity, and the strength of it."""
+    strength = _strength(entries, weights, noise, multiple)
+    share = _divided(weights, weights + strength)
+    return share * entries + (1 - share) * multiple * np.eye(len(entries)), strength
 
 
 def _strength(entries: Array, weights: Array, noise: float, multiple: float) -> float:

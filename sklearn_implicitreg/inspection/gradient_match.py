@@ -56,7 +56,6 @@ class GradientMatchDisplay:
     >>> from sklearn.datasets import load_diabetes
     >>> from sklearn.linear_model import Ridge
     >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
-    >>> from sklearn_implicitreg.inspection import GradientMatchDisplay
     >>> X, y = load_diabetes(return_X_y=True)
     >>> est = ImplicitRegularizationEstimator(Ridge(alpha=3.0).fit(X, y)).fit(X, y)
     >>> display = GradientMatchDisplay.from_estimator(est, X, y)
@@ -166,7 +165,21 @@ class GradientMatchDisplay:
             ax.scatter(part["fitted"], part["target"], label=name, **style)
             for name, part in frame.groupby("tensor", sort=False)
         ]
-        self._frame_axes(ax, frame, {"color": "0.3", "linewidth": 1} | (line_kwargs or {}))
+        values = frame[["fitted", "target"]].to_numpy()
+        limit = 1.08 * float(np.abs(values).max(initial=0.0)) or 1.0
+        line_style = {"color": "0.3", "linewidth": 1, "zorder": 0} | (line_kwargs or {})
+        (self.line_,) = ax.plot([-limit, limit], [-limit, limit], **line_style)
+        title = [] if self.name is None else [self.name]
+        ax.set(
+            xlim=(-limit, limit),
+            ylim=(-limit, limit),
+            aspect="equal",  # so that the diagonal is one
+            xlabel="gradient of the fitted penalty",
+            ylabel="minus gradient of the loss",
+            title="\n".join([*title, f"$R^2$ = {self.r2:.4f}"]),
+        )
+        ax.locator_params(nbins=5)
+        ax.ticklabel_format(style="sci", scilimits=(-2, 3), useMathText=True)
         if 1 < len(self.scatters_) <= _MAX_NAMES:
             legend = ax.legend(frameon=False, loc="upper left", fontsize="small")
             for handle in legend.legend_handles:
@@ -174,21 +187,6 @@ class GradientMatchDisplay:
         self.ax_ = ax
         self.figure_ = ax.figure
         return self
-
-    def _frame_axes(self, ax: Any, frame: pd.DataFrame, line_style: dict[str, Any]) -> None:
-        """Same scale on both axes, so that the diagonal is one; labels and title."""
-        values = frame[["fitted", "target"]].to_numpy()
-        limit = 1.08 * float(np.abs(values).max(initial=0.0)) or 1.0
-        (self.line_,) = ax.plot([-limit, limit], [-limit, limit], zorder=0, **line_style)
-        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-        ax.locator_params(nbins=5)
-        ax.ticklabel_format(style="sci", scilimits=(-2, 3), useMathText=True)
-        found = f"$R^2$ = {self.r2:.4f}"
-        ax.set(
-            xlabel="gradient of the fitted penalty",
-            ylabel="minus gradient of the loss",
-            title=found if self.name is None else f"{self.name}\n{found}",
-        )
 
     def frame(self) -> pd.DataFrame:
         """The points as a table.

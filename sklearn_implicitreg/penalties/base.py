@@ -10,10 +10,11 @@ from itertools import chain
 from numbers import Number
 from typing import Any
 
+import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem, RowBatch, mean_over_rows
+from sklearn_implicitreg.problem import Params, Problem, RowBatch
 
 __all__ = ["Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
 
@@ -67,15 +68,12 @@ class Penalty(BaseEstimator):
     Examples
     --------
     >>> import torch
-    >>> from sklearn_implicitreg.penalties import Penalty
     >>> class Cubic(Penalty):
-    ...     '''``R = sum |theta|^3``.'''
     ...     def terms(self, params, problem):
     ...         return {"cubic": sum(t.abs().pow(3).sum() for t in params.values())}
     >>> Cubic().terms({"w": torch.tensor([1.0, -2.0])}, None)
     {'cubic': tensor(9.)}
     >>> class Outputs(Penalty):
-    ...     '''``R = mean_i |f(x_i)|^2``.'''
     ...     def rows(self, batch):
     ...         return {"outputs": batch.outputs.square().sum(1)}
     """
@@ -104,12 +102,22 @@ class Penalty(BaseEstimator):
         ValueError
             If a penalty on rows gets none.
         """
-        name = type(self).__name__
         if problem is None:
             raise ValueError(
-                f"{name} is a mean over rows of data, and got the parameters alone; give X and y."
+                f"{type(self).__name__} is a mean over rows of data, and got the parameters alone; "
+                "give X and y."
             )
-        return mean_over_rows(self.rows, params, problem, name)
+        kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
+        totals: Params = {}
+        weight = 0.0
+        for batch in problem.row_batches(params):
+            with torch.enable_grad():  # a penalty may differentiate the model
+                sums = batch.summed(self.rows(batch), type(self).__name__)
+            for term, value in sums.items():
+                totals[term] = totals.get(term, 0) + (value if kept else value.detach())
+            weight += batch.total_weight
+            del batch, sums, value  # with them a graph that is not kept
+        return {term: value / weight for term, value in totals.items()}
 
     def rows(self, batch: RowBatch) -> dict[str, Tensor]:
         """What each row adds to each term; R is the mean over rows, weighted by their weights.
@@ -142,7 +150,10 @@ class Penalty(BaseEstimator):
         """Join two families: the coefficients of both are estimated together."""
         if not isinstance(other, Penalty):
             return NotImplemented
-        return Sum([*_parts(self), *_parts(other)])
+        return Sum([*self._parts(), *other._parts()])
+
+    def _parts(self) -> list[Penalty]:
+        return [self]
 
     def __rmul__(self, coef: float) -> Fixed:
         """Fix the coefficient: the penalty is known, and moved to the side of the loss."""
@@ -177,10 +188,6 @@ class Penalty(BaseEstimator):
         return Grouped(self, by)
 
 
-def _parts(penalty: Penalty) -> list[Penalty]:
-    return list(penalty.parts) if isinstance(penalty, Sum) else [penalty]
-
-
 class _Combined(Penalty):
     """A penalty that is defined by its leaves."""
 
@@ -188,12 +195,8 @@ class _Combined(Penalty):
         """Terms of all leaves, each at the tensors it sees."""
         leaves = self.leaves(params, problem)
         values = [leaf.values(params, problem) for leaf in leaves]
-        named = name_terms(leaves, [tuple(v) for v in values])
-        return {
-            name: value
-            for names, leaf_values in zip(named, values, strict=True)
-            for name, value in zip(names, leaf_values.values(), strict=True)
-        }
+        names = chain.from_iterable(name_terms(leaves, [tuple(own) for own in values]))
+        return dict(zip(names, chain.from_iterable(own.values() for own in values), strict=True))
 
 
 class Sum(_Combined):
@@ -215,12 +218,17 @@ class Sum(_Combined):
     def __init__(self, parts: list[Penalty]):
         self.parts = parts
 
+    def _parts(self) -> list[Penalty]:
+        return self.parts
+
     def _named(self) -> dict[str, Penalty]:
         """Parts by the name of their class in snake case, numbered where two share it."""
-        names = [_snake_case(type(part).__name__) for part in self.parts]
-        numbered = [f"{name}{names[: i + 1].count(name)}" for i, name in enumerate(names)]
-        unique = [n if names.count(n) == 1 else k for n, k in zip(names, numbered, strict=True)]
-        return dict(zip(unique, self.parts, strict=True))
+        classes = [type(part).__name__ for part in self.parts]
+        names = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() for name in classes]
+        for i, name in enumerate(classes):
+            if classes.count(name) > 1:
+                names[i] += str(classes[: i + 1].count(name))
+        return dict(zip(names, self.parts, strict=True))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters of the sum and, with ``deep``, of its named parts."""
@@ -267,12 +275,10 @@ class Scoped(_Combined):
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty on the chosen tensors."""
-        label = str(self.params)
-        if callable(self.params):
-            label = getattr(self.params, "__name__", type(self.params).__name__)
-            chosen = {name: t for name, t in params.items() if self.params(name, t)}
-        else:
-            chosen = {name: t for name, t in params.items() if re.search(self.params, name)}
+        scope = self.params
+        label = getattr(scope, "__name__", type(scope).__name__) if callable(scope) else str(scope)
+        selects = scope if callable(scope) else lambda name, _: bool(re.search(str(scope), name))
+        chosen = {name: t for name, t in params.items() if selects(name, t)}
         if not chosen:
             raise ValueError(
                 f"The scope {self.params!r} of {self.penalty!r} selects no tensor; expected a "
@@ -391,7 +397,3 @@ def _name(leaf: Leaf, term: str, with_params: bool = False) -> str:
     if leaf.coef is not None:
         term = f"{leaf.coef:g}*{term}"
     return f"{term}[{leaf.group}]" if leaf.group else term
-
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

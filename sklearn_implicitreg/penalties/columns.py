@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["LeafColumns", "check_terms", "columns_of_leaves"]
+__all__ = ["LeafColumns", "check_terms", "columns_of_leaves", "gradient_of"]
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 
@@ -74,26 +72,24 @@ def columns_of_leaves(
     leaves: Sequence[Leaf], params: Params, problem: Problem
 ) -> list[LeafColumns]:
     """Columns of several leaves; the penalties on rows share one pass over the data."""
-    kinds = [leaf.penalty.on_rows for leaf in leaves]
-    on_rows = list(itertools.compress(leaves, kinds))
-    of_rows = iter(_mean_gradients(on_rows, params, problem) if on_rows else [])
+    on_rows = [leaf for leaf in leaves if leaf.penalty.on_rows]
+    means = iter(_mean_gradients(on_rows, params, problem) if on_rows else [])
     return [
-        FullGradients(leaf, next(of_rows)) if reads_rows else _one(leaf, params, problem)
-        for leaf, reads_rows in zip(leaves, kinds, strict=True)
+        FullGradients(leaf, next(means)) if leaf.penalty.on_rows else _one(leaf, params, problem)
+        for leaf in leaves
     ]
 
 
 def _one(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:
     """Columns of a penalty that is not on rows."""
+    gradient: TensorGradient | None = getattr(leaf.penalty, "gradient", None)
+    if gradient is not None:
+        return ClosedForm(leaf, params, gradient)
     full = getattr(leaf.penalty, "full_gradient", None)
-    if full is not None:
-        return FullGradients(
-            leaf, full({name: _double(params[name]) for name in leaf.names}, problem)
-        )
-    gradient = getattr(leaf.penalty, "gradient", None)
-    if gradient is None:
+    if full is None:
         return FullGradients(leaf, _gradients(leaf, params, problem))
-    return ClosedForm(leaf, params, cast(TensorGradient, gradient))
+    seen = {name: params[name].detach().double() for name in leaf.names}
+    return FullGradients(leaf, full(seen, problem))
 
 
 def _gradients(leaf: Leaf, params: Params, problem: Problem) -> dict[str, Params]:
@@ -107,7 +103,7 @@ def _gradients(leaf: Leaf, params: Params, problem: Problem) -> dict[str, Params
             for term, value in values.items()
             for i, entry in enumerate(value.reshape(-1))
         }
-        return {term: _gradient_of(entry, seen) for term, entry in entries.items()}
+        return {term: gradient_of(entry, seen) for term, entry in entries.items()}
 
 
 def _mean_gradients(
@@ -123,7 +119,11 @@ def _mean_gradients(
                 own = {name: seen[name] for name in leaf.names}
                 values = leaf.penalty.rows(batch.seeing(leaf.names))
                 for term, value in batch.summed(values, type(leaf.penalty).__name__).items():
-                    _add(total.setdefault(term, {}), _gradient_of(value, own))
+                    column = total.setdefault(
+                        term, {n: torch.zeros_like(t) for n, t in own.items()}
+                    )
+                    for name, slope in gradient_of(value, own).items():
+                        column[name] += slope
             weight += batch.total_weight
             del batch, value, values  # with them the graph, before the next block is read
     return [
@@ -132,22 +132,12 @@ def _mean_gradients(
     ]
 
 
-def _add(total: Params, gradient: Params) -> None:
-    """Add a gradient in place."""
-    for name, g in gradient.items():
-        total[name] = total[name].add_(g) if name in total else g.clone()
-
-
 def _as_leaves(params: Params, names: tuple[str, ...]) -> Params:
     """Copies of some tensors that gradients are taken of."""
-    return {name: _double(params[name]).clone().requires_grad_() for name in names}
+    return {name: params[name].detach().double().clone().requires_grad_() for name in names}
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().double()
-
-
-def _gradient_of(value: Tensor, params: Params) -> Params:
+def gradient_of(value: Tensor, params: Params) -> Params:
     """Gradient with respect to every tensor; zero where the value does not depend on it."""
     if not value.requires_grad:
         return {name: torch.zeros_like(t) for name, t in params.items()}

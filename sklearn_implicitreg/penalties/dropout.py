@@ -46,7 +46,6 @@ class Dropout(OfGradient):
     --------
     >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
-    >>> from sklearn_implicitreg.penalties import Dropout
     >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1, bias=False))
     >>> _ = torch.nn.init.constant_(net[1].weight, 2.0)
     >>> rows = Data(torch.ones(10_000, 1), torch.ones(10_000, 1))

@@ -12,11 +12,10 @@ from scipy.stats import t as student_t
 
 from sklearn_implicitreg.penalties.structured import (
     Array,
+    Endpoints,
     Structured,
     StructuredPenalty,
     StructuredSolution,
-    checked_endpoints,
-    unexplained,
 )
 from sklearn_implicitreg.problem import Problem, Sampling
 from sklearn_implicitreg.theory import early_stopping_eigenvalues, early_stopping_slopes
@@ -41,7 +40,8 @@ class EarlyStopping(Structured):
     For a quadratic loss with Hessian ``2 S = 2 V diag(s) V'`` it is ``theta' Lambda_t theta``
     with ``Lambda_t = V diag(s / ((1 - 2 lr s)^-t - 1)) V'``. ``coef_[0]`` is t: the number of
     gradient steps that the fit is worth, whatever it was trained by. Parameters out of scope,
-    such as an intercept, are profiled out of the Hessian.
+    such as an intercept, are profiled out of the Hessian. It needs the endpoints' problems, with
+    a quadratic loss, and endpoints away from zero; without a finite best t ``coef_`` is inf.
 
     Parameters
     ----------
@@ -85,111 +85,57 @@ class EarlyStopping(Structured):
         self.lr = lr
         self.shared = shared
 
-    def solve(
-        self,
-        thetas: Array,
-        targets: Array,
-        problems: Sequence[Problem] | None = None,
-        *,
-        confidence_level: float = 0.95,
-        sampling: Sampling = "data sets",
-    ) -> StructuredSolution:
-        """Nonlinear least squares over log t, from the best of a grid.
-
-        Parameters
-        ----------
-        thetas : ndarray of shape (p, M)
-            Parameters in scope of each endpoint.
-        targets : ndarray of shape (p, M)
-            Minus the gradients of the mean loss there.
-        problems : sequence of M Problem
-            For their Hessians.
-        confidence_level : float, default=0.95
-            Of the interval.
-        sampling : {"data sets", "resamples", "one data set"}, default="data sets"
-            How the endpoints were made; the interval depends on it.
-
-        Returns
-        -------
-        StructuredSolution
-            Its penalty is that of the first endpoint, by its own Hessian. ``coef`` is inf if no
-            finite number of steps is best.
-
-        Raises
-        ------
-        ValueError
-            If no problems are given, a loss is not quadratic, an endpoint is zero (no step was
-            taken), or ``2 lr s > 1`` for an eigenvalue.
-        """
-        if problems is None:
+    def _solve(self, endpoints: Endpoints) -> StructuredSolution:
+        """Nonlinear least squares over log t, from the best of a grid."""
+        thetas, targets, sampling = endpoints.thetas, endpoints.targets, endpoints.sampling
+        if not endpoints.problems:
             raise ValueError(
                 "Expected the endpoints' problems: EarlyStopping needs the curvature of their "
                 "losses. Fit models with data instead of equations alone."
             )
-        thetas, targets, shapes = checked_endpoints(thetas, targets, problems)
         if not np.abs(thetas).max(axis=0).all():
             raise ValueError(
                 "Expected endpoints away from zero, got one at zero: no step was taken, and no "
                 "finite penalty gives it."
             )
-        views = _views(thetas, targets / 2, problems)
+        views = _views(thetas, targets / 2, endpoints.problems)
         groups = [views] if self.shared else [[view] for view in views]
         if len(groups[0]) < _MIN_CLUSTERS:
             sampling = "one data set"  # so few give an interval by the misfit alone
-        fits = [_fit(group, self.lr, confidence_level, sampling) for group in groups]
-        per_view = fits * len(views) if self.shared else fits
-        fitted = np.column_stack(
-            [2 * view.apply(self.lr, fit[0]) for view, fit in zip(views, per_view, strict=True)]
-        )
+        fits = [_fit(group, self.lr, endpoints.confidence_level, sampling) for group in groups]
+        coef = np.array([steps for steps, _ in fits])
+        per_view = np.broadcast_to(coef, len(views))
+        pairs = zip(views, per_view, strict=True)
+        fitted = np.column_stack([view.gradient(self.lr, steps) for view, steps in pairs])
         name = "time" if self.lr is None else "steps"
         names = (name,) if self.shared else tuple(f"{name}[{k}]" for k in range(len(fits)))
-        coef = np.array([fit[0] for fit in fits])
         never = tuple(n for n, value in zip(names, coef, strict=True) if np.isinf(value))
         return StructuredSolution(
+            StructuredPenalty(views[0].matrix(self.lr, per_view[0]), endpoints.shapes),
             coef=coef,
             term_names=names,
             fitted=fitted,
             rank=len(fits) - len(never),
-            n_unknowns=len(fits),
-            n_equations=int(thetas.size),
-            conf_int=np.array([fit[1] for fit in fits]),
+            n_equations=thetas.size,
+            notes=self._notes(sampling, endpoints.unexplained(fitted), never),
             dependent=never,
-            notes=self._notes(sampling, unexplained(targets, fitted), never),
-            penalty=StructuredPenalty(views[0].matrix(self.lr, per_view[0][0]), shapes),
+            conf_int=np.array([interval for _, interval in fits]),
         )
 
     def gradients_at(
         self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
     ) -> Array:
-        """Gradients after the fitted number of steps, by the curvature of each endpoint.
-
-        Parameters
-        ----------
-        found : StructuredSolution
-            What :meth:`solve` returned.
-        thetas : ndarray of shape (p, M)
-            Parameters in scope of each endpoint.
-        problems : sequence of M Problem
-            For their Hessians.
-
-        Returns
-        -------
-        ndarray of shape (p, M)
-
-        Raises
-        ------
-        ValueError
-            If each endpoint has its own number of steps.
-        """
+        """Gradients after the fitted number of steps, by the curvature of each endpoint."""
         if len(found.coef) > 1:
             raise ValueError(
                 f"Expected a number of steps that all endpoints share, got {len(found.coef)}: "
                 "other endpoints have none of them; fit with shared=True."
             )
-        if np.isnan(found.coef[0]):
+        steps = float(found.coef[0])
+        if np.isnan(steps):
             return np.zeros_like(thetas)  # there was no gradient to explain
         views = _views(thetas, thetas, problems)
-        return np.column_stack([2 * view.apply(self.lr, float(found.coef[0])) for view in views])
+        return np.column_stack([view.gradient(self.lr, steps) for view in views])
 
     def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
         """Notes of the summary."""
@@ -213,20 +159,18 @@ class _View:
     theta: Array
     target: Array
 
-    def apply(self, lr: float | None, steps: float) -> Array:
-        """``Lambda_t theta`` in the coordinates of the parameters."""
-        product: Array = self.vectors @ (_eigenvalues(self.s, lr, steps) * self.theta)
-        return product
+    def gradient(self, lr: float | None, steps: float) -> Array:
+        """``2 Lambda_t theta`` in the coordinates of the parameters."""
+        return np.asarray(2 * self.vectors @ (self._eigenvalues(lr, steps) * self.theta))
 
     def matrix(self, lr: float | None, steps: float) -> Array:
         """``Lambda_t``."""
-        product: Array = (self.vectors * _eigenvalues(self.s, lr, steps)) @ self.vectors.T
-        return product
+        return np.asarray((self.vectors * self._eigenvalues(lr, steps)) @ self.vectors.T)
 
-
-def _eigenvalues(s: Array, lr: float | None, steps: float) -> Array:
-    """Eigenvalues of the penalty; zero after infinitely many steps."""
-    return early_stopping_eigenvalues(s, lr, steps) if np.isfinite(steps) else np.zeros_like(s)
+    def _eigenvalues(self, lr: float | None, steps: float) -> Array:
+        if np.isinf(steps):
+            return np.zeros_like(self.s)
+        return early_stopping_eigenvalues(self.s, lr, steps)
 
 
 def _views(thetas: Array, rhs: Array, problems: Sequence[Problem]) -> list[_View]:
@@ -252,12 +196,12 @@ def _fit(
     size = float(np.linalg.norm(target)) or 1.0
 
     def residual(log_t: Array) -> Array:
-        found: Array = (early_stopping_eigenvalues(s, lr, np.exp(log_t)) * theta - target) / size
-        return found
+        values = early_stopping_eigenvalues(s, lr, np.exp(log_t))
+        return np.asarray((values * theta - target) / size)
 
     def slope(log_t: Array) -> Array:
-        found: Array = early_stopping_slopes(s, lr, np.exp(log_t)) * theta / size
-        return found[:, None]
+        values = early_stopping_slopes(s, lr, np.exp(log_t))
+        return np.asarray(values * theta / size)[:, None]
 
     slope(np.zeros(1))  # raises ValueError if the step size is too large
     starts = _starts(s, theta, target, lr)
@@ -269,10 +213,13 @@ def _fit(
     log_t = least_squares(residual, starts[best : best + 1], jac=slope, **options).x
     with np.errstate(all="ignore"):  # equations that hardly depend on t: up to infinity
         if sampling == "resamples":
-            half = _half_spread([_fit([view], lr, level)[0] for view in views], level)
+            spare = len(views) - 1
+            alone = [_fit([view], lr, level)[0] for view in views]
+            error = float(np.std(np.log(alone), ddof=1))
         else:
-            n_clusters = len(views) if sampling == "data sets" else 1
-            half = _half_width(residual(log_t), slope(log_t)[:, 0], n_clusters, level)
+            n_clusters = len(views) if sampling == "data sets" else 0
+            error, spare = _error(residual(log_t), slope(log_t)[:, 0], n_clusters)
+        half = student_t.ppf((1 + level) / 2, spare) * error
         half = np.inf if np.isnan(half) else half
         lower, upper = np.exp(log_t[0] - half), np.exp(log_t[0] + half)
     return float(np.exp(log_t[0])), (float(lower), float(upper))
@@ -292,28 +239,17 @@ def _starts(s: Array, theta: Array, target: Array, lr: float | None) -> Array:
     if not len(times):
         return np.zeros(0)
     first, last = np.log(times.min()), np.log(times.max()) + 5
-    grid: Array = np.linspace(first, min(last, _LAST_LOG), _N_STARTS)
-    return grid
+    return np.asarray(np.linspace(first, min(last, _LAST_LOG), _N_STARTS))
 
 
-def _half_spread(times: list[float], level: float) -> float:
-    """Half width of the interval for log t: the spread of the answers of the endpoints."""
-    spread = float(np.std(np.log(times), ddof=1))  # NaN if one of them is not finite
-    return float(student_t.ppf((1 + level) / 2, len(times) - 1)) * spread
-
-
-def _half_width(residual: Array, column: Array, n_clusters: int, level: float) -> float:
-    """Half width of the interval for log t: leave-one-out over clusters, or by the misfit."""
+def _error(residual: Array, column: Array, n_clusters: int) -> tuple[float, int]:
+    """Standard error of log t and its degrees of freedom: leave-one-out, or by the misfit."""
     square = column @ column
-    spare = len(residual) - 1
-    if n_clusters >= _MIN_CLUSTERS:
-        moments = (column * residual).reshape(n_clusters, -1).sum(axis=1)
-        squares = np.square(column).reshape(n_clusters, -1).sum(axis=1)
-        moves = moments / (square - squares)
-        spare = n_clusters - 1
-        variance = spare / n_clusters * np.square(moves).sum()
-    elif spare:
-        variance = (residual @ residual) / spare / square
-    else:
-        return np.inf
-    return float(student_t.ppf((1 + level) / 2, spare)) * float(np.sqrt(variance))
+    if not n_clusters:
+        spare = len(residual) - 1
+        return float(np.sqrt(residual @ residual / spare / square)), spare
+    moments = (column * residual).reshape(n_clusters, -1).sum(axis=1)
+    squares = np.square(column).reshape(n_clusters, -1).sum(axis=1)
+    moves = moments / (square - squares)
+    spare = n_clusters - 1
+    return float(np.sqrt(spare / n_clusters * np.square(moves).sum())), spare

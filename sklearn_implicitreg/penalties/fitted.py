@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.problem import Problem, RowBatch
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem.frozen import own_names
 from sklearn_implicitreg.problem.row_models import RowModel
 
 __all__ = ["FittedPenalty", "named_tensors"]
+
+
+Coefficients = tuple[tuple[Leaf, tuple[float, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,12 @@ class FittedPenalty:
     2.0
     """
 
-    leaves: tuple[tuple[Leaf, tuple[float, ...]], ...]
+    leaves: Coefficients
     tensors: tuple[str, ...]
     model: RowModel | None = None
 
     @classmethod
-    def of(
-        cls, leaves: tuple[tuple[Leaf, tuple[float, ...]], ...], problem: Problem
-    ) -> FittedPenalty:
+    def of(cls, leaves: Coefficients, problem: Problem) -> FittedPenalty:
         """The penalty of a problem's tensors, with its model where a leaf needs it."""
         on_rows = any([leaf.penalty.on_rows for leaf, _ in leaves])
         model = next(problem.row_batches(problem.params)).model if on_rows else None
@@ -89,15 +90,30 @@ class FittedPenalty:
             If it is neither a module nor a dict of tensors.
         """
         named = named_tensors(params, self.tensors)
-        total = torch.zeros((), dtype=named[self.tensors[0]].dtype)
-        total = total.to(named[self.tensors[0]].device)
         batch = None
         if X is not None and any(leaf.penalty.on_rows for leaf, _ in self.leaves):
             batch = self._batch(params, X, y, sample_weight)
+        return self.at(named, batch)
+
+    def at(self, params: Params, rows: Problem | RowBatch | None) -> Tensor:
+        """Value at a dict of parameters, for penalties on rows the mean over given rows.
+
+        Parameters
+        ----------
+        params : dict of str to Tensor
+            The tensors in ``self.tensors``.
+        rows : Problem, RowBatch or None
+            Rows with their model.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        """
+        total = params[self.tensors[0]].new_zeros(())
         for leaf, coefs in self.leaves:
-            seen = {name: named[name] for name in leaf.names}
-            rows = cast(Problem, batch) if leaf.penalty.on_rows else None
-            values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, rows).values()])
+            seen = {name: params[name] for name in leaf.names}
+            there = cast(Problem, rows) if leaf.penalty.on_rows else None
+            values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, there).values()])
             total = total + (values @ values.new_tensor(coefs)).to(total)
         return total
 
@@ -109,7 +125,7 @@ class FittedPenalty:
             return RowBatch.of(params, X, y, sample_weight, None)
         if self.model is None:
             raise ValueError("Expected a module for a penalty on rows, got parameters alone.")
-        named = {own_name(name): tensor for name, tensor in params.items()}
+        named = own_names(params, "parameters")
         return RowBatch.at(self.model, named, X, y, sample_weight, None)
 
 
@@ -117,13 +133,7 @@ def named_tensors(
     params: nn.Module | Mapping[str, Tensor], tensors: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """Parameters of a module or a dict by their own names; those expected must be there."""
-    if not isinstance(params, nn.Module | Mapping):
-        raise TypeError(
-            f"Expected a torch module or a dict of name to Tensor, got "
-            f"{type(params).__name__}; give {{name: tensor}} for {list(tensors)}."
-        )
-    given = params.named_parameters() if isinstance(params, nn.Module) else params.items()
-    named = {own_name(name): tensor for name, tensor in given}
+    named = own_names(params, "parameters")
     missing = [name for name in tensors if name not in named]
     if missing:
         raise ValueError(

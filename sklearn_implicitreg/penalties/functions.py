@@ -25,7 +25,6 @@ class ActivationL2(Penalty):
     Examples
     --------
     >>> import torch
-    >>> from sklearn_implicitreg.penalties import ActivationL2, RowBatch
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1))
     >>> batch = RowBatch.of(net, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
     >>> ActivationL2("0").rows(batch)
@@ -68,12 +67,11 @@ class Callables(Penalty):
         """Value of every function; the mean over rows where it is one of rows."""
         if self.on_rows:
             return super().terms(params, problem)
-        return {
-            name: Callables({name: function}).terms(params, problem)[name]
-            if _takes_batch(function)
-            else function(params)
-            for name, function in self.functions.items()
-        }
+        values: dict[str, Tensor] = {}
+        for name, function in self.functions.items():
+            alone = Callables({name: function})
+            values |= alone.terms(params, problem) if alone.on_rows else {name: function(params)}
+        return values
 
     def rows(self, batch: RowBatch) -> dict[str, Tensor]:
         """Numbers of every function."""

@@ -25,19 +25,17 @@ class OfGradient(Penalty):
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Value of the term; it can be differentiated once with respect to the parameters."""
         there = self._problem(problem).at({name: t.detach() for name, t in params.items()})
-        scope = _scope(params, there)
-        first = next(iter(params.values()))
-        value = first.new_tensor(self._value(scope))
+        scope = Scope(params, there)
+        value = next(iter(params.values())).new_tensor(self._value(scope))
         if any(t.requires_grad for t in params.values()):
             slope = self._gradient(scope)
             for name, tensor in params.items():
-                own = slope[name].to(tensor)
-                value = value + (own * (tensor - tensor.detach())).sum()
+                value = value + (slope[name].to(tensor) * (tensor - tensor.detach())).sum()
         return {self._term: value}
 
     def full_gradient(self, params: Params, problem: Problem | None) -> dict[str, Params]:
         """Gradient of the term at the problem's weights, for all tensors that it reaches."""
-        return {self._term: self._gradient(_scope(params, self._problem(problem)))}
+        return {self._term: self._gradient(Scope(params, self._problem(problem)))}
 
     def _problem(self, problem: Problem | None) -> Problem:
         if problem is None:
@@ -59,20 +57,15 @@ class OfGradient(Penalty):
 class Scope:
     """A problem with all trained tensors, and which of their gradients the norm counts."""
 
-    def __init__(self, problem: Problem, counted: frozenset[str]):
-        self.problem = problem
-        self._counted = counted
+    def __init__(self, params: Params, problem: Problem):
+        self.problem = problem.whole()
+        # All of them, unless the penalty was restricted to some of those in scope.
+        restricted = params.keys() != problem.params.keys()
+        self._counted = frozenset(params if restricted else self.problem.params)
 
     def only(self, gradient: Params) -> Params:
         """Entries that the norm counts."""
         return {name: g for name, g in gradient.items() if name in self._counted}
-
-
-def _scope(params: Params, problem: Problem) -> Scope:
-    """All trained tensors, unless the penalty was restricted to some of those in scope."""
-    whole = problem.whole()
-    restricted = params.keys() != problem.params.keys()
-    return Scope(whole, frozenset(params if restricted else whole.params))
 
 
 class GradientNorm(OfGradient):
@@ -98,7 +91,6 @@ class GradientNorm(OfGradient):
     --------
     >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
-    >>> from sklearn_implicitreg.penalties import GradientNorm
     >>> net = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(net.weight, 3.0)
     >>> rows = Data(torch.ones(2, 1), torch.ones(2, 1))
@@ -150,7 +142,6 @@ class BatchGradientNorm(OfGradient):
     --------
     >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
-    >>> from sklearn_implicitreg.penalties import BatchGradientNorm
     >>> net = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(net.weight, 3.0)
     >>> rows = Data(torch.ones(2, 1), torch.tensor([[0.0], [2.0]]))
@@ -188,13 +179,11 @@ class BatchGradientNorm(OfGradient):
         for batches in self._partitions(scope.problem):
             center = self._center(_gradients(scope, batches))
             spreads.append(scope.problem.spread_gradient(batches, center))
-        return {
-            name: torch.stack([spread[name] for spread in spreads]).mean(0) for name in spreads[0]
-        }
+        return _mean(spreads)
 
     def _center(self, gradients: list[Params]) -> Params:
         """What is subtracted from the gradients; entries that are not there do not count."""
-        mean = {n: torch.stack([g[n] for g in gradients]).mean(0) for n in gradients[0]}
+        mean = _mean(gradients)
         return mean if self.centered else {name: torch.zeros_like(g) for name, g in mean.items()}
 
     def _partitions(self, problem: Problem) -> Iterator[list[Indices]]:
@@ -232,6 +221,10 @@ def _gradients(scope: Scope, batches: list[Indices]) -> list[Params]:
     """Gradient on each batch."""
     parts = (scope.problem.take(rows, np.ones(len(rows))) for rows in batches)
     return [scope.only(part.gradient().value) for part in parts]
+
+
+def _mean(gradients: list[Params]) -> Params:
+    return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in gradients[0]}
 
 
 def _squared(gradient: Params) -> float:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from numbers import Real
 
 import numpy as np
 
 from sklearn_implicitreg.penalties.structured import (
-    Array,
+    Endpoints,
     ScalarNames,
     Structured,
     StructuredPenalty,
     StructuredSolution,
     TriangleNames,
-    checked_endpoints,
-    unexplained,
 )
 from sklearn_implicitreg.penalties.symmetric import SymmetricFit, solve_symmetric
-from sklearn_implicitreg.problem import Problem, Sampling
 
 __all__ = ["Diagonal", "Quadratic"]
 
@@ -42,64 +39,27 @@ class Diagonal(Structured):
     ([3.0, 1.0, 0.0], ('diagonal[theta[2]]',))
     """
 
-    def solve(
-        self,
-        thetas: Array,
-        targets: Array,
-        problems: Sequence[Problem] | None = None,
-        *,
-        confidence_level: float = 0.95,
-        sampling: Sampling = "data sets",
-    ) -> StructuredSolution:
-        """Least squares, coordinate by coordinate.
-
-        Parameters
-        ----------
-        thetas : ndarray of shape (p, M)
-            Parameters in scope of each endpoint.
-        targets : ndarray of shape (p, M)
-            Minus the gradients of the mean loss there.
-        problems : sequence of M Problem, optional
-            For the names of the parameters.
-        confidence_level, sampling
-            Not used: the family has no intervals.
-
-        Returns
-        -------
-        StructuredSolution
-
-        Raises
-        ------
-        ValueError
-            If the arrays are not finite or do not have the same shape.
-        """
-        thetas, targets, shapes = checked_endpoints(thetas, targets, problems)
-        names = ScalarNames(shapes, "diagonal[{}]")
+    def _solve(self, endpoints: Endpoints) -> StructuredSolution:
+        """Least squares, coordinate by coordinate."""
+        thetas, targets = endpoints.thetas, endpoints.targets
         largest = np.abs(thetas).max(axis=1)
         used = largest > 0
         unit = thetas / np.where(used, largest, 1.0)[:, None]
         coef = np.zeros(len(thetas))
         squares = 2 * largest[used] * np.square(unit[used]).sum(axis=1)
         coef[used] = (unit[used] * targets[used]).sum(axis=1) / squares
-        penalty = StructuredPenalty(coef, shapes)
+        penalty = StructuredPenalty(coef, endpoints.shapes)
         fitted = penalty.gradient(thetas)
+        names = ScalarNames(endpoints.shapes, "diagonal[{}]")
         zero = tuple(names[int(j)] for j in np.flatnonzero(~used))
-        notes = [f"{unexplained(targets, fitted):.2g} of the squared gradient is left over"]
+        notes = [f"{endpoints.unexplained(fitted):.2g} of the squared gradient is left over"]
         if zero:
             notes.append(
                 f"{len(zero)} parameters are zero at every endpoint: they have no equation"
             )
+        rank = int(used.sum())
         return StructuredSolution(
-            coef=coef,
-            term_names=names,
-            fitted=fitted,
-            rank=int(used.sum()),
-            n_unknowns=len(coef),
-            n_equations=int(thetas.size),
-            conf_int=None,
-            dependent=zero,
-            notes=tuple(notes),
-            penalty=penalty,
+            penalty, coef, names, fitted, rank, thetas.size, tuple(notes), dependent=zero
         )
 
 
@@ -142,80 +102,48 @@ class Quadratic(Structured):
     """
 
     def __init__(
-        self,
-        psd: bool = False,
-        shrinkage: str | float | None = None,
-        normalize: bool = False,
+        self, psd: bool = False, shrinkage: str | float | None = None, normalize: bool = False
     ):
         self.psd = psd
         self.shrinkage = shrinkage
         self.normalize = normalize
 
-    def solve(
-        self,
-        thetas: Array,
-        targets: Array,
-        problems: Sequence[Problem] | None = None,
-        *,
-        confidence_level: float = 0.95,
-        sampling: Sampling = "data sets",
-    ) -> StructuredSolution:
-        """Least squares over symmetric matrices.
-
-        Parameters
-        ----------
-        thetas : ndarray of shape (p, M)
-            Parameters in scope of each endpoint.
-        targets : ndarray of shape (p, M)
-            Minus the gradients of the mean loss there.
-        problems : sequence of M Problem, optional
-            For the names of the parameters and the rounding unit of the gradients.
-        confidence_level, sampling
-            Not used: the family has no intervals.
-
-        Returns
-        -------
-        StructuredSolution
-
-        Raises
-        ------
-        ValueError
-            If the arrays are not finite or do not have the same shape, or ``shrinkage`` is
-            not one of its values.
-        """
+    def _solve(self, endpoints: Endpoints) -> StructuredSolution:
+        """Least squares over symmetric matrices."""
         self._check()
-        thetas, targets, shapes = checked_endpoints(thetas, targets, problems)
-        fit = self._fit(thetas, targets / 2, problems or ())
+        thetas = endpoints.thetas
+        fit = self._fit(endpoints)
         p = len(thetas)
-        penalty = StructuredPenalty(fit.matrix, shapes)
+        penalty = StructuredPenalty(fit.matrix, endpoints.shapes)
         fitted = penalty.gradient(thetas)
-        names = TriangleNames(ScalarNames(shapes))
         open_part = f"q on the {p - fit.n_independent} directions that no endpoint has"
         return StructuredSolution(
+            penalty,
             coef=fit.matrix[np.triu_indices(p)],
-            term_names=names,
+            term_names=TriangleNames(ScalarNames(endpoints.shapes)),
             fitted=fitted,
             rank=fit.rank,
-            n_unknowns=len(names),
-            n_equations=int(thetas.size),
-            conf_int=None,
+            n_equations=thetas.size,
+            notes=tuple(self._notes(fit, thetas.shape, endpoints.unexplained(fitted))),
             dependent=(open_part,) if fit.n_independent < p else (),
-            notes=self._notes(fit, p, thetas.shape[1], unexplained(targets, fitted)),
-            penalty=penalty,
         )
 
-    def _fit(self, thetas: Array, rhs: Array, problems: Sequence[Problem]) -> SymmetricFit:
+    def _fit(self, endpoints: Endpoints) -> SymmetricFit:
         """The matrix, the endpoints as they are or of norm one."""
+        norms = np.ones(endpoints.thetas.shape[1])
         if self.normalize:
-            norms = np.linalg.norm(thetas, axis=0)
+            norms = np.linalg.norm(endpoints.thetas, axis=0)
             norms[norms == 0] = 1.0
-            thetas, rhs = thetas / norms, rhs / norms
-        pull = float(self.shrinkage) if isinstance(self.shrinkage, Real) else self.shrinkage
-        eps = max((problem.eps for problem in problems), default=_EPS)
-        n_rows = None
-        if pull == "identity":
-            n_rows = max((problem.n_rows or 0 for problem in problems), default=0) or None
-        return solve_symmetric(thetas, rhs, psd=self.psd, shrinkage=pull, eps=eps, n_rows=n_rows)
+        problems = endpoints.problems
+        counts = [problem.n_rows or 0 for problem in problems if self.shrinkage == "identity"]
+        return solve_symmetric(
+            endpoints.thetas / norms,
+            endpoints.targets / 2 / norms,
+            psd=self.psd,
+            shrinkage=float(self.shrinkage) if isinstance(self.shrinkage, Real) else self.shrinkage,
+            eps=max((problem.eps for problem in problems), default=_EPS),
+            n_rows=max(counts, default=0) or None,
+        )
 
     def _check(self) -> None:
         """Raise ValueError if shrinkage is not one of its values."""
@@ -228,30 +156,37 @@ class Quadratic(Structured):
                 f"{self.shrinkage!r}."
             )
 
-    def _notes(self, fit: SymmetricFit, p: int, n_endpoints: int, share: float) -> tuple[str, ...]:
+    def _notes(self, fit: SymmetricFit, shape: tuple[int, ...], share: float) -> Iterator[str]:
         """Notes of the summary."""
-        m = fit.n_independent
-        notes = [
+        m, (p, n_endpoints) = fit.n_independent, shape
+        yield (
             f"{m} independent endpoints determine {fit.rank} of {p * (p + 1) // 2} numbers "
             "(m p - m (m - 1) / 2)"
-        ]
+        )
         if m < p:
-            notes.append(
+            yield (
                 f"not identifiable below {p} independent endpoints: where they leave it open the "
                 f"matrix is {self._where_open(fit)}"
             )
         if n_endpoints > 1:
-            notes.append(
+            yield (
                 f"one matrix for all endpoints: Theta' B is symmetric up to {fit.asymmetry:.1e} "
                 f"of its norm, and {share:.1e} of the squared gradient is left over"
             )
         part = "the determined part of the matrix" if m < p else "the matrix"
         off = "for gradients off by rounding and three times what is left over"
         if fit.error_bound < 1:
-            notes.append(f"relative error of {part} up to {fit.error_bound:.1e}, {off}")
+            yield f"relative error of {part} up to {fit.error_bound:.1e}, {off}"
         else:
-            notes.append(f"no digit of {part} is guaranteed, {off}: the endpoints are too alike")
-        return (*notes, *self._option_notes(fit))
+            yield f"no digit of {part} is guaranteed, {off}: the endpoints are too alike"
+        if self.shrinkage is not None:
+            yield self._shrinkage_note(fit)
+        if self.psd:
+            when = ", before it is shrunk" if isinstance(self.shrinkage, Real) else ""
+            yield (
+                f"least squares over positive semi-definite matrices{when}, relative distance from "
+                f"the minimum up to {fit.distance:.1e}"
+            )
 
     def _where_open(self, fit: SymmetricFit) -> str:
         """The matrix where no endpoint determines it."""
@@ -260,26 +195,18 @@ class Quadratic(Structured):
         least = "the smallest semi-definite one" if self.psd else "the smallest one"
         return f"{least}, before it is shrunk" if isinstance(self.shrinkage, Real) else least
 
-    def _option_notes(self, fit: SymmetricFit) -> Iterator[str]:
-        """Notes on shrinkage and on the semi-definite cone."""
-        towards = f"towards {fit.multiple:.6g} times the identity"
+    def _shrinkage_note(self, fit: SymmetricFit) -> str:
+        towards = f"shrunk towards {fit.multiple:.6g} times the identity"
         before = "the bound is that of the matrix before"
-        if self.shrinkage == "identity" and fit.pull > _UNSHRUNK:
-            yield (
-                f"shrunk {towards} with strength {fit.strength:.3g}, the entry that is known least "
+        if isinstance(self.shrinkage, Real):
+            return f"{towards} with weight {float(self.shrinkage):g}; {before}"
+        if fit.pull > _UNSHRUNK:
+            return (
+                f"{towards} with strength {fit.strength:.3g}, the entry that is known least "
                 f"by {fit.pull:.2g} of the way, the endpoints counted as {fit.n_counted:.3g} "
                 f"independent ones; {before}"
             )
-        elif self.shrinkage == "identity":
-            yield (
-                f"not shrunk where it is determined (strength {fit.strength:.3g}): next to nothing "
-                "is left over"
-            )
-        elif self.shrinkage is not None:
-            yield f"shrunk {towards} with weight {float(self.shrinkage):g}; {before}"
-        if self.psd:
-            when = ", before it is shrunk" if isinstance(self.shrinkage, Real) else ""
-            yield (
-                f"least squares over positive semi-definite matrices{when}, relative distance from "
-                f"the minimum up to {fit.distance:.1e}"
-            )
+        return (
+            f"not shrunk where it is determined (strength {fit.strength:.3g}): next to nothing is "
+            "left over"
+        )

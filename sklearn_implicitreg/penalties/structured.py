@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,22 +52,12 @@ class StructuredPenalty:
 
     @property
     def matrix_(self) -> Array:
-        """Q, full.
-
-        Returns
-        -------
-        ndarray of shape (p, p)
-        """
+        """Q as a full matrix of shape (p, p)."""
         return self.coefficients if self.coefficients.ndim == 2 else np.diag(self.coefficients)
 
     @property
     def diagonal_(self) -> Array:
-        """Diagonal of Q.
-
-        Returns
-        -------
-        ndarray of shape (p,)
-        """
+        """Diagonal of Q, of shape (p,)."""
         return np.diag(self.coefficients) if self.coefficients.ndim == 2 else self.coefficients
 
     def value(self, theta: Array) -> float:
@@ -129,16 +119,37 @@ class StructuredPenalty:
 class StructuredSolution:
     """Result of a structured family."""
 
+    penalty: StructuredPenalty
     coef: Array  # (k,)
     term_names: Sequence[str]  # made when asked for
     fitted: Array  # (p, M), part of the targets that the family explains
     rank: int  # numbers that the equations determine
-    n_unknowns: int
     n_equations: int
-    conf_int: Array | None  # (k, 2)
-    dependent: tuple[str, ...]  # what is not determined, in words
     notes: tuple[str, ...]
-    penalty: StructuredPenalty
+    dependent: tuple[str, ...] = ()  # what is not determined, in words
+    conf_int: Array | None = None  # (k, 2)
+
+    @property
+    def n_unknowns(self) -> int:
+        """Number of coefficients."""
+        return len(self.coef)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """What a structured family is solved from."""
+
+    thetas: Array
+    targets: Array
+    shapes: Shapes
+    problems: Sequence[Problem]
+    confidence_level: float
+    sampling: Sampling
+
+    def unexplained(self, fitted: Array) -> float:
+        """Share of the squared target that is left over; 0 for a zero target."""
+        size = float(np.linalg.norm(self.targets))
+        return (float(np.linalg.norm(self.targets - fitted)) / size) ** 2 if size else 0.0
 
 
 class Structured(BaseEstimator, ABC):
@@ -154,7 +165,6 @@ class Structured(BaseEstimator, ABC):
     sklearn_implicitreg.penalties.EarlyStopping : The number of gradient steps.
     """
 
-    @abstractmethod
     def solve(
         self,
         thetas: Array,
@@ -187,8 +197,18 @@ class Structured(BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            If the arrays are not finite or do not have the same shape.
+            If the arrays are not finite or do not have the same shape, or the family cannot be
+            solved from these problems.
         """
+        thetas, targets = np.asarray(thetas, dtype=float), np.asarray(targets, dtype=float)
+        shapes = _checked_shapes(thetas, targets, problems)
+        return self._solve(
+            Endpoints(thetas, targets, shapes, problems or (), confidence_level, sampling)
+        )
+
+    @abstractmethod
+    def _solve(self, endpoints: Endpoints) -> StructuredSolution:
+        """Unknowns of the family from checked endpoints."""
 
     def gradients_at(
         self, found: StructuredSolution, thetas: Array, problems: Sequence[Problem]
@@ -218,16 +238,9 @@ class _Names(Sequence[str]):
     def _name(self, index: int) -> str:
         """Name at an index from 0 to the length less one."""
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+    def __getitem__(self, index: Any) -> Any:
         places = range(len(self))[index]
         return self._name(places) if isinstance(places, int) else tuple(map(self._name, places))
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._name, range(len(self)))
 
     def __repr__(self) -> str:
         """The first names, and how many there are."""
@@ -274,11 +287,8 @@ class TriangleNames(_Names):
         return f"q[{self.names[row]},{self.names[column]}]"
 
 
-def checked_endpoints(
-    thetas: Array, targets: Array, problems: Sequence[Problem] | None
-) -> tuple[Array, Array, Shapes]:
-    """Both arrays in float64 and the shapes of the tensors; ValueError if they do not match."""
-    thetas, targets = np.asarray(thetas, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+def _checked_shapes(thetas: Array, targets: Array, problems: Sequence[Problem] | None) -> Shapes:
+    """Shapes of the tensors; ValueError if the arrays or the problems do not match."""
     if thetas.ndim != 2 or not thetas.size or thetas.shape != targets.shape:
         raise ValueError(
             "Expected parameters and targets of one shape (p, M), a column for each endpoint, got "
@@ -290,17 +300,11 @@ def checked_endpoints(
             "whose training diverged."
         )
     if problems is None:
-        return thetas, targets, {"theta": (len(thetas),)}
+        return {"theta": (len(thetas),)}
     shapes = {name: tuple(t.shape) for name, t in problems[0].params.items()}
     if len(problems) != thetas.shape[1] or sum(map(prod, shapes.values())) != len(thetas):
         raise ValueError(
             f"Expected one problem with {len(thetas)} parameters for each of the "
             f"{thetas.shape[1]} endpoints, got {len(problems)} with {shapes}."
         )
-    return thetas, targets, shapes
-
-
-def unexplained(targets: Array, fitted: Array) -> float:
-    """Share of the squared target that is left over; 0 for a zero target."""
-    size = float(np.linalg.norm(targets))
-    return (float(np.linalg.norm(targets - fitted)) / size) ** 2 if size else 0.0
+    return shapes

@@ -199,5 +199,4 @@ def _cone(matrix: Array) -> Array:
     """Nearest positive semi-definite matrix in the Frobenius norm."""
     values, vectors = eigh(matrix, check_finite=False)
     root = vectors * np.sqrt(values.clip(min=0.0))
-    projected: Array = root @ root.T
-    return projected
+    return np.asarray(root @ root.T)

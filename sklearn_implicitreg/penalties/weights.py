@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import abstractmethod
 from typing import Any, cast
 
 import torch
@@ -10,16 +10,34 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.problem import Params, Problem, as_tensor
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.frozen import own_names
 
 __all__ = ["L1", "L2", "L21", "ElasticNet", "Power", "SmoothL1", "WeightDecay"]
 
 
-def _total(values: Iterable[Tensor]) -> Tensor:
-    return cast(Tensor, sum(values))
+class _OfTensors(Penalty):
+    """A penalty with one term that sums up over the tensors."""
+
+    _term: str
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Sum over all tensors."""
+        return {self._term: cast(Tensor, sum(map(self._value, params.values())))}
+
+    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Gradient with respect to one tensor."""
+        return {self._term: self._slope(tensor)}
+
+    @abstractmethod
+    def _value(self, tensor: Tensor) -> Tensor:
+        """Value at one tensor."""
+
+    @abstractmethod
+    def _slope(self, tensor: Tensor) -> Tensor:
+        """Gradient at one tensor."""
 
 
-class L2(Penalty):
+class L2(_OfTensors):
     """Ridge, ``R = sum theta^2``, or the squared distance ``R = sum (theta - center)^2``.
 
     Without a center the coefficient is ``alpha / n`` of scikit-learn's ``Ridge``, and the term
@@ -49,26 +67,31 @@ class L2(Penalty):
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``sum (theta - center)^2`` over all tensors."""
-        away = self._away(params)
-        return {self._term: _total(t.square().sum() for t in away.values())}
+        return super().terms(self._away(params), problem)
 
     def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """``2 (theta - center)``."""
-        return {self._term: 2 * self._away({name: tensor})[name]}
+        return super().gradient(name, self._away({name: tensor})[name])
+
+    def _value(self, tensor: Tensor) -> Tensor:
+        return tensor.square().sum()
+
+    def _slope(self, tensor: Tensor) -> Tensor:
+        return 2 * tensor
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # noqa: N803, as scikit-learn names it
         """Without the numbers of the center."""
         return "L2()" if self.center is None else f"L2(center=<{type(self.center).__name__}>)"
 
     @property
-    def _term(self) -> str:
+    def _term(self) -> str:  # type: ignore[override]
         return "l2" if self.center is None else "l2_center"
 
     def _away(self, params: Params) -> Params:
         """Differences from the center, which must have every tensor in its shape."""
         if self.center is None:
             return params
-        center = _named(self.center)
+        center = own_names(self.center, "center")
         missing = [name for name in params if name not in center]
         if missing:
             raise ValueError(
@@ -87,18 +110,7 @@ class L2(Penalty):
         return found
 
 
-def _named(center: Any) -> Mapping[str, Any]:
-    """Values of a center by the names of their tensors."""
-    if not isinstance(center, nn.Module | Mapping):
-        raise TypeError(
-            f"Expected center to be a dict of tensor name to array, or a torch module, got "
-            f"{type(center).__name__}."
-        )
-    given = center.named_parameters() if isinstance(center, nn.Module) else center.items()
-    return {own_name(name): value for name, value in given}
-
-
-class WeightDecay(Penalty):
+class WeightDecay(_OfTensors):
     """``R = 1/2 sum theta^2``: the coefficient is torch's ``weight_decay``.
 
     Examples
@@ -109,17 +121,16 @@ class WeightDecay(Penalty):
     """
 
     elementwise = True
+    _term = "weight_decay"
 
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """``1/2 sum theta^2`` over all tensors."""
-        return {"weight_decay": 0.5 * _total(t.square().sum() for t in params.values())}
+    def _value(self, tensor: Tensor) -> Tensor:
+        return 0.5 * tensor.square().sum()
 
-    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """``theta``."""
-        return {"weight_decay": tensor}
+    def _slope(self, tensor: Tensor) -> Tensor:
+        return tensor
 
 
-class L1(Penalty):
+class L1(_OfTensors):
     """Lasso, ``R = sum |theta|`` (coefficient ``2 alpha`` of scikit-learn's ``Lasso``).
 
     A coordinate at zero gives the inequality ``|g| <= coef`` instead of an equation.
@@ -132,21 +143,20 @@ class L1(Penalty):
     """
 
     elementwise = True
+    _term = "l1"
 
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """``sum |theta|`` over all tensors."""
-        return {"l1": _total(t.abs().sum() for t in params.values())}
+    def _value(self, tensor: Tensor) -> Tensor:
+        return tensor.abs().sum()
 
-    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """``sign(theta)``."""
-        return {"l1": tensor.sign()}
+    def _slope(self, tensor: Tensor) -> Tensor:
+        return tensor.sign()
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Where ``theta`` is not zero."""
         return tensor != 0
 
 
-class SmoothL1(Penalty):
+class SmoothL1(_OfTensors):
     """Smoothed lasso, ``R = sum h_delta(theta)`` with torch's ``smooth_l1_loss(beta=delta)``.
 
     ``h_delta(x) = x^2 / (2 delta)`` for ``|x| < delta`` and ``|x| - delta / 2`` beyond.
@@ -164,18 +174,17 @@ class SmoothL1(Penalty):
     """
 
     elementwise = True
+    _term = "smooth_l1"
 
     def __init__(self, delta: float = 1e-3):
         self.delta = delta
 
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """``sum h_delta(theta)`` over all tensors."""
-        loss = torch.nn.SmoothL1Loss(reduction="sum", beta=self.delta)
-        return {"smooth_l1": _total(loss(t, torch.zeros_like(t)) for t in params.values())}
+    def _value(self, tensor: Tensor) -> Tensor:
+        zero = torch.zeros_like(tensor)
+        return nn.functional.smooth_l1_loss(tensor, zero, reduction="sum", beta=self.delta)
 
-    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """``clip(theta / delta, -1, 1)``."""
-        return {"smooth_l1": (tensor / self.delta).clamp(-1, 1)}
+    def _slope(self, tensor: Tensor) -> Tensor:
+        return (tensor / self.delta).clamp(-1, 1)
 
 
 class ElasticNet(Penalty):
@@ -209,7 +218,7 @@ class ElasticNet(Penalty):
         return L2().gradient(name, tensor) | SmoothL1(self.delta).gradient(name, tensor)
 
 
-class Power(Penalty):
+class Power(_OfTensors):
     """``R = sum |theta|^q``.
 
     Parameters
@@ -225,30 +234,30 @@ class Power(Penalty):
     """
 
     elementwise = True
+    _term = "power"
 
     def __init__(self, q: float = 4.0):
         self.q = q
 
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """``sum |theta|^q`` over all tensors."""
-        if not self.q > 0:
-            raise ValueError(f"Expected an exponent q > 0, got {self.q}.")
-        return {"power": _total(t.abs().pow(self.q).sum() for t in params.values())}
+    def _value(self, tensor: Tensor) -> Tensor:
+        return tensor.abs().pow(self._exponent()).sum()
 
-    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """``q |theta|^(q - 1) sign(theta)``."""
+    def _slope(self, tensor: Tensor) -> Tensor:
+        # At zero the power of q < 1 is infinite and the sign 0: the product is set to 0 there.
+        size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self._exponent() - 1))
+        return self.q * size * tensor.sign()
+
+    def _exponent(self) -> float:
         if not self.q > 0:
             raise ValueError(f"Expected an exponent q > 0, got {self.q}.")
-        # At zero the power of q < 1 is infinite and the sign 0: the product is set to 0 there.
-        size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self.q - 1))
-        return {"power": self.q * size * tensor.sign()}
+        return self.q
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Everywhere for ``q > 1``, else where ``theta`` is not zero."""
         return torch.ones_like(tensor, dtype=torch.bool) if self.q > 1 else tensor != 0
 
 
-class L21(Penalty):
+class L21(_OfTensors):
     """Group lasso over features, ``R = sum_j ||W[:, j]||_2`` (``MultiTaskLasso``: ``2 alpha``).
 
     ``W`` has shape (outputs, features); further axes (kernels) belong to the output axis'
@@ -261,14 +270,14 @@ class L21(Penalty):
     {'l21': tensor(6.)}
     """
 
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Sum over features of the 2-norm across outputs."""
-        return {"l21": _total(_feature_norms(t).sum() for t in params.values())}
+    _term = "l21"
 
-    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """``W[:, j] / ||W[:, j]||_2``, zero for features that are zero."""
+    def _value(self, tensor: Tensor) -> Tensor:
+        return _feature_norms(tensor).sum()
+
+    def _slope(self, tensor: Tensor) -> Tensor:
         norms = _feature_norms(tensor)
-        return {"l21": tensor / torch.where(norms == 0, 1.0, norms)}
+        return tensor / torch.where(norms == 0, 1.0, norms)
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Features that are not zero in all outputs."""
@@ -280,5 +289,4 @@ def _feature_norms(tensor: Tensor) -> Tensor:
     if tensor.ndim < 2:
         return tensor.abs()
     axes = [axis for axis in range(tensor.ndim) if axis != 1]
-    norms: Tensor = torch.linalg.vector_norm(tensor, dim=axes, keepdim=True)
-    return norms
+    return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
-from sklearn_implicitreg.problem.row_batch import RowBatch, mean_over_rows
+from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
 from sklearn_implicitreg.problem.vectors import Params, add_to, flat, norm_of, shaped, zeros_of
 
@@ -34,7 +34,6 @@ __all__ = [
     "call_module",
     "check_finite_params",
     "flat",
-    "mean_over_rows",
     "norm_of",
     "profiled",
     "select_params",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["CONVENTIONS", "Convention"]
+__all__ = ["CONVENTIONS", "L2_PER_TERM", "Convention"]
 
 # Terms that are multiples of L2: coefficient of L2 per unit of the term.
-_L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
+L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,12 @@ class Convention:
         if self.l2 is None:
             return {self.l1_term: strength * self.l1}
         ratio = 0.0 if l1_ratio is None else l1_ratio
-        return {
-            "l2": strength * (1 - ratio) * self.l2,
-            self.l1_term: strength * ratio * self.l1,
-        }
+        l2, l1 = strength * (1 - ratio) * self.l2, strength * ratio * self.l1
+        return {"l2": l2, self.l1_term: l1}
 
     def parameters(self, coef: Mapping[str, float], n: float | None = None) -> dict[str, float]:
         """Model parameters that state the coefficients of these terms openly."""
-        l2_terms = [t for t in coef if t in _L2_PER_TERM and self.l2 is not None]
+        l2_terms = [t for t in coef if t in L2_PER_TERM and self.l2 is not None]
         l1_terms = [t for t in coef if t == self.l1_term and self.l1 is not None]
         unknown = set(coef) - {*l2_terms, *l1_terms}
         if unknown:
@@ -76,17 +74,17 @@ class Convention:
                 f"{sorted(unknown)}; read `coef_` instead."
             )
         rows = self._rows(n)
-        l2 = sum(coef[t] * _L2_PER_TERM[t] for t in l2_terms)
-        strength_l2 = rows * l2 / self.l2 if self.l2 else 0.0
-        strength_l1 = rows * coef[self.l1_term] / self.l1 if l1_terms and self.l1 else 0.0
-        strength = strength_l2 + strength_l1
+        strength = strength_l1 = 0.0
+        if self.l1 and l1_terms:
+            strength = strength_l1 = rows * coef[self.l1_term] / self.l1
+        if self.l2:
+            strength += rows * sum(coef[t] * L2_PER_TERM[t] for t in l2_terms) / self.l2
         value = strength
         if self.inverse:
             value = 1.0 / strength if strength else float("inf")
         if not (l1_terms and l2_terms):
             return {self.parameter: value}
-        ratio = strength_l1 / strength if strength else 0.0
-        return {self.parameter: value, self.ratio: ratio}
+        return {self.parameter: value, self.ratio: strength_l1 / strength if strength else 0.0}
 
     def _rows(self, n: float | None) -> float:
         if not self.per_row:

@@ -22,7 +22,9 @@ __all__ = [
     "is_trained",
     "names_of_class",
     "own_name",
+    "own_names",
     "rebuilt",
+    "tensors_in",
 ]
 
 # Names of classes whose instances come trained, though they are no scikit-learn estimators.
@@ -90,10 +92,7 @@ class FrozenModel:
 
         def filled(empty: Tensor) -> Tensor:
             name = names[id(empty)]
-            tensor = _to_tensor(arrays[name], dtypes[name])
-            if isinstance(empty, nn.Parameter):
-                return nn.Parameter(tensor, requires_grad=empty.requires_grad)
-            return tensor
+            return _of_kind(empty, _to_tensor(arrays[name], dtypes[name]))
 
         self.model = rebuilt(state["structure"], filled, Tensor.detach)
         self._arrays = arrays
@@ -105,13 +104,12 @@ def rebuilt(
     """Copy of a module's structure with other tensors, wherever they are referred to."""
     # The module's own __deepcopy__ is not called: it may raise or copy the weights. ``named``
     # makes parameters and buffers, ``loose`` other tensors; wrappers of torch.compile are left out.
-    memo: dict[int, Any] = {}
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        memo[id(tensor)] = named(tensor)
+    stored = itertools.chain(module.parameters(), module.buffers())
+    memo: dict[int, Any] = {id(tensor): named(tensor) for tensor in stored}
     parts = [part for part in module.modules() if not _is_wrapper(part)]
     for part in parts:
         memo[id(part)] = type(part).__new__(type(part))
-        for tensor in _tensors_in(vars(part)):
+        for tensor in tensors_in(vars(part)):
             if id(tensor) not in memo:
                 memo[id(tensor)] = loose(tensor)
     for part in module.modules():
@@ -129,6 +127,17 @@ def own_name(name: str) -> str:
     return name.replace(f"{_WRAPPER}.", "")
 
 
+def own_names(values: Any, what: str) -> dict[str, Any]:
+    """Parameters of a module, or the values of a mapping, by the tensors' own names."""
+    if not isinstance(values, nn.Module | Mapping):
+        raise TypeError(
+            f"Expected a torch module or a dict of tensor name to array as {what}, got "
+            f"{type(values).__name__}."
+        )
+    given = values.named_parameters() if isinstance(values, nn.Module) else values.items()
+    return {own_name(name): value for name, value in given}
+
+
 def _is_wrapper(module: nn.Module) -> bool:
     return _WRAPPER in vars(module)["_modules"]
 
@@ -139,13 +148,13 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _tensors_in(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping | list | tuple):
         for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _tensors_in(value)
+            yield from tensors_in(value)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -162,11 +171,14 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
-    """The same kind of tensor without numbers."""
-    empty = torch.empty_like(tensor, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
+    return _of_kind(tensor, torch.empty_like(tensor, device="meta"))
+
+
+def _of_kind(like: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor as a parameter, if another is one."""
+    if isinstance(like, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad=like.requires_grad)
+    return tensor
 
 
 def _to_array(tensor: Tensor) -> npt.NDArray[Any]:
@@ -188,7 +200,8 @@ def is_trained(model: Any) -> bool:
         return True
     if isinstance(model, str | type):
         return False
-    if not hasattr(model, "get_params") and _comes_trained(type(model)):
+    names = itertools.chain.from_iterable(map(names_of_class, type(model).__mro__))
+    if not hasattr(model, "get_params") and not TRAINED_CLASSES.isdisjoint(names):
         return True
     if not hasattr(model, "fit"):
         return False
@@ -203,8 +216,3 @@ def names_of_class(cls: type) -> list[str]:
     """Name of a class with its module, and with each of the packages that the module is in."""
     parts = cls.__module__.split(".")
     return [".".join([*parts[:n], cls.__qualname__]) for n in range(len(parts), 0, -1)]
-
-
-def _comes_trained(cls: type) -> bool:
-    """Whether the class or one that it derives from is among `TRAINED_CLASSES`."""
-    return any(name in TRAINED_CLASSES for base in cls.__mro__ for name in names_of_class(base))

@@ -14,18 +14,9 @@ from sklearn.utils.validation import validate_data
 
 __all__ = ["LinearModel"]
 
-_OF_CLASSES = frozenset(
-    {
-        "bce_with_logits",
-        "cross_entropy",
-        "hinge",
-        "log_loss",
-        "modified_huber",
-        "perceptron",
-        "squared_hinge",
-    }
-)
-_LOG_LINK = frozenset({"gamma", "poisson", "poisson_nll"})
+_OF_CLASSES = {"bce_with_logits", "cross_entropy", "log_loss"}
+_OF_CLASSES |= {"hinge", "modified_huber", "perceptron", "squared_hinge"}
+_LOG_LINK = {"gamma", "poisson", "poisson_nll"}
 
 
 class LinearModel(BaseEstimator):
@@ -74,12 +65,7 @@ class LinearModel(BaseEstimator):
     """
 
     def __init__(
-        self,
-        coef: Any,
-        intercept: Any = None,
-        *,
-        loss: Any = "squared_error",
-        classes: Any = None,
+        self, coef: Any, intercept: Any = None, *, loss: Any = "squared_error", classes: Any = None
     ):
         self.coef = coef
         self.intercept = intercept
@@ -142,12 +128,7 @@ class LinearModel(BaseEstimator):
 
     @property
     def coef_(self) -> npt.NDArray[Any]:
-        """Coefficients as an array of floats.
-
-        Returns
-        -------
-        ndarray of shape (p,) or (K, p)
-        """
+        """Coefficients as an array of floats, of shape (p,) or (K, p)."""
         coef = np.asarray(self.coef)
         if coef.ndim not in (1, 2) or coef.dtype.kind not in "fiub":
             raise ValueError(
@@ -158,12 +139,7 @@ class LinearModel(BaseEstimator):
 
     @property
     def intercept_(self) -> Any:
-        """Intercept, 0.0 if there is none.
-
-        Returns
-        -------
-        float or ndarray of shape (K,)
-        """
+        """Intercept, a number or one per row of coef; 0.0 if there is none."""
         if self.intercept is None:
             return 0.0
         shape = self.coef_.shape[:-1]
@@ -177,22 +153,12 @@ class LinearModel(BaseEstimator):
 
     @property
     def fit_intercept(self) -> bool:
-        """Whether the model has an intercept.
-
-        Returns
-        -------
-        bool
-        """
+        """Whether the model has an intercept."""
         return self.intercept is not None
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
-        """Labels of a classifier.
-
-        Returns
-        -------
-        ndarray of shape (n_classes,)
-        """
+        """Labels of a classifier."""
         if not self._of_classes:
             raise AttributeError("A LinearModel without classes is a regressor.")
         n_rows = self.coef_.shape[0] if self.coef_.ndim == 2 else 1
@@ -208,22 +174,12 @@ class LinearModel(BaseEstimator):
 
     @property
     def n_features_in_(self) -> int:
-        """Number of features.
-
-        Returns
-        -------
-        int
-        """
+        """Number of features."""
         return int(self.coef_.shape[-1])
 
     @property
     def feature_names_in_(self) -> npt.NDArray[np.object_]:
-        """Names of the features, from a Series or a DataFrame of coefficients.
-
-        Returns
-        -------
-        ndarray of shape (p,)
-        """
+        """Names of the features, from a Series or a DataFrame of coefficients."""
         labels = {pd.Series: "index", pd.DataFrame: "columns"}
         names = getattr(self.coef, labels.get(type(self.coef), ""), ())
         if not len(names) or not all(isinstance(name, str) for name in names):

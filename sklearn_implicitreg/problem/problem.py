@@ -201,11 +201,8 @@ def profiled(
 def check_finite_params(params: Params) -> None:
     """Raise ValueError if a weight is NaN or infinite, naming the tensors."""
     # The sum is faster to check; it is finite unless a number is not, or numbers are huge.
-    bad = [
-        name
-        for name, t in params.items()
-        if not bool(torch.isfinite(t.sum())) and not bool(torch.isfinite(t).all())
-    ]
+    suspect = {name: t for name, t in params.items() if not bool(torch.isfinite(t.sum()))}
+    bad = [name for name, t in suspect.items() if not bool(torch.isfinite(t).all())]
     if bad:
         raise ValueError(
             f"Expected finite trained parameters, got NaN or inf in {bad}; "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from sklearn_implicitreg.problem.frozen import own_name
 from sklearn_implicitreg.problem.row_models import (
     ModuleCall,
-    Params,
     RowModel,
     as_tensor,
     collected,
+    first_tensor,
     map_leaves,
 )
+from sklearn_implicitreg.problem.vectors import Params
 
-__all__ = ["RowBatch", "mean_over_rows"]
+__all__ = ["RowBatch"]
 
 
 class RowBatch:
@@ -44,7 +45,6 @@ class RowBatch:
     Examples
     --------
     >>> import torch
-    >>> from sklearn_implicitreg.penalties import RowBatch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
     >>> batch = RowBatch.of(net, torch.ones(5, 2), torch.zeros(5, 1))
     >>> batch.outputs.shape, batch.activation("1").shape, batch.activation("0", inputs=True).shape
@@ -60,19 +60,18 @@ class RowBatch:
         inputs: Any,
         target: Any = None,
         weight: Tensor | None = None,
-        rng: np.random.Generator | None = None,
-        random_state: int | None = 0,
+        rng: np.random.Generator | int | None = 0,
     ):
         self.model = model
         self.params = params
         self.inputs = inputs
-        found: list[Tensor] = []
-        map_leaves(found.append, inputs)
-        self.n_rows = len(found[0])
-        self.weight = _ones(found[0]) if weight is None else weight
+        rows = first_tensor(inputs)
+        dtype = rows.dtype if rows.is_floating_point() else None
+        ones = torch.ones(len(rows), dtype=dtype, device=rows.device)
+        self.n_rows = len(rows)
+        self.weight = ones if weight is None else weight
         self._target = target
         self._rng = rng
-        self._random_state = random_state
         self._at = params
         self._cache: dict[str, Any] = {}  # shared by the views that `seeing` makes
 
@@ -118,9 +117,9 @@ class RowBatch:
         model: RowModel,
         params: Params,
         X: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        random_state: int | None = 0,
+        y: Any,
+        sample_weight: Any,
+        rng: int | None,
     ) -> RowBatch:
         """Batch of a model at given parameters, whose type and device arrays take."""
         like = next(iter(params.values()))
@@ -130,8 +129,7 @@ class RowBatch:
             return made.to(like.device, like.dtype if made.is_floating_point() else None)
 
         weight = None if sample_weight is None else tensor(sample_weight)
-        rows = map_leaves(tensor, X), map_leaves(tensor, y), weight
-        return cls(model, params, *rows, random_state=random_state)
+        return cls(model, params, map_leaves(tensor, X), map_leaves(tensor, y), weight, rng)
 
     @property
     def target(self) -> Any:
@@ -207,14 +205,15 @@ class RowBatch:
                     f"Expected {what} to stay as computed, but a later operation changed it in "
                     "place; set inplace=False there, or take a later layer."
                 )
-            if not tensor.ndim or len(tensor) != self.n_rows:
+            if tensor.shape[:1] != (self.n_rows,):
                 raise ValueError(
                     f"Expected {self.n_rows} rows on the first axis of {what}, got shape "
                     f"{tuple(tensor.shape)}."
                 )
-        if len(calls) == 1:
-            return calls[0][0]  # type: ignore[no-any-return]
-        return torch.cat([tensor.reshape(self.n_rows, -1) for tensor, _ in calls], dim=1)
+        tensors: list[Tensor] = [tensor for tensor, _ in calls]
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([tensor.reshape(self.n_rows, -1) for tensor in tensors], dim=1)
 
     @property
     def rng(self) -> np.random.Generator:
@@ -224,9 +223,8 @@ class RowBatch:
         generator.
         """
         if self._rng is None:
-            seed = self._random_state
-            seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
-            self._rng = np.random.default_rng(seed)
+            self._rng = int(torch.randint(2**63 - 1, ()))
+        self._rng = np.random.default_rng(self._rng)  # a generator stays itself
         return self._rng
 
     @property
@@ -260,12 +258,11 @@ class RowBatch:
 
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """The block alone, at these parameters: a batch stands for a problem of its rows."""
-        if all(tensor is self._at.get(name) for name, tensor in params.items()):
-            yield self.seeing(params)
-            return
-        other = self.part(slice(None))
-        other._at = self._at | params
-        yield other.seeing(params)
+        batch = self
+        if any(tensor is not self._at.get(name) for name, tensor in params.items()):
+            batch = self.part(slice(None))
+            batch._at = self._at | params
+        yield batch.seeing(params)
 
     def seeing(self, names: Any) -> RowBatch:
         """The same batch, with its forward pass, for a penalty that sees some parameters."""
@@ -288,31 +285,3 @@ class RowBatch:
         part.n_rows = len(part.weight)
         part._cache = {}
         return part
-
-
-def _ones(rows: Tensor) -> Tensor:
-    """One for every row."""
-    dtype = rows.dtype if rows.is_floating_point() else None
-    return torch.ones(len(rows), dtype=dtype, device=rows.device)
-
-
-class _HasRows(Protocol):
-    def row_batches(self, params: Params) -> Iterator[RowBatch]: ...
-
-
-def mean_over_rows(
-    rows: Callable[[RowBatch], object], params: Params, problem: _HasRows, owner: str
-) -> Params:
-    """Weighted mean of one number per row and term, over all blocks."""
-    kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
-    totals: Params = {}
-    weight = 0.0
-    for batch in problem.row_batches(params):
-        with torch.enable_grad():  # a penalty may differentiate the model
-            sums = batch.summed(rows(batch), owner)
-        for term, value in sums.items():
-            value = value if kept else value.detach()
-            totals[term] = totals[term] + value if term in totals else value
-        weight += batch.total_weight
-        del batch, sums, value  # with them a graph that is not kept
-    return {term: value / weight for term, value in totals.items()}

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.frozen import own_name, tensors_in
+from sklearn_implicitreg.problem.vectors import Params
 
 __all__ = [
     "LinearCall",
@@ -23,10 +24,10 @@ __all__ = [
     "as_tensor",
     "call_module",
     "collected",
+    "first_tensor",
     "map_leaves",
 ]
 
-Params = dict[str, Tensor]
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -119,8 +120,7 @@ class LinearCall:
                 place = torch.from_numpy(self.places[name])
                 flat = flat.index_put((place,), tensor.double().reshape(-1))
         matrix = flat.reshape(self.matrix.shape)
-        outputs: Tensor = inputs @ matrix[:, :-1].T + self.unit * matrix[:, -1]
-        return outputs
+        return inputs @ matrix[:, :-1].T + self.unit * matrix[:, -1]  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -132,13 +132,13 @@ def collected(layers: Mapping[str, nn.Module]) -> Iterator[dict[tuple[str, bool]
         before, after = calls.setdefault((name, True), []), calls.setdefault((name, False), [])
 
         def received(_: Any, args: Any, kwargs: Any, into: list[Any] = before) -> None:
-            into += _first((args, kwargs))
+            _note(into, (args, kwargs))
 
-        def returned(_: Any, args: Any, kwargs: Any, out: Any, into: list[Any] = after) -> None:
-            into += _first(out)
+        def returned(_: Any, args: Any, out: Any, into: list[Any] = after) -> None:
+            _note(into, out)
 
         handles.append(layer.register_forward_pre_hook(received, with_kwargs=True))
-        handles.append(layer.register_forward_hook(returned, with_kwargs=True))
+        handles.append(layer.register_forward_hook(returned))
     try:
         yield calls
     finally:
@@ -146,11 +146,16 @@ def collected(layers: Mapping[str, nn.Module]) -> Iterator[dict[tuple[str, bool]
             handle.remove()
 
 
-def _first(tree: Any) -> list[tuple[Tensor, int]]:
-    """The first tensor of nested containers, with its version."""
-    found: list[Tensor] = []
-    map_leaves(lambda t: found.append(t) if isinstance(t, Tensor) else None, tree)
-    return [(tensor, tensor._version) for tensor in found[:1]]
+def _note(into: list[Any], tree: Any) -> None:
+    """Add the first tensor of nested containers, if there is one, with its version."""
+    tensor = first_tensor(tree)
+    if tensor is not None:
+        into.append((tensor, tensor._version))
+
+
+def first_tensor(tree: Any) -> Any:
+    """The first tensor of nested dicts, lists and tuples; None if there is none."""
+    return next(tensors_in(tree), None)
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.endpoints.templates import weight_name
@@ -176,7 +177,7 @@ def recover(
         )
     task = _Task(model, penalty, data, options, adapt(model, data, options))
     loss = quadratic_loss(task.problem)
-    rule = None if loss is None else quadratic_penalty(penalty, task.problem.params)
+    rule = None if loss is None else quadratic_penalty(task.value, task.problem.params)
     found = None
     if loss is not None and rule is not None:
         found = _solved(task, loss, rule)
@@ -193,6 +194,12 @@ class _Task:
     options: Options
     problem: Problem
 
+    def value(self, params: Params) -> Tensor:
+        """Penalty at some parameters; of one on rows, the mean over the rows of the problem."""
+        if getattr(self.penalty, "model", None) is None:
+            return self.penalty(params)
+        return cast(FittedPenalty, self.penalty).at(params, self.problem)
+
     @property
     def theta(self) -> Array:
         """Weights of the model."""
@@ -204,7 +211,7 @@ class _Task:
         size, own = float(np.linalg.norm(theta)), float(np.linalg.norm(coef))
         distance = float(np.linalg.norm(coef - theta)) / size if size else float("nan")
         cosine = float(coef @ theta) / (size * own) if size * own else float("nan")
-        penalty = float(self.penalty(shaped(self.problem.params, coef)))
+        penalty = float(self.value(shaped(self.problem.params, coef)))
         return Arm(coef, loss, penalty, distance, cosine, prediction)
 
     def solved(self, loss: QuadraticForm, coef: Array) -> Arm:
@@ -250,7 +257,7 @@ class _Task:
 def _solved(task: _Task, loss: QuadraticForm, rule: QuadraticForm) -> Recovery | None:
     """The three arms in closed form; None where the penalty is not quadratic at the solution."""
     found = (loss + rule).stationary()
-    if not has_gradient(task.penalty, task.problem.params, rule, found.point):
+    if not has_gradient(task.value, task.problem.params, rule, found.point):
         return None
     return Recovery(
         model=task.solved(loss, task.theta),
@@ -334,7 +341,7 @@ def _weakened(
 ) -> Any:
     """Estimator that states a share of the penalty."""
     leaves = tuple((leaf, tuple(share * c for c in coefs)) for leaf, coefs in penalty.leaves)
-    part = FittedPenalty(leaves, penalty.tensors)
+    part = replace(penalty, leaves=leaves)
     return explicit_estimator(model, {t: share * c for t, c in coef.items()}, facts, part)
 
 

@@ -6,12 +6,19 @@ Every argument is in the units of ``L = (1/n) |y - X theta|^2``: a coefficient m
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
-from sklearn_implicitreg.theory import spectral
 from sklearn_implicitreg.theory.inputs import check_positive, check_steps, check_whole
-from sklearn_implicitreg.theory.spectral import SpectralFilter
+from sklearn_implicitreg.theory.spectral import (
+    SpectralFilter,
+    averaged,
+    boosted,
+    descent,
+    kept,
+    krylov,
+    shrunk,
+    solved,
+)
 
 __all__ = [
     "conjugate_gradient",
@@ -34,8 +41,7 @@ def ridge(coef: float) -> SpectralFilter:
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -44,12 +50,11 @@ def ridge(coef: float) -> SpectralFilter:
 
     Examples
     --------
-    >>> from sklearn_implicitreg.theory import ridge
     >>> ridge(0.5).values([1.5]), ridge(0.5).penalty([1.5])
     (array([0.75]), array([0.5]))
     """
     check_positive("coef", coef)
-    return SpectralFilter(f"ridge(coef={coef:g})", partial(spectral.shrunk, coef=coef))
+    return SpectralFilter(f"ridge(coef={coef:g})", partial(shrunk, coef=coef))
 
 
 def principal_components(k: int) -> SpectralFilter:
@@ -66,8 +71,7 @@ def principal_components(k: int) -> SpectralFilter:
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -76,14 +80,11 @@ def principal_components(k: int) -> SpectralFilter:
 
     Examples
     --------
-    >>> from sklearn_implicitreg.theory import principal_components
     >>> principal_components(1).values([2.0, 1.0])
     array([1., 0.])
     """
     check_whole("k", k)
-    return SpectralFilter(
-        f"principal_components(k={k})", partial(spectral.kept, k=int(k)), drops=True
-    )
+    return SpectralFilter(f"principal_components(k={k})", partial(kept, k=int(k)), drops=True)
 
 
 def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols") -> SpectralFilter:
@@ -101,8 +102,7 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -116,30 +116,26 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
 
     Examples
     --------
-    >>> from sklearn_implicitreg.theory import l2_boosting, ridge
     >>> l2_boosting(0.5, 2).values([3.0]), l2_boosting(1.0, 2, ridge(1.0)).values([3.0])
     (array([0.75]), array([0.9375]))
     """
     if not 0 < rate <= 1:
         raise ValueError(f"Expected 0 < rate <= 1, got {rate!r}.")
     check_whole("n_steps", n_steps)
-    if isinstance(learner, str) and learner == "componentwise":
+    if learner == "componentwise":
         raise ValueError(
             "Expected a learner that has a spectral filter, got 'componentwise': which column it "
             "takes depends on y, and no quadratic penalty gives its weights."
         )
-    if isinstance(learner, SpectralFilter):
-        if learner.needs_y or learner.drops:
-            raise ValueError(f"Expected a learner that is smooth in X alone, got {learner.name}.")
-        name, base, limit = learner.name, learner.response, learner.limit
-    elif isinstance(learner, str) and learner == "ols":
-        name, base, limit = "'ols'", spectral.solved, math.inf
-    else:
+    base = SpectralFilter("'ols'", solved) if learner == "ols" else learner
+    if not isinstance(base, SpectralFilter):
         raise ValueError(
             f"Expected learner='ols' or a filter such as ridge(coef), got {learner!r}."
         )
-    response = partial(spectral.boosted, rate=rate, n_steps=int(n_steps), base=base)
-    return SpectralFilter(f"l2_boosting({rate:g}, {n_steps}, {name})", response, limit)
+    if base.needs_y or base.drops:
+        raise ValueError(f"Expected a learner that is smooth in X alone, got {base.name}.")
+    response = partial(boosted, rate=rate, n_steps=int(n_steps), base=base.response)
+    return SpectralFilter(f"l2_boosting({rate:g}, {n_steps}, {base.name})", response, base.limit)
 
 
 def conjugate_gradient(k: int) -> SpectralFilter:
@@ -165,16 +161,12 @@ def conjugate_gradient(k: int) -> SpectralFilter:
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from sklearn_implicitreg.theory import conjugate_gradient, implicit_penalty
-    >>> X, y = np.diag([1.0, 2.0]), np.array([1.0, 1.0])
-    >>> implicit_penalty(X, conjugate_gradient(2), y=y).theta()
+    >>> from sklearn_implicitreg.theory import implicit_penalty
+    >>> implicit_penalty([[1.0, 0.0], [0.0, 2.0]], conjugate_gradient(2), y=[1.0, 1.0]).theta()
     array([1. , 0.5])
     """
     check_whole("k", k)
-    return SpectralFilter(
-        f"conjugate_gradient(k={k})", partial(spectral.krylov, k=int(k)), needs_y=True
-    )
+    return SpectralFilter(f"conjugate_gradient(k={k})", partial(krylov, k=int(k)), needs_y=True)
 
 
 def gradient_descent(
@@ -205,8 +197,7 @@ def gradient_descent(
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -220,39 +211,17 @@ def gradient_descent(
 
     Examples
     --------
-    Against torch:
-
-    >>> import numpy as np, torch
-    >>> from sklearn_implicitreg.theory import gradient_descent, implicit_penalty
-    >>> rng = np.random.default_rng(0)
-    >>> X, y = rng.normal(size=(20, 3)), rng.normal(size=20)
-    >>> theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    >>> optimizer = torch.optim.SGD([theta], lr=0.02, momentum=0.5)
-    >>> for _ in range(10):
-    ...     optimizer.zero_grad()
-    ...     loss = torch.nn.functional.mse_loss(torch.tensor(X) @ theta, torch.tensor(y))
-    ...     loss.backward()
-    ...     optimizer.step()
-    >>> procedure = gradient_descent(lr=0.02, n_steps=10, momentum=0.5)
-    >>> found = implicit_penalty(X, procedure, y=y).theta()
-    >>> bool(np.max(np.abs(found - theta.detach().numpy())) < 1e-14)
-    True
+    >>> gradient_descent(lr=0.1, n_steps=2).values([1.0]).round(12)  # 1 - .8^2
+    array([0.36])
     """
-    _check_steps(lr, n_steps, momentum, nesterov)
-    extra = _momentum_text(momentum, nesterov)
-    name = f"gradient_descent(lr={lr:g}, n_steps={n_steps}{extra}{', average=True' * average})"
-    limit = _largest_stable(lr, momentum, nesterov)
-    if not (momentum or average):
-        return SpectralFilter(name, partial(spectral.descent, lr=lr, n_steps=n_steps), limit)
-    check_whole("n_steps", n_steps)
-    response = partial(
-        spectral.averaged if average else spectral.stepped,
-        lr=lr,
-        n_steps=int(n_steps),
-        momentum=momentum,
-        nesterov=nesterov,
-    )
-    return SpectralFilter(name, response, limit)
+    text = ", average=True" * average
+    if momentum or nesterov or average:
+        share = None if average else 1.0
+        return _iterated("gradient_descent", text, lr, n_steps, momentum, nesterov, share)
+    check_positive("lr", lr)
+    check_steps(n_steps)
+    response = partial(descent, lr=lr, n_steps=n_steps)
+    return SpectralFilter(f"gradient_descent(lr={lr:g}, n_steps={n_steps})", response, 1 / lr)
 
 
 def exponential_average(
@@ -277,8 +246,7 @@ def exponential_average(
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -287,25 +255,13 @@ def exponential_average(
 
     Examples
     --------
-    >>> from sklearn_implicitreg.theory import exponential_average
     >>> exponential_average(lr=0.1, n_steps=2, decay=0.5).values([1.0])  # 1 - (1 + .8 + 2 .64)/4
     array([0.23])
     """
-    _check_steps(lr, n_steps, momentum, nesterov)
-    check_whole("n_steps", n_steps)
     if not 0 <= decay < 1:
         raise ValueError(f"Expected 0 <= decay < 1, got {decay!r}.")
-    extra = _momentum_text(momentum, nesterov)
-    response = partial(
-        spectral.smoothed,
-        lr=lr,
-        n_steps=int(n_steps),
-        momentum=momentum,
-        nesterov=nesterov,
-        decay=decay,
-    )
-    name = f"exponential_average(lr={lr:g}, n_steps={n_steps}, decay={decay:g}{extra})"
-    return SpectralFilter(name, response, _largest_stable(lr, momentum, nesterov))
+    text = f", decay={decay:g}"
+    return _iterated("exponential_average", text, lr, n_steps, momentum, nesterov, 1 - decay)
 
 
 def gradient_flow(time: float) -> SpectralFilter:
@@ -318,8 +274,7 @@ def gradient_flow(time: float) -> SpectralFilter:
 
     Returns
     -------
-    filter : SpectralFilter
-        For :func:`implicit_penalty`.
+    SpectralFilter
 
     Raises
     ------
@@ -328,30 +283,36 @@ def gradient_flow(time: float) -> SpectralFilter:
 
     Examples
     --------
-    >>> from sklearn_implicitreg.theory import gradient_flow
     >>> gradient_flow(0.5).values([1.0]).round(6)
     array([0.632121])
     """
     check_positive("time", time)
-    response = partial(spectral.descent, lr=None, n_steps=time)
+    response = partial(descent, lr=None, n_steps=time)
     return SpectralFilter(f"gradient_flow(time={time:g})", response)
 
 
-def _check_steps(lr: float, n_steps: float, momentum: float, nesterov: bool) -> None:
-    """Raise ValueError if an argument of a descent is out of its range."""
+def _iterated(
+    name: str,
+    text: str,
+    lr: float,
+    n_steps: float,
+    momentum: float,
+    nesterov: bool,
+    share: float | None,
+) -> SpectralFilter:
+    """Filter of a mean of the iterates of gradient descent."""
     check_positive("lr", lr)
     check_steps(n_steps)
     if not 0 <= momentum < 1:
         raise ValueError(f"Expected 0 <= momentum < 1, got {momentum!r}.")
     if nesterov and not momentum:
         raise ValueError("Expected a momentum for nesterov=True, got 0.")
-
-
-def _momentum_text(momentum: float, nesterov: bool) -> str:
-    """Arguments of the momentum in the name of a filter."""
-    return f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
-
-
-def _largest_stable(lr: float, momentum: float, nesterov: bool) -> float:
-    """Eigenvalue from which on a descent diverges: ``1 / lr`` without momentum."""
-    return (1 + momentum) / (lr * (1 + 2 * momentum if nesterov else 1))
+    check_whole("n_steps", n_steps)
+    extra = f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
+    return SpectralFilter(
+        f"{name}(lr={lr:g}, n_steps={n_steps}{extra}{text})",
+        partial(
+            averaged, lr=lr, n_steps=int(n_steps), momentum=momentum, nesterov=nesterov, share=share
+        ),
+        limit=(1 + momentum) / (lr * (1 + 2 * momentum if nesterov else 1)),
+    )

@@ -90,13 +90,7 @@ class ImplicitPenalty:
 
     @property
     def matrix(self) -> Array:
-        """The matrix Lambda.
-
-        Returns
-        -------
-        matrix : ndarray of shape (p, p)
-            Symmetric, in the units of L.
-        """
+        """The symmetric matrix Lambda of shape (p, p), in the units of L."""
         p, rank = self.eigenvectors.shape
         matrix = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
         if rank < p:
@@ -251,67 +245,44 @@ def filtered(
     if not isinstance(filter, SpectralFilter):
         raise TypeError(f"Expected a filter such as gradient_descent(lr, n_steps), got {filter!r}.")
     p, rank = spectrum.vectors.shape
+    notes = list(notes)
     begin = np.zeros(p) if start is None else as_vector("start", start, p)
     target = None if y is None else as_vector("y", y, spectrum.data.shape[1])
     s = np.append(spectrum.s, 0.0) if rank < p else spectrum.s
     if filter.needs_y:
-        residual, gain, more = _for_target(spectrum, filter, s, target, begin)
-        notes = [*notes, *more]
+        if target is None:
+            raise ValueError(f"Expected y for {filter.name}, whose filter depends on it, got none.")
+        towards = spectrum.gradient(target, begin)
+        residual, gain = filter.response(s, np.append(towards, np.zeros(s.size - rank)))
+        notes.append(f"The penalty of {filter.name} holds for this y only.")
+        if np.max(np.abs(residual[:rank])) < _ARRIVED:
+            notes.append("It has reached least squares, and its penalty is zero to rounding.")
     else:
         residual, gain = filter.response(s)
+    constraint, penalty = np.empty((p, 0)), np.zeros(s.size)
     if filter.drops:
-        return _constrained(spectrum, filter, gain[:rank], begin, target, notes)
-    check_gain(filter, s, residual, gain)
-    notes = [*notes, *_indefinite(filter, residual)]
-    penalty = residual / gain
-    if rank < p:
-        notes = [
-            *notes,
-            f"The data have rank {rank} of {p}: the eigenvectors span their row space. Outside "
-            f"it the weights stay at the start, and the penalty is 1/f'(0) = {penalty[-1]:.4g}.",
-        ]
+        constraint = null_space(spectrum.vectors[:, gain[:rank] > 0].T)
+        notes.append(f"The weights are held at the start in {constraint.shape[1]} directions.")
+    else:
+        check_gain(filter, s, residual, gain)
+        notes += _indefinite(filter, residual)
+        penalty = residual / gain
+        if rank < p:
+            notes.append(
+                f"The data have rank {rank} of {p}: the eigenvectors span their row space. Outside "
+                f"it the weights stay at the start, and the penalty is 1/f'(0) = {penalty[-1]:.4g}."
+            )
     return ImplicitPenalty(
         filter,
         penalty[:rank] * spectrum.scale,
         spectrum.vectors,
         float(penalty[-1]) if rank < p else 0.0,
-        np.empty((p, 0)),
+        constraint,
         begin,
         tuple(notes),
         gain[:rank],
         spectrum,
         target,
-    )
-
-
-def _for_target(
-    spectrum: Spectrum, filter: SpectralFilter, s: Array, y: Array | None, start: Array
-) -> tuple[Array, Array, list[str]]:
-    """Response of a filter that depends on y, and notes on it."""
-    if y is None:
-        raise ValueError(f"Expected y for {filter.name}, whose filter depends on it, got none.")
-    towards = spectrum.gradient(y, start)
-    residual, gain = filter.response(s, np.append(towards, np.zeros(s.size - towards.size)))
-    notes = [f"The penalty of {filter.name} holds for this y only."]
-    if np.max(np.abs(residual[: towards.size])) < _ARRIVED:
-        notes.append("It has reached least squares, and its penalty is zero to rounding.")
-    return residual, gain, notes
-
-
-def _constrained(
-    spectrum: Spectrum,
-    filter: SpectralFilter,
-    gain: Array,
-    start: Array,
-    y: Array | None,
-    notes: list[str],
-) -> ImplicitPenalty:
-    """No penalty on the directions kept; the weights are held at the start in the others."""
-    dropped = null_space(spectrum.vectors[:, gain > 0].T)
-    notes = [*notes, f"The weights are held at the start in {dropped.shape[1]} directions."]
-    zero = np.zeros(len(gain))
-    return ImplicitPenalty(
-        filter, zero, spectrum.vectors, 0.0, dropped, start, tuple(notes), gain, spectrum, y
     )
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "Spectrum",
     "as_matrix",
     "as_vector",
+    "check_eigenvalues",
     "check_positive",
     "check_steps",
     "check_whole",
@@ -28,6 +29,14 @@ def check_positive(name: str, value: float) -> None:
     """Raise ValueError if a number is not positive and finite."""
     if not 0 < value < math.inf:
         raise ValueError(f"Expected a positive finite {name}, got {value!r}.")
+
+
+def check_eigenvalues(s: npt.ArrayLike) -> Array:
+    """Eigenvalues as an array; ValueError if one is negative."""
+    s = np.asarray(s, dtype=float)
+    if not np.all(s >= 0):
+        raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
+    return s
 
 
 def check_steps(n_steps: npt.ArrayLike) -> None:
@@ -49,23 +58,23 @@ def check_whole(name: str, value: float) -> None:
 def as_matrix(name: str, values: npt.ArrayLike) -> Array:
     """A finite matrix."""
     matrix = np.asarray(values, dtype=float)
-    if matrix.ndim != 2 or not matrix.size or not np.all(np.isfinite(matrix)):
-        raise ValueError(
-            f"Expected {name} to be a matrix of finite numbers, got an array of shape "
-            f"{matrix.shape}{'' if np.all(np.isfinite(matrix)) else ' with some that are not'}."
-        )
-    return matrix
+    return _checked(name, "a matrix of finite", matrix, matrix.ndim == 2 and matrix.size > 0)
 
 
 def as_vector(name: str, values: npt.ArrayLike, length: int) -> Array:
     """A finite vector of known length."""
     vector = np.asarray(values, dtype=float)
-    if vector.shape != (length,) or not np.all(np.isfinite(vector)):
+    return _checked(name, f"{length} finite", vector, vector.shape == (length,))
+
+
+def _checked(name: str, expected: str, array: Array, fits: bool) -> Array:
+    finite = bool(np.all(np.isfinite(array)))
+    if not (fits and finite):
         raise ValueError(
-            f"Expected {name} to be {length} finite numbers, got an array of shape "
-            f"{vector.shape}{'' if np.all(np.isfinite(vector)) else ' with some that are not'}."
+            f"Expected {name} to be {expected} numbers, got an array of shape "
+            f"{array.shape}{'' if finite else ' with some that are not'}."
         )
-    return vector
+    return array
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,11 +91,11 @@ def kernel_penalty(
     if not scale > 0:
         raise ValueError("Expected K with an entry that is not zero, got none.")
     values, vectors = eigh(K)
-    if values[0] < -1e-10 * scale * n:
-        raise ValueError(
-            f"Expected a kernel matrix without negative eigenvalues, got {values[0]:.4g}."
-        )
     values, vectors = values[::-1], vectors[:, ::-1]
+    if values[-1] < -1e-10 * scale * n:
+        raise ValueError(
+            f"Expected a kernel matrix without negative eigenvalues, got {values[-1]:.4g}."
+        )
     values = np.where(values > n * np.finfo(float).eps * values[0], values, 0.0)
     if kind == "ridge":
         rank = np.count_nonzero(values)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.linalg import solve_triangular, svdvals
 from scipy.special import exprel
 
-from sklearn_implicitreg.theory.inputs import check_positive, check_steps
+from sklearn_implicitreg.theory.inputs import check_eigenvalues, check_positive, check_steps
 
 __all__ = [
     "SpectralFilter",
@@ -26,14 +26,11 @@ __all__ = [
     "kept",
     "krylov",
     "shrunk",
-    "smoothed",
     "solved",
-    "stepped",
 ]
 
 Array = npt.NDArray[np.float64]
 Response = tuple[Array, Array]
-_divergent = np.errstate(over="ignore", invalid="ignore")  # the caller raises for such a run
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class SpectralFilter:
     """
 
     name: str
-    response: Callable[..., tuple[Array, Array]] = field(repr=False)
+    response: Callable[..., Response] = field(repr=False)
     limit: float = math.inf
     needs_y: bool = False
     drops: bool = False
@@ -137,47 +134,31 @@ class SpectralFilter:
 
     @property
     def slope_at_zero(self) -> float:
-        """The derivative f'(0).
-
-        Returns
-        -------
-        slope : float
-            One over the penalty in the null space of X.
-        """
+        """The derivative f'(0), one over the penalty in the null space of X."""
         return float(self._at([0.0])[1][1][0])
 
-    def _at(self, s: npt.ArrayLike) -> tuple[Array, tuple[Array, Array]]:
+    def _at(self, s: npt.ArrayLike) -> tuple[Array, Response]:
         """Checked eigenvalues and the response to them."""
-        s = np.atleast_1d(np.asarray(s, dtype=float))
+        s = np.atleast_1d(check_eigenvalues(s))
         if self.needs_y:
             raise ValueError(
                 f"Expected a filter of the eigenvalues alone, got {self.name}, which depends on "
                 "y; use implicit_penalty(X, filter, y=y)."
             )
-        if not np.all(s >= 0):
-            raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
         return s, self.response(s)
 
 
 def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Response:
     """``1 - f`` and ``f / s`` of gradient descent or of the flow, arguments checked."""
-    s = np.asarray(s, dtype=float)
-    steps = np.asarray(n_steps, dtype=float)
-    if not np.all(s >= 0):
-        raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
+    s, steps = check_eigenvalues(s), np.asarray(n_steps, dtype=float)
     check_steps(n_steps)
     if lr is None:
-        return exponential(s, steps)
+        x = 2 * s * steps
+        return np.exp(-x), 2 * steps * exprel(-x)
     check_positive("lr", lr)
     h = 2 * lr * s
     residual, ratio = repeated(h, 1 - h, steps)
     return residual, 2 * lr * ratio
-
-
-def exponential(s: npt.ArrayLike, time: npt.ArrayLike) -> Response:
-    """``exp(-2 s time)`` and ``(1 - exp(-2 s time)) / s``, the second without cancellation."""
-    x = 2 * np.asarray(s, dtype=float) * time
-    return np.exp(-x), 2 * np.asarray(time) * exprel(-x)
 
 
 def repeated(u: Array, v: Array, n_steps: npt.ArrayLike) -> Response:
@@ -217,32 +198,16 @@ def iterates(
         yield residual, gain
 
 
-@_divergent
-def stepped(s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool) -> Response:
-    """Of the last iterate."""
-    *_, last = iterates(s, lr, n_steps, momentum, nesterov)
-    return last
-
-
-@_divergent
-def averaged(s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool) -> Response:
-    """Of the mean of the iterates 1 to n_steps."""
-    residual, gain = np.zeros_like(s), np.zeros_like(s)
-    for left, taken in iterates(s, lr, n_steps, momentum, nesterov):
-        residual += left
-        gain += taken
-    return residual / n_steps, gain / n_steps
-
-
-@_divergent
-def smoothed(
-    s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool, decay: float
+@np.errstate(over="ignore", invalid="ignore")  # the caller raises for a run that diverges
+def averaged(
+    s: Array, lr: float, n_steps: int, momentum: float, nesterov: bool, share: float | None
 ) -> Response:
-    """Of the moving average ``decay * average + (1 - decay) * iterate`` begun at the start."""
+    """Of a mean, of which each iterate replaces a share; None for the plain mean."""
     residual, gain = np.ones_like(s), np.zeros_like(s)
-    for left, taken in iterates(s, lr, n_steps, momentum, nesterov):
-        residual = decay * residual + (1 - decay) * left
-        gain = decay * gain + (1 - decay) * taken
+    for k, (left, taken) in enumerate(iterates(s, lr, n_steps, momentum, nesterov), 1):
+        new, old = (1 / k, (k - 1) / k) if share is None else (share, 1 - share)
+        residual = old * residual + new * left
+        gain = old * gain + new * taken
     return residual, gain
 
 

@@ -130,10 +130,7 @@ def _shares(
 
 
 def scalar_equivalent(
-    theta: npt.ArrayLike,
-    Lambda: Any,
-    *,
-    start: npt.ArrayLike | None = None,
+    theta: npt.ArrayLike, Lambda: Any, *, start: npt.ArrayLike | None = None
 ) -> float:
     """The coefficient of ``|theta|^2`` that a regression on it finds for a quadratic penalty.
 
@@ -166,10 +163,10 @@ def scalar_equivalent(
     2.0
     """
     implied = Lambda if isinstance(Lambda, ImplicitPenalty) else None
-    begin = implied.start if implied and start is None else start
     moved = as_vector("theta", theta, len(implied.start) if implied else np.size(theta))
-    if begin is not None:
-        moved = moved - as_vector("start", begin, moved.size)
+    if start is None:
+        start = implied.start if implied else np.zeros_like(moved)
+    moved = moved - as_vector("start", start, moved.size)
     length = float(moved @ moved)
     if not length > 0:
         raise ValueError("Expected weights away from the start, got the start itself.")

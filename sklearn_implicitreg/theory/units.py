@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import difflib
 
-from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
+from sklearn_implicitreg.problem.conventions import CONVENTIONS, L2_PER_TERM, Convention
 
 __all__ = ["convert"]
 
-# Per family: the penalty of a convention, and what of it one unit of the family is.
-_FAMILIES = {"l2": ("l2", 1.0), "weight_decay": ("l2", 0.5), "l1": ("l1", 1.0), "l21": ("l1", 1.0)}
+_FAMILIES = [*L2_PER_TERM, "l1", "l21"]
 _DEFAULT_MODELS = {
     ("l2", "alpha"): "Ridge",
-    ("weight_decay", "alpha"): "Ridge",
     ("l1", "alpha"): "Lasso",
     ("l21", "alpha"): "MultiTaskLasso",
     ("l2", "C"): "LogisticRegression",
-    ("weight_decay", "C"): "LogisticRegression",
     ("l1", "C"): "LogisticRegression",
     ("l2", "weight_decay"): "torch",
-    ("weight_decay", "weight_decay"): "torch",
 }
 
 
@@ -63,36 +59,27 @@ def convert(
 
     Notes
     -----
-    What is minimized over w, and the coefficients in it (r: ``l1_ratio`` or ``L1_wt``,
-    SSE: sum of squared errors over the n rows, D: deviance)::
+    What is minimized over w, and the coefficients in it (SSE: sum of squared errors over the n
+    rows, D: deviance, r: ``l1_ratio`` or ``L1_wt``, P = r |w|_1 + (1-r)/2 |w|^2)::
 
-        model                objective                                   coefficients
-        Ridge                SSE + alpha |w|^2                           l2 = alpha/n
-        Lasso                SSE/(2n) + alpha |w|_1                      l1 = 2 alpha
-        ElasticNet           SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        MultiTaskLasso       SSE/(2n) + alpha |w|_21                     l21 = 2 alpha
-        MultiTaskElasticNet  SSE/(2n) + alpha r |w|_21                   l21 = 2 alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        LogisticRegression   sum of log losses                           l1 = r/(n C),
-                             + (r |w|_1 + (1-r)/2 |w|^2)/C               l2 = (1-r)/(2 n C)
-        LinearSVC            sum of losses + |w|^2/(2C), with intercept  l2 = 1/(2 n C)
-        LinearSVR            sum of losses + |w|^2/(2C), with intercept  l2 = 1/(2 n C)
-        SGDRegressor         SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        SGDClassifier        mean of losses + alpha r |w|_1              l1 = alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)/2
-        PoissonRegressor,    D/(2n) + alpha/2 |w|^2                      l2 = alpha/2
+        model                objective                            coefficients
+        Ridge                SSE + alpha |w|^2                    l2 = alpha/n
+        Lasso                SSE/(2n) + alpha |w|_1               l1 = 2 alpha
+        ElasticNet           SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
+        MultiTask...         the same with |w|_21 for |w|_1       l21 for l1
+        LogisticRegression   sum of log losses + P/C              l1 = r/(n C), l2 = (1-r)/(2 n C)
+        LinearSVC, LinearSVR sum of losses + |w|^2/(2C)           l2 = 1/(2 n C), with intercept
+        SGDRegressor         SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
+        SGDClassifier        mean of losses + alpha P             l1 = alpha r, l2 = alpha (1-r)/2
+        PoissonRegressor,    D/(2n) + alpha/2 |w|^2               l2 = alpha/2
         GammaRegressor,
         TweedieRegressor
-        HuberRegressor       sum of losses + alpha |w|^2                 l2 = alpha/n
-        MLPRegressor         SSE/(2n) + alpha/(2n) |w|^2                 l2 = alpha/n
-        MLPClassifier        mean of log losses + alpha/(2n) |w|^2       l2 = alpha/(2n)
-        torch                mean loss + weight_decay/2 |w|^2            l2 = weight_decay/2
-        OLS (statsmodels,    SSE/(2n) + alpha r |w|_1                    l1 = 2 alpha r,
-        also WLS and GLS)    + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)
-        GLM (statsmodels)    D/(2n) + alpha r |w|_1                      l1 = alpha r,
-                             + alpha (1-r)/2 |w|^2                       l2 = alpha (1-r)/2
+        HuberRegressor       sum of losses + alpha |w|^2          l2 = alpha/n
+        MLPRegressor         SSE/(2n) + alpha/(2n) |w|^2          l2 = alpha/n
+        MLPClassifier        mean of log losses + alpha/(2n) |w|^2  l2 = alpha/(2n)
+        torch                mean loss + weight_decay/2 |w|^2     l2 = weight_decay/2
+        OLS (also WLS, GLS)  SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
+        GLM of statsmodels   D/(2n) + alpha P                     l1 = alpha r, l2 = alpha (1-r)/2
 
     An SGDRegressor with another loss than the squared error has the units of SGDClassifier;
     TweedieRegressor(power=0) has those of an ElasticNet with r = 0, a Gaussian GLM those of OLS.
@@ -135,21 +122,22 @@ def convert(
     GLM                 alpha        {'l2': 0.5, 'l1': 1.0}
     """
     if family not in _FAMILIES:
-        raise ValueError(_unknown("family", family, list(_FAMILIES)))
+        raise ValueError(_unknown("family", family, _FAMILIES))
     row = _convention(family, to, model)
     if to != "coef":
         return row.parameters({family: coef}, n)[to]
-    penalty, unit = _FAMILIES[family]
-    found = row.coefficients(coef, l1_ratio=1.0 if penalty == "l1" else 0.0, n=n)
-    return found["l2" if penalty == "l2" else row.l1_term] / unit
+    if family in L2_PER_TERM:
+        return row.coefficients(coef, l1_ratio=0.0, n=n)["l2"] / L2_PER_TERM[family]
+    return row.coefficients(coef, l1_ratio=1.0, n=n)[family]
 
 
 def _convention(family: str, to: str, model: str | None) -> Convention:
     """Row of the table, checked to have the parameter and the penalty."""
+    penalty = "l2" if family in L2_PER_TERM else family
     if model is None:
-        model = _DEFAULT_MODELS.get((family, to))
+        model = _DEFAULT_MODELS.get((penalty, to))
     if model is None:
-        known = sorted({name for fam, name in _DEFAULT_MODELS if fam == family})
+        known = sorted(name for fam, name in _DEFAULT_MODELS if fam == penalty)
         raise ValueError(
             f"Expected to= one of {known} for family {family!r}, or model= one of "
             f"{list(CONVENTIONS)}, got to={to!r} without a model."
@@ -159,8 +147,8 @@ def _convention(family: str, to: str, model: str | None) -> Convention:
     row = CONVENTIONS[model]
     if to not in (row.parameter, "coef"):
         raise ValueError(f"Expected to={row.parameter!r} or 'coef' for {model}, got {to!r}.")
-    penalty, _ = _FAMILIES[family]
-    if getattr(row, penalty) is None or (penalty == "l1" and family != row.l1_term):
+    has = row.l2 is not None if penalty == "l2" else row.l1 is not None and row.l1_term == family
+    if not has:
         raise ValueError(
             f"Expected a penalty that {model} has, got {family!r}; read `coef_` instead."
         )

@@ -469,7 +469,7 @@ class TestCheckPenalty:
             (
                 lambda b: b.outputs.sum(1) * (1.0 + b.params["0.weight"].requires_grad),
                 AssertionError,
-                "change where parameters require gradients",
+                "where parameters require gradients, has other values",
             ),
         ],
         ids=["together", "torch", "numpy", "detached", "requires_grad"],
@@ -541,7 +541,11 @@ class TestCenter:
         [
             ({"v": [1.0]}, ValueError, r"for \['w'\], got one for \['v'\]: \['w'\] missing"),
             ({"w": [1.0, 2.0, 3.0]}, ValueError, r"shape \(1, 2\) for 'w', got \(3,\)"),
-            (3.0, TypeError, "dict of tensor name to array, or a torch module, got float"),
+            (
+                3.0,
+                TypeError,
+                "a torch module or a dict of tensor name to array as center, got float",
+            ),
         ],
         ids=["name", "shape", "kind"],
     )

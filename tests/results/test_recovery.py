@@ -160,6 +160,21 @@ class TestClosedForm:
         assert_recovered(found)
         assert found.model.penalty == pytest.approx(0.5 * ((model.coef_ - 1) ** 2).sum())
 
+    @pytest.mark.parametrize("scale", [1.0, 7.0])
+    def test_penalty_on_rows(self, scale):
+        """``R = mean_i |f(x_i)|^2`` shrinks least squares; the rows are those of the last step."""
+        X, y = StandardScaler().fit_transform(X_DIABETES), Y_DIABETES
+        model = make_pipeline(StandardScaler(), LinearRegression(fit_intercept=False))
+        model.fit(scale * X, y, linearregression__sample_weight=W_DIABETES)
+        model[-1].coef_ /= 1.25
+        family = {"outputs": lambda params, batch: batch.outputs.square().sum(1)}
+        est = ImplicitRegularizationEstimator(model, family=family).fit(scale * X, y, W_DIABETES)
+        assert est.coef_ == pytest.approx([0.25])
+        found = est.recover(scale * X, y, W_DIABETES)
+        assert_recovered(found)
+        rows = np.average(np.square(X @ model[-1].coef_), weights=W_DIABETES)
+        assert found.model.penalty == pytest.approx(0.25 * rows)
+
     @pytest.mark.parametrize("params", ["all", "weights"])
     def test_linear_module(self, params):
         X, y = torch.tensor(X_DIABETES + 1.0), torch.tensor(Y_DIABETES)[:, None]

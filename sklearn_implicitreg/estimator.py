@@ -24,7 +24,7 @@ from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Settings, fit
 from sklearn_implicitreg.results.attributes import FittedResult
-from sklearn_implicitreg.results.fit_description import Facts
+from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
 from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
@@ -364,7 +364,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             equations = with_evidence(equations, evidence)
         level = float(self.confidence_level)
         result = fit(equations, Settings(self.positive, self.covariance, level))
-        self._publish(result, Facts.of(equations, result))
+        self._publish(result, Description.of(equations, result))
         self._equations = equations
         return self
 

@@ -132,7 +132,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_family_ = named[self.best_name_]
         self.model_ = self.best_estimator_.model_
         self._check_features(X[0].X if holds_endpoints(X) else X, reset=True)
-        self._publish(self.best_estimator_._result, self.best_estimator_._facts)
+        self._publish(self.best_estimator_._result, self.best_estimator_._description)
         return self
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:

@@ -6,16 +6,16 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.datasets import longley
 
-from sklearn_implicitreg.regression.inference import COVARIANCES, infer, trajectory_bound
+from sklearn_implicitreg.regression.inference import COVARIANCES, infer
 from sklearn_implicitreg.regression.solve import solve
-from sklearn_implicitreg.regression.system import GradientSystem
+from sklearn_implicitreg.regression.system import System
 
 NAMES = ("l2", "l1", "l21")
 
 
 def fitted(design, target, groups=None, positive=False, names=None, **options):
     names = names or [f"term{j}" for j in range(np.shape(design)[1])]
-    system = GradientSystem.from_arrays(design, target, names, groups)
+    system = System.from_arrays(design, target, names, groups)
     solution = solve(system.r_factor, system.n_equations, positive=positive)
     return solution, infer(system, solution, **options)
 
@@ -144,8 +144,8 @@ class TestAuto:
 
     def test_equations_that_cannot_be_read_again_fall_back_to_ols(self):
         design, target, _ = equations()
-        whole = GradientSystem.from_arrays(design, target, NAMES)
-        system = GradientSystem(NAMES, whole.labels, whole.r_factors, whole.counts)
+        whole = System.from_arrays(design, target, NAMES)
+        system = System(NAMES, whole.labels, whole.r_factors, whole.counts)
         inference = infer(system, solve(system.r_factor, 300))
         assert inference.covariance == "ols"
         assert "not cluster: only 1 cluster; not hc3: equations" in inference.description
@@ -234,7 +234,7 @@ class TestRefusals:
             fitted(design, target, groups, covariance="cluster")
 
     def test_hc3_without_a_second_pass(self):
-        system = GradientSystem(("l2",), ("all",), (np.ones((2, 2)),), (9,))
+        system = System(("l2",), ("all",), (np.ones((2, 2)),), (9,))
         with pytest.raises(ValueError, match="cannot be read a second time"):
             infer(system, solve(system.r_factor, 9), covariance="hc3")
 
@@ -278,83 +278,3 @@ class TestSimulatedCoverage:
 
     def test_ols_is_off_where_rows_are_heteroskedastic(self):
         assert coverage("ols", heteroskedastic) < 0.85
-
-
-N_RUNS, N_STEPS = 4000, 60
-STRENGTHS = np.linspace(0.0, 1.0, 21)
-TRUE_STRENGTH = 0.3
-RARE = 0.05
-
-
-def paths_with_a_ridge(seed=0):
-    """Excess of the fitted ridge and sums of D of every ridge, for many paths.
-
-    The targets are ``0.3 theta`` and noise along theta, rarely there and then large. Where theta
-    goes depends on the noise before; its norm stays 1.
-    """
-    rng = np.random.default_rng(seed)
-    theta = np.full((N_RUNS, 3), 3**-0.5)
-    fit, scale = np.zeros(N_RUNS), np.zeros(N_RUNS)
-    for _ in range(N_STEPS):
-        target = TRUE_STRENGTH * theta + theta * ((rng.random((N_RUNS, 1)) < RARE) - RARE)
-        fit += (theta * target).sum(1)
-        scale += (theta**2).sum(1)
-        theta = theta - 0.2 * target + rng.uniform(-0.3, 0.3, theta.shape)
-        theta /= np.linalg.norm(theta, axis=1, keepdims=True)
-    losses = STRENGTHS[:, None] ** 2 * scale - 2 * STRENGTHS[:, None] * fit
-    found = STRENGTHS[losses.argmin(0)]
-    excess = (found - TRUE_STRENGTH) ** 2 * scale / N_STEPS
-    sums = 2 * (STRENGTHS - TRUE_STRENGTH)[:, None] * (fit - TRUE_STRENGTH * scale)
-    return excess, sums
-
-
-class TestTrajectoryBound:
-    @pytest.mark.parametrize("alpha", [0.5, 0.2, 0.05])
-    def test_is_violated_in_at_most_alpha_of_the_runs(self, alpha):
-        excess, sums = paths_with_a_ridge()
-        reach = 2 * 0.7  # twice the largest difference of strengths
-        sizes = {
-            "variation": N_STEPS * reach**2 * RARE * (1 - RARE),
-            "increment": (1 - RARE) * reach,
-            "alpha": alpha,
-        }
-        bound = trajectory_bound(N_STEPS, **sizes, log_covering=np.log(len(STRENGTHS)))
-        assert (excess <= sums.max(0) / N_STEPS + 1e-12).all()
-        assert (excess > 1e-3).mean() > 0.05  # some paths mislead the fit
-        assert (sums.max(0) / N_STEPS > bound).mean() <= alpha
-        assert (excess > bound).mean() <= alpha
-        assert (sums[-1] / N_STEPS > trajectory_bound(N_STEPS, **sizes)).mean() <= alpha
-
-    def test_a_cover_adds_its_distance(self):
-        grid = {"variation": 40.0, "increment": 4.0, "log_covering": 2.4}
-        near = trajectory_bound(N_STEPS, **grid)
-        every = trajectory_bound(N_STEPS, **grid, radius=0.05, noise=0.3)
-        assert every == pytest.approx(near + 2 * 0.05 * 0.3, rel=1e-12)
-
-    def test_rare_large_increments_need_the_second_term(self):
-        """One jump in eight paths: the variance alone would promise fewer than one in twenty."""
-        rng = np.random.default_rng(1)
-        chance = 0.002
-        jumps = rng.random((20_000, N_STEPS)) < chance
-        means = (jumps - chance).mean(1)
-        variation = N_STEPS * chance * (1 - chance)
-        by_variance = trajectory_bound(N_STEPS, variation=variation, increment=0.0)
-        bound = trajectory_bound(N_STEPS, variation=variation, increment=1.0)
-        assert (means > by_variance).mean() > 0.1
-        assert (means > bound).mean() <= 0.05
-
-    def test_target_read_off_the_path_costs_pairs(self):
-        sizes = {"variation": 2.0, "increment": 0.3, "radius": 0.1, "noise": 0.7}
-        read = trajectory_bound(50, **sizes, log_covering=1.5, fixed_target=False)
-        fixed = trajectory_bound(50, **sizes, log_covering=3.0)
-        assert read == pytest.approx(fixed + 2 * 0.1 * 0.7, rel=1e-12)
-
-    @pytest.mark.parametrize(
-        "wrong",
-        [{"n_steps": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"variation": -1.0}, {"noise": np.nan}],
-        ids=str,
-    )
-    def test_numbers_out_of_range(self, wrong):
-        right = {"n_steps": 10, "variation": 1.0, "increment": 1.0}
-        with pytest.raises(ValueError, match="Expected n_steps >= 1, 0 < alpha < 1 and finite"):
-            trajectory_bound(**(right | wrong))

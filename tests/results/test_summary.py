@@ -8,7 +8,7 @@ import pytest
 
 from sklearn_implicitreg.regression.inference import infer
 from sklearn_implicitreg.regression.solve import solve
-from sklearn_implicitreg.regression.system import GradientSystem
+from sklearn_implicitreg.regression.system import System
 from sklearn_implicitreg.results.summary import Summary, coefficient_frame, coefficient_table
 
 NAMES = ["l2[fc1]", "smooth_l1[fc1]", "l1"]
@@ -19,7 +19,7 @@ def fit():
     rng = np.random.default_rng(0)
     design = rng.standard_normal((500, 3))
     target = design @ [0.01, 1e-5, -1.23] + 0.01 * rng.standard_normal(500)
-    system = GradientSystem.from_arrays(design, target, NAMES, rng.integers(0, 8, 500))
+    system = System.from_arrays(design, target, NAMES, rng.integers(0, 8, 500))
     solution = solve(system.r_factor, 500)
     return solution, infer(system, solution, confidence_level=0.9)
 
@@ -134,7 +134,7 @@ def test_latex_is_escaped_and_balanced(summary):
 
 
 def test_missing_errors_are_shown_as_nan():
-    system = GradientSystem.from_arrays([[1.0]], [2.0], ["l2"])
+    system = System.from_arrays([[1.0]], [2.0], ["l2"])
     solution = solve(system.r_factor, 1)
     table = coefficient_table(["l2"], solution, infer(system, solution))
     assert "nan" in Summary("t", [], table).as_text()

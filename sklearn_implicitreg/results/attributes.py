@@ -79,7 +79,8 @@ class FittedResult:
         -------
         summary : Summary
         """
-        return self._description.summary(self._fitted())
+        result = self._fitted()
+        return self._description.summary(result)
 
     def wald_test(self, restrictions: Any, value: Any = None) -> WaldTest:
         """Test linear restrictions on the coefficients, by the covariance of the fit.
@@ -147,7 +148,8 @@ class FittedResult:
             One row per term: term, group, coef, std_err, ci_low, ci_high, statistic, p_value,
             cosine, vif. Of a structured family: term, coef, ci_low, ci_high.
         """
-        return self._description.frame(self._fitted())
+        result = self._fitted()
+        return self._description.frame(result)
 
     def to_json(self) -> str:
         """Coefficients, fit and verdict as JSON text; NaN and infinite numbers are null.
@@ -174,7 +176,8 @@ class FittedResult:
         ValueError
             If the model has no parameter for a term.
         """
-        return self._description.in_model_units(self._coefficients())
+        coefficients = self._coefficients()
+        return self._description.in_model_units(coefficients)
 
     def explicit_estimator(self) -> Any:
         """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.

@@ -147,7 +147,7 @@ def recover(
     options: Options,
 ) -> Recovery:
     """Solve ``L + R`` in closed form where both are quadratic, else train an estimator."""
-    if penalty is None:
+    if isinstance(model, str) or penalty is None:
         raise TypeError(
             "Expected a model to recover, got given equations; there are no weights to train."
         )

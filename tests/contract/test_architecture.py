@@ -27,7 +27,7 @@ LAYERS = [
     {"endpoints"},
     {"trajectory"},
     {"results"},
-    {"base", "parameters"},
+    {"base"},
     {"estimator"},
     {"model_selection"},
     {"inspection"},

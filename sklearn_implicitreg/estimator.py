@@ -239,7 +239,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             self._publish(*fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
-        return self._fit_on(targets.equations(self._penalty(targets.problem, family)))
+        penalty = self._penalty(targets.problems[0], family)
+        return self._fit_on(targets.equations(penalty))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.

@@ -96,9 +96,9 @@ def _rows_and_loss(
         X, y, weight = regression_rows(model, data)
         if options.loss == "auto":
             row_loss = _regressor_loss(model)
-        poisson = getattr(model, "loss", "squared_error") == "poisson"
         convention = CONVENTIONS["MLPRegressor"]
-        convention = replace(convention, l2=0.5) if poisson else convention
+        if getattr(model, "loss", "squared_error") == "poisson":
+            convention = replace(convention, l2=0.5)
     if options.loss != "auto":
         return X, y, weight, resolve_loss(options.loss), None
     return X, y, weight, row_loss, convention

@@ -7,6 +7,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from sklearn_implicitreg.adapters import Options
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
 
@@ -148,6 +150,11 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
                 "made known by sklearn_implicitreg.adapters.register."
             )
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
+
+    def _options(self, completing: bool = False) -> Options:
+        """What the parameters ask of an adapter."""
+        names = [field.name for field in fields(Options) if hasattr(self, field.name)]
+        return Options(**{name: getattr(self, name) for name in names}, completing=completing)
 
     def _fit_params(self, model: Any, sample_weight: Any) -> dict[str, Any]:
         """Sample weights under the name that the template takes them by."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.adapters import Data, adapt
 from sklearn_implicitreg.base import (
     PRECOMPUTED,
     AboutModel,
@@ -239,7 +238,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             self._publish(*fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
-        penalty = self._penalty(targets.problems[0], family)
+        penalty = self._penalty(targets.problem, family)
         return self._fit_on(targets.equations(penalty))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -332,10 +331,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if reset:
             self.model_ = [endpoint.model for endpoint in group]
         return endpoint_targets(group, self._options(), self.verbose)
-
-    def _options(self, completing: bool = False) -> Options:
-        names = [field.name for field in fields(Options) if hasattr(self, field.name)]
-        return Options(**{name: getattr(self, name) for name in names}, completing=completing)
 
     def _penalty(self, problem: Problem, penalty: Penalty) -> Penalty:
         """The penalty in the groups asked for, or in the model's own, with the known part."""

@@ -97,8 +97,9 @@ def adapt_checkpoints(
         end = group[-1]
         with _about(end):
             last = adapt(models[end], data[end], options)
-        shares = isinstance(last, LinearProblem) and _pays(last, len(group))
-        shared = _Shared(last) if shares else None
+        shared = None
+        if isinstance(last, LinearProblem) and _pays(last, len(group)):
+            shared = _Shared(last)
         problems[end] = last
         for index in group if shared is not None else group[:-1]:
             with _about(index):

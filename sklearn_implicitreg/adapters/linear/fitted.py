@@ -116,7 +116,8 @@ def _check_targets(y: Array, n_outputs: int, loss: Loss) -> None:
             f"Expected y with the {n_outputs} output(s) that the model was trained on, "
             f"got {y.shape[1]}; give the y of its training."
         )
-    loss.check_range(y)
+    if loss.valid is not None:
+        loss.check_range(y)
 
 
 def _rounding_unit(model: Any) -> float:

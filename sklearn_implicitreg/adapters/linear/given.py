@@ -104,9 +104,10 @@ def _by_autograd(
         return value[at], slopes[at], np.abs(slopes[at]) + curvature[at] * size
 
     places = np.repeat(np.arange(float(n_rows))[:, None], n_outputs, axis=1)
-    rows = (X, places, weight * (mass / weight.sum()))
-    known = {"loss_weight": np.ones((n_rows, 1)), "loss_name": row_loss.words} | known
-    return fitted_problem(model, rows, Loss(looked_up, row_loss.words), options, **known)
+    whole = (X, places, weight * (mass / weight.sum()))
+    default: dict[str, Any] = {"loss_weight": np.ones((n_rows, 1)), "loss_name": row_loss.words}
+    looked = Loss(looked_up, row_loss.words)
+    return fitted_problem(model, whole, looked, options, **(default | known))
 
 
 def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:

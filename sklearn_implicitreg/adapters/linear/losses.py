@@ -55,9 +55,10 @@ class Loss:
     ) -> RowLosses:
         """Losses of rows in float64; ``eta_size`` is by default ``|eta|``."""
         size = np.abs(eta) if eta_size is None else eta_size
-        *found, kink = (*self.rows(eta, y, size, **{**self.values, **values}), False)[:4]
-        numbers = [np.asarray(part, dtype=np.float64) for part in found]
-        return RowLosses(*numbers, np.broadcast_to(kink, numbers[1].shape))
+        found = self.rows(eta, y, size, **{**self.values, **values})
+        value, slope, scale = (np.asarray(part, dtype=np.float64) for part in found[:3])
+        kink = found[3] if len(found) > 3 else np.zeros(slope.shape, dtype=bool)
+        return RowLosses(value, slope, scale, kink)
 
     def of(self, **values: Any) -> Loss:
         """The same loss with values of its parameters."""

@@ -71,8 +71,9 @@ class _Estimator:
 
 def _regressor(row: _Estimator, model: Any, data: Data, options: Options) -> LinearProblem:
     """Losses of numbers, outputs summed."""
-    rows, loss = regression_rows(model, data), row.loss_of(model)
-    return fitted_problem(model, rows, loss, options, **row.known_of(model, loss))
+    loss = row.loss_of(model)
+    known = row.known_of(model, loss)
+    return fitted_problem(model, regression_rows(model, data), loss, options, **known)
 
 
 def _ridge_classifier(row: _Estimator, model: Any, data: Data, options: Options) -> LinearProblem:
@@ -205,8 +206,7 @@ _ESTIMATORS: dict[tuple[str, ...], _Estimator] = {
     ("GammaRegressor",): _GLM(LOSSES["gamma"]),
     ("TweedieRegressor",): _GLM(_tweedie),
     ("HuberRegressor",): _Estimator(
-        CONVENTIONS["HuberRegressor"],
-        lambda model: scaled_huber(model.epsilon, float(model.scale_)),
+        CONVENTIONS["HuberRegressor"], lambda fit: scaled_huber(fit.epsilon, float(fit.scale_))
     ),
 }
 

@@ -119,7 +119,12 @@ def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[Non
             cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         try:
             if seed is not None:
-                _seed_all(device, seed)
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch's own would seed every device
+            if seed is not None and cuda is not None:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield
         finally:
             with _GENERATORS:
@@ -130,25 +135,12 @@ def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[Non
                     torch.cuda.set_rng_state(cuda, device)
 
 
-def _seed_all(device: torch.device, seed: int) -> None:
-    """Seed what is preserved; torch.manual_seed would seed every device there is."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     """All tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors_in(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
+    elif isinstance(tree, Mapping | list | tuple):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
             yield from tensors_in(value)
 
 
@@ -172,33 +164,20 @@ def all_finite(tensor: Tensor) -> bool:
 
 def read_rows(data: Data) -> Rows:
     """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader."""
-    if isinstance(data.X, DataLoader):
-        return _loader_rows(data)
-    if isinstance(data.X, Dataset):
-        return _dataset_rows(data, data.X, default_collate, None)
-    return _array_rows(data)
-
-
-def _loader_rows(data: Data) -> Rows:
     loader = data.X
-    collate = loader.collate_fn
-    if loader.batch_sampler is None and loader.batch_size is None:
-
-        def collate(items: list[Any]) -> Any:  # the dataset's items are batches already
-            return items[0]
-
-        rows = _dataset_rows(data, loader.dataset, collate, 1, in_batches=True)
+    if isinstance(loader, Dataset):
+        return _dataset_rows(data, loader, default_collate, None)
+    if not isinstance(loader, DataLoader):
+        return _array_rows(data)
+    if loader.batch_sampler is None and loader.batch_size is None:  # of batches, as items
+        rows = _dataset_rows(data, loader.dataset, operator.itemgetter(0), 1, in_batches=True)
         return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    return _dataset_rows(data, loader.dataset, collate, size)
+    return _dataset_rows(data, loader.dataset, loader.collate_fn, size)
 
 
 def _dataset_rows(
-    data: Data,
-    dataset: Dataset[Any],
-    collate: Callable[[Any], Any],
-    size: int | None,
-    in_batches: bool = False,
+    data: Data, dataset: Dataset[Any], collate: Any, size: int | None, in_batches: bool = False
 ) -> Rows:
     """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
     if data.y is not None:
@@ -262,9 +241,8 @@ def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]],
 
 def _same(first: Tensor, second: Tensor) -> bool:
     """Whether numbers are equal, NaN included (which raises an error of its own later)."""
-    if first.shape != second.shape:
-        return False
-    return bool(((first == second) | ((first != first) & (second != second))).all())
+    equal = first.shape == second.shape
+    return equal and bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _array_rows(data: Data) -> Rows:
@@ -279,15 +257,16 @@ def _array_rows(data: Data) -> Rows:
         raise ValueError("Expected at least 1 row in X, got 0.")
     weight = _weights(data.sample_weight, n_rows)
 
+    def taken(rows: slice | Tensor) -> Batch:
+        return Batch(*map_tensors(operator.itemgetter(rows), (inputs, target, weight)))
+
     def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         for start in range(0, n_rows, batch_size):
             part = slice(start, start + batch_size)
-            cut = operator.itemgetter(part if order is None else order[part])
-            yield Batch(*map_tensors(cut, (inputs, target, weight)))
+            yield taken(part if order is None else order[part])
 
     def pick(rows: Indices) -> Batch:
-        cut = operator.itemgetter(torch.as_tensor(rows))
-        return Batch(*map_tensors(cut, (inputs, target, weight)))
+        return taken(torch.as_tensor(rows))
 
     row_size = sum(t[0].numel() for t in tensors_in(inputs))
     return Rows(read, n_rows, None, pick, row_size, classes, names)

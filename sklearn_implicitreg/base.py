@@ -138,7 +138,13 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
             )
         inside = model.estimator if isinstance(model, FrozenEstimator) else model
         if isinstance(inside, nn.Module):
-            _check_initialized(inside)
+            named = inside.named_parameters()
+            lazy = [name for name, p in named if isinstance(p, UninitializedParameter)]
+            if lazy:
+                raise ValueError(
+                    f"Expected a trained module, got one whose parameters {lazy} have no shape "
+                    "yet; train it first."
+                )
         elif isinstance(model, FrozenEstimator):
             check_is_fitted(inside)
         if is_trained(model):
@@ -236,16 +242,6 @@ def _tags_of(model: Any) -> Tags | None:
         return None
 
 
-def _check_initialized(module: nn.Module) -> None:
-    """Raise ValueError for a lazy module that has seen no data."""
-    lazy = [name for name, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
-    if lazy:
-        raise ValueError(
-            f"Expected a trained module, got one whose parameters {lazy} have no shape yet; "
-            "train it first."
-        )
-
-
 def check_parameters(estimator: Any) -> None:
     """Raise ValueError for values that no fit can use, all but those of model and family."""
     choices = {
@@ -258,14 +254,12 @@ def check_parameters(estimator: Any) -> None:
         value = getattr(estimator, name)
         if not isinstance(value, str | bool | np.bool_) or value not in allowed:
             raise ValueError(f"Expected {name} to be one of {allowed}, got {value!r}.")
-    level = estimator.confidence_level
+    level, size, verbose = estimator.confidence_level, estimator.batch_size, estimator.verbose
     if not isinstance(level, numbers.Real) or not 0 < float(level) < 1:
         raise ValueError(f"Expected 0 < confidence_level < 1, got {level!r}.")
-    size = estimator.batch_size
     is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
     if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
         raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
-    verbose = estimator.verbose
     if not isinstance(verbose, numbers.Integral | np.bool_) or verbose < 0:
         raise ValueError(f"Expected verbose to be an integer >= 0, got {verbose!r}.")
     if not callable(estimator.params) and not _is_pattern(estimator.params):

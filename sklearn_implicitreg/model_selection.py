@@ -37,11 +37,10 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     model : nn.Module, skorch net or scikit-learn estimator
         As for :class:`ImplicitRegularizationEstimator`.
     families : list or dict
-        What ``family`` can be; a dict gives names to the candidates. Structured families are
-        compared over folds of endpoints only, with ``cv``.
+        What ``family`` can be; a dict names the candidates. Structured families are compared
+        over folds of endpoints only, with ``cv``.
     cv : cross-validation splitter, int or None, default=None
-        None: the criterion above. Else the completed score on these folds, by ``GridSearchCV``;
-        folds should be shuffled.
+        None: the criterion above. Else the completed score on these (shuffled) folds.
     estimator_params : dict or None, default=None
         Further parameters of the estimator, such as ``{"loss": "mse", "params": "all"}``.
 
@@ -59,8 +58,8 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         Fitted with it.
     cv_results_ : dict of str to list or ndarray
         ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion),
-        ``rank_test_score``, ``r2`` and ``n_terms`` of every family, as ``DataFrame`` takes it;
-        with ``cv`` those of ``GridSearchCV`` and ``name``.
+        ``rank_test_score``, ``r2`` and ``n_terms``; with ``cv`` ``name`` and those of
+        ``GridSearchCV``.
     coef_, term_names_, std_err_, conf_int_, pvalues_, r2_, cosine_, condition_number_, vif_, \
             n_equations_, verdict_, penalty_
         As in :class:`ImplicitRegularizationEstimator`, for the best family.

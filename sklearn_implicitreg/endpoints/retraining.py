@@ -48,8 +48,7 @@ def endpoints(  # noqa: PLR0913
     Parameters
     ----------
     estimator : scikit-learn or skorch estimator
-        It is cloned and trained for every endpoint. A ``random_state`` that is no integer is
-        set to one drawn from the ``random_state`` given here.
+        Cloned and trained for every endpoint; a ``random_state`` that is no integer is drawn.
     X : array-like, sparse matrix, DataFrame, dict of arrays, sequence of these, or callable
         With ``bootstrap`` the rows that are resampled. Without it a sequence of data sets, or
         a function of a ``RandomState`` that returns a new ``(X, y)``.
@@ -109,7 +108,12 @@ def endpoints(  # noqa: PLR0913
     >>> round(est.in_model_units()["alpha"], 8), est.coef_path_.shape
     (3.0, (10, 1))
     """
-    _check_template(estimator)
+    trainable = hasattr(estimator, "fit") and hasattr(estimator, "get_params")
+    if not trainable or isinstance(estimator, type | FrozenEstimator):
+        raise TypeError(
+            "Expected a scikit-learn or skorch estimator that can be cloned and trained, got "
+            f"{estimator!r}; train other models yourself and make a list of Endpoint."
+        )
     if not isinstance(n_endpoints, numbers.Integral) or n_endpoints < 1:
         raise ValueError(f"Expected n_endpoints >= 1, got {n_endpoints!r}.")
     rng, make = check_random_state(random_state), _resamples if bootstrap else _data_sets
@@ -130,15 +134,6 @@ def endpoints(  # noqa: PLR0913
     return _collected(sets, progress(outcomes, "endpoints", len(sets), verbose))
 
 
-def _check_template(estimator: Any) -> None:
-    trainable = hasattr(estimator, "fit") and hasattr(estimator, "get_params")
-    if not trainable or isinstance(estimator, type | FrozenEstimator):
-        raise TypeError(
-            "Expected a scikit-learn or skorch estimator that can be cloned and trained, got "
-            f"{estimator!r}; train other models yourself and make a list of Endpoint."
-        )
-
-
 def _resamples(
     data: Data, n_endpoints: int, weights: npt.ArrayLike | None, rng: np.random.RandomState
 ) -> Sets:
@@ -149,14 +144,12 @@ def _resamples(
     if n < 1:
         raise ValueError("Expected at least 1 row to resample, got 0.")
     _check_lengths(data)
-    share = None
-    if weights is not None:
-        share = _probabilities(weights, n)
-        base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
-        data = replace(data, sample_weight=base)
+    share = None if weights is None else _probabilities(weights, n)
     draws = [rng.choice(n, size=n, p=share) for _ in range(n_endpoints - 1)]
     if share is None:
         return [(data, None), *((data, rows) for rows in draws)]
+    base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
+    data = replace(data, sample_weight=base)
     importance = base / share
     scales = [base.sum() / importance[rows].sum() for rows in draws]
     weighted = [replace(data, sample_weight=scale * importance) for scale in scales]

@@ -45,10 +45,11 @@ def fitted_problem(
     whole = liblinear is not None or columns is not None
     default = {name for name in every if whole or name.startswith("coef")}
     summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
+    seen = getattr(model, "feature_names_in_", None)
     own = {
         "model_name": type(model).__name__,
         "eps": _rounding_unit(model),
-        "feature_names": _feature_names(model),
+        "feature_names": None if seen is None else tuple(map(str, seen)),
         "loss_weight": weight[:, None],
         "loss_name": loss.described(how or summed),
     }
@@ -124,9 +125,3 @@ def _rounding_unit(model: Any) -> float:
     """Machine epsilon of the precision that the model was trained in."""
     dtype = np.dtype(model.coef_.dtype)
     return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
-
-
-def _feature_names(model: Any) -> tuple[str, ...] | None:
-    """Feature names, where the model has seen any."""
-    names = getattr(model, "feature_names_in_", None)
-    return None if names is None else tuple(str(name) for name in names)

@@ -143,11 +143,7 @@ def _block_problem(handler: Handler, model: Any, block: Any, options: Options) -
 
 def _joined(first: BlockGradient, second: BlockGradient) -> BlockGradient:
     """Both blocks as one."""
-    return BlockGradient(
-        sums={name: value + second.sums[name] for name, value in first.sums.items()},
-        loss=first.loss + second.loss,
-        weight=first.weight + second.weight,
-        n_rows=first.n_rows + second.n_rows,
-        scale=first.scale + second.scale,
-        n_kinks=first.n_kinks + second.n_kinks,
-    )
+    names = ("loss", "weight", "n_rows", "scale", "n_kinks")
+    added = {name: getattr(first, name) + getattr(second, name) for name in names}
+    sums = {name: value + second.sums[name] for name, value in first.sums.items()}
+    return BlockGradient(sums=sums, **added)

@@ -24,12 +24,7 @@ from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
 
 __all__ = ["Perceptron", "adapt_mlp"]
 
-_ACTIVATIONS = {
-    "identity": nn.Identity,
-    "logistic": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-}
+_ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class Perceptron(nn.Module):

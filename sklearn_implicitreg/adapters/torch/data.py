@@ -58,12 +58,12 @@ class Rows:
                 "Expected rows that can be picked by number, got a stream; give arrays or a "
                 "Dataset with a length."
             )
-        if len(rows) and (rows.min() < 0 or rows.max() >= (self.n_rows or 0)):
+        pick, factors, last = self.pick, torch.as_tensor(weights), (self.n_rows or 0) - 1
+        if len(rows) and (rows.min() < 0 or rows.max() > last):
             raise ValueError(
-                f"Expected row numbers in 0..{(self.n_rows or 0) - 1}, got {rows.min()} to "
-                f"{rows.max()}; give the data set that recorder.batch(rows) counts in."
+                f"Expected row numbers in 0..{last}, got {rows.min()} to {rows.max()}; give the "
+                "data set that recorder.batch(rows) counts in."
             )
-        pick, factors = self.pick, torch.as_tensor(weights)
 
         def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
             places = np.arange(len(rows)) if order is None else order.numpy()
@@ -216,10 +216,10 @@ def _dataset_rows(
 def _unpack(item: Any) -> tuple[Any, Any]:
     if isinstance(item, list | tuple) and len(item) == 2:
         return map_tensors(lambda t: t, item[0]), item[1]
+    size = f" of {len(item)}" if hasattr(item, "__len__") else ""
     raise TypeError(
-        "Expected batches (inputs, target), got "
-        f"{type(item).__name__}{'' if not hasattr(item, '__len__') else f' of {len(item)}'}; "
-        "give the loader a collate_fn that returns such pairs."
+        f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
+        "collate_fn that returns such pairs."
     )
 
 

@@ -65,10 +65,12 @@ def dtype_of(spec: Any, params: Params) -> torch.dtype:
                 stacklevel=2,
             )
         return functools.reduce(torch.promote_types, kinds, torch.float32)
-    name = str(spec).removeprefix("torch.")
-    if name not in ("float32", "float64"):
+    found = {"float32": torch.float32, "float64": torch.float64}.get(
+        str(spec).removeprefix("torch.")
+    )
+    if found is None:
         raise ValueError(f"Expected dtype 'auto', 'float32' or 'float64', got {spec!r}.")
-    return torch.float32 if name == "float32" else torch.float64
+    return found
 
 
 def seed_of(options: Options) -> int | None:

@@ -283,6 +283,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
                 f"Expected a list of Endpoint to score {family!r}, got other data: a "
                 "family that is solved as a whole has no columns to keep from fit."
             )
+        if isinstance(self.model_, list):
+            raise ValueError(
+                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
+                "is no one training set that they would complete."
+            )
         fitted: Equations | None = getattr(self, "_equations", None)
         if fitted is None:
             raise ValueError(

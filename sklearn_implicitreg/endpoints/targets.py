@@ -86,11 +86,6 @@ class EndpointTargets:
 
     def completing(self, other: Problem) -> LossGradient:
         """Gradient over further rows, which complete those of the one endpoint."""
-        if len(self.problems) > 1:
-            raise ValueError(
-                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
-                "is no one training set that they would complete."
-            )
         return other.numbered_like(self.problem).gradient()
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:

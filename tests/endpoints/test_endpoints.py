@@ -699,7 +699,7 @@ def test_the_advice_is_one_that_can_be_followed():
     assert alone.verdict_ == "partial"
     text = str(alone._result.verdict)
     assert text.endswith("a missing term, or training that had not ended.")
-    with pytest.raises(ValueError, match="no path in common"):
+    with pytest.raises(ValueError, match="no trajectory in common"):
         estimator(trajectory=GradientDescentProbe(0.1, 3)).fit(mixture())
     for mode in ("endpoint", "trajectory"):
         with pytest.raises(TypeError, match="Expected trajectory to be a Trajectory.*got 'bogus'"):

@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
-THEORY := early_stopping.py filters.py implicit.py kernels.py noise.py spectral.py strength.py units.py
+THEORY := bounds.py early_stopping.py filters.py implicit.py kernels.py noise.py spectral.py \
+	strength.py units.py
 PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
 	weights.py
 PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection/gradient_match.py model_selection.py \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
-	$(addprefix regression/,bounds.py inference.py restrictions.py) \
-	$(addprefix results/,attributes.py recovery.py) \
+	regression/restrictions.py $(addprefix results/,attributes.py recovery.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev
 .DEFAULT_GOAL := help

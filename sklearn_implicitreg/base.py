@@ -1,11 +1,16 @@
-"""Estimators about a model: a trained one is shared and never changed, a template is cloned."""
+"""What the estimators have in common: the model, which is shared or cloned; parameter checks."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
@@ -16,79 +21,54 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from sklearn_implicitreg.adapters import Options
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
 
-__all__ = ["PRECOMPUTED", "AboutModel"]
+__all__ = [
+    "PRECOMPUTED",
+    "AboutModel",
+    "check_parameters",
+    "check_precomputed",
+    "check_structured",
+]
 
 PRECOMPUTED = "precomputed"
 
 
 def _answers(method: str) -> Callable[[AboutModel], bool]:
     """Check for available_if: the trained model (or the template) has this method."""
-
-    def check(self: AboutModel) -> bool:
-        model = getattr(self, "model_", self.model)
-        return hasattr(model, method)
-
-    return check
+    return lambda self: hasattr(getattr(self, "model_", self.model), method)
 
 
 class AboutModel(MetaEstimatorMixin, BaseEstimator):
-    """Base of the estimators that take a ``model``.
-
-    ``clone`` and searches share a trained model by reference and clone an untrained one.
-    Parameters of a trained model are hidden and refused.
-    """
+    """Base of the estimators that take a ``model``: clones share a trained one."""
 
     model: Any
 
     def __sklearn_clone__(self) -> AboutModel:
         """Clone everything but a trained model, which is shared."""
-        if not is_trained(self.model):
-            own: AboutModel = BaseEstimator.__sklearn_clone__(self)
-            return own
-        shell = copy.copy(self)
-        shell.model = None
-        new: AboutModel = BaseEstimator.__sklearn_clone__(shell)
-        new.model = self.model
+        new: AboutModel = BaseEstimator.__sklearn_clone__(self._shell())
+        if is_trained(self.model):
+            new.model = self.model
         return new
 
+    def _shell(self) -> AboutModel:
+        """Copy with the same parameters, all but a trained model."""
+        shell = copy.copy(self)
+        if is_trained(self.model):
+            shell.model = None
+        return shell
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters; with ``deep`` those of a template (``model__*``) too.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-
-        Returns
-        -------
-        params : dict
-        """
+        """Parameters; with ``deep`` those of a template (``model__*``) too."""
         params: dict[str, Any] = super().get_params(deep=False)
         if deep:
-            shell = copy.copy(self)
-            if is_trained(self.model):
-                shell.model = None
-            params = BaseEstimator.get_params(shell, deep=True) | params
+            params = BaseEstimator.get_params(self._shell(), deep=True) | params
         return params
 
     def set_params(self, **params: Any) -> AboutModel:
-        """Set parameters; those of a trained model cannot be changed.
-
-        Parameters
-        ----------
-        **params : dict
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            For ``model__*`` of a trained model.
-        """
+        """Set parameters; those of a trained model cannot be changed."""
         nested = [key for key in params if key.startswith("model__")]
         if nested and is_trained(params.get("model", self.model)):
             raise ValueError(
@@ -115,11 +95,11 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         if inner is not None:
             # What a check asks of outputs such as predict_proba, which the model gives.
             tags.classifier_tags = inner.classifier_tags
-            tags.input_tags.sparse = inner.input_tags.sparse
-            tags.input_tags.allow_nan = inner.input_tags.allow_nan
             tags.non_deterministic = inner.non_deterministic
-            tags.target_tags.single_output = inner.target_tags.single_output
-            tags.target_tags.multi_output = inner.target_tags.multi_output
+            for name in ("sparse", "allow_nan"):
+                setattr(tags.input_tags, name, getattr(inner.input_tags, name))
+            for name in ("single_output", "multi_output"):
+                setattr(tags.target_tags, name, getattr(inner.target_tags, name))
         return tags
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
@@ -140,6 +120,11 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
 
     def _train(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """The trained model: as given, or a clone of the template fitted on these rows."""
+        trained = self._trained(X, y, sample_weight)
+        self._check_features(X, reset=True)
+        return trained
+
+    def _trained(self, X: Any, y: Any, sample_weight: Any) -> Any:
         model = self.model
         if model is None:
             raise TypeError(
@@ -153,7 +138,13 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
             )
         inside = model.estimator if isinstance(model, FrozenEstimator) else model
         if isinstance(inside, nn.Module):
-            _check_initialized(inside)
+            named = inside.named_parameters()
+            lazy = [name for name, p in named if isinstance(p, UninitializedParameter)]
+            if lazy:
+                raise ValueError(
+                    f"Expected a trained module, got one whose parameters {lazy} have no shape "
+                    "yet; train it first."
+                )
         elif isinstance(model, FrozenEstimator):
             check_is_fitted(inside)
         if is_trained(model):
@@ -165,6 +156,11 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
                 "made known by sklearn_implicitreg.adapters.register."
             )
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
+
+    def _options(self, completing: bool = False) -> Options:
+        """What the parameters ask of an adapter."""
+        names = [field.name for field in fields(Options) if hasattr(self, field.name)]
+        return Options(**{name: getattr(self, name) for name in names}, completing=completing)
 
     def _fit_params(self, model: Any, sample_weight: Any) -> dict[str, Any]:
         """Sample weights under the name that the template takes them by."""
@@ -246,11 +242,74 @@ def _tags_of(model: Any) -> Tags | None:
         return None
 
 
-def _check_initialized(module: nn.Module) -> None:
-    """Refuse lazy modules that have seen no data."""
-    lazy = [name for name, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
-    if lazy:
+def check_parameters(estimator: Any) -> None:
+    """Raise ValueError for values that no fit can use, all but those of model and family."""
+    choices = {
+        "mode": ("endpoint", "trajectory"),
+        "module_mode": ("auto", "eval", "train"),
+        "covariance": ("auto", "ols", "nonrobust", "hc3", "cluster"),
+        "positive": (True, False),
+    }
+    for name, allowed in choices.items():
+        value = getattr(estimator, name)
+        if not isinstance(value, str | bool | np.bool_) or value not in allowed:
+            raise ValueError(f"Expected {name} to be one of {allowed}, got {value!r}.")
+    level, size, verbose = estimator.confidence_level, estimator.batch_size, estimator.verbose
+    if not isinstance(level, numbers.Real) or not 0 < float(level) < 1:
+        raise ValueError(f"Expected 0 < confidence_level < 1, got {level!r}.")
+    is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+    if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
+        raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
+    if not isinstance(verbose, numbers.Integral | np.bool_) or verbose < 0:
+        raise ValueError(f"Expected verbose to be an integer >= 0, got {verbose!r}.")
+    if not callable(estimator.params) and not _is_pattern(estimator.params):
         raise ValueError(
-            f"Expected a trained module, got one whose parameters {lazy} have no shape yet; "
-            "train it first."
+            "Expected params 'auto', 'all', 'weights', a regular expression or a "
+            f"callable(name, tensor) -> bool, got {estimator.params!r}."
         )
+    if estimator.known is not None and not _finite_numbers(estimator.known):
+        raise ValueError(
+            "Expected known to be a dict of family name to finite coefficient, such as "
+            f"{{'weight_decay': 1e-4}}, got {estimator.known!r}."
+        )
+
+
+def check_structured(estimator: Any, family: Any) -> None:
+    """Raise ValueError for parameters about terms, which a structured family does not have."""
+    defaults = {"group_by": None, "known": None, "positive": False, "covariance": "auto"}
+    given = _not_default(estimator, defaults)
+    if given:
+        raise ValueError(
+            f"Expected {given} left at the default with {family!r}, which has no terms; "
+            "a structured family has parameters of its own."
+        )
+
+
+def check_precomputed(estimator: Any) -> None:
+    """Raise ValueError for parameters about a model where equations are given as arrays."""
+    none = dict.fromkeys(("trajectory", "group_by", "known"))
+    given = _not_default(estimator, {"family": "l2", "mode": "endpoint"} | none)
+    if given:
+        raise ValueError(
+            f"Expected {given} left at the default with model='precomputed': the columns of X are "
+            "the family, and what is known belongs into y."
+        )
+
+
+def _not_default(estimator: Any, defaults: Mapping[str, Any]) -> str:
+    """Names of the parameters that are not at these defaults."""
+    return ", ".join(n for n, default in defaults.items() if getattr(estimator, n) != default)
+
+
+def _finite_numbers(known: Any) -> bool:
+    return isinstance(known, Mapping) and all(
+        isinstance(family, str) and isinstance(coef, numbers.Real) and math.isfinite(coef)
+        for family, coef in known.items()
+    )
+
+
+def _is_pattern(params: Any) -> bool:
+    try:
+        return isinstance(params, str) and re.compile(params) is not None
+    except re.error:
+        return False

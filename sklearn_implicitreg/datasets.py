@@ -64,12 +64,17 @@ def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: boo
         arrays = _read(place)
         if arrays is not None:
             return _bunch(arrays)
+    cause: OSError | None = None
     if download:
         try:
             return _fetched(Path(get_data_home()) / "mnist.npz")
         except OSError as error:
-            raise OSError(_advice(places)) from error
-    raise OSError(_advice(places))
+            cause = error
+    raise OSError(
+        f"MNIST was not found in {', '.join(map(str, places))}, and was not fetched. Put mnist.npz "
+        f"(arrays {', '.join(_IDX)}) into one of them, or name its folder by `data_home` or the "
+        f"environment variable {_VARIABLE}."
+    ) from cause
 
 
 def _read(place: Path) -> dict[str, npt.NDArray[Any]] | None:
@@ -103,12 +108,8 @@ def _fetched(file: Path) -> Bunch:
     """OpenML's copy, kept as npz for the next time."""
     images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
     images, labels = images.astype(np.uint8), labels.astype(np.int64)
-    arrays = {
-        "x_train": images[:60000],
-        "y_train": labels[:60000],
-        "x_test": images[60000:],
-        "y_test": labels[60000:],
-    }
+    parts = (images[:60000], labels[:60000], images[60000:], labels[60000:])
+    arrays = dict(zip(_IDX, parts, strict=True))
     np.savez_compressed(file, **arrays)
     return _bunch(arrays)
 
@@ -119,13 +120,4 @@ def _bunch(arrays: dict[str, npt.NDArray[Any]]) -> Bunch:
         target=arrays["y_train"].astype(np.int64),
         test_data=arrays["x_test"].reshape(-1, 784),
         test_target=arrays["y_test"].astype(np.int64),
-    )
-
-
-def _advice(places: list[Path]) -> str:
-    looked = ", ".join(str(place) for place in places)
-    return (
-        f"MNIST was not found in {looked}, and was not fetched. Put mnist.npz (arrays "
-        f"{', '.join(_IDX)}) into one of them, or name its folder by `data_home` or the "
-        f"environment variable {_VARIABLE}."
     )

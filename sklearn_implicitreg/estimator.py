@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.base import PRECOMPUTED, AboutModel
-from sklearn_implicitreg.endpoints.endpoint import Endpoint, endpoint_targets, holds_endpoints
-from sklearn_implicitreg.endpoints.precomputed import given_equations
-from sklearn_implicitreg.endpoints.targets import EndpointTargets
-from sklearn_implicitreg.parameters import (
+from sklearn_implicitreg.adapters import Data, adapt
+from sklearn_implicitreg.base import (
+    PRECOMPUTED,
+    AboutModel,
     check_parameters,
     check_precomputed,
     check_structured,
-    penalty_of,
 )
-from sklearn_implicitreg.penalties import Penalty, Structured, as_penalty, penalty_with_terms
+from sklearn_implicitreg.endpoints.endpoint import Endpoint, endpoint_targets, holds_endpoints
+from sklearn_implicitreg.endpoints.precomputed import given_equations
+from sklearn_implicitreg.endpoints.targets import EndpointTargets
+from sklearn_implicitreg.penalties import Fixed, Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Settings, fit
 from sklearn_implicitreg.results.attributes import FittedResult
-from sklearn_implicitreg.results.fit_description import Facts
+from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
 from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
@@ -43,25 +43,23 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     Parameters
     ----------
     model : nn.Module, skorch net, scikit-learn estimator, "precomputed" or None
-        The trained model; it is shared, never changed or copied. A fitted ``Pipeline``,
-        ``TransformedTargetRegressor``, search or ``FrozenEstimator`` is looked into. An
-        unfitted estimator is a template: ``fit`` clones and trains it. With
-        ``"precomputed"`` X is the design and y the target of the regression. None where X
-        is a list of :class:`Endpoint`, which bring their models.
+        The trained model, shared and never changed; also inside a fitted ``Pipeline``,
+        ``TransformedTargetRegressor``, search or ``FrozenEstimator``. An unfitted estimator is a
+        template: ``fit`` clones and trains it. With ``"precomputed"`` X is the design and y the
+        target of the regression. None where X is a list of :class:`Endpoint`.
     family : str, Penalty, Structured, list, or dict of str to callable, default="l2"
         The penalties: a name of :data:`sklearn_implicitreg.penalties.FAMILIES`, names joined
-        by ``+``, or functions of the dict of parameters; or a structured family, which is
-        solved as a whole: ``"diagonal"``, ``"quadratic"``, ``"early_stopping"``.
+        by ``+``, or functions of the parameters; or a structured family, solved as a whole:
+        ``"diagonal"``, ``"quadratic"``, ``"early_stopping"``.
     mode : {"endpoint", "trajectory"}, default="endpoint"
-        How equations are made: at the trained weights, or from the steps of a recorded path.
+        How equations are made: at the trained weights, or from the steps of a trajectory.
     trajectory : Trajectory or probe, default=None
-        What :func:`sklearn_implicitreg.trajectory.record` recorded, or a probe that makes a path
+        What :func:`sklearn_implicitreg.trajectory.record` recorded, or a probe that makes one
         from the trained model. X and y are the rows that the reference is taken on. With
-        ``mode="endpoint"`` it is evidence: whether the steps beside the trained weights add what
-        the endpoint shows, or the weights are not stationary.
+        ``mode="endpoint"`` it is evidence of whether the weights are stationary.
     reference : {"gradient", "batch", "flow", "applied"} or instance, default="gradient"
-        What the path is compared with: the gradient on all rows, on the same batch without what
-        was added, the gradient flow, or what the optimizer was given.
+        What the trajectory is compared with: the gradient on all rows, on the same batch without
+        what was added, the gradient flow, or what the optimizer was given.
     window : None, int or "epoch", default=None
         Steps in one block of equations; None takes the stretch between two marks.
     loss : "auto", str, nn loss or callable(output, target), default="auto"
@@ -76,10 +74,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     positive : bool, default=False
         Keep the coefficients at or above zero.
     covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}, default="auto"
-        Of the coefficients, over equations: delete-one-tensor jackknife where there are at
-        least four tensors, else hc3. "auto" of endpoints leaves out one at a time where they
-        are of independent data sets, takes the spread of resamples, and has no standard errors
-        for several models on one data set (see :class:`Endpoint`).
+        Of the coefficients, over equations. "auto" is the delete-one-tensor jackknife of at
+        least four tensors, else hc3; of several endpoints see :class:`Endpoint`.
     confidence_level : float, default=0.95
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
@@ -93,7 +89,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``.
     verbose : int, default=0
-        Print progress bars over windows of a path and over endpoints if above 0.
+        Print progress bars over windows of a trajectory and over endpoints if above 0.
 
     Attributes
     ----------
@@ -107,9 +103,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     conf_int_ : ndarray of shape (k, 2)
         Confidence intervals; None where a structured family has none.
     r2_ : float
-        Uncentered share of the gradient that the penalty explains. After a fit on a part of
-        the training rows it is low even for the true family: a model is stationary on all of
-        them (see :meth:`score`).
+        Uncentered share of the gradient that the penalty explains. On a part of the training
+        rows it is low even for the true family (see :meth:`score`).
     cosine_ : ndarray of shape (k,)
         Cosine of each term's gradient with minus the loss gradient; of a structured family
         that of the whole fitted gradient, of shape (1,).
@@ -120,15 +115,14 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     n_equations_ : int
         Rows of the regression.
     aic_, bic_ : float
-        Information criteria of the regression, with its equations as the sample; they compare
-        families at the same equations. Minus infinity where no residual is left; None for a
-        structured family.
+        Information criteria, with the equations as the sample. Minus infinity where no residual
+        is left; None for a structured family.
     verdict_ : str
         "no signal", "not identifiable", "not stationary", "supported", "partial" or "out of
         family"; the reason stands in :meth:`summary`.
     coef_path_ : ndarray of shape (W, k)
-        Coefficients of every window of a path or of every endpoint by itself; NaN where one
-        alone has too few equations.
+        Coefficients of every window of a trajectory or of every endpoint alone; NaN where one
+        has too few equations.
     coef_path_conf_int_ : ndarray of shape (W, k, 2)
         Their confidence intervals.
     penalty_ : FittedPenalty or StructuredPenalty
@@ -244,23 +238,22 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             self._publish(*fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
-        penalty = penalty_of(family, targets.problem.groups, self.group_by, self.known)
+        penalty = self._penalty(targets.problem, family)
         return self._fit_on(targets.equations(penalty))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
 
         A trained model is stationary on its *whole* training set, never on a part of it. So
-        the rows complete those of ``fit``: the uncentered R2 is that against the gradient of
-        both together, with the noise of having left these rows out scaled to that of one row
-        in a hundred. Give disjoint parts of the training set, or all of it again. A search
-        over families with ``cv=KFold(20, shuffle=True)`` selects by it.
+        the rows complete those of ``fit``: the uncentered R2 is against the gradient of both
+        together, with the noise of having left these rows out scaled to that of one row in a
+        hundred. Give disjoint parts of the training set, or all of it again.
 
         Parameters
         ----------
         X, y, sample_weight
-            As in ``fit``; for ``model="precomputed"`` equations, and for a list of
-            :class:`Endpoint` these, whose plain R2 is returned: there is nothing to complete.
+            As in ``fit``; of equations and a list of :class:`Endpoint`, which complete nothing,
+            the plain R2 is returned.
 
         Returns
         -------
@@ -270,24 +263,30 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Raises
         ------
         ValueError
-            If the gradient of the fitted rows was lost (it is not pickled), or a structured
-            family or a fit of endpoints is scored on other data than endpoints.
+            If the estimator was unpickled, or a structured family or a fit of endpoints is
+            scored on other data than endpoints.
         """
         check_is_fitted(self, "coef_")
         coef = np.nan_to_num(self.coef_)
         if isinstance(self.model, str):
             self._check_features(X, reset=False)
             return given_equations(X, y, sample_weight, len(coef)).r2(coef)
-        structured = isinstance(as_penalty(self.family), Structured)
+        family = as_penalty(self.family)
+        structured = isinstance(family, Structured)
         if holds_endpoints(X):
             targets = self._endpoint_targets(X, y, sample_weight, reset=False)
             if structured:
                 return r2_at(self._result, targets)
-            return targets.equations(self._penalty(targets.problem)).r2(coef)
+            return targets.equations(self._penalty(targets.problem, family)).r2(coef)
         if structured:
             raise ValueError(
-                f"Expected a list of Endpoint to score {self.family!r}, got other data: a "
+                f"Expected a list of Endpoint to score {family!r}, got other data: a "
                 "family that is solved as a whole has no columns to keep from fit."
+            )
+        if isinstance(self.model_, list):
+            raise ValueError(
+                "Expected a list of Endpoint to score a fit of endpoints, got other data; there "
+                "is no one training set that they would complete."
             )
         fitted: Equations | None = getattr(self, "_equations", None)
         if fitted is None:
@@ -310,7 +309,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if holds_endpoints(X):
             return self._endpoint_targets(X, y, sample_weight, reset=True)
         self.model_ = self._train(X, y, sample_weight)
-        self._check_features(X, reset=True)
         data, options = Data(X, y, sample_weight), self._options()
         if self.mode == "trajectory":
             given = (self.trajectory, self.reference, self.window)
@@ -324,58 +322,48 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self, group: Sequence[Endpoint], y: Any, sample_weight: Any, reset: bool
     ) -> EndpointTargets:
         """Targets of a list of endpoints."""
+        wrong = ""
         if y is not None or sample_weight is not None:
-            raise ValueError(
-                "Expected y=None and sample_weight=None with a list of Endpoint, which bring "
-                "their own."
+            wrong = "y=None and sample_weight=None with a list of Endpoint, which bring their own."
+        elif self.mode == "trajectory":
+            wrong = (
+                "mode='endpoint' with a list of Endpoint, got mode='trajectory'; fit each "
+                "trajectory alone."
             )
-        if self.mode == "trajectory":
-            raise ValueError(
-                "Expected mode='endpoint' with a list of Endpoint, got mode='trajectory'; fit "
-                "each trajectory alone."
+        elif reset and self.trajectory is not None:
+            wrong = (
+                "trajectory=None with a list of Endpoint, which have no trajectory in common; fit "
+                "an endpoint alone with its trajectory."
             )
-        if reset and self.trajectory is not None:
-            raise ValueError(
-                "Expected trajectory=None with a list of Endpoint, which have no trajectory in "
-                "common; fit an endpoint alone with its trajectory."
-            )
+        if wrong:
+            raise ValueError(f"Expected {wrong}")
         self._check_features(group[0].X, reset=reset)
         if reset:
             self.model_ = [endpoint.model for endpoint in group]
         return endpoint_targets(group, self._options(), self.verbose)
 
-    def _options(self, completing: bool = False) -> Options:
-        return Options(
-            self.loss,
-            self.params,
-            self.module_mode,
-            self.batch_size,
-            self.device,
-            self.dtype,
-            self.random_state,
-            completing=completing,
-        )
-
-    def _penalty(self, problem: Problem) -> Penalty:
-        """The family as it is fitted to a problem."""
-        return penalty_of(
-            penalty_with_terms(self.family), problem.groups, self.group_by, self.known
-        )
+    def _penalty(self, problem: Problem, penalty: Penalty) -> Penalty:
+        """The penalty in the groups asked for, or in the model's own, with the known part."""
+        groups = problem.groups if self.group_by is None else self.group_by
+        if groups is not None:
+            penalty = penalty.per(groups)
+        for name, coef in (self.known or {}).items():
+            penalty = penalty + Fixed(penalty_with_terms(name), float(coef))
+        return penalty
 
     def _fit_on(self, equations: Equations) -> Any:
         """Solve equations that were made before."""
         evidence = getattr(self, "_evidence", None)
         if evidence is not None:
             equations = with_evidence(equations, evidence)
-        level = float(self.confidence_level)
-        result = fit(equations, Settings(self.positive, self.covariance, level))
-        self._publish(result, Facts.of(equations, result))
+        settings = Settings(self.positive, self.covariance, float(self.confidence_level))
+        result = fit(equations, settings)
+        self._publish(result, Description.of(equations, result))
         self._equations = equations
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the equations, which hold the data and the gradient."""
-        state: dict[str, Any] = dict(super().__getstate__())
-        state.pop("_equations", None)
-        state.pop("_evidence", None)
-        return state
+        state = super().__getstate__()
+        lost = ("_equations", "_evidence")
+        return {key: value for key, value in state.items() if key not in lost}

@@ -12,13 +12,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.base import AboutModel
+from sklearn_implicitreg.base import AboutModel, check_parameters
 from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
 from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
-from sklearn_implicitreg.parameters import check_parameters, penalty_of
 from sklearn_implicitreg.penalties import penalty_with_terms
-from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.criterion import compared
 
@@ -26,25 +24,23 @@ __all__ = ["ImplicitRegularizationCV", "equations", "simplest_within_one_se"]
 
 
 class ImplicitRegularizationCV(FittedResult, AboutModel):
-    """The family of penalties that a trained model speaks for, among several.
+    """The family of penalties that a trained model shows, among several.
 
     One pass over the data gives the gradient of the loss and its spread over blocks of rows;
     each family then costs a small regression. Families are compared by
     ``R2 - (1/99) tr(P S) / (n |g|^2)``: P projects on the family's columns, S is the covariance
-    of the row gradients. That is what the completed score of
-    :meth:`ImplicitRegularizationEstimator.score` is on average when one row in a hundred is
-    left out, so larger families do not win by fitting noise.
+    of the row gradients. It is the mean of :meth:`ImplicitRegularizationEstimator.score` with
+    one row in a hundred left out, so larger families do not win by fitting noise.
 
     Parameters
     ----------
     model : nn.Module, skorch net or scikit-learn estimator
         As for :class:`ImplicitRegularizationEstimator`.
     families : list or dict
-        What ``family`` can be; a dict gives names to the candidates. Structured families are
-        compared over folds of endpoints only, with ``cv``.
+        What ``family`` can be; a dict names the candidates. Structured families are compared
+        over folds of endpoints only, with ``cv``.
     cv : cross-validation splitter, int or None, default=None
-        None: the criterion above. Else the completed score on these folds, by ``GridSearchCV``;
-        folds should be shuffled.
+        None: the criterion above. Else the completed score on these (shuffled) folds.
     estimator_params : dict or None, default=None
         Further parameters of the estimator, such as ``{"loss": "mse", "params": "all"}``.
 
@@ -62,8 +58,8 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         Fitted with it.
     cv_results_ : dict of str to list or ndarray
         ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion),
-        ``rank_test_score``, ``r2`` and ``n_terms`` of every family, as ``DataFrame`` takes it;
-        with ``cv`` those of ``GridSearchCV`` and ``name``.
+        ``rank_test_score``, ``r2`` and ``n_terms``; with ``cv`` ``name`` and those of
+        ``GridSearchCV``.
     coef_, term_names_, std_err_, conf_int_, pvalues_, r2_, cosine_, condition_number_, vif_, \
             n_equations_, verdict_, penalty_
         As in :class:`ImplicitRegularizationEstimator`, for the best family.
@@ -124,15 +120,13 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         """
         named = self._named_families()
         estimator = self._estimator()
-        if self.cv is not None:
-            self._search(estimator, named, X, y, sample_weight)
-        else:
-            self._compare(estimator, named, X, y, sample_weight)
+        compare = self._compare if self.cv is None else self._search
+        compare(estimator, named, X, y, sample_weight)
         self.best_name_ = list(named)[self.best_index_]
         self.best_family_ = named[self.best_name_]
         self.model_ = self.best_estimator_.model_
         self._check_features(X[0].X if holds_endpoints(X) else X, reset=True)
-        self._publish(self.best_estimator_._result, self.best_estimator_._facts)
+        self._publish(self.best_estimator_._result, self.best_estimator_._description)
         return self
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -185,41 +179,35 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         return dict(zip(names, self.families, strict=True))
 
     def _compare(
-        self,
-        estimator: ImplicitRegularizationEstimator,
-        named: dict[str, Any],
-        X: Any,
-        y: Any,
-        sample_weight: Any,
+        self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
         """All families from one pass over the rows."""
-        targets = estimator._targets(X, y, sample_weight)
-        penalties = [_penalty(estimator, family, targets.problem) for family in named.values()]
+        targets = estimator._targets(*rows)
+        families = list(named.values())
+        penalties = [
+            estimator._penalty(targets.problem, penalty_with_terms(family)) for family in families
+        ]
         candidates = compared(targets, penalties, estimator.positive)
         scores = np.array([candidate.score for candidate in candidates])
         self.best_index_ = int(np.argmax(scores))
         self.best_score_ = float(scores[self.best_index_])
         self.cv_results_ = {
             "name": list(named),
-            "params": [{"family": family} for family in named.values()],
-            "param_family": list(named.values()),
+            "params": [{"family": family} for family in families],
+            "param_family": families,
             "mean_test_score": scores,
             "rank_test_score": np.array([1 + int((scores > s).sum()) for s in scores]),
             "r2": np.array([candidate.r2 for candidate in candidates]),
             "n_terms": np.array([candidate.n_terms for candidate in candidates]),
         }
-        best = estimator.set_params(family=list(named.values())[self.best_index_])
+        best = estimator.set_params(family=families[self.best_index_])
         self.best_estimator_ = best._fit_on(candidates[self.best_index_].equations)
 
     def _search(
-        self,
-        estimator: ImplicitRegularizationEstimator,
-        named: dict[str, Any],
-        X: Any,
-        y: Any,
-        sample_weight: Any,
+        self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
         """Completed scores over folds."""
+        X, y, sample_weight = rows
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         if weights and routing_enabled():
             estimator.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
@@ -230,12 +218,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_index_ = int(search.best_index_)
         self.best_score_ = float(search.best_score_)
         self.best_estimator_ = search.best_estimator_
-
-
-def _penalty(estimator: ImplicitRegularizationEstimator, family: Any, problem: Problem) -> Any:
-    return penalty_of(
-        penalty_with_terms(family), problem.groups, estimator.group_by, estimator.known
-    )
 
 
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
@@ -288,8 +270,7 @@ def _family_in(params: Mapping[str, Any]) -> Any:
 
 
 def _n_terms(family: Any) -> int:
-    example = {"layer.weight": torch.ones(2, 2, dtype=torch.float64)}
-    values = penalty_with_terms(family).terms(example, None)
+    values = penalty_with_terms(family).terms({"layer.weight": torch.ones(2, 2)}, None)
     return sum(value.numel() for value in values.values())
 
 
@@ -303,7 +284,7 @@ def equations(
 ) -> Bunch:
     """The regression of a family as tables, one row per equation.
 
-    Use it with any tool for linear regression: ``statsmodels.OLS(target, data)``, or
+    For any tool for linear regression, such as ``statsmodels.OLS(target, data)``, or
     scikit-learn's splitters over equations, such as ``GroupKFold`` over parameter tensors.
 
     Parameters
@@ -325,14 +306,13 @@ def equations(
     regression : Bunch
         ``data``, DataFrame of shape (m, k), the gradients of the terms; ``target``, Series of
         shape (m,), minus the gradient of the loss; ``groups``, Series of shape (m,), the
-        tensor that each equation belongs to, the endpoint where there are several, or the
-        window of a path.
+        tensor of each equation, the endpoint where there are several, or the window.
 
     Raises
     ------
     ValueError
-        As the estimator raises; for penalties with random draws along a path, whose columns
-        need instruments.
+        As the estimator raises; for penalties with random draws along a trajectory, whose
+        columns need instruments.
 
     Examples
     --------
@@ -359,6 +339,6 @@ def equations(
     check_parameters(estimator)
     targets = estimator._targets(X, y, sample_weight)
     family = estimator.family if families is None else families
-    penalty = _penalty(estimator, family, targets.problem)
+    penalty = estimator._penalty(targets.problem, penalty_with_terms(family))
     data, target, groups = targets.equations(penalty).frame()
     return Bunch(data=data, target=target, groups=groups)

@@ -14,15 +14,7 @@ from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.problem.frozen import TRAINED_CLASSES, FrozenModel, names_of_class
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
-__all__ = [
-    "Data",
-    "Handler",
-    "Options",
-    "adapt",
-    "adapt_many",
-    "linear_problem",
-    "register",
-]
+__all__ = ["Data", "Handler", "Options", "adapt", "adapt_many", "linear_problem", "register"]
 
 # The package's own handlers, each in its module's HANDLERS by class name, loaded when needed.
 _LIBRARIES = {
@@ -46,11 +38,6 @@ class Data:
         Targets.
     sample_weight : array-like of shape (n,), default=None
         Weights of the rows.
-
-    Examples
-    --------
-    >>> Data([[1.0], [2.0]], [0.0, 1.0]).sample_weight is None
-    True
     """
 
     X: Any
@@ -70,11 +57,6 @@ class Options:
         Size of the batches of the training, where the rows do not say it.
     completing : bool, default=False
         Whether the rows complete those of a fit and are taken as they come.
-
-    Examples
-    --------
-    >>> Options(loss="mse").params
-    'auto'
     """
 
     loss: Any = "auto"
@@ -135,43 +117,18 @@ def register(cls: type | str, handler: Handler) -> None:
 
 
 def adapt(model: Any, data: Data, options: Options) -> Problem:
-    """Problem of a trained model, by the first class of its MRO that an adapter knows.
-
-    Parameters
-    ----------
-    model : object
-        Trained.
-    data : Data
-        Rows of its training.
-    options : Options
-        What is asked for.
-
-    Returns
-    -------
-    Problem
-
-    Raises
-    ------
-    TypeError
-        If no adapter knows the model.
-
-    Examples
-    --------
-    >>> from sklearn.linear_model import Ridge
-    >>> X, y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 0.0]
-    >>> adapt(Ridge().fit(X, y), Data(X, y), Options()).loss_name
-    'squared error, mean over rows, no 1/2'
-    """
+    """Problem of a trained model, by the first class of its MRO that an adapter knows."""
     if isinstance(model, FrozenModel):
         model = model.model
     for cls in type(model).__mro__:
-        registered = _registered(cls)
-        if registered is not None:
-            problem = registered(model, data, options)
-            return replace(problem, model_name=type(model).__name__)
-        handler = _own_handler(cls)
-        if handler is not None:
-            return handler(model, data, options)
+        for name in names_of_class(cls) if _REGISTERED else ():
+            if name in _REGISTERED:
+                problem = _REGISTERED[name](model, data, options)
+                return replace(problem, model_name=type(model).__name__)
+        library = _LIBRARIES.get(cls.__module__.partition(".")[0])
+        handlers: dict[str, Handler] = {} if library is None else _module(library).HANDLERS
+        if cls.__name__ in handlers:
+            return handlers[cls.__name__](model, data, options)
     if hasattr(model, "coef_") and hasattr(model, "intercept_"):
         given: Handler = _module("linear.given").adapt_given
         return given(model, data, options)
@@ -184,12 +141,9 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
 
 
 def adapt_many(models: Sequence[Any], data: Sequence[Data], options: Options) -> list[Problem]:
-    """Problems of several trained models, which share what they can.
-
-    Linear models with squared error on the same rows (the same objects) share one Gram matrix.
-    """
-    shared = _module("linear.checkpoints").adapt_checkpoints
-    problems: list[Problem] = shared(models, data, options)
+    """Problems of several trained models, which share what they can."""
+    problems: list[Problem]
+    problems = _module("linear.checkpoints").adapt_checkpoints(models, data, options)
     return problems
 
 
@@ -246,20 +200,6 @@ def linear_problem(
     return replace(
         adapt(model, data, options), convention=convention if options.loss == "auto" else None
     )
-
-
-def _registered(cls: type) -> Handler | None:
-    """Handler that was registered for a class."""
-    if not _REGISTERED:
-        return None
-    return next((_REGISTERED[n] for n in names_of_class(cls) if n in _REGISTERED), None)
-
-
-def _own_handler(cls: type) -> Handler | None:
-    """Handler of the package for a class."""
-    module = _LIBRARIES.get(cls.__module__.partition(".")[0])
-    handlers: dict[str, Handler] = {} if module is None else _module(module).HANDLERS
-    return handlers.get(cls.__name__)
 
 
 def _module(name: str) -> Any:

@@ -44,8 +44,8 @@ class _TrainingDict(SliceDict):
 def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
     """Rows that a skorch net with its own validation split was trained on.
 
-    Give these to searches over a trained net. They keep their kind (array, DataFrame, dict of
-    arrays) and are marked, so that folds of them are not split a second time.
+    For searches over a trained net: they keep their kind (array, DataFrame, dict of arrays) and
+    are marked, so that folds of them are not split a second time.
 
     Parameters
     ----------
@@ -99,9 +99,9 @@ def _taken(rows: Any, index: npt.NDArray[np.intp]) -> Any:
 
 def _marked(X: Any) -> Any:
     if isinstance(X, pd.DataFrame):
-        marked = X.copy(deep=False)
-        marked.attrs[_MARK] = True
-        return marked
+        X = X.copy(deep=False)
+        X.attrs[_MARK] = True
+        return X
     if isinstance(X, Mapping):
         return _TrainingDict(**{key: np.asarray(value) for key, value in X.items()})
     return np.asarray(X).view(TrainingRows)
@@ -175,7 +175,7 @@ def adapt_net(net: NeuralNet, data: Data, options: Options) -> TorchProblem:
 
 
 def _check_one_module(net: NeuralNet) -> None:
-    own = {id(p) for p in net.module_.parameters()}
+    own = set(map(id, net.module_.parameters()))
     others = [name for name, p in net.get_all_learnable_params() if id(p) not in own]
     if others:
         raise ValueError(
@@ -196,18 +196,16 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
             )
         if isinstance(criterion, type):
             criterion = criterion(**net.get_params_for("criterion"))
-    words = undo_reduction(criterion).words
+    row_loss = undo_reduction(criterion)
+    words = row_loss.words
     if isinstance(net, NeuralNetClassifier) and isinstance(criterion, nn.NLLLoss):
         words = words.replace("log-likelihood", "log-likelihood of probabilities")
     if type(net).get_loss in _OWN_LOSSES:
-        row_loss = undo_reduction(criterion)
         if isinstance(row_loss.criterion, nn.Module):
             row_loss.criterion.train(False)
     else:
-        summed = getattr(criterion, "reduction", None) == "sum"
-        row_loss = RowLoss(
-            copy.deepcopy(criterion), words, scalar_is_sum=summed, trained_sum=summed
-        )
+        summed, own_copy = getattr(criterion, "reduction", None) == "sum", copy.deepcopy(criterion)
+        row_loss = RowLoss(own_copy, words, scalar_is_sum=summed, trained_sum=summed)
     own = _OwnNet(net, row_loss.criterion)
     return replace(row_loss, words=words, evaluate=own.loss, strict=True), own
 
@@ -268,10 +266,14 @@ def _training_index(
             "train_split=ValidSplit(..., random_state=0) or an integer cv, or analyse "
             "net.module_ with its training rows and `loss=`."
         )
-    if not _counts_agree(net, len(first), len(valid)):
+    if not _has_history(net):
+        return index
+    sizes, held = _sizes(net, "train"), sum(_sizes(net, "valid"))
+    trained, n_train = sum(sizes), len(first)
+    dropped = n_train // max(1, *sizes) * max(sizes)  # without an incomplete last batch
+    if held != len(valid) or trained not in (n_train, dropped):
         if completing:
             return None
-        trained, held = _history_counts(net)
         raise ValueError(
             f"Expected the {trained + held} rows that the net's history says it was given "
             f"({trained} to train on), got {n_given}: its own validation split cannot be "
@@ -285,23 +287,9 @@ def _has_history(net: NeuralNet) -> bool:
     return len(getattr(net, "history", None) or []) > 0
 
 
-def _history_counts(net: NeuralNet) -> tuple[int, int]:
-    """Training and validation rows of the last epoch."""
-    batches = net.history[-1]["batches"]
-    return (
-        sum(batch.get("train_batch_size", 0) for batch in batches),
-        sum(batch.get("valid_batch_size", 0) for batch in batches),
-    )
-
-
-def _counts_agree(net: NeuralNet, n_train: int, n_valid: int) -> bool:
-    """Whether a split has the sizes in the history (up to a dropped last batch)."""
-    if not _has_history(net):
-        return True
-    trained, held = _history_counts(net)
-    largest = max(b.get("train_batch_size", 0) for b in net.history[-1]["batches"])
-    dropped = n_train // max(1, largest) * largest
-    return held == n_valid and trained in (n_train, dropped)
+def _sizes(net: NeuralNet, part: str) -> list[int]:
+    """Rows in the training or validation batches of the last epoch."""
+    return [batch.get(f"{part}_batch_size", 0) for batch in net.history[-1]["batches"]]
 
 
 HANDLERS = {"NeuralNet": adapt_net}

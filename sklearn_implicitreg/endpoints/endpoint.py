@@ -22,8 +22,7 @@ __all__ = ["Endpoint", "EndpointList", "endpoint_targets", "holds_endpoints", "n
 class Endpoint:
     """A trained model and the data that it was trained on.
 
-    A list of endpoints is fitted as a whole: each has its own columns and its own gradient, and
-    all share the coefficients.
+    A list of endpoints is fitted as a whole: all share the coefficients.
 
     Parameters
     ----------
@@ -37,8 +36,8 @@ class Endpoint:
         The weights that the model was trained with.
     rows : array-like of int or bool, default=None
         Numbers of the rows of X, y and sample_weight that the model was trained on, each as
-        often as it was used, or a mask; None for all. Resamples can so share one X; a fit
-        copies the rows of each, and the fitted estimator holds them.
+        often as it was used, or a mask; None for all. Resamples can so share one X; the fitted
+        estimator holds a copy of the rows of each.
 
     Attributes
     ----------
@@ -106,11 +105,9 @@ class Endpoint:
         return float(weights.sum() ** 2 / np.square(weights).sum())
 
     def __sklearn_clone__(self) -> Endpoint:
-        """Shared, not copied."""
         return self
 
     def __repr__(self) -> str:
-        """Class of the model and number of rows."""
         rows = self._data.X if self._rows is None else self._rows
         size = f", {n_rows(rows)} rows" if hasattr(rows, "__len__") else ""
         return f"Endpoint({type(self.model).__name__}{size})"
@@ -122,13 +119,11 @@ class EndpointList(list[Endpoint]):
     n_failed_: int = 0
 
     def __getitem__(self, index: Any) -> Any:
-        """An endpoint, or some of them, which keep the number of those that failed."""
         own = super().__getitem__(index)
-        if not isinstance(index, slice):
-            return own
-        part = EndpointList(own)
-        part.n_failed_ = self.n_failed_
-        return part
+        if isinstance(index, slice):
+            own = EndpointList(own)
+            own.n_failed_ = self.n_failed_
+        return own
 
     @property
     def effective_sample_size_(self) -> Weights:
@@ -199,8 +194,9 @@ def _check_alike(
             f"Expected the features of endpoint 0, {wanted}, in this order, got {names} in "
             f"endpoint {i}; one coefficient would mean different things."
         )
-    shapes = {name: tuple(t.shape) for name, t in problem.params.items()}
-    expected = {name: tuple(t.shape) for name, t in like.params.items()}
+    shapes, expected = (
+        {name: tuple(t.shape) for name, t in own.params.items()} for own in (problem, like)
+    )
     if shapes != expected:
         raise ValueError(
             f"Expected parameters as in endpoint 0, {expected}, got {shapes} in endpoint {i}; "

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 
-from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Equations, Observed, Place, Units
+from sklearn_implicitreg.regression.equations import Equations, Place, Units
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.system import Array, System
 
 __all__ = ["given_equations"]
 
 
-_NO_MODEL = "Expected a model, got equations given as arrays, which have no weights and no rows."
-
-
 class _Given(Problem):
     """No model and no rows: equations were given as such."""
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
-        """None."""
         return iter(())
 
 
@@ -36,17 +31,13 @@ class _GivenTargets:
         params={}, model_name="precomputed equations", loss_name="", eps=float(np.finfo(float).eps)
     )
 
-    def equations(self, penalty: Penalty) -> Equations:
-        """Nothing: there is no model."""
-        raise ValueError(_NO_MODEL)
+    def equations(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """None: there is no model."""
+        raise ValueError(
+            "Expected a model, got equations given as arrays, which have no weights and no rows."
+        )
 
-    def observed(self, penalties: Sequence[Penalty], n_blocks: int) -> list[Observed]:
-        """Nothing: there is no model."""
-        raise ValueError(_NO_MODEL)
-
-    def completing(self, other: Problem) -> LossGradient:
-        """Nothing: there is no model."""
-        raise ValueError(_NO_MODEL)
+    observed = completing = equations
 
     def units(self, equations: Equations) -> Units:
         """No model states them."""
@@ -64,14 +55,7 @@ class _GivenTargets:
 def given_equations(
     design: Any, target: Any, sample_weight: Any = None, n_terms: int | None = None
 ) -> Equations:
-    """Equations given as arrays; row weights multiply squared residuals.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, ``n_terms`` included, numbers are not finite, two columns have
-        one name, or there are fewer equations than coefficients.
-    """
+    """Equations given as arrays; row weights multiply squared residuals."""
     if target is None:
         raise ValueError(
             "Expected y, the target of the regression, with model='precomputed', got None."
@@ -82,9 +66,9 @@ def given_equations(
             f"Expected a design of shape (m, {n_terms or 'k'}) as X and a target of shape (m,) "
             f"as y with model='precomputed', got {X.shape} and {y.shape}."
         )
-    names = [f"x{i}" for i in range(X.shape[1])]
+    names, index = [f"x{i}" for i in range(X.shape[1])], None
     if isinstance(design, pd.DataFrame):
-        names = [str(column) for column in design.columns]
+        names, index = [str(column) for column in design.columns], np.asarray(design.index)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"Expected columns of different names, got {twice} twice; rename them.")
@@ -94,9 +78,15 @@ def given_equations(
             f"{X.shape[1]} coefficients; give more rows or fewer columns."
         )
     if sample_weight is not None:
-        root = np.sqrt(_weights(sample_weight, len(X)))
+        weight = _numbers(sample_weight, "sample_weight")
+        if weight.shape != y.shape or (weight < 0).any() or not weight.sum() > 0:
+            raise ValueError(
+                f"Expected sample_weight of shape ({len(X)},), at or above zero and not all zero, "
+                f"got shape {weight.shape} with a smallest weight of "
+                f"{weight.min(initial=np.inf):g}."
+            )
+        root = np.sqrt(weight)
         X, y = X * root[:, None], y * root
-    index = np.asarray(design.index) if isinstance(design, pd.DataFrame) else None
     system = System.from_arrays(X, y, names, index=index)
     gradient = LossGradient({}, float("nan"), 1.0, 1, 0.0, 0)
     targets = _GivenTargets()
@@ -110,13 +100,3 @@ def _numbers(values: Any, name: str) -> Array:
     if not np.isfinite(array).all():
         raise ValueError(f"Expected finite numbers in {name}, got NaN or inf; drop those rows.")
     return array
-
-
-def _weights(sample_weight: Any, n_rows: int) -> Array:
-    weight = _numbers(sample_weight, "sample_weight")
-    if weight.shape != (n_rows,) or (weight < 0).any() or not weight.sum() > 0:
-        raise ValueError(
-            f"Expected sample_weight of shape ({n_rows},), at or above zero and not all zero, "
-            f"got shape {weight.shape} with a smallest weight of {weight.min(initial=np.inf):g}."
-        )
-    return weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -48,8 +48,7 @@ def endpoints(  # noqa: PLR0913
     Parameters
     ----------
     estimator : scikit-learn or skorch estimator
-        It is cloned and trained for every endpoint. A ``random_state`` that is no integer is
-        set to one drawn from the ``random_state`` given here.
+        Cloned and trained for every endpoint; a ``random_state`` that is no integer is drawn.
     X : array-like, sparse matrix, DataFrame, dict of arrays, sequence of these, or callable
         With ``bootstrap`` the rows that are resampled. Without it a sequence of data sets, or
         a function of a ``RandomState`` that returns a new ``(X, y)``.
@@ -61,9 +60,8 @@ def endpoints(  # noqa: PLR0913
         Draw n of the n rows with replacement. The first endpoint has every row once.
     weights : array-like of shape (n,), default=None
         Probabilities by which rows are drawn, above zero, up to a factor. The endpoints are then
-        trained with importance weights, in proportion to ``1 / probability``, so that all rows
-        count alike. The total weight of every endpoint is that of all rows: a penalty strength
-        that is divided by it stays the same.
+        trained with importance weights ``c / probability``, so that all rows count alike and the
+        total weight of every endpoint is that of all rows.
     sample_weight : array-like of shape (n,), or sequence of these, default=None
         Weights of the rows.
     n_jobs : int or None, default=None
@@ -81,15 +79,14 @@ def endpoints(  # noqa: PLR0913
     Raises
     ------
     ValueError, TypeError
-        If the data do not match, the estimator cannot be cloned or takes no ``sample_weight``
-        where it is needed, or all trainings failed.
+        If the data do not match, the estimator cannot be cloned or does not take the weights,
+        or all trainings failed.
 
     Warns
     -----
     FitFailedWarning
-        If trainings failed; it lists them, and they are left out. So are those whose
-        coefficients are not finite, or have other classes or shapes than the first, such as
-        resamples without a rare class.
+        If trainings failed or gave coefficients that are not finite, or have other classes or
+        shapes than the first, such as resamples without a rare class. These are left out.
 
     See Also
     --------
@@ -111,16 +108,17 @@ def endpoints(  # noqa: PLR0913
     >>> round(est.in_model_units()["alpha"], 8), est.coef_path_.shape
     (3.0, (10, 1))
     """
-    _check_template(estimator)
+    trainable = hasattr(estimator, "fit") and hasattr(estimator, "get_params")
+    if not trainable or isinstance(estimator, type | FrozenEstimator):
+        raise TypeError(
+            "Expected a scikit-learn or skorch estimator that can be cloned and trained, got "
+            f"{estimator!r}; train other models yourself and make a list of Endpoint."
+        )
     if not isinstance(n_endpoints, numbers.Integral) or n_endpoints < 1:
         raise ValueError(f"Expected n_endpoints >= 1, got {n_endpoints!r}.")
-    rng = check_random_state(random_state)
-    if bootstrap:
-        sets = _resamples(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
-    else:
-        sets = _data_sets(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
-        for data, _ in sets:
-            _check_lengths(data)
+    rng, make = check_random_state(random_state), _resamples if bootstrap else _data_sets
+    sets = make(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
+    weighted = None
     if any(data.sample_weight is not None for data, _ in sets):
         weighted = "sample_weight" if routing_enabled() else weight_name(estimator)
         if weighted is None:
@@ -128,23 +126,12 @@ def endpoints(  # noqa: PLR0913
                 f"Expected an estimator whose fit takes sample_weight, got "
                 f"{type(estimator).__name__}; leave out `weights` and `sample_weight`."
             )
-    else:
-        weighted = None
     seeds = rng.randint(np.iinfo(np.int32).max, size=len(sets))
     outcomes = Parallel(n_jobs=n_jobs, return_as="generator")(
         delayed(_trained)(estimator, data, rows, weighted, int(seed))
         for (data, rows), seed in zip(sets, seeds, strict=True)
     )
     return _collected(sets, progress(outcomes, "endpoints", len(sets), verbose))
-
-
-def _check_template(estimator: Any) -> None:
-    trainable = hasattr(estimator, "fit") and hasattr(estimator, "get_params")
-    if not trainable or isinstance(estimator, type | FrozenEstimator):
-        raise TypeError(
-            "Expected a scikit-learn or skorch estimator that can be cloned and trained, got "
-            f"{estimator!r}; train other models yourself and make a list of Endpoint."
-        )
 
 
 def _resamples(
@@ -157,14 +144,12 @@ def _resamples(
     if n < 1:
         raise ValueError("Expected at least 1 row to resample, got 0.")
     _check_lengths(data)
-    share = None
-    if weights is not None:
-        share = _probabilities(weights, n)
-        base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
-        data = replace(data, sample_weight=base)
+    share = None if weights is None else _probabilities(weights, n)
     draws = [rng.choice(n, size=n, p=share) for _ in range(n_endpoints - 1)]
     if share is None:
         return [(data, None), *((data, rows) for rows in draws)]
+    base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
+    data = replace(data, sample_weight=base)
     importance = base / share
     scales = [base.sum() / importance[rows].sum() for rows in draws]
     weighted = [replace(data, sample_weight=scale * importance) for scale in scales]
@@ -180,8 +165,7 @@ def _probabilities(weights: npt.ArrayLike, n: int) -> Weights:
             "which rows are drawn, and a row that is never drawn cannot be weighted back. Leave "
             "such rows out."
         )
-    normed: Weights = share / share.sum()
-    return normed
+    return np.asarray(share / share.sum())
 
 
 def _data_sets(
@@ -190,8 +174,13 @@ def _data_sets(
     """Data sets as given, or as a function draws them."""
     if weights is not None:
         raise ValueError("Expected no weights without bootstrap: they are probabilities of rows.")
-    if callable(data.X):
-        return _drawn(data.X, data, n_endpoints, rng)
+    sets = _drawn(data, n_endpoints, rng) if callable(data.X) else _given(data, n_endpoints)
+    for own in sets:
+        _check_lengths(own)
+    return [(own, None) for own in sets]
+
+
+def _given(data: Data, n_endpoints: int) -> list[Data]:
     columns = [("X", data.X), ("y", data.y), ("sample_weight", data.sample_weight)]
     for name, values in columns:
         fits = isinstance(values, list | tuple) and len(values) == n_endpoints
@@ -202,28 +191,22 @@ def _data_sets(
                 f"got {got}; give one entry for each of n_endpoints."
             )
     nones = [None] * n_endpoints
-    filled = (nones if values is None else values for _, values in columns)
-    return [(Data(*entry), None) for entry in zip(*filled, strict=True)]
+    return list(map(Data, *(nones if values is None else values for _, values in columns)))
 
 
-def _drawn(
-    draw: Callable[[np.random.RandomState], tuple[Any, ...]],
-    data: Data,
-    n_endpoints: int,
-    rng: np.random.RandomState,
-) -> Sets:
+def _drawn(data: Data, n_endpoints: int, rng: np.random.RandomState) -> list[Data]:
     if data.y is not None or data.sample_weight is not None:
         raise ValueError(
             "Expected y=None and no sample_weight with a callable, which returns both."
         )
     seeds = rng.randint(np.iinfo(np.int32).max, size=n_endpoints)
-    drawn = [draw(np.random.RandomState(seed)) for seed in seeds]
+    drawn = [data.X(np.random.RandomState(seed)) for seed in seeds]
     if not all(isinstance(own, tuple) and len(own) in (2, 3) for own in drawn):
         raise TypeError(
             "Expected the callable to return a tuple (X, y) or (X, y, sample_weight), got "
             f"{type(drawn[0]).__name__}."
         )
-    return [(Data(*own), None) for own in drawn]
+    return [Data(*own) for own in drawn]
 
 
 def _check_lengths(data: Data) -> None:
@@ -243,13 +226,10 @@ def _trained(
     """A clone trained on some rows, or a sentence on why it failed."""
     model = clone(template)
     try:
-        params = model.get_params()
-        free = {
-            key: seed
-            for key, value in params.items()
-            if key.rpartition("__")[2] == "random_state" and not isinstance(value, numbers.Integral)
-        }
-        model.set_params(**free)
+        for key, value in model.get_params().items():
+            free = key.rpartition("__")[2] == "random_state"
+            if free and not isinstance(value, numbers.Integral):
+                model.set_params(**{key: seed})
         endpoint = Endpoint(model, data.X, data.y, data.sample_weight, rows=rows)
         fit_params = {weighted: endpoint.sample_weight} if weighted else {}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -264,10 +244,8 @@ def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
     found, failures = EndpointList(), {}
     like: dict[str, Learned] = {}
     for i, ((data, rows), outcome) in enumerate(zip(sets, outcomes, strict=True)):
-        failure = outcome
-        if not isinstance(outcome, str):
-            learned = _learned(outcome)
-            failure = _unlike(learned, like)
+        learned = {} if isinstance(outcome, str) else _learned(outcome)
+        failure = outcome if isinstance(outcome, str) else _unlike(learned, like)
         if failure:
             failures[i] = failure
         else:

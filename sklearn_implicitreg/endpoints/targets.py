@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,23 +33,13 @@ _ROUNDING = 1e-9  # of total weights
 
 @dataclass(frozen=True)
 class EndpointTargets:
-    """One gradient of the loss for each trained model.
-
-    Attributes
-    ----------
-    problems : tuple of Problem
-        The trained models, with parameters of the same names and shapes.
-    verbose : int
-        Whether to show how many gradients were taken.
-    sampling : {"data sets", "resamples", "one data set"}
-        Whether the endpoints are independent, draws from the same rows, or on the same rows.
-    """
+    """One gradient of the loss for each trained model."""
 
     place: ClassVar[str] = "endpoint"
 
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...]  # with parameters of the same names and shapes
     verbose: int = 0
-    sampling: Sampling = "data sets"
+    sampling: Sampling = "data sets"  # how the rows of the endpoints are related
 
     @property
     def problem(self) -> Problem:
@@ -60,9 +50,11 @@ class EndpointTargets:
     def gradients(self) -> tuple[LossGradient, ...]:
         """Gradients of the mean losses, in one pass over the rows of each."""
         if len(self.problems) == 1:
-            return (self.problems[0].gradient(),)
-        steps = progress(self.problems, "gradients", len(self.problems), self.verbose)
-        return tuple(problem.gradient() for problem in steps)
+            return (self.problem.gradient(),)
+        return tuple(problem.gradient() for problem in self._progress())
+
+    def _progress(self) -> Iterator[Problem]:
+        return progress(self.problems, "gradients", len(self.problems), self.verbose)
 
     def equations(self, penalty: Penalty) -> Equations:
         """Equations of a penalty; those of a single endpoint are clustered by tensor."""
@@ -70,32 +62,25 @@ class EndpointTargets:
         return self._equations_at(designs, self.gradients)
 
     def observed(self, penalties: Sequence[Penalty], n_blocks: int) -> list[Observed]:
-        """Equations of several penalties from one pass over the rows, with their noise.
-
-        Raises
-        ------
-        ValueError
-            If there is only one row.
-        """
+        """Equations of several penalties from one pass over the rows, with their noise."""
         designs, spreads, gradients = [], [], []
-        for problem in progress(self.problems, "gradients", len(self.problems), self.verbose):
+        for problem in self._progress():
             designs.append([Design.at(penalty, problem) for penalty in penalties])
             blocks, seen = observed(problem.blocks(n_blocks), problem, designs[-1])
             gradients.append(LossGradient.from_blocks(blocks))
             spreads.append(seen)
-            if gradients[-1].n_rows < 2:
-                raise ValueError(
-                    "Expected at least 2 rows, whose gradients give the noise of their mean, got "
-                    "n_samples = 1."
-                )
+        if min(gradient.n_rows for gradient in gradients) < 2:
+            raise ValueError(
+                "Expected at least 2 rows, whose gradients give the noise of their mean, got "
+                "n_samples = 1."
+            )
         families = zip(zip(*designs, strict=True), zip(*spreads, strict=True), strict=True)
         return [(self._equations_at(own, gradients), list(seen)) for own, seen in families]
 
     def _equations_at(
         self, designs: Sequence[Design], gradients: Sequence[LossGradient]
     ) -> Equations:
-        pairs = zip(self.problems, designs, gradients, strict=True)
-        places = tuple(Place(*own) for own in pairs)
+        places = tuple(map(Place, self.problems, designs, gradients))
         cluster: Cluster = "endpoint" if len(places) > 1 else "tensor"
         return Equations(places, self, cluster, self.sampling)
 
@@ -116,8 +101,8 @@ class EndpointTargets:
         notes += _inequality_notes(result.tested)
         if result.scale_invariant:
             notes.append(
-                "The loss does not see the scale of " + ", ".join(result.scale_invariant) + " "
-                "(they feed a normalization): an endpoint shows no L2 there."
+                f"The loss does not see the scale of {', '.join(result.scale_invariant)} (they "
+                "feed a normalization): an endpoint shows no L2 there."
             )
         solution = result.solution
         assert solution is not None
@@ -136,45 +121,36 @@ class EndpointTargets:
 
 
 def shared_units(problems: Sequence[Problem], gradients: Sequence[LossGradient]) -> Units:
-    """What the convention divides by, the convention, whether each output has a parameter.
-
-    The first two are None where they differ between endpoints.
-    """
-    first = problems[0].convention
-    pairs = zip(problems, gradients, strict=True)
+    """What the convention divides by, the convention (None where they differ), the outputs."""
+    first, pairs = problems[0], zip(problems, gradients, strict=True)
     sizes = [problem.n_effective or gradient.weight for problem, gradient in pairs]
-    alike = np.allclose(sizes, sizes[0], rtol=_ROUNDING, atol=0.0)
-    same = all(problem.convention == first for problem in problems)
-    per_output = problems[0].groups is not None
-    return sizes[0] if alike else None, first if same else None, per_output
+    size = sizes[0] if np.allclose(sizes, sizes[0], rtol=_ROUNDING, atol=0.0) else None
+    same = all(problem.convention == first.convention for problem in problems)
+    return size, first.convention if same else None, first.groups is not None
 
 
 def places_header(
     problems: Sequence[Problem], gradients: Sequence[LossGradient], place: str
 ) -> list[tuple[str, str]]:
     """Header lines about models, losses, rows and gradients at some places."""
-    models = " or ".join(_each([p.model_name for p in problems]))
-    losses = " or ".join(_each([p.loss_name for p in problems]))
+    models = " or ".join(dict.fromkeys(p.model_name for p in problems))
+    losses = " or ".join(dict.fromkeys(p.loss_name for p in problems))
     rows, weights = [g.n_rows for g in gradients], [g.weight for g in gradients]
     size = np.sqrt(np.mean([g.norm() ** 2 for g in gradients]))
-    if len(problems) == 1:
-        return [
-            ("Model", models),
-            ("Loss", losses),
-            ("Rows", f"{rows[0]} (weight {weights[0]:g})"),
-            ("|grad L|", f"{size:.4g}"),
-        ]
+    several = len(problems) > 1
+    if several:
+        models = f"{len(problems)} {place}s of {models}"
     return [
-        ("Model", f"{len(problems)} {place}s of {models}"),
+        ("Model", models),
         ("Loss", losses),
-        ("Rows of each", f"{_range(rows)} (weight {_range(weights)})"),
-        ("|grad L|, r.m.s.", f"{size:.4g}"),
+        ("Rows of each" if several else "Rows", f"{_range(rows)} (weight {_range(weights)})"),
+        ("|grad L|, r.m.s." if several else "|grad L|", f"{size:.4g}"),
     ]
 
 
 def places_notes(problems: Sequence[Problem]) -> list[str]:
     """Notes of the problems, each once, and what gives no equations."""
-    notes = _each([note for problem in problems for note in problem.notes])
+    notes = list(dict.fromkeys(note for problem in problems for note in problem.notes))
     if problems[0].left_out:
         notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")
     return notes
@@ -183,19 +159,15 @@ def places_notes(problems: Sequence[Problem]) -> list[str]:
 def _inequality_notes(tested: Inequalities | None) -> list[str]:
     if tested is None or not tested.n:
         return []
-    start = f"{tested.n} coordinates at a kink of the penalty or a bound give no equation"
+    end = "all their inequalities hold"
     if tested.n_violated is None:
-        return [f"{start}; their inequalities were not tested."]
-    if tested.n_violated:
-        return [f"{start}; {tested.n_violated} of their inequalities do not hold."]
-    return [f"{start}; all their inequalities hold."]
+        end = "their inequalities were not tested"
+    elif tested.n_violated:
+        end = f"{tested.n_violated} of their inequalities do not hold"
+    what = f"{tested.n} coordinates at a kink of the penalty or a bound give no equation"
+    return [f"{what}; {end}."]
 
 
-def _each(texts: Sequence[str]) -> list[str]:
-    """Different ones, in their order."""
-    return list(dict.fromkeys(texts))
-
-
-def _range(numbers: Sequence[Any]) -> str:
+def _range(numbers: Sequence[float]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"

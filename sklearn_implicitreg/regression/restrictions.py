@@ -65,48 +65,10 @@ def wald_test(
     term_names: Sequence[str],
     coef: Array,
     inference: Inference,
-    restrictions: str | Sequence[str] | npt.ArrayLike,
-    value: npt.ArrayLike | None = None,
+    restrictions: Any,
+    value: npt.ArrayLike | None,
 ) -> WaldTest:
-    """Test linear restrictions by the covariance of a fit.
-
-    Parameters
-    ----------
-    term_names : sequence of k str
-        Names of the coefficients.
-    coef : ndarray of shape (k,)
-        Coefficients.
-    inference : Inference
-        Their covariance.
-    restrictions : str, sequence of str or array-like of shape (q, k)
-        Such as ``"l2 = 0, l1 = 2*l21"``, or a matrix of which each row is one restriction.
-    value : array-like of shape (q,), optional
-        What the rows of the matrix equal; zero by default.
-
-    Returns
-    -------
-    WaldTest
-
-    Raises
-    ------
-    ValueError
-        If a restriction is not linear, not understood or repeats others, names a coefficient
-        without a standard error, or if there are more of them than the clusters can test.
-
-    References
-    ----------
-    Greene (2012), Econometric Analysis, section 5.4.
-
-    Examples
-    --------
-    >>> from sklearn_implicitreg.regression.inference import infer
-    >>> from sklearn_implicitreg.regression.solve import solve
-    >>> from sklearn_implicitreg.regression.system import GradientSystem
-    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
-    >>> inference = infer(system, solve(system.r_factor, 3), covariance="ols")
-    >>> round(wald_test(["l2"], np.array([2.0]), inference, "l2 = 0").statistic, 9)
-    12.0
-    """
+    """Test linear restrictions by the covariance of a fit: an F test."""
     matrix, target, texts = _restrictions(term_names, restrictions, value)
     used = np.flatnonzero((matrix != 0).any(axis=0))
     unsure = [term_names[int(i)] for i in used if not np.isfinite(inference.cov[i, used]).all()]
@@ -126,43 +88,16 @@ def wald_test(
 
 
 def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float, float]:
-    """Wald test that q combinations of coefficients are what a hypothesis says, as an F test.
-
-    Parameters
-    ----------
-    matrix : ndarray of shape (q, k)
-        The combinations.
-    difference : ndarray of shape (q,)
-        Their estimates less their values under the hypothesis, d.
-    inference : Inference
-        With the covariance of the coefficients, V.
-
-    Returns
-    -------
-    statistic : float
-        ``d' (matrix V matrix')^{-1} d / q``; NaN where that is singular or has no numbers, and
-        where there are not more clusters than combinations.
-    p_value : float
-        Of F(q, df).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_implicitreg.regression.inference import infer
-    >>> from sklearn_implicitreg.regression.solve import solve
-    >>> from sklearn_implicitreg.regression.system import GradientSystem
-    >>> system = GradientSystem.from_arrays([[1.0], [1.0], [1.0]], [1.0, 2.0, 3.0], ["l2"])
-    >>> solution = solve(system.r_factor, 3)
-    >>> inference = infer(system, solution, covariance="ols")
-    >>> round(wald(np.eye(1), solution.coef, inference)[0], 9)
-    12.0
-    """
+    """F test (Greene 2012, section 5.4) that combinations of coefficients equal given values."""
+    # Statistic d' (matrix cov matrix')^-1 d / q; NaN where that is singular or has no numbers, and
+    # where the clusters are not more than the combinations.
     q, df = len(matrix), inference.df
+    nothing = float("nan"), float("nan")
     used = np.flatnonzero((matrix != 0).any(axis=0))
     cov = inference.cov[np.ix_(used, used)]
     too_few = inference.covariance in _REPLICATED and df < q
     if too_few or not df > 0 or not np.isfinite(cov).all():
-        return float("nan"), float("nan")
+        return nothing
     # By a root of the correlations, so that neither units nor squares cost digits.
     std_err = np.sqrt(np.diagonal(cov))
     std_err[std_err == 0] = 1.0
@@ -173,10 +108,10 @@ def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float,
     if (difference[size == 0] != 0).any():
         return float("inf"), 0.0
     if not size.all():
-        return float("nan"), float("nan")
+        return nothing
     left, singular, _ = np.linalg.svd(root / size[:, None], full_matrices=False)
     if len(singular) < q or singular[-1] <= _SINGULAR * q:
-        return float("nan"), float("nan")
+        return nothing
     statistic = float(np.square(left.T @ (difference / size) / singular).sum()) / q
     return statistic, float(stats.f.sf(statistic, q, df))
 

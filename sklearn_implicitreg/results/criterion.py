@@ -27,20 +27,9 @@ class Candidate:
 
 
 def compared(targets: Targets, penalties: Sequence[Penalty], positive: bool) -> list[Candidate]:
-    """Every family by ``R2 - (1/99) tr(P S) / (n |g|^2)``, the expected completed score.
-
-    Of several endpoints the noise of each is independent of the others'. Along a trajectory all
-    is of the mean over the windows.
-
-    Raises
-    ------
-    ValueError
-        If there is only one row, or a family has more coefficients than equations.
-    """
-    return [
-        _candidate(equations, spreads, positive)
-        for equations, spreads in targets.observed(penalties, _BLOCKS)
-    ]
+    """Every family by ``R2 - (1/99) tr(P S) / (n |g|^2)``, the expected completed score."""
+    seen = targets.observed(penalties, _BLOCKS)
+    return [_candidate(equations, spreads, positive) for equations, spreads in seen]
 
 
 def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) -> Candidate:
@@ -50,6 +39,7 @@ def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) 
     if solution.tss**0.5 <= equations.rounding:
         return Candidate(equations, 0.0, 0.0, system.n_terms)
     whitener = decompose(system.r_factor, eps=eps).whitener
+    # Of several endpoints, whose noises are independent, they add up.
     noise = sum(noise_of_mean(spread, whitener) for spread in spreads)
     score = solution.r2 - _ODDS * noise / solution.tss
     return Candidate(equations, score, solution.r2, system.n_terms)

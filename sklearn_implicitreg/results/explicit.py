@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sklearn.base import clone
@@ -22,7 +23,7 @@ from sklearn.pipeline import Pipeline
 
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.results.fit_description import Facts, in_model_units
+from sklearn_implicitreg.results.fit_description import Description
 
 __all__ = ["explicit_estimator"]
 
@@ -48,7 +49,7 @@ _OF_THE_SOLVER = {"tol", "max_iter", "solver", "selection", "intercept_scaling",
 
 
 def explicit_estimator(
-    model: Any, coef: Mapping[str, float], facts: Facts, penalty: FittedPenalty | None
+    model: Any, coef: Mapping[str, float], description: Description, penalty: FittedPenalty | None
 ) -> Any:
     """Unfitted estimator of the model's kind with the penalty as its own parameters."""
     negative = {term: c for term, c in coef.items() if not c >= 0}
@@ -58,41 +59,37 @@ def explicit_estimator(
             "penalty that rewards large weights or is NaN. Fit with positive=True, or read "
             "verdict_ and coef_."
         )
-    if facts.known:
-        raise ValueError(
-            f"Expected a family without known penalties, got {list(facts.known)}: the estimator "
-            "would state the other coefficients alone. Fit without `known`, or add the two up."
-        )
-    if isinstance(model, FrozenEstimator):
-        return explicit_estimator(model.estimator, coef, facts, penalty)
-    if hasattr(model, "best_estimator_"):
-        return explicit_estimator(model.best_estimator_, coef, facts, penalty)
+    description.check_all_unknown()
+    inside = getattr(model, "best_estimator_", None)
+    if inside is not None or isinstance(model, FrozenEstimator):
+        return explicit_estimator(inside or model.estimator, coef, description, penalty)
     if isinstance(model, Pipeline):
-        last = explicit_estimator(model[-1], coef, facts, penalty)
+        last = explicit_estimator(model[-1], coef, description, penalty)
         return clone(model).set_params(**{model.steps[-1][0]: last})
     if isinstance(model, TransformedTargetRegressor):
-        inner = explicit_estimator(model.regressor_, coef, facts, penalty)
+        inner = explicit_estimator(model.regressor_, coef, description, penalty)
         return clone(model).set_params(regressor=inner)
     if not hasattr(model, "get_params") or penalty is None:
         raise TypeError(
-            f"Expected a scikit-learn or skorch model, got {_kind(model)}: there is no "
+            "Expected a scikit-learn or skorch model, got "
+            f"{'given equations' if isinstance(model, str) else type(model).__name__}: there is no "
             "constructor that takes a penalty; add penalty_ to a training loop."
         )
     if hasattr(model, "module_"):
-        if facts.convention is None:
+        if description.convention is None:
             raise ValueError(
                 "Expected a loss that is a mean over the rows, got a sum: the weight decay that "
                 "states the penalty depends on the size of a batch; train on the mean."
             )
         return clone(model).set_params(**_skorch_params(model, coef, penalty))
-    _check_scope(model, facts, penalty)
-    return _sklearn_estimator(model, coef, facts)
+    _check_scope(model, description, penalty)
+    return _sklearn_estimator(model, coef, description)
 
 
-def _check_scope(model: Any, facts: Facts, penalty: FittedPenalty) -> None:
+def _check_scope(model: Any, description: Description, penalty: FittedPenalty) -> None:
     """Raise ValueError for a penalty on some weights, which one parameter would put on all."""
     partial = [leaf for leaf, _ in penalty.leaves if set(leaf.names) != set(penalty.tensors)]
-    if partial and not facts.per_output:
+    if partial and not description.per_output:
         raise ValueError(
             f"Expected a penalty on all of {list(penalty.tensors)}, got one on "
             f"{list(partial[0].names)}: {type(model).__name__} has one parameter for all its "
@@ -100,22 +97,18 @@ def _check_scope(model: Any, facts: Facts, penalty: FittedPenalty) -> None:
         )
 
 
-def _kind(model: Any) -> str:
-    return "given equations" if isinstance(model, str) else type(model).__name__
-
-
-def _sklearn_estimator(model: Any, coef: Mapping[str, float], facts: Facts) -> Any:
+def _sklearn_estimator(model: Any, coef: Mapping[str, float], description: Description) -> Any:
     """The model's class, or the one of its loss that has these terms as parameters."""
     name = type(model).__name__
     terms = frozenset(term.partition("[")[0] for term in coef)
     if name in _LEAST_SQUARES:
-        return _least_squares(model, terms, coef, facts)
-    if facts.convention is None:
+        return _least_squares(model, terms, coef, description)
+    if description.convention is None:
         raise ValueError(f"{name} has no parameter for a penalty; use penalty_ in a training loop.")
     whole = clone(model)
     if name in _CLASSIFIERS:
         whole = _like(model, _CLASSIFIERS[name], _OF_THE_PROBLEM | _OF_THE_SOLVER)
-    params = _units(coef, facts)
+    params = _units(coef, description)
     if isinstance(whole, LogisticRegression):
         return whole.set_params(**params, **_logistic_params(whole, terms))
     if "penalty" in whole.get_params():
@@ -126,7 +119,7 @@ def _sklearn_estimator(model: Any, coef: Mapping[str, float], facts: Facts) -> A
 
 
 def _least_squares(
-    model: Any, terms: frozenset[str], coef: Mapping[str, float], facts: Facts
+    model: Any, terms: frozenset[str], coef: Mapping[str, float], description: Description
 ) -> Any:
     """Ridge, Lasso or ElasticNet, by the terms."""
     cls = _BY_TERMS.get((bool(terms & _L2_TERMS), terms - _L2_TERMS))
@@ -137,7 +130,8 @@ def _least_squares(
         )
     same = _LEAST_SQUARES[type(model).__name__] is cls
     stated = _like(model, cls, _OF_THE_PROBLEM | (_OF_THE_SOLVER if same else set()))
-    return stated.set_params(**_units(coef, facts.in_convention(CONVENTIONS[cls.__name__])))
+    convention = CONVENTIONS[cls.__name__]
+    return stated.set_params(**_units(coef, replace(description, convention=convention)))
 
 
 def _like(model: Any, cls: type, kept: set[str]) -> Any:
@@ -148,9 +142,9 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
     return new.set_params(**{key: given[key] for key in kept & set(new.get_params()) & set(given)})
 
 
-def _units(coef: Mapping[str, float], facts: Facts) -> dict[str, Any]:
+def _units(coef: Mapping[str, float], description: Description) -> dict[str, Any]:
     """Parameters that every estimator of this kind takes, one number per output included."""
-    params = in_model_units(coef, facts)
+    params = description.in_model_units(coef)
     grouped = [key for key in params if "[" in key]
     if grouped:
         raise ValueError(
@@ -191,9 +185,9 @@ def _skorch_params(net: Any, coef: Mapping[str, float], penalty: FittedPenalty) 
         of_leaf = CONVENTIONS["torch"].parameters(dict(zip(terms, coefs, strict=True)))
         for name in leaf.names:
             decay[name] = decay.get(name, 0.0) + of_leaf["weight_decay"]
-    every = {name for name, p in parameters.items() if p.requires_grad}
     values = set(decay.values())
-    if set(decay) == every and len(values) == 1:
+    everywhere = set(decay) == {name for name, p in parameters.items() if p.requires_grad}
+    if everywhere and len(values) == 1:
         return {"optimizer__weight_decay": values.pop()}
     groups = [(name, {"weight_decay": value}) for name, value in decay.items()]
     return {"optimizer__weight_decay": 0.0, "optimizer__param_groups": groups}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.results.summary import Summary, coefficient_frame, coefficient_table
 
-__all__ = ["Facts", "in_model_units"]
+__all__ = ["Description"]
 
 
 @dataclass(frozen=True)
-class Facts:
+class Description:
     """Header lines and notes of the summary, and what conversions need."""
 
     header: tuple[tuple[str, str], ...]
@@ -30,8 +30,8 @@ class Facts:
     known: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, equations: Equations, result: Result) -> Facts:
-        """Facts of equations and what their fit found."""
+    def of(cls, equations: Equations, result: Result) -> Description:
+        """Of equations and what their fit found."""
         targets = equations.targets
         return cls(
             tuple(targets.header(equations, result)),
@@ -75,25 +75,53 @@ class Facts:
             "notes": list(self.notes),
         }
 
-    def in_convention(self, convention: Convention) -> Facts:
-        """The same facts for a model that states penalties in another way."""
-        return replace(self, convention=convention)
+    def check_all_unknown(self) -> None:
+        """Raise ValueError if a part of the penalty was known, and is in no coefficient."""
+        if self.known:
+            raise ValueError(
+                f"Expected a family without known penalties, got {list(self.known)}: the other "
+                "coefficients alone are not the whole penalty. Fit without `known`, or add the two "
+                "up."
+            )
+
+    def in_model_units(self, coef: Mapping[str, float]) -> dict[str, Any]:
+        """Coefficients as the model's own parameters; ValueError if it has none for a term."""
+        if self.convention is None:
+            raise ValueError(
+                "The model has no parameter for a penalty; read coef_ instead. Beside a loss that "
+                "is summed over a batch, weight_decay is 2 * coef_ of l2 times the size of the "
+                "batch."
+            )
+        if self.convention.per_row and self.n_effective is None:
+            raise ValueError(
+                "Expected endpoints of one number of rows, got several: the model's parameter for "
+                "one coefficient depends on it; read coef_ instead."
+            )
+        groups: dict[str, dict[str, float]] = {}
+        for name, value in coef.items():
+            term, _, group = name.partition("[")
+            groups.setdefault(group.removesuffix("]"), {})[term] = value
+        stated = {g: self.convention.parameters(c, self.n_effective) for g, c in groups.items()}
+        if list(stated) == [""]:
+            return dict(stated[""])
+        if self.per_output:
+            keys = next(iter(stated.values()))
+            return {key: np.array([params[key] for params in stated.values()]) for key in keys}
+        pairs = ((f"{key}[{g}]", params[key]) for g, params in stated.items() for key in params)
+        return dict(pairs)
 
 
 def _regression_header(result: Result) -> list[tuple[str, str]]:
     """What statistical tables report of a regression as a whole."""
     solution, inference = result.regression()
-    m, k, kept = solution.n_equations, solution.n_used, result.family
-    family = np.eye(solution.n_terms)[kept]
-    statistic, p_value = wald(family, solution.coef[kept], inference)
-    exact = inference.exact
-    if exact:
-        statistic, p_value = np.inf, 0.0  # not what rounding errors are compared with
-    criteria = {
-        "Log-likelihood": inference.log_likelihood,
-        "AIC": inference.aic,
-        "BIC": inference.bic,
-    }
+    m, k, kept, exact = solution.n_equations, solution.n_used, result.family, inference.exact
+    statistic, p_value = np.inf, 0.0  # of an exact fit: not what rounding errors are compared with
+    criteria = ["exact fit"] * 3
+    if not exact:
+        family = np.eye(solution.n_terms)[kept]
+        statistic, p_value = wald(family, solution.coef[kept], inference)
+        numbers = (inference.log_likelihood, inference.aic, inference.bic)
+        criteria = [f"{value:.2f}" for value in numbers]
     return [
         ("Equations", str(m)),
         ("Df residuals", str(m - k)),
@@ -101,42 +129,6 @@ def _regression_header(result: Result) -> list[tuple[str, str]]:
         (f"F({len(kept)}, {inference.df:g})", f"{statistic:.4g}"),
         ("Prob (F)", f"{p_value:.3g}"),
         ("Covariance", inference.covariance),
-        *((name, "exact fit" if exact else f"{value:.2f}") for name, value in criteria.items()),
+        *zip(("Log-likelihood", "AIC", "BIC"), criteria, strict=True),
         ("Condition number", f"{solution.condition_number:.3g}"),
     ]
-
-
-def in_model_units(coef: Mapping[str, float], facts: Facts) -> dict[str, Any]:
-    """Coefficients as the model's own parameters.
-
-    Raises
-    ------
-    ValueError
-        If the model has no parameter for a penalty or for a term, or endpoints of different
-        numbers of rows would need different ones.
-    """
-    if facts.convention is None:
-        raise ValueError(
-            "The model has no parameter for a penalty; read coef_ instead. Beside a loss that is "
-            "summed over a batch, weight_decay is 2 * coef_ of l2 times the size of the batch."
-        )
-    if facts.convention.per_row and facts.n_effective is None:
-        raise ValueError(
-            "Expected endpoints of one number of rows, got several: the model's parameter for "
-            "one coefficient depends on it; read coef_ instead."
-        )
-    groups: dict[str, dict[str, float]] = {}
-    for name, value in coef.items():
-        term, _, group = name.partition("[")
-        groups.setdefault(group.removesuffix("]"), {})[term] = value
-    stated = {g: facts.convention.parameters(c, facts.n_effective) for g, c in groups.items()}
-    if list(stated) == [""]:
-        return dict(stated[""])
-    if facts.per_output:
-        keys = next(iter(stated.values()))
-        return {key: np.array([params[key] for params in stated.values()]) for key in keys}
-    return {
-        f"{key}[{group}]": value
-        for group, params in stated.items()
-        for key, value in params.items()
-    }

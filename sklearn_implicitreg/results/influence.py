@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,28 +16,10 @@ __all__ = ["influence"]
 
 _CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 _MEASURES = ("hat_diag", "resid", "standard_resid", "student_resid", "cooks_d", "dffits")
-_COOK = _MEASURES.index("cooks_d")
 
 
 def influence(system: System, solution: Solution, top: int | None = None) -> pd.DataFrame:
-    r"""Influence of every equation, or of those with the largest Cook's distance.
-
-    With orthonormal columns ``z_j`` (of the terms in use), leverage ``h_j = |z_j|^2``, residual
-    ``e_j`` and ``s^2 = rss / (m - k)``: standardized residual ``e_j / (s sqrt(1 - h_j))``, the
-    same by the variance without equation j (studentized), Cook's distance
-    ``standard_resid^2 h_j / (k (1 - h_j))``. Where an equation alone determines a coefficient
-    (leverage 1) Cook's distance is infinite and the measures without it are NaN, as is the change
-    of a coefficient that was left at zero or is part of a linear dependence.
-
-    Raises
-    ------
-    ValueError
-        If there are no coefficients or no single equations, or top is not above zero.
-
-    References
-    ----------
-    Belsley, Kuh and Welsch (1980), Regression Diagnostics, chapter 2.
-    """
+    """Influence of every equation, or of those with the largest Cook's distance."""
     if not np.isfinite(solution.coef).all():
         raise ValueError("Expected coefficients, got NaN: there is no gradient to explain.")
     if not solution.active.any():
@@ -47,27 +29,18 @@ def influence(system: System, solution: Solution, top: int | None = None) -> pd.
     if top is not None and not (isinstance(top, int | np.integer) and top > 0):
         raise ValueError(f"Expected top above zero, or None for all equations, got {top!r}.")
     hat = _Hat.of(system, solution)
-    kept = _Kept(np.empty((0, len(_MEASURES) + solution.n_terms)), [], np.empty(0, dtype=np.intp))
-    chunks = [kept]
+    names = [*_MEASURES, *(f"dfb_{name}" for name in system.term_names)]
+    chunks: list[pd.DataFrame] = []
     step = max(1, _CHUNK // (solution.n_terms + 1))
     for label, index, design, target in system.single("for their influence"):
         for start in range(0, len(target), step):
             rows = slice(start, start + step)
             values = hat.measures(design[rows], target[rows])
-            chunks.append(_Kept(values, [label] * len(values), index[rows]))
+            chunks.append(pd.DataFrame(values, index=_index(label, index[rows]), columns=names))
             if top is not None:
-                chunks = [_largest(_joined(chunks), top)]
-    whole = _joined(chunks[1:] or chunks)
-    names = [*_MEASURES, *(f"dfb_{name}" for name in system.term_names)]
-    return pd.DataFrame(whole.values, index=_index(whole), columns=names)
-
-
-class _Kept(NamedTuple):
-    """Measures of some equations, with their labels and places."""
-
-    values: Array
-    labels: list[tuple[str, ...]]
-    places: Index
+                joined = pd.concat(chunks).sort_values("cooks_d", ascending=False, kind="stable")
+                chunks = [joined.head(top)]
+    return pd.concat(chunks)
 
 
 @dataclass(frozen=True)
@@ -96,7 +69,9 @@ class _Hat:
         return cls(whitener, solution.coef, float(residual @ residual), df, norms)
 
     def measures(self, design: Array, target: Array) -> Array:
-        """Measures of some rows, (rows, 6 + k)."""
+        """Measures of some rows, (rows, 6 + k), as in Belsley, Kuh and Welsch (1980), chapter 2."""
+        # Leverage 1: the equation alone determines a coefficient. Cook's distance is infinite,
+        # the measures by the variance without the equation are NaN.
         basis = design @ self.whitener
         resid = target - design @ self.coef
         leverage = np.einsum("ij,ij->i", basis, basis)
@@ -115,24 +90,9 @@ class _Hat:
         return np.column_stack([leverage, resid, standard, student, cook, fits, change])
 
 
-def _joined(parts: list[_Kept]) -> _Kept:
-    return _Kept(
-        np.concatenate([part.values for part in parts]),
-        [label for part in parts for label in part.labels],
-        np.concatenate([part.places for part in parts]),
-    )
-
-
-def _largest(kept: _Kept, top: int) -> _Kept:
-    """Those with the largest Cook's distance, the largest first."""
-    order = np.argsort(-np.nan_to_num(kept.values[:, _COOK], nan=-1.0, posinf=np.inf))[:top]
-    return _Kept(kept.values[order], [kept.labels[i] for i in order], kept.places[order])
-
-
-def _index(kept: _Kept) -> pd.Index[Any]:
+def _index(label: tuple[str, ...], places: Index) -> pd.Index[Any]:
     """Name of the window or endpoint where there is one, tensor and coordinate."""
-    if not any(kept.labels):
-        return pd.Index(kept.places)
-    rows = [(*label, place) for label, place in zip(kept.labels, kept.places, strict=True)]
-    names = ["cluster", "tensor", "coordinate"][-len(rows[0]) :]
-    return pd.MultiIndex.from_tuples(rows, names=names)
+    if not label:
+        return pd.Index(places)
+    names = ["cluster", "tensor", "coordinate"][-len(label) - 1 :]
+    return pd.MultiIndex.from_product([*([part] for part in label), places], names=names)

@@ -39,7 +39,6 @@ class QuadraticForm:
     slope: Array
 
     def __add__(self, other: QuadraticForm) -> QuadraticForm:
-        """Sum of two."""
         return QuadraticForm(self.hessian + other.hessian, self.slope + other.slope)
 
     def change(self, start: Array, end: Array) -> float:
@@ -64,7 +63,7 @@ class QuadraticForm:
         lowest = 0.0
         if n_negative:
             lowest = min(float(np.linalg.eigvalsh(self.hessian)[0]), 0.0)
-        elif not n_zero:
+        elif not n_zero:  # by the inverse, of which it is the largest: no digits are lost
             inverse = (vectors / values) @ vectors.T / np.outer(size, size)
             lowest = 1 / float(np.linalg.eigvalsh(inverse)[-1])
         off = np.linalg.norm(self.hessian @ point - self.slope)
@@ -119,12 +118,10 @@ def has_gradient(penalty: PenaltyValue, params: Params, rule: QuadraticForm, the
 
 def _slope(penalty: PenaltyValue, params: Params, theta: Array) -> Array:
     """Gradient of a penalty at flattened parameters."""
-    point = shaped(params, theta)
-    leaves = {name: tensor.requires_grad_() for name, tensor in point.items()}
+    leaves = {name: tensor.requires_grad_() for name, tensor in shaped(params, theta).items()}
     with torch.enable_grad():
         value = penalty(leaves)
         if not value.requires_grad:
             return np.zeros_like(theta)
-        slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    pairs = zip(leaves.items(), slopes, strict=True)
-    return flat({n: torch.zeros_like(t) if s is None else s for (n, t), s in pairs})
+        slopes = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return flat(dict(zip(leaves, slopes, strict=True)))

@@ -17,7 +17,7 @@ from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.explicit import explicit_estimator
-from sklearn_implicitreg.results.fit_description import Facts
+from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.quadratic_form import (
     PenaltyValue,
     QuadraticForm,
@@ -52,8 +52,8 @@ class Arm:
     cosine : float
         Of the angle between the two.
     prediction : float
-        Root mean square over the rows of the difference in predictions (decision values for
-        classifiers); several outputs as the loss takes them, in a refit their sum.
+        Root mean square difference in predictions (decision values for classifiers); several
+        outputs as the loss takes them, in a refit their sum.
     """
 
     coef: Array
@@ -77,29 +77,29 @@ class Recovery:
     ablated : Arm
         The same with R = 0; of several least-squares solutions the shortest.
     index : MultiIndex of length p
-        Tensor and coordinate of each weight.
+        Tensor and coordinate of every weight.
+    notes : tuple of str
+        Sentences for the reader.
     method : {"closed form", "refit"}
         How the arms were made.
     is_minimizer : bool or None
-        Whether the recovered weights minimize L + R: its Hessian has no negative eigenvalue.
-        Otherwise they only solve the linear equations. None after a refit, which minimizes.
+        Whether the recovered weights minimize L + R, whose Hessian then has no negative
+        eigenvalue, or only solve the linear equations. None after a refit, which minimizes.
     is_unique : bool or None
         Whether they are its only stationary point: no eigenvalue is zero. None after a refit.
     smallest_eigenvalue : float
         Smallest eigenvalue of that Hessian; NaN after a refit.
-    notes : tuple of str
-        Sentences for the reader.
     """
 
     model: Arm
     recovered: Arm
     ablated: Arm
     index: pd.MultiIndex
-    method: str
-    is_minimizer: bool | None
-    is_unique: bool | None
-    smallest_eigenvalue: float
     notes: tuple[str, ...]
+    method: str = "refit"
+    is_minimizer: bool | None = None
+    is_unique: bool | None = None
+    smallest_eigenvalue: float = float("nan")
 
     def summary(self) -> Summary:
         """Table of the three arms, printable as text, HTML and LaTeX.
@@ -109,17 +109,9 @@ class Recovery:
         summary : Summary
         """
         arms = {"model": self.model, "recovered": self.recovered, "without R": self.ablated}
-        table = pd.DataFrame(
-            {
-                "L": [arm.loss for arm in arms.values()],
-                "R": [arm.penalty for arm in arms.values()],
-                "L + R": [arm.loss + arm.penalty for arm in arms.values()],
-                "distance": [arm.distance for arm in arms.values()],
-                "cosine": [arm.cosine for arm in arms.values()],
-                "prediction": [arm.prediction for arm in arms.values()],
-            },
-            index=list(arms),
-        )
+        table = pd.DataFrame(map(vars, arms.values()), index=list(arms)).drop(columns="coef")
+        table.insert(2, "L + R", table["loss"] + table["penalty"])
+        table = table.rename(columns={"loss": "L", "penalty": "R"})
         header = [("Weights", str(len(self.index))), ("Method", self.method)]
         if self.is_minimizer is not None:
             alone = "yes" if self.is_unique else "yes, not alone"
@@ -135,18 +127,8 @@ class Recovery:
         frame : DataFrame
             One row per weight, columns ``model``, ``recovered``, ``ablated``.
         """
-        return pd.DataFrame(
-            {
-                "model": self.model.coef,
-                "recovered": self.recovered.coef,
-                "ablated": self.ablated.coef,
-            },
-            index=self.index,
-        )
-
-    def __str__(self) -> str:
-        """Text of the table."""
-        return str(self.summary())
+        names = ("model", "recovered", "ablated")
+        return pd.DataFrame({name: getattr(self, name).coef for name in names}, index=self.index)
 
     def __repr__(self) -> str:
         """Text of the table."""
@@ -160,28 +142,21 @@ class Recovery:
 def recover(
     model: Any,
     coef: Mapping[str, float],
-    facts: Facts,
+    description: Description,
     penalty: PenaltyValue | None,
     data: Data,
     options: Options,
 ) -> Recovery:
     """Solve ``L + R`` in closed form where both are quadratic, else train an estimator."""
-    if penalty is None:
+    if isinstance(model, str) or penalty is None:
         raise TypeError(
             "Expected a model to recover, got given equations; there are no weights to train."
         )
-    if facts.known:
-        raise ValueError(
-            f"Expected a family without known penalties, got {list(facts.known)}: fit without "
-            "`known`, so that R is the whole penalty."
-        )
+    description.check_all_unknown()
     task = _Task(model, penalty, data, options, adapt(model, data, options))
     loss = quadratic_loss(task.problem)
-    rule = None if loss is None else quadratic_penalty(task.value, task.problem.params)
-    found = None
-    if loss is not None and rule is not None:
-        found = _solved(task, loss, rule)
-    return found or _refitted(task, coef, facts, loss)
+    found = None if loss is None else _solved(task, loss)
+    return found or _refitted(task, coef, description, loss)
 
 
 @dataclass(frozen=True)
@@ -224,14 +199,15 @@ class _Task:
 
     def trained(self, estimator: Any) -> Arm:
         """Arm of an estimator, trained here on the rows with their weights."""
-        weight = self.data.sample_weight
-        name = weight_name(estimator)
-        if weight is not None and name is None:
-            raise ValueError(
-                "Expected an estimator whose fit takes sample_weight, got "
-                f"{type(estimator).__name__}."
-            )
-        weights = {} if name is None or weight is None else {name: weight}
+        weight, weights = self.data.sample_weight, {}
+        if weight is not None:
+            name = weight_name(estimator)
+            if name is None:
+                raise ValueError(
+                    "Expected an estimator whose fit takes sample_weight, got "
+                    f"{type(estimator).__name__}."
+                )
+            weights = {name: weight}
         estimator.fit(self.data.X, self.data.y, **weights)
         problem = adapt(estimator, self.data, self.options)
         away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
@@ -239,36 +215,43 @@ class _Task:
         rms = float(np.sqrt(np.average(rows, weights=weight)))
         return self.arm(flat(problem.params), problem.gradient().loss, rms)
 
+    def compared(
+        self, recovered: Arm, ablated: Arm, notes: tuple[str, ...], **judged: Any
+    ) -> Recovery:
+        """Both arms and the model's."""
+        params = self.problem.params
+        rows = [(name, i) for name, tensor in params.items() for i in range(tensor.numel())]
+        index = pd.MultiIndex.from_tuples(rows, names=["tensor", "coordinate"])
+        model = self.arm(self.theta, self.problem.gradient().loss, 0.0)
+        return Recovery(model, recovered, ablated, index, notes, **judged)
+
     def notes(self) -> tuple[str, ...]:
         """A note if parameters without penalty are not at their optimum."""
-        if not self.problem.left_out:
-            return ()
         gradient = adapt(self.model, self.data, replace(self.options, params="all")).gradient()
         names = [name for name in gradient.value if name not in self.problem.params]
         size = float(sum(gradient.value[name].square().sum() for name in names) ** 0.5)
         if size <= max(_STATIONARY, 100 * self.problem.eps) * gradient.scale:
             return ()
-        return (
-            f"At their optimum in the other arms, but not in the model: "
-            f"{', '.join(names)} (gradient {size:.3g}).",
-        )
+        text = f"At their optimum in the other arms, but not in the model: {', '.join(names)}"
+        return (f"{text} (gradient {size:.3g}).",)
 
 
-def _solved(task: _Task, loss: QuadraticForm, rule: QuadraticForm) -> Recovery | None:
+def _solved(task: _Task, loss: QuadraticForm) -> Recovery | None:
     """The three arms in closed form; None where the penalty is not quadratic at the solution."""
+    rule = quadratic_penalty(task.value, task.problem.params)
+    if rule is None:
+        return None
     found = (loss + rule).stationary()
     if not has_gradient(task.value, task.problem.params, rule, found.point):
         return None
-    return Recovery(
-        model=task.solved(loss, task.theta),
-        recovered=task.solved(loss, found.point),
-        ablated=task.solved(loss, loss.stationary().point),
-        index=_index(task.problem.params),
+    return task.compared(
+        task.solved(loss, found.point),
+        task.solved(loss, loss.stationary().point),
+        (_judged(found), _PREDICTION, *task.notes()),
         method="closed form",
         is_minimizer=found.n_negative == 0 and found.exists,
         is_unique=found.n_zero == 0,
         smallest_eigenvalue=found.smallest_eigenvalue,
-        notes=(_judged(found), _PREDICTION, *task.notes()),
     )
 
 
@@ -294,7 +277,7 @@ def _judged(found: Stationary) -> str:
 
 
 def _refitted(
-    task: _Task, coef: Mapping[str, float], facts: Facts, loss: QuadraticForm | None
+    task: _Task, coef: Mapping[str, float], description: Description, loss: QuadraticForm | None
 ) -> Recovery:
     """The arms by training the estimator that states the penalty, and the one without."""
     penalty = task.penalty
@@ -303,11 +286,19 @@ def _refitted(
             f"Expected a quadratic loss for this penalty, got {task.problem.loss_name} of "
             f"{task.problem.model_name}: no estimator states it; add penalty_ to a training loop."
         )
-    stated = explicit_estimator(task.model, coef, facts, penalty)
-    recovered = task.trained(stated)
+
+    def weakened(share: float) -> Arm:
+        """Arm with a share of the penalty."""
+        leaves = tuple((leaf, tuple(share * c for c in own)) for leaf, own in penalty.leaves)
+        part = replace(penalty, leaves=leaves)
+        scaled = {term: share * c for term, c in coef.items()}
+        return task.trained(explicit_estimator(task.model, scaled, description, part))
+
+    stated = explicit_estimator(task.model, coef, description, penalty)
+    recovered, name = task.trained(stated), type(stated).__name__
     notes = [
-        f"{type(stated).__name__} was trained with this penalty; its tolerance, and its start "
-        "where there are several optima, bound how near it comes.",
+        f"{name} was trained with this penalty; its tolerance, and its start where there are "
+        "several optima, bound how near it comes.",
         _PREDICTION,
     ]
     if loss is not None:
@@ -316,33 +307,12 @@ def _refitted(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")  # without a penalty there may be no optimum
             try:
-                ablated = task.trained(_weakened(task.model, coef, facts, penalty, 0.0))
+                ablated = weakened(0.0)
             except ValueError:  # C=inf is not taken everywhere
-                ablated = task.trained(_weakened(task.model, coef, facts, penalty, _WEAK))
-                notes.append(
-                    f"Without R: {_WEAK:g} of it, as {type(stated).__name__} takes no zero."
-                )
+                ablated = weakened(_WEAK)
+                notes.append(f"Without R: {_WEAK:g} of it, as {name} takes no zero.")
         notes += [f"Without R: {' '.join(str(w.message).split())}" for w in caught[:1]]
-    return Recovery(
-        model=task.arm(task.theta, task.problem.gradient().loss, 0.0),
-        recovered=recovered,
-        ablated=ablated,
-        index=_index(task.problem.params),
-        method="refit",
-        is_minimizer=None,
-        is_unique=None,
-        smallest_eigenvalue=float("nan"),
-        notes=tuple(notes),
-    )
-
-
-def _weakened(
-    model: Any, coef: Mapping[str, float], facts: Facts, penalty: FittedPenalty, share: float
-) -> Any:
-    """Estimator that states a share of the penalty."""
-    leaves = tuple((leaf, tuple(share * c for c in coefs)) for leaf, coefs in penalty.leaves)
-    part = replace(penalty, leaves=leaves)
-    return explicit_estimator(model, {t: share * c for t, c in coef.items()}, facts, part)
+    return task.compared(recovered, ablated, tuple(notes))
 
 
 def _predicted(model: Any, X: Any) -> Array:
@@ -351,9 +321,3 @@ def _predicted(model: Any, X: Any) -> Array:
         if hasattr(model, method):
             return np.asarray(getattr(model, method)(X), dtype=np.float64)
     raise TypeError(f"Expected a model with predict, got {type(model).__name__}.")
-
-
-def _index(params: Params) -> pd.MultiIndex:
-    """Tensor and coordinate of every weight."""
-    rows = [(name, i) for name, tensor in params.items() for i in range(tensor.numel())]
-    return pd.MultiIndex.from_tuples(rows, names=["tensor", "coordinate"])

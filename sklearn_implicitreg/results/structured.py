@@ -17,22 +17,24 @@ from sklearn_implicitreg.endpoints.targets import (
     shared_units,
 )
 from sklearn_implicitreg.penalties import Structured, StructuredSolution
-from sklearn_implicitreg.problem import LossGradient, Problem, flat
+from sklearn_implicitreg.problem import flat
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.regression.verdict import Measures, Verdict, cause_at, judge
-from sklearn_implicitreg.results.fit_description import Facts
+from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.summary import Summary
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
 
-__all__ = ["StructuredFacts", "fit_structured", "flattened", "r2_at"]
+__all__ = ["StructuredDescription", "fit_structured", "r2_at"]
+
+Targets = EndpointTargets | TrajectoryTargets
 
 _SHOWN = 10  # coefficients in a table for people
 
 
 @dataclass(frozen=True)
-class StructuredFacts(Facts):
-    """Facts of a family that is solved as a whole."""
+class StructuredDescription(Description):
+    """Description of a family that is solved as a whole."""
 
     def summary(self, result: Result) -> Summary:
         """Table of the first coefficients, and what the whole penalty is like."""
@@ -47,8 +49,7 @@ class StructuredFacts(Facts):
             ("Cosine", f"{result.cosine[0]:.4f}"),
             ("Verdict", result.verdict.label),
         ]
-        table = _table(result, min(k, _SHOWN)).set_index("term")
-        table.index.name = None
+        table = _table(result, _SHOWN).set_index("term").rename_axis(None)
         if result.conf_int is None:
             table = table[["coef"]]
         notes = _sentences([result.verdict.sentence])
@@ -93,29 +94,16 @@ class StructuredFacts(Facts):
 
 def _table(result: Result, n: int) -> pd.DataFrame:
     """The first coefficients with their bounds."""
-    bounds = np.full((n, 2), np.nan) if result.conf_int is None else result.conf_int[:n]
-    return pd.DataFrame(
-        {
-            "term": list(result.term_names[:n]),
-            "coef": result.coef[:n],
-            "ci_low": bounds[:, 0],
-            "ci_high": bounds[:, 1],
-        }
-    )
+    frame = pd.DataFrame({"term": list(result.term_names[:n]), "coef": result.coef[:n]})
+    frame[["ci_low", "ci_high"]] = np.nan if result.conf_int is None else result.conf_int[:n]
+    return frame
 
 
 def fit_structured(
-    family: Structured, targets: EndpointTargets | TrajectoryTargets, confidence_level: float = 0.95
-) -> tuple[Result, StructuredFacts]:
-    """Fit of a structured family at endpoints, or at the mean iterates of windows.
-
-    The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is at a bound, where there is no equation.
-    """
+    family: Structured, targets: Targets, confidence_level: float
+) -> tuple[Result, StructuredDescription]:
+    """Fit of a structured family at endpoints, or at the mean iterates of windows."""
+    # The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
     gradients, problems = targets.gradients, targets.problems
     at_bound = sorted({n for p in problems for n, free in p.free.items() if not bool(free.all())})
     if at_bound:
@@ -123,20 +111,18 @@ def fit_structured(
             f"Expected parameters away from bounds for {family!r}, got some at a bound in "
             f"{at_bound}: they give inequalities; fit a family with terms."
         )
-    thetas, minus = flattened(problems, gradients)
+    thetas, minus = _flattened(targets)
     sampling = targets.sampling
     found = family.solve(
         thetas, minus, problems, confidence_level=confidence_level, sampling=sampling
     )
     size, fit = float(np.linalg.norm(minus)), float(np.linalg.norm(found.fitted))
-    away = float(np.linalg.norm(minus - found.fitted))
-    rounding = _rounding(targets)
-    signal = size > rounding
-    shortfall = (away / size) ** 2 if signal else 1.0
-    cosine = float((minus * found.fitted).sum()) / (size * fit) if signal and fit else 0.0
-    cause = cause_at(has_paths=problems[0].has_paths)
-    n_kinks = sum(g.n_kinks for g in gradients)
-    verdict = _judged(found, size, shortfall, rounding, n_kinks, cause)
+    signal = size > _rounding(targets)
+    shortfall, cosine = 1.0, 0.0
+    if signal:
+        shortfall = (float(np.linalg.norm(minus - found.fitted)) / size) ** 2
+        cosine = float((minus * found.fitted).sum()) / (size * fit) if fit else 0.0
+    verdict = _judged(found, targets, size, shortfall)
     if not signal:
         nothing = replace(found.penalty, coefficients=np.zeros_like(found.penalty.coefficients))
         blank = np.full(len(found.coef), np.nan)
@@ -154,29 +140,23 @@ def fit_structured(
         penalty=found.penalty,
         whole=(clone(family), slim),  # as it was, whatever becomes of the user's
     )
-    facts = StructuredFacts(
+    description = StructuredDescription(
         tuple(places_header(problems, gradients, targets.place)),
         tuple(places_notes(problems)),
         *shared_units(problems, gradients),
     )
-    return result, facts
+    return result, description
 
 
 def r2_at(result: Result, targets: EndpointTargets) -> float:
-    """Plain R2 of the penalty at other endpoints; 0 where their gradients are zero.
-
-    Raises
-    ------
-    ValueError
-        If every endpoint has a penalty of its own, or one depends on other parameters.
-    """
+    """Plain R2 of the penalty at other endpoints; 0 where their gradients are zero."""
     family, found = result.solved_as_whole()
     shapes = {name: tuple(t.shape) for name, t in targets.problem.params.items()}
     if shapes != dict(result.penalty.shapes):
         raise ValueError(
             f"Expected endpoints with the parameters {dict(result.penalty.shapes)}, got {shapes}."
         )
-    thetas, minus = flattened(targets.problems, targets.gradients)
+    thetas, minus = _flattened(targets)
     size = float(np.linalg.norm(minus))
     if size <= _rounding(targets):
         return 0.0
@@ -184,7 +164,7 @@ def r2_at(result: Result, targets: EndpointTargets) -> float:
     return 1.0 - (float(np.linalg.norm(minus - fitted)) / size) ** 2
 
 
-def _rounding(targets: EndpointTargets | TrajectoryTargets) -> float:
+def _rounding(targets: Targets) -> float:
     """Norm below which all gradients together are zero to rounding."""
     pairs = zip(targets.problems, targets.gradients, strict=True)
     return float(np.linalg.norm([gradient.rounding(problem.eps) for problem, gradient in pairs]))
@@ -194,26 +174,19 @@ def _sentences(notes: Sequence[str]) -> list[str]:
     return [note[0].upper() + note[1:].removesuffix(".") + "." for note in notes]
 
 
-def flattened(
-    problems: Sequence[Problem], gradients: Sequence[LossGradient]
-) -> tuple[Array, Array]:
+def _flattened(targets: Targets) -> tuple[Array, Array]:
     """Parameters in scope and minus the gradients, a column (p,) for each place."""
-    columns = []
-    for tensors in ([p.params for p in problems], [g.value for g in gradients]):
-        pairs = zip(tensors, problems, strict=True)
-        columns.append(np.stack([flat({n: own[n] for n in p.params}) for own, p in pairs], axis=1))
-    return columns[0], -columns[1]
+    thetas, gradients = [], []
+    for problem, gradient in zip(targets.problems, targets.gradients, strict=True):
+        thetas.append(flat(problem.params))
+        gradients.append(flat({name: gradient.value[name] for name in problem.params}))
+    return np.stack(thetas, axis=1), -np.stack(gradients, axis=1)
 
 
-def _judged(
-    found: StructuredSolution,
-    size: float,
-    shortfall: float,
-    rounding: float,
-    n_kinks: int,
-    cause: str,
-) -> Verdict:
+def _judged(found: StructuredSolution, targets: Targets, size: float, shortfall: float) -> Verdict:
     """The verdict of a regression, but whether the unknowns are identified by their rank."""
+    rounding, n_kinks = _rounding(targets), sum(g.n_kinks for g in targets.gradients)
+    cause = cause_at(has_paths=targets.problem.has_paths)
     if size > rounding and np.isinf(found.coef).all():
         return Verdict(
             "out of family",
@@ -223,14 +196,7 @@ def _judged(
     k = found.n_unknowns
     shown = [*found.dependent[:_SHOWN], *(["..."] if len(found.dependent) > _SHOWN else [])]
     which = f"; not determined: {', '.join(shown)}" if shown else ""
-    measures = Measures(
-        found.n_equations,
-        k,
-        found.rank,
-        size,
-        1 - shortfall,
-        shortfall,
-        undetermined=f"{found.n_equations} equations determine {found.rank} of {k} "
-        f"unknowns{which}.",
-    )
+    text = f"{found.n_equations} equations determine {found.rank} of {k} unknowns{which}."
+    fit = (size, 1 - shortfall, shortfall)
+    measures = Measures(found.n_equations, k, found.rank, *fit, undetermined=text)
     return judge(measures, rounding=rounding, n_kinks=n_kinks, cause=cause)

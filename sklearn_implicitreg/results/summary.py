@@ -18,27 +18,29 @@ __all__ = ["Summary", "coefficient_frame", "coefficient_table"]
 
 _WIDTH = 79
 _GROUPED = re.compile(r"(?P<term>[^\[]+)\[(?P<group>.*)\]", re.DOTALL)
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        **{character: "\\" + character for character in "&%$#_{}"},
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    r"""Title, facts, table and notes of a fit, printable in three ways.
+    r"""Title, header, table and notes of a fit, printable in three ways.
 
     Attributes
     ----------
     title : str
         Line above everything.
     header : list of (str, str)
-        Facts as name and value, in two columns where they fit.
+        Names and values, in two columns where they fit.
     table : DataFrame
         Numbers, one row per term, such as :func:`coefficient_table` makes.
     notes : list of str
@@ -83,13 +85,8 @@ class Summary:
         # What is left of the line goes between the columns, as in other statistical tables.
         gap = min((width - sum(widths)) // gaps, 4) if gaps else 0
         names = widths[0] + width - sum(widths) - gap * gaps
-        body = [
-            row[0].ljust(names)
-            + "".join(
-                " " * gap + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)
-            )
-            for row in grid
-        ]
+        cells = [gap + cell for cell in widths[1:]]
+        body = [row[0].ljust(names) + "".join(map(str.rjust, row[1:], cells)) for row in grid]
         double, single = "=" * width, "-" * width
         lines = [self.title.center(width).rstrip(), double]
         lines += [*_header_lines(self.header, width), single] if self.header else []
@@ -108,15 +105,9 @@ class Summary:
             Fragment that needs no style sheet.
         """
         grid = [[html.escape(cell) for cell in row] for row in _grid(self.table)]
-        facts = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
-            for key, value in self.header
-        )
+        top = [[html.escape(cell) for cell in pair] for pair in self.header]
+        facts, body = ("".join(map(_html_row, rows)) for rows in (top, grid[1:]))
         head = "".join(f"<th>{cell}</th>" for cell in grid[0])
-        body = "".join(
-            f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
-            for row in grid[1:]
-        )
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return (
             f"<table><caption>{html.escape(self.title)}</caption><tbody>{facts}</tbody></table>"
@@ -132,34 +123,27 @@ class Summary:
         str
             Source with its special characters escaped.
         """
-        grid = [[_latex(cell) for cell in row] for row in _grid(self.table)]
+        grid = [[cell.translate(_LATEX) for cell in row] for row in _grid(self.table)]
         n = len(grid[0])
         lines = [
             rf"\begin{{tabular}}{{l{'r' * (n - 1)}}}",
             r"\hline",
-            rf"\multicolumn{{{n}}}{{c}}{{{_latex(self.title)}}} \\",
+            rf"\multicolumn{{{n}}}{{c}}{{{self.title.translate(_LATEX)}}} \\",
             r"\hline",
         ]
         for key, value in self.header:
-            lines.append(rf"\multicolumn{{{n}}}{{l}}{{{_latex(key)}: {_latex(value)}}} \\")
+            fact = f"{key}: {value}".translate(_LATEX)
+            lines.append(rf"\multicolumn{{{n}}}{{l}}{{{fact}}} \\")
         lines += [r"\hline"] if self.header else []
         lines += [" & ".join(grid[0]) + r" \\", r"\hline"]
         lines += [" & ".join(row) + r" \\" for row in grid[1:]]
         lines += [r"\hline", r"\end{tabular}"]
-        lines += [rf"\par [{i}] {_latex(note)}" for i, note in enumerate(self.notes, 1)]
+        lines += [rf"\par [{i}] {note.translate(_LATEX)}" for i, note in enumerate(self.notes, 1)]
         return "\n".join(lines)
 
-    def __str__(self) -> str:
-        """Text form."""
-        return self.as_text()
-
-    def __repr__(self) -> str:
-        """Text form, so that a bare ``est.summary()`` at a prompt shows the table."""
-        return self.as_text()
-
-    def _repr_html_(self) -> str:
-        """HTML form, for notebooks."""
-        return self.as_html()
+    # So that a bare ``est.summary()`` shows the table, at a prompt and in a notebook.
+    __repr__ = as_text
+    _repr_html_ = as_html
 
 
 def coefficient_frame(
@@ -188,34 +172,31 @@ def coefficient_table(
 ) -> pd.DataFrame:
     """Table of the coefficients for people, as :class:`Summary` prints it."""
     tail = (1 - inference.confidence_level) / 2
-    table = coefficient_frame(term_names, solution, inference).drop(columns=["term", "group"])
+    # The order in which statistical tables are read: estimate, error, test, interval, diagnosis.
     names = {
+        "coef": "coef",
         "std_err": "std err",
         "statistic": "t",
         "p_value": "P>|t|",
         "ci_low": f"[{tail:.4g}",
         "ci_high": f"{1 - tail:.4g}]",
+        "cosine": "cosine",
         "vif": "VIF",
     }
-    # The order in which statistical tables are read: estimate, error, test, interval, diagnosis.
-    order = ["coef", "std_err", "statistic", "p_value", "ci_low", "ci_high", "cosine", "vif"]
-    table = table[order].rename(columns=names)
-    table.index = pd.Index(list(term_names))
-    return table
+    table = coefficient_frame(term_names, solution, inference)[list(names)].rename(columns=names)
+    return table.set_axis(list(term_names))
 
 
 def _grid(table: pd.DataFrame) -> list[list[str]]:
     """Cells as text: a row of names, then one row per term."""
-    columns = [str(name) for name in table.columns]
-    values = [
-        [_formatted(name, value) for value in table[column].tolist()]
-        for name, column in zip(columns, table.columns, strict=True)
-    ]
-    rows = zip(*values, strict=True) if values else ([] for _ in table.index)
-    return [
-        ["", *columns],
-        *([str(name), *row] for name, row in zip(table.index, rows, strict=True)),
-    ]
+    columns = [["", *map(str, table.index)]]
+    for name, values in table.items():
+        columns.append([str(name), *(_formatted(str(name), value) for value in values.tolist())])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _html_row(cells: Sequence[str]) -> str:
+    return f"<tr><th>{cells[0]}</th><td>{'</td><td>'.join(cells[1:])}</td></tr>"
 
 
 def _formatted(name: str, value: object) -> str:
@@ -231,28 +212,19 @@ def _formatted(name: str, value: object) -> str:
 
 
 def _header_lines(header: Sequence[tuple[str, str]], width: int) -> list[str]:
-    """Facts in two columns, those that are too long on lines of their own."""
+    """Header in two columns, what is too long on lines of its own."""
     half = (width - 2) // 2
     lines: list[str] = []
-    waiting: tuple[str, str] | None = None
+    left = ""
     for key, value in header:
+        fact = f"{key}:" + value.rjust(half - len(key) - 1)
         if len(key) + len(value) + 2 > half:
-            lines += [_fact(*waiting, half)] if waiting else []
-            waiting = None
+            lines += [left] if left else []
             lines += textwrap.wrap(f"{key}: {value}", width, subsequent_indent="    ")
-        elif waiting is None:
-            waiting = (key, value)
+            left = ""
+        elif left:
+            lines.append(f"{left}  {fact}")
+            left = ""
         else:
-            lines.append(_fact(*waiting, half) + "  " + _fact(key, value, half))
-            waiting = None
-    return lines + ([_fact(*waiting, half)] if waiting else [])
-
-
-def _fact(key: str, value: str, width: int) -> str:
-    """Name at the left, value at the right."""
-    return f"{key}:" + value.rjust(width - len(key) - 1)
-
-
-def _latex(text: str) -> str:
-    """Text with LaTeX's own characters escaped."""
-    return "".join(_LATEX.get(character, character) for character in text)
+            left = fact
+    return lines + ([left] if left else [])

@@ -1,5 +1,6 @@
 """Closed forms for linear models, and the units of coefficients."""
 
+from sklearn_implicitreg.theory.bounds import trajectory_bound
 from sklearn_implicitreg.theory.early_stopping import (
     early_stopping_eigenvalues,
     early_stopping_slopes,
@@ -44,4 +45,5 @@ __all__ = [
     "principal_components",
     "ridge",
     "scalar_equivalent",
+    "trajectory_bound",
 ]

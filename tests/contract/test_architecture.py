@@ -32,7 +32,7 @@ LAYERS = [
     ["regression"],
     ["endpoints", "trajectory"],
     ["results"],
-    ["base", "parameters", "estimator", "model_selection", "inspection", "__init__"],
+    ["base", "estimator", "model_selection", "inspection", "__init__"],
 ]
 ORDER = [part for layer in LAYERS for part in layer]
 OPTIONAL = ("skorch", "matplotlib", "lightning", "transformers", "statsmodels", "dask")

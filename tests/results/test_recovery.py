@@ -403,15 +403,15 @@ class TestBadInput:
         options, data = Options(), Data(X_DIABETES, Y_DIABETES)
         model = Ridge(alpha=3.0).fit(X_DIABETES, Y_DIABETES)
         est = ImplicitRegularizationEstimator(model).fit(X_DIABETES, Y_DIABETES)
-        facts = est._facts
+        description = est._description
 
         def penalty(params):
             return 3.0 / N * params["coef"].square().sum()
 
-        assert_recovered(recover(model, {}, facts, penalty, data, options))
+        assert_recovered(recover(model, {}, description, penalty, data, options))
         logistic = LogisticRegression().fit(X_DIABETES, LABELS)
         with pytest.raises(ValueError, match="Expected a quadratic loss for this penalty"):
-            recover(logistic, {}, facts, penalty, Data(X_DIABETES, LABELS), options)
+            recover(logistic, {}, description, penalty, Data(X_DIABETES, LABELS), options)
 
     def test_several_models(self):
         model = Ridge(alpha=3.0).fit(X_DIABETES, Y_DIABETES)

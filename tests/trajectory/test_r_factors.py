@@ -112,7 +112,7 @@ class TestSameAsWithWeights:
         weights, r_factors, asked = both
         mine, own = (fit(case, family=family, **asked) for case in (r_factors, weights))
         same(mine, own)
-        assert dict(mine._facts.header) == dict(own._facts.header)
+        assert dict(mine._description.header) == dict(own._description.header)
         theta = {name: p.detach() for name, p in weights[0].named_parameters()}
         assert float(mine.penalty_(theta)) == pytest.approx(float(own.penalty_(theta)), rel=1e-10)
 

@@ -60,13 +60,11 @@ class _Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointProblem(LinearProblem):
-    """A linear model whose gradient comes from that of another on the same rows.
+    """A linear model whose gradient comes from that of another on the same rows."""
 
-    ``grad L(theta) = grad L(theta_0) + H (theta - theta_0)`` with the first from the rows: its
-    rounding error is that of ``X' r`` at theta_0 and of ``X'X`` times the *difference*, so
-    that it does not swamp the small gradients of a path that ends near theta_0.
-    """
-
+    # grad L(theta) = grad L(theta_0) + H (theta - theta_0), the first from the rows: the rounding
+    # of X'X times the *difference* does not swamp the small gradients of a trajectory that ends
+    # near theta_0.
     shared: _Shared  # gradient at theta_0 and Gram matrix, computed when first asked for
 
     def gradient(self) -> LossGradient:
@@ -90,11 +88,7 @@ class CheckpointProblem(LinearProblem):
 def adapt_checkpoints(
     models: Sequence[Any], data: Sequence[Data], options: Options
 ) -> list[Problem]:
-    """Problems of several models; those that share rows share what is computed from them.
-
-    A `LinearModel` with squared error becomes a `CheckpointProblem` if enough others have the same
-    objects as X, y and sample_weight for a Gram matrix to pay.
-    """
+    """Problems of several models; those on the same objects share a Gram matrix if it pays."""
     members: dict[Hashable, list[int]] = {}
     for index, (model, rows) in enumerate(zip(models, data, strict=True)):
         members.setdefault(_sharing(model, rows, options) or index, []).append(index)
@@ -103,15 +97,14 @@ def adapt_checkpoints(
         end = group[-1]
         with _about(end):
             last = adapt(models[end], data[end], options)
-        shared: _Shared | None = None
+        shared = None
         if isinstance(last, LinearProblem) and _pays(last, len(group)):
             shared = _Shared(last)
-        for index in group:
+        problems[end] = last
+        for index in group if shared is not None else group[:-1]:
             with _about(index):
                 if shared is not None:
                     problems[index] = _checkpoint(models[index], shared)
-                elif index == end:
-                    problems[index] = last
                 else:
                     problems[index] = adapt(models[index], data[index], options)
     return [problems[index] for index in range(len(models))]

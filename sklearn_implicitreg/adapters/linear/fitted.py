@@ -30,17 +30,12 @@ def fitted_problem(
     loss: Loss,
     options: Options,
     *,
-    how: str | None = None,
-    per_output: bool = False,
-    liblinear: float | None = None,
+    how: str | None = None,  # the losses are put together
+    per_output: bool = False,  # each output has a penalty of its own
+    liblinear: float | None = None,  # intercept_scaling of a model with a penalized intercept
     **known: Any,
 ) -> LinearProblem:
-    """Problem of a fitted linear model.
-
-    ``how`` says how the losses are put together, ``per_output`` whether each output has a penalty
-    of its own, ``liblinear`` is the ``intercept_scaling`` of a model whose intercept is penalized;
-    what else is known of the problem goes into its fields.
-    """
+    """Problem of a fitted linear model; what else is known goes into its fields."""
     X, y, weight = rows
     coef, intercept = _coef(model), _intercept(model)
     n_outputs = 1 if coef.ndim == 1 else coef.shape[0]
@@ -50,10 +45,11 @@ def fitted_problem(
     whole = liblinear is not None or columns is not None
     default = {name for name in every if whole or name.startswith("coef")}
     summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
+    seen = getattr(model, "feature_names_in_", None)
     own = {
         "model_name": type(model).__name__,
         "eps": _rounding_unit(model),
-        "feature_names": _feature_names(model),
+        "feature_names": None if seen is None else tuple(map(str, seen)),
         "loss_weight": weight[:, None],
         "loss_name": loss.described(how or summed),
     }
@@ -108,13 +104,10 @@ def _parameters(
     if columns is not None:
         return {name: torch.from_numpy(coef[places]) for name, places in columns.items()}
     whole = {"coef": coef} if intercept is None else {"coef": coef, "intercept": intercept}
-    if not per_output:
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in whole.items()}
-    return {
-        f"{name}[{k}]": torch.from_numpy(np.array(row))
-        for name, value in whole.items()
-        for k, row in enumerate(value)
-    }
+    if per_output:
+        rows = ((name, k, row) for name, value in whole.items() for k, row in enumerate(value))
+        whole = {f"{name}[{k}]": np.array(row) for name, k, row in rows}
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in whole.items()}
 
 
 def _check_targets(y: Array, n_outputs: int, loss: Loss) -> None:
@@ -132,9 +125,3 @@ def _rounding_unit(model: Any) -> float:
     """Machine epsilon of the precision that the model was trained in."""
     dtype = np.dtype(model.coef_.dtype)
     return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
-
-
-def _feature_names(model: Any) -> tuple[str, ...] | None:
-    """Feature names, where the model has seen any."""
-    names = getattr(model, "feature_names_in_", None)
-    return None if names is None else tuple(str(name) for name in names)

@@ -30,11 +30,7 @@ _AVERAGED = {loss.torch: name for name, loss in losses.LOSSES.items() if loss.to
 
 
 def adapt_given(model: Any, data: Data, options: Options, **known: Any) -> LinearProblem:
-    """Problem of a fitted estimator whose loss ``options.loss`` is, without a convention.
-
-    A name, an nn loss or a callable(output, target); the last two are differentiated by torch,
-    with respect to the predictor alone. ``known`` goes into the fields of the problem.
-    """
+    """Problem of a fitted estimator whose loss ``options.loss`` is, without a convention."""
     loss = options.loss
     choices = {*torch_losses.LOSSES, *losses.LOSSES}
     if loss is None or (isinstance(loss, str) and loss not in choices):
@@ -43,9 +39,8 @@ def adapt_given(model: Any, data: Data, options: Options, **known: Any) -> Linea
             f"Expected the loss that {type(model).__name__} was trained with, got {what}; give "
             f"`loss=`, one of {sorted(choices)}, an nn loss, or a callable(output, target)."
         )
-    if not hasattr(model, "classes_"):
-        return _regressor(model, data, options, known)
-    return _classifier(model, data, options, known)
+    make = _classifier if hasattr(model, "classes_") else _regressor
+    return make(model, data, options, known)
 
 
 def _regressor(model: Any, data: Data, options: Options, known: dict[str, Any]) -> LinearProblem:
@@ -56,14 +51,11 @@ def _regressor(model: Any, data: Data, options: Options, known: dict[str, Any]) 
     named = _closed_form(loss, model)
     if named is None:
         target = torch.from_numpy(y[:, 0] if y.shape[1] == 1 else y)
-        return _by_autograd(model, (X, target, weight), loss, options, known)
+        return _by_autograd(model, (X, target, weight), options, known)
     n_outputs = y.shape[1]
     if loss in _AVERAGED and n_outputs > 1:
-        averaged = {
-            "how": "mean over rows and outputs",
-            "loss_weight": weight[:, None] / n_outputs,
-        }
-        known = averaged | known
+        averaged = {"loss_weight": weight[:, None] / n_outputs}
+        known = {"how": "mean over rows and outputs"} | averaged | known
     return fitted_problem(model, (X, y, weight), named, options, **known)
 
 
@@ -72,12 +64,11 @@ def _classifier(model: Any, data: Data, options: Options, known: dict[str, Any])
     X, codes, labels, weight = classification_rows(model, data)
     weight = weight * row_class_weights(model, labels)
     n_classes = len(model.classes_)
-    several = n_classes > 2
     named = _closed_form(options.loss, model)
     if named is None:
-        target = torch.from_numpy(codes if several else codes.astype(np.float64))
-        return _by_autograd(model, (X, target, weight), options.loss, options, known)
-    if several and options.loss == "log_loss":
+        target = torch.from_numpy(codes if n_classes > 2 else codes.astype(np.float64))
+        return _by_autograd(model, (X, target, weight), options, known)
+    if n_classes > 2 and options.loss == "log_loss":
         named = losses.LOSSES["cross_entropy"]
         known = {"how": "mean over rows"} | known
     y = one_hot(codes, n_classes, low=named.low)
@@ -93,15 +84,11 @@ def _closed_form(loss: Any, model: Any) -> Loss | None:
 
 
 def _by_autograd(
-    model: Any,
-    rows: tuple[Any, torch.Tensor, Array],
-    given: Any,
-    options: Options,
-    known: dict[str, Any],
+    model: Any, rows: tuple[Any, torch.Tensor, Array], options: Options, known: dict[str, Any]
 ) -> LinearProblem:
     """A loss of torch, or the user's, differentiated with respect to the predictor."""
     X, target, weight = rows
-    row_loss = torch_losses.resolve_loss(given)
+    row_loss = torch_losses.resolve_loss(options.loss)
     eta = torch.from_numpy(predictor(model, X)).requires_grad_()
     output = eta[:, 0] if eta.shape[1] == 1 else eta
     row_weight = None if np.all(weight == 1) else torch.from_numpy(weight)
@@ -117,13 +104,10 @@ def _by_autograd(
         return value[at], slopes[at], np.abs(slopes[at]) + curvature[at] * size
 
     places = np.repeat(np.arange(float(n_rows))[:, None], n_outputs, axis=1)
-    return fitted_problem(
-        model,
-        (X, places, weight * (mass / weight.sum())),
-        Loss(looked_up, row_loss.words),
-        options,
-        **{"loss_weight": np.ones((n_rows, 1)), "loss_name": row_loss.words, **known},
-    )
+    whole = (X, places, weight * (mass / weight.sum()))
+    default: dict[str, Any] = {"loss_weight": np.ones((n_rows, 1)), "loss_name": row_loss.words}
+    looked = Loss(looked_up, row_loss.words)
+    return fitted_problem(model, whole, looked, options, **(default | known))
 
 
 def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:

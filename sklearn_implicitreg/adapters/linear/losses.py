@@ -55,14 +55,10 @@ class Loss:
     ) -> RowLosses:
         """Losses of rows in float64; ``eta_size`` is by default ``|eta|``."""
         size = np.abs(eta) if eta_size is None else eta_size
-        value, slope, scale, *kink = self.rows(eta, y, size, **{**self.values, **values})
-        derivative = np.asarray(slope, dtype=np.float64)
-        return RowLosses(
-            np.asarray(value, dtype=np.float64),
-            derivative,
-            np.asarray(scale, dtype=np.float64),
-            np.asarray(kink[0]) if kink else np.zeros(derivative.shape, dtype=bool),
-        )
+        found = self.rows(eta, y, size, **{**self.values, **values})
+        value, slope, scale = (np.asarray(part, dtype=np.float64) for part in found[:3])
+        kink = found[3] if len(found) > 3 else np.zeros(slope.shape, dtype=bool)
+        return RowLosses(value, slope, scale, kink)
 
     def of(self, **values: Any) -> Loss:
         """The same loss with values of its parameters."""
@@ -215,11 +211,7 @@ _SIZED = ("epsilon",)
 LOSSES: dict[str, Loss] = {
     "squared_error": Loss(_squared_error, "squared error", whole=True, curvature=2.0, torch="mse"),
     "absolute_error": Loss(
-        _epsilon_insensitive,
-        "absolute error",
-        torch="mae",
-        kinked=True,
-        values={"epsilon": 0.0},
+        _epsilon_insensitive, "absolute error", torch="mae", kinked=True, values={"epsilon": 0.0}
     ),
     "huber": Loss(_huber, "Huber loss", parameters=_SIZED),
     "epsilon_insensitive": Loss(
@@ -243,7 +235,7 @@ def loss_of(name: str, model: Any = None) -> Loss:
     """Loss by name, its parameters those of a model, where it has them."""
     loss = LOSSES[name]
     found = [parameter for parameter in loss.parameters if hasattr(model, parameter)]
-    return loss.of(**{p: float(getattr(model, p)) for p in found}) if found else loss
+    return loss.of(**{parameter: float(getattr(model, parameter)) for parameter in found})
 
 
 def scaled_huber(epsilon: float, scale: float) -> Loss:

@@ -37,14 +37,12 @@ _MANY_BLOCKS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProblem(Problem):
-    """A fitted linear model and its rows: ``eta = X coef' + intercept``.
+    """A fitted linear model and its rows: ``eta = X coef' + intercept``."""
 
-    The gradient of the mean loss is ``X' (s * dloss/deta) / sum(s)`` in float64, never by way
-    of ``X'X``; a sparse X stays sparse. X is read in blocks of rows and never copied whole.
-    Where an intercept out of scope is at its best, the derivatives sum to zero, and features that
-    lie far from zero are measured from near their mean, which loses no digits.
-    """
-
+    # The gradient of the mean loss is X' (s * dloss/deta) / sum(s) in float64, never by way of
+    # X'X; X is read in blocks of rows and never copied whole. Where an intercept out of scope is at
+    # its best, the derivatives sum to zero, and features that lie far from zero are measured from
+    # near their mean, which loses no digits.
     X: Any  # ndarray or CSR matrix of shape (n, p)
     y: Array  # (n, K), as the loss takes them
     coef: Array  # (K, p)
@@ -56,11 +54,6 @@ class LinearProblem(Problem):
     feature_names: tuple[str, ...] | None = None
     # Features of each parameter, where they are not "coef" and "intercept"; K is 1.
     columns: Mapping[str, NDArray[np.intp]] | None = None
-
-    @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return int(self.X.shape[0])
 
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""
@@ -93,12 +86,13 @@ class LinearProblem(Problem):
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums over blocks of rows, drawn at random if several are asked for."""
         in_order = list(row_blocks(self.X))
-        n_parts = min(max(n_blocks, _MANY_BLOCKS, len(in_order)), self.n_rows)
+        n_rows = self.X.shape[0]
+        n_parts = min(max(n_blocks, _MANY_BLOCKS, len(in_order)), n_rows)
         if n_blocks <= 1 or n_parts <= 1:
             yield from (self.measured(rows, None)[0] for rows in in_order)
             return
         # In the order given, the spread of blocks of sorted rows would be that of their means.
-        order = np.random.default_rng(0).permutation(self.n_rows)
+        order = np.random.default_rng(0).permutation(n_rows)
         for part in np.array_split(order, n_parts):
             yield self.measured(part, None)[0]
 
@@ -124,7 +118,8 @@ class LinearProblem(Problem):
         """Hessian of one output in some features, ascending, p for the intercept."""
         p = self.X.shape[1]
         total = float(weight.sum())
-        mean = self._weighted_sum(weight) / total
+        parts = (rows_of_features(self.X, r).T @ weight[r] for r in row_blocks(self.X))
+        mean = np.sum([np.asarray(part) for part in parts], axis=0) / total
         if self._constant is not None and self._constant not in scope:
             center = np.where(np.arange(p) == self._constant, 0.0, mean)
             gram = _weighted_gram(self.X, weight, center)
@@ -191,20 +186,17 @@ class LinearProblem(Problem):
 
     def _check_finite(self, slopes: Array) -> None:
         """Raise ValueError for rows whose predictions are out of the range of the loss."""
-        bad = ~np.isfinite(slopes)
-        if np.any(bad):
+        n_bad = np.count_nonzero(~np.isfinite(slopes).all(axis=1))
+        if n_bad:
             raise ValueError(
-                f"Expected predictions in the range of the loss ({self.loss_name}), got "
-                f"{np.count_nonzero(bad.any(axis=1))} row(s) without a finite derivative; train "
-                "with a link that keeps them in range."
+                f"Expected predictions in the range of the loss ({self.loss_name}), got {n_bad} "
+                "row(s) without a finite derivative; train with a link that keeps them in range."
             )
 
     def _summed(self, features: Any, slopes: Array) -> Params:
         """Sums over rows for the parameters in scope, from derivatives of shape (n, K)."""
-        matrix = np.column_stack(
-            [np.asarray(features.T @ slopes).T, self.intercept_unit * slopes.sum(axis=0)]
-        )
-        return self.in_scope(matrix)
+        edge = self.intercept_unit * slopes.sum(axis=0)
+        return self.in_scope(np.column_stack([np.asarray(features.T @ slopes).T, edge]))
 
     def in_scope(self, matrix: Array) -> Params:
         """Parameters in scope from a matrix ``[coef, intercept]``."""
@@ -212,13 +204,6 @@ class LinearProblem(Problem):
             name: torch.from_numpy(matrix.reshape(-1)[self.places(name)]).reshape(tensor.shape)
             for name, tensor in self.params.items()
         }
-
-    def _weighted_sum(self, weight: Array) -> Array:
-        """``X' weight``, in blocks of rows."""
-        total = np.zeros(self.X.shape[1])
-        for rows in row_blocks(self.X):
-            total += np.asarray(rows_of_features(self.X, rows).T @ weight[rows])
-        return total
 
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """Blocks of rows, with the linear predictor at these parameters as outputs."""

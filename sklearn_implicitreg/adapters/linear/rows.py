@@ -17,7 +17,6 @@ from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.adapters.linear.losses import Array
 
 __all__ = [
-    "Codes",
     "Rows",
     "class_weights",
     "classification_rows",
@@ -37,16 +36,7 @@ _KEPT = [np.dtype(name) for name in ("f8", "f4", *_INTEGERS)]
 def regression_rows(model: Any, data: Data) -> Rows:
     """Rows of a fitted regressor, validated in scikit-learn's words."""
     check_is_fitted(model)
-    X, y = validate_data(
-        model,
-        data.X,
-        data.y,
-        reset=False,
-        accept_sparse="csr",
-        dtype=_KEPT,
-        multi_output=True,
-        y_numeric=True,
-    )
+    X, y = _validated(model, data, multi_output=True, y_numeric=True)
     y = np.asarray(y, dtype=np.float64)
     return X, y.reshape(-1, 1) if y.ndim == 1 else y, _sample_weight(model, data, X.shape[0])
 
@@ -54,13 +44,19 @@ def regression_rows(model: Any, data: Data) -> Rows:
 def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]:
     """Features, positions in ``classes_``, labels and sample weights of a fitted classifier."""
     check_is_fitted(model)
-    X, y = validate_data(model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT)
+    X, y = _validated(model, data)
     check_classification_targets(y)
     if model.classes_.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
         # LabelEncoder would take whatever it is given for True.
         raise ValueError(f"y contains previously unseen labels: the model knows {model.classes_}.")
     codes = np.asarray(LabelEncoder().fit(model.classes_).transform(y), dtype=np.intp)
     return X, codes, y, _sample_weight(model, data, X.shape[0])
+
+
+def _validated(model: Any, data: Data, **checks: Any) -> Any:
+    return validate_data(
+        model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
+    )
 
 
 def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:
@@ -70,10 +66,7 @@ def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:
 
 
 def class_weights(model: Any, y: Any, sample_weight: Array | None) -> Array:
-    """Weights of the classes by ``class_weight``, 1.0 for a class that does not occur in y.
-
-    Models that balance the total weights of the classes, not their counts, give sample weights.
-    """
+    """Weights of the classes, 1.0 for one that does not occur; by total weights where given."""
     if not isinstance(model.class_weight, str):
         return np.asarray(
             compute_class_weight(model.class_weight, classes=model.classes_, y=y), np.float64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,23 +42,20 @@ class StreamedProblem(Problem):
                 yield from problem.blocks()
             return
         # Each gets a random part of every block of the source, which may come sorted.
+        n_parts = max(n_blocks, _MANY_BLOCKS)
         parts: dict[int, BlockGradient] = {}
-        n_parts, count = max(n_blocks, _MANY_BLOCKS), 0
-        for problem in self._problems():
-            for block in problem.blocks(n_parts):
-                place = count % n_parts
-                parts[place] = _joined(parts[place], block) if place in parts else block
-                count += 1
+        blocks = chain.from_iterable(problem.blocks(n_parts) for problem in self._problems())
+        for count, block in enumerate(blocks):
+            place = count % n_parts
+            parts[place] = _joined(parts[place], block) if place in parts else block
         yield from parts.values()
 
     def hessian(self) -> Array:
         """Hessian of the mean loss of a squared error, from all blocks."""
-        total, weight, scope = np.zeros((0, 0)), 0.0, np.zeros(0, dtype=bool)
+        total, weight, scope = np.zeros(()), 0.0, np.zeros(0, dtype=bool)
         for problem in self._problems(replace(self.options, params="all")):
             own = float(problem.weight.sum())
-            part = own * problem.hessian()
-            total = part if weight == 0 else total + part
-            weight += own
+            total, weight = total + own * problem.hessian(), weight + own
             sizes = [tensor.numel() for tensor in problem.params.values()]
             scope = np.repeat([name in self.params for name in problem.params], sizes)
         return profiled(total / weight, scope)
@@ -145,11 +143,7 @@ def _block_problem(handler: Handler, model: Any, block: Any, options: Options) -
 
 def _joined(first: BlockGradient, second: BlockGradient) -> BlockGradient:
     """Both blocks as one."""
-    return BlockGradient(
-        sums={name: value + second.sums[name] for name, value in first.sums.items()},
-        loss=first.loss + second.loss,
-        weight=first.weight + second.weight,
-        n_rows=first.n_rows + second.n_rows,
-        scale=first.scale + second.scale,
-        n_kinks=first.n_kinks + second.n_kinks,
-    )
+    names = ("loss", "weight", "n_rows", "scale", "n_kinks")
+    added = {name: getattr(first, name) + getattr(second, name) for name in names}
+    sums = {name: value + second.sums[name] for name, value in first.sums.items()}
+    return BlockGradient(sums=sums, **added)

@@ -24,10 +24,8 @@ def _pipeline(model: Any, data: Data, options: Options) -> Problem:
     if len(model.steps) == 1:
         return adapt(model[-1], data, options)
     before = model[:-1]
-    if data.y is None and is_stream(data.X):
-        X: Any = TransformedBlocks(data.X, before.transform)
-    else:
-        X = before.transform(data.X)
+    streamed = data.y is None and is_stream(data.X)
+    X = TransformedBlocks(data.X, before.transform) if streamed else before.transform(data.X)
     problem = adapt(model[-1], replace(data, X=X), options)
     if not isinstance(problem, LinearProblem) or problem.feature_names is not None:
         return problem
@@ -61,8 +59,7 @@ def _transformed_target(model: Any, data: Data, options: Options) -> Problem:
     if data.y is None:
         raise ValueError("This TransformedTargetRegressor requires y, but the target y is None.")
     y = np.asarray(check_array(data.y, ensure_2d=False, dtype="numeric", input_name="y"))
-    y_2d = y.reshape(-1, 1) if y.ndim == 1 else y
-    transformed = model.transformer_.transform(y_2d)
+    transformed = model.transformer_.transform(y.reshape(len(y), -1) if y.ndim == 1 else y)
     if transformed.ndim == 2 and transformed.shape[1] == 1:
         transformed = transformed[:, 0]
     return adapt(model.regressor_, replace(data, y=transformed), options)
@@ -84,15 +81,12 @@ def _frozen(model: Any, data: Data, options: Options) -> Problem:
     return adapt(model.estimator, data, options)
 
 
-_SEARCHES = [
-    "GridSearchCV",
-    "RandomizedSearchCV",
-    "HalvingGridSearchCV",
-    "HalvingRandomSearchCV",
-]
 CONTAINERS: dict[str, Callable[[Any, Data, Options], Problem]] = {
     "Pipeline": _pipeline,
     "TransformedTargetRegressor": _transformed_target,
-    **dict.fromkeys(_SEARCHES, _search),
+    "GridSearchCV": _search,
+    "RandomizedSearchCV": _search,
+    "HalvingGridSearchCV": _search,
+    "HalvingRandomSearchCV": _search,
     "FrozenEstimator": _frozen,
 }

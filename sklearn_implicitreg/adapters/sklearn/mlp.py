@@ -24,12 +24,7 @@ from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
 
 __all__ = ["Perceptron", "adapt_mlp"]
 
-_ACTIVATIONS = {
-    "identity": nn.Identity,
-    "logistic": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-}
+_ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class Perceptron(nn.Module):
@@ -96,9 +91,9 @@ def _rows_and_loss(
         X, y, weight = regression_rows(model, data)
         if options.loss == "auto":
             row_loss = _regressor_loss(model)
-        poisson = getattr(model, "loss", "squared_error") == "poisson"
         convention = CONVENTIONS["MLPRegressor"]
-        convention = replace(convention, l2=0.5) if poisson else convention
+        if getattr(model, "loss", "squared_error") == "poisson":
+            convention = replace(convention, l2=0.5)
     if options.loss != "auto":
         return X, y, weight, resolve_loss(options.loss), None
     return X, y, weight, row_loss, convention

@@ -93,43 +93,25 @@ def _logistic(row: _Estimator, model: Any, data: Data, options: Options) -> Line
     """Log loss: binary, or multinomial for three classes and more."""
     X, codes, labels, weight = classification_rows(model, data)
     weights, loss = class_weights(model, labels, weight), row.loss_of(model)
-    return fitted_problem(
-        model,
-        (X, one_hot(codes, len(model.classes_)), weight * weights[codes]),
-        loss,
-        options,
-        how="mean over rows",
-        notes=_balanced_note(model),
-        **row.known_of(model, loss),
-    )
+    rows = (X, one_hot(codes, len(model.classes_)), weight * weights[codes])
+    known = row.known_of(model, loss) | {"notes": _balanced_note(model)}
+    return fitted_problem(model, rows, loss, options, how="mean over rows", **known)
 
 
 def _one_vs_rest(
-    row: _Estimator,
-    model: Any,
-    data: Data,
-    options: Options,
-    balances_weights: bool = False,
+    row: _Estimator, model: Any, data: Data, options: Options, balances_weights: bool = False
 ) -> LinearProblem:
     """A binary problem for each class; the weight of a class is that of its own rows there."""
     X, codes, labels, weight = classification_rows(model, data)
     weights = class_weights(model, labels, weight if balances_weights else None)
     loss, n_classes = row.loss_of(model), len(model.classes_)
-    how, loss_weight = "mean over rows", (weight * weights[codes])[:, None]
+    known = row.known_of(model, loss) | {"notes": _balanced_note(model), "how": "mean over rows"}
     if n_classes > 2:
-        how = f"{n_classes} one-vs-rest problems summed, {how}"
+        known["how"] = f"{n_classes} one-vs-rest problems summed, mean over rows"
         own = codes[:, None] == np.arange(n_classes)
-        loss_weight = weight[:, None] * np.where(own, weights, 1.0)
-    return fitted_problem(
-        model,
-        (X, one_hot(codes, n_classes, low=loss.low), weight * weights[codes]),
-        loss,
-        options,
-        how=how,
-        loss_weight=loss_weight,
-        notes=_balanced_note(model),
-        **row.known_of(model, loss),
-    )
+        known["loss_weight"] = weight[:, None] * np.where(own, weights, 1.0)
+    rows = (X, one_hot(codes, n_classes, low=loss.low), weight * weights[codes])
+    return fitted_problem(model, rows, loss, options, **known)
 
 
 def _balanced_note(model: Any) -> tuple[str, ...]:
@@ -164,9 +146,8 @@ def _own_loss(row: _Estimator, model: Any, data: Data, options: Options) -> Prob
 def _named(model: Any) -> Loss:
     """Loss that the model names; what is nearer to a kink than its solver's tolerance is on it."""
     loss = loss_of(model.loss, model)
-    if not loss.kinked:
-        return loss
-    return loss.of(kink_tol=max(KINK_TOL, float(model.tol or 0.0)))
+    near = max(KINK_TOL, float(model.tol or 0.0))
+    return loss.of(kink_tol=near) if loss.kinked else loss
 
 
 def _logistic_loss(model: Any) -> Loss:
@@ -182,11 +163,6 @@ def _tweedie(model: Any) -> Loss:
     power = float(model.power)
     link = ("identity" if power <= 0 else "log") if model.link == "auto" else model.link
     return tweedie(power, link)
-
-
-def _huber(model: Any) -> Loss:
-    """Loss of a HuberRegressor at its fitted scale."""
-    return scaled_huber(model.epsilon, float(model.scale_))
 
 
 def _mlp(model: Any, data: Data, options: Options) -> Problem:
@@ -229,7 +205,9 @@ _ESTIMATORS: dict[tuple[str, ...], _Estimator] = {
     ("PoissonRegressor",): _GLM(LOSSES["poisson"]),
     ("GammaRegressor",): _GLM(LOSSES["gamma"]),
     ("TweedieRegressor",): _GLM(_tweedie),
-    ("HuberRegressor",): _Estimator(CONVENTIONS["HuberRegressor"], _huber),
+    ("HuberRegressor",): _Estimator(
+        CONVENTIONS["HuberRegressor"], lambda fit: scaled_huber(fit.epsilon, float(fit.scale_))
+    ),
 }
 
 # By class name, along the model's MRO.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sklearn_implicitreg.adapters import Data, Options
 from sklearn_implicitreg.adapters.linear.fitted import fitted_problem
@@ -64,24 +63,16 @@ def _ordered(X: Any, model: Any) -> Any:
     return X.to_numpy()
 
 
-def _columns(model: Any) -> Mapping[str, NDArray[np.intp]]:
-    """The constant, where the design has one, as a parameter of its own."""
-    every = np.arange(len(model.exog_names))
-    constant = getattr(model.data, "const_idx", None)
-    if constant is None or len(every) == 1:
-        return {"coef": every}
-    return {"coef": np.delete(every, constant), "const": every[[constant]]}
-
-
 def _named(results: Any) -> dict[str, Any]:
     """Model, parameters and features by the names of statsmodels."""
     model = results.model
+    every = np.arange(len(model.exog_names))
+    constant = getattr(model.data, "const_idx", None)
+    columns = {"coef": every}
+    if constant is not None and len(every) > 1:  # a parameter of its own
+        columns = {"coef": np.delete(every, constant), "const": every[[constant]]}
     names = tuple(str(name) for name in model.exog_names)
-    return {
-        "model_name": type(model).__name__,
-        "columns": _columns(model),
-        "feature_names": names,
-    }
+    return {"model_name": type(model).__name__, "columns": columns, "feature_names": names}
 
 
 def _problem(results: Any, rows: Rows, loss: Loss, options: Options, **known: Any) -> LinearProblem:
@@ -95,19 +86,18 @@ def _least_squares(results: Any, data: Data, options: Options) -> LinearProblem:
     rows, model = _rows(results, data), results.model
     weight = rows.sample_weight
     if type(model).__name__ != "OLS" and not rows.weighted:
-        _check_own(rows, model, "weights")
+        _check_own(rows, "weights", "give sample_weight, or")
         weight = np.asarray(model.weights, dtype=np.float64)
     loss, convention = LOSSES["squared_error"], CONVENTIONS["OLS"]
     return _problem(results, (rows.X, rows.y, weight), loss, options, convention=convention)
 
 
-def _check_own(rows: _Given, model: Any, what: str) -> None:
-    """Raise ValueError for other rows where the model's weights belong to its own."""
+def _check_own(rows: _Given, what: str, advice: str = "give") -> None:
+    """Raise ValueError for other rows where the model has numbers for each of its own."""
     if not rows.own:
         raise ValueError(
             f"Expected the rows that the model was made with, in their order, got others: its "
-            f"{what} belong to its own; give sample_weight, or results.model.exog and "
-            "results.model.endog."
+            f"{what} belong to these; {advice} results.model.exog and results.model.endog."
         )
 
 
@@ -119,23 +109,13 @@ def _generalized(results: Any, data: Data, options: Options) -> LinearProblem:
             f"Expected no sample_weight, got one: the rows of {type(model).__name__} are "
             "correlated, and its sigma is their weight; leave it out."
         )
-    if not rows.own:
-        raise ValueError(
-            "Expected the rows that the model was made with, got others: its sigma belongs to "
-            "them; give results.model.exog and results.model.endog."
-        )
+    _check_own(rows, "sigma")
     X, y = np.asarray(model.whiten(rows.X)), np.asarray(model.whiten(rows.y[:, 0]))
     whitened = (X, y[:, None], _precision(model, len(y)))
     loss = replace(LOSSES["squared_error"], words="squared error of whitened rows")
-    return _problem(
-        results,
-        whitened,
-        loss,
-        options,
-        how="over the sum of inverse variances",
-        convention=CONVENTIONS["OLS"],
-        loss_weight=np.ones((len(y), 1)),
-    )
+    known: dict[str, Any] = {"how": "over the sum of inverse variances"}
+    known |= {"convention": CONVENTIONS["OLS"], "loss_weight": np.ones((len(y), 1))}
+    return _problem(results, whitened, loss, options, **known)
 
 
 def _precision(model: Any, n_rows: int) -> Array:
@@ -158,8 +138,10 @@ def _glm(results: Any, data: Data, options: Options) -> LinearProblem:
         trials = np.asarray(model.n_trials, dtype=np.float64)
         if not rows.weighted:
             count, variance = np.asarray(model.freq_weights), np.asarray(model.var_weights)
-    else:
-        _check_portable(rows, model)
+    elif np.any(np.asarray(model._offset_exposure) != 0):
+        _check_own(rows, "offset or exposure")
+    elif not rows.weighted and (model._has_freq_weights or model._has_var_weights):
+        _check_own(rows, "freq_weights and var_weights", "give sample_weight, or")
     count = np.asarray(count * trials, dtype=np.float64)
     loss, y_coded = with_offset(deviance_of(model.family), rows.y, offset)
     scale = (2.0 if loss.whole else 1.0) * _ridge_scale(results)
@@ -185,17 +167,6 @@ def _trials(y: Any) -> tuple[Any, Any]:
         return y, 1.0
     trials = pairs.sum(axis=1)
     return pairs[:, 0] / trials, trials
-
-
-def _check_portable(rows: _Given, model: Any) -> None:
-    """Raise ValueError for other rows where the model has numbers for each of its own."""
-    if np.any(np.asarray(model._offset_exposure) != 0):
-        raise ValueError(
-            "Expected the rows that the model was made with, got others: its offset or exposure "
-            "belongs to them; give results.model.exog and results.model.endog."
-        )
-    if not rows.weighted and (model._has_freq_weights or model._has_var_weights):
-        _check_own(rows, model, "freq_weights and var_weights")
 
 
 def _ridge_scale(results: Any) -> float:

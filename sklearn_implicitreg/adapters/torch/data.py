@@ -179,11 +179,8 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     """All tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors_in(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
+    elif isinstance(tree, Mapping | list | tuple):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
             yield from tensors_in(value)
 
 
@@ -207,33 +204,20 @@ def all_finite(tensor: Tensor) -> bool:
 
 def read_rows(data: Data) -> Rows:
     """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader."""
-    if isinstance(data.X, DataLoader):
-        return _loader_rows(data)
-    if isinstance(data.X, Dataset):
-        return _dataset_rows(data, data.X, default_collate, None)
-    return _array_rows(data)
-
-
-def _loader_rows(data: Data) -> Rows:
     loader = data.X
-    collate = loader.collate_fn
-    if loader.batch_sampler is None and loader.batch_size is None:
-
-        def collate(items: list[Any]) -> Any:  # the dataset's items are batches already
-            return items[0]
-
-        rows = _dataset_rows(data, loader.dataset, collate, 1, in_batches=True)
+    if isinstance(loader, Dataset):
+        return _dataset_rows(data, loader, default_collate, None)
+    if not isinstance(loader, DataLoader):
+        return _array_rows(data)
+    if loader.batch_sampler is None and loader.batch_size is None:  # of batches, as items
+        rows = _dataset_rows(data, loader.dataset, operator.itemgetter(0), 1, in_batches=True)
         return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    return _dataset_rows(data, loader.dataset, collate, size)
+    return _dataset_rows(data, loader.dataset, loader.collate_fn, size)
 
 
 def _dataset_rows(
-    data: Data,
-    dataset: Dataset[Any],
-    collate: Callable[[Any], Any],
-    size: int | None,
-    in_batches: bool = False,
+    data: Data, dataset: Dataset[Any], collate: Any, size: int | None, in_batches: bool = False
 ) -> Rows:
     """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
     if data.y is not None:
@@ -272,10 +256,10 @@ def _dataset_rows(
 def _unpack(item: Any) -> tuple[Any, Any]:
     if isinstance(item, list | tuple) and len(item) == 2:
         return map_tensors(lambda t: t, item[0]), item[1]
+    size = f" of {len(item)}" if hasattr(item, "__len__") else ""
     raise TypeError(
-        "Expected batches (inputs, target), got "
-        f"{type(item).__name__}{'' if not hasattr(item, '__len__') else f' of {len(item)}'}; "
-        "give the loader a collate_fn that returns such pairs."
+        f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
+        "collate_fn that returns such pairs."
     )
 
 
@@ -297,9 +281,8 @@ def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]],
 
 def _same(first: Tensor, second: Tensor) -> bool:
     """Whether numbers are equal, NaN included (which raises an error of its own later)."""
-    if first.shape != second.shape:
-        return False
-    return bool(((first == second) | ((first != first) & (second != second))).all())
+    equal = first.shape == second.shape
+    return equal and bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _array_rows(data: Data) -> Rows:
@@ -314,11 +297,13 @@ def _array_rows(data: Data) -> Rows:
         raise ValueError("Expected at least 1 row in X, got 0.")
     weight = _weights(data.sample_weight, n_rows)
 
+    def taken(rows: slice | Tensor) -> Batch:
+        return Batch(*map_tensors(operator.itemgetter(rows), (inputs, target, weight)))
+
     def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         for start in range(0, n_rows, batch_size):
             part = slice(start, start + batch_size)
-            cut = operator.itemgetter(part if order is None else order[part])
-            yield Batch(*map_tensors(cut, (inputs, target, weight)))
+            yield taken(part if order is None else order[part])
 
     def pick(rows: Indices) -> Batch:
         places = torch.as_tensor(rows)

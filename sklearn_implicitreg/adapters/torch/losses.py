@@ -123,10 +123,10 @@ class RowLoss:
     def masses(self, target: Any, weight: Tensor | None) -> Tensor | None:
         """Weight of every row in the mean; None where all count as one."""
         element = self._element_weights(target)
-        own = None if element is None else element.reshape(len(element), -1).sum(1)
-        if own is None or weight is None:
-            return weight if own is None else own
-        return own * weight
+        if element is None:
+            return weight
+        own = element.reshape(len(element), -1).sum(1)
+        return own if weight is None else own * weight
 
     def n_kinks(self, output: Any, target: Any) -> int:
         """Number of rows on the kink of an absolute error, to rounding."""
@@ -145,8 +145,7 @@ class RowLoss:
         if self.criterion.weight is None:
             return kept.double()
         weights = self.criterion.weight.to(target.device).double()
-        element: Tensor = torch.where(kept, weights[target.clamp(0, len(weights) - 1)], 0.0)
-        return element
+        return torch.where(kept, weights[target.clamp(0, len(weights) - 1)], 0.0)
 
     def _class_indices(self, output: Tensor, target: Tensor) -> Tensor:
         if output.ndim < 2 or output.shape[1] < 2:

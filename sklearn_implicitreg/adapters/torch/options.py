@@ -15,15 +15,7 @@ from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import Params
 
-__all__ = [
-    "BATCH_NORMS",
-    "batch_size_of",
-    "device_of",
-    "draw_masks",
-    "dtype_of",
-    "seed_of",
-    "set_modes",
-]
+__all__ = ["batch_size_of", "device_of", "draw_masks", "dtype_of", "seed_of", "set_modes"]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (
@@ -73,10 +65,12 @@ def dtype_of(spec: Any, params: Params) -> torch.dtype:
                 stacklevel=2,
             )
         return functools.reduce(torch.promote_types, kinds, torch.float32)
-    name = str(spec).removeprefix("torch.")
-    if name not in ("float32", "float64"):
+    found = {"float32": torch.float32, "float64": torch.float64}.get(
+        str(spec).removeprefix("torch.")
+    )
+    if found is None:
         raise ValueError(f"Expected dtype 'auto', 'float32' or 'float64', got {spec!r}.")
-    return torch.float32 if name == "float32" else torch.float64
+    return found
 
 
 def seed_of(options: Options) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -72,12 +73,13 @@ def columns_of_leaves(
     leaves: Sequence[Leaf], params: Params, problem: Problem
 ) -> list[LeafColumns]:
     """Columns of several leaves; the penalties on rows share one pass over the data."""
-    on_rows = [leaf for leaf in leaves if leaf.penalty.on_rows]
+    kinds = [leaf.penalty.on_rows for leaf in leaves]
+    on_rows = list(itertools.compress(leaves, kinds))
     means = iter(_mean_gradients(on_rows, params, problem) if on_rows else [])
-    return [
-        FullGradients(leaf, next(means)) if leaf.penalty.on_rows else _one(leaf, params, problem)
-        for leaf in leaves
-    ]
+    found: list[LeafColumns] = []
+    for leaf, is_mean in zip(leaves, kinds, strict=True):
+        found.append(FullGradients(leaf, next(means)) if is_mean else _one(leaf, params, problem))
+    return found
 
 
 def _one(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:

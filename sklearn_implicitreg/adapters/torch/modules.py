@@ -225,10 +225,11 @@ class TorchProblem(Problem):
 
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:
         """Gradients of the loss on batches, which can be differentiated once more."""
-        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
+        seed = self._drawn
+        with preserved_rng(self.device, seed), torch.enable_grad(), self._own_kernels():
             start = generator_states(self.device)
             for index, batch in enumerate(self.rows.picked(batches)):
-                reset_generators(self.device, start, self._drawn)
+                reset_generators(self.device, start, seed)
                 row_scale = self._row_scale(batch) if index == 0 else 0.0
                 with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
                     block = self._block(self._to_device(batch), index == 0, twice=True)

@@ -184,6 +184,16 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
+def few_rows(batch: Batch, n: int) -> Batch | None:
+    """About n rows of a batch; None if rows are not the first axis of everything in it."""
+    tensors = list(tensors_in(batch[:2]))
+    n_rows = len(tensors[0])
+    if any([len(tensor) != n_rows for tensor in tensors]):
+        return None  # as a collate_fn may have it
+    few = operator.itemgetter(slice(None, None, max(1, n_rows // n)))
+    return Batch(*map_tensors(few, tuple(batch)))
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same nested structure with every tensor replaced."""
     if isinstance(tree, Tensor):

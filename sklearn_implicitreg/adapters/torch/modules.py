@@ -25,6 +25,7 @@ from sklearn_implicitreg.adapters.torch.curvature import (
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
+    few_rows,
     generator_states,
     map_tensors,
     preserved_rng,
@@ -275,11 +276,9 @@ class TorchProblem(Problem):
 
     def _row_scale(self, batch: Batch) -> float:
         """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
-        n_rows = len(next(tensors_in(batch.inputs)))
-        if any(len(t) != n_rows for t in tensors_in(batch[:2])):
-            return 0.0  # rows are not the first axis of everything, as a collate_fn may have it
-        few = slice(None, None, max(1, n_rows // _SCALE_ROWS))
-        rows = Batch(*(map_tensors(lambda t: t[few], part) for part in batch))
+        rows = few_rows(batch, _SCALE_ROWS)
+        if rows is None:
+            return 0.0
         block = self._block(self._to_device(rows))
         return norm_of(block.sums) / block.n_rows
 

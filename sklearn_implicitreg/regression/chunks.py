@@ -1,89 +1,72 @@
-"""Large tensors in chunks that stay in the cache, evaluated ahead of what reads them."""
+"""Large tensors in chunks that stay in the cache, several of them read at a time."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
-from sklearn_implicitreg.regression.system import Array, merge, r_factor
+__all__ = ["Chunks", "chained", "mapped"]
 
-__all__ = ["ahead", "summed_r_factor"]
-
-_AHEAD = 4  # chunks that wait for their reader
-_SMALLEST = 1e-7  # share of a column's norm outside the others, from where sums lose digits
+_AHEAD = 4  # chunks that wait for their reader, for each thread
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-def ahead(evaluate: Callable[[S], T], starts: Iterable[S]) -> Iterator[T]:
-    """Evaluate chunks in their order, some of them in other threads while one is read."""
-    n_workers = torch.get_num_threads()
-    if n_workers < 2:
-        yield from map(evaluate, starts)
-        return
-    waiting: deque[Future[T]] = deque()
-    # One chunk is too small to share among threads: what reads the chunks keeps to its own.
-    with ThreadPoolExecutor(n_workers) as pool, threadpool_limits(1, "blas"):
-        try:
-            for start in starts:
-                waiting.append(pool.submit(evaluate, start))
-                if len(waiting) > _AHEAD:
+class Chunks(Generic[T]):
+    """Chunks in their order, read in other threads ahead of their reader."""
+
+    def __init__(self, starts: Sequence[Any], read: Callable[[Any], T]):
+        self.starts = starts
+        self.read = read
+
+    def then(self, function: Callable[[T], S]) -> Chunks[S]:
+        """What a function makes of every chunk, also in the other threads."""
+        read = self.read
+        return Chunks(self.starts, lambda start: function(read(start)))
+
+    def __iter__(self) -> Iterator[T]:
+        """One chunk after the other."""
+        n_threads = torch.get_num_threads()
+        if n_threads < 2:
+            yield from map(self.read, self.starts)
+            return
+        waiting: deque[Future[T]] = deque()
+        # One chunk is too small to share among threads: each thread has chunks of its own.
+        with ThreadPoolExecutor(n_threads) as pool, threadpool_limits(1, "blas"):
+            try:
+                for start in self.starts:
+                    waiting.append(pool.submit(self.read, start))
+                    if len(waiting) > _AHEAD * n_threads:
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
-def summed_r_factor(chunks: Iterable[tuple[Array, Array]]) -> tuple[Array, int]:
-    """R factor of equations that come in many chunks of design and target, and their number."""
-    # Products of columns are summed once the first chunk has made them nearly orthonormal: with
-    # B = [design | target] R_1^-1 the sum of B'B is close to a multiple of the identity, so its
-    # Cholesky factor times R_1 has the digits of a QR decomposition. Where the first chunk has
-    # dependent columns, every chunk is decomposed.
-    first: Array | None = None
-    inverse = sums = None
-    factors: list[Array] = []
-    n = 0
-    for design, target in chunks:
-        n += len(target)
-        if inverse is None or sums is None:
-            factors.append(r_factor(design, target))
-            if first is None:
-                first = factors[0]
-                inverse = _inverse(first)
-                sums = np.eye(len(first))
-                factors = [] if inverse is not None else factors
-            continue
-        with np.errstate(invalid="ignore", over="ignore"):
-            # Row by row of the transposed block, as the columns are stored.
-            block = inverse.T @ np.concatenate([design.T, target[None]])
-            sums += block @ block.T
-    if first is None:
-        raise ValueError("Expected at least one chunk, got none.")
-    if inverse is None or sums is None:
-        return merge(factors), n
-    if not np.isfinite(sums).all():
-        return merge([np.full_like(first, np.nan)]), n
-    return np.triu(cholesky(sums) @ first), n
+def mapped(function: Callable[[T], S], parts: Iterable[T]) -> Iterable[S]:
+    """What a function makes of every part; of chunks, in the threads that read them."""
+    return parts.then(function) if isinstance(parts, Chunks) else map(function, parts)
 
 
-def _inverse(upper: Array) -> Array | None:
-    """Inverse of an R factor; None where a column is nearly in the span of those before it."""
-    norms = np.linalg.norm(upper, axis=0)
-    if (np.abs(np.diagonal(upper)) <= _SMALLEST * norms).any():
-        return None
-    try:
-        inverse: Array = solve_triangular(upper, np.eye(len(upper)))
-    except LinAlgError:
-        return None
-    return inverse
+def chained(parts: Sequence[Iterable[T]]) -> Iterable[T]:
+    """Several parts after each other, as chunks where one of them is."""
+    if not any([isinstance(part, Chunks) for part in parts]):
+        return itertools.chain.from_iterable(parts)
+    every: list[Chunks[T]] = []
+    for part in parts:
+        if isinstance(part, Chunks):
+            every.append(part)
+        else:
+            held = list(part)
+            every.append(Chunks(range(len(held)), held.__getitem__))
+    starts = [(i, start) for i, part in enumerate(every) for start in part.starts]
+    return Chunks(starts, lambda at: every[at[0]].read(at[1]))

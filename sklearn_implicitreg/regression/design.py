@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
 from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
 from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.regression.chunks import ahead
+from sklearn_implicitreg.regression.chunks import Chunks
 
 __all__ = ["Design", "Piece"]
 
@@ -74,7 +74,7 @@ class Design:
             return tuple(range(len(self.term_names)))
         return self._support.get(name, ())
 
-    def pieces(self, name: str) -> Iterable[Piece]:
+    def pieces(self, name: str) -> list[Piece] | Chunks[Piece]:
         """One tensor's columns in its support: a chunk at a time where all are elementwise."""
         if not self.parts:
             held = (self.designs[name], self.knowns.get(name), self.masks.get(name))
@@ -88,7 +88,7 @@ class Design:
         def piece(start: int) -> Piece:
             return self._piece(name, start, flat[start : start + _CHUNK].double(), parts)
 
-        return ahead(piece, range(0, len(flat), _CHUNK))
+        return Chunks(range(0, len(flat), _CHUNK), piece)
 
     def full_pieces(self, name: str) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Start, all columns and smooth coordinates of one tensor, in chunks of one size."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
-from sklearn_implicitreg.regression.chunks import summed_r_factor
+from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
 from sklearn_implicitreg.regression.solve import Solution, solve
 from sklearn_implicitreg.regression.spread import Spread
@@ -26,6 +26,7 @@ from sklearn_implicitreg.regression.system import (
     explained,
     merge,
     r_factor,
+    summed_r_factor,
 )
 
 __all__ = [
@@ -187,7 +188,7 @@ class Place:
                 inside += size
         return tuple(found), inside > 0.5 * total
 
-    def _blocks(self, name: str) -> Iterable[Block]:
+    def _blocks(self, name: str) -> list[Block] | Chunks[Block]:
         """Equations of one tensor, those of a small one kept for the second pass."""
         if name in self._kept:
             return self._kept[name]
@@ -197,7 +198,7 @@ class Place:
             if blocks[0][1].numel() <= _SMALL:
                 self._kept[name] = blocks
             return blocks
-        return (self._block(name, piece) for piece in pieces)
+        return pieces.then(lambda piece: self._block(name, piece))
 
     def _block(self, name: str, piece: Piece) -> Block:
         """Equations of a piece of a tensor: those at no kink and no bound."""
@@ -214,13 +215,10 @@ class Place:
         instruments = None if instruments is None else instruments[index]
         return (start, index), columns[index], target[index], instruments
 
-    def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
+    def _rows(self, labels: Sequence[str]) -> Iterable[Rows]:
         """The equations of some tensors as arrays."""
-        for name in labels:
-            for (start, kept), design, target, _ in self._blocks(name):
-                if len(target):
-                    places = np.arange(len(target)) if kept is None else kept.cpu().numpy()
-                    yield (name,), start + places, design.cpu().numpy(), target.cpu().numpy()
+        parts = [mapped(partial(_as_rows, name), self._blocks(name)) for name in labels]
+        return chained(parts)
 
     @cached_property
     def _kept(self) -> dict[str, list[Block]]:
@@ -483,10 +481,17 @@ class Equations:
         )
 
 
-def streamed_r_factor(blocks: Iterable[Block], device: torch.device) -> tuple[Array, int]:
+def _as_rows(name: str, block: Block) -> Rows:
+    """Some equations of a tensor as arrays."""
+    (start, kept), design, target, _ = block
+    places = np.arange(len(target)) if kept is None else kept.cpu().numpy()
+    return (name,), start + places, design.cpu().numpy(), target.cpu().numpy()
+
+
+def streamed_r_factor(blocks: Chunks[Block], device: torch.device) -> tuple[Array, int]:
     """R factor of a large tensor's equations and their number, on the device where they are."""
     if device.type == "cpu":
-        return summed_r_factor((design.numpy(), target.numpy()) for _, design, target, _ in blocks)
+        return summed_r_factor(blocks.then(lambda block: (block[1].numpy(), block[2].numpy())))
     factors, n = [], 0
     for _, design, target, _ in blocks:
         factors.append(device_r_factor(design, target))

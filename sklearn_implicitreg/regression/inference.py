@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from sklearn_implicitreg.regression.chunks import mapped
 from sklearn_implicitreg.regression.solve import Solution, Spectrum, decompose
-from sklearn_implicitreg.regression.system import Array, System
+from sklearn_implicitreg.regression.system import Array, Rows, System
 
 __all__ = [
     "COVARIANCES",
@@ -244,9 +245,11 @@ def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
     r"""Middle factor of the HC3 covariance, by a second pass over the equations."""
     # With z_j = design_j @ whitener, residual e_j and leverage h_j = |z_j|^2 it is
     # sum_j e_j^2 / (1 - h_j)^2 z_j z_j'; NaN where a row has leverage one.
-    meat: Array = np.zeros((whitener.shape[1], whitener.shape[1]))
     step = _CHUNK // (len(coef) + 1)
-    for _, _, design, target in system.single("for hc3"):
+
+    def summed(rows: Rows) -> Array:
+        design, target = rows[2:]
+        meat: Array = np.zeros((whitener.shape[1], whitener.shape[1]))
         for start in range(0, len(target), step):
             # Turned, so that a design stored column by column is read in order.
             part = design[start : start + step].T
@@ -257,6 +260,11 @@ def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
                 rest[rest <= FULL_LEVERAGE] = np.nan
             basis *= residual / rest
             meat += basis @ basis.T
+        return meat
+
+    meat: Array = np.zeros((whitener.shape[1], whitener.shape[1]))
+    for part in mapped(summed, system.single("for hc3")):
+        meat += part
     return meat
 
 

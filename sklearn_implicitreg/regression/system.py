@@ -9,18 +9,30 @@ equations themselves are never held together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack, lstsq
+from scipy.linalg import cholesky, lapack, lstsq, solve_triangular
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Array", "Index", "Rows", "System", "explained", "merge", "projected", "r_factor"]
+from sklearn_implicitreg.regression.chunks import Chunks, mapped
+
+__all__ = [
+    "Array",
+    "Index",
+    "Rows",
+    "System",
+    "explained",
+    "merge",
+    "projected",
+    "r_factor",
+    "summed_r_factor",
+]
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[Any]
@@ -30,6 +42,8 @@ Rows = tuple[tuple[str, ...], Index, Array, Array]
 
 # Numbers in one chunk of rows: 1 MiB stays in the cache, which is 3-6 times as fast as one QR.
 _CHUNK = 2**17
+# Share of a column's norm outside the columns before it, from where sums lose digits.
+_SMALLEST = 1e-7
 _ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
 
 
@@ -87,7 +101,7 @@ class System:
     r_factors: tuple[Array, ...]  # (k + 1, k + 1), or (2k + 1, 2k + 1) with instruments
     counts: tuple[int, ...]  # equations in each cluster
     # Reads the equations of some clusters once more; None where only R factors are left.
-    rows: Callable[[Sequence[str]], Iterator[Rows]] | None = None
+    rows: Callable[[Sequence[str]], Iterable[Rows]] | None = None
     missing: str = "R factors alone"  # why there are no rows, and what to do
     instrumented: bool = False
     # For each cluster the columns that its R factor has; the others are zero there. None: all.
@@ -132,8 +146,8 @@ class System:
         if len(last) < 1:
             raise ValueError("Expected at least 1 equation, got 0.")
 
-        def rows(labels: Sequence[str]) -> Iterator[Rows]:
-            yield (), np.arange(len(last)) if index is None else index, columns, last
+        def rows(labels: Sequence[str]) -> list[Rows]:
+            return [((), np.arange(len(last)) if index is None else index, columns, last)]
 
         if groups is None:
             return cls(tuple(term_names), ("all",), (whole,), (len(last),), rows)
@@ -204,7 +218,7 @@ class System:
         """R factor of all equations, of shape (k + 1, k + 1)."""
         return projected(self.merged) if self.instrumented else self.merged
 
-    def single(self, what: str) -> Iterator[Rows]:
+    def single(self, what: str) -> Iterable[Rows]:
         """The single equations, for what cannot be read off R factors."""
         if self.rows is None:
             raise ValueError(f"Expected single equations {what}, got {self.missing}.")
@@ -212,10 +226,7 @@ class System:
         if self.supports is None:
             return rows
         supports = dict(zip(self.labels, self.supports, strict=True))
-        return (
-            (label, index, _widened(design, supports[label[-1]], range(self.n_terms)), target)
-            for label, index, design, target in rows
-        )
+        return mapped(lambda own: _spread_out(own, supports, range(self.n_terms)), rows)
 
     def select(self, names: Iterable[str]) -> System:
         """System of some of the terms, from the same R factors."""
@@ -235,9 +246,8 @@ class System:
         if again is None:
             return replace(self, term_names=wanted, r_factors=r_factors)
 
-        def rows(labels: Sequence[str]) -> Iterator[Rows]:
-            for label, places, design, target in again(labels):
-                yield label, places, design[:, index], target
+        def rows(labels: Sequence[str]) -> Iterable[Rows]:
+            return mapped(lambda own: (*own[:2], own[2][:, index], own[3]), again(labels))
 
         return replace(self, term_names=wanted, r_factors=r_factors, rows=rows)
 
@@ -268,10 +278,9 @@ class System:
             for c in clusters
         ]
 
-        def rows(labels: Sequence[str]) -> Iterator[Rows]:
+        def rows(labels: Sequence[str]) -> Iterable[Rows]:
             assert again is not None
-            for label, index, design, target in again(list(reached)):
-                yield label, index, _widened(design, reached[label[-1]], columns), target
+            return mapped(lambda own: _spread_out(own, reached, columns), again(list(reached)))
 
         return replace(
             self,
@@ -296,6 +305,12 @@ class System:
         return float(coef[kept] @ inside @ coef[kept])
 
 
+def _spread_out(rows: Rows, supports: Mapping[str, tuple[int, ...]], wanted: Sequence[int]) -> Rows:
+    """Single equations in the wanted columns, from those of their cluster's support."""
+    label, index, design, target = rows
+    return label, index, _widened(design, supports[label[-1]], wanted), target
+
+
 def _widened(columns: Array, support: Sequence[int], wanted: Sequence[int]) -> Array:
     """Columns of a support among the wanted ones, the others zero."""
     if list(support) == list(wanted):
@@ -304,6 +319,45 @@ def _widened(columns: Array, support: Sequence[int], wanted: Sequence[int]) -> A
     full = np.zeros((len(columns), len(wanted)), order="F")
     full[:, [place[column] for column in support]] = columns
     return full
+
+
+def summed_r_factor(chunks: Chunks[tuple[Array, Array]]) -> tuple[Array, int]:
+    """R factor of equations that come in many chunks of design and target, and their number."""
+    # Products of columns are summed once the first chunk has made them nearly orthonormal: with
+    # B = [design | target] R_1^-1 the sum of B'B is close to a multiple of the identity, so its
+    # Cholesky factor times R_1 has the digits of a QR decomposition. Where the first chunk has
+    # dependent columns, every chunk is decomposed.
+    design, target = chunks.read(chunks.starts[0])
+    first, n = r_factor(design, target), len(target)
+    rest = Chunks(chunks.starts[1:], chunks.read)
+    inverse = _inverse(first)
+    if inverse is None:
+        found = list(rest.then(lambda own: (r_factor(*own), len(own[1]))))
+        return merge([first, *(upper for upper, _ in found)]), n + sum(m for _, m in found)
+    turned = inverse.T
+
+    def products(chunk: tuple[Array, Array]) -> tuple[Array, int]:
+        with np.errstate(invalid="ignore", over="ignore"):
+            # Row by row of the transposed block, as the columns are stored.
+            block = turned @ np.concatenate([chunk[0].T, chunk[1][None]])
+            return block @ block.T, len(chunk[1])
+
+    sums = np.eye(len(first))
+    for own, m in rest.then(products):
+        sums += own
+        n += m
+    if not np.isfinite(sums).all():
+        return merge([np.full_like(first, np.nan)]), n
+    return np.triu(cholesky(sums) @ first), n
+
+
+def _inverse(upper: Array) -> Array | None:
+    """Inverse of an R factor; None where a column is nearly in the span of those before it."""
+    norms = np.linalg.norm(upper, axis=0)
+    if (np.abs(np.diagonal(upper)) <= _SMALLEST * norms).any():
+        return None
+    inverse: Array = solve_triangular(upper, np.eye(len(upper)))
+    return inverse
 
 
 def projected(upper: Array) -> Array:

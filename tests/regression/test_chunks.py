@@ -7,12 +7,13 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.regression import design as designs
-from sklearn_implicitreg.regression.chunks import ahead, summed_r_factor
-from sklearn_implicitreg.regression.system import r_factor
+from sklearn_implicitreg.regression.chunks import Chunks
+from sklearn_implicitreg.regression.system import r_factor, summed_r_factor
 
 
 def chunks(design, target, size):
-    return [(design[i : i + size], target[i : i + size]) for i in range(0, len(target), size)]
+    starts = range(0, len(target), size)
+    return Chunks(starts, lambda i: (design[i : i + size], target[i : i + size]))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e9], ids=str)
@@ -48,14 +49,16 @@ def test_numbers_that_are_not_finite_are_found_in_any_chunk(bad):
 
 
 def test_chunks_come_in_their_order_and_errors_reach_the_reader():
-    assert list(ahead(lambda i: i * i, range(50))) == [i * i for i in range(50)]
+    squares = Chunks(range(50), lambda i: i * i)
+    assert list(squares) == [i * i for i in range(50)]
+    assert list(squares.then(lambda n: -n)) == [-i * i for i in range(50)]
 
     def fail(i):
         if i == 7:
             raise ValueError("seven")
         return i
 
-    reader = ahead(fail, range(50))
+    reader = Chunks(range(50), fail)
     with pytest.raises(ValueError, match="seven"):
         list(reader)
 

@@ -304,7 +304,7 @@ def test_score_is_the_plain_r2_at_other_endpoints():
     matrix = estimator("quadratic").fit(group(6))
     assert matrix.score(others) == pytest.approx(1.0)
     with pytest.raises(
-        ValueError, match="Expected a list of Endpoint to score 'quadratic', got other"
+        ValueError, match="Expected a list of Endpoint to score Quadratic\\(\\), got other"
     ):
         matrix.score(others[0].X, others[0].y)
 

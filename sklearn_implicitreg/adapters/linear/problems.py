@@ -83,16 +83,20 @@ class LinearProblem(Problem):
         more = _norm(self.in_scope(size[:, None] * np.abs(point)))
         return replace(found, value=value, scale=found.scale + more)
 
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return int(self.X.shape[0])
+
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums over blocks of rows, drawn at random if several are asked for."""
         in_order = list(row_blocks(self.X))
-        n_rows = self.X.shape[0]
-        n_parts = min(max(n_blocks, _MANY_BLOCKS, len(in_order)), n_rows)
+        n_parts = min(max(n_blocks, _MANY_BLOCKS, len(in_order)), self.n_rows)
         if n_blocks <= 1 or n_parts <= 1:
             yield from (self.measured(rows, None)[0] for rows in in_order)
             return
         # In the order given, the spread of blocks of sorted rows would be that of their means.
-        order = np.random.default_rng(0).permutation(n_rows)
+        order = np.random.default_rng(0).permutation(self.n_rows)
         for part in np.array_split(order, n_parts):
             yield self.measured(part, None)[0]
 

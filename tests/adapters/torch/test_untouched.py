@@ -156,5 +156,5 @@ class TestUntouched:
     def test_memory_is_shared(self):
         model = mlp()
         est = estimate(model, X_, Y_)
-        shared = est._equations.problem.params["0.weight"]
+        shared = est._equations.judged.problem.params["0.weight"]
         assert shared.data_ptr() == model[0].weight.data_ptr()

@@ -130,19 +130,13 @@ class _SavedMark:
     saved: _SavedFile
     i: int
 
-    def read(self, what: str) -> Params:
-        """Weights or one of the sums."""
-        names = self.saved.content["header"]["names"]
-        held = self.saved.content["tensors"]
-        return {n: self.tensor(what, n) for n in names if _key(self.i, what, n) in held}
-
-    def tensor(self, what: str, name: str) -> Tensor:
-        """One tensor of them."""
-        return self.saved.tensor(_key(self.i, what, name))
-
-    def mapped(self) -> list[Params]:
-        """All parts, which stay in the file until they are used."""
-        return [self.read(what) for what in PARTS]
+    def read(self, what: str, only: str | None = None) -> Params:
+        """Weights or one of the sums, or one tensor of them."""
+        content = self.saved.content
+        names = content["header"]["names"] if only is None else [only]
+        keys = {name: _key(self.i, what, name) for name in names}
+        held = content["tensors"]
+        return {name: self.saved.tensor(key) for name, key in keys.items() if key in held}
 
     def kept(self) -> _SavedMark | None:
         """A large file stays where it is."""
@@ -194,9 +188,8 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a file by what they are."""
     for i, mark in enumerate(marks):
-        held = mark.mapped()
         for what in PARTS:
-            for name, tensor in getattr(held, what).items():
+            for name, tensor in getattr(mark, what).items():
                 yield _key(i, what, name), tensor
     if r_factors is not None:
         for name, array in r_factors.arrays():

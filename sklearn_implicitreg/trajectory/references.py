@@ -1,4 +1,4 @@
-"""What a path is compared with: the mean gradient that the steps of a window would have had."""
+"""What a trajectory is compared with: the mean gradient that the steps of a window would have had."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
@@ -71,7 +70,7 @@ class Gradient:
     n_nodes: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers of nodes that there is no rule for, and of steps."""
+        """Raise ValueError for numbers that there is no rule for."""
         if self.sub_window is not None:
             _check_count("sub_window", self.sub_window)
         if self.n_nodes not in (1, 2):
@@ -119,7 +118,7 @@ class Batch:
     n_draws: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers of passes that are none."""
+        """Raise ValueError for numbers of passes below one."""
         _check_count("n_draws", self.n_draws)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
@@ -152,12 +151,13 @@ class Flow:
     Parameters
     ----------
     n_substeps : int, default=10
-        Runge-Kutta steps for each step of the path.
+        Runge-Kutta steps for each step of the trajectory.
 
     Raises
     ------
     ValueError
-        If ``n_substeps`` is not an integer >= 1, or the path is not of SGD without momentum.
+        If ``n_substeps`` is not an integer >= 1, or the trajectory is not of SGD
+        without momentum.
 
     References
     ----------
@@ -167,7 +167,7 @@ class Flow:
     n_substeps: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse numbers of steps that are none."""
+        """Raise ValueError for numbers of steps below one."""
         _check_count("n_substeps", self.n_substeps)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
@@ -196,13 +196,7 @@ def check_flow(
     settings: Mapping[str, Any],
     windows: Sequence[Window],
 ) -> None:
-    """Refuse to hold another optimizer than plain gradient descent against the flow.
-
-    Raises
-    ------
-    ValueError
-        If it has momentum, is preconditioned, or has several step sizes at a time.
-    """
+    """Raise ValueError where an optimizer other than plain descent is compared with the flow."""
     if not isinstance(reference, Flow):
         return
     momentum = settings.get("momentum", 0.0)
@@ -218,17 +212,16 @@ def check_flow(
 
 
 def _check_descent(window: Window) -> None:
-    """Refuse steps that are not the applied gradient times one step size."""
-    marks = (*window.inside, window.stop)
-    for mark, after in zip(marks[:-1], marks[1:], strict=True):
-        first = mark.step - window.start.step
-        rates = [s.lr for s in window.steps[first : first + after.step - mark.step]]
+    """Raise ValueError for steps that are not the applied gradient times one step size."""
+    for part in window.parts():
+        rates = [step.lr for step in part.steps]
         if max(rates) > min(rates):
             continue  # the sum of the steps does not tell
-        for name, old in mark.weights.items():
-            applied = after.applied[name] - mark.applied[name]
-            step = old.double() - after.weights[name].double()
-            if float((step - rates[0] * applied).norm()) > 1e-3 * float(step.norm()):
+        mean = part.mean("applied")
+        for name, old in part.start.weights.items():
+            step = old.double() - part.stop.weights[name].double()
+            away = step - rates[0] * part.n_steps * mean[name]
+            if float(away.norm()) > 1e-3 * float(step.norm()):
                 raise ValueError(
                     "Expected SGD without momentum and with one step size for reference='flow', "
                     f"whose time is the sum of the step sizes, got steps of {name!r} that are "
@@ -238,13 +231,7 @@ def _check_descent(window: Window) -> None:
 
 
 def as_reference(reference: Any, window: int | str | None = "epoch") -> Reference:
-    """Reference that a name or an instance stands for, in windows of a kind.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name.
-    """
+    """Reference that a name or an instance stands for, in windows of a kind."""
     named = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}
     if isinstance(reference, str):
         if reference not in named:
@@ -296,12 +283,8 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
                 f"reference='batch' and sub-windows of {size} steps need a mark every {size} "
                 "steps; record with a smaller `every`."
             )
-        yield Window(
-            marks[step],
-            marks[stop],
-            tuple(m for m in window.inside if step <= m.step < stop),
-            window.steps[step - begin : stop - begin],
-        )
+        inside = tuple(mark for mark in window.inside if step <= mark.step < stop)
+        yield Window(marks[step], marks[stop], inside, window.steps[step - begin : stop - begin])
 
 
 def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
@@ -322,21 +305,11 @@ def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
 def _runge_kutta(problem: Problem, at: Params, h: float) -> tuple[Params, LossGradient]:
     """One classical step of ``d theta / d t = -grad L``."""
 
-    def slope(params: Params) -> LossGradient:
-        return problem.at(params).gradient()
+    def after(slope: Params, time: float) -> Params:
+        return {n: t - time * slope[n] if n in slope else t for n, t in at.items()}
 
-    def after(by: LossGradient, part: float) -> Params:
-        return {n: t - part * h * by.value[n] if n in by.value else t for n, t in at.items()}
-
-    k1 = slope(at)
-    k2 = slope(after(k1, 0.5))
-    k3 = slope(after(k2, 0.5))
-    k4 = slope(after(k3, 1.0))
-
-    def total(name: str, tensor: Tensor) -> Tensor:
-        if name not in k1.value:
-            return tensor
-        middle = k1.value[name] + 2 * k2.value[name] + 2 * k3.value[name] + k4.value[name]
-        return tensor - h / 6 * middle
-
-    return {name: total(name, t) for name, t in at.items()}, k1
+    first = problem.at(at).gradient()
+    slopes = [first.value]
+    for part in (0.5, 0.5, 1.0):
+        slopes.append(problem.at(after(slopes[-1], part * h)).gradient().value)
+    return after(weighted_sum(slopes, (1, 2, 2, 1)), h / 6), first

@@ -59,17 +59,15 @@ class Window:
         if np.ptp(scales) <= 1e-12 * scales[0]:
             return {name: t.div_(scales[0]) for name, t in self.mean(what).items()}
         total: Params = {}
-        ends = (*self.inside, self.stop)
-        for mark, after in zip(ends[:-1], ends[1:], strict=True):
-            first = mark.step - self.start.step
-            own = scales[first : after.step - self.start.step]
+        for part in self.parts():
+            first = part.start.step - self.start.step
+            own = scales[first : first + part.n_steps]
             if np.ptp(own) > 1e-12 * own[0]:
                 raise ValueError(
                     "Expected batches of one size between two marks with a loss of "
                     "reduction='sum', whose steps are divided by their batch size; record with "
                     "every=1, or drop the last batch of an epoch."
                 )
-            part = Window(mark, after, (mark,), self.steps[first : first + len(own)])
             for name, tensor in part.mean(what).items():
                 share = tensor * (part.n_steps / self.n_steps / own[0])
                 total[name] = total[name] + share if name in total else share
@@ -94,21 +92,7 @@ class Window:
         return np.asarray(scales * sizes)
 
     def mean(self, what: str) -> Params:
-        """Mean over the steps of "applied", "consumed" or "visited".
-
-        Parameters
-        ----------
-        what : {"applied", "consumed", "visited"}
-
-        Returns
-        -------
-        mean : dict of str to Tensor
-
-        Raises
-        ------
-        ValueError
-            If the trajectory holds no consumed gradients.
-        """
+        """Mean over the steps of "applied", "consumed" or "visited"."""
         first, last = getattr(self.start, what), getattr(self.stop, what)
         if not last:
             raise ValueError(
@@ -118,33 +102,22 @@ class Window:
             )
         return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
 
-    def iterates(self) -> Iterator[tuple[Params, int]]:
-        """Mean weights between any two marks of the window, and for how many steps they stand."""
-        # A column that is linear in the weights is as exact there as with a mark at every step.
+    def parts(self) -> Iterator[Window]:
+        """The steps between any two marks."""
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
-            n = after.step - mark.step
-            first, last = mark.visited, after.visited  # where weights are set between steps
-            yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
+            first, last = mark.step - self.start.step, after.step - self.start.step
+            yield Window(mark, after, (mark,), self.steps[first:last])
+
+    def iterates(self) -> Iterator[tuple[Params, int]]:
+        """Mean weights between any two marks, and for how many steps they stand."""
+        # A column that is linear in the weights is as exact there as with a mark at every step.
+        return ((part.mean("visited"), part.n_steps) for part in self.parts())
 
     def stacked(self, name: str) -> tuple[Tensor, Tensor]:
-        """Iterates of one tensor as one stack, and the share of the steps that each stands for.
-
-        Parameters
-        ----------
-        name : str
-            Of the tensor.
-
-        Returns
-        -------
-        stack : Tensor of shape (n_marks, *shape), float64
-            As of :meth:`iterates`.
-        shares : Tensor of shape (n_marks,), float64
-            With a sum of 1.
-        """
-        ends = (*self.inside, self.stop)
-        visited = torch.stack([mark.tensor("visited", name) for mark in ends])
-        counts = visited.new_tensor([mark.step for mark in ends]).diff()
+        """Iterates of one tensor as a stack, and the share of the steps that each stands for."""
+        visited = torch.stack([m.tensor("visited", name) for m in (*self.inside, self.stop)])
+        counts = visited.new_tensor([mark.step for mark in (*self.inside, self.stop)]).diff()
         stack = visited.diff(dim=0).div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
         return stack, counts / self.n_steps
 

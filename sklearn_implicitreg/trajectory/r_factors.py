@@ -88,8 +88,8 @@ class RFactors:
         kinds = [(t.term_names, t.tensors, t.reference, t.loss, t.n_rows) for t in (self, other)]
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"Expected paths with R factors of the same columns, tensors, reference and rows, "
-                f"got {kinds[0]} and {kinds[1]}; record both in the same way."
+                "Expected trajectories with R factors of the same columns, tensors, reference and "
+                f"rows, got {kinds[0]} and {kinds[1]}; record both in the same way."
             )
         return replace(
             other,

@@ -42,7 +42,7 @@ def targets_from_r_factors(
     if wanted and not found:
         remarks.append(
             "The column 'minibatch' is left out: the rows of the batches are not known; name "
-            "them with path.batch(rows) while recording."
+            "them with recorder.batch(rows) while recording."
         )
     marks = trajectory.marks
     whole = Window(marks[0], marks[-1], marks[:1], trajectory.steps)

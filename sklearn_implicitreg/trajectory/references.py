@@ -1,4 +1,4 @@
-"""What a trajectory is compared with: the mean gradient that the steps of a window would have had."""
+"""What a trajectory is compared with: the mean gradient that a window would have had."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "as_reference",
     "at_mean",
     "check_flow",
+    "runge_kutta",
     "sub_windows",
 ]
 
@@ -178,7 +179,7 @@ class Flow:
         start = {name: t.double() for name, t in window.start.weights.items()}
         end, first = dict(start), None
         for _ in range(n):
-            end, slope = _runge_kutta(problem, end, time / n)
+            end, slope = runge_kutta(problem, end, time / n)
             first = first or slope
         assert first is not None
         value = {name: (start[name] - end[name]) / time for name in problem.params}
@@ -302,7 +303,7 @@ def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
     )
 
 
-def _runge_kutta(problem: Problem, at: Params, h: float) -> tuple[Params, LossGradient]:
+def runge_kutta(problem: Any, at: Params, h: float) -> tuple[Params, LossGradient]:
     """One classical step of ``d theta / d t = -grad L``."""
 
     def after(slope: Params, time: float) -> Params:

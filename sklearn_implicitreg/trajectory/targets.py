@@ -270,13 +270,13 @@ def _unknown(windows: Sequence[Window], whole: Problem) -> str:
     last = max((int(step.rows.max()) for step in steps if step.rows is not None), default=-1)
     if last >= (whole.n_rows or 0):
         return (
-            f"path.batch(rows) counted to {last}, the data have {whole.n_rows or 0} rows; give "
+            f"recorder.batch(rows) counted to {last}, the data have {whole.n_rows or 0} rows; give "
             "the data set that it counted in"
         )
     missing = sum(step.rows is None for step in steps)
     return (
-        f"{missing} of {len(steps)} batches were not named; name the rows with path.batch(rows) "
-        "while recording"
+        f"{missing} of {len(steps)} batches were not named; name the rows with "
+        "recorder.batch(rows) while recording"
     )
 
 

@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
 
-__all__ = ["Group", "Rule", "State", "UpdateRule", "Watched", "plain_settings", "rule_of"]
+__all__ = ["Group", "Rule", "State", "UpdateRule", "Watched", "frozen", "plain_settings", "rule_of"]
+
+_NEW = "start a new record(...) after changing a model"
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -171,14 +173,14 @@ def rounding_of(
     slack = weights.detach().double().abs() + 4 * moved.abs()
     total = (rule.applied(moved + slack, group, before, after) - base).abs()
     h = 1e-4
-    for k, value in before.items():
-        if k in rule.remembered and isinstance(value, Tensor):
-            changed = rule.applied(moved, group, {**before, k: value.double() * (1 + h)}, after)
-            total += (changed - base).abs() * (2 / h)
-    for k in _MOMENTS & after.keys():
-        if isinstance(after[k], Tensor):
-            changed = rule.applied(moved, group, before, {**after, k: after[k].double() * (1 + h)})
-            total += (changed - base).abs() * (2 / h)
+    changes = [({k: value}, {}) for k, value in before.items() if k in rule.remembered]
+    changes += [({}, {k: after[k]}) for k in _MOMENTS & after.keys()]
+    for changed in changes:
+        if not all(isinstance(t, Tensor) for state in changed for t in state.values()):
+            continue
+        ahead = [{k: t.double() * (1 + h) for k, t in state.items()} for state in changed]
+        recovered = rule.applied(moved, group, {**before, **ahead[0]}, {**after, **ahead[1]})
+        total += (recovered - base).abs() * (2 / h)
     return unit * (total.nan_to_num(0.0, 0.0, 0.0) + base.abs())
 
 
@@ -218,24 +220,24 @@ class Watched:
                 "Expected an optimizer of this model's parameters, got one of none of them."
             )
         self._model = model
-        self._sums = self._checksums()
+        self._own = {id(p) for p in self.params.values()}
+        self.remember()
         self._others = {id(p) for p in held if id(p) not in names}
         self._shapes = {name: p.shape for name, p in self.params.items()}
 
     def change(self, optimizer: Optimizer) -> str:
         """What is other than at the beginning; empty where nothing is."""
         here = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        own = {id(p) for p in self.params.values()}
         for name, shape in self._shapes.items():
             if self.params[name].shape != shape:
                 return (
                     f"Expected {name} to keep its shape {tuple(shape)}, got "
-                    f"{tuple(self.params[name].shape)}"
+                    f"{tuple(self.params[name].shape)}; {_NEW}."
                 )
-        if not own <= here or not here <= own | self._others:
+        if not self._own <= here or not here <= self._own | self._others:
             return (
                 "Expected the optimizer to keep the parameters of the recorded model, got "
-                "another one or a new parameter group"
+                f"another one or a new parameter group; {_NEW}."
             )
         return ""
 
@@ -253,45 +255,43 @@ class Watched:
 
     def lr(self, optimizer: Optimizer) -> float:
         """Step size of the first group with a recorded tensor."""
-        own = {id(p) for p in self.params.values()}
-        groups = optimizer.param_groups
-        return number(next(g["lr"] for g in groups if any(id(p) in own for p in g["params"])))
+        first = next(g for g in optimizer.param_groups if self._own & {id(p) for p in g["params"]})
+        return number(first["lr"])
 
     def idle(self, optimizer: Optimizer) -> str:
         """Why a step shows nothing, where recorded tensors have learning rate 0."""
         still = [group for group in optimizer.param_groups if number(group["lr"]) == 0]
-        if not still:
-            return ""
         held = {id(p) for group in still for p in group["params"]}
         names = [name for name, p in self.params.items() if id(p) in held]
-        if len(names) == len(self.params):
-            return "with learning rate 0"
         if not names:
             return ""
+        if len(names) == len(self.params):
+            return "with learning rate 0"
         return (
             f"with learning rate 0 of {', '.join(names)}, whose applied gradient is unknown "
             "(freeze them by requires_grad_(False))"
         )
 
     def replaced(self) -> str:
-        """Names of recorded tensors that the model has no longer; empty where it has all."""
+        """Which recorded tensors the model has no longer; empty where it has all."""
         here = {id(p) for p in self._model.parameters()}
-        return ", ".join(name for name, p in self.params.items() if id(p) not in here)
+        names = ", ".join(name for name, p in self.params.items() if id(p) not in here)
+        return names and (
+            f"Expected the model to keep the recorded tensors, got others for {names}; {_NEW}."
+        )
+
+
+def frozen(group: Group) -> Group:
+    """Settings as they are now, numbers for tensors."""
+    return {k: number(v) if isinstance(v, Tensor) else v for k, v in group.items()}
 
 
 def plain_settings(optimizer: Optimizer) -> dict[str, Any]:
-    """Settings of the first parameter group that are numbers or names."""
-    return {
-        key: number(value) if isinstance(value, Tensor) else value
-        for key, value in optimizer.param_groups[0].items()
-        if _is_plain(value)
-    }
+    """Settings of the first parameter group that are numbers, names or pairs of numbers."""
+    settings = frozen(optimizer.param_groups[0])
+    return {key: value for key, value in settings.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a setting is a number, a name or a pair of numbers."""
-    if isinstance(value, tuple):
-        return all(isinstance(v, int | float) for v in value)
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, int | float | bool | str)
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(part, int | float) for part in parts) or isinstance(value, str)

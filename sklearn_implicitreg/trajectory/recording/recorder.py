@@ -58,12 +58,10 @@ def record(  # noqa: PLR0913
 ) -> Recorder:
     """Context manager that records the steps of an optimizer.
 
-    With ``every`` above 1 the weights are not copied at each step: what SGD and the Adam kinds
-    applied follows from both ends of a stretch of constant settings. RMSprop, Adagrad and other
-    rules, and step sizes that change at every step, cost a copy per step.
-
-    Clipped gradients are what the optimizer applies. References on rows then see the clipping as
-    a penalty; use ``reference="applied"``, or no clipping.
+    With ``every`` above 1 what SGD and the Adam kinds applied follows from both ends of a stretch
+    of constant settings. RMSprop, Adagrad and other rules, and step sizes that change at every
+    step, cost a copy of the weights per step. Clipped gradients are what the optimizer applies:
+    use ``reference="applied"``, or no clipping.
 
     With ``families`` the steps between two marks are reduced at once to the R factor of their
     equations: a mark then costs a few numbers per tensor and column, and no weights. Such a
@@ -139,9 +137,8 @@ def record(  # noqa: PLR0913
         kept = ReducedKept(Reduction.of(model, families, reference, data, loss, params))
         gradients = reference == "applied"
         every = sys.maxsize if every is None else every
-    recorder = Recorder(
-        model, optimizer, 1 if every is None else every, gradients, update_rule, kept
-    )
+    every = 1 if every is None else every
+    recorder = Recorder(model, optimizer, every, gradients, update_rule, kept)
     if data is not None:
         recorder.rows_from(data)
     return recorder
@@ -154,10 +151,10 @@ class Recorder:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        every: int = 1,
-        gradients: bool | None = None,
-        update_rule: UpdateRule | None = None,
-        kept: Kept | None = None,
+        every: int,
+        gradients: bool | None,
+        update_rule: UpdateRule | None,
+        kept: Kept,
     ):
         if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
             raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
@@ -165,11 +162,10 @@ class Recorder:
         self._optimizer, self._every = optimizer, int(every)
         self._watched = Watched(model, optimizer)
         self._params = self._watched.params
-        self._kept = Kept(None, MEMORY) if kept is None else kept
-        self._batches = Batches()
+        self._kept, self._batches = kept, Batches()
         self._handles: list[Any] = []
         self._stretch: Stretch | None = None
-        self._spare: Stretch | None = None
+        self._spare: Stretch | None = None  # ended; its memory serves the next
         self._each = self._every == 1
         self._pending = self._stale = self._called = False
         self._idle, self._n_changed = "", 0
@@ -209,15 +205,17 @@ class Recorder:
         self._handles = []
         _RECORDED.discard(self._optimizer)
         self._settle()
-        problem = self._replaced()
+        lost = self._watched.replaced()
+        if lost:
+            self._roll_back("of another model")
         if self._marks[-1].step != self._step:
             self._mark()
         self._spare = None
         self._kept.close(self._steps)
         if error is not None:
             return
-        if problem:
-            raise ValueError(problem)
+        if lost:
+            raise ValueError(lost)
         if self._n_changed:
             warnings.warn(
                 f"Something else than the optimizer changed the weights before {self._n_changed} "
@@ -257,7 +255,7 @@ class Recorder:
                 "optimizer that was given to record(...) must be the one that steps."
             )
         self._settle()
-        self._check_replaced()
+        self._check(self._watched.replaced())
         self._called = False
         self._epoch += 1
         self._every = self._kept.end_epoch(self._epoch, self._every)
@@ -322,7 +320,7 @@ class Recorder:
         """Remember what the step will overwrite."""
         self._settle()
         self._called = True
-        self._check(optimizer)
+        self._check(self._watched.change(optimizer))
         self._kept.settle(self._steps)
         if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
             self._close()
@@ -334,14 +332,13 @@ class Recorder:
         self._idle = self._watched.idle(optimizer)
         if self._idle:
             return
-        if self._stretch is None:
-            self._stretch = self._new_stretch()
-        self._stretch.before()
-        if self._stretch.spoilt():
-            self._close()
-            self._refresh()
-            self._stretch = self._new_stretch()
+        if self._stretch is not None:
             self._stretch.before()
+            if self._stretch.spoilt():
+                self._close()
+                self._refresh()
+        if self._stretch is None:
+            self._stretch = self._begin_stretch()
         self._visit(1)
         self._pending = True
 
@@ -370,16 +367,18 @@ class Recorder:
         self._steps.append(Step(lr, rows, size, self._rounding))
         self._step += 1
         if self._step % self._every == 0:
-            self._check_replaced()
+            self._check(self._watched.replaced())
             self._mark()
 
-    def _new_stretch(self) -> Stretch:
-        """Stretch that begins here, in the memory of the last one where that is possible."""
-        spare, self._spare = self._spare, None
-        if spare is None or not spare.fits(self._each):
-            return Stretch(self._rule, self._optimizer, self._params, self._each)
-        spare.restart()
-        return spare
+    def _begin_stretch(self) -> Stretch:
+        """Begin to measure here, in the memory of the last stretch where that is possible."""
+        stretch, self._spare = self._spare, None
+        if stretch is not None and stretch.fits(self._each):
+            stretch.restart()
+        else:
+            stretch = Stretch(self._rule, self._optimizer, self._params, self._each)
+        stretch.before()
+        return stretch
 
     def _visit(self, sign: int) -> None:
         for name in self._sums["visited"]:
@@ -453,25 +452,8 @@ class Recorder:
     def _marks(self) -> list[Mark]:
         return self._kept.marks
 
-    def _check(self, optimizer: Optimizer) -> None:
+    def _check(self, wrong: str) -> None:
         """Raise ValueError for other tensors than those that recording began with."""
-        problem = self._watched.change(optimizer)
-        if problem:
+        if wrong:
             self._roll_back("of another model")
-            raise ValueError(f"{problem}; start a new record(...) after changing a model.")
-
-    def _replaced(self) -> str:
-        """What is wrong where the model has lost recorded tensors; their steps are dropped."""
-        names = self._watched.replaced()
-        if not names:
-            return ""
-        self._roll_back("of another model")
-        return (
-            f"Expected the model to keep the recorded tensors, got others for {names}; start a "
-            "new record(...) after changing a model."
-        )
-
-    def _check_replaced(self) -> None:
-        problem = self._replaced()
-        if problem:
-            raise ValueError(problem)
+            raise ValueError(wrong)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import Mark
+from sklearn_implicitreg.trajectory.vectors import minus, moved
 from sklearn_implicitreg.trajectory.window import Step
 
 __all__ = ["recorded", "tensors"]
@@ -126,8 +127,7 @@ def _check_used_up(lr: Any, rates: Iterator[float], n_steps: int) -> None:
     """Raise ValueError for more step sizes than steps; a generator may go on."""
     if not isinstance(lr, Sequence | np.ndarray | Tensor) or np.ndim(lr) == 0:
         return
-    left = sum(1 for _ in rates)
-    if left:
+    if left := sum(1 for _ in rates):
         raise ValueError(
             f"Expected one lr for each step, got {left} more than the iterates have steps "
             "between them."
@@ -164,13 +164,13 @@ def _next(last: Mark, there: Params, rate: float, gradient: Any, n_steps: int) -
     old = {name: t.double() for name, t in last.weights.items()}
     new = {name: t.double() for name, t in there.items()}
     applied = {n: last.applied[n] + (t - new[n]) / rate for n, t in old.items()}
-    middle = {n: t if n_steps == 1 else (t + new[n]) / 2 for n, t in old.items()}
-    visited = {n: last.visited[n] + n_steps * t for n, t in middle.items()}
-    consumed = dict(last.consumed)
+    middle = old if n_steps == 1 else moved(old, minus(new, old), 0.5)
+    consumed = last.consumed
     if gradient is not None:
         given = tensors(gradient)
         _check_same(old, given)
-        consumed = {n: consumed[n] + n_steps * t.double() for n, t in given.items()}
+        consumed = moved(consumed, {n: t.double() for n, t in given.items()}, n_steps)
+    visited = moved(last.visited, middle, n_steps)
     return Mark(last.step + n_steps, last.epoch, there, applied, consumed, visited)
 
 

@@ -21,7 +21,7 @@ from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.frozen import FrozenModel
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
 from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Trajectory
-from sklearn_implicitreg.trajectory.vectors import norm
+from sklearn_implicitreg.trajectory.vectors import moved, norm
 
 __all__ = ["ContinueTraining", "GradientDescentProbe", "Probe"]
 
@@ -31,18 +31,16 @@ class _Made:
     """A trajectory that was made, and from what."""
 
     trajectory: Trajectory
-    start: Params
     rows: tuple[Any, ...]
-    slope: Params
+    tensors: Params
 
-    def fits(self, params: Params, rows: tuple[Any, ...], slope: Params) -> bool:
+    def fits(self, rows: tuple[Any, ...], tensors: Params) -> bool:
         """Whether it began at these weights, on these rows, with this gradient."""
         return (
             len(self.rows) == len(rows)
             and all(own is other for own, other in zip(self.rows, rows, strict=True))
-            and all(torch.equal(t, slope[name]) for name, t in self.slope.items())
-            and self.start.keys() == params.keys()
-            and all(torch.equal(t, params[name]) for name, t in self.start.items())
+            and self.tensors.keys() == tensors.keys()
+            and all(torch.equal(t, tensors[name]) for name, t in self.tensors.items())
         )
 
 
@@ -76,9 +74,10 @@ class Probe(ABC):
         trajectory : Trajectory
         """
         rows, slope = self._rows(data), self._slope(whole)
-        if self._made is None or not self._made.fits(whole.params, rows, slope):
-            start = {name: t.clone() for name, t in whole.params.items()}
-            self._made = _Made(self._make(model, data, whole), start, rows, slope)
+        tensors = {**whole.params, **{f"gradient of {n}": t for n, t in slope.items()}}
+        if self._made is None or not self._made.fits(rows, tensors):
+            began = {name: t.clone() for name, t in tensors.items()}
+            self._made = _Made(self._make(model, data, whole), rows, began)
         return self._made.trajectory
 
     def _rows(self, data: Data) -> tuple[Any, ...]:
@@ -143,9 +142,8 @@ class GradientDescentProbe(Probe):
         marks = [Mark(0, 0, at, applied, applied, visited)]
         for step in range(1, self.n_steps + 1):
             slope = whole.at(at).gradient().value
-            visited = {name: t + at[name] for name, t in visited.items()}
-            applied = {name: t + slope[name] for name, t in applied.items()}
-            at = {name: t - self.lr * slope[name] for name, t in at.items()}
+            visited, applied = moved(visited, at, 1.0), moved(applied, slope, 1.0)
+            at = moved(at, slope, -self.lr)
             if not all(bool(torch.isfinite(t).all()) for t in at.values()):
                 raise ValueError(
                     f"Expected finite steps, got NaN or inf at step {step} of gradient descent "
@@ -285,11 +283,11 @@ def _call(
     train_epoch: Callable[..., Any], model: nn.Module, optimizer: Optimizer, recorder: Recorder
 ) -> None:
     """With the recorder where the function takes it."""
+    given: tuple[Any, ...] = (model, optimizer, recorder)
     try:
-        inspect.signature(train_epoch).bind(model, optimizer, recorder)
+        inspect.signature(train_epoch).bind(*given)
     except TypeError:
-        train_epoch(model, optimizer)
-        return
+        given = given[:2]
     except ValueError:  # a callable whose arguments are not known
         pass
-    train_epoch(model, optimizer, recorder)
+    train_epoch(*given)

@@ -103,9 +103,9 @@ def _check_descent(model: Any) -> None:
     solver = getattr(model, "solver", None)
     if not hasattr(model, "coefs_") or solver is None:
         return
-    momentum = float(getattr(model, "momentum", 0.0)) if solver == "sgd" else 0.0
+    momentum = float(model.momentum) if solver == "sgd" else 0.0
     if solver != "sgd" or momentum:
-        setting = f"momentum={momentum:g}" if solver == "sgd" else f"solver={solver!r}"
+        setting = f"momentum={momentum:g}" if momentum else f"solver={solver!r}"
         raise ValueError(
             "Expected iterates of gradient descent, whose displacement over the step size is "
             f"the gradient, got a {type(model).__name__} with {setting}; train it with "

@@ -131,7 +131,7 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     start = at = {name: t.double() for name, t in whole.params.items()}
     for _ in range(n_steps):
         at = moved(at, whole.at(at).gradient().value, -lr)
-    away = []
+    away, problem: Any = [], None
     for problem in (_Modified(whole, lr), whole):
         flow = start
         for _ in range(n_steps * n_substeps):

@@ -36,7 +36,6 @@ __all__ = ["TrajectoryTargets", "targets_from_weights", "warn_of_single_steps"]
 
 # Places of a penalty, with the mean over them.
 Places = Callable[["TrajectoryTargets", Penalty], tuple[tuple[Place, ...], Place]]
-Completing = Callable[[Problem], tuple[LossGradient, ...]]
 
 
 @dataclass(frozen=True, eq=False)

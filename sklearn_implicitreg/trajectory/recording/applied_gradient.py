@@ -21,6 +21,7 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
     number,
     rounding_of,
     signed,
+    wide,
 )
 
 __all__ = ["RunningSums", "Stretch", "settings_of", "zeros"]
@@ -244,7 +245,7 @@ class Telescope(Meter):
             rate = _part(self._start, part).double() - _part(p, part).double()
             rate /= lr_of(self._group)
             ends = [self._live.get(key), self._state.get(key)]
-            last, first = (0.0 if t is None else _part(t, part).double() for t in ends)
+            last, first = (wide(t if t is None else _part(t, part)) for t in ends)
             if self._rule.telescopes == "moment":
                 applied = self._by_moments(part, rate, last - first)
             else:

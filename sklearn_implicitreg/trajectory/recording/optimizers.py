@@ -29,29 +29,23 @@ UpdateRule = Callable[[Tensor, Group, State, State], Tensor]
 
 def sgd(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the step size; momentum, dampening and Nesterov undone."""
-    velocity = moved / lr_of(group)
-    momentum = group["momentum"]
-    if not momentum:
+    velocity, momentum = moved / lr_of(group), group["momentum"]
+    first = before.get("momentum_buffer") is None
+    if not momentum or (first and not group["nesterov"]):  # torch does not dampen the first step
         return signed(velocity, group)
-    old = before.get("momentum_buffer")
-    old = torch.zeros_like(velocity) if old is None else old.double()
+    old = wide(before.get("momentum_buffer"))
     if group["nesterov"]:
         return signed((velocity - momentum**2 * old) / (1 + momentum), group)
-    if before.get("momentum_buffer") is None:  # torch does not dampen the first step
-        return signed(velocity, group)
     return signed((velocity - momentum * old) / (1 - group["dampening"]), group)
 
 
 def adam(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Increment of the first moment; a decoupled decay is what the moments leave unexplained."""
     beta = number(group["betas"][0])
-    new = after["exp_avg"].double()
-    old = before.get("exp_avg")
-    old = torch.zeros_like(new) if old is None else old.double()
-    gradient = (new - beta * old) / (1 - beta)
+    gradient = (wide(after["exp_avg"]) - beta * wide(before.get("exp_avg"))) / (1 - beta)
     if group.get("decoupled_weight_decay"):
-        wide = {k: v.double() if k in _MOMENTS else v for k, v in after.items()}
-        mean, scale, factor = adam_direction(group, wide)
+        own = {k: wide(v) if k in _MOMENTS else v for k, v in after.items()}
+        mean, scale, factor = adam_direction(group, own)
         gradient = gradient + (moved / lr_of(group) - factor * mean / scale)
     return signed(gradient, group)
 
@@ -77,11 +71,10 @@ def rmsprop(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the step size, times the running root of the squared gradients."""
     step = moved / lr_of(group)
     if group["momentum"]:
-        old = before.get("momentum_buffer")
-        step = step if old is None else step - group["momentum"] * old.double()
-    square = after["square_avg"].double()
+        step = step - group["momentum"] * wide(before.get("momentum_buffer"))
+    square = wide(after["square_avg"])
     if group["centered"]:
-        square = square - after["grad_avg"].double().square()
+        square = square - wide(after["grad_avg"]).square()
     return signed(step * (square.sqrt() + group["eps"]), group)
 
 
@@ -89,7 +82,7 @@ def adagrad(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the decayed step size, times the root of the summed squares."""
     step = number(after["step"])
     lr = lr_of(group) / (1 + (step - 1) * group["lr_decay"])
-    return signed(moved / lr * (after["sum"].double().sqrt() + group["eps"]), group)
+    return signed(moved / lr * (wide(after["sum"]).sqrt() + group["eps"]), group)
 
 
 @dataclass(frozen=True)
@@ -173,6 +166,7 @@ def rounding_of(
     slack = weights.detach().double().abs() + 4 * moved.abs()
     total = (rule.applied(moved + slack, group, before, after) - base).abs()
     h = 1e-4
+    changes: list[tuple[State, State]]
     changes = [({k: value}, {}) for k, value in before.items() if k in rule.remembered]
     changes += [({}, {k: after[k]}) for k in _MOMENTS & after.keys()]
     for changed in changes:
@@ -196,6 +190,11 @@ def lr_of(group: Group) -> float:
             "nothing; record the steps that do."
         )
     return lr
+
+
+def wide(tensor: Tensor | None) -> Any:
+    """A tensor of the state in float64, 0 where there is none yet."""
+    return 0.0 if tensor is None else tensor.double()
 
 
 def number(value: Any) -> float:

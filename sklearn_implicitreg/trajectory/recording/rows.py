@@ -47,31 +47,27 @@ class Batches:
 
     def __init__(self) -> None:
         self.finder: RowFinder | None = None
-        self._rows: list[Indices | None] = []
-        self._sizes: list[int | None] = []
+        self._named: list[tuple[Indices | None, int | None]] = []
 
     def name(self, rows: Any, accumulate: bool) -> None:
         """Take row numbers, their number, or the batch itself, which is looked up."""
         if not accumulate:
-            self._rows, self._sizes = [], []
+            self._named = []
         if not _has_rows(rows):
-            self._rows.append(None)
-            self._sizes.append(_size(rows))
+            self._named.append((None, _size(rows)))
             return
         found = _positions(rows, self.finder)
         if found is None and self.finder is not None:
             found = self.finder.find(rows)
-        self._rows.append(found)
-        self._sizes.append(_n_rows(rows) if found is None else len(found))
+        self._named.append((found, _n_rows(rows) if found is None else len(found)))
 
     def taken(self) -> tuple[Indices | None, int | None]:
         """Rows and size of the batch, which is then forgotten."""
-        rows, sizes = self._rows, self._sizes
-        self._rows, self._sizes = [], []
-        known = [part for part in rows if part is not None]
-        whole = np.concatenate(known) if rows and len(known) == len(rows) else None
-        counted = [n for n in sizes if n is not None]
-        return whole, sum(counted) if sizes and len(counted) == len(sizes) else None
+        named, self._named = self._named, []
+        rows = [part for part, _ in named if part is not None]
+        sizes = [size for _, size in named if size is not None]
+        whole = np.concatenate(rows) if named and len(rows) == len(named) else None
+        return whole, sum(sizes) if named and len(sizes) == len(named) else None
 
 
 def _n_rows(batch: Any) -> int | None:

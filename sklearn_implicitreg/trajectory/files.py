@@ -88,12 +88,10 @@ class _SavedFile:
         self._sound: set[str] = set()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """Another process opens the file again."""
         return _SavedFile, (self.file, self._checksum)
 
     @property
     def content(self) -> dict[str, Any]:
-        """Header and tensors."""
         if self._content is None:
             try:
                 content = _content(self.file)
@@ -111,7 +109,6 @@ class _SavedFile:
         return self._content
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor of the file."""
         tensor: Tensor = self.content["tensors"][key]
         if key not in self._sound:
             if _checksum(tensor) != self.content["header"]["tensors"][key][-1]:
@@ -131,7 +128,6 @@ class _SavedMark:
     i: int
 
     def read(self, what: str, only: str | None = None) -> Params:
-        """Weights or one of the sums, or one tensor of them."""
         content = self.saved.content
         names = content["header"]["names"] if only is None else [only]
         keys = {name: _key(self.i, what, name) for name in names}
@@ -145,7 +141,6 @@ class _SavedMark:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    """Header and tensors of a file, which are what the header says."""
     content: dict[str, Any]
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
@@ -169,7 +164,6 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _check(content: dict[str, Any]) -> None:
-    """Parse the header, and compare the tensors with it."""
     text, tensors = content["header"], content["tensors"]
     if zlib.crc32(text.encode()) != content["checksum"]:
         raise ValueError("its header has another checksum")
@@ -186,7 +180,6 @@ def _check(content: dict[str, Any]) -> None:
 def _tensors(
     marks: Sequence[Mark], rows: Sequence[Any], r_factors: RFactors | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a file by what they are."""
     for i, mark in enumerate(marks):
         for what in PARTS:
             for name, tensor in getattr(mark, what).items():
@@ -210,7 +203,6 @@ def _kind(tensor: Tensor) -> list[Any]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """CRC-32 of the numbers in their order."""
     dense = tensor.cpu().contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # empty and single ones may have stride 0
     return zlib.crc32(flat.view(torch.uint8).numpy().data)

@@ -99,7 +99,6 @@ def tensors(iterate: Any) -> Params:
 
 
 def _check_descent(model: Any) -> None:
-    """Raise ValueError for a scikit-learn model whose displacement is not the gradient."""
     solver = getattr(model, "solver", None)
     if not hasattr(model, "coefs_") or solver is None:
         return
@@ -114,7 +113,6 @@ def _check_descent(model: Any) -> None:
 
 
 def _check_own(before: Any, after: Any) -> None:
-    """Raise ValueError for one model twice."""
     if after is before and not isinstance(after, str | PathLike | Mapping):
         raise ValueError(
             "Expected iterates that are objects of their own, got the same "
@@ -124,7 +122,6 @@ def _check_own(before: Any, after: Any) -> None:
 
 
 def _check_used_up(lr: Any, rates: Iterator[float], n_steps: int) -> None:
-    """Raise ValueError for more step sizes than steps; a generator may go on."""
     if not isinstance(lr, Sequence | np.ndarray | Tensor) or np.ndim(lr) == 0:
         return
     if left := sum(1 for _ in rates):
@@ -135,7 +132,6 @@ def _check_used_up(lr: Any, rates: Iterator[float], n_steps: int) -> None:
 
 
 def _rates(lr: Any) -> Iterator[float]:
-    """Step sizes, one after the other."""
     one = not isinstance(lr, Iterator) and np.ndim(lr) == 0
     for rate in repeat(float(lr)) if one else lr:
         if not 0 < rate < float("inf"):
@@ -160,7 +156,6 @@ def _finite(params: Params) -> bool:
 
 
 def _next(last: Mark, there: Params, rate: float, gradient: Any, n_steps: int) -> Mark:
-    """Mark after the steps that led to an iterate."""
     old = {name: t.double() for name, t in last.weights.items()}
     new = {name: t.double() for name, t in there.items()}
     applied = {n: last.applied[n] + (t - new[n]) / rate for n, t in old.items()}

@@ -77,7 +77,6 @@ class StoredMark(Mark):
         vars(self).update(step=step, epoch=epoch, _source=source)
 
     def __getattr__(self, what: str) -> Params:
-        """Weights or one of the sums."""
         if what not in PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {what!r}")
         return self._source.read(what)
@@ -112,7 +111,6 @@ class _Place:
 
 
 def _places(mark: Mark) -> tuple[_Place, ...]:
-    """Order of the tensors of a mark in one block of bytes."""
     found: list[_Place] = []
     for what in PARTS:
         for name, tensor in getattr(mark, what).items():
@@ -133,7 +131,6 @@ class _Block:
     shelf: Shelf | None  # folder that must live as long as the mark
 
     def read(self, what: str, only: str | None = None) -> Params:
-        """Weights or one of the sums, or one tensor of them."""
         if self.shelf is not None:
             self.shelf.wait()
         end = self.places[-1].stop
@@ -198,7 +195,6 @@ class Shelf:
         return StoredMark(mark.step, mark.epoch, block)
 
     def close(self) -> None:
-        """Finish writing and give back the memory that it needed."""
         self.wait()
         self._stage = None
 

@@ -35,7 +35,6 @@ class _Made:
     tensors: Params
 
     def fits(self, rows: tuple[Any, ...], tensors: Params) -> bool:
-        """Whether it began at these weights, on these rows, with this gradient."""
         return (
             len(self.rows) == len(rows)
             and all(own is other for own, other in zip(self.rows, rows, strict=True))
@@ -131,7 +130,6 @@ class GradientDescentProbe(Probe):
         return f"GradientDescentProbe(lr={self.lr!r}, n_steps={self.n_steps!r})"
 
     def _slope(self, whole: Problem) -> Params:
-        """Its first gradient."""
         return whole.gradient().value
 
     def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:

@@ -76,7 +76,6 @@ class RFactors:
     smooth: Params
 
     def __str__(self) -> str:
-        """What they are R factors of."""
         shown = list(dict.fromkeys(self.term_names))
         return f"R factors of {', '.join(shown)} by reference={self.reference!r}"
 
@@ -165,7 +164,6 @@ def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
 
 
 def place_of(own: Array, recorded: Array) -> int | None:
-    """Which of the recorded columns has a signature."""
     away = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1)
     best = int(away.argmin())
     return best if away[best] <= 1e-6 * np.abs(own).max() else None

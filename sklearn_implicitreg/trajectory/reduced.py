@@ -151,13 +151,11 @@ def _mean_design(chosen: _Chosen, problem: Problem, held: RFactors, n_steps: int
 
 
 def _gradient(value: Params, block: Block, held: RFactors) -> LossGradient:
-    """Deviation of a trajectory or of one of its windows."""
     n_rows = held.n_rows or 1
     return LossGradient(value, float("nan"), 1.0, n_rows, block.scale, block.n_kinks)
 
 
 def _check_problem(problem: Problem, held: RFactors) -> None:
-    """Raise ValueError for another scope, loss or number of rows."""
     if tuple(problem.params) != held.tensors:
         raise ValueError(
             f"Expected the tensors that were recorded, {list(held.tensors)}, got "
@@ -183,7 +181,6 @@ def _check_windows(
     reference: Reference,
     window: int | str | None,
 ) -> None:
-    """Raise ValueError for another reference, and for windows that are not the blocks."""
     if len(windows) != len(held.blocks) or any(len(w.inside) != 1 for w in windows):
         raise ValueError(
             f"Expected windows that are the {len(held.blocks)} blocks between the marks, since "

@@ -71,7 +71,6 @@ class Gradient:
     n_nodes: int = 1
 
     def __post_init__(self) -> None:
-        """Raise ValueError for numbers that there is no rule for."""
         if self.sub_window is not None:
             _check_count("sub_window", self.sub_window)
         if self.n_nodes not in (1, 2):
@@ -119,7 +118,6 @@ class Batch:
     n_draws: int = 1
 
     def __post_init__(self) -> None:
-        """Raise ValueError for numbers of passes below one."""
         _check_count("n_draws", self.n_draws)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
@@ -168,7 +166,6 @@ class Flow:
     n_substeps: int = 10
 
     def __post_init__(self) -> None:
-        """Raise ValueError for numbers of steps below one."""
         _check_count("n_substeps", self.n_substeps)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
@@ -289,7 +286,6 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
 
 
 def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
-    """Mean over steps."""
     total = sum(part.n_steps for part in parts)
     shares = [part.n_steps / total for part in parts]
     pairs = list(zip(shares, gradients, strict=True))

@@ -131,11 +131,12 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     start = at = {name: t.double() for name, t in whole.params.items()}
     for _ in range(n_steps):
         at = moved(at, whole.at(at).gradient().value, -lr)
-    away, problem: Any = [], None
-    for problem in (_Modified(whole, lr), whole):
+    away = []
+    followed: tuple[_Modified | Problem, ...] = (_Modified(whole, lr), whole)
+    for loss in followed:
         flow = start
         for _ in range(n_steps * n_substeps):
-            flow, _ = runge_kutta(problem, flow, lr / n_substeps)
+            flow, _ = runge_kutta(loss, flow, lr / n_substeps)
         away.append(norm(minus(at, flow)))
     return away[0] / away[1]
 
@@ -148,11 +149,9 @@ class _Modified:
     lr: float
 
     def at(self, params: Params) -> _Modified:
-        """The same at other weights."""
         return replace(self, inner=self.inner.at(params))
 
     def gradient(self) -> LossGradient:
-        """``g + lr/2 Hg``."""
         own = self.inner.gradient()
         return replace(own, value=moved(own.value, self.inner.hvp(own.value), self.lr / 2))
 

@@ -85,7 +85,6 @@ def _is_at(mark: Mark, params: Params) -> bool:
 
 
 def _vector(gradient: LossGradient, place: Place) -> torch.Tensor:
-    """Minus a target, as one vector: gradient and known penalties."""
     parts = []
     for name in place.problem.params:
         slope, known = gradient.value[name].reshape(-1), place.design.known(name)

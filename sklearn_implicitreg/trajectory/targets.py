@@ -255,7 +255,6 @@ def _shared(
 
 
 def _left_out(trajectory: Trajectory, windows: Sequence[Window]) -> tuple[str, ...]:
-    """Steps at the ends of a trajectory that no window holds."""
     before = windows[0].start.step - trajectory.marks[0].step
     after = trajectory.marks[-1].step - windows[-1].stop.step
     cut = f"The first {before} steps are left out: they are no whole epoch."
@@ -264,7 +263,6 @@ def _left_out(trajectory: Trajectory, windows: Sequence[Window]) -> tuple[str, .
 
 
 def _unknown(windows: Sequence[Window], whole: Problem) -> str:
-    """Why the rows of the batches are not known."""
     steps = [step for window in windows for step in window.steps]
     last = max((int(step.rows.max()) for step in steps if step.rows is not None), default=-1)
     if last >= (whole.n_rows or 0):

@@ -71,7 +71,6 @@ class Trajectory:
         return self
 
     def __repr__(self) -> str:
-        """What the trajectory holds."""
         epochs = self.marks[-1].epoch - self.marks[0].epoch
         known = sum(step.rows is not None for step in self.steps)
         dropped = f", {self.n_dropped} steps dropped" if self.n_dropped else ""

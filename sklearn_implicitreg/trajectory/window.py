@@ -147,7 +147,6 @@ class Window:
 
 
 def _mass(step: Step, masses: npt.NDArray[np.float64] | None) -> float | None:
-    """Total weight of the rows of a batch; None where it is not known."""
     if masses is None:
         return step.batch_size
     if step.rows is None or step.rows.max() >= len(masses):

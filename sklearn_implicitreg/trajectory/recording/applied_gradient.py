@@ -147,16 +147,13 @@ class StepByStep(Meter):
         self._sum = zeros(p)
 
     def restart(self, state: State) -> None:
-        """Forget the steps so far."""
         self._sum.zero_()
 
     def before(self, state: State) -> None:
-        """Copy what the step will overwrite."""
         self._start.copy_(self._p.detach())
         self._state = self._rule.remember(state)
 
     def after(self, state: State) -> None:
-        """Add the gradient that the step applied."""
         if self._p.grad is None:
             return
         p = self._p.detach()
@@ -170,11 +167,9 @@ class StepByStep(Meter):
         return bool(self._sum.sum().isfinite())
 
     def add_to(self, total: Tensor) -> None:
-        """Add what the steps applied."""
         total += self._sum
 
     def moved(self) -> bool:
-        """Whether the weights are other than before the step."""
         return not torch.equal(self._p.detach(), self._start)
 
 
@@ -194,7 +189,6 @@ class Telescope(Meter):
         self._directions: RunningSums | None = None
 
     def restart(self, state: State) -> None:
-        """Begin at the weights and the state as they are now."""
         self._start.copy_(self._p.detach())
         for key, old in self._state.items():
             if isinstance(old, Tensor):
@@ -213,7 +207,6 @@ class Telescope(Meter):
             self._tampered |= self._p.detach().sum() != self._seen
 
     def after(self, state: State) -> None:
-        """Add the moments of the step."""
         self._live = dict(state)
         p = self._p.detach()
         self._seen = p.sum()
@@ -236,7 +229,6 @@ class Telescope(Meter):
         return not (bool(self._tampered) or self.moved())
 
     def add_to(self, total: Tensor) -> None:
-        """Add what the steps applied."""
         key, p = self._rule.remembered[0], self._p.detach()
         for sums in (self._moments, self._directions):
             if sums is not None:
@@ -347,7 +339,6 @@ def settings_of(optimizer: Optimizer) -> list[Any]:
 
 
 def _slices(tensor: Tensor) -> Iterator[slice]:
-    """Pieces of the flattened tensor."""
     n = tensor.numel()
     size = _CHUNK if tensor.device.type == "cpu" else max(n, 1)
     return (slice(start, start + size) for start in range(0, n, size))
@@ -359,7 +350,6 @@ def _part(tensor: Tensor, part: slice | None) -> Tensor:
 
 
 def _cut(state: State, like: Tensor, part: slice | None) -> State:
-    """State of some of the entries of a tensor."""
     return {
         key: _part(v, part) if isinstance(v, Tensor) and v.shape == like.shape and v.ndim else v
         for key, v in state.items()

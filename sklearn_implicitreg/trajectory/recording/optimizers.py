@@ -63,7 +63,6 @@ def adam_direction(group: Group, after: State) -> tuple[Tensor, Tensor, float]:
 
 
 def adamw(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """As Adam; what its direction does not explain of the displacement is the decay."""
     return adam(moved, {**group, "decoupled_weight_decay": True}, before, after)
 
 

@@ -179,7 +179,6 @@ class Recorder:
         )
 
     def __enter__(self) -> Recorder:
-        """Attach the hooks and make the first mark."""
         if self._optimizer in _RECORDED:
             raise ValueError(
                 "This optimizer is being recorded already; leave the other record(...) first."
@@ -317,7 +316,6 @@ class Recorder:
         return Trajectory(marks, steps, name, settings, n_dropped, r_factors)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Remember what the step will overwrite."""
         self._settle()
         self._called = True
         self._check(self._watched.change(optimizer))
@@ -343,7 +341,6 @@ class Recorder:
         self._pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Add what the step did to the running sums."""
         rows, size = self._batches.taken()
         if self._idle:
             self._drop(1, self._idle)
@@ -415,7 +412,6 @@ class Recorder:
         self._running = {what: RunningSums(sums[what]) for what in ("visited", "consumed")}
 
     def _roll_back(self, reason: str) -> None:
-        """Forget all steps since the last mark."""
         last = self._marks[-1]
         self._stretch = None
         last = copied(last)
@@ -453,7 +449,6 @@ class Recorder:
         return self._kept.marks
 
     def _check(self, wrong: str) -> None:
-        """Raise ValueError for other tensors than those that recording began with."""
         if wrong:
             self._roll_back("of another model")
             raise ValueError(wrong)

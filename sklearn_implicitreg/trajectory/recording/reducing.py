@@ -211,11 +211,9 @@ class _Weights(Problem):
         )
 
     def whole(self) -> Problem:
-        """The same; the gradients were recorded of all tensors."""
         return self
 
     def at(self, params: Params) -> Problem:
-        """The same at other weights."""
         return replace(self, params={n: params[n].to(t.device) for n, t in self.params.items()})
 
 

@@ -71,7 +71,6 @@ class Batches:
 
 
 def _n_rows(batch: Any) -> int | None:
-    """Number of rows of a batch; None where it holds no arrays."""
     first = next(_leaves(batch), None)
     return None if first is None else len(first)
 
@@ -116,7 +115,6 @@ def _is_nested(batch: Any) -> bool:
 
 
 def _chunks(data: Any) -> Iterator[Any]:
-    """Parts of a data set, in order."""
     if isinstance(data, Dataset):
         if isinstance(data, IterableDataset):
             raise ValueError("Expected a data set with numbered rows, got a stream.")
@@ -127,7 +125,6 @@ def _chunks(data: Any) -> Iterator[Any]:
 
 
 def _keys(batch: Any) -> Iterator[int]:
-    """One key for each row."""
     leaves = list(_leaves(batch))
     n = len(leaves[0]) if leaves else 0
     if not leaves or any(len(leaf) != n for leaf in leaves):
@@ -141,7 +138,6 @@ def _keys(batch: Any) -> Iterator[int]:
 
 
 def _leaves(batch: Any) -> Iterator[Any]:
-    """Arrays of a batch, in order."""
     if isinstance(batch, Tensor):
         plain = batch.detach().cpu()
         if plain.ndim:

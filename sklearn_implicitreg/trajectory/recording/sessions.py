@@ -77,7 +77,6 @@ class Session:
 
     @property
     def _attached(self) -> Recorder | None:
-        """The recorder while steps are recorded."""
         return self.recorder if self.recorder is not None and self.recorder.attached else None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -140,7 +140,6 @@ class _NumberedRecorder(ImplicitRegularizationRecorder):
     def on_batch_begin(
         self, net: NeuralNet, batch: Any = None, training: bool | None = None, **kwargs: Any
     ) -> None:
-        """Batches are trained on in the order in which they were drawn."""
         if self.given:
             super().on_batch_begin(net, self.given.popleft(), training)
 

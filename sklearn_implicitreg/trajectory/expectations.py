@@ -34,10 +34,7 @@ def step_notes(problem: Problem, windows: Sequence[Window], kinks: Kinks) -> lis
 
 
 def minibatch_note(
-    problem: Problem,
-    windows: Sequence[Window],
-    settings: Mapping[str, Any],
-    sub_window: int | None,
+    problem: Problem, windows: Sequence[Window], settings: Mapping[str, Any], sub_window: int | None
 ) -> str:
     """The coefficient that theory expects of the column of mini-batching."""
     if settings.get("optimizer") not in ("SGD", "gradient descent"):

@@ -85,11 +85,7 @@ class _Chosen:
 
 
 def _chosen(
-    penalty: Penalty,
-    problem: Problem,
-    weights: Params,
-    held: RFactors,
-    targets: TrajectoryTargets,
+    penalty: Penalty, problem: Problem, weights: Params, held: RFactors, targets: TrajectoryTargets
 ) -> _Chosen:
     """Find a family's columns by their gradients at the last weights of the trajectory."""
     family = Design.at(penalty, at_weights(penalty, problem, weights))

@@ -189,10 +189,7 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def check_flow(
-    reference: Reference,
-    optimizer: str,
-    settings: Mapping[str, Any],
-    windows: Sequence[Window],
+    reference: Reference, optimizer: str, settings: Mapping[str, Any], windows: Sequence[Window]
 ) -> None:
     """Raise ValueError where an optimizer other than plain descent is compared with the flow."""
     if not isinstance(reference, Flow):

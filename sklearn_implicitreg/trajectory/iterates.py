@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.vectors import minus, moved
-from sklearn_implicitreg.trajectory.window import Step
+from sklearn_implicitreg.trajectory.window import Step, check_count
 
 __all__ = ["recorded", "tensors"]
 
@@ -28,8 +28,7 @@ def recorded(
     n_steps: int,
 ) -> tuple[list[Mark], list[Step], int]:
     """Marks and steps of gradient descent through the iterates, and how many were dropped."""
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
-        raise ValueError(f"Expected n_steps to be an integer >= 1, got {n_steps!r}.")
+    check_count("n_steps", n_steps)
     iterates = iter(weights)
     first = next(iterates, None)
     if first is None:
@@ -37,17 +36,16 @@ def recorded(
     _check_descent(first)
     here = tensors(first)
     rates = _rates(lr)
-    given = None if gradients is None else iter(gradients)
+    given = iter(() if gradients is None else gradients)
     zeros = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in here.items()}
-    consumed = {} if given is None else zeros
+    consumed = {} if gradients is None else zeros
     marks, steps, dropped = [Mark(0, 0, here, zeros, consumed, zeros)], [], 0
     before = first
-    for given_next in iterates:
-        _check_own(before, given_next)
-        before, there = given_next, tensors(given_next)
-        rate = next(rates, None)
-        gradient = None if given is None else next(given, None)
-        if rate is None or (given is not None and gradient is None):
+    for after in iterates:
+        _check_own(before, after)
+        before, there = after, tensors(after)
+        rate, gradient = next(rates, None), next(given, None)
+        if rate is None or (gradients is not None and gradient is None):
             raise ValueError(
                 f"Expected one lr (and gradient) for each step, got {len(marks) - 1 + dropped} "
                 "of them for more iterates; give one less than there are iterates."
@@ -61,7 +59,7 @@ def recorded(
             marks.append(_next(marks[-1], there, rate, gradient, n_steps))
             steps += [Step(rate, rounding=_rounding(there, rate))] * n_steps
         here = there
-    _check_used_up(lr, rates, len(steps) + dropped)
+    _check_used_up(lr, rates)
     if len(marks) < 2 or dropped > len(steps):
         raise ValueError(
             f"Expected at least 2 finite iterates, got {len(marks)} with {dropped} steps to NaN "
@@ -115,19 +113,17 @@ def _check_descent(model: Any) -> None:
 def _check_own(before: Any, after: Any) -> None:
     if after is before and not isinstance(after, str | PathLike | Mapping):
         raise ValueError(
-            "Expected iterates that are objects of their own, got the same "
-            f"{type(after).__name__} twice, which holds its last weights; append "
-            "copy.deepcopy(model) at every step."
+            f"Expected iterates that are objects of their own, got the same {type(after).__name__} "
+            "twice, which holds its last weights; append copy.deepcopy(model) at every step."
         )
 
 
-def _check_used_up(lr: Any, rates: Iterator[float], n_steps: int) -> None:
+def _check_used_up(lr: Any, rates: Iterator[float]) -> None:
     if not isinstance(lr, Sequence | np.ndarray | Tensor) or np.ndim(lr) == 0:
         return
     if left := sum(1 for _ in rates):
         raise ValueError(
-            f"Expected one lr for each step, got {left} more than the iterates have steps "
-            "between them."
+            f"Expected one lr for each step, got {left} more than the iterates have steps."
         )
 
 
@@ -136,8 +132,7 @@ def _rates(lr: Any) -> Iterator[float]:
     for rate in repeat(float(lr)) if one else lr:
         if not 0 < rate < float("inf"):
             raise ValueError(
-                f"Expected a positive learning rate, got {rate}; the gradient is read off the "
-                "displacement."
+                f"Expected a positive learning rate, got {rate}; displacements are divided by it."
             )
         yield float(rate)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -22,6 +21,7 @@ from sklearn_implicitreg.problem.frozen import FrozenModel
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
 from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm
+from sklearn_implicitreg.trajectory.window import check_count
 
 __all__ = ["ContinueTraining", "GradientDescentProbe", "Probe"]
 
@@ -121,8 +121,7 @@ class GradientDescentProbe(Probe):
     def __init__(self, lr: float, n_steps: int = 5):
         if not lr > 0:
             raise ValueError(f"Expected lr > 0, got {lr!r}.")
-        if not isinstance(n_steps, int | np.integer) or n_steps < 1:
-            raise ValueError(f"Expected n_steps >= 1, got {n_steps!r}.")
+        check_count("n_steps", n_steps)
         self.lr = lr
         self.n_steps = int(n_steps)
 
@@ -209,8 +208,7 @@ class ContinueTraining(Probe):
         data: tuple[Any, Any] | None = None,
         random_state: int | None = None,
     ):
-        if not isinstance(n_epochs, int | np.integer) or n_epochs < 1:
-            raise ValueError(f"Expected n_epochs >= 1, got {n_epochs!r}.")
+        check_count("n_epochs", n_epochs)
         self.n_epochs = int(n_epochs)
         self.train_epoch = train_epoch
         self.optimizer = optimizer

@@ -179,9 +179,8 @@ def _check_windows(
 ) -> None:
     if len(windows) != len(held.blocks) or any(len(w.inside) != 1 for w in windows):
         raise ValueError(
-            f"Expected windows that are the {len(held.blocks)} blocks between the marks, since "
-            f"the trajectory holds only R factors, got window={window!r}, which makes "
-            f"{len(windows)} of {len(trajectory.marks)} marks; use window=None, or {_AGAIN}."
+            f"Expected windows that are the {len(held.blocks)} blocks between the marks, got "
+            f"window={window!r}, which makes {len(windows)}; use window=None, or {_AGAIN}."
         )
     kinds = sorted({block.reference for block in held.blocks} - {repr(reference)})
     if kinds:

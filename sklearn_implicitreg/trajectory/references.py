@@ -10,7 +10,7 @@ import numpy as np
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
-from sklearn_implicitreg.trajectory.window import Window
+from sklearn_implicitreg.trajectory.window import Window, check_count
 
 __all__ = [
     "Applied",
@@ -72,7 +72,7 @@ class Gradient:
 
     def __post_init__(self) -> None:
         if self.sub_window is not None:
-            _check_count("sub_window", self.sub_window)
+            check_count("sub_window", self.sub_window)
         if self.n_nodes not in (1, 2):
             raise ValueError(f"Expected n_nodes 1 or 2, got {self.n_nodes!r}.")
 
@@ -118,7 +118,7 @@ class Batch:
     n_draws: int = 1
 
     def __post_init__(self) -> None:
-        _check_count("n_draws", self.n_draws)
+        check_count("n_draws", self.n_draws)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over each batch."""
@@ -166,7 +166,7 @@ class Flow:
     n_substeps: int = 10
 
     def __post_init__(self) -> None:
-        _check_count("n_substeps", self.n_substeps)
+        check_count("n_substeps", self.n_substeps)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
@@ -183,11 +183,6 @@ class Flow:
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}.")
-
-
 def check_flow(
     reference: Reference, optimizer: str, settings: Mapping[str, Any], windows: Sequence[Window]
 ) -> None:
@@ -195,34 +190,34 @@ def check_flow(
     if not isinstance(reference, Flow):
         return
     momentum = settings.get("momentum", 0.0)
-    if optimizer not in ("SGD", "gradient descent") or momentum:
-        with_momentum = f" with momentum={momentum:g}" if momentum else ""
+    if optimizer not in ("SGD", "gradient descent"):
+        found = optimizer
+    elif momentum:
+        found = f"{optimizer} with momentum={momentum:g}"
+    else:
+        found = next(filter(None, map(_not_descent, windows)), "")
+    if found:
         raise ValueError(
             "Expected SGD without momentum and with one step size for reference='flow', whose "
-            f"time is the sum of the step sizes, got {optimizer}{with_momentum}; use "
-            "reference='gradient' or 'batch'."
+            f"time is the sum of the step sizes, got {found}; use reference='gradient' or 'batch'."
         )
-    for window in windows:
-        _check_descent(window)
 
 
-def _check_descent(window: Window) -> None:
-    """Raise ValueError for steps that are not the applied gradient times one step size."""
+def _not_descent(window: Window) -> str:
+    """Steps that are not the applied gradient times one step size; empty where all are."""
     for part in window.parts():
         rates = [step.lr for step in part.steps]
         if max(rates) > min(rates):
-            continue  # the sum of the steps does not tell
+            continue  # the sum of the steps does not show it
         mean = part.mean("applied")
         for name, old in part.start.weights.items():
             step = old.double() - part.stop.weights[name].double()
             away = step - rates[0] * part.n_steps * mean[name]
             if float(away.norm()) > 1e-3 * float(step.norm()):
-                raise ValueError(
-                    "Expected SGD without momentum and with one step size for reference='flow', "
-                    f"whose time is the sum of the step sizes, got steps of {name!r} that are "
-                    f"not lr={rates[0]:.4g} times the applied gradient; use "
-                    "reference='gradient' or 'batch'."
+                return (
+                    f"steps of {name!r} that are not lr={rates[0]:.4g} times the applied gradient"
                 )
+    return ""
 
 
 def as_reference(reference: Any, window: int | str | None = "epoch") -> Reference:

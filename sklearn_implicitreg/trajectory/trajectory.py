@@ -13,6 +13,7 @@ import torch
 from sklearn_implicitreg.trajectory.files import read, write
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
 from sklearn_implicitreg.trajectory.r_factors import RFactors
+from sklearn_implicitreg.trajectory.vectors import minus, moved
 from sklearn_implicitreg.trajectory.window import Indices, Step, Window
 
 __all__ = ["Indices", "Mark", "Step", "Trajectory", "Window"]
@@ -142,8 +143,7 @@ class Trajectory:
             if len(ends) < 2:
                 raise ValueError(
                     "window='epoch' needs a trajectory with marks of epochs; call recorder.epoch() "
-                    "at the end of every epoch while recording, and slice so that a whole one is "
-                    "left."
+                    "at the end of every epoch, and slice so that a whole one is left."
                 )
             return ends
         if not isinstance(window, int | np.integer) or window < 1:
@@ -172,9 +172,8 @@ class Trajectory:
         marks = self.marks[part]
         if self.r_factors and len(marks) < len(self.marks):
             raise ValueError(
-                "Expected a slice of a trajectory with weights, got one that holds only R factors "
-                "and sums over the whole of it; record its parts one by one and join them with "
-                "Trajectory.join, or record without families=."
+                "Expected a trajectory with weights to slice, got one of only R factors and sums; "
+                "record its parts and join them by Trajectory.join, or record without families=."
             )
         if len(marks) < 2:
             raise ValueError(f"Expected a slice of at least 2 marks, got {len(marks)}.")
@@ -341,19 +340,12 @@ def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
             "factors; record both with the same families=, or both without."
         )
     r_factors = total.r_factors and part.r_factors and total.r_factors.joined(part.r_factors)
-    shift = {
-        what: {n: t - getattr(first, what)[n] for n, t in getattr(last, what).items()}
-        for what in SUMS
-    }
-    shifted = tuple(
-        Mark(
-            mark.step - first.step + last.step,
-            mark.epoch - first.epoch + last.epoch,
-            mark.weights,
-            *({n: t + shift[w][n] for n, t in getattr(mark, w).items()} for w in SUMS),
-        )
-        for mark in part.marks[1:]
-    )
+    shift = {what: minus(getattr(last, what), getattr(first, what)) for what in SUMS}
+    shifted = []
+    for mark in part.marks[1:]:
+        step, epoch = mark.step - first.step + last.step, mark.epoch - first.epoch + last.epoch
+        sums = [moved(getattr(mark, what), shift[what], 1.0) for what in SUMS]
+        shifted.append(Mark(step, epoch, mark.weights, *sums))
     kept = total.marks if r_factors is None else (*total.marks[:-1], bare(last))
     return replace(
         total,

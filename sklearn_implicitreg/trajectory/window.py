@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from torch import Tensor
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.trajectory.marks import Mark
 
-__all__ = ["Indices", "Step", "Window"]
+__all__ = ["Indices", "Step", "Window", "check_count"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -64,9 +65,8 @@ class Window:
             own = scales[first : first + part.n_steps]
             if np.ptp(own) > 1e-12 * own[0]:
                 raise ValueError(
-                    "Expected batches of one size between two marks with a loss of "
-                    "reduction='sum', whose steps are divided by their batch size; record with "
-                    "every=1, or drop the last batch of an epoch."
+                    "Expected batches of one size between two marks with a loss of reduction="
+                    "'sum'; record with every=1, or drop the last batch of an epoch."
                 )
             for name, tensor in part.mean(what).items():
                 share = tensor * (part.n_steps / self.n_steps / own[0])
@@ -85,9 +85,8 @@ class Window:
         if not all(sizes):
             what = "rows of every batch" if masses is not None else "size of every batch"
             raise ValueError(
-                f"Expected the {what} with a loss of reduction='sum', whose steps are larger "
-                "than the gradient of the mean loss by it, got steps without; name them with "
-                "recorder.batch(rows) while recording."
+                f"Expected the {what} with a loss of reduction='sum', got steps without; name "
+                "them with recorder.batch(rows) while recording."
             )
         return np.asarray(scales * sizes)
 
@@ -96,9 +95,8 @@ class Window:
         first, last = getattr(self.start, what), getattr(self.stop, what)
         if not last:
             raise ValueError(
-                "reference='applied' needs the gradients that the optimizer was given, which "
-                "this trajectory does not hold; record with gradients=True (the default only "
-                "with every=1)."
+                "reference='applied' needs the gradients that the optimizer was given, which this "
+                "trajectory does not hold; record with gradients=True (default with every=1 only)."
             )
         return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
 
@@ -144,6 +142,12 @@ class Window:
     def rounding(self) -> float:
         """Norm of the rounding in the mean applied gradient, at most; nan where unknown."""
         return float(np.mean([step.rounding for step in self.steps]))
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError for a number, such as of steps, that is not an integer above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}.")
 
 
 def _mass(step: Step, masses: npt.NDArray[np.float64] | None) -> float | None:

@@ -287,8 +287,8 @@ def test_rows_of_its_own_for_searches():
     ("make", "message"),
     [
         (lambda: GradientDescentProbe(0.0), "lr > 0"),
-        (lambda: GradientDescentProbe(0.1, 0), "n_steps >= 1"),
-        (lambda: ContinueTraining(0), "n_epochs >= 1"),
+        (lambda: GradientDescentProbe(0.1, 0), "n_steps to be an integer >= 1"),
+        (lambda: ContinueTraining(0), "n_epochs to be an integer >= 1"),
     ],
     ids=["lr", "steps", "epochs"],
 )

@@ -94,7 +94,7 @@ class TestEndpoint:
         make = lambda params: SGD(params, lr=0.1, weight_decay=DECAY)  # noqa: E731
         est = fit(net, ContinueTraining(5, train_epoch=train_epoch, optimizer=make))
         assert est.verdict_ == "supported"
-        assert "what 5 steps of the path" in sentence(est)
+        assert "what 5 steps of the trajectory" in sentence(est)
 
     def test_small_steps_of_batches_leave_an_endpoint(self, converged):
         """Batch noise far below the gradient of the penalty, which the windows measure."""
@@ -135,7 +135,7 @@ class TestNotStationary:
         assert est.verdict_ == "not stationary"
         np.testing.assert_array_equal(est.coef_, without.coef_)
         norm = np.sqrt(sum(float(g.square().sum()) for g in gradient_of(net)))
-        assert f"-grad L has norm {norm:.4g}, what 100 steps of the path" in sentence(est)
+        assert f"-grad L has norm {norm:.4g}, what 100 steps of the trajectory" in sentence(est)
         assert "mode='trajectory'" in sentence(est)
         along = fit(net, trajectory, mode="trajectory", window="epoch")
         np.testing.assert_allclose(along.coef_[0], DECAY, rtol=0.1)

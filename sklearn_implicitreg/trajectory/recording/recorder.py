@@ -7,10 +7,8 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from os import PathLike
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -32,7 +30,8 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
 )
 from sklearn_implicitreg.trajectory.recording.reducing import ReducedKept, Reduction
 from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
-from sklearn_implicitreg.trajectory.trajectory import Step, Trajectory
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.window import Step, check_count
 
 __all__ = ["Recorder", "record"]
 
@@ -156,8 +155,7 @@ class Recorder:
         update_rule: UpdateRule | None,
         kept: Kept,
     ):
-        if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
-            raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
+        check_count("every", every)
         self._rule = rule_of(optimizer, update_rule)
         self._optimizer, self._every = optimizer, int(every)
         self._watched = Watched(model, optimizer)
@@ -192,12 +190,7 @@ class Recorder:
             self._mark()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, kind: Any = None, *details: Any) -> None:
         """Detach the hooks; what was recorded is kept, also when the loop raised."""
         for handle in self._handles:
             handle.remove()
@@ -211,7 +204,7 @@ class Recorder:
             self._mark()
         self._spare = None
         self._kept.close(self._steps)
-        if error is not None:
+        if kind is not None:
             return
         if lost:
             raise ValueError(lost)

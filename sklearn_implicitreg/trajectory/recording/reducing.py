@@ -77,9 +77,8 @@ class Reduction:
         drawn = [leaf.penalty for leaf in found if is_stochastic(leaf)]
         if drawn:
             raise ValueError(
-                f"Expected families without random draws, got {drawn[0]!r}: along a trajectory "
-                "such coefficients come from instruments, which the R factors do not hold; record "
-                "the weights (without families=)."
+                f"Expected families without random draws, got {drawn[0]!r}, whose instruments the "
+                "R factors do not hold; record the weights (without families=)."
             )
         leaves = {(repr(leaf.penalty), leaf.names): replace(leaf, coef=None) for leaf in found}
         return cls(problem, tuple(leaves.values()), reference)

@@ -37,20 +37,15 @@ def write(
 ) -> None:
     """Write marks, the rows of batches, R factors and a header that JSON can hold."""
     tensors = {key: tensor.detach() for key, tensor in _tensors(marks, rows, r_factors)}
-    full = {
-        **header,
+    header |= {
         "marks": [[mark.step, mark.epoch] for mark in marks],
         "names": list(marks[0].weights),
         "r_factors": None if r_factors is None else r_factors.header(),
         "tensors": {key: [*_kind(t), _checksum(t)] for key, t in tensors.items()},
     }
-    text = json.dumps(full)
-    content = {
-        "format": _FORMAT,
-        "header": text,
-        "checksum": zlib.crc32(text.encode()),
-        "tensors": tensors,
-    }
+    text = json.dumps(header)
+    checksum = zlib.crc32(text.encode())
+    content = {"format": _FORMAT, "header": text, "checksum": checksum, "tensors": tensors}
     target = Path(file)
     # A file in a folder of its own has a name that nobody else uses, and the usual permissions.
     with TemporaryDirectory(prefix=".trajectory-", dir=target.parent) as folder:

@@ -164,10 +164,10 @@ class ContinueTraining(Probe):
     Parameters
     ----------
     n_epochs : int
-        Epochs to train on, recorded as such.
+        Epochs to train on.
     train_epoch : callable(model, optimizer, recorder) or (model, optimizer), default=None
-        Trains a bare module for one epoch, on its own rows; ``recorder.batch(rows)`` names the
-        rows of a batch, by their positions in the X that the estimator is fitted on.
+        Trains a bare module for one epoch; ``recorder.batch(rows)`` names the rows of a batch,
+        by their positions in the X that the estimator is fitted on.
     optimizer : Optimizer, or callable(parameters) -> Optimizer, default=None
         The optimizer that the module was trained with, of which a copy goes on from its state;
         or what makes a new one.
@@ -177,8 +177,7 @@ class ContinueTraining(Probe):
         Rows that a skorch net is trained on, by default those that the estimator is fitted on.
         Give them in searches, which fit on folds.
     random_state : int, default=None
-        Seed of the order of the rows and of random modules; the global generators stay where
-        they are.
+        Seed of the order of the rows and of random modules.
 
     Examples
     --------

@@ -68,8 +68,7 @@ def targets_from_r_factors(
         }
         return tuple(own), Place(problem, mean, _gradient(value, held.blocks[0], held))
 
-    settings = {**trajectory.settings, "optimizer": trajectory.optimizer}
-    own = (deviations, places, wanted and found, settings, tuple(remarks))
+    own = (deviations, places, wanted and found, trajectory, tuple(remarks))
     return TrajectoryTargets(problem, reference, windows, *own)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window, check_count
 
@@ -48,13 +49,10 @@ class Gradient:
         takes the whole window.
     weighted : bool, default=True
         Whether rows count as often as the window used them, where that is known. By the name
-        "gradient" they do in windows of epochs, and count equally in others: there a window
-        is compared with what the gradient on all rows would have done.
+        "gradient" they do in windows of epochs, and count equally in others.
     n_nodes : {1, 2}, default=1
-        Places at which the gradient is taken: the mean iterate, or two places beside it, a
-        standard deviation of even steps from the first to the last iterate away. Two cost a
-        second pass, and are right up to the curvature of the gradient along a straight drift:
-        for windows in which the weights move far, such as the first epochs of a training.
+        Places at which the gradient is taken: the mean iterate, or two places beside it along
+        the drift, for windows in which the weights move far, such as the first epochs.
 
     Raises
     ------
@@ -183,13 +181,11 @@ class Flow:
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 
-def check_flow(
-    reference: Reference, optimizer: str, settings: Mapping[str, Any], windows: Sequence[Window]
-) -> None:
+def check_flow(reference: Reference, trajectory: Trajectory, windows: Sequence[Window]) -> None:
     """Raise ValueError where an optimizer other than plain descent is compared with the flow."""
     if not isinstance(reference, Flow):
         return
-    momentum = settings.get("momentum", 0.0)
+    optimizer, momentum = trajectory.optimizer, trajectory.settings.get("momentum", 0.0)
     if optimizer not in ("SGD", "gradient descent"):
         found = optimizer
     elif momentum:

@@ -96,11 +96,9 @@ def finite_step_factor(
 ) -> StepFactor:
     """Expected ratio of the coefficient of :class:`GradientNorm` to ``lr / 4``.
 
-    A step of gradient descent differs from the flow by ``lr/2 Hg`` only as ``lr -> 0``. For a
-    locally quadratic loss the ratio of what is found to that is ``sum_i w_i f(lr h_i)`` with
-    ``f(x) = 2 (e^-x - 1 + x) / x^2`` and weights ``w_i`` proportional to ``(h_i g_i)^2``; the
-    measure comes from Lanczos steps started at ``Hg``. The third derivative adds
-    ``-lr/3 <Hg, D3L[g, g]> / |Hg|^2``.
+    For a locally quadratic loss it is ``sum_i w_i f(lr h_i)`` with ``f(x) = 2 (e^-x - 1 + x) /
+    x^2`` and weights ``w_i`` proportional to ``(h_i g_i)^2``, from Lanczos steps started at
+    ``Hg``. The third derivative adds ``-lr/3 <Hg, D3L[g, g]> / |Hg|^2``.
 
     Parameters
     ----------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class TrajectoryTargets:
     deviations: Callable[[Problem | None], Sequence[LossGradient]]
     places: Places
     with_nuisance: bool
-    settings: Mapping[str, Any]
+    trajectory: Trajectory
     remarks: tuple[str, ...] = ()
 
     @property
@@ -145,7 +145,7 @@ class TrajectoryTargets:
         notes = [*self.problem.notes, *self.remarks]
         if equations.nuisance is not None:
             size = getattr(self.reference, "sub_window", None)
-            notes.append(minibatch_note(self.problem, self.windows, self.settings, size))
+            notes.append(minibatch_note(self.problem, self.windows, self.trajectory, size))
         if self._of_step_size(equations):
             notes += step_notes(self.problem, self.windows, self.kinks)
         notes += self._rounding(equations)
@@ -204,7 +204,7 @@ def targets_from_weights(
     """Deviations of a trajectory from a reference, in one pass over the rows per window."""
     whole = problem.whole()  # the reference moves all trained tensors
     windows = tuple(trajectory.windows(window))
-    check_flow(reference, trajectory.optimizer, trajectory.settings, windows)
+    check_flow(reference, trajectory, windows)
     warn_of_single_steps(whole, windows, reference)
     found, nuisances = [], []
     for part in progress(windows, "windows", len(windows), verbose):
@@ -230,9 +230,8 @@ def targets_from_weights(
         mean = mean_of(zip([place.design for place in own], targets.shares, strict=True))
         return tuple(own), Place(problem, mean, targets.mean_deviation(found))
 
-    settings = {**trajectory.settings, "optimizer": trajectory.optimizer}
     remarks += _left_out(trajectory, windows)
-    own = (deviations, places, bool(columns), settings, remarks)
+    own = (deviations, places, bool(columns), trajectory, remarks)
     return TrajectoryTargets(problem, reference, windows, *own)
 
 

@@ -14,9 +14,9 @@ from sklearn_implicitreg.trajectory.files import read, write
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
 from sklearn_implicitreg.trajectory.r_factors import RFactors
 from sklearn_implicitreg.trajectory.vectors import minus, moved
-from sklearn_implicitreg.trajectory.window import Indices, Step, Window
+from sklearn_implicitreg.trajectory.window import Step, Window
 
-__all__ = ["Indices", "Mark", "Step", "Trajectory", "Window"]
+__all__ = ["Mark", "Step", "Trajectory", "Window"]
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,6 @@ class Trajectory:
         """Norm of the rounding in the targets of all windows, at most.
 
         A coefficient of a single term is wrong by at most this over the norm of its column.
-        For SGD, and for what AdamW's directions do not explain, it is the rounding of the
-        weights over the step size; for the moments of Adam their rounding over ``1 - beta_1``.
 
         Parameters
         ----------
@@ -206,8 +204,8 @@ class Trajectory:
     def load(cls, path: str | PathLike[str]) -> Trajectory:
         """Read a trajectory that :meth:`save` wrote.
 
-        The file is mapped into memory, and a mark is compared with its checksums when it is
-        first used, so it must stay as it is.
+        The file is mapped into memory and must stay as it is: a mark is compared with its
+        checksums, and ValueError raised, when it is first used.
 
         Parameters
         ----------
@@ -223,8 +221,7 @@ class Trajectory:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is cut short, damaged, or of another version. A damaged mark raises it when
-            it is first used.
+            If the file is cut short, damaged, or of another version.
         """
         header, marks, batches, r_factors = read(path)
         settings = {
@@ -251,8 +248,7 @@ class Trajectory:
         """Trajectory of iterates that gradient descent made, such as checkpoints.
 
         The applied gradient is the displacement over the step size, so the iterates must be of
-        an optimizer without momentum and preconditioning (``MLPRegressor(solver="sgd",
-        momentum=0)`` by ``partial_fit``; checkpoints of plain SGD).
+        plain SGD (``MLPRegressor(solver="sgd", momentum=0)`` by ``partial_fit``).
 
         Parameters
         ----------
@@ -273,9 +269,8 @@ class Trajectory:
         Raises
         ------
         ValueError
-            If iterates change names or shapes, are fewer than two or the same object, most are
-            not finite, a step size is not positive, or a scikit-learn model has momentum or
-            another solver.
+            If iterates change names or shapes, are too few, not finite or the same object, a step
+            size is not positive, or a scikit-learn model has momentum or another solver.
 
         Examples
         --------

@@ -11,12 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Indices, Params, Problem
 from sklearn_implicitreg.trajectory.marks import Mark
 
-__all__ = ["Indices", "Step", "Window", "check_count"]
-
-Indices = npt.NDArray[np.int64]
+__all__ = ["Step", "Window", "check_count"]
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ def record(  # noqa: PLR0913
     step, cost a copy of the weights per step. Clipped gradients are what the optimizer applies:
     use ``reference="applied"``, or no clipping.
 
-    With ``families`` the steps between two marks are reduced at once to the R factor of their
-    equations: a mark then costs a few numbers per tensor and column, and no weights. Such a
-    trajectory answers for these families, this reference and the windows between its marks alone.
+    With ``families`` the steps between two marks are reduced to the R factor of their equations,
+    a few numbers per tensor and column. Such a trajectory answers for these families, this
+    reference and the windows between its marks alone.
 
     Parameters
     ----------
@@ -73,22 +73,18 @@ def record(  # noqa: PLR0913
     optimizer : torch.optim.Optimizer
         SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad.
     every : int, default=None
-        Steps between marks; the sums lose no step. None is 1; with ``families`` it is no mark
-        but those of ``recorder.epoch()`` and of the end. With ``families`` it counts only where
-        no epoch is marked: otherwise the equations are those of the epochs.
+        Steps between marks; the sums lose no step. None is 1; with ``families`` it is the whole
+        training, and ``every`` counts only where no epoch is marked.
     data : array, tensor, tuple of these or Dataset, default=None
-        All that a batch holds, in the order in which the rows count, so that ``recorder.batch``
-        can be given the batch itself. With ``families`` the rows (X, y) that the reference is
-        taken on.
+        All that a batch holds, so that ``recorder.batch`` can be given the batch itself. With
+        ``families`` the rows (X, y) that the reference is taken on.
     loss : str, nn loss or callable(output, target), default=None
         The data term, for ``families``.
     families : list of families, default=None
-        Penalties whose R factors are kept instead of weights, as for
-        :class:`sklearn_implicitreg.ImplicitRegularizationEstimator`; they stay in memory.
+        Penalties whose R factors are kept, in memory, instead of weights.
     reference : {"gradient", "applied"}, default="gradient"
-        For ``families``: the gradient on ``data``, one pass per mark, rows weighted as they
-        were used where marks are ends of epochs; or what the optimizer was given, without a
-        pass and without ``data`` and ``loss``.
+        For ``families``: the gradient on ``data``, one pass per mark; or what the optimizer was
+        given, without ``data`` and ``loss``.
     params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
         For ``families``: the tensors that give equations.
     gradients : bool, default=None
@@ -259,9 +255,8 @@ class Recorder:
         Parameters
         ----------
         rows : int, array of int or bool, or the batch itself
-            Positions of the rows in the data set, a mask of them, or only their number. The
-            tensors of the batch are looked up in ``data``; where a transform changed them, only
-            their number is kept.
+            Positions of the rows in the data set, a mask of them, or only their number. The batch
+            is looked up in ``data``; where a transform changed it, only its size is kept.
         accumulate : bool, default=False
             Whether the rows join those named before, where gradients are accumulated.
 

@@ -7,16 +7,15 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sklearn_implicitreg.adapters.torch.data import preserved_rng
+from sklearn_implicitreg.problem import Indices
 
 __all__ = ["Batches", "RowFinder"]
 
-Indices = npt.NDArray[np.int64]
 _CHUNK = 4096  # rows that are turned into keys at once
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.smoothness import Kinks, find_kinks
 from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibatch_factor
-from sklearn_implicitreg.trajectory.window import Window
+from sklearn_implicitreg.trajectory.trajectory import Trajectory, Window
 
 __all__ = ["minibatch_note", "step_kinks", "step_notes"]
 
@@ -34,13 +33,11 @@ def step_notes(problem: Problem, windows: Sequence[Window], kinks: Kinks) -> lis
 
 
 def minibatch_note(
-    problem: Problem,
-    windows: Sequence[Window],
-    settings: Mapping[str, Any],
-    sub_window: int | None,
+    problem: Problem, windows: Sequence[Window], trajectory: Trajectory, sub_window: int | None
 ) -> str:
     """The coefficient that theory expects of the column of mini-batching."""
-    if settings.get("optimizer") not in ("SGD", "gradient descent"):
+    settings = trajectory.settings
+    if trajectory.optimizer not in ("SGD", "gradient descent"):
         return "minibatch: no theory for a preconditioned optimizer."
     # What momentum multiplies lr / 4 by, mean over the windows of several steps.
     lengths = [min(sub_window or np.inf, w.n_steps) for w in windows if w.n_steps > 1]

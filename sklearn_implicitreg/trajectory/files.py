@@ -37,20 +37,15 @@ def write(
 ) -> None:
     """Write marks, the rows of batches, R factors and a header that JSON can hold."""
     tensors = {key: tensor.detach() for key, tensor in _tensors(marks, rows, r_factors)}
-    full = {
-        **header,
+    header |= {
         "marks": [[mark.step, mark.epoch] for mark in marks],
         "names": list(marks[0].weights),
         "r_factors": None if r_factors is None else r_factors.header(),
         "tensors": {key: [*_kind(t), _checksum(t)] for key, t in tensors.items()},
     }
-    text = json.dumps(full)
-    content = {
-        "format": _FORMAT,
-        "header": text,
-        "checksum": zlib.crc32(text.encode()),
-        "tensors": tensors,
-    }
+    text = json.dumps(header)
+    checksum = zlib.crc32(text.encode())
+    content = {"format": _FORMAT, "header": text, "checksum": checksum, "tensors": tensors}
     target = Path(file)
     # A file in a folder of its own has a name that nobody else uses, and the usual permissions.
     with TemporaryDirectory(prefix=".trajectory-", dir=target.parent) as folder:
@@ -88,12 +83,10 @@ class _SavedFile:
         self._sound: set[str] = set()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """Another process opens the file again."""
         return _SavedFile, (self.file, self._checksum)
 
     @property
     def content(self) -> dict[str, Any]:
-        """Header and tensors."""
         if self._content is None:
             try:
                 content = _content(self.file)
@@ -111,7 +104,6 @@ class _SavedFile:
         return self._content
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor of the file."""
         tensor: Tensor = self.content["tensors"][key]
         if key not in self._sound:
             if _checksum(tensor) != self.content["header"]["tensors"][key][-1]:
@@ -130,19 +122,12 @@ class _SavedMark:
     saved: _SavedFile
     i: int
 
-    def read(self, what: str) -> Params:
-        """Weights or one of the sums."""
-        names = self.saved.content["header"]["names"]
-        held = self.saved.content["tensors"]
-        return {n: self.tensor(what, n) for n in names if _key(self.i, what, n) in held}
-
-    def tensor(self, what: str, name: str) -> Tensor:
-        """One tensor of them."""
-        return self.saved.tensor(_key(self.i, what, name))
-
-    def mapped(self) -> list[Params]:
-        """All parts, which stay in the file until they are used."""
-        return [self.read(what) for what in PARTS]
+    def read(self, what: str, only: str | None = None) -> Params:
+        content = self.saved.content
+        names = content["header"]["names"] if only is None else [only]
+        keys = {name: _key(self.i, what, name) for name in names}
+        held = content["tensors"]
+        return {name: self.saved.tensor(key) for name, key in keys.items() if key in held}
 
     def kept(self) -> _SavedMark | None:
         """A large file stays where it is."""
@@ -151,7 +136,6 @@ class _SavedMark:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    """Header and tensors of a file, which are what the header says."""
     content: dict[str, Any]
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
@@ -175,7 +159,6 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _check(content: dict[str, Any]) -> None:
-    """Parse the header, and compare the tensors with it."""
     text, tensors = content["header"], content["tensors"]
     if zlib.crc32(text.encode()) != content["checksum"]:
         raise ValueError("its header has another checksum")
@@ -192,11 +175,9 @@ def _check(content: dict[str, Any]) -> None:
 def _tensors(
     marks: Sequence[Mark], rows: Sequence[Any], r_factors: RFactors | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a file by what they are."""
     for i, mark in enumerate(marks):
-        held = mark.mapped()
         for what in PARTS:
-            for name, tensor in getattr(held, what).items():
+            for name, tensor in getattr(mark, what).items():
                 yield _key(i, what, name), tensor
     if r_factors is not None:
         for name, array in r_factors.arrays():
@@ -217,7 +198,6 @@ def _kind(tensor: Tensor) -> list[Any]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """CRC-32 of the numbers in their order."""
     dense = tensor.cpu().contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # empty and single ones may have stride 0
     return zlib.crc32(flat.view(torch.uint8).numpy().data)

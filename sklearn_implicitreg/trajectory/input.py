@@ -24,45 +24,44 @@ def trajectory_targets(
     window: Any,
     verbose: int = 0,
 ) -> TrajectoryTargets:
-    """Targets of a path, or of the path that a probe makes."""
+    """Targets of a trajectory, or of the one that a probe makes."""
     if trajectory is None:
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
     options = replace(options, trained_batch_size=_batch_size(trajectory))
     problem = adapt(model, data, options)
-    path = trajectory_of(model, data, problem, trajectory)
-    if path.settings.get("follows") == "mean loss":  # whatever the model was trained on
+    trajectory = trajectory_of(model, data, problem, trajectory)
+    if trajectory.settings.get("follows") == "mean loss":  # whatever the model was trained on
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
     named = as_reference(reference, window)
-    if path.r_factors is not None:
-        return targets_from_r_factors(problem, path, named, window)
-    return targets_from_weights(problem, path, named, window, verbose)
+    if trajectory.r_factors is not None:
+        return targets_from_r_factors(problem, trajectory, named, window)
+    return targets_from_weights(problem, trajectory, named, window, verbose)
 
 
 def _batch_size(trajectory: Any) -> int | None:
-    """Rows of the largest batch of a path that was recorded, if known."""
-    path = getattr(trajectory, "trajectory", trajectory)
-    sizes = [step.batch_size for step in getattr(path, "steps", ()) if step.batch_size]
+    """Rows of the largest batch of a recorded trajectory, if known."""
+    held = getattr(trajectory, "trajectory", trajectory)
+    sizes = [step.batch_size for step in getattr(held, "steps", ()) if step.batch_size]
     return max(sizes, default=None)
 
 
 def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
-    """The path, or the one that a probe makes, of a model."""
+    """The trajectory of a model, or the one that a probe makes."""
     for own in ("trajectory", "trajectory_"):  # of a recorder
         trajectory = getattr(trajectory, own, trajectory)
-    path: Trajectory = trajectory
     if not isinstance(trajectory, Trajectory):
         if isinstance(trajectory, type) or not hasattr(trajectory, "run"):
             raise TypeError(
                 "Expected trajectory to be a Trajectory, such as the `trajectory` of a recorder, "
                 f"or a probe, such as ContinueTraining(...), got {trajectory!r}."
             )
-        path = trajectory.run(model, data, problem.whole())
-    missing = [name for name in problem.params if name not in path.names]
-    if missing:
+        trajectory = trajectory.run(model, data, problem.whole())
+    found: Trajectory = trajectory
+    if any(name not in found.names for name in problem.params):
         raise ValueError(
-            f"Expected a path of this model, which has {list(problem.params)}, got one of "
-            f"{list(path.names)}."
+            f"Expected a trajectory of this model, which has {list(problem.params)}, got one of "
+            f"{list(found.names)}."
         )
-    return path
+    return found

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import Mark
-from sklearn_implicitreg.trajectory.window import Step
+from sklearn_implicitreg.trajectory.vectors import minus, moved
+from sklearn_implicitreg.trajectory.window import Step, check_count
 
 __all__ = ["recorded", "tensors"]
 
@@ -27,8 +28,7 @@ def recorded(
     n_steps: int,
 ) -> tuple[list[Mark], list[Step], int]:
     """Marks and steps of gradient descent through the iterates, and how many were dropped."""
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
-        raise ValueError(f"Expected n_steps to be an integer >= 1, got {n_steps!r}.")
+    check_count("n_steps", n_steps)
     iterates = iter(weights)
     first = next(iterates, None)
     if first is None:
@@ -36,17 +36,16 @@ def recorded(
     _check_descent(first)
     here = tensors(first)
     rates = _rates(lr)
-    given = None if gradients is None else iter(gradients)
+    given = iter(() if gradients is None else gradients)
     zeros = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in here.items()}
-    consumed = {} if given is None else zeros
+    consumed = {} if gradients is None else zeros
     marks, steps, dropped = [Mark(0, 0, here, zeros, consumed, zeros)], [], 0
     before = first
-    for given_next in iterates:
-        _check_own(before, given_next)
-        before, there = given_next, tensors(given_next)
-        rate = next(rates, None)
-        gradient = None if given is None else next(given, None)
-        if rate is None or (given is not None and gradient is None):
+    for after in iterates:
+        _check_own(before, after)
+        before, there = after, tensors(after)
+        rate, gradient = next(rates, None), next(given, None)
+        if rate is None or (gradients is not None and gradient is None):
             raise ValueError(
                 f"Expected one lr (and gradient) for each step, got {len(marks) - 1 + dropped} "
                 "of them for more iterates; give one less than there are iterates."
@@ -60,7 +59,7 @@ def recorded(
             marks.append(_next(marks[-1], there, rate, gradient, n_steps))
             steps += [Step(rate, rounding=_rounding(there, rate))] * n_steps
         here = there
-    _check_used_up(lr, rates, len(steps) + dropped)
+    _check_used_up(lr, rates)
     if len(marks) < 2 or dropped > len(steps):
         raise ValueError(
             f"Expected at least 2 finite iterates, got {len(marks)} with {dropped} steps to NaN "
@@ -98,13 +97,12 @@ def tensors(iterate: Any) -> Params:
 
 
 def _check_descent(model: Any) -> None:
-    """Raise ValueError for a scikit-learn model whose displacement is not the gradient."""
     solver = getattr(model, "solver", None)
     if not hasattr(model, "coefs_") or solver is None:
         return
-    momentum = float(getattr(model, "momentum", 0.0)) if solver == "sgd" else 0.0
+    momentum = float(model.momentum) if solver == "sgd" else 0.0
     if solver != "sgd" or momentum:
-        setting = f"momentum={momentum:g}" if solver == "sgd" else f"solver={solver!r}"
+        setting = f"momentum={momentum:g}" if momentum else f"solver={solver!r}"
         raise ValueError(
             "Expected iterates of gradient descent, whose displacement over the step size is "
             f"the gradient, got a {type(model).__name__} with {setting}; train it with "
@@ -113,35 +111,28 @@ def _check_descent(model: Any) -> None:
 
 
 def _check_own(before: Any, after: Any) -> None:
-    """Raise ValueError for one model twice."""
     if after is before and not isinstance(after, str | PathLike | Mapping):
         raise ValueError(
-            "Expected iterates that are objects of their own, got the same "
-            f"{type(after).__name__} twice, which holds its last weights; append "
-            "copy.deepcopy(model) at every step."
+            f"Expected iterates that are objects of their own, got the same {type(after).__name__} "
+            "twice, which holds its last weights; append copy.deepcopy(model) at every step."
         )
 
 
-def _check_used_up(lr: Any, rates: Iterator[float], n_steps: int) -> None:
-    """Raise ValueError for more step sizes than steps; a generator may go on."""
+def _check_used_up(lr: Any, rates: Iterator[float]) -> None:
     if not isinstance(lr, Sequence | np.ndarray | Tensor) or np.ndim(lr) == 0:
         return
-    left = sum(1 for _ in rates)
-    if left:
+    if left := sum(1 for _ in rates):
         raise ValueError(
-            f"Expected one lr for each step, got {left} more than the iterates have steps "
-            "between them."
+            f"Expected one lr for each step, got {left} more than the iterates have steps."
         )
 
 
 def _rates(lr: Any) -> Iterator[float]:
-    """Step sizes, one after the other."""
     one = not isinstance(lr, Iterator) and np.ndim(lr) == 0
     for rate in repeat(float(lr)) if one else lr:
         if not 0 < rate < float("inf"):
             raise ValueError(
-                f"Expected a positive learning rate, got {rate}; the gradient is read off the "
-                "displacement."
+                f"Expected a positive learning rate, got {rate}; displacements are divided by it."
             )
         yield float(rate)
 
@@ -160,17 +151,16 @@ def _finite(params: Params) -> bool:
 
 
 def _next(last: Mark, there: Params, rate: float, gradient: Any, n_steps: int) -> Mark:
-    """Mark after the steps that led to an iterate."""
     old = {name: t.double() for name, t in last.weights.items()}
     new = {name: t.double() for name, t in there.items()}
     applied = {n: last.applied[n] + (t - new[n]) / rate for n, t in old.items()}
-    middle = {n: t if n_steps == 1 else (t + new[n]) / 2 for n, t in old.items()}
-    visited = {n: last.visited[n] + n_steps * t for n, t in middle.items()}
-    consumed = dict(last.consumed)
+    middle = old if n_steps == 1 else moved(old, minus(new, old), 0.5)
+    consumed = last.consumed
     if gradient is not None:
         given = tensors(gradient)
         _check_same(old, given)
-        consumed = {n: consumed[n] + n_steps * t.double() for n, t in given.items()}
+        consumed = moved(consumed, {n: t.double() for n, t in given.items()}, n_steps)
+    visited = moved(last.visited, middle, n_steps)
     return Mark(last.step + n_steps, last.epoch, there, applied, consumed, visited)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import mmap
 import os
 import shutil
@@ -36,15 +35,12 @@ class Mark:
 
     Parameters
     ----------
-    step : int
-        Steps recorded so far.
-    epoch : int
-        Epochs that had ended.
+    step, epoch : int
+        Steps recorded so far, and epochs that had ended.
     weights : dict of str to Tensor
-    applied : dict of str to Tensor
-        Sum of the gradients that the steps applied.
-    consumed : dict of str to Tensor
-        Sum of the gradients that the optimizer was given; empty where they were not recorded.
+    applied, consumed : dict of str to Tensor
+        Sums of the gradients that the steps applied, and of those that the optimizer was given;
+        these are empty where they were not recorded.
     visited : dict of str to Tensor
         Sum of the weights that the gradients were taken at.
     """
@@ -61,22 +57,12 @@ class Mark:
         tensor: Tensor = getattr(self, what)[name]
         return tensor
 
-    def mapped(self) -> Mark:
-        """The mark with all its tensors at hand, where they are on disk without reading them."""
-        return self
-
 
 class Source(Protocol):
     """Where the tensors of a stored mark are."""
 
-    def read(self, what: str) -> Params:
-        """Weights or one of the sums, read at every call."""
-
-    def tensor(self, what: str, name: str) -> Tensor:
-        """One tensor of them."""
-
-    def mapped(self) -> list[Params]:
-        """All parts, which stay in the file until they are used."""
+    def read(self, what: str, only: str | None = None) -> Params:
+        """Weights or one of the sums, or one tensor; they stay in the file until they are used."""
 
     def kept(self) -> Source | None:
         """The source as another process finds it; None if it goes with this one."""
@@ -88,29 +74,22 @@ class StoredMark(Mark):
     _source: Source
 
     def __init__(self, step: int, epoch: int, source: Source):
-        for key, value in {"step": step, "epoch": epoch, "_source": source}.items():
-            object.__setattr__(self, key, value)
+        vars(self).update(step=step, epoch=epoch, _source=source)
 
     def __getattr__(self, what: str) -> Params:
-        """Weights or one of the sums."""
         if what not in PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {what!r}")
         return self._source.read(what)
 
     def tensor(self, what: str, name: str) -> Tensor:
         """One tensor, read without the others."""
-        return self._source.tensor(what, name)
-
-    def mapped(self) -> Mark:
-        """A mark of tensors that stay in the file until they are used."""
-        return Mark(self.step, self.epoch, *self._source.mapped())
+        return self._source.read(what, name)[name]
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """A mark in a temporary folder travels as its tensors, others by the name of the file."""
         source = self._source.kept()
         if source is None:
-            # Each tensor of a storage of its own: views would each take the whole block with them.
-            return Mark, (self.step, self.epoch, *self._source.mapped())
+            return Mark, (self.step, self.epoch, *[self._source.read(what) for what in PARTS])
         return StoredMark, (self.step, self.epoch, source)
 
 
@@ -123,24 +102,23 @@ class _Place:
     dtype: torch.dtype
     shape: torch.Size
     start: int
+    stop: int
 
-    @property
-    def stop(self) -> int:
-        return self.start + math.prod(self.shape) * self.dtype.itemsize
-
-    def of(self, block: Tensor, begin: int = 0) -> Tensor:
-        """The tensor in a block of bytes, of which the first ``begin`` are left out."""
-        return block[self.start - begin : self.stop - begin].view(self.dtype).view(self.shape)
+    def of(self, block: npt.NDArray[np.uint8]) -> Tensor:
+        """The tensor in a block of bytes, as a storage of its own, which pickle and torch need."""
+        own = torch.from_numpy(block[self.start : self.stop])
+        return own.view(self.dtype).view(self.shape)
 
 
 def _places(mark: Mark) -> tuple[_Place, ...]:
-    """Order of the tensors of a mark in one block of bytes."""
     found: list[_Place] = []
     for what in PARTS:
         for name, tensor in getattr(mark, what).items():
             last = found[-1].stop if found else 0
             start = -(-last // _ALIGNED) * _ALIGNED
-            found.append(_Place(what, name, tensor.dtype, tensor.shape, start))
+            found.append(
+                _Place(what, name, tensor.dtype, tensor.shape, start, start + tensor.nbytes)
+            )
     return tuple(found)
 
 
@@ -152,33 +130,10 @@ class _Block:
     places: tuple[_Place, ...]
     shelf: Shelf | None  # folder that must live as long as the mark
 
-    def read(self, what: str) -> Params:
-        """Weights or one of the sums."""
-        own = [place for place in self.places if place.what == what]
-        if not own:
-            return {}
-        begin = own[0].start
-        block = torch.from_numpy(self._bytes(begin, own[-1].stop))
-        return {place.name: place.of(block, begin) for place in own}
-
-    def tensor(self, what: str, name: str) -> Tensor:
-        """One tensor of them."""
-        place = next(p for p in self.places if (p.what, p.name) == (what, name))
-        return place.of(torch.from_numpy(self._bytes(place.start, place.stop)), place.start)
-
-    def mapped(self) -> list[Params]:
-        """All parts, which stay in the file until they are used."""
-        block = self._bytes(0, self.places[-1].stop, mapped=True)
-        parts: dict[str, Params] = {what: {} for what in PARTS}
-        for place in self.places:
-            # Each of a storage of its own: torch.save takes no two types in one.
-            own = torch.from_numpy(block[place.start : place.stop])
-            parts[place.what][place.name] = place.of(own, place.start)
-        return list(parts.values())
-
-    def _bytes(self, begin: int, end: int, mapped: bool = False) -> npt.NDArray[np.uint8]:
+    def read(self, what: str, only: str | None = None) -> Params:
         if self.shelf is not None:
             self.shelf.wait()
+        end = self.places[-1].stop
         try:
             size = self.file.stat().st_size
         except FileNotFoundError as error:
@@ -190,9 +145,9 @@ class _Block:
             raise ValueError(
                 f"Expected a whole mark in {self.file}, got one that was cut short; record again."
             )
-        if mapped:
-            return np.memmap(self.file, np.uint8, "c", begin, (end - begin,))
-        return np.fromfile(self.file, np.uint8, end - begin, offset=begin)
+        block = np.memmap(self.file, np.uint8, "c", shape=(end,))
+        own = [place for place in self.places if place.what == what]
+        return {place.name: place.of(block) for place in own if only in (None, place.name)}
 
     def kept(self) -> Source | None:
         """The file alone, unless its folder goes with this process."""
@@ -210,7 +165,9 @@ class Shelf:
         self.temporary = directory is None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
-        self._stage: Tensor | None = None  # bytes that are being written, in memory that is reused
+        self._stage: npt.NDArray[np.uint8] | None = (
+            None  # bytes that are being written, in memory that is reused
+        )
         if directory is None:
             self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
             weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
@@ -230,15 +187,14 @@ class Shelf:
         size = -(-block.places[-1].stop // mmap.PAGESIZE) * mmap.PAGESIZE
         if self._stage is None or len(self._stage) != size:
             # Whole pages of its own, which the disk can take without a copy.
-            self._stage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+            self._stage = np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
         for place in block.places:
             place.of(self._stage).copy_(getattr(mark, place.what)[place.name].detach())
         # One call with one block: the writer holds up nobody while it waits for the disk.
-        self._pending = self._writer.submit(_write, block.file, self._stage.numpy().data)
+        self._pending = self._writer.submit(_write, block.file, self._stage.data)
         return StoredMark(mark.step, mark.epoch, block)
 
     def close(self) -> None:
-        """Finish writing and give back the memory that it needed."""
         self.wait()
         self._stage = None
 
@@ -289,8 +245,7 @@ class Kept:
         """Keep a mark; one of the same step is replaced."""
         if self.marks and self.marks[-1].step == mark.step:
             self.marks.pop()
-        tensors = (t for what in PARTS for t in getattr(mark, what).values())
-        size = sum(t.numel() * t.element_size() for t in tensors)
+        size = sum(t.nbytes for what in PARTS for t in getattr(mark, what).values())
         if self._shelf is None and size * (len(self.marks) + 1) > self._limit:
             self._shelf = Shelf()
             self.marks = [self._shelf.put(kept) for kept in self.marks]

@@ -7,10 +7,10 @@ from typing import TypeGuard
 
 import numpy as np
 
-from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
 from sklearn_implicitreg.trajectory.vectors import weighted_sum
-from sklearn_implicitreg.trajectory.window import Indices, Window
+from sklearn_implicitreg.trajectory.window import Window
 
 __all__ = [
     "NUISANCE",

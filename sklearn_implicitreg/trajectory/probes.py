@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -21,7 +20,8 @@ from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.frozen import FrozenModel
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
 from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Trajectory
-from sklearn_implicitreg.trajectory.vectors import norm
+from sklearn_implicitreg.trajectory.vectors import moved, norm
+from sklearn_implicitreg.trajectory.window import check_count
 
 __all__ = ["ContinueTraining", "GradientDescentProbe", "Probe"]
 
@@ -31,18 +31,15 @@ class _Made:
     """A trajectory that was made, and from what."""
 
     trajectory: Trajectory
-    start: Params
     rows: tuple[Any, ...]
-    slope: Params
+    tensors: Params
 
-    def fits(self, params: Params, rows: tuple[Any, ...], slope: Params) -> bool:
-        """Whether it began at these weights, on these rows, with this gradient."""
+    def fits(self, rows: tuple[Any, ...], tensors: Params) -> bool:
         return (
             len(self.rows) == len(rows)
             and all(own is other for own, other in zip(self.rows, rows, strict=True))
-            and all(torch.equal(t, slope[name]) for name, t in self.slope.items())
-            and self.start.keys() == params.keys()
-            and all(torch.equal(t, params[name]) for name, t in self.start.items())
+            and self.tensors.keys() == tensors.keys()
+            and all(torch.equal(t, tensors[name]) for name, t in self.tensors.items())
         )
 
 
@@ -76,9 +73,10 @@ class Probe(ABC):
         trajectory : Trajectory
         """
         rows, slope = self._rows(data), self._slope(whole)
-        if self._made is None or not self._made.fits(whole.params, rows, slope):
-            start = {name: t.clone() for name, t in whole.params.items()}
-            self._made = _Made(self._make(model, data, whole), start, rows, slope)
+        tensors = {**whole.params, **{f"gradient of {n}": t for n, t in slope.items()}}
+        if self._made is None or not self._made.fits(rows, tensors):
+            began = {name: t.clone() for name, t in tensors.items()}
+            self._made = _Made(self._make(model, data, whole), rows, began)
         return self._made.trajectory
 
     def _rows(self, data: Data) -> tuple[Any, ...]:
@@ -123,8 +121,7 @@ class GradientDescentProbe(Probe):
     def __init__(self, lr: float, n_steps: int = 5):
         if not lr > 0:
             raise ValueError(f"Expected lr > 0, got {lr!r}.")
-        if not isinstance(n_steps, int | np.integer) or n_steps < 1:
-            raise ValueError(f"Expected n_steps >= 1, got {n_steps!r}.")
+        check_count("n_steps", n_steps)
         self.lr = lr
         self.n_steps = int(n_steps)
 
@@ -132,7 +129,6 @@ class GradientDescentProbe(Probe):
         return f"GradientDescentProbe(lr={self.lr!r}, n_steps={self.n_steps!r})"
 
     def _slope(self, whole: Problem) -> Params:
-        """Its first gradient."""
         return whole.gradient().value
 
     def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:
@@ -143,9 +139,8 @@ class GradientDescentProbe(Probe):
         marks = [Mark(0, 0, at, applied, applied, visited)]
         for step in range(1, self.n_steps + 1):
             slope = whole.at(at).gradient().value
-            visited = {name: t + at[name] for name, t in visited.items()}
-            applied = {name: t + slope[name] for name, t in applied.items()}
-            at = {name: t - self.lr * slope[name] for name, t in at.items()}
+            visited, applied = moved(visited, at, 1.0), moved(applied, slope, 1.0)
+            at = moved(at, slope, -self.lr)
             if not all(bool(torch.isfinite(t).all()) for t in at.values()):
                 raise ValueError(
                     f"Expected finite steps, got NaN or inf at step {step} of gradient descent "
@@ -169,10 +164,10 @@ class ContinueTraining(Probe):
     Parameters
     ----------
     n_epochs : int
-        Epochs to train on, recorded as such.
+        Epochs to train on.
     train_epoch : callable(model, optimizer, recorder) or (model, optimizer), default=None
-        Trains a bare module for one epoch, on its own rows; ``recorder.batch(rows)`` names the
-        rows of a batch, by their positions in the X that the estimator is fitted on.
+        Trains a bare module for one epoch; ``recorder.batch(rows)`` names the rows of a batch,
+        by their positions in the X that the estimator is fitted on.
     optimizer : Optimizer, or callable(parameters) -> Optimizer, default=None
         The optimizer that the module was trained with, of which a copy goes on from its state;
         or what makes a new one.
@@ -182,8 +177,7 @@ class ContinueTraining(Probe):
         Rows that a skorch net is trained on, by default those that the estimator is fitted on.
         Give them in searches, which fit on folds.
     random_state : int, default=None
-        Seed of the order of the rows and of random modules; the global generators stay where
-        they are.
+        Seed of the order of the rows and of random modules.
 
     Examples
     --------
@@ -213,8 +207,7 @@ class ContinueTraining(Probe):
         data: tuple[Any, Any] | None = None,
         random_state: int | None = None,
     ):
-        if not isinstance(n_epochs, int | np.integer) or n_epochs < 1:
-            raise ValueError(f"Expected n_epochs >= 1, got {n_epochs!r}.")
+        check_count("n_epochs", n_epochs)
         self.n_epochs = int(n_epochs)
         self.train_epoch = train_epoch
         self.optimizer = optimizer
@@ -285,11 +278,11 @@ def _call(
     train_epoch: Callable[..., Any], model: nn.Module, optimizer: Optimizer, recorder: Recorder
 ) -> None:
     """With the recorder where the function takes it."""
+    given: tuple[Any, ...] = (model, optimizer, recorder)
     try:
-        inspect.signature(train_epoch).bind(model, optimizer, recorder)
+        inspect.signature(train_epoch).bind(*given)
     except TypeError:
-        train_epoch(model, optimizer)
-        return
+        given = given[:2]
     except ValueError:  # a callable whose arguments are not known
         pass
-    train_epoch(model, optimizer, recorder)
+    train_epoch(*given)

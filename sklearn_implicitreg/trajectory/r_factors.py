@@ -1,8 +1,9 @@
-"""Equations of a path that were reduced while it was recorded: one small R factor per block."""
+"""Equations that were reduced while a trajectory was recorded: one small R factor per block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,22 +25,18 @@ _SUMS = ("design", "deviation", "smooth")
 
 
 class LeafPenalty(Penalty):
-    """One of the penalties that a family is made of, by itself and with an unknown coefficient."""
+    """One of the penalties that a family is made of, alone and with an unknown coefficient."""
 
     def __init__(self, leaf: Leaf):
-        self.leaf = leaf
+        self.leaf = replace(leaf, coef=None)
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Terms at the tensors that the leaf sees."""
-        return self._alone.values(params, problem)
+        return self.leaf.values(params, problem)
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """The leaf alone."""
-        return [self._alone]
-
-    @property
-    def _alone(self) -> Leaf:
-        return replace(self.leaf, coef=None)
+        return [self.leaf]
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RFactors:
-    """What a path holds in the place of weights."""
+    """What a trajectory holds instead of weights."""
 
     term_names: tuple[str, ...]
     tensors: tuple[str, ...]
@@ -79,34 +76,37 @@ class RFactors:
     smooth: Params
 
     def __str__(self) -> str:
-        """What they are R factors of."""
         shown = list(dict.fromkeys(self.term_names))
         return f"R factors of {', '.join(shown)} by reference={self.reference!r}"
 
+    def add(self, other: RFactors) -> None:
+        """Add the sums of further steps, in place."""
+        for name in self.tensors:
+            self.design[name].add_(other.design[name].to(self.design[name]))
+            self.deviation[name].add_(other.deviation[name].to(self.deviation[name]))
+            self.smooth[name].logical_and_(other.smooth[name].to(self.smooth[name]))
+
     def joined(self, other: RFactors) -> RFactors:
-        """Those of a path and of the one that continues it."""
+        """Those of a trajectory and of the one that continues it."""
         kinds = [(t.term_names, t.tensors, t.reference, t.loss, t.n_rows) for t in (self, other)]
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"Expected paths with R factors of the same columns, tensors, reference and rows, "
-                f"got {kinds[0]} and {kinds[1]}; record both in the same way."
+                "Expected trajectories with R factors of the same columns, tensors, reference and "
+                f"rows, got {kinds[0]} and {kinds[1]}; record both in the same way."
             )
-        return replace(
-            other,
-            blocks=(*self.blocks, *other.blocks),
-            design={n: t + other.design[n].to(t) for n, t in self.design.items()},
-            deviation={n: t + other.deviation[n].to(t) for n, t in self.deviation.items()},
-            smooth={n: t & other.smooth[n].to(t) for n, t in self.smooth.items()},
-        )
+        total = copy.deepcopy(self)
+        total.add(other)
+        blocks = (*self.blocks, *other.blocks)
+        return replace(total, signatures=other.signatures, blocks=blocks)
 
     def header(self) -> dict[str, Any]:
         """What JSON can hold of them."""
-        own = {key: getattr(self, key) for key in ("term_names", "tensors", "reference")}
-        blocks = [
-            {**asdict(replace(block, cells=())), "cells": [_plain(cell) for cell in block.cells]}
-            for block in self.blocks
-        ]
-        return {**own, "loss": self.loss, "n_rows": self.n_rows, "blocks": blocks}
+        keys = ("term_names", "tensors", "reference", "loss", "n_rows")
+        blocks = []
+        for block in self.blocks:
+            cells = [(cell.tensor, cell.smooth, cell.n) for cell in block.cells]
+            blocks.append({**asdict(replace(block, cells=())), "cells": cells})
+        return {**{key: getattr(self, key) for key in keys}, "blocks": blocks}
 
     def arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Names and arrays of the rest."""
@@ -122,25 +122,14 @@ class RFactors:
         """R factors of what :meth:`header` and :meth:`arrays` gave."""
         blocks = []
         for i, plain in enumerate(header["blocks"]):
-            cells = tuple(
-                Cell(tensor, tuple(smooth), n, upper)
-                for (tensor, smooth, n), upper in zip(
-                    plain["cells"], stored[f"block/{i}"], strict=True
-                )
-            )
-            blocks.append(Block(**{**plain, "cells": cells}))
-        tensors = tuple(header["tensors"])
-        sums = ({n: torch.from_numpy(stored[f"{what}/{n}"]) for n in tensors} for what in _SUMS)
-        return cls(
-            tuple(header["term_names"]),
-            tensors,
-            stored["signatures"],
-            header["reference"],
-            header["loss"],
-            header["n_rows"],
-            tuple(blocks),
-            *sums,
-        )
+            pairs = zip(plain["cells"], stored[f"block/{i}"], strict=True)
+            cells = [Cell(name, tuple(smooth), n, upper) for (name, smooth, n), upper in pairs]
+            blocks.append(Block(**{**plain, "cells": tuple(cells)}))
+        own = {**header, "blocks": blocks}
+        own |= {key: tuple(own[key]) for key in ("term_names", "tensors", "blocks")}
+        for what in _SUMS:
+            own[what] = {n: torch.from_numpy(stored[f"{what}/{n}"]) for n in own["tensors"]}
+        return cls(**own, signatures=stored["signatures"])
 
 
 def cells_of(name: str, design: Tensor, target: Tensor, smooth: Tensor) -> Iterator[Cell]:
@@ -175,11 +164,6 @@ def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
 
 
 def place_of(own: Array, recorded: Array) -> int | None:
-    """Which of the recorded columns has a signature."""
     away = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1)
     best = int(away.argmin())
     return best if away[best] <= 1e-6 * np.abs(own).max() else None
-
-
-def _plain(cell: Cell) -> Sequence[Any]:
-    return cell.tensor, cell.smooth, cell.n

@@ -42,15 +42,17 @@ def targets_from_r_factors(
     if wanted and not found:
         remarks.append(
             "The column 'minibatch' is left out: the rows of the batches are not known; name "
-            "them with path.batch(rows) while recording."
+            "them with recorder.batch(rows) while recording."
         )
     marks = trajectory.marks
     whole = Window(marks[0], marks[-1], marks[:1], trajectory.steps)
 
     def deviations(other: Problem | None) -> Sequence[LossGradient]:
-        what = "for a family that is solved as a whole"
-        if other is not None:
-            what = "to complete by other rows"
+        what = (
+            "for a family that is solved as a whole"
+            if other is None
+            else "to complete by other rows"
+        )
         raise ValueError(f"Expected a trajectory with weights {what}, got {_ROWLESS}.")
 
     def places(targets: TrajectoryTargets, penalty: Penalty) -> tuple[tuple[Place, ...], Place]:
@@ -66,8 +68,7 @@ def targets_from_r_factors(
         }
         return tuple(own), Place(problem, mean, _gradient(value, held.blocks[0], held))
 
-    settings = {**trajectory.settings, "optimizer": trajectory.optimizer}
-    own = (deviations, places, wanted and found, settings, tuple(remarks))
+    own = (deviations, places, wanted and found, trajectory, tuple(remarks))
     return TrajectoryTargets(problem, reference, windows, *own)
 
 
@@ -78,25 +79,17 @@ class _Chosen:
     family: Design  # of the family at the last weights, for its names
     term_names: tuple[str, ...]
     free: list[int]
-    known_at: list[tuple[float, int]]  # known coefficients, and where their columns are
-
-    @property
-    def seen(self) -> list[int]:
-        """Columns that must be differentiable where there are equations."""
-        return [*self.free, *(place for _, place in self.known_at)]
+    known: Array  # known coefficients of all recorded columns
+    seen: list[int]  # columns that must be differentiable where there are equations
 
 
 def _chosen(
-    penalty: Penalty,
-    problem: Problem,
-    weights: Params,
-    held: RFactors,
-    targets: TrajectoryTargets,
+    penalty: Penalty, problem: Problem, weights: Params, held: RFactors, targets: TrajectoryTargets
 ) -> _Chosen:
     """Find a family's columns by their gradients at the last weights of the trajectory."""
     family = Design.at(penalty, at_weights(penalty, problem, weights))
-    free: list[int] = []
-    known: list[tuple[float, int]] = []
+    names, free, seen = family.term_names, [], []
+    known = np.zeros(len(held.term_names))
     for leaf in penalty.leaves(problem.params, problem):
         for own in signature(leaf, problem, weights):
             place = place_of(own, held.signatures)
@@ -106,15 +99,15 @@ def _chosen(
                     f"Expected terms among those recorded, {shown}, got {leaf.penalty!r}; give it "
                     f"in families= while recording, or {_AGAIN}."
                 )
+            seen.append(place)
             if leaf.coef is None:
                 free.append(place)
             else:
-                known.append((leaf.coef, place))
-    names = family.term_names
+                known[place] += leaf.coef
     if targets.adds_nuisance(penalty):
         names = (*names, NUISANCE)
         free.append(held.term_names.index(NUISANCE))
-    return _Chosen(family, names, free, known)
+    return _Chosen(family, names, free, known, [*free, *seen])
 
 
 def _system(chosen: _Chosen, block: Block) -> System:
@@ -123,9 +116,8 @@ def _system(chosen: _Chosen, block: Block) -> System:
     counts: dict[str, int] = {}
     for cell in block.cells:
         if all(cell.smooth[place] for place in chosen.seen):
-            target = cell.r_factor[:, -1].copy()
-            for coef, place in chosen.known_at:  # moved to the side of the loss
-                target -= coef * cell.r_factor[:, place]
+            # What is known is moved to the side of the loss.
+            target = cell.r_factor[:, -1] - cell.r_factor[:, :-1] @ chosen.known
             upper = r_factor(cell.r_factor[:, chosen.free], target)
             tensors.setdefault(cell.tensor, []).append(upper)
             counts[cell.tensor] = counts.get(cell.tensor, 0) + cell.n
@@ -143,11 +135,10 @@ def _mean_design(chosen: _Chosen, problem: Problem, held: RFactors, n_steps: int
     knowns: Params = {}
     masks: Params = {}
     for name, tensor in problem.params.items():
-        design = held.design[name].to(tensor.device)
-        designs[name] = design[:, chosen.free] / n_steps
-        if chosen.known_at:
-            terms = [coef / n_steps * design[:, place] for coef, place in chosen.known_at]
-            knowns[name] = torch.stack(terms).sum(dim=0)
+        design = held.design[name].to(tensor.device) / n_steps
+        designs[name] = design[:, chosen.free]
+        if chosen.family.known_terms:
+            knowns[name] = design @ torch.as_tensor(chosen.known).to(design)
         masks[name] = held.smooth[name].to(tensor.device)[:, chosen.seen].all(dim=1)
     family = chosen.family
     own = (chosen.term_names, family.leaves, family.known_terms, problem.params)
@@ -155,13 +146,11 @@ def _mean_design(chosen: _Chosen, problem: Problem, held: RFactors, n_steps: int
 
 
 def _gradient(value: Params, block: Block, held: RFactors) -> LossGradient:
-    """Deviation of a trajectory or of one of its windows."""
     n_rows = held.n_rows or 1
     return LossGradient(value, float("nan"), 1.0, n_rows, block.scale, block.n_kinks)
 
 
 def _check_problem(problem: Problem, held: RFactors) -> None:
-    """Refuse another scope, loss or number of rows."""
     if tuple(problem.params) != held.tensors:
         raise ValueError(
             f"Expected the tensors that were recorded, {list(held.tensors)}, got "
@@ -187,12 +176,10 @@ def _check_windows(
     reference: Reference,
     window: int | str | None,
 ) -> None:
-    """Refuse another reference, and windows that are not the blocks."""
     if len(windows) != len(held.blocks) or any(len(w.inside) != 1 for w in windows):
         raise ValueError(
-            f"Expected windows that are the {len(held.blocks)} blocks between the marks, since "
-            f"the trajectory holds only R factors, got window={window!r}, which makes "
-            f"{len(windows)} of {len(trajectory.marks)} marks; use window=None, or {_AGAIN}."
+            f"Expected windows that are the {len(held.blocks)} blocks between the marks, got "
+            f"window={window!r}, which makes {len(windows)}; use window=None, or {_AGAIN}."
         )
     kinds = sorted({block.reference for block in held.blocks} - {repr(reference)})
     if kinds:

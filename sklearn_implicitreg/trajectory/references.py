@@ -1,17 +1,17 @@
-"""What a path is compared with: the mean gradient that the steps of a window would have had."""
+"""What a trajectory is compared with: the mean gradient that a window would have had."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
-from sklearn_implicitreg.trajectory.window import Window
+from sklearn_implicitreg.trajectory.window import Window, check_count
 
 __all__ = [
     "Applied",
@@ -22,6 +22,7 @@ __all__ = [
     "as_reference",
     "at_mean",
     "check_flow",
+    "runge_kutta",
     "sub_windows",
 ]
 
@@ -48,13 +49,10 @@ class Gradient:
         takes the whole window.
     weighted : bool, default=True
         Whether rows count as often as the window used them, where that is known. By the name
-        "gradient" they do in windows of epochs, and count equally in others: there a window
-        is compared with what the gradient on all rows would have done.
+        "gradient" they do in windows of epochs, and count equally in others.
     n_nodes : {1, 2}, default=1
-        Places at which the gradient is taken: the mean iterate, or two places beside it, a
-        standard deviation of even steps from the first to the last iterate away. Two cost a
-        second pass, and are right up to the curvature of the gradient along a straight drift:
-        for windows in which the weights move far, such as the first epochs of a training.
+        Places at which the gradient is taken: the mean iterate, or two places beside it along
+        the drift, for windows in which the weights move far, such as the first epochs.
 
     Raises
     ------
@@ -71,9 +69,8 @@ class Gradient:
     n_nodes: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers of nodes that there is no rule for, and of steps."""
         if self.sub_window is not None:
-            _check_count("sub_window", self.sub_window)
+            check_count("sub_window", self.sub_window)
         if self.n_nodes not in (1, 2):
             raise ValueError(f"Expected n_nodes 1 or 2, got {self.n_nodes!r}.")
 
@@ -119,8 +116,7 @@ class Batch:
     n_draws: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers of passes that are none."""
-        _check_count("n_draws", self.n_draws)
+        check_count("n_draws", self.n_draws)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over each batch."""
@@ -152,12 +148,13 @@ class Flow:
     Parameters
     ----------
     n_substeps : int, default=10
-        Runge-Kutta steps for each step of the path.
+        Runge-Kutta steps for each step of the trajectory.
 
     Raises
     ------
     ValueError
-        If ``n_substeps`` is not an integer >= 1, or the path is not of SGD without momentum.
+        If ``n_substeps`` is not an integer >= 1, or the trajectory is not of SGD
+        without momentum.
 
     References
     ----------
@@ -167,8 +164,7 @@ class Flow:
     n_substeps: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse numbers of steps that are none."""
-        _check_count("n_substeps", self.n_substeps)
+        check_count("n_substeps", self.n_substeps)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
@@ -178,73 +174,50 @@ class Flow:
         start = {name: t.double() for name, t in window.start.weights.items()}
         end, first = dict(start), None
         for _ in range(n):
-            end, slope = _runge_kutta(problem, end, time / n)
+            end, slope = runge_kutta(problem, end, time / n)
             first = first or slope
         assert first is not None
         value = {name: (start[name] - end[name]) / time for name in problem.params}
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}.")
-
-
-def check_flow(
-    reference: Reference,
-    optimizer: str,
-    settings: Mapping[str, Any],
-    windows: Sequence[Window],
-) -> None:
-    """Refuse to hold another optimizer than plain gradient descent against the flow.
-
-    Raises
-    ------
-    ValueError
-        If it has momentum, is preconditioned, or has several step sizes at a time.
-    """
+def check_flow(reference: Reference, trajectory: Trajectory, windows: Sequence[Window]) -> None:
+    """Raise ValueError where an optimizer other than plain descent is compared with the flow."""
     if not isinstance(reference, Flow):
         return
-    momentum = settings.get("momentum", 0.0)
-    if optimizer not in ("SGD", "gradient descent") or momentum:
-        with_momentum = f" with momentum={momentum:g}" if momentum else ""
+    optimizer, momentum = trajectory.optimizer, trajectory.settings.get("momentum", 0.0)
+    if optimizer not in ("SGD", "gradient descent"):
+        found = optimizer
+    elif momentum:
+        found = f"{optimizer} with momentum={momentum:g}"
+    else:
+        found = next(filter(None, map(_not_descent, windows)), "")
+    if found:
         raise ValueError(
             "Expected SGD without momentum and with one step size for reference='flow', whose "
-            f"time is the sum of the step sizes, got {optimizer}{with_momentum}; use "
-            "reference='gradient' or 'batch'."
+            f"time is the sum of the step sizes, got {found}; use reference='gradient' or 'batch'."
         )
-    for window in windows:
-        _check_descent(window)
 
 
-def _check_descent(window: Window) -> None:
-    """Refuse steps that are not the applied gradient times one step size."""
-    marks = (*window.inside, window.stop)
-    for mark, after in zip(marks[:-1], marks[1:], strict=True):
-        first = mark.step - window.start.step
-        rates = [s.lr for s in window.steps[first : first + after.step - mark.step]]
+def _not_descent(window: Window) -> str:
+    """Steps that are not the applied gradient times one step size; empty where all are."""
+    for part in window.parts():
+        rates = [step.lr for step in part.steps]
         if max(rates) > min(rates):
-            continue  # the sum of the steps does not tell
-        for name, old in mark.weights.items():
-            applied = after.applied[name] - mark.applied[name]
-            step = old.double() - after.weights[name].double()
-            if float((step - rates[0] * applied).norm()) > 1e-3 * float(step.norm()):
-                raise ValueError(
-                    "Expected SGD without momentum and with one step size for reference='flow', "
-                    f"whose time is the sum of the step sizes, got steps of {name!r} that are "
-                    f"not lr={rates[0]:.4g} times the applied gradient; use "
-                    "reference='gradient' or 'batch'."
+            continue  # the sum of the steps does not show it
+        mean = part.mean("applied")
+        for name, old in part.start.weights.items():
+            step = old.double() - part.stop.weights[name].double()
+            away = step - rates[0] * part.n_steps * mean[name]
+            if float(away.norm()) > 1e-3 * float(step.norm()):
+                return (
+                    f"steps of {name!r} that are not lr={rates[0]:.4g} times the applied gradient"
                 )
+    return ""
 
 
 def as_reference(reference: Any, window: int | str | None = "epoch") -> Reference:
-    """Reference that a name or an instance stands for, in windows of a kind.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name.
-    """
+    """Reference that a name or an instance stands for, in windows of a kind."""
     named = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}
     if isinstance(reference, str):
         if reference not in named:
@@ -296,16 +269,11 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
                 f"reference='batch' and sub-windows of {size} steps need a mark every {size} "
                 "steps; record with a smaller `every`."
             )
-        yield Window(
-            marks[step],
-            marks[stop],
-            tuple(m for m in window.inside if step <= m.step < stop),
-            window.steps[step - begin : stop - begin],
-        )
+        inside = tuple(mark for mark in window.inside if step <= mark.step < stop)
+        yield Window(marks[step], marks[stop], inside, window.steps[step - begin : stop - begin])
 
 
 def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
-    """Mean over steps."""
     total = sum(part.n_steps for part in parts)
     shares = [part.n_steps / total for part in parts]
     pairs = list(zip(shares, gradients, strict=True))
@@ -319,24 +287,14 @@ def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
     )
 
 
-def _runge_kutta(problem: Problem, at: Params, h: float) -> tuple[Params, LossGradient]:
+def runge_kutta(problem: Any, at: Params, h: float) -> tuple[Params, LossGradient]:
     """One classical step of ``d theta / d t = -grad L``."""
 
-    def slope(params: Params) -> LossGradient:
-        return problem.at(params).gradient()
+    def after(slope: Params, time: float) -> Params:
+        return {n: t - time * slope[n] if n in slope else t for n, t in at.items()}
 
-    def after(by: LossGradient, part: float) -> Params:
-        return {n: t - part * h * by.value[n] if n in by.value else t for n, t in at.items()}
-
-    k1 = slope(at)
-    k2 = slope(after(k1, 0.5))
-    k3 = slope(after(k2, 0.5))
-    k4 = slope(after(k3, 1.0))
-
-    def total(name: str, tensor: Tensor) -> Tensor:
-        if name not in k1.value:
-            return tensor
-        middle = k1.value[name] + 2 * k2.value[name] + 2 * k3.value[name] + k4.value[name]
-        return tensor - h / 6 * middle
-
-    return {name: total(name, t) for name, t in at.items()}, k1
+    first = problem.at(at).gradient()
+    slopes = [first.value]
+    for part in (0.5, 0.5, 1.0):
+        slopes.append(problem.at(after(slopes[-1], part * h)).gradient().value)
+    return after(weighted_sum(slopes, (1, 2, 2, 1)), h / 6), first

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sklearn_implicitreg.problem import BlockGradient, LossGradient, Params, Problem
-from sklearn_implicitreg.trajectory.references import Flow
-from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Window
+from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.trajectory.references import runge_kutta
 from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
 
 __all__ = ["Kinks", "drift_ratio", "find_kinks"]
@@ -130,55 +128,32 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     """
     # The descent below is that of L, whatever the model was trained on.
     whole = replace(problem.whole(), trained_factor=1.0, trained_sum=False)
-    at = {name: t.double() for name, t in whole.params.items()}
-    start = dict(at)
+    start = at = {name: t.double() for name, t in whole.params.items()}
     for _ in range(n_steps):
-        g = whole.at(at).gradient().value
-        at = {name: t - lr * g[name] for name, t in at.items()}
-    first, last = Mark(0, 0, start, {}, {}, {}), Mark(n_steps, n_steps, at, {}, {}, {})
-    window = Window(first, last, (first,), (Step(lr),) * n_steps)
-    flow, time = Flow(n_substeps), lr * n_steps
-    apart = minus(start, at)
-    away = [
-        norm(minus(apart, {n: time * g for n, g in flow.mean_gradient(p, window).value.items()}))
-        for p in (_modified(whole, lr), whole)
-    ]
+        at = moved(at, whole.at(at).gradient().value, -lr)
+    away = []
+    followed: tuple[_Modified | Problem, ...] = (_Modified(whole, lr), whole)
+    for loss in followed:
+        flow = start
+        for _ in range(n_steps * n_substeps):
+            flow, _ = runge_kutta(loss, flow, lr / n_substeps)
+        away.append(norm(minus(at, flow)))
     return away[0] / away[1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Modified(Problem):
-    """``L + lr/4 |grad L|^2`` instead of the loss L of another problem."""
+@dataclass(frozen=True)
+class _Modified:
+    """``L + lr/4 |grad L|^2`` instead of the loss L of a problem."""
 
     inner: Problem
     lr: float
 
-    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
-        """Not by blocks: the gradient needs two passes over all rows."""
-        raise NotImplementedError
-
     def at(self, params: Params) -> _Modified:
-        """The same at other weights."""
-        inner = self.inner.at(params)
-        return replace(self, inner=inner, params=inner.params)
+        return replace(self, inner=self.inner.at(params))
 
     def gradient(self) -> LossGradient:
-        """``g + lr/2 Hg``."""
         own = self.inner.gradient()
-        product = self.inner.hvp(own.value)
-        value = {name: g + self.lr / 2 * product[name] for name, g in own.value.items()}
-        return replace(own, value=value)
-
-
-def _modified(problem: Problem, lr: float) -> _Modified:
-    return _Modified(
-        inner=problem,
-        lr=lr,
-        params=problem.params,
-        model_name=problem.model_name,
-        loss_name=problem.loss_name,
-        eps=problem.eps,
-    )
+        return replace(own, value=moved(own.value, self.inner.hvp(own.value), self.lr / 2))
 
 
 def _differences(problem: Problem, gradient: Params, step: float) -> Params:

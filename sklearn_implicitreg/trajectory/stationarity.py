@@ -1,4 +1,4 @@
-"""Whether trained weights are an endpoint: what the steps of a path beside them say."""
+"""Whether trained weights are an endpoint: what the steps of a trajectory beside them add."""
 
 from __future__ import annotations
 
@@ -12,68 +12,67 @@ from sklearn_implicitreg.regression.equations import Equations, Place
 from sklearn_implicitreg.trajectory.design import deviation
 from sklearn_implicitreg.trajectory.references import Gradient
 from sklearn_implicitreg.trajectory.trajectory import Mark, Trajectory, Window
-from sklearn_implicitreg.trajectory.vectors import squared_mean
 
 __all__ = ["with_evidence"]
 
 _DIFFERENT = 0.01  # share of the endpoint's squared target, as for a supported family
-_WINDOWS = 10  # nearest to the weights: the path may have come from far
+_WINDOWS = 10  # nearest to the weights: the trajectory may have come from far
 
 
-def with_evidence(equations: Equations, path: Trajectory | None) -> Equations:
+def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equations:
     """The equations with what a trajectory has against an endpoint, or for it."""
     # An endpoint takes the applied gradient as zero: its target is -grad L. The trajectory measured
     # it: what its steps added is a - grad L at the mean iterates. Where the weights are stationary
     # both are the gradient of the same penalty.
-    if path is None or equations.cluster != "tensor":
+    if trajectory is None or equations.cluster != "tensor":
         return equations  # several endpoints have no trajectory in common
-    if path.r_factors is not None:
+    if trajectory.r_factors is not None:
         raise ValueError(
-            "Expected a path with weights beside an endpoint, got one that holds only R factors; "
-            "record without families= to keep the weights, or use mode='trajectory'."
+            "Expected a trajectory with weights beside an endpoint, got one that holds only R "
+            "factors; record without families= to keep the weights, or use mode='trajectory'."
         )
     size = float(np.linalg.norm(equations.system.r_factor[:, -1]))
     if size <= equations.rounding:
         return equations
     place = equations.judged
     problem = place.problem
-    windows = _beside(path, problem.params)
+    windows = _beside(trajectory, problem.params)
     whole, reference = problem.whole(), Gradient()
     parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]
     added = torch.stack([_vector(part, place) for part in parts])
-    signal, raw = squared_mean(added - _vector(place.gradient, place))
+    signal, raw = _squared_mean(added - _vector(place.gradient, place))
     share, noise = max(0.0, signal) / size**2, (raw - signal) / size**2
     n_steps = sum(window.n_steps for window in windows)
     target = "-grad L" + " less what is known" * bool(place.design.known_terms)
-    told = f"noise {noise:.2g}" if len(windows) > 1 else "one window: its noise is not known"
-    steps = f"what {n_steps} steps of the path beside these weights added"
+    measured = f"noise {noise:.2g}" if len(windows) > 1 else "one window: its noise is not known"
+    steps = f"what {n_steps} steps of the trajectory beside these weights added"
     if share <= _DIFFERENT + noise:
         return replace(
             equations,
             agreement=f"The trajectory confirms it: {steps} differs from {target} by {share:.2g} "
-            f"of its squared norm ({told}).",
+            f"of its squared norm ({measured}).",
         )
-    norm = squared_mean(added)[1] ** 0.5
+    norm = float(added.mean(0).norm())
     evidence = (
         f"{target} has norm {size:.4g}, {steps} has {norm:.4g}, and their difference is "
         f"{share:.3g} of the squared norm of the former, more than {_DIFFERENT + noise:.2g} "
-        f"({told}): this is the gradient of noise, or of a training that had not ended. Read what "
-        "the steps add with mode='trajectory' and this trajectory."
+        f"({measured}): this is the gradient of noise, or of a training that had not ended. Read "
+        "what the steps add with mode='trajectory' and this trajectory."
     )
     return replace(equations, evidence=evidence)
 
 
-def _beside(path: Trajectory, params: Params) -> list[Window]:
+def _beside(trajectory: Trajectory, params: Params) -> list[Window]:
     """The windows that end at the weights, or that begin there; epochs where they are marked."""
-    marks = path.marks
+    marks = trajectory.marks
     epochs = marks[-1].epoch > marks[0].epoch
-    windows = path.windows("epoch" if epochs else None)
+    windows = trajectory.windows("epoch" if epochs else None)
     order = (marks[-1], marks[0], *reversed(marks[1:-1]))
     here = next((mark.step for mark in order if _is_at(mark, params)), None)
     if here is None:
         raise ValueError(
-            "Expected a path through the trained weights, got one with none of its marks there; "
-            "give the model as it was when the path was recorded, or trajectory=None."
+            "Expected a trajectory through the trained weights, got one with none of its marks "
+            "there; give the model as it was when the trajectory was recorded, or trajectory=None."
         )
     before = [window for window in windows if window.stop.step <= here]
     after = [window for window in windows if window.start.step >= here]
@@ -86,9 +85,17 @@ def _is_at(mark: Mark, params: Params) -> bool:
 
 
 def _vector(gradient: LossGradient, place: Place) -> torch.Tensor:
-    """Minus a target, as one vector: gradient and known penalties."""
     parts = []
     for name in place.problem.params:
         slope, known = gradient.value[name].reshape(-1), place.design.known(name)
         parts.append((slope if known is None else slope + known).cpu())
     return torch.cat(parts)
+
+
+def _squared_mean(vectors: torch.Tensor) -> tuple[float, float]:
+    """Squared norm of the mean of n vectors, (n, p), by their products, and as it is."""
+    # Products of different vectors are free of noise that is independent from one to the next.
+    n = len(vectors)
+    whole = float(vectors.mean(0).square().sum())
+    own = float(vectors.square().sum())
+    return (n * n * whole - own) / (n * (n - 1)) if n > 1 else whole, whole

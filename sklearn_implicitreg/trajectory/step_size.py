@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import hyp1f1
 
-from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.trajectory.vectors import flat, moved, norm, shaped
+from sklearn_implicitreg.problem import Params, Problem, flat, shaped
+from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
 
 __all__ = [
     "StepFactor",
@@ -22,7 +22,6 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 _LARGE_STEP = 0.5  # lr times curvature above which a series in it no longer holds
-_SERIES = 24  # terms of f, whose remainder is below rounding for |x| < 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class StepFactor:
     @property
     def quadratic(self) -> float:
         """Factor of a locally quadratic loss, exact: the mean of ``2 (e^-x - 1 + x) / x^2``."""
-        return float(self.weights @ _shape(self.lr * self.curvatures))
+        return float(self.weights @ hyp1f1(1, 3, -self.lr * self.curvatures))
 
     @property
     def correction(self) -> float:
@@ -97,11 +96,9 @@ def finite_step_factor(
 ) -> StepFactor:
     """Expected ratio of the coefficient of :class:`GradientNorm` to ``lr / 4``.
 
-    A step of gradient descent differs from the flow by ``lr/2 Hg`` only as ``lr -> 0``. For a
-    locally quadratic loss the ratio of what is found to that is ``sum_i w_i f(lr h_i)`` with
-    ``f(x) = 2 (e^-x - 1 + x) / x^2`` and weights ``w_i`` proportional to ``(h_i g_i)^2``; the
-    measure comes from Lanczos steps started at ``Hg``. The third derivative adds
-    ``-lr/3 <Hg, D3L[g, g]> / |Hg|^2``.
+    For a locally quadratic loss it is ``sum_i w_i f(lr h_i)`` with ``f(x) = 2 (e^-x - 1 + x) /
+    x^2`` and weights ``w_i`` proportional to ``(h_i g_i)^2``, from Lanczos steps started at
+    ``Hg``. The third derivative adds ``-lr/3 <Hg, D3L[g, g]> / |Hg|^2``.
 
     Parameters
     ----------
@@ -227,40 +224,21 @@ def minibatch_factor(momentum: float, n_steps: int, nesterov: bool = False) -> f
     return float(2 * ((n_steps - k) @ sums) / (n_steps * (n_steps - 1)))
 
 
-def _shape(x: Array) -> Array:
-    """``2 (e^-x - 1 + x) / x^2``, by its series ``2 sum (-x)^k / (k+2)!`` near zero."""
-    near = np.abs(x) < 1
-    term = np.ones_like(x)
-    total = np.zeros_like(x)
-    small = np.where(near, x, 0.0)
-    for k in range(_SERIES):
-        total += term
-        term = term * -small / (k + 3)
-    far = np.where(near, 1.0, x)
-    return np.where(near, total, 2 * (np.expm1(-far) + far) / far**2)
-
-
 def _lanczos(problem: Problem, start: Params, n_steps: int) -> tuple[Array, Array]:
     """Ritz values of the Hessian and their shares of the start, fully reorthogonalized."""
-    vector = flat(start) / norm(start)
-    basis = [vector]
+    basis = flat(start)[None] / norm(start)
     diagonal: list[float] = []
     beside: list[float] = []
-    for _ in range(min(n_steps, vector.numel())):
-        image = flat(problem.hvp(shaped(basis[-1], start)))
+    for _ in range(min(n_steps, basis.shape[1])):
+        image = flat(problem.hvp(shaped(start, basis[-1])))
         diagonal.append(float(basis[-1] @ image))
-        stacked = torch.stack(basis)
         for _ in range(2):  # once leaves what the first subtraction rounds off
-            image = image - stacked.T @ (stacked @ image)
-        length = float(image.norm())
-        scale = max(abs(value) for value in (*diagonal, *beside))
-        if length <= 100 * problem.eps * scale:
+            image = image - basis.T @ (basis @ image)
+        beside.append(float(np.linalg.norm(image)))
+        if beside[-1] <= 100 * problem.eps * np.abs([*diagonal, *beside[:-1]]).max():
             break
-        beside.append(length)
-        basis.append(image / length)
-    n = len(diagonal)
-    tridiagonal = np.diag(diagonal) + np.diag(beside[: n - 1], 1) + np.diag(beside[: n - 1], -1)
-    values, vectors = np.linalg.eigh(tridiagonal)
+        basis = np.vstack([basis, image / beside[-1]])
+    values, vectors = eigh_tridiagonal(diagonal, beside[:-1])
     return values, vectors[0] ** 2
 
 
@@ -271,5 +249,5 @@ def _third(problem: Problem, gradient: Params, product: Params) -> float:
         problem.at(moved(problem.params, gradient, sign * step)).hvp(gradient)
         for sign in (1.0, -1.0)
     )
-    change = math.fsum(float((product[n] * (ahead[n] - behind[n])).sum()) for n in product)
+    change = flat(product) @ flat(minus(ahead, behind))
     return float(change / (2 * step) / norm(product) ** 2)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,7 +36,6 @@ __all__ = ["TrajectoryTargets", "targets_from_weights", "warn_of_single_steps"]
 
 # Places of a penalty, with the mean over them.
 Places = Callable[["TrajectoryTargets", Penalty], tuple[tuple[Place, ...], Place]]
-Completing = Callable[[Problem], tuple[LossGradient, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,7 @@ class TrajectoryTargets:
     deviations: Callable[[Problem | None], Sequence[LossGradient]]
     places: Places
     with_nuisance: bool
-    settings: Mapping[str, Any]
+    trajectory: Trajectory
     remarks: tuple[str, ...] = ()
 
     @property
@@ -146,7 +145,7 @@ class TrajectoryTargets:
         notes = [*self.problem.notes, *self.remarks]
         if equations.nuisance is not None:
             size = getattr(self.reference, "sub_window", None)
-            notes.append(minibatch_note(self.problem, self.windows, self.settings, size))
+            notes.append(minibatch_note(self.problem, self.windows, self.trajectory, size))
         if self._of_step_size(equations):
             notes += step_notes(self.problem, self.windows, self.kinks)
         notes += self._rounding(equations)
@@ -205,7 +204,7 @@ def targets_from_weights(
     """Deviations of a trajectory from a reference, in one pass over the rows per window."""
     whole = problem.whole()  # the reference moves all trained tensors
     windows = tuple(trajectory.windows(window))
-    check_flow(reference, trajectory.optimizer, trajectory.settings, windows)
+    check_flow(reference, trajectory, windows)
     warn_of_single_steps(whole, windows, reference)
     found, nuisances = [], []
     for part in progress(windows, "windows", len(windows), verbose):
@@ -233,9 +232,8 @@ def targets_from_weights(
         mean = mean_of(zip([place.design for place in own], targets.shares, strict=True))
         return tuple(own), Place(problem, mean, targets.mean_deviation(found))
 
-    settings = {**trajectory.settings, "optimizer": trajectory.optimizer}
     remarks += _left_out(trajectory, windows)
-    own = (deviations, places, bool(columns), settings, remarks)
+    own = (deviations, places, bool(columns), trajectory, remarks)
     return TrajectoryTargets(problem, reference, windows, *own)
 
 
@@ -258,7 +256,6 @@ def _shared(
 
 
 def _left_out(trajectory: Trajectory, windows: Sequence[Window]) -> tuple[str, ...]:
-    """Steps at the ends of a trajectory that no window holds."""
     before = windows[0].start.step - trajectory.marks[0].step
     after = trajectory.marks[-1].step - windows[-1].stop.step
     cut = f"The first {before} steps are left out: they are no whole epoch."
@@ -267,18 +264,17 @@ def _left_out(trajectory: Trajectory, windows: Sequence[Window]) -> tuple[str, .
 
 
 def _unknown(windows: Sequence[Window], whole: Problem) -> str:
-    """Why the rows of the batches are not known."""
     steps = [step for window in windows for step in window.steps]
     last = max((int(step.rows.max()) for step in steps if step.rows is not None), default=-1)
     if last >= (whole.n_rows or 0):
         return (
-            f"path.batch(rows) counted to {last}, the data have {whole.n_rows or 0} rows; give "
+            f"recorder.batch(rows) counted to {last}, the data have {whole.n_rows or 0} rows; give "
             "the data set that it counted in"
         )
     missing = sum(step.rows is None for step in steps)
     return (
-        f"{missing} of {len(steps)} batches were not named; name the rows with path.batch(rows) "
-        "while recording"
+        f"{missing} of {len(steps)} batches were not named; name the rows with "
+        "recorder.batch(rows) while recording"
     )
 
 

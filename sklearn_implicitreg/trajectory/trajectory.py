@@ -13,9 +13,10 @@ import torch
 from sklearn_implicitreg.trajectory.files import read, write
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
 from sklearn_implicitreg.trajectory.r_factors import RFactors
-from sklearn_implicitreg.trajectory.window import Indices, Step, Window
+from sklearn_implicitreg.trajectory.vectors import minus, moved
+from sklearn_implicitreg.trajectory.window import Step, Window
 
-__all__ = ["Indices", "Mark", "Step", "Trajectory", "Window"]
+__all__ = ["Mark", "Step", "Trajectory", "Window"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,6 @@ class Trajectory:
         return self
 
     def __repr__(self) -> str:
-        """What the trajectory holds."""
         epochs = self.marks[-1].epoch - self.marks[0].epoch
         known = sum(step.rows is not None for step in self.steps)
         dropped = f", {self.n_dropped} steps dropped" if self.n_dropped else ""
@@ -105,8 +105,6 @@ class Trajectory:
         """Norm of the rounding in the targets of all windows, at most.
 
         A coefficient of a single term is wrong by at most this over the norm of its column.
-        For SGD, and for what AdamW's directions do not explain, it is the rounding of the
-        weights over the step size; for the moments of Adam their rounding over ``1 - beta_1``.
 
         Parameters
         ----------
@@ -143,8 +141,7 @@ class Trajectory:
             if len(ends) < 2:
                 raise ValueError(
                     "window='epoch' needs a trajectory with marks of epochs; call recorder.epoch() "
-                    "at the end of every epoch while recording, and slice so that a whole one is "
-                    "left."
+                    "at the end of every epoch, and slice so that a whole one is left."
                 )
             return ends
         if not isinstance(window, int | np.integer) or window < 1:
@@ -173,9 +170,8 @@ class Trajectory:
         marks = self.marks[part]
         if self.r_factors and len(marks) < len(self.marks):
             raise ValueError(
-                "Expected a slice of a trajectory with weights, got one that holds only R factors "
-                "and sums over the whole of it; record its parts one by one and join them with "
-                "Trajectory.join, or record without families=."
+                "Expected a trajectory with weights to slice, got one of only R factors and sums; "
+                "record its parts and join them by Trajectory.join, or record without families=."
             )
         if len(marks) < 2:
             raise ValueError(f"Expected a slice of at least 2 marks, got {len(marks)}.")
@@ -208,8 +204,8 @@ class Trajectory:
     def load(cls, path: str | PathLike[str]) -> Trajectory:
         """Read a trajectory that :meth:`save` wrote.
 
-        The file is mapped into memory, and a mark is compared with its checksums when it is
-        first used, so it must stay as it is.
+        The file is mapped into memory and must stay as it is: a mark is compared with its
+        checksums, and ValueError raised, when it is first used.
 
         Parameters
         ----------
@@ -225,8 +221,7 @@ class Trajectory:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is cut short, damaged, or of another version. A damaged mark raises it when
-            it is first used.
+            If the file is cut short, damaged, or of another version.
         """
         header, marks, batches, r_factors = read(path)
         settings = {
@@ -253,8 +248,7 @@ class Trajectory:
         """Trajectory of iterates that gradient descent made, such as checkpoints.
 
         The applied gradient is the displacement over the step size, so the iterates must be of
-        an optimizer without momentum and preconditioning (``MLPRegressor(solver="sgd",
-        momentum=0)`` by ``partial_fit``; checkpoints of plain SGD).
+        plain SGD (``MLPRegressor(solver="sgd", momentum=0)`` by ``partial_fit``).
 
         Parameters
         ----------
@@ -275,9 +269,8 @@ class Trajectory:
         Raises
         ------
         ValueError
-            If iterates change names or shapes, are fewer than two or the same object, most are
-            not finite, a step size is not positive, or a scikit-learn model has momentum or
-            another solver.
+            If iterates change names or shapes, are too few, not finite or the same object, a step
+            size is not positive, or a scikit-learn model has momentum or another solver.
 
         Examples
         --------
@@ -342,19 +335,12 @@ def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
             "factors; record both with the same families=, or both without."
         )
     r_factors = total.r_factors and part.r_factors and total.r_factors.joined(part.r_factors)
-    shift = {
-        what: {n: t - getattr(first, what)[n] for n, t in getattr(last, what).items()}
-        for what in SUMS
-    }
-    shifted = tuple(
-        Mark(
-            mark.step - first.step + last.step,
-            mark.epoch - first.epoch + last.epoch,
-            mark.weights,
-            *({n: t + shift[w][n] for n, t in getattr(mark, w).items()} for w in SUMS),
-        )
-        for mark in part.marks[1:]
-    )
+    shift = {what: minus(getattr(last, what), getattr(first, what)) for what in SUMS}
+    shifted = []
+    for mark in part.marks[1:]:
+        step, epoch = mark.step - first.step + last.step, mark.epoch - first.epoch + last.epoch
+        sums = [moved(getattr(mark, what), shift[what], 1.0) for what in SUMS]
+        shifted.append(Mark(step, epoch, mark.weights, *sums))
     kept = total.marks if r_factors is None else (*total.marks[:-1], bare(last))
     return replace(
         total,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Indices, Params, Problem
 from sklearn_implicitreg.trajectory.marks import Mark
 
-__all__ = ["Indices", "Step", "Window"]
-
-Indices = npt.NDArray[np.int64]
+__all__ = ["Step", "Window", "check_count"]
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,14 @@ class Window:
         if np.ptp(scales) <= 1e-12 * scales[0]:
             return {name: t.div_(scales[0]) for name, t in self.mean(what).items()}
         total: Params = {}
-        ends = (*self.inside, self.stop)
-        for mark, after in zip(ends[:-1], ends[1:], strict=True):
-            first = mark.step - self.start.step
-            own = scales[first : after.step - self.start.step]
+        for part in self.parts():
+            first = part.start.step - self.start.step
+            own = scales[first : first + part.n_steps]
             if np.ptp(own) > 1e-12 * own[0]:
                 raise ValueError(
-                    "Expected batches of one size between two marks with a loss of "
-                    "reduction='sum', whose steps are divided by their batch size; record with "
-                    "every=1, or drop the last batch of an epoch."
+                    "Expected batches of one size between two marks with a loss of reduction="
+                    "'sum'; record with every=1, or drop the last batch of an epoch."
                 )
-            part = Window(mark, after, (mark,), self.steps[first : first + len(own)])
             for name, tensor in part.mean(what).items():
                 share = tensor * (part.n_steps / self.n_steps / own[0])
                 total[name] = total[name] + share if name in total else share
@@ -87,64 +83,37 @@ class Window:
         if not all(sizes):
             what = "rows of every batch" if masses is not None else "size of every batch"
             raise ValueError(
-                f"Expected the {what} with a loss of reduction='sum', whose steps are larger "
-                "than the gradient of the mean loss by it, got steps without; name them with "
-                "recorder.batch(rows) while recording."
+                f"Expected the {what} with a loss of reduction='sum', got steps without; name "
+                "them with recorder.batch(rows) while recording."
             )
         return np.asarray(scales * sizes)
 
     def mean(self, what: str) -> Params:
-        """Mean over the steps of "applied", "consumed" or "visited".
-
-        Parameters
-        ----------
-        what : {"applied", "consumed", "visited"}
-
-        Returns
-        -------
-        mean : dict of str to Tensor
-
-        Raises
-        ------
-        ValueError
-            If the trajectory holds no consumed gradients.
-        """
+        """Mean over the steps of "applied", "consumed" or "visited"."""
         first, last = getattr(self.start, what), getattr(self.stop, what)
         if not last:
             raise ValueError(
-                "reference='applied' needs the gradients that the optimizer was given, which "
-                "this trajectory does not hold; record with gradients=True (the default only "
-                "with every=1)."
+                "reference='applied' needs the gradients that the optimizer was given, which this "
+                "trajectory does not hold; record with gradients=True (default with every=1 only)."
             )
         return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
 
-    def iterates(self) -> Iterator[tuple[Params, int]]:
-        """Mean weights between any two marks of the window, and for how many steps they stand."""
-        # A column that is linear in the weights is as exact there as with a mark at every step.
+    def parts(self) -> Iterator[Window]:
+        """The steps between any two marks."""
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
-            n = after.step - mark.step
-            first, last = mark.visited, after.visited  # where weights are set between steps
-            yield {name: (t - first[name]).div_(n) for name, t in last.items()}, n
+            first, last = mark.step - self.start.step, after.step - self.start.step
+            yield Window(mark, after, (mark,), self.steps[first:last])
+
+    def iterates(self) -> Iterator[tuple[Params, int]]:
+        """Mean weights between any two marks, and for how many steps they stand."""
+        # A column that is linear in the weights is as exact there as with a mark at every step.
+        return ((part.mean("visited"), part.n_steps) for part in self.parts())
 
     def stacked(self, name: str) -> tuple[Tensor, Tensor]:
-        """Iterates of one tensor as one stack, and the share of the steps that each stands for.
-
-        Parameters
-        ----------
-        name : str
-            Of the tensor.
-
-        Returns
-        -------
-        stack : Tensor of shape (n_marks, *shape), float64
-            As of :meth:`iterates`.
-        shares : Tensor of shape (n_marks,), float64
-            With a sum of 1.
-        """
-        ends = (*self.inside, self.stop)
-        visited = torch.stack([mark.tensor("visited", name) for mark in ends])
-        counts = visited.new_tensor([mark.step for mark in ends]).diff()
+        """Iterates of one tensor as a stack, and the share of the steps that each stands for."""
+        visited = torch.stack([m.tensor("visited", name) for m in (*self.inside, self.stop)])
+        counts = visited.new_tensor([mark.step for mark in (*self.inside, self.stop)]).diff()
         stack = visited.diff(dim=0).div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
         return stack, counts / self.n_steps
 
@@ -173,8 +142,13 @@ class Window:
         return float(np.mean([step.rounding for step in self.steps]))
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError for a number, such as of steps, that is not an integer above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}.")
+
+
 def _mass(step: Step, masses: npt.NDArray[np.float64] | None) -> float | None:
-    """Total weight of the rows of a batch; None where it is not known."""
     if masses is None:
         return step.batch_size
     if step.rows is None or step.rows.max() >= len(masses):

@@ -57,7 +57,7 @@ def loss_of(net, X, y, rows=slice(None)):
 def train(net, X, y, optimizer, *, n_steps=21, every=1, after_backward=None, after_step=None):
     """Path of a run in which the loop itself sums gradient + DECAY * weights as the truth."""
     truth = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in net.named_parameters()}
-    with record(net, optimizer, every=every, gradients=True) as path:
+    with record(net, optimizer, every=every, gradients=True) as recorder:
         for step in range(n_steps):
             optimizer.zero_grad()
             rows = torch.arange(12) + 12 * (step % 5)
@@ -69,11 +69,11 @@ def train(net, X, y, optimizer, *, n_steps=21, every=1, after_backward=None, aft
             optimizer.step()
             if after_step is not None:
                 after_step(step)
-    return path.trajectory, truth
+    return recorder.trajectory, truth
 
 
-def window_of(path):
-    (window,) = path.windows(path.n_steps)
+def window_of(trajectory):
+    (window,) = trajectory.windows(trajectory.n_steps)
     return window
 
 
@@ -81,16 +81,16 @@ def stacked(params):
     return torch.cat([t.double().flatten() for t in params.values()])
 
 
-def error(path, truth):
+def error(trajectory, truth):
     """Relative error of the sum of the applied gradients."""
     wanted = stacked(truth)
-    found = stacked(window_of(path).mean("applied")) * path.n_steps
+    found = stacked(window_of(trajectory).mean("applied")) * trajectory.n_steps
     return float((found - wanted).norm() / wanted.norm())
 
 
-def decay_found(path):
+def decay_found(trajectory):
     """Coefficient of the weights in what was applied beyond what the optimizer was given."""
-    window = window_of(path)
+    window = window_of(trajectory)
     column = stacked(window.mean("visited"))
     target = stacked(window.mean("applied")) - stacked(window.mean("consumed"))
     return float(column @ target / (column @ column)), float(column.norm())
@@ -102,9 +102,9 @@ def test_applied_is_gradient_plus_decay(name, every):
     kind, settings = OPTIMIZERS[name]
     net, X, y = net_and_data()
     optimizer = kind(net.parameters(), weight_decay=DECAY, **settings)
-    path, truth = train(net, X, y, optimizer, every=every)
-    assert error(path, truth) < 1e-10
-    assert decay_found(path)[0] == pytest.approx(DECAY, rel=1e-9)
+    trajectory, truth = train(net, X, y, optimizer, every=every)
+    assert error(trajectory, truth) < 1e-10
+    assert decay_found(trajectory)[0] == pytest.approx(DECAY, rel=1e-9)
 
 
 @OF_ALL
@@ -131,10 +131,10 @@ def test_float32_of_sgd_kinds(name, every):
     kind, settings = OPTIMIZERS[name]
     net, X, y = net_and_data(torch.float32)
     optimizer = kind(net.parameters(), weight_decay=DECAY, **settings)
-    path, _ = train(net, X, y, optimizer, every=every, n_steps=210)
-    found, size = decay_found(path)
+    trajectory, _ = train(net, X, y, optimizer, every=every, n_steps=210)
+    found, size = decay_found(trajectory)
     assert found == pytest.approx(DECAY, rel=1e-4)
-    assert abs(found - DECAY) * size < path.rounding(210)
+    assert abs(found - DECAY) * size < trajectory.rounding(210)
 
 
 @OF_ALL
@@ -143,19 +143,19 @@ def test_float32_is_within_the_rounding_that_is_told(name, every):
     kind, settings = OPTIMIZERS[name]
     net, X, y = net_and_data(torch.float32)
     optimizer = kind(net.parameters(), weight_decay=DECAY, **settings)
-    path, _ = train(net, X, y, optimizer, every=every, n_steps=70)
-    found, size = decay_found(path)
-    bound = path.rounding(70) / size
+    trajectory, _ = train(net, X, y, optimizer, every=every, n_steps=70)
+    found, size = decay_found(trajectory)
+    bound = trajectory.rounding(70) / size
     print(f"{name}: {found / DECAY - 1:.1e} of at most {bound / DECAY:.1e}")
     assert abs(found - DECAY) < bound < 0.2 * DECAY
 
 
 def test_rounding_of_plain_sgd_is_that_of_the_weights_over_lr():
     net, X, y = net_and_data(torch.float32)
-    path, _ = train(net, X, y, SGD(net.parameters(), lr=1e-4), n_steps=1)
-    weights = stacked(path.marks[0].weights)
+    trajectory, _ = train(net, X, y, SGD(net.parameters(), lr=1e-4), n_steps=1)
+    weights = stacked(trajectory.marks[0].weights)
     expected = float(weights.norm()) * 2**-24 / 1e-4
-    assert path.rounding() == pytest.approx(expected, rel=0.02)
+    assert trajectory.rounding() == pytest.approx(expected, rel=0.02)
 
 
 @EVERY
@@ -164,8 +164,8 @@ def test_maximizing_follows_minus_its_gradient(name, every):
     kind, settings = OPTIMIZERS[name]
     net, X, y = net_and_data()
     optimizer = kind(net.parameters(), maximize=True, **settings)
-    path, _ = train(net, X, y, optimizer, every=every)
-    window = window_of(path)
+    trajectory, _ = train(net, X, y, optimizer, every=every)
+    window = window_of(trajectory)
     given = stacked(window.mean("consumed"))
     assert float((stacked(window.mean("applied")) - given).norm() / given.norm()) < 1e-10
 
@@ -178,8 +178,8 @@ def test_groups_keep_their_own_settings(kind, every):
         {"params": net[0].parameters(), "lr": 0.01, "weight_decay": 0.1},
         {"params": net[2].parameters(), "lr": 0.002, "weight_decay": 0.0},
     ]
-    path, _ = train(net, X, y, kind(groups, lr=1.0), every=every)
-    window = window_of(path)
+    trajectory, _ = train(net, X, y, kind(groups, lr=1.0), every=every)
+    window = window_of(trajectory)
     applied, given, visited = (window.mean(what) for what in ("applied", "consumed", "visited"))
     for tensor, mean in visited.items():
         decay = 0.1 if tensor.startswith("0.") else 0.0
@@ -204,9 +204,11 @@ def test_schedules(name, every, schedule):
     net, X, y = net_and_data()
     optimizer = kind(net.parameters(), weight_decay=DECAY, **settings)
     scheduler = schedule(optimizer)
-    path, truth = train(net, X, y, optimizer, every=every, after_step=lambda _: scheduler.step())
-    assert error(path, truth) < 1e-10
-    assert path.steps[0].lr != path.steps[-1].lr
+    trajectory, truth = train(
+        net, X, y, optimizer, every=every, after_step=lambda _: scheduler.step()
+    )
+    assert error(trajectory, truth) < 1e-10
+    assert trajectory.steps[0].lr != trajectory.steps[-1].lr
 
 
 @EVERY
@@ -215,8 +217,8 @@ def test_schedules(name, every, schedule):
 def test_variants_of_the_implementation(kind, variant, every):
     net, X, y = net_and_data()
     optimizer = kind(net.parameters(), lr=0.01, weight_decay=DECAY, **{variant: True})
-    path, truth = train(net, X, y, optimizer, every=every)
-    assert error(path, truth) < 1e-10
+    trajectory, truth = train(net, X, y, optimizer, every=every)
+    assert error(trajectory, truth) < 1e-10
 
 
 @EVERY
@@ -232,12 +234,12 @@ def test_decay_added_by_hand_is_found(name, every):
             given[n] += p.grad
             p.grad += DECAY * p.detach()
 
-    path, _ = train(net, X, y, optimizer, every=every, after_backward=by_hand)
-    window = window_of(path)
+    trajectory, _ = train(net, X, y, optimizer, every=every, after_backward=by_hand)
+    window = window_of(trajectory)
     column = stacked(window.mean("visited"))
-    extra = stacked(window.mean("applied")) - stacked(given) / path.n_steps
+    extra = stacked(window.mean("applied")) - stacked(given) / trajectory.n_steps
     assert float(column @ extra / (column @ column)) == pytest.approx(DECAY, rel=1e-9)
-    assert decay_found(path)[0] == pytest.approx(0, abs=1e-10)
+    assert decay_found(trajectory)[0] == pytest.approx(0, abs=1e-10)
 
 
 @EVERY
@@ -246,7 +248,7 @@ def test_clipped_gradients_are_those_that_were_applied(name, every):
     kind, settings = OPTIMIZERS[name]
     net, X, y = net_and_data()
     optimizer = kind(net.parameters(), weight_decay=DECAY, **settings)
-    path, truth = train(
+    trajectory, truth = train(
         net,
         X,
         y,
@@ -254,7 +256,7 @@ def test_clipped_gradients_are_those_that_were_applied(name, every):
         every=every,
         after_backward=lambda: nn.utils.clip_grad_norm_(net.parameters(), 0.01),
     )
-    assert error(path, truth) < 1e-10
+    assert error(trajectory, truth) < 1e-10
 
 
 @EVERY
@@ -264,18 +266,18 @@ def test_accumulated_gradients_are_one_step(name, every):
     net, X, y = net_and_data()
     optimizer = kind(net.parameters(), weight_decay=0.0, **settings)
     given = 0
-    with record(net, optimizer, every=every) as path:
+    with record(net, optimizer, every=every) as recorder:
         for step in range(28):
             (loss_of(net, X, y, slice(step, step + 10)) / 2).backward()
-            path.batch(range(step, step + 10), accumulate=step % 2 == 1)
+            recorder.batch(range(step, step + 10), accumulate=step % 2 == 1)
             if step % 2:
                 given = given + stacked({n: p.grad for n, p in net.named_parameters()})
                 optimizer.step()
                 optimizer.zero_grad()
-    found = stacked(window_of(path.trajectory).mean("applied")) * 14
+    found = stacked(window_of(recorder.trajectory).mean("applied")) * 14
     assert float((found - given).norm() / given.norm()) < 1e-10
-    assert path.trajectory.n_steps == 14
-    assert path.trajectory.steps[3].rows.tolist() == [*range(6, 16), *range(7, 17)]
+    assert recorder.trajectory.n_steps == 14
+    assert recorder.trajectory.steps[3].rows.tolist() == [*range(6, 16), *range(7, 17)]
 
 
 @EVERY
@@ -291,10 +293,10 @@ def test_closures(name, every):
         loss.backward()
         return loss
 
-    with record(net, optimizer, every=every, gradients=True) as path:
+    with record(net, optimizer, every=every, gradients=True) as recorder:
         for _ in range(14):
             optimizer.step(closure)
-    assert decay_found(path.trajectory)[0] == pytest.approx(DECAY, rel=1e-9)
+    assert decay_found(recorder.trajectory)[0] == pytest.approx(DECAY, rel=1e-9)
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -306,7 +308,7 @@ def test_parameters_without_a_gradient_add_nothing(name, every):
     both = nn.ModuleList([net, extra])
     optimizer = kind(both.parameters(), weight_decay=DECAY, **settings)
     given = torch.zeros(3, dtype=torch.float64)
-    with record(both, optimizer, every=every) as path:
+    with record(both, optimizer, every=every) as recorder:
         for step in range(9):
             optimizer.zero_grad()
             loss = loss_of(net, X, y)
@@ -315,7 +317,7 @@ def test_parameters_without_a_gradient_add_nothing(name, every):
                 given += (2 + DECAY) * extra["late"].detach()
             loss.backward()
             optimizer.step()
-    assert torch.allclose(path.trajectory.marks[-1].applied["1.late"], given, rtol=1e-11)
+    assert torch.allclose(recorder.trajectory.marks[-1].applied["1.late"], given, rtol=1e-11)
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -328,8 +330,8 @@ def test_state_that_is_loaded_in_between(every):
             optimizer.load_state_dict(SGD(net.parameters(), 0.02, momentum=0.8).state_dict())
             optimizer.param_groups[0]["weight_decay"] = DECAY
 
-    path, truth = train(net, X, y, optimizer, every=every, n_steps=20, after_step=reset)
-    assert error(path, truth) < 1e-10
+    trajectory, truth = train(net, X, y, optimizer, every=every, n_steps=20, after_step=reset)
+    assert error(trajectory, truth) < 1e-10
 
 
 def test_learning_rate_in_a_tensor():
@@ -339,10 +341,10 @@ def test_learning_rate_in_a_tensor():
     def halve(step):
         optimizer.param_groups[0]["lr"].mul_(0.5 if step == 6 else 1.0)
 
-    path, truth = train(net, X, y, optimizer, every=7, after_step=halve)
-    assert path.steps[7].lr == 0.005
-    assert path.settings["lr"] == 0.005
-    window = window_of(path)
+    trajectory, truth = train(net, X, y, optimizer, every=7, after_step=halve)
+    assert trajectory.steps[7].lr == 0.005
+    assert trajectory.settings["lr"] == 0.005
+    window = window_of(trajectory)
     assert torch.allclose(stacked(window.mean("applied")), stacked(window.mean("consumed")))
 
 
@@ -377,9 +379,9 @@ def test_unknown_optimizers_are_refused(kind):
 def test_subclasses_that_step_alike_are_known():
     net, X, y = net_and_data()
     own = type("Renamed", (SGD,), {})
-    path, truth = train(net, X, y, own(net.parameters(), lr=0.01, weight_decay=DECAY))
-    assert error(path, truth) < 1e-10
-    assert path.optimizer == "Renamed"
+    trajectory, truth = train(net, X, y, own(net.parameters(), lr=0.01, weight_decay=DECAY))
+    assert error(trajectory, truth) < 1e-10
+    assert trajectory.optimizer == "Renamed"
 
 
 @EVERY
@@ -399,12 +401,12 @@ def test_rule_of_the_user(every):
         return torch.atanh(moved / group["lr"])
 
     optimizer = Signed(net.parameters())
-    with record(net, optimizer, every=every, update_rule=rule, gradients=True) as path:
+    with record(net, optimizer, every=every, update_rule=rule, gradients=True) as recorder:
         for _ in range(7):
             optimizer.zero_grad()
             loss_of(net, X, y).backward()
             optimizer.step()
-    window = window_of(path.trajectory)
+    window = window_of(recorder.trajectory)
     assert torch.allclose(stacked(window.mean("applied")), stacked(window.mean("consumed")))
 
 
@@ -413,12 +415,12 @@ def test_sparse_gradients():
     net = nn.Embedding(9, 3, sparse=True, dtype=torch.float64)
     optimizer = SGD(net.parameters(), lr=0.1)
     given = torch.zeros(9, 3, dtype=torch.float64)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for step in range(4):
             optimizer.zero_grad()
             net(torch.tensor([step, 2, 8])).square().sum().backward()
             given += net.weight.grad.to_dense()
             optimizer.step()
-    last = path.trajectory.marks[-1]
+    last = recorder.trajectory.marks[-1]
     assert torch.allclose(last.applied["weight"], given)
     assert torch.allclose(last.consumed["weight"], given)

@@ -65,25 +65,25 @@ def train(
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=decay)
     order = torch.Generator().manual_seed(2)
 
-    def epoch(path=None):
+    def epoch(recorder=None):
         for rows in torch.randperm(N, generator=order).split(BATCH):
-            if path is not None:
-                path.batch(rows)
+            if recorder is not None:
+                recorder.batch(rows)
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(net(X[rows]), y[rows])
             (loss + penalty(net) if penalized else loss).backward()
             optimizer.step()
-        if path is not None:
-            path.epoch()
+        if recorder is not None:
+            recorder.epoch()
 
     for i in range(n_before):
         if i == 150:
             optimizer.param_groups[0]["lr"] = LR
         epoch()
-    with record(net, optimizer, every=every) as path:
+    with record(net, optimizer, every=every) as recorder:
         for _ in range(n_epochs):
-            epoch(path)
-    return net, X, y, path.trajectory
+            epoch(recorder)
+    return net, X, y, recorder.trajectory
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,10 @@ def decayed():
 
 
 def fit(case, **params):
-    net, X, y, path = case
-    return ImplicitRegularizationEstimator(net, **({"trajectory": path} | OPTIONS | params)).fit(
-        X, y
-    )
+    net, X, y, trajectory = case
+    return ImplicitRegularizationEstimator(
+        net, **({"trajectory": trajectory} | OPTIONS | params)
+    ).fit(X, y)
 
 
 def text_of(est):
@@ -188,11 +188,11 @@ class TestNodes:
         return Trajectory.from_iterates(iterates, lr=1.0), mean, iterates[-1]["w"]
 
     def reference(self, **how):
-        path, mean, end = self.straight()
+        trajectory, mean, end = self.straight()
         rows = Data(torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1))
         options = Options(loss=lambda output, target: output.mean(), params="all")
         problem = adapt(Cubic(end), rows, options)
-        found = Gradient(weighted=False, **how).mean_gradient(problem, path.windows(7)[0])
+        found = Gradient(weighted=False, **how).mean_gradient(problem, trajectory.windows(7)[0])
         return found.value["w"], mean
 
     def test_two_nodes_are_exact_where_the_mean_iterate_is_not(self):
@@ -223,9 +223,9 @@ class TestNoPenalty:
 
     def test_sizes_of_batches_are_enough(self, plain):
         """Batches drawn at random in the place of the epoch's own: the same to their spread."""
-        net, X, y, path = plain
-        sizes = [replace(step, rows=None) for step in path.steps]
-        unnamed = fit((net, X, y, replace(path, steps=tuple(sizes))), family="l2")
+        net, X, y, trajectory = plain
+        sizes = [replace(step, rows=None) for step in trajectory.steps]
+        unnamed = fit((net, X, y, replace(trajectory, steps=tuple(sizes))), family="l2")
         assert unnamed.term_names_ == ["l2", "minibatch"]
         assert unnamed.conf_int_[0, 0] <= 0 <= unnamed.conf_int_[0, 1]
         assert 0.5 < unnamed.coef_[1] / (LR / 4) < 1.5
@@ -233,9 +233,9 @@ class TestNoPenalty:
         assert "random batches of the sizes used" in " ".join(str(unnamed.summary()).split())
 
     def test_without_sizes_the_column_is_left_out(self, plain):
-        net, X, y, path = plain
-        unknown = [replace(step, rows=None, batch_size=None) for step in path.steps]
-        est = fit((net, X, y, replace(path, steps=tuple(unknown))), family="l2")
+        net, X, y, trajectory = plain
+        unknown = [replace(step, rows=None, batch_size=None) for step in trajectory.steps]
+        est = fit((net, X, y, replace(trajectory, steps=tuple(unknown))), family="l2")
         assert est.term_names_ == ["l2"]
         assert "not even the sizes of the batches are known" in " ".join(str(est.summary()).split())
 
@@ -258,8 +258,8 @@ class TestEndpointIsASpecialCase:
             Mark(0, 0, weights, zeros, zeros, zeros),
             Mark(1, 0, weights, zeros, zeros, weights),
         )
-        path = Trajectory(marks, (Step(0.1),), "SGD")
-        along = fit((net, X, y, path), family="elastic_net", window=None)
+        trajectory = Trajectory(marks, (Step(0.1),), "SGD")
+        along = fit((net, X, y, trajectory), family="elastic_net", window=None)
         end = fit(penalized, family="elastic_net", mode="endpoint", window=None)
         np.testing.assert_allclose(along.coef_, end.coef_, rtol=1e-12)
         np.testing.assert_allclose(along.r2_, end.r2_, rtol=1e-10)
@@ -275,14 +275,14 @@ def descend(n_steps):
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     rows, target = torch.as_tensor(X), torch.as_tensor(y)[:, None]
-    with record(model, optimizer) as path:
+    with record(model, optimizer) as recorder:
         for _ in range(n_steps):
-            path.batch(np.arange(60))
+            recorder.batch(np.arange(60))
             optimizer.zero_grad()
             nn.functional.mse_loss(model(rows), target).backward()
             optimizer.step()
-            path.epoch()
-    return model, rows, target, path.trajectory, lr
+            recorder.epoch()
+    return model, rows, target, recorder.trajectory, lr
 
 
 class TestGradientDescentOnALinearModel:
@@ -297,10 +297,10 @@ class TestGradientDescentOnALinearModel:
 
     def test_endpoints_find_the_matrix_along_the_weights(self):
         """Eigenvalues ``s e / (1 - e)``, ``e = (1 - 2 lr s)^t``, by Ali et al. (2019)."""
-        model, rows, target, path, lr = descend(100)
+        model, rows, target, trajectory, lr = descend(100)
         s, V = np.linalg.eigh(rows.T.numpy() @ rows.numpy() / len(rows))
         for t in (1, 2, 5, 10, 30, 100):
-            theta = path.marks[t].weights["weight"]
+            theta = trajectory.marks[t].weights["weight"]
             e = (1 - 2 * lr * s) ** t
             along = V.T @ theta.numpy().ravel()
             expected = (s * e / (1 - e)) @ along**2 / (along @ along)
@@ -312,8 +312,8 @@ class TestGradientDescentOnALinearModel:
 
 class TestEquationsAsTables:
     def test_rows_of_all_windows(self, penalized):
-        net, X, y, path = penalized
-        options = OPTIONS | {"trajectory": path[:31], "reference": "batch"}
+        net, X, y, trajectory = penalized
+        options = OPTIONS | {"trajectory": trajectory[:31], "reference": "batch"}
         est = fit(penalized, family="elastic_net", **options)
         table = equations(est, X, y)
         assert list(table.data.columns) == est.term_names_
@@ -327,8 +327,8 @@ class TestEquationsAsTables:
         np.testing.assert_array_equal(again.data, table.data)
 
     def test_windows_left_out(self, penalized):
-        net, X, y, path = penalized
-        options = OPTIONS | {"trajectory": path, "reference": "batch"}
+        net, X, y, trajectory = penalized
+        options = OPTIONS | {"trajectory": trajectory, "reference": "batch"}
         scores = {}
         for family in ("l2", "smooth_l1", "elastic_net"):
             table = equations(net, X, y, family, **options)
@@ -352,32 +352,34 @@ class TestRounding:
         X, y = (t.float() for t in make_data())
         net = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 1))
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02)
-        with record(net, optimizer, every=every, gradients=True) as path:
+        with record(net, optimizer, every=every, gradients=True) as recorder:
             for _ in range(5):
                 for rows in torch.arange(N).split(BATCH):
                     optimizer.zero_grad()
                     nn.functional.mse_loss(net(X[rows]), y[rows]).backward()
                     optimizer.step()
-                path.epoch()
-        case = (net, X, y, path.trajectory)
+                recorder.epoch()
+        case = (net, X, y, recorder.trajectory)
         est = fit(case, family="weight_decay", reference="applied")
         said = re.search(r"at most ([\d.e-]+) \(weight_decay\)", text_of(est))
         assert 0 < abs(est.coef_[0] - 0.02) < float(said[1]) < 0.2 * 0.02
 
     def test_of_one_term_it_is_the_norm_over_that_of_the_column(self, decayed):
         est = fit(decayed, family="weight_decay", reference="applied")
-        path = decayed[3]
+        trajectory = decayed[3]
         size = sum(
             float(t.square().sum())
-            for w in path.windows("epoch")
+            for w in trajectory.windows("epoch")
             for t in w.mean("visited").values()
         )
-        bound = path.rounding("epoch") / size**0.5
+        bound = trajectory.rounding("epoch") / size**0.5
         assert f"at most {bound:.2g} (weight_decay)" in text_of(est)
 
     def test_not_told_where_it_is_not_known(self, penalized):
-        net, X, y, path = penalized
-        unknown = replace(path, steps=tuple(replace(s, rounding=np.nan) for s in path.steps))
+        net, X, y, trajectory = penalized
+        unknown = replace(
+            trajectory, steps=tuple(replace(s, rounding=np.nan) for s in trajectory.steps)
+        )
         assert "Rounding" not in text_of(fit((net, X, y, unknown), family="l2"))
 
 
@@ -408,8 +410,8 @@ class TestSelection:
     FAMILIES = ("l2", "smooth_l1", "elastic_net", "power")
 
     def test_criterion_and_row_folds_agree(self, penalized):
-        net, X, y, path = penalized
-        options = OPTIONS | {"trajectory": path}
+        net, X, y, trajectory = penalized
+        options = OPTIONS | {"trajectory": trajectory}
         search = ImplicitRegularizationCV(
             net, families=list(self.FAMILIES), estimator_params=options
         ).fit(X, y)
@@ -420,22 +422,22 @@ class TestSelection:
             cv=KFold(5, shuffle=True, random_state=0),
         ).fit(X.numpy(), y.numpy())
         assert folds.best_params_["family"] == "elastic_net"
-        assert folds.best_estimator_.trajectory is path
+        assert folds.best_estimator_.trajectory is trajectory
 
     def test_folds_of_rows_have_other_row_numbers(self, penalized):
-        net, X, y, path = penalized
+        net, X, y, trajectory = penalized
         with pytest.raises(ValueError, match="rows of a fold are not .* by ImplicitRegular"):
             GridSearchCV(
-                ImplicitRegularizationEstimator(net, **OPTIONS, trajectory=path),
+                ImplicitRegularizationEstimator(net, **OPTIONS, trajectory=trajectory),
                 {"family": [BatchGradientNorm()]},
                 cv=KFold(2),
                 error_score="raise",
             ).fit(X.numpy(), y.numpy())
 
     def test_path_is_shared_by_clone(self, penalized):
-        path = penalized[3]
-        est = ImplicitRegularizationEstimator(penalized[0], **OPTIONS, trajectory=path)
-        assert clone(est).trajectory is path
+        trajectory = penalized[3]
+        est = ImplicitRegularizationEstimator(penalized[0], **OPTIONS, trajectory=trajectory)
+        assert clone(est).trajectory is trajectory
 
     def test_score_of_all_rows_again(self, penalized):
         est = fit(penalized, family="elastic_net")
@@ -478,9 +480,9 @@ class TestRefusals:
             fit(plain, window="epochs")
 
     def test_epochs_that_were_not_marked(self):
-        net, X, y, path = train(n_epochs=1)
+        net, X, y, trajectory = train(n_epochs=1)
         with pytest.raises(ValueError, match="recorder.epoch"):
-            fit((net, X, y, path[2:8]), window="epoch")
+            fit((net, X, y, trajectory[2:8]), window="epoch")
 
     def test_batches_between_marks(self):
         case = train(n_epochs=2, every=5)
@@ -491,7 +493,7 @@ class TestRefusals:
 
     def test_path_of_another_model(self, plain):
         other = nn.Linear(5, 1).double()
-        with pytest.raises(ValueError, match="Expected a path of this model"):
+        with pytest.raises(ValueError, match="Expected a trajectory of this model"):
             fit((other, *plain[1:]))
 
     def test_linear_estimators_have_no_path(self, plain):
@@ -499,5 +501,5 @@ class TestRefusals:
 
         model = Ridge().fit(plain[1].numpy(), plain[2].numpy().ravel())
         est = ImplicitRegularizationEstimator(model, mode="trajectory", trajectory=plain[3])
-        with pytest.raises(ValueError, match="Expected a path of this model"):
+        with pytest.raises(ValueError, match="Expected a trajectory of this model"):
             est.fit(plain[1].numpy(), plain[2].numpy().ravel())

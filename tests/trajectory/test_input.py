@@ -52,8 +52,8 @@ class TestIterates:
     @pytest.mark.parametrize("lr", [np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
     def test_step_size_of_any_kind(self, lr):
         weights = [{"w": torch.ones(2)}, {"w": torch.zeros(2)}]
-        path = Trajectory.from_iterates(weights, lr=lr)
-        assert path.windows(None)[0].mean("applied")["w"].tolist() == [2.0, 2.0]
+        trajectory = Trajectory.from_iterates(weights, lr=lr)
+        assert trajectory.windows(None)[0].mean("applied")["w"].tolist() == [2.0, 2.0]
 
     def test_more_step_sizes_than_steps(self):
         weights = [{"w": torch.ones(2)}, {"w": torch.zeros(2)}]
@@ -63,16 +63,16 @@ class TestIterates:
 
 class TestEpochsOfSlices:
     def test_begin_at_the_first_whole_epoch(self, decayed, tmp_path):
-        net, X, y, path = decayed
-        part = path[3:]
+        net, X, y, trajectory = decayed
+        part = trajectory[3:]
         assert [w.n_steps for w in part.windows("epoch")] == [5] * 5
-        assert [w.n_steps for w in path[5:].windows("epoch")] == [5] * 5
-        assert [w.n_steps for w in path[2:][3:].windows("epoch")] == [5] * 5
-        assert [w.n_steps for w in path.windows("epoch")] == [5] * 6
+        assert [w.n_steps for w in trajectory[5:].windows("epoch")] == [5] * 5
+        assert [w.n_steps for w in trajectory[2:][3:].windows("epoch")] == [5] * 5
+        assert [w.n_steps for w in trajectory.windows("epoch")] == [5] * 6
         part.save(tmp_path / "part.npz")
         loaded = Trajectory.load(tmp_path / "part.npz")
         assert [w.n_steps for w in loaded.windows("epoch")] == [5] * 5
-        est, whole = fit((net, X, y, path[4:-2])), fit((net, X, y, path[5:-5]))
+        est, whole = fit((net, X, y, trajectory[4:-2])), fit((net, X, y, trajectory[5:-5]))
         np.testing.assert_allclose(est.coef_, whole.coef_)
         assert "The first 1 steps are left out" in text_of(est)
         assert "The last 3 steps are left out" in text_of(est)
@@ -99,13 +99,13 @@ class TestWhatIsGivenAsPath:
         X, y = rows()
         net = new_net()
         optimizer = SGD(net.parameters(), lr=0.01, weight_decay=0.02)
-        with record(net, optimizer) as path:
+        with record(net, optimizer) as recorder:
             for _ in range(3):
-                path.batch(range(N))
+                recorder.batch(range(N))
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X), y).backward()
                 optimizer.step()
-        est = fit((net, X, y, path), window=None)
+        est = fit((net, X, y, recorder), window=None)
         assert est.coef_[0] == pytest.approx(0.01, rel=1e-6)
 
     @pytest.mark.parametrize("wrong", ["path.npz", []])
@@ -115,24 +115,24 @@ class TestWhatIsGivenAsPath:
 
 
 def test_rows_of_another_data_set_are_told(decayed):
-    net, X, y, path = decayed
-    est = fit((net, X[:64], y[:64], path))
-    assert "path.batch(rows) counted to 79, the data have 64 rows" in text_of(est)
+    net, X, y, trajectory = decayed
+    est = fit((net, X[:64], y[:64], trajectory))
+    assert "recorder.batch(rows) counted to 79, the data have 64 rows" in text_of(est)
 
 
 def test_one_batch_without_a_name():
     X, y = rows()
     net = new_net()
     optimizer = SGD(net.parameters(), lr=0.01, weight_decay=0.02)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for epoch in range(3):
             for k, part in enumerate(torch.arange(N).split(16)):
-                path.batch(len(part) if (epoch, k) == (1, 2) else part)
+                recorder.batch(len(part) if (epoch, k) == (1, 2) else part)
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X[part]), y[part]).backward()
                 optimizer.step()
-            path.epoch()
-    est = fit((net, X, y, path.trajectory))
+            recorder.epoch()
+    est = fit((net, X, y, recorder.trajectory))
     assert "1 of 15 batches were not named" in text_of(est)
 
 
@@ -140,14 +140,14 @@ def test_sizes_alone_warn_of_single_steps():
     X, y = rows()
     net = new_net()
     optimizer = SGD(net.parameters(), lr=0.01, weight_decay=0.02)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for part in torch.arange(N).split(16):
-            path.batch(len(part))
+            recorder.batch(len(part))
             optimizer.zero_grad()
             nn.functional.mse_loss(net(X[part]), y[part]).backward()
             optimizer.step()
     with pytest.warns(PathNoiseWarning, match="do not use all rows"):
-        fit((net, X, y, path.trajectory), window=1)
+        fit((net, X, y, recorder.trajectory), window=1)
 
 
 @pytest.mark.parametrize("truth", [(2.0, -3.0), (2.0, 3.0), (-2.0, -3.0)])
@@ -183,19 +183,19 @@ def test_batch_norm_of_the_size_of_the_steps():
         net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
     net = net.double()
     optimizer = SGD(net.parameters(), lr=0.01, weight_decay=0.02)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for _ in range(3):
             for part in torch.arange(N).split(16):
-                path.batch(part)
+                recorder.batch(part)
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X[part]), y[part]).backward()
                 optimizer.step()
-            path.epoch()
+            recorder.epoch()
     est = ImplicitRegularizationEstimator(
         net,
         family="l2",
         mode="trajectory",
-        trajectory=path.trajectory,
+        trajectory=recorder.trajectory,
         reference="batch",
         window="epoch",
         loss="mse",

@@ -41,9 +41,9 @@ def data(dtype=torch.float64):
     return TensorDataset(torch.tensor(X, dtype=dtype), torch.tensor(Y, dtype=dtype))
 
 
-def decay_found(path):
+def decay_found(trajectory):
     """Coefficient of the weights in what was applied beyond what the optimizer was given."""
-    (window,) = path.windows(path.n_steps)
+    (window,) = trajectory.windows(trajectory.n_steps)
     mean = {w: torch.cat([t.flatten() for t in window.mean(w).values()]) for w in _SUMS}
     column, target = mean["visited"], mean["applied"] - mean["consumed"]
     return float(column @ target / (column @ column))
@@ -71,11 +71,11 @@ def test_skorch_finds_the_decay(optimizer, every):
     recorder = ImplicitRegularizationRecorder(every=every, gradients=True)
     net = skorch_net(recorder, optimizer=optimizer, iterator_train__shuffle=True)
     net.fit(X.astype(np.float64), Y.astype(np.float64))
-    path = recorder.trajectory_
-    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
-    assert [w.n_steps for w in path.windows("epoch")] == [4, 4, 4]
-    assert [step.batch_size for step in path.steps] == [8, 8, 8, 6] * 3
-    for window in path.windows("epoch"):  # each epoch uses every row once, in its own order
+    trajectory = recorder.trajectory_
+    assert decay_found(trajectory) == pytest.approx(DECAY, rel=1e-9)
+    assert [w.n_steps for w in trajectory.windows("epoch")] == [4, 4, 4]
+    assert [step.batch_size for step in trajectory.steps] == [8, 8, 8, 6] * 3
+    for window in trajectory.windows("epoch"):  # each epoch uses every row once, in its own order
         rows = np.concatenate([step.rows for step in window.steps])
         assert sorted(rows) == list(range(30))
         assert list(rows) != list(range(30))
@@ -87,15 +87,15 @@ def test_skorch_rows_are_those_of_the_training_part():
     net = skorch_net(recorder, module__dtype=torch.float32, train_split=split)
     net.fit(X, Y)
     train, _ = net.get_split_datasets(X, Y)
-    path = recorder.trajectory_
-    assert np.concatenate([s.rows for s in path.steps[:3]]).tolist() == list(range(24))
-    step = path.steps[1]
+    trajectory = recorder.trajectory_
+    assert np.concatenate([s.rows for s in trajectory.steps[:3]]).tolist() == list(range(24))
+    step = trajectory.steps[1]
     given = torch.tensor(np.stack([train[int(i)][0] for i in step.rows]))
     target = torch.tensor(np.stack([train[int(i)][1] for i in step.rows]))
     own = module(torch.float32)
-    own.load_state_dict(path.marks[1].weights)
+    own.load_state_dict(trajectory.marks[1].weights)
     (own(given) - target).square().mean().backward()
-    window = path.windows(None)[1]
+    window = trajectory.windows(None)[1]
     for name, p in own.named_parameters():
         assert torch.allclose(window.mean("consumed")[name].float(), p.grad, atol=1e-6)
 
@@ -117,9 +117,9 @@ def test_skorch_without_the_rows():
     net = skorch_net(changed, module__dtype=torch.float32)
     net.set_params(callbacks=[("scaled", Scaled(1.5)), ("path", changed)])
     net.fit(X.copy(), Y)
-    for path in (recorder.trajectory_, changed.trajectory_):
-        assert all(step.rows is None for step in path.steps)
-        assert path.steps[3].batch_size == 6
+    for trajectory in (recorder.trajectory_, changed.trajectory_):
+        assert all(step.rows is None for step in trajectory.steps)
+        assert trajectory.steps[3].batch_size == 6
 
 
 def test_skorch_partial_fit_goes_on_and_fit_begins_anew():
@@ -158,8 +158,8 @@ def test_skorch_nets_are_cloned_copied_and_pickled():
     net = skorch_net(recorder, module__dtype=torch.float32).fit(X, Y)
     assert dict(clone(net).callbacks)["path"].every == 2
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        path = dict(other.callbacks_)["path"].trajectory_
-        assert path.n_steps == 12
+        trajectory = dict(other.callbacks_)["path"].trajectory_
+        assert trajectory.n_steps == 12
         other.partial_fit(X, Y)
     assert recorder.trajectory_.n_steps == 12
     with pytest.raises(ValueError, match="a recorder that has seen a training run, got a new one"):
@@ -224,10 +224,10 @@ def without_base(monkeypatch):
 def test_lightning_hooks(without_base, every):
     recorder = lightning_recorder.LightningRecorder(every=every, gradients=True)
     drive_lightning(recorder)
-    path = recorder.trajectory_
-    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
-    assert [w.n_steps for w in path.windows("epoch")] == [4, 4]
-    assert sorted(np.concatenate([s.rows for s in path.steps[:4]])) == list(range(30))
+    trajectory = recorder.trajectory_
+    assert decay_found(trajectory) == pytest.approx(DECAY, rel=1e-9)
+    assert [w.n_steps for w in trajectory.windows("epoch")] == [4, 4]
+    assert sorted(np.concatenate([s.rows for s in trajectory.steps[:4]])) == list(range(30))
 
 
 def test_lightning_hooks_with_accumulation(without_base):
@@ -268,10 +268,10 @@ def test_transformers_hooks(without_base, accumulated, sizes):
                 optimizer.step()
         recorder.on_epoch_end(args, None, None, **shown)
     recorder.on_train_end(args, None, None, **shown)
-    path = recorder.trajectory_
-    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
-    assert [step.batch_size for step in path.steps] == sizes * 2
-    assert len(path.windows("epoch")) == 2
+    trajectory = recorder.trajectory_
+    assert decay_found(trajectory) == pytest.approx(DECAY, rel=1e-9)
+    assert [step.batch_size for step in trajectory.steps] == sizes * 2
+    assert len(trajectory.windows("epoch")) == 2
 
 
 @pytest.mark.parametrize(
@@ -312,11 +312,11 @@ def test_lightning(tmp_path):
         enable_model_summary=False,
     )
     trainer.fit(Model(), DataLoader(data(), batch_size=8, shuffle=True))
-    path = recorder.trajectory_
-    assert path.names == ("0.weight", "0.bias", "2.weight", "2.bias")
-    assert decay_found(path) == pytest.approx(DECAY, rel=1e-9)
-    assert [w.n_steps for w in path.windows("epoch")] == [4, 4]
-    assert sorted(np.concatenate([s.rows for s in path.steps[:4]])) == list(range(30))
+    trajectory = recorder.trajectory_
+    assert trajectory.names == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert decay_found(trajectory) == pytest.approx(DECAY, rel=1e-9)
+    assert [w.n_steps for w in trajectory.windows("epoch")] == [4, 4]
+    assert sorted(np.concatenate([s.rows for s in trajectory.steps[:4]])) == list(range(30))
 
 
 @pytest.mark.filterwarnings("default")
@@ -347,10 +347,10 @@ def test_transformers(tmp_path):
     recorder = hf_recorder.TransformersRecorder(gradients=True)
     model = Model()
     transformers.Trainer(model, args, train_dataset=rows, callbacks=[recorder]).train()
-    path = recorder.trajectory_
-    assert [step.batch_size for step in path.steps] == [8, 8, 8, 6] * 2
-    assert len(path.windows("epoch")) == 2
-    window = path.windows(path.n_steps)[0]
+    trajectory = recorder.trajectory_
+    assert [step.batch_size for step in trajectory.steps] == [8, 8, 8, 6] * 2
+    assert len(trajectory.windows("epoch")) == 2
+    window = trajectory.windows(trajectory.n_steps)[0]
     for name, column in window.mean("visited").items():  # biases are not decayed there
         extra = window.mean("applied")[name] - window.mean("consumed")[name]
         decay = 0 if name.endswith("bias") else DECAY
@@ -367,9 +367,9 @@ def test_logistic_regression_hands_out_its_iterates():
     model.fit(X, labels)
     assert len(recorder.iterates_) == model.n_iter_[0]
     assert np.array_equal(recorder.iterates_[-1].coef_, model.coef_)
-    path = recorder.path(lr=0.1)
-    assert path.n_steps == len(recorder.iterates_) - 1
-    assert path.names == ("coef", "intercept")
+    trajectory = recorder.path(lr=0.1)
+    assert trajectory.n_steps == len(recorder.iterates_) - 1
+    assert trajectory.names == ("coef", "intercept")
     model.fit(X, labels)
     assert len(recorder.iterates_) == model.n_iter_[0]
 
@@ -384,20 +384,20 @@ def test_libraries_are_not_imported_unasked():
 
 
 def test_a_bare_loop_records_the_same():
-    recorder = ImplicitRegularizationRecorder()
-    skorch_net(recorder, module__dtype=torch.float32, optimizer__weight_decay=0.0).fit(X, Y)
+    callback = ImplicitRegularizationRecorder()
+    skorch_net(callback, module__dtype=torch.float32, optimizer__weight_decay=0.0).fit(X, Y)
     net = module(torch.float32)
     optimizer = SGD(net.parameters(), lr=0.05)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for _ in range(3):
             for rows in np.split(np.arange(30), [8, 16, 24]):
                 optimizer.zero_grad()
                 given, target = data(torch.float32)[rows]
                 (net(given) - target).square().mean().backward()
-                path.batch(rows)
+                recorder.batch(rows)
                 optimizer.step()
-            path.epoch()
-    ours, wanted = recorder.trajectory_, path.trajectory
+            recorder.epoch()
+    ours, wanted = callback.trajectory_, recorder.trajectory
     for what in ("weights", *_SUMS):
         for name, tensor in getattr(wanted.marks[-1], what).items():
             assert torch.allclose(getattr(ours.marks[-1], what)[name], tensor, atol=1e-6)

@@ -48,10 +48,10 @@ class Loop:
     def __init__(self, X, y, size=20):
         self.X, self.y, self.size = torch.as_tensor(X), torch.as_tensor(y), size
 
-    def steps(self, model, optimizer, path=None):
+    def steps(self, model, optimizer, recorder=None):
         for part in torch.randperm(len(self.X)).split(self.size):
-            if path is not None:
-                path.batch(part)
+            if recorder is not None:
+                recorder.batch(part)
             optimizer.zero_grad()
             nn.functional.mse_loss(model(self.X[part]), self.y[part]).backward()
             optimizer.step()
@@ -85,10 +85,10 @@ def test_descent_takes_the_steps_of_plain_gradient_descent(dtype):
     net = module().to(dtype)
     before = weights_of(net)
     whole = problem_of(net, X, y, loss="mse")
-    path = GradientDescentProbe(0.1, n_steps=4).run(net, Data(X, y), whole)
+    trajectory = GradientDescentProbe(0.1, n_steps=4).run(net, Data(X, y), whole)
     assert same(before, weights_of(net))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for mark in path.marks[1:]:
+    for mark in trajectory.marks[1:]:
         optimizer.zero_grad()
         nn.functional.mse_loss(net(X), y).backward()
         optimizer.step()
@@ -98,15 +98,15 @@ def test_descent_takes_the_steps_of_plain_gradient_descent(dtype):
             torch.testing.assert_close(
                 mark.weights[name], p.detach().double(), rtol=tolerance, atol=tolerance
             )
-    assert path.every_step
-    assert path.n_steps == path.marks[-1].epoch == 4
+    assert trajectory.every_step
+    assert trajectory.n_steps == trajectory.marks[-1].epoch == 4
 
 
 def test_sums_of_a_descent_are_those_of_its_steps():
     X, y = rows()
     whole = problem_of(module(), X, y, loss="mse")
-    path = GradientDescentProbe(0.1, n_steps=3).run(None, Data(X, y), whole)
-    for window in path.windows(None):
+    trajectory = GradientDescentProbe(0.1, n_steps=3).run(None, Data(X, y), whole)
+    for window in trajectory.windows(None):
         slope = whole.at(window.start.weights).gradient().value
         for name, applied in window.mean("applied").items():
             torch.testing.assert_close(applied, slope[name], rtol=1e-12, atol=1e-14)
@@ -166,10 +166,10 @@ def test_a_module_trains_on_with_a_new_optimizer(wrapped):
     ).fit(X, y)
     np.testing.assert_allclose(fit.coef_, [DECAY, 0], atol=1e-9)
     assert same(before, weights_of(net))
-    path = probe.run(net, Data(X, y), problem_of(net, X, y, loss="mse"))
-    assert path.marks[-1].epoch == 3
-    assert path.n_steps == 9
-    assert all(len(step.rows) == 20 for step in path.steps)
+    trajectory = probe.run(net, Data(X, y), problem_of(net, X, y, loss="mse"))
+    assert trajectory.marks[-1].epoch == 3
+    assert trajectory.n_steps == 9
+    assert all(len(step.rows) == 20 for step in trajectory.steps)
 
 
 def test_an_optimizer_goes_on_from_its_state():
@@ -180,7 +180,7 @@ def test_an_optimizer_goes_on_from_its_state():
     velocity = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in net.named_parameters()}
     before = weights_of(net)
     probe = ContinueTraining(2, train_epoch=loop.steps, optimizer=optimizer, random_state=3)
-    path = probe.run(net, Data(X, y), problem_of(net, X, y, loss="mse"))
+    trajectory = probe.run(net, Data(X, y), problem_of(net, X, y, loss="mse"))
     assert same(before, weights_of(net))
     assert same(
         velocity, {n: optimizer.state[p]["momentum_buffer"] for n, p in net.named_parameters()}
@@ -188,15 +188,15 @@ def test_an_optimizer_goes_on_from_its_state():
     torch.manual_seed(3)
     for _ in range(2):
         loop.steps(net, optimizer)
-    assert same(path.marks[-1].weights, weights_of(net))
+    assert same(trajectory.marks[-1].weights, weights_of(net))
 
 
 def test_a_loop_need_not_know_of_the_path():
     X, y = rows()
     probe = ContinueTraining(1, train_epoch=Loop(X, y).unnamed, optimizer=sgd)
-    path = probe.run(module(), Data(X, y), problem_of(module(), X, y, loss="mse"))
-    assert path.n_steps == 3
-    assert all(step.rows is None for step in path.steps)
+    trajectory = probe.run(module(), Data(X, y), problem_of(module(), X, y, loss="mse"))
+    assert trajectory.n_steps == 3
+    assert all(step.rows is None for step in trajectory.steps)
 
 
 def test_random_numbers_stay_where_they_were():
@@ -228,13 +228,13 @@ def test_a_skorch_net_trains_on(momentum):
 
 def test_a_skorch_net_trains_on_as_it_would_itself():
     net, X, y = fitted_net(optimizer__momentum=0.9)
-    path = ContinueTraining(2, random_state=5).run(net, Data(X, y), problem_of(net, X, y))
+    trajectory = ContinueTraining(2, random_state=5).run(net, Data(X, y), problem_of(net, X, y))
     torch.manual_seed(5)
     net.set_params(max_epochs=2).partial_fit(X, y)
-    assert same(path.marks[-1].weights, weights_of(net.module_))
-    used = np.sort(np.concatenate([step.rows for step in path.steps[:3]]))
+    assert same(trajectory.marks[-1].weights, weights_of(net.module_))
+    used = np.sort(np.concatenate([step.rows for step in trajectory.steps[:3]]))
     assert np.array_equal(used, np.arange(60))
-    assert [mark.epoch for mark in path.marks] == [0, 0, 0, 1, 1, 1, 2]
+    assert [mark.epoch for mark in trajectory.marks] == [0, 0, 0, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["all rows", "training rows"])
@@ -268,10 +268,10 @@ def test_callbacks_that_stop_or_write_are_left_out(tmp_path):
     ).fit(X, labels)
     for file in tmp_path.iterdir():
         file.unlink()
-    path = ContinueTraining(3).run(net, Data(X, labels), problem_of(net, X, labels))
-    assert path.marks[-1].epoch == 3
+    trajectory = ContinueTraining(3).run(net, Data(X, labels), problem_of(net, X, labels))
+    assert trajectory.marks[-1].epoch == 3
     assert not list(tmp_path.iterdir())
-    rates = [step.lr for step in path.steps]
+    rates = [step.lr for step in trajectory.steps]
     assert rates[-1] < rates[0]
 
 
@@ -287,8 +287,8 @@ def test_rows_of_its_own_for_searches():
     ("make", "message"),
     [
         (lambda: GradientDescentProbe(0.0), "lr > 0"),
-        (lambda: GradientDescentProbe(0.1, 0), "n_steps >= 1"),
-        (lambda: ContinueTraining(0), "n_epochs >= 1"),
+        (lambda: GradientDescentProbe(0.1, 0), "n_steps to be an integer >= 1"),
+        (lambda: ContinueTraining(0), "n_epochs to be an integer >= 1"),
     ],
     ids=["lr", "steps", "epochs"],
 )

@@ -48,23 +48,23 @@ def train(every=1, n_epochs=6, epochs=True, decay=0.02, optimizer=torch.optim.SG
     net = new_net()
     steps = optimizer(net.parameters(), lr=0.02, weight_decay=decay)
     order = torch.Generator().manual_seed(2)
-    with record(net, steps, every=every, **how) as path:
+    with record(net, steps, every=every, **how) as recorder:
         for _ in range(n_epochs):
             for rows in torch.randperm(N, generator=order).split(BATCH):
-                path.batch(rows)
+                recorder.batch(rows)
                 steps.zero_grad()
                 nn.functional.mse_loss(net(X[rows]), Y[rows]).backward()
                 steps.step()
             if epochs:
-                path.epoch()
-    return net, path.trajectory
+                recorder.epoch()
+    return net, recorder.trajectory
 
 
 def fit(case, **params):
-    net, path = case
-    return ImplicitRegularizationEstimator(net, **(OPTIONS | {"trajectory": path} | params)).fit(
-        X, Y
-    )
+    net, trajectory = case
+    return ImplicitRegularizationEstimator(
+        net, **(OPTIONS | {"trajectory": trajectory} | params)
+    ).fit(X, Y)
 
 
 GRADIENT = {"families": SHARED, "data": (X, Y), "loss": "mse"}
@@ -129,13 +129,13 @@ class TestSameAsWithWeights:
         assert mine.coef_path_conf_int_.shape == own.coef_path_conf_int_.shape
 
     def test_saved_and_loaded(self, both, tmp_path):
-        _, (net, path), asked = both
-        path.save(tmp_path / "path.npz")
+        _, (net, trajectory), asked = both
+        trajectory.save(tmp_path / "path.npz")
         again = Trajectory.load(tmp_path / "path.npz")
-        assert repr(again) == repr(path)
-        same(fit((net, again), **asked), fit((net, path), **asked), tol=0)
-        assert repr(pickle.loads(pickle.dumps(path))) == repr(path)
-        assert clone(path) is path
+        assert repr(again) == repr(trajectory)
+        same(fit((net, again), **asked), fit((net, trajectory), **asked), tol=0)
+        assert repr(pickle.loads(pickle.dumps(trajectory))) == repr(trajectory)
+        assert clone(trajectory) is trajectory
 
 
 def test_decay_is_found():
@@ -187,12 +187,12 @@ def test_coordinates_at_a_kink_are_left_out_of_the_families_that_have_it():
             if "bias" in name:
                 nn.init.zeros_(p)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.02, weight_decay=0.02)
-        with record(net, optimizer, **how) as path:
+        with record(net, optimizer, **how) as recorder:
             for _ in range(10):
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X), Y).backward()
                 optimizer.step()
-        return net, path.trajectory
+        return net, recorder.trajectory
 
     weights, r_factors = run(gradients=True), run(every=1, **APPLIED, params="all")
     for family in ("l2", "l1", "l2+l1"):
@@ -207,9 +207,9 @@ def test_selection_among_what_was_recorded():
     families = ["l2", "smooth_l1", "l1"]
     found = [
         ImplicitRegularizationCV(
-            net, families=families, estimator_params={"trajectory": path, **how}
+            net, families=families, estimator_params={"trajectory": trajectory, **how}
         ).fit(X, Y)
-        for net, path in cases
+        for net, trajectory in cases
     ]
     scores = [search.cv_results_["mean_test_score"] for search in found]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-10)
@@ -217,14 +217,16 @@ def test_selection_among_what_was_recorded():
 
 
 def test_no_weights_are_kept_between_the_ends():
-    _, path = train(every=2, epochs=False, **APPLIED)
-    assert len(path.marks) == 19
-    assert [bool(mark.weights) for mark in path.marks] == [True, *[False] * 17, True]
-    assert repr(path) == (
+    _, trajectory = train(every=2, epochs=False, **APPLIED)
+    assert len(trajectory.marks) == 19
+    assert [bool(mark.weights) for mark in trajectory.marks] == [True, *[False] * 17, True]
+    assert repr(trajectory) == (
         "Trajectory(36 steps of SGD, 19 marks, 0 epochs, batches known for 36 steps, "
         "R factors of l2, smooth_l1, l1 by reference='applied')"
     )
-    numbers = sum(cell.r_factor.size for block in path.r_factors.blocks for cell in block.cells)
+    numbers = sum(
+        cell.r_factor.size for block in trajectory.r_factors.blocks for cell in block.cells
+    )
     assert numbers == 18 * 3 * 4**2  # blocks, weight matrices, l2, smooth_l1, l1 and the target
 
 
@@ -237,14 +239,14 @@ def test_steps_after_the_last_epoch_are_left_out():
         nn.functional.mse_loss(net(X), Y).backward()
         optimizer.step()
 
-    with record(net, optimizer, every=10**6, **APPLIED) as path:
+    with record(net, optimizer, every=10**6, **APPLIED) as recorder:
         for _ in range(3):
             step()
             step()
-            path.epoch()
+            recorder.epoch()
         step()
-    assert path.trajectory.n_steps == 6
-    est = fit((net, path.trajectory), family="l2", window="epoch", reference="applied")
+    assert recorder.trajectory.n_steps == 6
+    est = fit((net, recorder.trajectory), family="l2", window="epoch", reference="applied")
     assert est.coef_[0] == pytest.approx(0.01, rel=1e-9)
 
 
@@ -252,21 +254,21 @@ def test_a_loop_that_raises_keeps_its_r_factors():
     net = new_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, weight_decay=0.02)
     recorder = record(net, optimizer, every=1, **APPLIED)
-    with pytest.raises(RuntimeError, match="stop"), recorder as path:
+    with pytest.raises(RuntimeError, match="stop"), recorder as recorder:
         for i in range(5):
             if i == 4:
                 raise RuntimeError("stop")
             optimizer.zero_grad()
             nn.functional.mse_loss(net(X), Y).backward()
             optimizer.step()
-    assert path.trajectory.n_steps == 4
-    assert len(path.trajectory.r_factors.blocks) == 4
+    assert recorder.trajectory.n_steps == 4
+    assert len(recorder.trajectory.r_factors.blocks) == 4
 
 
 def test_steps_that_are_not_finite_are_dropped():
     net = new_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, weight_decay=0.02)
-    with record(net, optimizer, every=2, **APPLIED) as path:
+    with record(net, optimizer, every=2, **APPLIED) as recorder:
         for i in range(12):
             kept = [p.detach().clone() for p in net.parameters()]
             optimizer.zero_grad()
@@ -278,8 +280,8 @@ def test_steps_that_are_not_finite_are_dropped():
                 with torch.no_grad():
                     for p, old in zip(net.parameters(), kept, strict=True):
                         p.copy_(old)
-    assert path.trajectory.n_dropped >= 1
-    est = fit((net, path.trajectory), family="l2", reference="applied")
+    assert recorder.trajectory.n_dropped >= 1
+    est = fit((net, recorder.trajectory), family="l2", reference="applied")
     assert est.coef_[0] == pytest.approx(0.01, rel=1e-9)
 
 
@@ -292,13 +294,13 @@ class TestJoins:
             optimizer = torch.optim.SGD(net.parameters(), lr=0.02, weight_decay=0.02)
             own = []
             for a, b in zip(cuts[:-1], cuts[1:], strict=True):
-                with record(net, optimizer, every=2, **how) as path:
+                with record(net, optimizer, every=2, **how) as recorder:
                     for i in range(a, b):
                         rows = slice(i * 10, i * 10 + 40)
                         optimizer.zero_grad()
                         nn.functional.mse_loss(net(X[rows]), Y[rows]).backward()
                         optimizer.step()
-                own.append(path.trajectory)
+                own.append(recorder.trajectory)
             paths.append((net, Trajectory.join(own)))
         return paths
 
@@ -312,11 +314,11 @@ class TestJoins:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
         paths = []
         for how in (APPLIED, {"gradients": True}, {**APPLIED, "families": ["l2"]}):
-            with record(net, optimizer, **how) as path:
+            with record(net, optimizer, **how) as recorder:
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X), Y).backward()
                 optimizer.step()
-            paths.append(path.trajectory)
+            paths.append(recorder.trajectory)
         with pytest.raises(ValueError, match="same families=, or both without"):
             Trajectory.join(paths[:2])
         with pytest.raises(ValueError, match="R factors of the same columns, tensors, reference"):
@@ -324,10 +326,10 @@ class TestJoins:
 
 
 def test_slices_are_refused():
-    _, path = train(every=4, epochs=False, **APPLIED)
-    assert path[:].n_steps == path.n_steps
-    with pytest.raises(ValueError, match=r"only R factors and sums .* Trajectory.join, or record"):
-        _ = path[2:]
+    _, trajectory = train(every=4, epochs=False, **APPLIED)
+    assert trajectory[:].n_steps == trajectory.n_steps
+    with pytest.raises(ValueError, match=r"only R factors and sums.* Trajectory.join, or record"):
+        _ = trajectory[2:]
 
 
 BAD_RECORDINGS = {
@@ -395,7 +397,7 @@ def test_epochs_are_the_blocks_whatever_every_is(every, given):
 
 
 def test_folds_of_rows_are_refused(epochs):
-    net, path = epochs
+    net, trajectory = epochs
     est = fit(epochs, family="l2", window="epoch")
     with pytest.raises(
         ValueError, match="with weights to complete by other rows, .* without families"
@@ -407,13 +409,15 @@ def test_folds_of_rows_are_refused(epochs):
 
 
 def test_rows_of_equations_are_refused(epochs):
-    net, path = epochs
+    net, trajectory = epochs
     est = fit(epochs, family="l2", window="epoch")
     missing = "got a trajectory that holds only R factors; record without families= to keep"
     with pytest.raises(ValueError, match=f"single equations for their influence, {missing}"):
         est.influence()
     with pytest.raises(ValueError, match=f"single equations for a table of them, {missing}"):
-        equations(net, X, Y, **OPTIONS | {"family": "l2", "trajectory": path, "window": "epoch"})
+        equations(
+            net, X, Y, **OPTIONS | {"family": "l2", "trajectory": trajectory, "window": "epoch"}
+        )
 
 
 def test_families_that_are_solved_as_a_whole_are_refused(epochs):
@@ -428,18 +432,18 @@ def test_evidence_at_an_endpoint_is_refused(epochs):
 
 
 def test_unnamed_batches_have_no_column():
-    """With weights it would be a mean over the path, which is not known while it is recorded."""
+    """With weights it would be a mean over all, which is not known while recording."""
     net = new_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
-    with record(net, optimizer, every=10**6, **GRADIENT) as path:
+    with record(net, optimizer, every=10**6, **GRADIENT) as recorder:
         for _ in range(2):
             for rows in torch.arange(N).split(BATCH):
-                path.batch(BATCH)
+                recorder.batch(BATCH)
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X[rows]), Y[rows]).backward()
                 optimizer.step()
-            path.epoch()
-    est = fit((net, path.trajectory), window="epoch")
+            recorder.epoch()
+    est = fit((net, recorder.trajectory), window="epoch")
     assert est.term_names_ == ["l2", "smooth_l1"]
     assert "the rows of the batches are not known" in " ".join(str(est.summary()).split())
 
@@ -450,12 +454,12 @@ def test_more_coefficients_than_equations():
     def run(**how):
         net = nn.Linear(1, 1).double()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
-        with record(net, optimizer, **how) as path:
+        with record(net, optimizer, **how) as recorder:
             for _ in range(4):
                 optimizer.zero_grad()
                 (net(X[:, :1]) - Y).square().mean().backward()
                 optimizer.step()
-        return net, path.trajectory
+        return net, recorder.trajectory
 
     given = {"reference": "applied", "families": families, "params": "all"}
     for case in (run(gradients=True), run(**given)):

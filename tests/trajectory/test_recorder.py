@@ -48,23 +48,23 @@ def close(a, b, tol=1e-5):
 @pytest.mark.parametrize(("every", "marks"), [(1, 11), (4, 4), (100, 2)])
 def test_marks(every, marks):
     net, optimizer = new_run()
-    with record(net, optimizer, every=every) as path:
+    with record(net, optimizer, every=every) as recorder:
         steps(net, optimizer, 10)
-    assert len(path.trajectory.marks) == marks
-    assert path.trajectory.n_steps == 10
-    assert path.trajectory.every_step == (every == 1)
-    assert path.trajectory.has_gradients == (every == 1)
+    assert len(recorder.trajectory.marks) == marks
+    assert recorder.trajectory.n_steps == 10
+    assert recorder.trajectory.every_step == (every == 1)
+    assert recorder.trajectory.has_gradients == (every == 1)
 
 
 def test_epochs_make_marks():
     net, optimizer = new_run()
-    with record(net, optimizer, every=4) as path:
+    with record(net, optimizer, every=4) as recorder:
         for _ in range(3):
             steps(net, optimizer, 5)
-            path.epoch()
-    windows = path.trajectory.windows("epoch")
+            recorder.epoch()
+    windows = recorder.trajectory.windows("epoch")
     assert [w.n_steps for w in windows] == [5, 5, 5]
-    assert [m.step for m in path.trajectory.marks] == [0, 4, 5, 8, 10, 12, 15]
+    assert [m.step for m in recorder.trajectory.marks] == [0, 4, 5, 8, 10, 12, 15]
 
 
 def test_nothing_of_the_user_changes():
@@ -73,15 +73,15 @@ def test_nothing_of_the_user_changes():
     steps(twin, other, 6)
     state = torch.get_rng_state()
     before = set(vars(optimizer))
-    with record(net, optimizer, every=2) as path:
+    with record(net, optimizer, every=2) as recorder:
         steps(net, optimizer, 6)
-        path.epoch()
+        recorder.epoch()
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
     assert set(vars(optimizer)) == before
     assert not optimizer._optimizer_step_pre_hooks
     steps(net, optimizer, 1)
-    assert path.trajectory.n_steps == 6
+    assert recorder.trajectory.n_steps == 6
 
 
 def test_recording_twice_at_once_is_refused():
@@ -90,18 +90,18 @@ def test_recording_twice_at_once_is_refused():
         with pytest.raises(ValueError, match="is being recorded already; leave the other"):
             record(net, optimizer).__enter__()
         steps(net, optimizer, 1)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, 1)
-    assert path.trajectory.n_steps == 1
+    assert recorder.trajectory.n_steps == 1
 
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_loop_that_raises_keeps_what_was_recorded(every):
     net, optimizer = new_run()
-    with pytest.raises(RuntimeError, match="stop"), record(net, optimizer, every=every) as path:
+    with pytest.raises(RuntimeError, match="stop"), record(net, optimizer, every=every) as recorder:
         steps(net, optimizer, 6)
         raise RuntimeError("stop")
-    assert path.trajectory.n_steps == 6
+    assert recorder.trajectory.n_steps == 6
     assert not optimizer._optimizer_step_post_hooks
 
 
@@ -113,13 +113,13 @@ def test_a_step_that_raises_is_not_counted(every):
     def closure():
         raise MemoryError
 
-    with record(net, optimizer, every=every) as path, record(twin, other, every=every) as plain:
+    with record(net, optimizer, every=every) as recorder, record(twin, other, every=every) as plain:
         steps(net, optimizer, 3)
         with pytest.raises(MemoryError):
             optimizer.step(closure)
         steps(net, optimizer, 3)
         steps(twin, other, 6)
-    ours, wanted = path.trajectory, plain.trajectory
+    ours, wanted = recorder.trajectory, plain.trajectory
     assert (ours.n_steps, ours.n_dropped) == (6, 0)
     assert close(ours.marks[-1].visited, wanted.marks[-1].visited)
     assert close(ours.marks[-1].applied, wanted.marks[-1].applied)
@@ -128,7 +128,7 @@ def test_a_step_that_raises_is_not_counted(every):
 @pytest.mark.parametrize("every", [1, 5])
 def test_steps_that_are_not_finite_are_dropped(every):
     net, optimizer = new_run()
-    with record(net, optimizer, every=every) as path:
+    with record(net, optimizer, every=every) as recorder:
         steps(net, optimizer, 20)
         kept = {name: p.detach().clone() for name, p in net.named_parameters()}
         optimizer.zero_grad()
@@ -136,7 +136,7 @@ def test_steps_that_are_not_finite_are_dropped(every):
         optimizer.step()
         net.load_state_dict(kept)
         steps(net, optimizer, 10)
-    trajectory = path.trajectory
+    trajectory = recorder.trajectory
     assert trajectory.n_dropped == 1
     assert trajectory.n_steps == 30
     assert "1 steps dropped" in repr(trajectory)
@@ -148,54 +148,54 @@ def test_steps_that_are_not_finite_are_dropped(every):
 def given_of(n):
     """Mean gradient of the plain run."""
     net, optimizer = new_run()
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, n)
-    return path.trajectory.windows(n)[0].mean("consumed")
+    return recorder.trajectory.windows(n)[0].mean("consumed")
 
 
 def test_a_run_that_diverged_is_refused():
     net, optimizer = new_run()
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, 2)
         with torch.no_grad():
             net[0].weight.fill_(float("nan"))
         steps(net, optimizer, 3)
     with pytest.raises(ValueError, match="5 steps of which 3 with NaN or inf; record a run that"):
-        _ = path.trajectory
+        _ = recorder.trajectory
 
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_warm_up_from_a_learning_rate_of_zero(every):
     net, optimizer = new_run()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 4, 1))
-    with record(net, optimizer, every=every) as path:
+    with record(net, optimizer, every=every) as recorder:
         for _ in range(9):
             steps(net, optimizer, 1)
             schedule.step()
-    assert (path.trajectory.n_steps, path.trajectory.n_dropped) == (8, 1)
-    assert path.trajectory.steps[0].lr == 0.025
+    assert (recorder.trajectory.n_steps, recorder.trajectory.n_dropped) == (8, 1)
+    assert recorder.trajectory.steps[0].lr == 0.025
 
 
 def test_a_learning_rate_of_zero_is_refused():
     net, optimizer = new_run(lr=0.0)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, 3)
     with pytest.raises(ValueError, match="positive learning rate, got 3 steps of which 3 with"):
-        _ = path.trajectory
+        _ = recorder.trajectory
 
 
 def test_weights_changed_between_steps():
     net, optimizer = new_run()
     with (
         pytest.warns(ModelStateWarning, match="changed the weights before 3 of the steps that"),
-        record(net, optimizer, every=5, gradients=True) as path,
+        record(net, optimizer, every=5, gradients=True) as recorder,
     ):
         steps(net, optimizer, 10)
         for _ in range(20):
             steps(net, optimizer, 1)
             with torch.no_grad():
                 net[2].weight.clamp_(-0.1, 0.1)
-    trajectory = path.trajectory
+    trajectory = recorder.trajectory
     assert 1 <= trajectory.n_dropped <= 5  # then every step is measured by itself
     assert trajectory.n_steps == 30 - trajectory.n_dropped
     window = trajectory.windows(trajectory.n_steps)[0]
@@ -204,10 +204,10 @@ def test_weights_changed_between_steps():
 
 def test_nothing_recorded():
     net, optimizer = new_run()
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         pass
     with pytest.raises(ValueError, match="at least one recorded step, got none; the optimizer"):
-        _ = path.trajectory
+        _ = recorder.trajectory
 
 
 @pytest.mark.parametrize("every", [0, 1.5, True, "3"], ids=str)
@@ -225,23 +225,23 @@ def test_an_optimizer_of_another_model_is_refused():
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_model_replaced_while_recording_is_refused(every):
     net, optimizer = new_run()
-    with record(net, optimizer, every=every) as path:
+    with record(net, optimizer, every=every) as recorder:
         steps(net, optimizer, 8)
         optimizer.param_groups[0]["params"] = list(new_net().parameters())
         with pytest.raises(ValueError, match="got another one or a new parameter group; start a"):
             optimizer.step()
-    assert path.trajectory.n_steps == 8
+    assert recorder.trajectory.n_steps == 8
 
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_changed_shape_is_refused(every):
     net, optimizer = new_run()
-    with record(net, optimizer, every=every) as path:
+    with record(net, optimizer, every=every) as recorder:
         steps(net, optimizer, 8)
         net[2].weight.data = torch.zeros(1, 7)
         with pytest.raises(ValueError, match=r"2.weight to keep its shape \(1, 4\), got \(1, 7\)"):
             optimizer.step()
-    assert path.trajectory.n_steps == 8
+    assert recorder.trajectory.n_steps == 8
 
 
 def test_other_tensors_of_the_optimizer_are_left_out():
@@ -249,12 +249,12 @@ def test_other_tensors_of_the_optimizer_are_left_out():
     scale = nn.Parameter(torch.ones(1))
     net[0].bias.requires_grad_(False)
     optimizer = SGD([*net.parameters(), scale], lr=0.1)
-    with record(net, optimizer, every=2) as path:
+    with record(net, optimizer, every=2) as recorder:
         for _ in range(4):
             optimizer.zero_grad()
             (loss_of(net) * scale).sum().backward()
             optimizer.step()
-    assert path.trajectory.names == ("0.weight", "2.weight", "2.bias")
+    assert recorder.trajectory.names == ("0.weight", "2.weight", "2.bias")
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
@@ -265,16 +265,16 @@ def test_steps_skipped_by_the_gradient_scaler(kind, fused, every):
         net = new_net()
         optimizer = kind(net.parameters(), lr=0.01, weight_decay=0.0, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
-        with record(net, optimizer, every=every, gradients=True) as path:
+        with record(net, optimizer, every=every, gradients=True) as recorder:
             for step in range(12):
                 if step == 6 and overflow is None:
                     continue
                 optimizer.zero_grad()
                 scaler.scale(loss_of(net) * (overflow if step == 6 else 1.0)).backward()
-                path.batch(np.arange(20))
+                recorder.batch(np.arange(20))
                 scaler.step(optimizer)
                 scaler.update()
-        return path.trajectory
+        return recorder.trajectory
 
     ours, wanted = run(float("inf")), run(None)
     assert (ours.n_steps, ours.n_dropped) == (11, 0)
@@ -286,27 +286,28 @@ def test_steps_skipped_by_the_gradient_scaler(kind, fused, every):
 
 def test_entering_again_goes_on():
     net, optimizer = new_run()
-    path = record(net, optimizer, every=2)
-    with path:
+    recorder = record(net, optimizer, every=2)
+    with recorder:
         steps(net, optimizer, 3)
     with torch.no_grad():
         net[0].weight += 1
-    with path:
+    with recorder:
         steps(net, optimizer, 3)
-    assert path.trajectory.n_steps == 6
-    window = path.trajectory.windows(6)[0]
+    assert recorder.trajectory.n_steps == 6
+    window = recorder.trajectory.windows(6)[0]
     assert float(window.mean("applied")["0.weight"].abs().max()) < 1
 
 
 def test_batches_by_number_size_and_content():
     net, optimizer = new_run()
-    with record(net, optimizer, data=(X, Y)) as path:
+    with record(net, optimizer, data=(X, Y)) as recorder:
         for name in ([3, 4], torch.tensor([7, 5]), 6, (X[8:11], Y[8:11]), (X[:4] + 1, Y[:4])):
-            path.batch(name)
+            recorder.batch(name)
             steps(net, optimizer, 1)
         steps(net, optimizer, 1)
     found = [
-        (None if s.rows is None else s.rows.tolist(), s.batch_size) for s in path.trajectory.steps
+        (None if s.rows is None else s.rows.tolist(), s.batch_size)
+        for s in recorder.trajectory.steps
     ]
     assert found == [
         ([3, 4], 2),
@@ -362,16 +363,18 @@ def test_marks_on_disk_are_those_in_memory(tmp_path, every):
     for how in ({}, {"directory": tmp_path / "marks"}, {"memory_limit": 1000}):
         net = new_net()
         optimizer = Adam(net.parameters(), lr=0.01)
-        with record(net, optimizer, every=every, **how) as path:
+        with record(net, optimizer, every=every, **how) as recorder:
             for _ in range(3):
                 steps(net, optimizer, 4)
-                path.epoch()
-        paths.append(path.trajectory)
+                recorder.epoch()
+        paths.append(recorder.trajectory)
     held, *stored = paths
-    for path in stored:
-        assert any(isinstance(mark, StoredMark) for mark in path.marks)
-        assert [(m.step, m.epoch) for m in path.marks] == [(m.step, m.epoch) for m in held.marks]
-        for mine, own in zip(held.marks, path.marks, strict=True):
+    for trajectory in stored:
+        assert any(isinstance(mark, StoredMark) for mark in trajectory.marks)
+        assert [(m.step, m.epoch) for m in trajectory.marks] == [
+            (m.step, m.epoch) for m in held.marks
+        ]
+        for mine, own in zip(held.marks, trajectory.marks, strict=True):
             for what in ("weights", "applied", "consumed", "visited"):
                 a, b = getattr(mine, what), getattr(own, what)
                 assert a.keys() == b.keys()
@@ -382,26 +385,26 @@ def test_a_disk_that_takes_no_direct_writes(tmp_path, monkeypatch):
     direct = getattr(os, "O_DIRECT", 0)
     own = os.open
 
-    def refuse(path, flags, *args, **kwargs):
+    def refuse(trajectory, flags, *args, **kwargs):
         if direct and flags & direct:
             raise OSError(errno.EINVAL, "no direct writes")
-        return own(path, flags, *args, **kwargs)
+        return own(trajectory, flags, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", refuse)
     net, optimizer = new_run()
-    with record(net, optimizer, directory=tmp_path / "marks") as path:
+    with record(net, optimizer, directory=tmp_path / "marks") as recorder:
         steps(net, optimizer, 2)
-    assert close(path.trajectory.marks[-1].weights, dict(net.named_parameters()), tol=0)
+    assert close(recorder.trajectory.marks[-1].weights, dict(net.named_parameters()), tol=0)
 
 
 def test_a_mark_that_was_cut_short_is_refused(tmp_path):
     net, optimizer = new_run()
-    with record(net, optimizer, directory=tmp_path / "marks") as path:
+    with record(net, optimizer, directory=tmp_path / "marks") as recorder:
         steps(net, optimizer, 2)
     file = sorted((tmp_path / "marks").iterdir())[1]
     file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(ValueError, match=r"whole mark in .*, got one that was cut short; record"):
-        _ = path.trajectory.marks[1].weights
+        _ = recorder.trajectory.marks[1].weights
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
@@ -417,14 +420,14 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
 
 def test_a_temporary_folder_goes_with_the_path():
     net, optimizer = new_run()
-    with record(net, optimizer, memory_limit=0) as path:
+    with record(net, optimizer, memory_limit=0) as recorder:
         steps(net, optimizer, 3)
-    trajectory = path.trajectory
+    trajectory = recorder.trajectory
     folder = trajectory.marks[0]._source.shelf.path
     again = pickle.loads(pickle.dumps(trajectory))
     assert close(again.marks[2].weights, trajectory.marks[2].weights, tol=0)
     assert len(list(folder.iterdir())) == 4
-    del trajectory, path
+    del trajectory, recorder
     gc.collect()
     assert not folder.exists()
     assert again.n_steps == 3
@@ -432,11 +435,11 @@ def test_a_temporary_folder_goes_with_the_path():
 
 def test_a_folder_with_marks_is_refused(tmp_path):
     net, optimizer = new_run()
-    with record(net, optimizer, directory=tmp_path) as path:
+    with record(net, optimizer, directory=tmp_path) as recorder:
         steps(net, optimizer, 2)
     with pytest.raises(ValueError, match="without marks of another recording"):
         record(net, optimizer, directory=tmp_path)
-    kept = path.trajectory
+    kept = recorder.trajectory
     for file in tmp_path.iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="which is gone; save a trajectory"):
@@ -445,9 +448,9 @@ def test_a_folder_with_marks_is_refused(tmp_path):
 
 def test_every_may_be_an_integer_of_numpy():
     net, optimizer = new_run()
-    with record(net, optimizer, every=np.int64(5)) as path:
+    with record(net, optimizer, every=np.int64(5)) as recorder:
         steps(net, optimizer, 10)
-    assert len(path.trajectory.marks) == 3
+    assert len(recorder.trajectory.marks) == 3
 
 
 @pytest.mark.parametrize("every", [1, 4, 100])
@@ -456,33 +459,33 @@ def test_a_layer_replaced_while_recording_is_refused(every):
     recorder = record(net, optimizer, every=every)
     with (
         pytest.raises(ValueError, match=r"got others for 2.weight, 2.bias; start a new record"),
-        recorder as path,
+        recorder as recorder,
     ):
         steps(net, optimizer, 8)
-        path.epoch()
+        recorder.epoch()
         net[2] = nn.Linear(4, 1)
         steps(net, optimizer, 4)
-    assert path.trajectory.n_steps == 8
-    assert not path.attached
+    assert recorder.trajectory.n_steps == 8
+    assert not recorder.attached
 
 
 def test_an_epoch_without_a_step_is_refused():
     net, optimizer = new_run()
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, 4)
-        path.epoch()
+        recorder.epoch()
         steps(*new_run(), 4)
         with pytest.raises(ValueError, match="since the last epoch, got none; the optimizer"):
-            path.epoch()
-    assert path.trajectory.n_steps == 4
+            recorder.epoch()
+    assert recorder.trajectory.n_steps == 4
 
 
 def test_an_epoch_outside_is_refused():
     net, optimizer = new_run()
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, 4)
     with pytest.raises(ValueError, match=r"got it outside of the with block; call it"):
-        path.epoch()
+        recorder.epoch()
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam])
@@ -492,7 +495,7 @@ def test_weights_changed_by_hand_after_every_step(kind):
     begins = []
     with (
         pytest.warns(ModelStateWarning, match="changed the weights before 9 of the steps that"),
-        record(net, optimizer) as path,
+        record(net, optimizer) as recorder,
     ):
         for _ in range(10):
             optimizer.zero_grad()
@@ -501,8 +504,8 @@ def test_weights_changed_by_hand_after_every_step(kind):
             optimizer.step()
             with torch.no_grad():
                 net[2].weight.mul_(0.99)
-    windows = path.trajectory.windows(None)
-    assert path.trajectory.n_dropped == 0
+    windows = recorder.trajectory.windows(None)
+    assert recorder.trajectory.n_dropped == 0
     for window, begin in zip(windows, begins, strict=True):
         assert torch.equal(window.start.weights["2.weight"], begin)
         assert close(window.mean("applied"), window.mean("consumed"))
@@ -512,24 +515,24 @@ def test_a_group_of_learning_rate_0_is_named():
     net = new_net()
     groups = [{"params": net[0].parameters(), "lr": 0.0}, {"params": net[2].parameters()}]
     optimizer = SGD(groups, lr=0.1)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, 4)
     with pytest.raises(ValueError, match=r"rate 0 of 0.weight, 0.bias, whose .* \(freeze them by"):
-        _ = path.trajectory
+        _ = recorder.trajectory
     other = nn.Linear(2, 1)
     optimizer = SGD([{"params": other.parameters(), "lr": 0}, {"params": net.parameters()}], lr=0.1)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         steps(net, optimizer, 4)
-    assert [step.lr for step in path.trajectory.steps] == [0.1] * 4
+    assert [step.lr for step in recorder.trajectory.steps] == [0.1] * 4
 
 
 def test_a_mask_names_rows():
     net, optimizer = new_run()
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for mask in (np.arange(20) % 7 == 2, torch.arange(20) % 7 == 2):
-            path.batch(mask)
+            recorder.batch(mask)
             steps(net, optimizer, 1)
-    assert [step.rows.tolist() for step in path.trajectory.steps] == [[2, 9, 16]] * 2
+    assert [step.rows.tolist() for step in recorder.trajectory.steps] == [[2, 9, 16]] * 2
 
 
 @pytest.mark.parametrize(
@@ -539,5 +542,8 @@ def test_a_mask_names_rows():
 )
 def test_rows_that_are_none(rows):
     net, optimizer = new_run()
-    with record(net, optimizer) as path, pytest.raises(ValueError, match="Expected row numbers"):
-        path.batch(rows)
+    with (
+        record(net, optimizer) as recorder,
+        pytest.raises(ValueError, match="Expected row numbers"),
+    ):
+        recorder.batch(rows)

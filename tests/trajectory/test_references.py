@@ -39,31 +39,31 @@ def new_net():
 
 
 def train(make, bs=16, n_epochs=4, decay=1.0, between=None):
-    """Net and its path; lr falls by a factor each epoch, `between` runs before every step."""
+    """Net and its trajectory; lr falls by a factor each epoch, `between` runs before every step."""
     X, y = rows()
     net = new_net()
     optimizer = make(net.parameters())
     order = torch.Generator().manual_seed(1)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for _ in range(n_epochs):
             for part in torch.randperm(N, generator=order).split(bs):
-                path.batch(part)
+                recorder.batch(part)
                 if between is not None:
                     between(net)
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X[part]), y[part]).backward()
                 optimizer.step()
-            path.epoch()
+            recorder.epoch()
             for group in optimizer.param_groups:
                 group["lr"] *= decay
-    return net, X, y, path.trajectory
+    return net, X, y, recorder.trajectory
 
 
 def fit(case, family="l2", **how):
-    net, X, y, path = case
+    net, X, y, trajectory = case
     how = {"params": "all", "window": "epoch", "loss": "mse"} | how
     est = ImplicitRegularizationEstimator(
-        net, family=family, mode="trajectory", trajectory=path, **how
+        net, family=family, mode="trajectory", trajectory=trajectory, **how
     )
     return est.fit(X, y)
 
@@ -78,17 +78,17 @@ class TestDraws:
         X, y = rows()
         options = Options(loss="mse", params="all", module_mode="train", random_state=0)
         optimizer = SGD(net.parameters(), lr=1e-9)
-        with record(net, optimizer) as path:
+        with record(net, optimizer) as recorder:
             for _ in range(2):
-                path.batch(range(N))
+                recorder.batch(range(N))
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X), y).backward()
                 optimizer.step()
-        return adapt(net, Data(X, y), options), path.trajectory
+        return adapt(net, Data(X, y), options), recorder.trajectory
 
     def test_masks_differ_between_draws_and_steps(self):
-        problem, path = self.problem_and_path()
-        first, second = path.windows(None)
+        problem, trajectory = self.problem_and_path()
+        first, second = trajectory.windows(None)
         one = Batch().mean_gradient(problem, first).value["0.weight"]
         again = Batch().mean_gradient(problem, first).value["0.weight"]
         assert torch.equal(one, again)
@@ -97,8 +97,8 @@ class TestDraws:
         assert not torch.allclose(one, other, rtol=1e-3)
 
     def test_noise_falls_with_the_draws(self):
-        problem, path = self.problem_and_path()
-        window = path.windows(None)[0]
+        problem, trajectory = self.problem_and_path()
+        window = trajectory.windows(None)[0]
         mean = Batch(400).mean_gradient(problem, window).value["0.weight"]
         away = [
             float((Batch(n).mean_gradient(problem, window).value["0.weight"] - mean).norm())
@@ -120,10 +120,10 @@ class TestProbesAreMadeAnew:
             data = Data(X, y, np.linspace(1, 2, N))
         else:
             loss = nn.HuberLoss(delta=0.1)
-        path = probe.run(net, Data(X, y), first)
-        assert probe.run(net, Data(X, y), first) is path
+        trajectory = probe.run(net, Data(X, y), first)
+        assert probe.run(net, Data(X, y), first) is trajectory
         other = probe.run(net, data, adapt(net, data, Options(loss=loss, params="all")))
-        assert other is not path
+        assert other is not trajectory
 
     def test_numpy_integers(self):
         assert GradientDescentProbe(lr=0.01, n_steps=np.int64(2)).n_steps == 2
@@ -226,6 +226,6 @@ def test_flow_of_iterates():
     probe = GradientDescentProbe(lr=0.01, n_steps=3)
     whole = adapt(net, Data(X, y), Options(loss="mse", params="all"))
     weights = [mark.weights for mark in probe.run(net, Data(X, y), whole).marks]
-    path = Trajectory.from_iterates(weights, lr=0.01)
-    est = fit((net, X, y, path), GradientNorm(), reference="flow", window=None)
+    trajectory = Trajectory.from_iterates(weights, lr=0.01)
+    est = fit((net, X, y, trajectory), GradientNorm(), reference="flow", window=None)
     assert est.coef_[0] == pytest.approx(0.01 / 4, rel=0.05)

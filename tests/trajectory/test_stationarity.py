@@ -1,4 +1,4 @@
-"""Whether weights are an endpoint, by the path beside them: known answers."""
+"""Whether weights are an endpoint, by the trajectory beside them: known answers."""
 
 import numpy as np
 import pytest
@@ -23,17 +23,17 @@ def make_data():
 X, Y = make_data()
 
 
-def train_epoch(net, optimizer, path=None, batch=N, order=None):
+def train_epoch(net, optimizer, recorder=None, batch=N, order=None):
     """One shuffled epoch; all rows at once by default."""
     rows_of = [torch.arange(N)] if batch == N else torch.randperm(N, generator=order).split(batch)
     for rows in rows_of:
-        if path is not None:
-            path.batch(rows)
+        if recorder is not None:
+            recorder.batch(rows)
         optimizer.zero_grad()
         nn.functional.mse_loss(net(X[rows]), Y[rows]).backward()
         optimizer.step()
-    if path is not None:
-        path.epoch()
+    if recorder is not None:
+        recorder.epoch()
 
 
 def trained(n_epochs, batch=N, lr=0.05, decay=DECAY, n_recorded=10, zero=False):
@@ -49,10 +49,10 @@ def trained(n_epochs, batch=N, lr=0.05, decay=DECAY, n_recorded=10, zero=False):
     order = torch.Generator().manual_seed(2)
     for _ in range(n_epochs - n_recorded):
         train_epoch(net, optimizer, None, batch, order)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         for _ in range(n_recorded):
-            train_epoch(net, optimizer, path, batch, order)
-    return net, path.trajectory
+            train_epoch(net, optimizer, recorder, batch, order)
+    return net, recorder.trajectory
 
 
 def fit(net, trajectory, **params):
@@ -79,7 +79,10 @@ class TestEndpoint:
     def test_path_bears_it_out(self, converged):
         est = fit(*converged)
         assert est.verdict_ == "supported"
-        assert "The trajectory confirms it: what 10 steps of the path beside these" in sentence(est)
+        assert (
+            "The trajectory confirms it: what 10 steps of the trajectory beside these"
+            in sentence(est)
+        )
         np.testing.assert_allclose(est.coef_, [DECAY], rtol=1e-3)
 
     def test_path_from_far_is_looked_at_near_the_weights(self):
@@ -91,7 +94,7 @@ class TestEndpoint:
         make = lambda params: SGD(params, lr=0.1, weight_decay=DECAY)  # noqa: E731
         est = fit(net, ContinueTraining(5, train_epoch=train_epoch, optimizer=make))
         assert est.verdict_ == "supported"
-        assert "what 5 steps of the path" in sentence(est)
+        assert "what 5 steps of the trajectory" in sentence(est)
 
     def test_small_steps_of_batches_leave_an_endpoint(self, converged):
         """Batch noise far below the gradient of the penalty, which the windows measure."""
@@ -99,8 +102,8 @@ class TestEndpoint:
         make = lambda params: SGD(params, lr=1e-4, weight_decay=DECAY)  # noqa: E731
         order = torch.Generator().manual_seed(3)
 
-        def epoch(model, optimizer, path):
-            train_epoch(model, optimizer, path, 12, order)
+        def epoch(model, optimizer, trajectory):
+            train_epoch(model, optimizer, trajectory, 12, order)
 
         est = fit(net, ContinueTraining(4, train_epoch=epoch, optimizer=make))
         assert est.verdict_ == "supported"
@@ -111,12 +114,12 @@ class TestEndpoint:
         assert "differs from -grad L less what is known by" in sentence(est)
 
     def test_one_window_does_not_know_its_noise(self, converged):
-        net, path = converged
-        assert "one window: its noise is not known" in sentence(fit(net, path[-2:]))
+        net, trajectory = converged
+        assert "one window: its noise is not known" in sentence(fit(net, trajectory[-2:]))
 
     def test_selection_tells_it_as_well(self, converged):
-        net, path = converged
-        params = {"trajectory": path, "loss": "mse", "params": "all"}
+        net, trajectory = converged
+        params = {"trajectory": trajectory, "loss": "mse", "params": "all"}
         search = ImplicitRegularizationCV(
             net, families=["weight_decay", "smooth_l1"], estimator_params=params
         ).fit(X, Y)
@@ -126,22 +129,22 @@ class TestEndpoint:
 
 class TestNotStationary:
     def test_gradient_of_batch_noise(self, noisy):
-        net, path = noisy
-        without, est = fit(net, None), fit(net, path)
+        net, trajectory = noisy
+        without, est = fit(net, None), fit(net, trajectory)
         assert without.verdict_ == "partial"
         assert est.verdict_ == "not stationary"
         np.testing.assert_array_equal(est.coef_, without.coef_)
         norm = np.sqrt(sum(float(g.square().sum()) for g in gradient_of(net)))
-        assert f"-grad L has norm {norm:.4g}, what 100 steps of the path" in sentence(est)
+        assert f"-grad L has norm {norm:.4g}, what 100 steps of the trajectory" in sentence(est)
         assert "mode='trajectory'" in sentence(est)
-        along = fit(net, path, mode="trajectory", window="epoch")
+        along = fit(net, trajectory, mode="trajectory", window="epoch")
         np.testing.assert_allclose(along.coef_[0], DECAY, rtol=0.1)
 
     @pytest.mark.parametrize("probe", [None, GradientDescentProbe(0.02, n_steps=3)], ids=str)
     def test_training_that_had_not_ended(self, probe):
         """No step added a penalty, though the endpoint looks like a ridge: a = grad L."""
-        net, path = trained(12, decay=0.0, lr=0.02, zero=True)
-        without, est = fit(net, None), fit(net, probe or path)
+        net, trajectory = trained(12, decay=0.0, lr=0.02, zero=True)
+        without, est = fit(net, None), fit(net, probe or trajectory)
         assert without.r2_ > 0.1
         assert est.verdict_ == "not stationary"
         share = float(sentence(est).split("difference is ")[1].split()[0])
@@ -157,11 +160,11 @@ class TestRefusals:
     def test_path_that_does_not_meet_the_weights(self, converged):
         net, _ = converged
         other = trained(20)[1]
-        with pytest.raises(ValueError, match="Expected a path through the trained weights"):
+        with pytest.raises(ValueError, match="Expected a trajectory through the trained weights"):
             fit(net, other)
 
     def test_path_of_another_model(self, converged):
-        with pytest.raises(ValueError, match="Expected a path of this model"):
+        with pytest.raises(ValueError, match="Expected a trajectory of this model"):
             fit(converged[0], trained(12, zero=True)[1])
 
     def test_gradient_of_zero_needs_no_evidence(self):

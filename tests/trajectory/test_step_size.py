@@ -55,7 +55,7 @@ class Trained:
         return adapt(self.net, Data(self.X, self.y), Options(loss=self.loss, params="all"))
 
     def fit_path(self, lr, n_steps=1, **options):
-        """Estimator along the path of a probe."""
+        """Estimator along the trajectory of a probe."""
         estimator = ImplicitRegularizationEstimator(
             self.net,
             mode="trajectory",

@@ -32,15 +32,15 @@ def recorded(net=None, n_epochs=3, every=1, kind=SGD, **how):
     net = new_net() if net is None else net
     optimizer = kind(net.parameters(), lr=0.05, weight_decay=0.02)
     dtype = next(net.parameters()).dtype
-    with record(net, optimizer, every=every, **how) as path:
+    with record(net, optimizer, every=every, **how) as recorder:
         for _ in range(n_epochs):
             for rows in np.split(np.arange(20), [8, 16]):
                 optimizer.zero_grad()
                 (net(X[rows].to(dtype)) - Y[rows].to(dtype)).square().mean().backward()
-                path.batch(rows)
+                recorder.batch(rows)
                 optimizer.step()
-            path.epoch()
-    return path.trajectory
+            recorder.epoch()
+    return recorder.trajectory
 
 
 def assert_same(ours, wanted, tol=0.0):
@@ -59,13 +59,13 @@ def assert_same(ours, wanted, tol=0.0):
 
 
 def test_windows():
-    path = recorded()
-    assert [w.n_steps for w in path.windows(None)] == [1] * 9
-    assert [w.n_steps for w in path.windows(2)] == [2] * 4
-    assert [w.n_steps for w in path.windows("epoch")] == [3] * 3
-    weights = path.windows("epoch")[1].row_weights(20)
+    trajectory = recorded()
+    assert [w.n_steps for w in trajectory.windows(None)] == [1] * 9
+    assert [w.n_steps for w in trajectory.windows(2)] == [2] * 4
+    assert [w.n_steps for w in trajectory.windows("epoch")] == [3] * 3
+    weights = trajectory.windows("epoch")[1].row_weights(20)
     assert weights == pytest.approx([1 / 24] * 16 + [1 / 12] * 4)
-    assert path.rounding("epoch") < path.rounding()
+    assert trajectory.rounding("epoch") < trajectory.rounding()
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_windows_that_are_not_there(window, message):
 def test_epochs_that_were_not_marked():
     net = new_net()
     optimizer = SGD(net.parameters(), lr=0.1)
-    with record(net, optimizer) as path:
+    with record(net, optimizer) as recorder:
         net(X).sum().backward()
         optimizer.step()
     with pytest.raises(ValueError, match=r"call recorder.epoch\(\) at the end of every epoch"):
-        path.trajectory.windows("epoch")
+        recorder.trajectory.windows("epoch")
 
 
 def test_gradients_that_were_not_recorded():
@@ -102,37 +102,37 @@ def test_gradients_that_were_not_recorded():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("every", [1, 3])
 def test_saved_and_loaded(tmp_path, dtype, every):
-    path = recorded(new_net(dtype), every=every, kind=Adam)
-    path.save(tmp_path / "path")
+    trajectory = recorded(new_net(dtype), every=every, kind=Adam)
+    trajectory.save(tmp_path / "path")
     again = Trajectory.load(tmp_path / "path")
-    assert_same(again, path)
-    assert (again.optimizer, again.settings) == (path.optimizer, path.settings)
+    assert_same(again, trajectory)
+    assert (again.optimizer, again.settings) == (trajectory.optimizer, trajectory.settings)
     assert again.settings["betas"] == (0.9, 0.999)
-    assert repr(again) == repr(path)
+    assert repr(again) == repr(trajectory)
     assert [f.name for f in tmp_path.iterdir()] == ["path"]
 
 
 def test_marks_are_read_when_they_are_used(tmp_path, monkeypatch):
-    path = recorded()
-    path.save(tmp_path / "path.pt")
+    trajectory = recorded()
+    trajectory.save(tmp_path / "path.pt")
     again = Trajectory.load(tmp_path / "path.pt")
     assert all(isinstance(mark, StoredMark) for mark in again.marks)
-    assert_same(pickle.loads(pickle.dumps(again)), path)
+    assert_same(pickle.loads(pickle.dumps(again)), trajectory)
     again.save(tmp_path / "copy.pt")
-    assert_same(Trajectory.load(tmp_path / "copy.pt"), path)
+    assert_same(Trajectory.load(tmp_path / "copy.pt"), trajectory)
     again.save(tmp_path / "path.pt")  # onto the file that it is read from
-    assert_same(again, path)
+    assert_same(again, trajectory)
     with pytest.raises(AttributeError, match="'StoredMark' object has no attribute 'weight'"):
         _ = again.marks[0].weight
 
 
 def test_large_files_are_pickled_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_BY_NAME", 0)
-    path, file = recorded(), tmp_path / "path.pt"
-    path.save(file)
+    trajectory, file = recorded(), tmp_path / "path.pt"
+    trajectory.save(file)
     again = Trajectory.load(file)
     pickled = pickle.dumps(again)
-    assert_same(pickle.loads(pickled), path)
+    assert_same(pickle.loads(pickled), trajectory)
     file.rename(tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"marks of this trajectory in .*path.pt, which is gone"):
         _ = pickle.loads(pickled).marks[0].weights
@@ -140,20 +140,20 @@ def test_large_files_are_pickled_by_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"loaded from .*path.pt, got another one; load it again"):
         _ = pickle.loads(pickled).marks[0].weights
     file.unlink()
-    assert_same(pickle.loads(pickle.dumps(again)), path)
+    assert_same(pickle.loads(pickle.dumps(again)), trajectory)
 
 
 def test_marks_on_disk_are_saved(tmp_path):
-    path = recorded(directory=tmp_path / "marks")
-    path.save(tmp_path / "path.pt")
+    trajectory = recorded(directory=tmp_path / "marks")
+    trajectory.save(tmp_path / "path.pt")
     assert_same(Trajectory.load(tmp_path / "path.pt"), recorded())
 
 
 def test_pickled_marks_hold_no_more_than_their_numbers(tmp_path):
-    path = recorded(memory_limit=0)
-    again = pickle.loads(pickle.dumps(path))
-    assert_same(again, path)
-    assert len(pickle.dumps(path)) <= len(pickle.dumps(recorded()))
+    trajectory = recorded(memory_limit=0)
+    again = pickle.loads(pickle.dumps(trajectory))
+    assert_same(again, trajectory)
+    assert len(pickle.dumps(trajectory)) <= len(pickle.dumps(recorded()))
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
@@ -216,9 +216,9 @@ def test_other_files_are_refused(tmp_path):
 def test_tensors_of_odd_strides_are_saved(tmp_path):
     shapes = [torch.zeros(()), torch.zeros(()).expand(1), torch.zeros(0), torch.rand(3, 4).T]
     weights = {f"{i}": tensor for i, tensor in enumerate(shapes)}
-    path = Trajectory.from_iterates([weights, weights], lr=0.1)
-    path.save(tmp_path / "path.pt")
-    assert_same(Trajectory.load(tmp_path / "path.pt"), path)
+    trajectory = Trajectory.from_iterates([weights, weights], lr=0.1)
+    trajectory.save(tmp_path / "path.pt")
+    assert_same(Trajectory.load(tmp_path / "path.pt"), trajectory)
 
 
 def flipped(content, place, bit):
@@ -229,13 +229,13 @@ def flipped(content, place, bit):
 
 def test_flipped_bits_of_numbers_are_found(tmp_path):
     file = tmp_path / "path.pt"
-    path = recorded()
-    path.save(file)
+    trajectory = recorded()
+    trajectory.save(file)
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(10):
-        i, what = int(rng.integers(len(path.marks))), str(rng.choice(ALL))
-        held = getattr(path.marks[i], what)
+        i, what = int(rng.integers(len(trajectory.marks))), str(rng.choice(ALL))
+        held = getattr(trajectory.marks[i], what)
         name = str(rng.choice(list(held)))
         numbers = held[name].numpy().tobytes()
         places = [p for p in range(len(whole)) if whole.startswith(numbers, p)]
@@ -288,10 +288,10 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
     others = [tmp_path / f"path.pt{end}" for end in (".tmp", ".part")]
     for other in others:
         other.write_text("of the user")
-    path = recorded()
+    trajectory = recorded()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: path.save(file), range(20)))
-    assert_same(Trajectory.load(file), path)
+        list(pool.map(lambda _: trajectory.save(file), range(20)))
+    assert_same(Trajectory.load(file), trajectory)
     assert all(other.read_text() == "of the user" for other in others)
     assert sorted(tmp_path.iterdir()) == sorted([file, *others])
 
@@ -299,10 +299,10 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("every", [1, 2])
 def test_stacked_iterates(tmp_path, every, on_disk):
-    path = recorded(every=every, directory=tmp_path / "marks" if on_disk else None)
-    for window in path.windows("epoch"):
+    trajectory = recorded(every=every, directory=tmp_path / "marks" if on_disk else None)
+    for window in trajectory.windows("epoch"):
         iterates = list(window.iterates())
-        for name in path.names:
+        for name in trajectory.names:
             stack, shares = window.stacked(name)
             assert stack.dtype == shares.dtype == torch.float64
             assert torch.equal(stack, torch.stack([weights[name] for weights, _ in iterates]))
@@ -310,16 +310,16 @@ def test_stacked_iterates(tmp_path, every, on_disk):
 
 
 def test_slices():
-    path = recorded()
-    part = path[3:7]
+    trajectory = recorded()
+    part = trajectory[3:7]
     assert (part.n_steps, part.marks[0].step, len(part.steps)) == (3, 3, 3)
     assert part.windows("epoch")[0].n_steps == 3
-    assert_same(Trajectory(part.marks, part.steps, path.optimizer), part)
+    assert_same(Trajectory(part.marks, part.steps, trajectory.optimizer), part)
     for wrong in (slice(0, 6, 2), 3):
         with pytest.raises(TypeError, match="slice of marks"):
-            path[wrong]
+            trajectory[wrong]
     with pytest.raises(ValueError, match="at least 2 marks, got 1"):
-        path[8:9]
+        trajectory[8:9]
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -337,9 +337,9 @@ def test_parts_that_are_joined_are_the_whole(every):
 
 
 def test_paths_that_do_not_meet_are_not_joined():
-    path = recorded()
+    trajectory = recorded()
     with pytest.raises(ValueError, match="continue each other, got a start that is not where"):
-        Trajectory.join([path, path])
+        Trajectory.join([trajectory, trajectory])
     with pytest.raises(ValueError, match="at least one trajectory"):
         Trajectory.join([])
     net = new_net()
@@ -348,8 +348,8 @@ def test_paths_that_do_not_meet_are_not_joined():
 
 
 def test_clone_shares():
-    path = recorded()
-    assert clone(path) is path
+    trajectory = recorded()
+    assert clone(trajectory) is trajectory
 
 
 def descended(dtype=torch.float64, lr=0.1, n_steps=6):
@@ -369,16 +369,16 @@ def descended(dtype=torch.float64, lr=0.1, n_steps=6):
 
 def test_iterates_of_gradient_descent():
     iterates, gradients = descended()
-    path = Trajectory.from_iterates(iterates, lr=0.1, gradients=gradients)
-    assert (path.n_steps, path.every_step, path.has_gradients) == (6, True, True)
-    for window, given, weights in zip(path.windows(None), gradients, iterates, strict=False):
+    trajectory = Trajectory.from_iterates(iterates, lr=0.1, gradients=gradients)
+    assert (trajectory.n_steps, trajectory.every_step, trajectory.has_gradients) == (6, True, True)
+    for window, given, weights in zip(trajectory.windows(None), gradients, iterates, strict=False):
         for name, tensor in given.items():
             assert torch.allclose(window.mean("applied")[name], tensor, atol=1e-13)
             assert torch.equal(window.mean("consumed")[name], tensor) or torch.allclose(
                 window.mean("consumed")[name], tensor
             )
             assert torch.allclose(window.mean("visited")[name], weights[name])
-    assert 0 < path.rounding() < 1e-13
+    assert 0 < trajectory.rounding() < 1e-13
 
 
 def test_checkpoints_several_steps_apart(tmp_path):
@@ -387,9 +387,9 @@ def test_checkpoints_several_steps_apart(tmp_path):
     for i in (0, 3, 6):
         saved.append(tmp_path / f"{i}.pt")
         torch.save(iterates[i], saved[-1])
-    path = Trajectory.from_iterates(saved, lr=[0.1, 0.1], n_steps=3)
-    assert (path.n_steps, len(path.marks)) == (6, 3)
-    applied = path.windows(6)[0].mean("applied")
+    trajectory = Trajectory.from_iterates(saved, lr=[0.1, 0.1], n_steps=3)
+    assert (trajectory.n_steps, len(trajectory.marks)) == (6, 3)
+    applied = trajectory.windows(6)[0].mean("applied")
     mean = {n: sum(g[n] for g in gradients) / 6 for n in gradients[0]}
     assert all(torch.allclose(applied[name], tensor) for name, tensor in mean.items())
 
@@ -416,11 +416,16 @@ def test_iterates_of_partial_fit():
                 for kind, value in zip(("weight", "bias"), pair, strict=True)
             }
         )
-    path = Trajectory.from_iterates(iterates, lr=0.01)
-    assert path.names == ("layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias")
+    trajectory = Trajectory.from_iterates(iterates, lr=0.01)
+    assert trajectory.names == (
+        "layers.0.weight",
+        "layers.0.bias",
+        "layers.1.weight",
+        "layers.1.bias",
+    )
     last = Trajectory.from_iterates([iterates[0], model], lr=0.01, n_steps=3)
     for name, tensor in last.windows(None)[0].mean("applied").items():
-        assert torch.allclose(tensor, path.windows(3)[0].mean("applied")[name])
+        assert torch.allclose(tensor, trajectory.windows(3)[0].mean("applied")[name])
 
 
 def test_linear_models_and_modules_are_iterates():
@@ -453,10 +458,10 @@ def test_bad_iterates(weights, lr, message):
 def test_iterates_that_are_not_finite():
     iterates, _ = descended()
     iterates[3] = {n: t * float("nan") for n, t in iterates[3].items()}
-    path = Trajectory.from_iterates(iterates, lr=0.1)
-    assert (path.n_steps, path.n_dropped) == (4, 2)
+    trajectory = Trajectory.from_iterates(iterates, lr=0.1)
+    assert (trajectory.n_steps, trajectory.n_dropped) == (4, 2)
     whole = Trajectory.from_iterates(iterates[4:], lr=0.1)
-    ours, wanted = path.windows(2)[1].mean("applied"), whole.windows(2)[0].mean("applied")
+    ours, wanted = trajectory.windows(2)[1].mean("applied"), whole.windows(2)[0].mean("applied")
     assert all(torch.allclose(ours[name], tensor) for name, tensor in wanted.items())
     with pytest.raises(ValueError, match="at least 2 finite iterates"):
         Trajectory.from_iterates([iterates[3]] * 4, lr=0.1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,10 +16,12 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
     Rule,
     State,
     adam_direction,
+    frozen,
     lr_of,
     number,
     rounding_of,
     signed,
+    wide,
 )
 
 __all__ = ["RunningSums", "Stretch", "settings_of", "zeros"]
@@ -114,56 +115,28 @@ def _add(total: Tensor, part: Tensor) -> None:
         sums[start : start + _CHUNK].add_(own.copy_(narrow))
 
 
-class Meter(ABC):
+class Meter:
     """Sum over steps of the gradients that they applied to one tensor."""
 
     def __init__(self, rule: Rule, p: Tensor, group: Group, start: Tensor, state: State):
         self._rule, self._p, self._group = rule, p, group
         self._start, self._state = start, state  # weights and state of the optimizer, copied
 
-    @abstractmethod
-    def restart(self, state: State) -> None:
-        """Begin a new sum in the memory of the old one."""
-
-    @abstractmethod
-    def before(self, state: State) -> None:
-        """Called before every step."""
-
-    @abstractmethod
-    def after(self, state: State) -> None:
-        """Called after every step that was made."""
-
     def spoilt(self) -> bool:
         """Whether it is known already that the sum will not be sound."""
         return False
-
-    @abstractmethod
-    def sound(self) -> bool:
-        """Whether the sum is finite, and nothing but the optimizer moved the weights."""
-
-    @abstractmethod
-    def add_to(self, total: Tensor) -> None:
-        """Add the sum over the steps so far."""
-
-    @abstractmethod
-    def moved(self) -> bool:
-        """Whether the tensor changed since ``before``."""
 
     def rounding(self, state: State) -> float:
         """Norm of the rounding of the step just made, the first, from evenly spread entries."""
         p, rule = self._p.detach(), self._rule
         if self._p.grad is None:
             return 0.0
-        part = slice(None, None, max(p.numel() // _SAMPLE, 1) if rule.entrywise else 1)
-        start, end = _flat(self._start)[part], _flat(p)[part]
-        moved = start.double() - end.double()
-        before, after = self._state, state
-        if rule.entrywise:
-            before, after = _cut(before, p, part), _cut(after, p, part)
-        else:
-            moved, start = moved.view_as(p), self._start
+        part = slice(None, None, max(p.numel() // _SAMPLE, 1)) if rule.entrywise else None
+        start = _part(self._start, part)
+        moved = start.double() - _part(p, part).double()
+        before, after = _cut(self._state, p, part), _cut(state, p, part)
         size = rounding_of(rule, start, moved, self._group, before, after)
-        return float(size.norm()) * math.sqrt(p.numel() / max(len(end), 1))
+        return float(size.norm()) * math.sqrt(p.numel() / max(size.numel(), 1))
 
 
 class StepByStep(Meter):
@@ -174,38 +147,29 @@ class StepByStep(Meter):
         self._sum = zeros(p)
 
     def restart(self, state: State) -> None:
-        """Forget the steps so far."""
         self._sum.zero_()
 
     def before(self, state: State) -> None:
-        """Copy what the step will overwrite."""
         self._start.copy_(self._p.detach())
         self._state = self._rule.remember(state)
 
     def after(self, state: State) -> None:
-        """Add the gradient that the step applied."""
         if self._p.grad is None:
             return
         p = self._p.detach()
-        if not self._rule.entrywise:
-            moved = self._start.double() - p.double()
-            self._sum += self._rule.applied(moved, self._group, self._state, state)
-            return
-        for part in _slices(p):
-            moved = _flat(self._start)[part].double() - _flat(p)[part].double()
+        for part in _slices(p) if self._rule.entrywise else (None,):
+            moved = _part(self._start, part).double() - _part(p, part).double()
             before, after = _cut(self._state, p, part), _cut(state, p, part)
-            self._sum.view(-1)[part].add_(self._rule.applied(moved, self._group, before, after))
+            _part(self._sum, part).add_(self._rule.applied(moved, self._group, before, after))
 
     def sound(self) -> bool:
         """Whether all gradients were finite; what happens between steps is not measured."""
         return bool(self._sum.sum().isfinite())
 
     def add_to(self, total: Tensor) -> None:
-        """Add what the steps applied."""
         total += self._sum
 
     def moved(self) -> bool:
-        """Whether the weights are other than before the step."""
         return not torch.equal(self._p.detach(), self._start)
 
 
@@ -225,17 +189,15 @@ class Telescope(Meter):
         self._directions: RunningSums | None = None
 
     def restart(self, state: State) -> None:
-        """Begin at the weights and the state as they are now."""
         self._start.copy_(self._p.detach())
         for key, old in self._state.items():
             if isinstance(old, Tensor):
                 old.copy_(state[key])
         self._live, self._seen = state, None
         self._tampered.zero_()
-        if self._moments is not None:
-            self._moments.clear()
-        if self._directions is not None:
-            self._directions.clear()
+        for sums in (self._moments, self._directions):
+            if sums is not None:
+                sums.clear()
 
     def before(self, state: State) -> None:
         """Note whether the weights are still those that the last step left."""
@@ -245,7 +207,6 @@ class Telescope(Meter):
             self._tampered |= self._p.detach().sum() != self._seen
 
     def after(self, state: State) -> None:
-        """Add the moments of the step."""
         self._live = dict(state)
         p = self._p.detach()
         self._seen = p.sum()
@@ -268,30 +229,28 @@ class Telescope(Meter):
         return not (bool(self._tampered) or self.moved())
 
     def add_to(self, total: Tensor) -> None:
-        """Add what the steps applied."""
         key, p = self._rule.remembered[0], self._p.detach()
         for sums in (self._moments, self._directions):
             if sums is not None:
                 sums.flush()
         for part in _slices(p):
-            rate = _flat(self._start)[part].double() - _flat(p)[part].double()
+            rate = _part(self._start, part).double() - _part(p, part).double()
             rate /= lr_of(self._group)
             ends = [self._live.get(key), self._state.get(key)]
-            last, first = (0.0 if t is None else _flat(t)[part].double() for t in ends)
-            gained = last - first
+            last, first = (wide(t if t is None else _part(t, part)) for t in ends)
             if self._rule.telescopes == "moment":
-                applied = self._by_moments(part, rate, gained)
+                applied = self._by_moments(part, rate, last - first)
             else:
-                applied = self._by_displacement(rate, gained)
-            total.view(-1)[part].add_(signed(applied, self._group))
+                applied = self._by_displacement(rate, last - first)
+            _part(total, part).add_(signed(applied, self._group))
 
     def _by_moments(self, part: slice, rate: Tensor, gained: Tensor | float) -> Tensor:
         if self._moments is None:
             return torch.zeros_like(rate)
         beta = number(self._group["betas"][0])
-        applied = self._moments.totals[""].view(-1)[part] + beta / (1 - beta) * gained
+        applied = _part(self._moments.totals[""], part) + beta / (1 - beta) * gained
         if self._directions is not None:
-            applied += rate - self._directions.totals[""].view(-1)[part]
+            applied += rate - _part(self._directions.totals[""], part)
         return applied
 
     def _by_displacement(self, rate: Tensor, gained: Tensor | float) -> Tensor:
@@ -308,17 +267,16 @@ class Telescope(Meter):
 
 
 class Stretch:
-    """Steps of constant settings: one sum for each tensor."""
+    """Steps of constant settings: one sum for each tensor; with ``each`` all measured alone."""
 
-    # With ``each`` every step is measured alone.
     def __init__(self, rule: Rule, optimizer: Optimizer, params: Mapping[str, Tensor], each: bool):
         self.settings, self.each = settings_of(optimizer), each
         self.n_steps = 0
         self._optimizer, self._params = optimizer, params
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        self._meters: dict[str, Meter] = {}
+        self._meters: dict[str, StepByStep | Telescope] = {}
         for name, p in params.items():
-            group, state = _frozen(groups[id(p)]), optimizer.state.get(p, {})
+            group, state = frozen(groups[id(p)]), optimizer.state.get(p, {})
             step_by_step = each or rule.telescopes is None or _undampened(group, state)
             kind = StepByStep if step_by_step else Telescope
             self._meters[name] = kind(rule, p, group, state)
@@ -374,35 +332,27 @@ def settings_of(optimizer: Optimizer) -> list[Any]:
     """What must stay constant in a stretch: hyperparameters, and the buffers of the state."""
     found: list[Any] = []
     for group in optimizer.param_groups:
-        found.append({key: v for key, v in _frozen(group).items() if key != "params"})
+        found.append({key: v for key, v in frozen(group).items() if key != "params"})
         states = [optimizer.state.get(p, {}) for p in group["params"]]
         found.append(tuple(id(s[k]) for s in states for k in _BUFFERS if s.get(k) is not None))
     return found
 
 
 def _slices(tensor: Tensor) -> Iterator[slice]:
-    """Pieces of the flattened tensor."""
     n = tensor.numel()
     size = _CHUNK if tensor.device.type == "cpu" else max(n, 1)
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1)
+def _part(tensor: Tensor, part: slice | None) -> Tensor:
+    """Some of the entries of a tensor in one row, or all of them as they are."""
+    return tensor if part is None else tensor.reshape(-1)[part]
 
 
-def _cut(state: State, like: Tensor, part: slice) -> State:
-    """State of some of the entries of a tensor."""
+def _cut(state: State, like: Tensor, part: slice | None) -> State:
     return {
-        key: _flat(v)[part] if isinstance(v, Tensor) and v.shape == like.shape and v.ndim else v
+        key: _part(v, part) if isinstance(v, Tensor) and v.shape == like.shape and v.ndim else v
         for key, v in state.items()
-    }
-
-
-def _frozen(group: Group) -> Group:
-    """Settings as they are now, numbers for tensors."""
-    return {
-        key: number(value) if isinstance(value, Tensor) else value for key, value in group.items()
     }
 
 

@@ -65,7 +65,7 @@ class LightningRecorder(_Callback):
             raise ImportError("LightningRecorder needs the package lightning; install it.")
         super().__init__()
         self.find_rows, self.submodule = find_rows, submodule
-        self._session = Session(every, gradients, directory)
+        self._session = Session(every=every, gradients=gradients, directory=directory)
 
     @property
     def trajectory_(self) -> Trajectory:

@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
 
-__all__ = ["Group", "Rule", "State", "UpdateRule", "Watched", "plain_settings", "rule_of"]
+__all__ = ["Group", "Rule", "State", "UpdateRule", "Watched", "frozen", "plain_settings", "rule_of"]
+
+_NEW = "start a new record(...) after changing a model"
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -27,29 +29,23 @@ UpdateRule = Callable[[Tensor, Group, State, State], Tensor]
 
 def sgd(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the step size; momentum, dampening and Nesterov undone."""
-    velocity = moved / lr_of(group)
-    momentum = group["momentum"]
-    if not momentum:
+    velocity, momentum = moved / lr_of(group), group["momentum"]
+    first = before.get("momentum_buffer") is None
+    if not momentum or (first and not group["nesterov"]):  # torch does not dampen the first step
         return signed(velocity, group)
-    old = before.get("momentum_buffer")
-    old = torch.zeros_like(velocity) if old is None else old.double()
+    old = wide(before.get("momentum_buffer"))
     if group["nesterov"]:
         return signed((velocity - momentum**2 * old) / (1 + momentum), group)
-    if before.get("momentum_buffer") is None:  # torch does not dampen the first step
-        return signed(velocity, group)
     return signed((velocity - momentum * old) / (1 - group["dampening"]), group)
 
 
 def adam(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Increment of the first moment; a decoupled decay is what the moments leave unexplained."""
     beta = number(group["betas"][0])
-    new = after["exp_avg"].double()
-    old = before.get("exp_avg")
-    old = torch.zeros_like(new) if old is None else old.double()
-    gradient = (new - beta * old) / (1 - beta)
+    gradient = (wide(after["exp_avg"]) - beta * wide(before.get("exp_avg"))) / (1 - beta)
     if group.get("decoupled_weight_decay"):
-        wide = {k: v.double() if k in _MOMENTS else v for k, v in after.items()}
-        mean, scale, factor = adam_direction(group, wide)
+        own = {k: wide(v) if k in _MOMENTS else v for k, v in after.items()}
+        mean, scale, factor = adam_direction(group, own)
         gradient = gradient + (moved / lr_of(group) - factor * mean / scale)
     return signed(gradient, group)
 
@@ -67,7 +63,6 @@ def adam_direction(group: Group, after: State) -> tuple[Tensor, Tensor, float]:
 
 
 def adamw(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
-    """As Adam; what its direction does not explain of the displacement is the decay."""
     return adam(moved, {**group, "decoupled_weight_decay": True}, before, after)
 
 
@@ -75,11 +70,10 @@ def rmsprop(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the step size, times the running root of the squared gradients."""
     step = moved / lr_of(group)
     if group["momentum"]:
-        old = before.get("momentum_buffer")
-        step = step if old is None else step - group["momentum"] * old.double()
-    square = after["square_avg"].double()
+        step = step - group["momentum"] * wide(before.get("momentum_buffer"))
+    square = wide(after["square_avg"])
     if group["centered"]:
-        square = square - after["grad_avg"].double().square()
+        square = square - wide(after["grad_avg"]).square()
     return signed(step * (square.sqrt() + group["eps"]), group)
 
 
@@ -87,7 +81,7 @@ def adagrad(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     """Displacement over the decayed step size, times the root of the summed squares."""
     step = number(after["step"])
     lr = lr_of(group) / (1 + (step - 1) * group["lr_decay"])
-    return signed(moved / lr * (after["sum"].double().sqrt() + group["eps"]), group)
+    return signed(moved / lr * (wide(after["sum"]).sqrt() + group["eps"]), group)
 
 
 @dataclass(frozen=True)
@@ -171,14 +165,15 @@ def rounding_of(
     slack = weights.detach().double().abs() + 4 * moved.abs()
     total = (rule.applied(moved + slack, group, before, after) - base).abs()
     h = 1e-4
-    for k, value in before.items():
-        if k in rule.remembered and isinstance(value, Tensor):
-            changed = rule.applied(moved, group, {**before, k: value.double() * (1 + h)}, after)
-            total += (changed - base).abs() * (2 / h)
-    for k in _MOMENTS & after.keys():
-        if isinstance(after[k], Tensor):
-            changed = rule.applied(moved, group, before, {**after, k: after[k].double() * (1 + h)})
-            total += (changed - base).abs() * (2 / h)
+    changes: list[tuple[State, State]]
+    changes = [({k: value}, {}) for k, value in before.items() if k in rule.remembered]
+    changes += [({}, {k: after[k]}) for k in _MOMENTS & after.keys()]
+    for changed in changes:
+        if not all(isinstance(t, Tensor) for state in changed for t in state.values()):
+            continue
+        ahead = [{k: t.double() * (1 + h) for k, t in state.items()} for state in changed]
+        recovered = rule.applied(moved, group, {**before, **ahead[0]}, {**after, **ahead[1]})
+        total += (recovered - base).abs() * (2 / h)
     return unit * (total.nan_to_num(0.0, 0.0, 0.0) + base.abs())
 
 
@@ -194,6 +189,11 @@ def lr_of(group: Group) -> float:
             "nothing; record the steps that do."
         )
     return lr
+
+
+def wide(tensor: Tensor | None) -> Any:
+    """A tensor of the state in float64, 0 where there is none yet."""
+    return 0.0 if tensor is None else tensor.double()
 
 
 def number(value: Any) -> float:
@@ -218,24 +218,24 @@ class Watched:
                 "Expected an optimizer of this model's parameters, got one of none of them."
             )
         self._model = model
-        self._sums = self._checksums()
+        self._own = {id(p) for p in self.params.values()}
+        self.remember()
         self._others = {id(p) for p in held if id(p) not in names}
         self._shapes = {name: p.shape for name, p in self.params.items()}
 
     def change(self, optimizer: Optimizer) -> str:
         """What is other than at the beginning; empty where nothing is."""
         here = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        own = {id(p) for p in self.params.values()}
         for name, shape in self._shapes.items():
             if self.params[name].shape != shape:
                 return (
                     f"Expected {name} to keep its shape {tuple(shape)}, got "
-                    f"{tuple(self.params[name].shape)}"
+                    f"{tuple(self.params[name].shape)}; {_NEW}."
                 )
-        if not own <= here or not here <= own | self._others:
+        if not self._own <= here or not here <= self._own | self._others:
             return (
                 "Expected the optimizer to keep the parameters of the recorded model, got "
-                "another one or a new parameter group"
+                f"another one or a new parameter group; {_NEW}."
             )
         return ""
 
@@ -253,45 +253,43 @@ class Watched:
 
     def lr(self, optimizer: Optimizer) -> float:
         """Step size of the first group with a recorded tensor."""
-        own = {id(p) for p in self.params.values()}
-        groups = optimizer.param_groups
-        return number(next(g["lr"] for g in groups if any(id(p) in own for p in g["params"])))
+        first = next(g for g in optimizer.param_groups if self._own & {id(p) for p in g["params"]})
+        return number(first["lr"])
 
     def idle(self, optimizer: Optimizer) -> str:
         """Why a step shows nothing, where recorded tensors have learning rate 0."""
         still = [group for group in optimizer.param_groups if number(group["lr"]) == 0]
-        if not still:
-            return ""
         held = {id(p) for group in still for p in group["params"]}
         names = [name for name, p in self.params.items() if id(p) in held]
-        if len(names) == len(self.params):
-            return "with learning rate 0"
         if not names:
             return ""
+        if len(names) == len(self.params):
+            return "with learning rate 0"
         return (
             f"with learning rate 0 of {', '.join(names)}, whose applied gradient is unknown "
             "(freeze them by requires_grad_(False))"
         )
 
     def replaced(self) -> str:
-        """Names of recorded tensors that the model has no longer; empty where it has all."""
+        """Which recorded tensors the model has no longer; empty where it has all."""
         here = {id(p) for p in self._model.parameters()}
-        return ", ".join(name for name, p in self.params.items() if id(p) not in here)
+        names = ", ".join(name for name, p in self.params.items() if id(p) not in here)
+        return names and (
+            f"Expected the model to keep the recorded tensors, got others for {names}; {_NEW}."
+        )
+
+
+def frozen(group: Group) -> Group:
+    """Settings as they are now, numbers for tensors."""
+    return {k: number(v) if isinstance(v, Tensor) else v for k, v in group.items()}
 
 
 def plain_settings(optimizer: Optimizer) -> dict[str, Any]:
-    """Settings of the first parameter group that are numbers or names."""
-    return {
-        key: number(value) if isinstance(value, Tensor) else value
-        for key, value in optimizer.param_groups[0].items()
-        if _is_plain(value)
-    }
+    """Settings of the first parameter group that are numbers, names or pairs of numbers."""
+    settings = frozen(optimizer.param_groups[0])
+    return {key: value for key, value in settings.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a setting is a number, a name or a pair of numbers."""
-    if isinstance(value, tuple):
-        return all(isinstance(v, int | float) for v in value)
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, int | float | bool | str)
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(part, int | float) for part in parts) or isinstance(value, str)

@@ -7,10 +7,8 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from os import PathLike
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -32,7 +30,8 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
 )
 from sklearn_implicitreg.trajectory.recording.reducing import ReducedKept, Reduction
 from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
-from sklearn_implicitreg.trajectory.trajectory import Step, Trajectory
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.window import Step, check_count
 
 __all__ = ["Recorder", "record"]
 
@@ -58,16 +57,14 @@ def record(  # noqa: PLR0913
 ) -> Recorder:
     """Context manager that records the steps of an optimizer.
 
-    With ``every`` above 1 the weights are not copied at each step: what SGD and the Adam kinds
-    applied follows from both ends of a stretch of constant settings. RMSprop, Adagrad and other
-    rules, and step sizes that change at every step, cost a copy per step.
+    With ``every`` above 1 what SGD and the Adam kinds applied follows from both ends of a stretch
+    of constant settings. RMSprop, Adagrad and other rules, and step sizes that change at every
+    step, cost a copy of the weights per step. Clipped gradients are what the optimizer applies:
+    use ``reference="applied"``, or no clipping.
 
-    Clipped gradients are what the optimizer applies. References on rows then see the clipping as
-    a penalty; use ``reference="applied"``, or no clipping.
-
-    With ``families`` the steps between two marks are reduced at once to the R factor of their
-    equations: a mark then costs a few numbers per tensor and column, and no weights. Such a
-    trajectory answers for these families, this reference and the windows between its marks alone.
+    With ``families`` the steps between two marks are reduced to the R factor of their equations,
+    a few numbers per tensor and column. Such a trajectory answers for these families, this
+    reference and the windows between its marks alone.
 
     Parameters
     ----------
@@ -76,22 +73,18 @@ def record(  # noqa: PLR0913
     optimizer : torch.optim.Optimizer
         SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad.
     every : int, default=None
-        Steps between marks; the sums lose no step. None is 1; with ``families`` it is no mark
-        but those of ``recorder.epoch()`` and of the end. With ``families`` it counts only where
-        no epoch is marked: otherwise the equations are those of the epochs.
+        Steps between marks; the sums lose no step. None is 1; with ``families`` it is the whole
+        training, and ``every`` counts only where no epoch is marked.
     data : array, tensor, tuple of these or Dataset, default=None
-        All that a batch holds, in the order in which the rows count, so that ``recorder.batch``
-        can be given the batch itself. With ``families`` the rows (X, y) that the reference is
-        taken on.
+        All that a batch holds, so that ``recorder.batch`` can be given the batch itself. With
+        ``families`` the rows (X, y) that the reference is taken on.
     loss : str, nn loss or callable(output, target), default=None
         The data term, for ``families``.
     families : list of families, default=None
-        Penalties whose R factors are kept instead of weights, as for
-        :class:`sklearn_implicitreg.ImplicitRegularizationEstimator`; they stay in memory.
+        Penalties whose R factors are kept, in memory, instead of weights.
     reference : {"gradient", "applied"}, default="gradient"
-        For ``families``: the gradient on ``data``, one pass per mark, rows weighted as they
-        were used where marks are ends of epochs; or what the optimizer was given, without a
-        pass and without ``data`` and ``loss``.
+        For ``families``: the gradient on ``data``, one pass per mark; or what the optimizer was
+        given, without ``data`` and ``loss``.
     params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
         For ``families``: the tensors that give equations.
     gradients : bool, default=None
@@ -139,9 +132,8 @@ def record(  # noqa: PLR0913
         kept = ReducedKept(Reduction.of(model, families, reference, data, loss, params))
         gradients = reference == "applied"
         every = sys.maxsize if every is None else every
-    recorder = Recorder(
-        model, optimizer, 1 if every is None else every, gradients, update_rule, kept
-    )
+    every = 1 if every is None else every
+    recorder = Recorder(model, optimizer, every, gradients, update_rule, kept)
     if data is not None:
         recorder.rows_from(data)
     return recorder
@@ -154,22 +146,20 @@ class Recorder:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        every: int = 1,
-        gradients: bool | None = None,
-        update_rule: UpdateRule | None = None,
-        kept: Kept | None = None,
+        every: int,
+        gradients: bool | None,
+        update_rule: UpdateRule | None,
+        kept: Kept,
     ):
-        if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
-            raise ValueError(f"Expected every to be an integer >= 1, got {every!r}.")
+        check_count("every", every)
         self._rule = rule_of(optimizer, update_rule)
         self._optimizer, self._every = optimizer, int(every)
         self._watched = Watched(model, optimizer)
         self._params = self._watched.params
-        self._kept = Kept(None, MEMORY) if kept is None else kept
-        self._batches = Batches()
+        self._kept, self._batches = kept, Batches()
         self._handles: list[Any] = []
         self._stretch: Stretch | None = None
-        self._spare: Stretch | None = None
+        self._spare: Stretch | None = None  # ended; its memory serves the next
         self._each = self._every == 1
         self._pending = self._stale = self._called = False
         self._idle, self._n_changed = "", 0
@@ -183,7 +173,6 @@ class Recorder:
         )
 
     def __enter__(self) -> Recorder:
-        """Attach the hooks and make the first mark."""
         if self._optimizer in _RECORDED:
             raise ValueError(
                 "This optimizer is being recorded already; leave the other record(...) first."
@@ -197,27 +186,24 @@ class Recorder:
             self._mark()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, kind: Any = None, *details: Any) -> None:
         """Detach the hooks; what was recorded is kept, also when the loop raised."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         _RECORDED.discard(self._optimizer)
         self._settle()
-        problem = self._replaced()
+        lost = self._watched.replaced()
+        if lost:
+            self._roll_back("of another model")
         if self._marks[-1].step != self._step:
             self._mark()
         self._spare = None
         self._kept.close(self._steps)
-        if error is not None:
+        if kind is not None:
             return
-        if problem:
-            raise ValueError(problem)
+        if lost:
+            raise ValueError(lost)
         if self._n_changed:
             warnings.warn(
                 f"Something else than the optimizer changed the weights before {self._n_changed} "
@@ -257,7 +243,7 @@ class Recorder:
                 "optimizer that was given to record(...) must be the one that steps."
             )
         self._settle()
-        self._check_replaced()
+        self._check(self._watched.replaced())
         self._called = False
         self._epoch += 1
         self._every = self._kept.end_epoch(self._epoch, self._every)
@@ -269,9 +255,8 @@ class Recorder:
         Parameters
         ----------
         rows : int, array of int or bool, or the batch itself
-            Positions of the rows in the data set, a mask of them, or only their number. The
-            tensors of the batch are looked up in ``data``; where a transform changed them, only
-            their number is kept.
+            Positions of the rows in the data set, a mask of them, or only their number. The batch
+            is looked up in ``data``; where a transform changed it, only its size is kept.
         accumulate : bool, default=False
             Whether the rows join those named before, where gradients are accumulated.
 
@@ -319,10 +304,9 @@ class Recorder:
         return Trajectory(marks, steps, name, settings, n_dropped, r_factors)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Remember what the step will overwrite."""
         self._settle()
         self._called = True
-        self._check(optimizer)
+        self._check(self._watched.change(optimizer))
         self._kept.settle(self._steps)
         if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
             self._close()
@@ -334,19 +318,17 @@ class Recorder:
         self._idle = self._watched.idle(optimizer)
         if self._idle:
             return
-        if self._stretch is None:
-            self._stretch = self._new_stretch()
-        self._stretch.before()
-        if self._stretch.spoilt():
-            self._close()
-            self._refresh()
-            self._stretch = self._new_stretch()
+        if self._stretch is not None:
             self._stretch.before()
+            if self._stretch.spoilt():
+                self._close()
+                self._refresh()
+        if self._stretch is None:
+            self._stretch = self._begin_stretch()
         self._visit(1)
         self._pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Add what the step did to the running sums."""
         rows, size = self._batches.taken()
         if self._idle:
             self._drop(1, self._idle)
@@ -370,16 +352,18 @@ class Recorder:
         self._steps.append(Step(lr, rows, size, self._rounding))
         self._step += 1
         if self._step % self._every == 0:
-            self._check_replaced()
+            self._check(self._watched.replaced())
             self._mark()
 
-    def _new_stretch(self) -> Stretch:
-        """Stretch that begins here, in the memory of the last one where that is possible."""
-        spare, self._spare = self._spare, None
-        if spare is None or not spare.fits(self._each):
-            return Stretch(self._rule, self._optimizer, self._params, self._each)
-        spare.restart()
-        return spare
+    def _begin_stretch(self) -> Stretch:
+        """Begin to measure here, in the memory of the last stretch where that is possible."""
+        stretch, self._spare = self._spare, None
+        if stretch is not None and stretch.fits(self._each):
+            stretch.restart()
+        else:
+            stretch = Stretch(self._rule, self._optimizer, self._params, self._each)
+        stretch.before()
+        return stretch
 
     def _visit(self, sign: int) -> None:
         for name in self._sums["visited"]:
@@ -416,7 +400,6 @@ class Recorder:
         self._running = {what: RunningSums(sums[what]) for what in ("visited", "consumed")}
 
     def _roll_back(self, reason: str) -> None:
-        """Forget all steps since the last mark."""
         last = self._marks[-1]
         self._stretch = None
         last = copied(last)
@@ -453,25 +436,7 @@ class Recorder:
     def _marks(self) -> list[Mark]:
         return self._kept.marks
 
-    def _check(self, optimizer: Optimizer) -> None:
-        """Raise ValueError for other tensors than those that recording began with."""
-        problem = self._watched.change(optimizer)
-        if problem:
+    def _check(self, wrong: str) -> None:
+        if wrong:
             self._roll_back("of another model")
-            raise ValueError(f"{problem}; start a new record(...) after changing a model.")
-
-    def _replaced(self) -> str:
-        """What is wrong where the model has lost recorded tensors; their steps are dropped."""
-        names = self._watched.replaced()
-        if not names:
-            return ""
-        self._roll_back("of another model")
-        return (
-            f"Expected the model to keep the recorded tensors, got others for {names}; start a "
-            "new record(...) after changing a model."
-        )
-
-    def _check_replaced(self) -> None:
-        problem = self._replaced()
-        if problem:
-            raise ValueError(problem)
+            raise ValueError(wrong)

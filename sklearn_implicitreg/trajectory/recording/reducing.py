@@ -1,4 +1,4 @@
-"""Reducing a path to R factors while it is recorded."""
+"""Reducing a trajectory to R factors while it is recorded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +23,13 @@ from sklearn_implicitreg.trajectory.marks import Kept, Mark, bare
 from sklearn_implicitreg.trajectory.minibatch import NUISANCE, gradient_and_column, named_batches
 from sklearn_implicitreg.trajectory.r_factors import (
     Block,
+    Cell,
     LeafPenalty,
     RFactors,
     cells_of,
     signature,
 )
-from sklearn_implicitreg.trajectory.references import Gradient, Reference, as_reference
+from sklearn_implicitreg.trajectory.references import Gradient, as_reference
 from sklearn_implicitreg.trajectory.window import Step, Window
 
 __all__ = ["Reduction", "ReducedKept"]
@@ -37,7 +39,7 @@ _NAMED = ("gradient", "applied")
 
 @dataclass(frozen=True)
 class Reduction:
-    """What the equations of a path are made of while it is recorded."""
+    """What the equations of a trajectory are made of while it is recorded."""
 
     problem: Problem
     leaves: tuple[Leaf, ...]
@@ -75,24 +77,19 @@ class Reduction:
         drawn = [leaf.penalty for leaf in found if is_stochastic(leaf)]
         if drawn:
             raise ValueError(
-                f"Expected families without random draws, got {drawn[0]!r}: along a path such "
-                "coefficients come from instruments, which the R factors do not hold; record the "
-                "weights (without families=)."
+                f"Expected families without random draws, got {drawn[0]!r}, whose instruments the "
+                "R factors do not hold; record the weights (without families=)."
             )
         leaves = {(repr(leaf.penalty), leaf.names): replace(leaf, coef=None) for leaf in found}
         return cls(problem, tuple(leaves.values()), reference)
 
-    def reference_of(self, window: Window) -> Reference:
-        """Rows count as they were used in windows of epochs."""
+    def of_window(self, window: Window) -> RFactors:
+        """Equations of a window as one block, and the sums over its steps."""
         is_epoch = window.stop.epoch > window.start.epoch
-        return as_reference(self.reference, "epoch" if is_epoch else None)
-
-    def block(self, window: Window, sums: RFactors | None) -> tuple[Block, RFactors]:
-        """Equations of a window, and the sums of the path with it."""
-        reference = self.reference_of(window)
+        reference = as_reference(self.reference, "epoch" if is_epoch else None)
         whole = self.problem.whole()
         nuisance: Params | None = None
-        # The column of unnamed batches is a mean over the path, which is not known yet.
+        # The column of unnamed batches is a mean over the trajectory, which is not known yet.
         named = named_batches(window, whole) is not None
         if named and isinstance(reference, Gradient) and reference.weighted:
             gradient, nuisance = gradient_and_column(whole, window, reference)
@@ -102,19 +99,29 @@ class Reduction:
         batches = tuple(step.rows for step in window.steps if step.rows is not None)
         here = replace(self.problem, batches=batches or None)
         means = [window_design(LeafPenalty(leaf), here, window) for leaf in self.leaves]
-        cells = []
-        sums = sums or self._nothing([n for mean in means for n in mean.term_names])
-        for name, slope in away.value.items():
-            design, smooth = self._joined(means, name, nuisance)
-            target = -slope.reshape(-1)
-            cells += list(cells_of(name, design, target, smooth))
-            sums.smooth[name] &= smooth
-            sums.design[name] += design.mul_(window.n_steps)
-            sums.deviation[name].add_(slope, alpha=window.n_steps)
-        block = Block(
-            repr(reference), nuisance is not None, gradient.scale, gradient.n_kinks, tuple(cells)
+        cells: list[Cell] = []
+        designs: Params = {}
+        deviations: Params = {}
+        masks: Params = {}
+        for name, slope in deviation(self.problem, window, gradient).value.items():
+            design, masks[name] = self._joined(means, name, nuisance)
+            cells += cells_of(name, design, -slope.reshape(-1), masks[name])
+            designs[name], deviations[name] = design.mul_(window.n_steps), slope * window.n_steps
+        named_so = repr(reference), nuisance is not None
+        block = Block(*named_so, gradient.scale, gradient.n_kinks, tuple(cells))
+        names = [name for mean in means for name in mean.term_names]
+        return RFactors(
+            (*names, NUISANCE) if self._with_nuisance else tuple(names),
+            tuple(self.problem.params),
+            np.empty(0),
+            self.reference,
+            self.problem.loss_name,
+            self.problem.n_rows,
+            (block,),
+            designs,
+            deviations,
+            masks,
         )
-        return block, sums
 
     def signed(self, sums: RFactors, blocks: Sequence[Block], weights: Params) -> RFactors:
         """R factors with what their columns are known by at the last weights."""
@@ -145,30 +152,6 @@ class Reduction:
             return designs[0], masks[0]
         return torch.cat(designs, dim=1), torch.cat(masks, dim=1)
 
-    def _nothing(self, term_names: list[str]) -> RFactors:
-        """Sums over no steps."""
-        names = [*term_names, NUISANCE] if self._with_nuisance else term_names
-        k, params = len(names), self.problem.params
-
-        def full(value: Any, *width: int, dtype: torch.dtype = torch.float64) -> Params:
-            return {
-                n: torch.full((t.numel(), *width), value, dtype=dtype, device=t.device)
-                for n, t in params.items()
-            }
-
-        return RFactors(
-            tuple(names),
-            tuple(params),
-            torch.empty(0).numpy(),
-            self.reference,
-            "" if isinstance(self.problem, _Weights) else self.problem.loss_name,
-            self.problem.n_rows,
-            (),
-            full(0.0, k),
-            {n: t.reshape(params[n].shape) for n, t in full(0.0).items()},
-            full(True, k, dtype=torch.bool),
-        )
-
 
 class ReducedKept(Kept):
     """Marks of which only the first and the last two hold tensors; the rest is R factors."""
@@ -193,8 +176,12 @@ class ReducedKept(Kept):
             return
         start, stop = self.marks[-2:]
         window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]))
-        block, self._sums = self._reduction.block(window, self._sums)
-        self._blocks.append(block)
+        own = self._reduction.of_window(window)
+        self._blocks += own.blocks
+        if self._sums is None:
+            self._sums = own
+        else:
+            self._sums.add(own)
         if n > 2:
             self.marks[-2] = bare(start)
 
@@ -218,18 +205,16 @@ class _Weights(Problem):
     """The weights of a module without any rows."""
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
-        """Refuse."""
+        """Raise ValueError: there are no rows."""
         raise ValueError(
             "Expected data=(X, y) and loss= for penalties that look at the rows, got neither; "
             "give both to record(...)."
         )
 
     def whole(self) -> Problem:
-        """The same; the gradients were recorded of all tensors."""
         return self
 
     def at(self, params: Params) -> Problem:
-        """The same at other weights."""
         return replace(self, params={n: params[n].to(t.device) for n, t in self.params.items()})
 
 

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sklearn_implicitreg.adapters.torch.data import preserved_rng
+from sklearn_implicitreg.problem import Indices
 
 __all__ = ["Batches", "RowFinder"]
 
-Indices = npt.NDArray[np.int64]
-Keys = npt.NDArray[np.uint64]
 _CHUNK = 4096  # rows that are turned into keys at once
 
 
 class RowFinder:
     """Positions of rows in a data set; equal rows are interchangeable."""
 
-    # A row is known by a 64-bit key of all its numbers, as float32, in which nets see them. Rows
-    # that a transform changes at every visit are not found.
+    # A row is known by a hash of all its numbers, as float32, in which nets see them. Rows that a
+    # transform changes at every visit are not found.
 
     def __init__(self, data: Any):
-        keys = np.concatenate([_keys(part) for part in _chunks(data)])
+        keys = np.fromiter(chain.from_iterable(_keys(part) for part in _chunks(data)), np.int64)
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
 
-    def find(self, batch: Any) -> npt.NDArray[np.int64] | None:
+    def find(self, batch: Any) -> Indices | None:
         """Positions of the rows of a batch; None if one of them is not in the data set."""
         try:
-            keys = _keys(batch)
+            keys = np.fromiter(_keys(batch), np.int64)
         except ValueError:  # not one array per row: a graph, a ragged batch
             return None
         place = np.searchsorted(self._sorted, keys)
-        inside = place < len(self._sorted)
-        if not inside.all() or not (self._sorted[place] == keys).all():
-            return None
-        return np.asarray(self._order[place], dtype=np.int64)
+        known = np.array_equal(self._sorted.take(place, mode="clip"), keys)
+        return self._order[place] if known else None
 
 
 class Batches:
@@ -49,38 +46,32 @@ class Batches:
 
     def __init__(self) -> None:
         self.finder: RowFinder | None = None
-        self._rows: list[Indices | None] = []
-        self._sizes: list[int | None] = []
+        self._named: list[tuple[Indices | None, int | None]] = []
 
     def name(self, rows: Any, accumulate: bool) -> None:
         """Take row numbers, their number, or the batch itself, which is looked up."""
         if not accumulate:
-            self._rows, self._sizes = [], []
+            self._named = []
         if not _has_rows(rows):
-            self._rows.append(None)
-            self._sizes.append(_size(rows))
+            self._named.append((None, _size(rows)))
             return
         found = _positions(rows, self.finder)
         if found is None and self.finder is not None:
             found = self.finder.find(rows)
-        self._rows.append(found)
-        self._sizes.append(_n_rows(rows) if found is None else len(found))
+        self._named.append((found, _n_rows(rows) if found is None else len(found)))
 
     def taken(self) -> tuple[Indices | None, int | None]:
         """Rows and size of the batch, which is then forgotten."""
-        rows, sizes = self._rows, self._sizes
-        self._rows, self._sizes = [], []
-        known = [part for part in rows if part is not None]
-        whole = np.concatenate(known) if rows and len(known) == len(rows) else None
-        counted = [n for n in sizes if n is not None]
-        return whole, sum(counted) if sizes and len(counted) == len(sizes) else None
+        named, self._named = self._named, []
+        rows = [part for part, _ in named if part is not None]
+        sizes = [size for _, size in named if size is not None]
+        whole = np.concatenate(rows) if named and len(rows) == len(named) else None
+        return whole, sum(sizes) if named and len(sizes) == len(named) else None
 
 
 def _n_rows(batch: Any) -> int | None:
-    """Number of rows of a batch; None where it holds no arrays."""
-    for leaf in _leaves(batch):
-        return len(leaf)
-    return None
+    first = next(_leaves(batch), None)
+    return None if first is None else len(first)
 
 
 def _size(rows: Any) -> int:
@@ -123,7 +114,6 @@ def _is_nested(batch: Any) -> bool:
 
 
 def _chunks(data: Any) -> Iterator[Any]:
-    """Parts of a data set, in order."""
     if isinstance(data, Dataset):
         if isinstance(data, IterableDataset):
             raise ValueError("Expected a data set with numbered rows, got a stream.")
@@ -133,29 +123,20 @@ def _chunks(data: Any) -> Iterator[Any]:
     yield data
 
 
-def _keys(batch: Any) -> Keys:
-    """One key for each row."""
+def _keys(batch: Any) -> Iterator[int]:
     leaves = list(_leaves(batch))
     n = len(leaves[0]) if leaves else 0
     if not leaves or any(len(leaf) != n for leaf in leaves):
         raise ValueError(
             f"Expected numeric arrays of equally many rows, got {[len(leaf) for leaf in leaves]}."
         )
-    total = np.zeros(n, dtype=np.uint64)
-    for i, leaf in enumerate(leaves):
-        width = int(np.prod(leaf.shape[1:], dtype=int))
-        factors = np.random.default_rng(i).integers(2**63, size=width, dtype=np.uint64) * 2 + 1
-        for start in range(0, n, _CHUNK):
-            part = np.asarray(leaf[start : start + _CHUNK])
-            plain = np.ascontiguousarray(part, dtype=np.float32).reshape(-1, width) + 0.0
-            bits = plain.astype(np.float32).view(np.uint32).astype(np.uint64)
-            # Squares too: a sum that is linear in the bits would confuse swapped halves.
-            total[start : start + _CHUNK] += (bits * factors + bits * bits) @ factors
-    return total
+    for start in range(0, n, _CHUNK):
+        parts = [np.asarray(leaf[start : start + _CHUNK], dtype=np.float32) for leaf in leaves]
+        rows = np.hstack([part.reshape(len(part), -1) for part in parts]) + np.float32(0)
+        yield from map(hash, rows.view(f"V{rows.shape[1] * 4}").ravel().tolist())
 
 
 def _leaves(batch: Any) -> Iterator[Any]:
-    """Arrays of a batch, in order."""
     if isinstance(batch, Tensor):
         plain = batch.detach().cpu()
         if plain.ndim:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -26,15 +25,10 @@ def base_of(module: str, name: str) -> Any:
 class Session:
     """Recording that begins, goes on and ends where a library calls; parameters of ``record``."""
 
-    def __init__(
-        self,
-        every: int = 1,
-        gradients: bool | None = None,
-        directory: str | PathLike[str] | None = None,
-    ):
-        self._how: dict[str, Any] = {"every": every, "gradients": gradients, "directory": directory}
+    def __init__(self, **how: Any):
+        self._how = how
         self.recorder: Recorder | None = None
-        self._recorded: tuple[nn.Module, Optimizer] | None = None
+        self._recorded: tuple[Any, ...] = (None, None)
         self._kept: Trajectory | None = None
         self._searched = False
 
@@ -50,9 +44,7 @@ class Session:
     def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Start, or go on where the same model and optimizer were recorded before."""
         self.end()  # where the run before raised
-        same = self._recorded is not None and (
-            self._recorded[0] is model and self._recorded[1] is optimizer
-        )
+        same = self._recorded[0] is model and self._recorded[1] is optimizer
         if not same or self.recorder is None:
             self.recorder = record(model, optimizer, **self._how)
             self._recorded, self._searched = (model, optimizer), False
@@ -85,7 +77,6 @@ class Session:
 
     @property
     def _attached(self) -> Recorder | None:
-        """The recorder while steps are recorded."""
         return self.recorder if self.recorder is not None and self.recorder.attached else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,4 +85,4 @@ class Session:
             kept = self.trajectory
         except ValueError:
             kept = None
-        return {**vars(self), "recorder": None, "_recorded": None, "_kept": kept}
+        return {**vars(self), "recorder": None, "_recorded": (None, None), "_kept": kept}

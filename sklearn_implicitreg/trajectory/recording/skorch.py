@@ -8,16 +8,7 @@ from collections.abc import Iterator
 from os import PathLike
 from typing import Any
 
-from skorch import NeuralNet
-from skorch.callbacks import (
-    Callback,
-    Checkpoint,
-    EarlyStopping,
-    LoadInitState,
-    PrintLog,
-    ProgressBar,
-    TrainEndCheckpoint,
-)
+from skorch import NeuralNet, callbacks
 from torch.utils.data import DataLoader
 
 from sklearn_implicitreg.adapters import Data
@@ -28,7 +19,7 @@ from sklearn_implicitreg.trajectory.trajectory import Trajectory
 __all__ = ["ImplicitRegularizationRecorder", "continue_net"]
 
 
-class ImplicitRegularizationRecorder(Callback):
+class ImplicitRegularizationRecorder(callbacks.Callback):
     """Callback that records the training of a skorch net.
 
     Epochs are marked, and the rows of every batch are named: they are looked up in the
@@ -85,7 +76,9 @@ class ImplicitRegularizationRecorder(Callback):
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Attach to the optimizer of the net."""
         if not hasattr(self, "session_"):
-            self.session_ = Session(self.every, self.gradients, self.directory)
+            self.session_ = Session(
+                every=self.every, gradients=self.gradients, directory=self.directory
+            )
         self.session_.begin(net.module_, net.optimizer_)
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
@@ -112,12 +105,12 @@ class ImplicitRegularizationRecorder(Callback):
 # They write files, print, stop, start over, or record: none of them changes a step.
 _LEFT_OUT = (
     ImplicitRegularizationRecorder,
-    Checkpoint,
-    EarlyStopping,
-    LoadInitState,
-    PrintLog,
-    ProgressBar,
-    TrainEndCheckpoint,
+    callbacks.Checkpoint,
+    callbacks.EarlyStopping,
+    callbacks.LoadInitState,
+    callbacks.PrintLog,
+    callbacks.ProgressBar,
+    callbacks.TrainEndCheckpoint,
 )
 
 
@@ -147,7 +140,6 @@ class _NumberedRecorder(ImplicitRegularizationRecorder):
     def on_batch_begin(
         self, net: NeuralNet, batch: Any = None, training: bool | None = None, **kwargs: Any
     ) -> None:
-        """Batches are trained on in the order in which they were drawn."""
         if self.given:
             super().on_batch_begin(net, self.given.popleft(), training)
 

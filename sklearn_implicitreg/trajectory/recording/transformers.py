@@ -52,7 +52,7 @@ class TransformersRecorder(_Callback):
     ):
         if _Callback is object:
             raise ImportError("TransformersRecorder needs the package transformers; install it.")
-        self._session = Session(every, gradients, directory)
+        self._session = Session(every=every, gradients=gradients, directory=directory)
         self._left: int | None = None  # rows of the epoch that are still to come
 
     @property

@@ -25,14 +25,6 @@ from sklearn_implicitreg.adapters import Options
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
 
-__all__ = [
-    "PRECOMPUTED",
-    "AboutModel",
-    "check_parameters",
-    "check_precomputed",
-    "check_structured",
-]
-
 PRECOMPUTED = "precomputed"
 
 

@@ -30,8 +30,6 @@ from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targe
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
 
-__all__ = ["ImplicitRegularizationEstimator"]
-
 
 class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     """Coefficients of the penalty that a trained model behaves as if it had been trained with.

@@ -14,8 +14,6 @@ from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.problem.frozen import TRAINED_CLASSES, FrozenModel, names_of_class
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
-__all__ = ["Data", "Handler", "Options", "adapt", "adapt_many", "linear_problem", "register"]
-
 # The package's own handlers, each in its module's HANDLERS by class name, loaded when needed.
 _LIBRARIES = {
     "sklearn": "sklearn.models",

@@ -24,8 +24,6 @@ from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_prob
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 
-__all__ = ["HANDLERS", "TrainingRows", "training_rows"]
-
 _OWN_LOSSES = tuple(
     cls.get_loss
     for cls in (NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor)

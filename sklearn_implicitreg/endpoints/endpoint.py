@@ -16,8 +16,6 @@ from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.problem import Indices, Problem, Sampling, Weights
 from sklearn_implicitreg.problem.frozen import is_trained
 
-__all__ = ["Endpoint", "EndpointList", "endpoint_targets", "holds_endpoints", "n_rows"]
-
 
 class Endpoint:
     """A trained model and the data that it was trained on.

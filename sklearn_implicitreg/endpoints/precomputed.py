@@ -14,8 +14,6 @@ from sklearn_implicitreg.regression.equations import Equations, Place, Units
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.system import Array, System
 
-__all__ = ["given_equations"]
-
 
 class _Given(Problem):
     """No model and no rows: equations were given as such."""

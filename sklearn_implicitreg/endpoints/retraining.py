@@ -24,8 +24,6 @@ from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.progress import progress
 
-__all__ = ["endpoints"]
-
 Learned = npt.NDArray[Any]
 Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 

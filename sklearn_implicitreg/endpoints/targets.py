@@ -24,8 +24,6 @@ from sklearn_implicitreg.regression.equations import (
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.spread import observed
 
-__all__ = ["EndpointTargets", "places_header", "places_notes", "shared_units"]
-
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
 _VIF_NOTE = 10.0  # the same, by the usual rule
 _ROUNDING = 1e-9  # of total weights

@@ -10,8 +10,6 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-__all__ = ["routing_enabled", "weight_name"]
-
 
 def routing_enabled() -> bool:
     """Whether scikit-learn routes metadata on request only."""

@@ -11,8 +11,6 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
 
-__all__ = ["GradientMatchDisplay"]
-
 _MAX_POINTS = 20_000  # more are drawn as a sample
 _MAX_NAMES = 10  # more tensors go without a legend
 _MAX_TITLE = 45  # characters

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
 
-__all__ = ["Fixed", "Grouped", "Leaf", "Penalty", "Scoped", "Sum"]
-
 GroupBy = str | Mapping[str, str] | Callable[[str, Tensor], str]
 Scope = str | Callable[[str, Tensor], bool]
 

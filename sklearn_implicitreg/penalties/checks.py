@@ -15,8 +15,6 @@ from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.penalties.columns import check_terms, gradient_of
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
 
-__all__ = ["check_penalty"]
-
 _STEP = 1e-6  # of the central differences
 _GLOBAL = "A global random generator was used; draw from batch.rng, or from a seeded generator."
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
 
-__all__ = ["LeafColumns", "check_terms", "columns_of_leaves", "gradient_of"]
-
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 
 

@@ -11,8 +11,6 @@ import torch
 from sklearn_implicitreg.penalties.gradients import OfGradient, Scope
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 
-__all__ = ["Dropout"]
-
 
 class Dropout(OfGradient):
     """What dropout adds to the loss, ``R = E_mask L_drop - L``, by random masks.

@@ -20,8 +20,6 @@ from sklearn_implicitreg.penalties.structured import (
 from sklearn_implicitreg.problem import Problem, Sampling
 from sklearn_implicitreg.theory import early_stopping_eigenvalues, early_stopping_slopes
 
-__all__ = ["EarlyStopping"]
-
 _N_STARTS = 200
 _LAST_LOG = 700.0  # of the largest number whose exponential is finite
 _EPS = float(np.finfo(np.float64).eps)

@@ -14,9 +14,6 @@ from sklearn_implicitreg.problem import Params, Problem, RowBatch
 from sklearn_implicitreg.problem.frozen import own_names
 from sklearn_implicitreg.problem.row_models import RowModel
 
-__all__ = ["FittedPenalty", "named_tensors"]
-
-
 Coefficients = tuple[tuple[Leaf, tuple[float, ...]], ...]
 
 

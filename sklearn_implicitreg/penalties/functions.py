@@ -11,8 +11,6 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
 
-__all__ = ["ActivationL2", "Callables"]
-
 
 class ActivationL2(Penalty):
     """Squared activations of a layer, ``R = mean_i sum_j a_j(x_i)^2`` over the rows.

@@ -14,8 +14,6 @@ from torch import Tensor
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.problem import Indices, Params, Problem
 
-__all__ = ["BatchGradientNorm", "GradientNorm"]
-
 
 class OfGradient(Penalty):
     """A penalty that is a function of loss gradients, with its value and its own gradient."""

@@ -17,8 +17,6 @@ from sklearn_implicitreg.penalties.structured import (
 )
 from sklearn_implicitreg.penalties.symmetric import SymmetricFit, solve_symmetric
 
-__all__ = ["Diagonal", "Quadratic"]
-
 _EPS = float(np.finfo(np.float64).eps)
 _UNSHRUNK = 1e-8  # share of the way to the multiple that is not worth a note
 

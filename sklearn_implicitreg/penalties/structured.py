@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from sklearn_implicitreg.penalties.fitted import named_tensors
 from sklearn_implicitreg.problem import Problem, Sampling
 
-__all__ = ["ScalarNames", "Structured", "StructuredPenalty", "StructuredSolution", "TriangleNames"]
-
 Array = npt.NDArray[np.float64]
 _SHOWN = 6  # names in a repr
 Shapes = Mapping[str, tuple[int, ...]]

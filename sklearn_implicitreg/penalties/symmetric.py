@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh, svd
 
-__all__ = ["SymmetricFit", "n_determined", "nearest_psd", "solve_symmetric"]
-
 Array = npt.NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _MAX_STEPS = 20_000

@@ -12,8 +12,6 @@ from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.problem import Params, Problem, as_tensor
 from sklearn_implicitreg.problem.frozen import own_names
 
-__all__ = ["L1", "L2", "L21", "ElasticNet", "Power", "SmoothL1", "WeightDecay"]
-
 
 class _OfTensors(Penalty):
     """A penalty with one term that sums up over the tensors."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["CONVENTIONS", "L2_PER_TERM", "Convention"]
-
 # Terms that are multiples of L2: coefficient of L2 per unit of the term.
 L2_PER_TERM = {"l2": 1.0, "weight_decay": 0.5}
 

@@ -16,17 +16,6 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-__all__ = [
-    "TRAINED_CLASSES",
-    "FrozenModel",
-    "is_trained",
-    "names_of_class",
-    "own_name",
-    "own_names",
-    "rebuilt",
-    "tensors_in",
-]
-
 # Names of classes whose instances come trained, though they are no scikit-learn estimators.
 TRAINED_CLASSES = {"statsmodels.Results", "statsmodels.ResultsWrapper"}
 

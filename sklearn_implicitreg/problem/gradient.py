@@ -9,8 +9,6 @@ import torch
 
 from sklearn_implicitreg.problem.vectors import Params, add_to, norm_of
 
-__all__ = ["BlockGradient", "LossGradient"]
-
 
 @dataclass(frozen=True)
 class BlockGradient:

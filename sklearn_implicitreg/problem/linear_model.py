@@ -12,8 +12,6 @@ from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
-__all__ = ["LinearModel"]
-
 _OF_CLASSES = {"bce_with_logits", "cross_entropy", "log_loss"}
 _OF_CLASSES |= {"hinge", "modified_huber", "perceptron", "squared_hinge"}
 _LOG_LINK = {"gamma", "poisson", "poisson_nll"}

@@ -19,17 +19,6 @@ from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.vectors import Params
 
-__all__ = [
-    "Indices",
-    "ParamsSpec",
-    "Problem",
-    "Sampling",
-    "Weights",
-    "check_finite_params",
-    "profiled",
-    "select_params",
-]
-
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 ParamsSpec = str | Callable[[str, Tensor], bool]

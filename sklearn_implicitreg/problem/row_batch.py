@@ -22,8 +22,6 @@ from sklearn_implicitreg.problem.row_models import (
 )
 from sklearn_implicitreg.problem.vectors import Params
 
-__all__ = ["RowBatch"]
-
 
 class RowBatch:
     """A block of rows and the model's outputs on it, differentiable in the parameters.

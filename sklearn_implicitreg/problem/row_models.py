@@ -17,17 +17,6 @@ from torch import Tensor, nn
 from sklearn_implicitreg.problem.frozen import own_name, tensors_in
 from sklearn_implicitreg.problem.vectors import Params
 
-__all__ = [
-    "LinearCall",
-    "ModuleCall",
-    "RowModel",
-    "as_tensor",
-    "call_module",
-    "collected",
-    "first_tensor",
-    "map_leaves",
-]
-
 Forward = Callable[[nn.Module, Any], Any]
 
 

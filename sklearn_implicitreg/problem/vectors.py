@@ -9,8 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Params", "add_to", "flat", "norm_of", "shaped", "zeros_of"]
-
 _PIECE = 2**18
 
 Params = dict[str, Tensor]

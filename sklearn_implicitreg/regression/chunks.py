@@ -11,8 +11,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Chunks", "chained", "mapped"]
-
 _AHEAD = 4  # chunks that wait for their reader, for each thread
 
 S = TypeVar("S")

@@ -16,8 +16,6 @@ from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.regression.chunks import Chunks
 
-__all__ = ["Design", "Piece"]
-
 # Coordinates in one chunk of a tensor: its columns and target stay in the cache, and torch works
 # on them in one thread, so that several chunks can be evaluated at a time.
 _CHUNK = 2**15

@@ -29,17 +29,6 @@ from sklearn_implicitreg.regression.system import (
     summed_r_factor,
 )
 
-__all__ = [
-    "Cluster",
-    "Equations",
-    "Inequalities",
-    "Observed",
-    "Place",
-    "Targets",
-    "Units",
-    "device_r_factor",
-]
-
 _EPS = float(np.finfo(np.float64).eps)
 _HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4

@@ -28,8 +28,6 @@ from sklearn_implicitreg.regression.verdict import (
     judge,
 )
 
-__all__ = ["Result", "Settings", "fit"]
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -14,17 +14,6 @@ from sklearn_implicitreg.regression.chunks import mapped
 from sklearn_implicitreg.regression.solve import Solution, Spectrum, decompose
 from sklearn_implicitreg.regression.system import Array, Rows, System
 
-__all__ = [
-    "COVARIANCES",
-    "FULL_LEVERAGE",
-    "MIN_RESAMPLES",
-    "Inference",
-    "infer",
-    "one_data_set",
-    "spread",
-    "without_numbers",
-]
-
 COVARIANCES = ("auto", "ols", "nonrobust", "hc3", "cluster")
 
 # Below it a t distribution of so few clusters says next to nothing.

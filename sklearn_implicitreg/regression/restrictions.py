@@ -15,8 +15,6 @@ from scipy import stats
 from sklearn_implicitreg.regression.inference import Inference
 from sklearn_implicitreg.regression.system import Array
 
-__all__ = ["WaldTest", "wald", "wald_test"]
-
 # Eigenvalues of correlations up to it are zero to rounding.
 _SINGULAR = 1e-13
 _REPLICATED = ("cluster", "bootstrap")  # rank of the covariance: at most df

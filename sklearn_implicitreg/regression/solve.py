@@ -11,8 +11,6 @@ from scipy.optimize import nnls
 
 from sklearn_implicitreg.regression.system import Array, System
 
-__all__ = ["Solution", "Spectrum", "decompose", "solve", "solve_system"]
-
 _EPS = float(np.finfo(np.float64).eps)
 
 

@@ -13,8 +13,6 @@ from sklearn_implicitreg.problem import BlockGradient, Problem
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.system import Array
 
-__all__ = ["Spread", "noise_of_mean", "observed"]
-
 # For each block of rows its weight, and the products (k,) of the columns with its mean gradient.
 Spread = list[tuple[float, Array]]
 _Columns = tuple[str, int, Tensor]  # of which tensor, from which coordinate on, (m, k)

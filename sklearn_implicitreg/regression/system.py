@@ -22,18 +22,6 @@ from scipy.sparse.csgraph import connected_components
 
 from sklearn_implicitreg.regression.chunks import Chunks, mapped
 
-__all__ = [
-    "Array",
-    "Index",
-    "Rows",
-    "System",
-    "explained",
-    "merge",
-    "projected",
-    "r_factor",
-    "summed_r_factor",
-]
-
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[Any]
 # Some single equations: labels (of their place where there are several, and of the tensor), what

@@ -10,8 +10,6 @@ from scipy import stats
 
 from sklearn_implicitreg.regression.solve import Solution
 
-__all__ = ["VERDICTS", "Measures", "Verdict", "cause_at", "is_explained", "judge"]
-
 VERDICTS = (
     "no signal",
     "not identifiable",

@@ -21,8 +21,6 @@ from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.recovery import Recovery, recover
 from sklearn_implicitreg.results.summary import Summary
 
-__all__ = ["FittedResult"]
-
 
 class FittedResult:
     """Attributes of a :class:`Result` and the methods that show it."""

@@ -10,8 +10,6 @@ from sklearn_implicitreg.regression.equations import Equations, Targets
 from sklearn_implicitreg.regression.solve import decompose, solve
 from sklearn_implicitreg.regression.spread import Spread, noise_of_mean
 
-__all__ = ["Candidate", "compared"]
-
 _BLOCKS = 20  # of rows: the covariance of the row gradients is read off their spread
 _ODDS = 1 / 99  # one row in a hundred left out
 

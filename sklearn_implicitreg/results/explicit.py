@@ -25,8 +25,6 @@ from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.results.fit_description import Description
 
-__all__ = ["explicit_estimator"]
-
 # Of one squared error without its 1/2: which estimator states these terms.
 _L2_TERMS = frozenset({"l2", "weight_decay"})
 _LEAST_SQUARES = {

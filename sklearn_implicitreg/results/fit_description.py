@@ -15,8 +15,6 @@ from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.results.summary import Summary, coefficient_frame, coefficient_table
 
-__all__ = ["Description"]
-
 
 @dataclass(frozen=True)
 class Description:

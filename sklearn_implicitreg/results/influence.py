@@ -12,8 +12,6 @@ from sklearn_implicitreg.regression.inference import FULL_LEVERAGE
 from sklearn_implicitreg.regression.solve import Solution, decompose
 from sklearn_implicitreg.regression.system import Array, Index, System
 
-__all__ = ["influence"]
-
 _CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 _MEASURES = ("hat_diag", "resid", "standard_resid", "student_resid", "cooks_d", "dffits")
 

@@ -14,15 +14,6 @@ from torch import Tensor
 from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.regression.system import Array
 
-__all__ = [
-    "PenaltyValue",
-    "QuadraticForm",
-    "Stationary",
-    "has_gradient",
-    "quadratic_loss",
-    "quadratic_penalty",
-]
-
 PenaltyValue = Callable[[Params], Tensor]
 
 _EPS = float(np.finfo(np.float64).eps)

@@ -28,8 +28,6 @@ from sklearn_implicitreg.results.quadratic_form import (
 )
 from sklearn_implicitreg.results.summary import Summary
 
-__all__ = ["Arm", "Recovery", "recover"]
-
 _STATIONARY = 1e-6  # of the summands: gradient of a parameter at its optimum
 _WEAK = 1e-3  # share of the penalty where an estimator takes no zero
 _PREDICTION = "Prediction: root mean square difference from the model's, over the rows."

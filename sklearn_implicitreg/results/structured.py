@@ -25,8 +25,6 @@ from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.summary import Summary
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
 
-__all__ = ["StructuredDescription", "fit_structured", "r2_at"]
-
 Targets = EndpointTargets | TrajectoryTargets
 
 _SHOWN = 10  # coefficients in a table for people

@@ -14,8 +14,6 @@ import pandas as pd
 from sklearn_implicitreg.regression.inference import Inference
 from sklearn_implicitreg.regression.solve import Solution
 
-__all__ = ["Summary", "coefficient_frame", "coefficient_table"]
-
 _WIDTH = 79
 _GROUPED = re.compile(r"(?P<term>[^\[]+)\[(?P<group>.*)\]", re.DOTALL)
 _LATEX = str.maketrans(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["trajectory_bound"]
-
 
 def trajectory_bound(  # noqa: PLR0913
     n_steps: int,

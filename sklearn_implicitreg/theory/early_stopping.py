@@ -8,8 +8,6 @@ from scipy.special import exprel
 
 from sklearn_implicitreg.theory.spectral import descent
 
-__all__ = ["early_stopping_eigenvalues", "early_stopping_slopes"]
-
 Array = npt.NDArray[np.float64]
 
 

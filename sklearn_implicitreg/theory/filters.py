@@ -20,16 +20,6 @@ from sklearn_implicitreg.theory.spectral import (
     solved,
 )
 
-__all__ = [
-    "conjugate_gradient",
-    "exponential_average",
-    "gradient_descent",
-    "gradient_flow",
-    "l2_boosting",
-    "principal_components",
-    "ridge",
-]
-
 
 def ridge(coef: float) -> SpectralFilter:
     """Ridge regression: ``f = s / (s + coef)``.

@@ -19,8 +19,6 @@ from sklearn_implicitreg.theory.inputs import (
 )
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
-__all__ = ["ImplicitPenalty", "check_gain", "filtered", "implicit_penalty"]
-
 Array = npt.NDArray[np.float64]
 _ROUNDING = 1e-12  # of 1 - f, where f = 1 is meant
 _ARRIVED = 1e-9  # of 1 - f of conjugate gradients, which gather rounding on the way

@@ -9,19 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import svd
 
-__all__ = [
-    "Spectrum",
-    "as_matrix",
-    "as_vector",
-    "check_eigenvalues",
-    "check_positive",
-    "check_steps",
-    "check_whole",
-    "column_notes",
-    "decompose",
-    "weighted_rows",
-]
-
 Array = npt.NDArray[np.float64]
 
 

@@ -12,8 +12,6 @@ from sklearn_implicitreg.theory.implicit import ImplicitPenalty, filtered
 from sklearn_implicitreg.theory.inputs import Spectrum, as_matrix
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
-__all__ = ["kernel_penalty"]
-
 
 def kernel_penalty(
     K: npt.ArrayLike,

@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from sklearn_implicitreg.theory.inputs import as_matrix, weighted_rows
 
-__all__ = ["input_dropout", "input_noise"]
-
 
 def input_dropout(
     X: npt.ArrayLike, rate: float, *, sample_weight: npt.ArrayLike | None = None

@@ -18,17 +18,6 @@ from scipy.special import exprel
 
 from sklearn_implicitreg.theory.inputs import check_eigenvalues, check_positive, check_steps
 
-__all__ = [
-    "SpectralFilter",
-    "averaged",
-    "boosted",
-    "descent",
-    "kept",
-    "krylov",
-    "shrunk",
-    "solved",
-]
-
 Array = npt.NDArray[np.float64]
 Response = tuple[Array, Array]
 

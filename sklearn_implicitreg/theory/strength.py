@@ -12,8 +12,6 @@ from sklearn_implicitreg.theory.implicit import ImplicitPenalty, check_gain
 from sklearn_implicitreg.theory.inputs import as_matrix, as_vector, decompose
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
-__all__ = ["degrees_of_freedom", "equivalent_ridge", "scalar_equivalent"]
-
 Array = npt.NDArray[np.float64]
 
 

@@ -6,8 +6,6 @@ import difflib
 
 from sklearn_implicitreg.problem.conventions import CONVENTIONS, L2_PER_TERM, Convention
 
-__all__ = ["convert"]
-
 _FAMILIES = [*L2_PER_TERM, "l1", "l21"]
 _DEFAULT_MODELS = {
     ("l2", "alpha"): "Ridge",

@@ -14,8 +14,6 @@ from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.window import Window
 
-__all__ = ["at_weights", "deviation", "is_stochastic", "mean_of", "window_design"]
-
 _STACKED = 2**24  # numbers of one tensor's iterates that are held at a time
 
 

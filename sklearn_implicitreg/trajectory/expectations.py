@@ -9,9 +9,8 @@ import numpy as np
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.smoothness import Kinks, find_kinks
 from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibatch_factor
-from sklearn_implicitreg.trajectory.trajectory import Trajectory, Window
-
-__all__ = ["minibatch_note", "step_kinks", "step_notes"]
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.window import Window
 
 
 def step_kinks(problem: Problem, windows: Sequence[Window]) -> Kinks:

@@ -12,8 +12,6 @@ from sklearn_implicitreg.trajectory.references import as_reference
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
-__all__ = ["trajectory_of", "trajectory_targets"]
-
 
 def trajectory_targets(
     model: Any,

@@ -18,8 +18,6 @@ from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.vectors import minus, moved
 from sklearn_implicitreg.trajectory.window import Step, check_count
 
-__all__ = ["recorded", "tensors"]
-
 
 def recorded(
     weights: Iterable[Any],

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["PARTS", "SUMS", "Kept", "Mark", "StoredMark", "bare", "copied"]
-
 SUMS = ("applied", "consumed", "visited")
 PARTS = ("weights", *SUMS)
 _ALIGNED = 8  # bytes; a tensor of a file begins at a multiple of them
@@ -195,6 +193,7 @@ class Shelf:
         return StoredMark(mark.step, mark.epoch, block)
 
     def close(self) -> None:
+        """Write what waits, and let the stage go."""
         self.wait()
         self._stage = None
 

@@ -12,14 +12,6 @@ from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_me
 from sklearn_implicitreg.trajectory.vectors import weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
-__all__ = [
-    "NUISANCE",
-    "gradient_and_column",
-    "has_nuisance",
-    "mean_column",
-    "named_batches",
-]
-
 NUISANCE = "minibatch"
 _PARTS = 50  # of the rows, where the batches are not known
 

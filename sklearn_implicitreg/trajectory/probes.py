@@ -18,12 +18,11 @@ from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.adapters.torch.data import preserved_rng
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.frozen import FrozenModel
+from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
-from sklearn_implicitreg.trajectory.trajectory import Mark, Step, Trajectory
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm
-from sklearn_implicitreg.trajectory.window import check_count
-
-__all__ = ["ContinueTraining", "GradientDescentProbe", "Probe"]
+from sklearn_implicitreg.trajectory.window import Step, check_count
 
 
 @dataclass

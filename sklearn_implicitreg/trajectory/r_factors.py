@@ -19,8 +19,6 @@ from sklearn_implicitreg.regression.equations import device_r_factor
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.trajectory.design import at_weights
 
-__all__ = ["Block", "Cell", "LeafPenalty", "RFactors", "cells_of", "signature"]
-
 _SUMS = ("design", "deviation", "smooth")
 
 
@@ -164,6 +162,7 @@ def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
 
 
 def place_of(own: Array, recorded: Array) -> int | None:
+    """Which of the recorded columns has a signature."""
     away = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1)
     best = int(away.argmin())
     return best if away[best] <= 1e-6 * np.abs(own).max() else None

@@ -18,9 +18,8 @@ from sklearn_implicitreg.trajectory.minibatch import NUISANCE, has_nuisance
 from sklearn_implicitreg.trajectory.r_factors import Block, RFactors, place_of, signature
 from sklearn_implicitreg.trajectory.references import Reference
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, warn_of_single_steps
-from sklearn_implicitreg.trajectory.trajectory import Trajectory, Window
-
-__all__ = ["targets_from_r_factors"]
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.window import Window
 
 _AGAIN = "record without families= to keep the weights"
 _ROWLESS = f"a trajectory that holds only R factors; {_AGAIN}"

@@ -13,19 +13,6 @@ from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window, check_count
 
-__all__ = [
-    "Applied",
-    "Batch",
-    "Flow",
-    "Gradient",
-    "Reference",
-    "as_reference",
-    "at_mean",
-    "check_flow",
-    "runge_kutta",
-    "sub_windows",
-]
-
 
 class Reference(Protocol):
     """A reference has one duty: the mean gradient over the steps of a window."""

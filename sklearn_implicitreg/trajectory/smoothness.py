@@ -8,8 +8,6 @@ from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.references import runge_kutta
 from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
 
-__all__ = ["Kinks", "drift_ratio", "find_kinks"]
-
 _MISMATCH = 0.01  # of Hg with differences of the gradient, relative
 _FALL = (8, 100)  # of the mismatch at a quarter of the distance; 16 where the loss is smooth
 _RELATIVE_STEP = 1e-3  # of a difference, relative to the weights

@@ -10,10 +10,10 @@ import torch
 from sklearn_implicitreg.problem import LossGradient, Params
 from sklearn_implicitreg.regression.equations import Equations, Place
 from sklearn_implicitreg.trajectory.design import deviation
+from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.references import Gradient
-from sklearn_implicitreg.trajectory.trajectory import Mark, Trajectory, Window
-
-__all__ = ["with_evidence"]
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.window import Window
 
 _DIFFERENT = 0.01  # share of the endpoint's squared target, as for a supported family
 _WINDOWS = 10  # nearest to the weights: the trajectory may have come from far

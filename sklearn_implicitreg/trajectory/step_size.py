@@ -12,14 +12,6 @@ from scipy.special import hyp1f1
 from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
 
-__all__ = [
-    "StepFactor",
-    "barrett_dherin_scale",
-    "finite_step_factor",
-    "minibatch_factor",
-    "richardson",
-]
-
 Array = npt.NDArray[np.float64]
 _LARGE_STEP = 0.5  # lr times curvature above which a series in it no longer holds
 

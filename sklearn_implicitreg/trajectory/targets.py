@@ -29,10 +29,9 @@ from sklearn_implicitreg.trajectory.minibatch import (
 )
 from sklearn_implicitreg.trajectory.references import Flow, Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.smoothness import Kinks
-from sklearn_implicitreg.trajectory.trajectory import Trajectory, Window
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import weighted_sum
-
-__all__ = ["TrajectoryTargets", "targets_from_weights", "warn_of_single_steps"]
+from sklearn_implicitreg.trajectory.window import Window
 
 # Places of a penalty, with the mean over them.
 Places = Callable[["TrajectoryTargets", Penalty], tuple[tuple[Place, ...], Place]]

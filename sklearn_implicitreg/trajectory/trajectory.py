@@ -16,8 +16,6 @@ from sklearn_implicitreg.trajectory.r_factors import RFactors
 from sklearn_implicitreg.trajectory.vectors import minus, moved
 from sklearn_implicitreg.trajectory.window import Step, Window
 
-__all__ = ["Mark", "Step", "Trajectory", "Window"]
-
 
 @dataclass(frozen=True)
 class Trajectory:

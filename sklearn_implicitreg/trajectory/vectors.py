@@ -9,8 +9,6 @@ import torch
 
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["minus", "moved", "norm", "weighted_sum"]
-
 
 def moved(params: Params, along: Params, step: float) -> Params:
     """``params + step * along``, in float64."""

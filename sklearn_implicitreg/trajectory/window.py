@@ -14,8 +14,6 @@ from torch import Tensor
 from sklearn_implicitreg.problem import Indices, Params, Problem
 from sklearn_implicitreg.trajectory.marks import Mark
 
-__all__ = ["Step", "Window", "check_count"]
-
 
 @dataclass(frozen=True)
 class Step:

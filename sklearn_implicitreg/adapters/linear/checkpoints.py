@@ -18,8 +18,6 @@ from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, check_finite_params
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
-__all__ = ["CheckpointProblem", "adapt_checkpoints"]
-
 # A Gram matrix costs n p^2, a gradient from the rows about 4 n p.
 _PASSES = 4
 _SQUARED = ("squared_error", "mse")

@@ -21,8 +21,6 @@ from sklearn_implicitreg.adapters.linear.problems import (
 from sklearn_implicitreg.adapters.linear.rows import Rows
 from sklearn_implicitreg.problem import Params, check_finite_params, select_params
 
-__all__ = ["fitted_problem", "predictor"]
-
 
 def fitted_problem(
     model: Any,

@@ -23,8 +23,6 @@ from sklearn_implicitreg.adapters.linear.rows import (
 from sklearn_implicitreg.adapters.linear.streams import streamed
 from sklearn_implicitreg.adapters.torch import losses as torch_losses
 
-__all__ = ["HANDLERS", "adapt_given"]
-
 # Losses of torch that average over outputs what the table sums.
 _AVERAGED = {loss.torch: name for name, loss in losses.LOSSES.items() if loss.torch}
 

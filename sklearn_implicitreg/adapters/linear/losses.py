@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp, xlogy
 
-__all__ = ["KINK_TOL", "LOSSES", "Array", "Loss", "RowLosses", "loss_of", "scaled_huber", "tweedie"]
-
 Array = NDArray[np.float64]
 Values = tuple[Any, ...]  # the fields of RowLosses, without kinks where there are none
 

@@ -23,8 +23,6 @@ from sklearn_implicitreg.problem import (
     profiled,
 )
 
-__all__ = ["LinearProblem", "parsed", "row_blocks", "rows_of_features"]
-
 Rows = slice | NDArray[np.intp]
 # Of one block: its sums about a center, and the sums of the derivatives and of their sizes.
 Measured = tuple[BlockGradient, Array, Array]

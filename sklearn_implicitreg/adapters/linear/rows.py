@@ -16,15 +16,6 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validat
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.adapters.linear.losses import Array
 
-__all__ = [
-    "Rows",
-    "class_weights",
-    "classification_rows",
-    "one_hot",
-    "regression_rows",
-    "row_class_weights",
-]
-
 Codes = NDArray[np.intp]
 # Features (ndarray or CSR matrix of shape (n, p)), targets (n, K), sample weights (n,).
 Rows = tuple[Any, Array, Array]

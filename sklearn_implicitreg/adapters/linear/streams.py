@@ -14,8 +14,6 @@ from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem, row_blocks
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, profiled
 
-__all__ = ["StreamedProblem", "TransformedBlocks", "is_stream", "streamed"]
-
 _MANY_BLOCKS = 100
 
 

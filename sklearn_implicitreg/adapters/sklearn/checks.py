@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["all_rows", "logistic", "no_jitter", "one_vs_rest"]
-
 
 def all_rows(model: Any) -> None:
     """Raise ValueError for a model that held out rows in training."""

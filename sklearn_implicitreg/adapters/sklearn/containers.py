@@ -14,8 +14,6 @@ from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.streams import TransformedBlocks, is_stream
 from sklearn_implicitreg.problem import Problem
 
-__all__ = ["CONTAINERS"]
-
 
 def _pipeline(model: Any, data: Data, options: Options) -> Problem:
     """Last step, on the rows as the earlier steps transform them."""

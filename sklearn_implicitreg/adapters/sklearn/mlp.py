@@ -22,8 +22,6 @@ from sklearn_implicitreg.adapters.torch.modules import module_problem
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
 
-__all__ = ["Perceptron", "adapt_mlp"]
-
 _ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 

@@ -36,8 +36,6 @@ from sklearn_implicitreg.adapters.sklearn.containers import CONTAINERS
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
 
-__all__ = ["HANDLERS"]
-
 
 @dataclass(frozen=True)
 class _Estimator:

@@ -10,8 +10,6 @@ from scipy.special import xlogy
 
 from sklearn_implicitreg.adapters.linear.losses import LOSSES, Array, Loss, Values
 
-__all__ = ["deviance_of", "with_offset"]
-
 # In closed form, without the cancellation of a mean close to its bound.
 _CLOSED_FORM = {
     ("Gaussian", "Identity"): "squared_error",

@@ -19,8 +19,6 @@ from sklearn_implicitreg.adapters.statsmodels.families import deviance_of, with_
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
-__all__ = ["HANDLERS"]
-
 _CONSTANT_SCALE = ("Binomial", "NegativeBinomial", "Poisson")
 
 

@@ -25,8 +25,6 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 
-__all__ = ["hessian_vector", "mean_and_spread", "quadratic_hessian", "spread_about"]
-
 # Each column is a pass over the rows.
 _MAX_HESSIAN = 2000
 _HELD = 2**28  # bytes of graphs that are kept from the mean gradient to the spread about it

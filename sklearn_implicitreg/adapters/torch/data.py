@@ -24,9 +24,6 @@ from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.exceptions import AugmentationWarning
 from sklearn_implicitreg.problem import Indices, Weights
 
-__all__ = ["Batch", "Rows", "preserved_rng", "read_rows"]
-
-
 _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
     "length."

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from sklearn_implicitreg.exceptions import OutputWarning
 from sklearn_implicitreg.problem.frozen import rebuilt
 
-__all__ = ["LOSSES", "RowLoss", "resolve_loss"]
-
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "mse": nn.MSELoss,
     "mae": nn.L1Loss,

@@ -66,8 +66,6 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import own_name
 
-__all__ = ["HANDLERS", "TorchProblem", "module_problem"]
-
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
 Forward = Callable[[nn.Module, Any], Any]

@@ -15,8 +15,6 @@ from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import Params
 
-__all__ = ["batch_size_of", "device_of", "draw_masks", "dtype_of", "seed_of", "set_modes"]
-
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (
     nn.Dropout,

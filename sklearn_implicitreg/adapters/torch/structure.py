@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from sklearn_implicitreg.adapters.torch.options import BATCH_NORMS
 from sklearn_implicitreg.problem.frozen import rebuilt
 
-__all__ = ["skeleton", "weight_matrices"]
-
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _NORMS = (*BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

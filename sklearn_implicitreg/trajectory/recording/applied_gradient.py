@@ -24,8 +24,6 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
     wide,
 )
 
-__all__ = ["RunningSums", "Stretch", "settings_of", "zeros"]
-
 _CHUNK = 2**16  # entries that are worked on at once on a CPU, so that they stay in its cache
 _COLLECTED = 16  # terms that are added up in float32 before they join the sum
 _SAMPLE = 1000  # entries of a tensor that the rounding is estimated from
@@ -147,13 +145,16 @@ class StepByStep(Meter):
         self._sum = zeros(p)
 
     def restart(self, state: State) -> None:
+        """Begin again at the weights as they are."""
         self._sum.zero_()
 
     def before(self, state: State) -> None:
+        """Remember what a step starts from."""
         self._start.copy_(self._p.detach())
         self._state = self._rule.remember(state)
 
     def after(self, state: State) -> None:
+        """Add what a step applied."""
         if self._p.grad is None:
             return
         p = self._p.detach()
@@ -167,9 +168,11 @@ class StepByStep(Meter):
         return bool(self._sum.sum().isfinite())
 
     def add_to(self, total: Tensor) -> None:
+        """Add the sum over the steps."""
         total += self._sum
 
     def moved(self) -> bool:
+        """Whether the tensor is not where the last step left it."""
         return not torch.equal(self._p.detach(), self._start)
 
 
@@ -189,6 +192,7 @@ class Telescope(Meter):
         self._directions: RunningSums | None = None
 
     def restart(self, state: State) -> None:
+        """Begin again at the weights as they are."""
         self._start.copy_(self._p.detach())
         for key, old in self._state.items():
             if isinstance(old, Tensor):
@@ -207,6 +211,7 @@ class Telescope(Meter):
             self._tampered |= self._p.detach().sum() != self._seen
 
     def after(self, state: State) -> None:
+        """Add what a step applied."""
         self._live = dict(state)
         p = self._p.detach()
         self._seen = p.sum()
@@ -229,6 +234,7 @@ class Telescope(Meter):
         return not (bool(self._tampered) or self.moved())
 
     def add_to(self, total: Tensor) -> None:
+        """Add the sum over the steps."""
         key, p = self._rule.remembered[0], self._p.detach()
         for sums in (self._moments, self._directions):
             if sums is not None:

@@ -9,8 +9,6 @@ from typing import Any
 from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
-__all__ = ["LightningRecorder"]
-
 # Of the two names that Lightning has, the one that is in use.
 _Callback: Any = base_of(
     "pytorch_lightning"

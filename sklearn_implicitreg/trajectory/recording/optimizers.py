@@ -17,8 +17,6 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
 
-__all__ = ["Group", "Rule", "State", "UpdateRule", "Watched", "frozen", "plain_settings", "rule_of"]
-
 _NEW = "start a new record(...) after changing a model"
 
 State = dict[str, Any]
@@ -63,6 +61,7 @@ def adam_direction(group: Group, after: State) -> tuple[Tensor, Tensor, float]:
 
 
 def adamw(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
+    """Adam whose decay is apart from the gradient."""
     return adam(moved, {**group, "decoupled_weight_decay": True}, before, after)
 
 

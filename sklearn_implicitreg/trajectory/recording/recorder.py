@@ -33,8 +33,6 @@ from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Step, check_count
 
-__all__ = ["Recorder", "record"]
-
 _RECORDED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _ROUNDING_EVERY = 10  # steps between two estimates of the rounding
 MEMORY = 2**30  # bytes

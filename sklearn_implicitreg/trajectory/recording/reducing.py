@@ -32,8 +32,6 @@ from sklearn_implicitreg.trajectory.r_factors import (
 from sklearn_implicitreg.trajectory.references import Gradient, as_reference
 from sklearn_implicitreg.trajectory.window import Step, Window
 
-__all__ = ["Reduction", "ReducedKept"]
-
 _NAMED = ("gradient", "applied")
 
 
@@ -95,7 +93,6 @@ class Reduction:
             gradient, nuisance = gradient_and_column(whole, window, reference)
         else:
             gradient = reference.mean_gradient(whole, window)
-        away = deviation(self.problem, window, gradient)
         batches = tuple(step.rows for step in window.steps if step.rows is not None)
         here = replace(self.problem, batches=batches or None)
         means = [window_design(LeafPenalty(leaf), here, window) for leaf in self.leaves]

@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from sklearn_implicitreg.adapters.torch.data import preserved_rng
 from sklearn_implicitreg.problem import Indices
 
-__all__ = ["Batches", "RowFinder"]
-
 _CHUNK = 4096  # rows that are turned into keys at once
 
 

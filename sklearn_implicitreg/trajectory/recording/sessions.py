@@ -11,8 +11,6 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
-__all__ = ["Session", "base_of"]
-
 
 def base_of(module: str, name: str) -> Any:
     """Class of an optional library; ``object`` where that is not installed."""

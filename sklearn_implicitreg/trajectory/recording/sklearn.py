@@ -7,8 +7,6 @@ from typing import Any
 
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
-__all__ = ["IterateRecorder"]
-
 
 class IterateRecorder:
     """Callback that keeps the iterates that a scikit-learn estimator hands out.

@@ -16,8 +16,6 @@ from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.recording.sessions import Session
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
-__all__ = ["ImplicitRegularizationRecorder", "continue_net"]
-
 
 class ImplicitRegularizationRecorder(callbacks.Callback):
     """Callback that records the training of a skorch net.

@@ -9,8 +9,6 @@ from typing import Any
 from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
-__all__ = ["TransformersRecorder"]
-
 _Callback: Any = base_of("transformers", "TrainerCallback")
 
 

@@ -17,7 +17,7 @@ from skorch.helper import SliceDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng, read_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem

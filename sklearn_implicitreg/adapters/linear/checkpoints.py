@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
+from sklearn_implicitreg.adapters.registry import Data, Options, adapt
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, check_finite_params
 from sklearn_implicitreg.problem.linear_model import LinearModel
 

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sklearn_implicitreg.adapters import Options
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss
 from sklearn_implicitreg.adapters.linear.problems import (
     LinearProblem,
@@ -19,6 +18,7 @@ from sklearn_implicitreg.adapters.linear.problems import (
     rows_of_features,
 )
 from sklearn_implicitreg.adapters.linear.rows import Rows
+from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.problem import Params, check_finite_params, select_params
 
 

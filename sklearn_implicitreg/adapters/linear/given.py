@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklearn_implicitreg.adapters import Data, Options
 from sklearn_implicitreg.adapters.linear import losses
 from sklearn_implicitreg.adapters.linear.fitted import fitted_problem, predictor
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss, loss_of
@@ -21,6 +20,7 @@ from sklearn_implicitreg.adapters.linear.rows import (
     row_class_weights,
 )
 from sklearn_implicitreg.adapters.linear.streams import streamed
+from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch import losses as torch_losses
 
 # Losses of torch that average over outputs what the table sums.

@@ -13,8 +13,8 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
-from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.adapters.linear.losses import Array
+from sklearn_implicitreg.adapters.registry import Data
 
 Codes = NDArray[np.intp]
 # Features (ndarray or CSR matrix of shape (n, p)), targets (n, K), sample weights (n,).

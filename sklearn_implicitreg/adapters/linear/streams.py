@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_implicitreg.adapters import Data, Handler, Options
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem, row_blocks
+from sklearn_implicitreg.adapters.registry import Data, Handler, Options
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, profiled
 
 _MANY_BLOCKS = 100

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.streams import TransformedBlocks, is_stream
+from sklearn_implicitreg.adapters.registry import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
 
 

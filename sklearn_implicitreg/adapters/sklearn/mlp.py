@@ -13,9 +13,9 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from sklearn_implicitreg.adapters import Data, Options
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.rows import classification_rows, regression_rows
+from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.sklearn.checks import all_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
 from sklearn_implicitreg.adapters.torch.modules import module_problem

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.adapters import Data, Handler, Options
 from sklearn_implicitreg.adapters.linear.fitted import fitted_problem
 from sklearn_implicitreg.adapters.linear.given import adapt_given
 from sklearn_implicitreg.adapters.linear.losses import (
@@ -31,6 +30,7 @@ from sklearn_implicitreg.adapters.linear.rows import (
     row_class_weights,
 )
 from sklearn_implicitreg.adapters.linear.streams import streamed
+from sklearn_implicitreg.adapters.registry import Data, Handler, Options
 from sklearn_implicitreg.adapters.sklearn import checks
 from sklearn_implicitreg.adapters.sklearn.containers import CONTAINERS
 from sklearn_implicitreg.problem import Problem

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sklearn_implicitreg.adapters import Data, Options
 from sklearn_implicitreg.adapters.linear.fitted import fitted_problem
 from sklearn_implicitreg.adapters.linear.given import adapt_given
 from sklearn_implicitreg.adapters.linear.losses import LOSSES, Array, Loss
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.rows import Rows, regression_rows
+from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.statsmodels.families import deviance_of, with_offset
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.linear_model import LinearModel

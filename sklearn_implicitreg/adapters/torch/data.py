@@ -20,7 +20,7 @@ from sklearn.utils import check_consistent_length
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.adapters.registry import Data
 from sklearn_implicitreg.exceptions import AugmentationWarning
 from sklearn_implicitreg.problem import Indices, Weights
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sklearn_implicitreg.adapters import Data, Options
+from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch.curvature import (
     hessian_vector,
     mean_and_spread,

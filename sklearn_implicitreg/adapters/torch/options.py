@@ -10,7 +10,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import nn
 
-from sklearn_implicitreg.adapters import Options
+from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import Params

@@ -188,8 +188,7 @@ class Telescope(Meter):
         self._live = state  # the optimizer's own tensors, which it changes in place
         self._seen: Tensor | None = None  # checksum of the weights after the last step
         self._tampered = torch.zeros((), dtype=torch.bool, device=p.device)
-        self._moments: RunningSums | None = None
-        self._directions: RunningSums | None = None
+        self._sums = RunningSums({})  # of moments and directions, from the first step on
 
     def restart(self, state: State) -> None:
         """Begin again at the weights as they are."""
@@ -199,9 +198,7 @@ class Telescope(Meter):
                 old.copy_(state[key])
         self._live, self._seen = state, None
         self._tampered.zero_()
-        for sums in (self._moments, self._directions):
-            if sums is not None:
-                sums.clear()
+        self._sums.clear()
 
     def before(self, state: State) -> None:
         """Note whether the weights are still those that the last step left."""
@@ -217,13 +214,14 @@ class Telescope(Meter):
         self._seen = p.sum()
         if self._p.grad is None or self._rule.telescopes != "moment":
             return
-        if self._moments is None:
-            self._moments = RunningSums({"": zeros(p)})
-        self._moments.add("", state["exp_avg"])
-        if self._group.get("decoupled_weight_decay"):
-            if self._directions is None:
-                self._directions = RunningSums({"": zeros(p)})
-            self._directions.add_quotient("", *adam_direction(self._group, state))
+        decoupled = bool(self._group.get("decoupled_weight_decay"))
+        if not self._sums.totals:
+            self._sums.totals = {
+                name: zeros(p) for name in ("moment", "direction")[: 1 + decoupled]
+            }
+        self._sums.add("moment", state["exp_avg"])
+        if decoupled:
+            self._sums.add_quotient("direction", *adam_direction(self._group, state))
 
     def spoilt(self) -> bool:
         """Whether the weights changed between steps; known at the end where that would wait."""
@@ -236,9 +234,7 @@ class Telescope(Meter):
     def add_to(self, total: Tensor) -> None:
         """Add the sum over the steps."""
         key, p = self._rule.remembered[0], self._p.detach()
-        for sums in (self._moments, self._directions):
-            if sums is not None:
-                sums.flush()
+        self._sums.flush()
         for part in _slices(p):
             rate = _part(self._start, part).double() - _part(p, part).double()
             rate /= lr_of(self._group)
@@ -251,12 +247,12 @@ class Telescope(Meter):
             _part(total, part).add_(signed(applied, self._group))
 
     def _by_moments(self, part: slice, rate: Tensor, gained: Tensor | float) -> Tensor:
-        if self._moments is None:
+        sums, beta = self._sums.totals, number(self._group["betas"][0])
+        if not sums:
             return torch.zeros_like(rate)
-        beta = number(self._group["betas"][0])
-        applied = _part(self._moments.totals[""], part) + beta / (1 - beta) * gained
-        if self._directions is not None:
-            applied += rate - _part(self._directions.totals[""], part)
+        applied = _part(sums["moment"], part) + beta / (1 - beta) * gained
+        if "direction" in sums:
+            applied += rate - _part(sums["direction"], part)
         return applied
 
     def _by_displacement(self, rate: Tensor, gained: Tensor | float) -> Tensor:

@@ -58,6 +58,9 @@ class Penalty(BaseEstimator):
     elementwise : bool, default=False
         Whether R is a sum over coordinates of a function of that coordinate, so that
         ``gradient`` and ``smooth`` can be evaluated on any piece of a tensor.
+    affine : bool, default=False
+        Whether the gradient of R is affine in the weights: along a trajectory its mean is then
+        taken at the mean weights.
 
     See Also
     --------
@@ -78,6 +81,7 @@ class Penalty(BaseEstimator):
 
     __array_ufunc__ = None  # NumPy numbers leave ``number * penalty`` to the penalty
     elementwise = False
+    affine = False
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Value of each term at these parameters; of a penalty on rows, the weighted mean.

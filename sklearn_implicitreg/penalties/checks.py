@@ -145,6 +145,20 @@ class _Check:
                     "gradient; drop `elementwise`."
                 )
 
+        self._check_affine(name, tensor, closed)
+
+    def _check_affine(self, name: str, tensor: Tensor, slopes: dict[str, Tensor]) -> None:
+        """A gradient that claims to be affine is so along the line through zero."""
+        gradient = getattr(self.penalty, "gradient", None)
+        if gradient is None or not self.penalty.affine:
+            return
+        zero, twice = gradient(name, 0 * tensor), gradient(name, 2 * tensor)
+        for term, slope in slopes.items():
+            if not torch.allclose(zero[term] + twice[term], 2 * slope, rtol=1e-10, atol=1e-12):
+                raise AssertionError(
+                    f"gradient of {term!r} at {name!r} is not affine in it; drop `affine`."
+                )
+
     def differences(self, params: Params, name: str, entry: tuple[str, int], mask: Tensor) -> None:
         """Autograd of one entry of a term against central differences, for one tensor."""
         tensor = params[name]

@@ -55,6 +55,8 @@ class L2(_OfTensors):
     {'l2_center': tensor(4.)}
     """
 
+    affine = True
+
     def __init__(self, center: Any = None):
         self.center = center
 
@@ -119,6 +121,7 @@ class WeightDecay(_OfTensors):
     """
 
     elementwise = True
+    affine = True
     _term = "weight_decay"
 
     def _value(self, tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -122,21 +122,25 @@ class Design:
         """Whether every column can be evaluated on a stack of tensors."""
         return bool(self.parts) and all([part.elementwise for part in self.parts])
 
-    def averaged(self, stacks: Mapping[str, tuple[Tensor, Tensor]]) -> Design:
-        """Means held tensor by tensor, over stacks of weights with their shares."""
+    def averaged(self, stacks: Callable[[str], Iterable[tuple[Tensor, Tensor]]]) -> Design:
+        """Means held tensor by tensor, over stacks of its weights with their shares."""
         designs: Params = {}
         knowns: Params = {}
         masks: Params = {}
-        for name, (stack, shares) in stacks.items():
-            n = len(shares)
-            _, columns, known, smooth, _ = self._piece(name, 0, stack, self._reaching.get(name, []))
-            stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
-            own = torch.tensordot(shares, stacked, ([0], [1]))
-            designs[name] = self._widened(name, own.T)
-            if known is not None:
-                knowns[name] = shares @ known.reshape(n, -1)
-            if smooth is not None:
-                masks[name] = smooth.reshape(n, -1).all(dim=0)
+        for name in self.params:
+            parts, total = self._reaching.get(name, []), torch.zeros(())
+            for stack, shares in stacks(name):
+                n = len(shares)
+                _, columns, known, smooth, _ = self._piece(name, 0, stack, parts)
+                stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
+                total = total + torch.tensordot(shares, stacked, ([0], [1]))
+                if known is not None:
+                    own = shares @ known.reshape(n, -1)
+                    knowns[name] = knowns[name] + own if name in knowns else own
+                if smooth is not None:
+                    mask = smooth.reshape(n, -1).all(dim=0)
+                    masks[name] = masks[name] & mask if name in masks else mask
+            designs[name] = self._widened(name, total.T)
         own_names = (self.term_names, self.leaves, self.known_terms, self.params)
         return Design(*own_names, designs=designs, knowns=knowns, masks=masks)
 

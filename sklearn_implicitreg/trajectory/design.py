@@ -14,17 +14,19 @@ from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.window import Window
 
-_STACKED = 2**24  # numbers of one tensor's iterates that are held at a time
-
 
 def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
     """Mean columns over the iterates of a window, by their numbers of steps."""
     leaves = penalty.leaves(problem.params, problem)
     if not any([is_stochastic(leaf) for leaf in leaves]):
+        if all([leaf.penalty.affine for leaf in leaves]):
+            # The mean of affine gradients is that at the mean iterate.
+            return mean_of(
+                [(Design.at(penalty, at_weights(penalty, problem, window.mean("visited"))), 1.0)]
+            )
         first = Design.at(penalty, problem)
-        n_numbers = len(window.inside) * max([t.numel() for t in problem.params.values()])
-        if first.elementwise and n_numbers <= _STACKED:
-            return first.averaged({name: window.stacked(name) for name in problem.params})
+        if first.elementwise:
+            return first.averaged(window.stacks)
         return mean_of(
             (Design.at(penalty, at_weights(penalty, problem, weights)), n / window.n_steps)
             for weights, n in window.iterates()

@@ -14,6 +14,8 @@ from torch import Tensor
 from sklearn_implicitreg.problem import Indices, Params, Problem
 from sklearn_implicitreg.trajectory.marks import Mark
 
+_STACKED = 2**17  # numbers of one tensor's iterates at a time: they stay in the cache
+
 
 @dataclass(frozen=True)
 class Step:
@@ -108,12 +110,16 @@ class Window:
         # A column that is linear in the weights is as exact there as with a mark at every step.
         return ((part.mean("visited"), part.n_steps) for part in self.parts())
 
-    def stacked(self, name: str) -> tuple[Tensor, Tensor]:
-        """Iterates of one tensor as a stack, and the share of the steps that each stands for."""
-        visited = torch.stack([m.tensor("visited", name) for m in (*self.inside, self.stop)])
-        counts = visited.new_tensor([mark.step for mark in (*self.inside, self.stop)]).diff()
-        stack = visited.diff(dim=0).div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
-        return stack, counts / self.n_steps
+    def stacks(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterates of one tensor in stacks, and the share of the steps that each stands for."""
+        ends = (*self.inside, self.stop)
+        size = max(1, _STACKED // max(1, self.start.tensor("visited", name).numel()))
+        for i in range(0, len(ends) - 1, size):
+            part = ends[i : i + size + 1]
+            visited = torch.stack([mark.tensor("visited", name) for mark in part])
+            counts = visited.new_tensor([mark.step for mark in part]).diff()
+            stack = visited.diff(dim=0).div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
+            yield stack, counts / self.n_steps
 
     def row_weights(
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None

@@ -713,3 +713,17 @@ def test_scopes_by_partial_have_a_name():
     choose = partial(lambda start, name, tensor: name.startswith(start), "fc1")
     both = L2().on(choose) + L2().on("fc2")
     assert list(both.terms(tensors(), None)) == ["l2(on=partial)", "l2(on=fc2)"]
+
+
+def test_a_false_claim_of_an_affine_gradient_is_found():
+    class Cubic(Penalty):
+        affine = True
+
+        def terms(self, params, problem):
+            return {"cubic": sum(t.pow(3).sum() for t in params.values())}
+
+        def gradient(self, name, tensor):
+            return {"cubic": 3 * tensor.square()}
+
+    with pytest.raises(AssertionError, match="'cubic' at 'weight' is not affine in it; drop"):
+        check_penalty(Cubic(), {"weight": torch.linspace(-1, 2, 6, dtype=torch.float64)})

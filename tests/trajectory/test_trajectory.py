@@ -298,12 +298,14 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
 
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("every", [1, 2])
-def test_stacked_iterates(tmp_path, every, on_disk):
+@pytest.mark.parametrize("size", [1, 30, 2**17])
+def test_stacked_iterates(tmp_path, monkeypatch, every, on_disk, size):
+    monkeypatch.setattr("sklearn_implicitreg.trajectory.window._STACKED", size)
     trajectory = recorded(every=every, directory=tmp_path / "marks" if on_disk else None)
     for window in trajectory.windows("epoch"):
         iterates = list(window.iterates())
         for name in trajectory.names:
-            stack, shares = window.stacked(name)
+            stack, shares = map(torch.cat, zip(*window.stacks(name), strict=True))
             assert stack.dtype == shares.dtype == torch.float64
             assert torch.equal(stack, torch.stack([weights[name] for weights, _ in iterates]))
             assert shares.tolist() == [n / window.n_steps for _, n in iterates]

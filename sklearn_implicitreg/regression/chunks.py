@@ -36,8 +36,10 @@ class Chunks(Generic[T]):
             yield from map(self.read, self.starts)
             return
         waiting: deque[Future[T]] = deque()
-        # One chunk is too small to share among threads: each thread has chunks of its own.
+        # One chunk is too small to share among threads: each thread has chunks of its own, and
+        # torch and BLAS keep to one while chunks are read.
         with ThreadPoolExecutor(n_threads) as pool, threadpool_limits(1, "blas"):
+            torch.set_num_threads(1)
             try:
                 for start in self.starts:
                     waiting.append(pool.submit(self.read, start))
@@ -46,6 +48,7 @@ class Chunks(Generic[T]):
                 while waiting:
                     yield waiting.popleft().result()
             finally:
+                torch.set_num_threads(n_threads)
                 for future in waiting:
                     future.cancel()
 

@@ -16,9 +16,8 @@ from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.regression.chunks import Chunks
 
-# Coordinates in one chunk of a tensor: its columns and target stay in the cache, and torch works
-# on them in one thread, so that several chunks can be evaluated at a time.
-_CHUNK = 2**15
+# Coordinates in one chunk of a tensor: its columns and target stay in the cache.
+_CHUNK = 2**17
 
 
 class Piece(NamedTuple):
@@ -29,6 +28,7 @@ class Piece(NamedTuple):
     known: Tensor | None  # (m,)
     smooth: Tensor | None  # (m,); None: everywhere
     instruments: Tensor | None
+    room: Tensor | None = None  # (k + 1, m), the columns and a row for their target
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Design:
 
     def full_pieces(self, name: str) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Start, all columns and smooth coordinates of one tensor, in chunks of one size."""
-        for start, columns, _, smooth, _ in self.pieces(name):
+        for start, columns, _, smooth, *_ in self.pieces(name):
             full = self._widened(name, columns)
             for at in range(0, max(len(full), 1), _CHUNK):
                 rows = slice(at, at + _CHUNK)
@@ -131,7 +131,7 @@ class Design:
             parts, total = self._reaching.get(name, []), torch.zeros(())
             for stack, shares in stacks(name):
                 n = len(shares)
-                _, columns, known, smooth, _ = self._piece(name, 0, stack, parts)
+                _, columns, known, smooth, *_ = self._piece(name, 0, stack, parts)
                 stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
                 total = total + torch.tensordot(shares, stacked, ([0], [1]))
                 if known is not None:
@@ -178,11 +178,11 @@ class Design:
             if kinks is not None and name in part.leaf.names:
                 mask = kinks(name, at).reshape(-1)
                 smooth = mask if smooth is None else smooth & mask
-        if columns:
-            design = torch.stack(columns).T  # column by column, as LAPACK wants it
-        else:
-            design = at.new_zeros((at.numel(), 0))
-        return Piece(start, design, known, smooth, None)
+        # Column by column, as LAPACK wants it.
+        room = at.new_empty((len(columns) + 1, at.numel()))
+        for row, column in zip(room, columns, strict=False):
+            row.copy_(column)
+        return Piece(start, room[:-1].T, known, smooth, None, room)
 
     @cached_property
     def _reaching(self) -> dict[str, list[LeafColumns]]:

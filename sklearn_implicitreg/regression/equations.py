@@ -37,7 +37,7 @@ _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it
 _SMALL = 2**14  # numbers of one tensor's columns that are kept for a second pass
 # Where in the tensor they start and which they are (None: all from there), columns, target and
 # instruments of some equations.
-Block = tuple[tuple[int, Tensor | None], Tensor, Tensor, Tensor | None]
+Block = tuple[tuple[int, Tensor | None], Tensor, Tensor, Tensor | None, Tensor | None]
 _NO_INSTRUMENTS = (
     "a family with random draws along a trajectory, whose coefficients come from instruments: "
     "least squares on its noisy columns is biased; use ImplicitRegularizationEstimator.fit"
@@ -74,7 +74,7 @@ class Place:
         for name in self.problem.params:
             blocks = self._blocks(name)
             if isinstance(blocks, list):
-                (_, design, target, instruments), *_ = blocks
+                (_, design, target, instruments, _), *_ = blocks
                 both = design if instruments is None else torch.cat([instruments, design], dim=1)
                 upper, n = device_r_factor(both, target), len(target)
             else:
@@ -191,18 +191,19 @@ class Place:
 
     def _block(self, name: str, piece: Piece) -> Block:
         """Equations of a piece of a tensor: those at no kink and no bound."""
-        start, columns, known, smooth, instruments = piece
+        start, columns, known, smooth, instruments, room = piece
         stop, free = start + len(columns), self.problem.free.get(name)
         slope = self.gradient.value[name].reshape(-1)[start:stop]
-        target = -slope if known is None else -(slope + known)
+        out = None if room is None else room[-1]
+        target = torch.neg(slope if known is None else slope + known, out=out)
         if free is not None:
             own = free.reshape(-1)[start:stop]
             smooth = own if smooth is None else smooth & own
         if smooth is None or bool(smooth.all()):
-            return (start, None), columns, target, instruments
+            return (start, None), columns, target, instruments, room
         index = torch.nonzero(smooth).reshape(-1)
         instruments = None if instruments is None else instruments[index]
-        return (start, index), columns[index], target[index], instruments
+        return (start, index), columns[index], target[index], instruments, None
 
     def _rows(self, labels: Sequence[str]) -> Iterable[Rows]:
         """The equations of some tensors as arrays."""
@@ -472,17 +473,24 @@ class Equations:
 
 def _as_rows(name: str, block: Block) -> Rows:
     """Some equations of a tensor as arrays."""
-    (start, kept), design, target, _ = block
+    (start, kept), design, target, *_ = block
     places = np.arange(len(target)) if kept is None else kept.cpu().numpy()
     return (name,), start + places, design.cpu().numpy(), target.cpu().numpy()
+
+
+def _side_by_side(block: Block) -> Array:
+    """Columns and target of some equations as the rows of one array."""
+    _, design, target, _, room = block
+    both: Array = (torch.cat([design.T, target[None]]) if room is None else room).numpy()
+    return both
 
 
 def streamed_r_factor(blocks: Chunks[Block], device: torch.device) -> tuple[Array, int]:
     """R factor of a large tensor's equations and their number, on the device where they are."""
     if device.type == "cpu":
-        return summed_r_factor(blocks.then(lambda block: (block[1].numpy(), block[2].numpy())))
+        return summed_r_factor(blocks.then(_side_by_side))
     factors, n = [], 0
-    for _, design, target, _ in blocks:
+    for _, design, target, *_ in blocks:
         factors.append(device_r_factor(design, target))
         n += len(target)
     return merge(factors), n

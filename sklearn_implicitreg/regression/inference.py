@@ -236,18 +236,21 @@ def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
     # sum_j e_j^2 / (1 - h_j)^2 z_j z_j'; NaN where a row has leverage one.
     step = _CHUNK // (len(coef) + 1)
 
+    both = np.vstack([whitener.T, -coef])
+
     def summed(rows: Rows) -> Array:
         design, target = rows[2:]
         meat: Array = np.zeros((whitener.shape[1], whitener.shape[1]))
         for start in range(0, len(target), step):
             # Turned, so that a design stored column by column is read in order.
-            part = design[start : start + step].T
-            residual = target[start : start + step] - coef @ part
-            basis = whitener.T @ part
-            rest = 1.0 - np.einsum("ij,ij->j", basis, basis)
+            turned = both @ design[start : start + step].T
+            basis, residual = turned[:-1], turned[-1]
+            residual += target[start : start + step]
+            rest = np.einsum("ij,ij->j", basis, basis)
+            np.subtract(1.0, rest, out=rest)
             if rest.min(initial=1.0) <= FULL_LEVERAGE:
                 rest[rest <= FULL_LEVERAGE] = np.nan
-            basis *= residual / rest
+            basis *= np.divide(residual, rest, out=rest)
             meat += basis @ basis.T
         return meat
 

@@ -309,26 +309,25 @@ def _widened(columns: Array, support: Sequence[int], wanted: Sequence[int]) -> A
     return full
 
 
-def summed_r_factor(chunks: Chunks[tuple[Array, Array]]) -> tuple[Array, int]:
-    """R factor of equations that come in many chunks of design and target, and their number."""
+def summed_r_factor(chunks: Chunks[Array]) -> tuple[Array, int]:
+    """R factor of many chunks of equations, columns and target as rows, and their number."""
     # Products of columns are summed once the first chunk has made them nearly orthonormal: with
     # B = [design | target] R_1^-1 the sum of B'B is close to a multiple of the identity, so its
     # Cholesky factor times R_1 has the digits of a QR decomposition. Where the first chunk has
     # dependent columns, every chunk is decomposed.
-    design, target = chunks.read(chunks.starts[0])
-    first, n = r_factor(design, target), len(target)
+    both = chunks.read(chunks.starts[0])
+    first, n = r_factor(both[:-1].T, both[-1]), both.shape[1]
     rest = Chunks(chunks.starts[1:], chunks.read)
     inverse = _inverse(first)
     if inverse is None:
-        found = list(rest.then(lambda own: (r_factor(*own), len(own[1]))))
+        found = list(rest.then(lambda own: (r_factor(own[:-1].T, own[-1]), own.shape[1])))
         return merge([first, *(upper for upper, _ in found)]), n + sum(m for _, m in found)
     turned = inverse.T
 
-    def products(chunk: tuple[Array, Array]) -> tuple[Array, int]:
+    def products(both: Array) -> tuple[Array, int]:
         with np.errstate(invalid="ignore", over="ignore"):
-            # Row by row of the transposed block, as the columns are stored.
-            block = turned @ np.concatenate([chunk[0].T, chunk[1][None]])
-            return block @ block.T, len(chunk[1])
+            block = turned @ both
+            return block @ block.T, both.shape[1]
 
     sums = np.eye(len(first))
     for own, m in rest.then(products):

@@ -13,7 +13,8 @@ from sklearn_implicitreg.regression.system import r_factor, summed_r_factor
 
 def chunks(design, target, size):
     starts = range(0, len(target), size)
-    return Chunks(starts, lambda i: (design[i : i + size], target[i : i + size]))
+    both = np.column_stack([design, target]).T
+    return Chunks(starts, lambda i: both[:, i : i + size])
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e9], ids=str)
@@ -59,8 +60,10 @@ def test_chunks_come_in_their_order_and_errors_reach_the_reader():
         return i
 
     reader = Chunks(range(50), fail)
+    n_threads = torch.get_num_threads()
     with pytest.raises(ValueError, match="seven"):
         list(reader)
+    assert torch.get_num_threads() == n_threads
 
 
 @pytest.mark.parametrize("covariance", ["hc3", "ols"])

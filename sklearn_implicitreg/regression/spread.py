@@ -16,6 +16,7 @@ from sklearn_implicitreg.regression.system import Array
 # For each block of rows its weight, and the products (k,) of the columns with its mean gradient.
 Spread = list[tuple[float, Array]]
 _Columns = tuple[str, int, Tensor]  # of which tensor, from which coordinate on, (m, k)
+_TOGETHER = 8  # blocks whose products are taken at a time
 _HELD = 2**24  # numbers in the columns that are kept for all blocks
 
 
@@ -26,14 +27,29 @@ def observed(
     seen: list[Spread] = [[] for _ in designs]
     ends = list(itertools.accumulate(len(design.term_names) for design in designs))
 
+    n = sum(tensor.numel() for tensor in problem.params.values())
+    # Columns are read once for several blocks, as many as there is room for.
+    together = max(1, min(_TOGETHER, _HELD // max(n, 1)))
+
     def passed() -> Iterator[BlockGradient]:
-        held = _held(problem, designs, ends[-1])
+        held = list(_pieces(problem, designs)) if n * ends[-1] <= _HELD else []
+        waiting: list[BlockGradient] = []
+
+        def measure() -> None:
+            products = _products(held or _pieces(problem, designs), waiting)
+            for block, own in zip(waiting, products.T, strict=True):
+                for part, spread in zip(np.split(own / block.weight, ends[:-1]), seen, strict=True):
+                    spread.append((block.weight, part))
+            waiting.clear()
+
         for block in blocks:
-            products = _products(held or _pieces(problem, designs), block) / block.weight
-            for own, spread in zip(np.split(products, ends[:-1]), seen, strict=True):
-                spread.append((block.weight, own))
+            waiting.append(block)
+            if len(waiting) == together:
+                measure()
             yield block
             del block  # freed before the next is made
+        if waiting:
+            measure()
 
     return passed(), seen
 
@@ -49,19 +65,15 @@ def noise_of_mean(seen: Spread, whitener: Array) -> float:
     return trace / float(weights.sum())
 
 
-def _products(pieces: Iterable[_Columns], block: BlockGradient) -> Array:
-    """Products of all columns with the gradient of a block of rows."""
+def _products(pieces: Iterable[_Columns], blocks: Sequence[BlockGradient]) -> Array:
+    """Products of all columns with the gradients of some blocks of rows, (K, blocks)."""
     total: Tensor | float = 0.0
     for name, start, columns in pieces:
-        slope = block.sums[name].reshape(-1)[start : start + len(columns)]
-        total = total + (columns.T @ slope.double()).cpu()
+        slopes = columns.new_empty((len(blocks), len(columns)))
+        for slope, block in zip(slopes, blocks, strict=True):
+            slope.copy_(block.sums[name].reshape(-1)[start : start + len(columns)])
+        total = total + (slopes @ columns).T.cpu()
     return np.asarray(total)
-
-
-def _held(problem: Problem, designs: Sequence[Design], width: int) -> list[_Columns]:
-    """All columns where they are few enough to be kept for all blocks; else none."""
-    n = sum(tensor.numel() for tensor in problem.params.values())
-    return list(_pieces(problem, designs)) if n * width <= _HELD else []
 
 
 def _pieces(problem: Problem, designs: Sequence[Design]) -> Iterator[_Columns]:

@@ -26,10 +26,9 @@ _IDX = {
 def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: bool = True) -> Bunch:
     """Handwritten digits of LeCun, Cortes and Burges.
 
-    Looked for as ``mnist.npz`` (arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``) or as the
-    four original idx files (plain or gzipped): in ``data_home``, in the folder or file that the
-    environment variable ``SKLEARN_IMPLICITREG_DATA`` names, and in scikit-learn's data folder;
-    else fetched from OpenML and kept in that folder.
+    Looked for as ``mnist.npz`` or as the four original idx files (plain or gzipped): in
+    ``data_home``, at the place that the environment variable ``SKLEARN_IMPLICITREG_DATA`` names,
+    and in scikit-learn's data folder; else fetched from OpenML and kept in that folder.
 
     Parameters
     ----------

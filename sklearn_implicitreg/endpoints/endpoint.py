@@ -33,9 +33,8 @@ class Endpoint:
     sample_weight : array-like of shape (n,), default=None
         The weights that the model was trained with.
     rows : array-like of int or bool, default=None
-        Numbers of the rows of X, y and sample_weight that the model was trained on, each as
-        often as it was used, or a mask; None for all. Resamples can so share one X; the fitted
-        estimator holds a copy of the rows of each.
+        Numbers of the rows that the model was trained on, each as often as it was used, or a
+        mask; None for all. Resamples can so share one X.
 
     Attributes
     ----------
@@ -53,10 +52,9 @@ class Endpoint:
 
     Notes
     -----
-    Endpoints that hold the same X and y (the same objects) count as resamples if their rows or
-    weights differ and some row is in two of them; if neither differs, as several models on one
-    data set. All others count as independent data sets. The standard errors are the spread of
-    the resamples, absent for one data set, and the delete-one-endpoint jackknife for several.
+    Endpoints with the same X and y (the same objects) count as resamples if their rows or weights
+    differ and some row is in two of them, else as one data set; all others as independent. The
+    standard errors are the spread of resamples, absent for one data set, else the jackknife.
 
     Examples
     --------

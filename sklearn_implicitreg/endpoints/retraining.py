@@ -48,8 +48,8 @@ def endpoints(  # noqa: PLR0913
     estimator : scikit-learn or skorch estimator
         Cloned and trained for every endpoint; a ``random_state`` that is no integer is drawn.
     X : array-like, sparse matrix, DataFrame, dict of arrays, sequence of these, or callable
-        With ``bootstrap`` the rows that are resampled. Without it a sequence of data sets, or
-        a function of a ``RandomState`` that returns a new ``(X, y)``.
+        Rows to resample; without ``bootstrap`` a sequence of data sets, or a function of a
+        ``RandomState`` that returns a new ``(X, y)``.
     y : array-like, sequence of these or None
         Targets; a sequence where X is one, None where it is a callable.
     n_endpoints : int
@@ -57,9 +57,8 @@ def endpoints(  # noqa: PLR0913
     bootstrap : bool, default=True
         Draw n of the n rows with replacement. The first endpoint has every row once.
     weights : array-like of shape (n,), default=None
-        Probabilities by which rows are drawn, above zero, up to a factor. The endpoints are then
-        trained with importance weights ``c / probability``, so that all rows count alike and the
-        total weight of every endpoint is that of all rows.
+        Probabilities by which rows are drawn, up to a factor; the trainings then have importance
+        weights ``c / probability``, so that all rows count alike and the total weight stays.
     sample_weight : array-like of shape (n,), or sequence of these, default=None
         Weights of the rows.
     n_jobs : int or None, default=None
@@ -83,8 +82,7 @@ def endpoints(  # noqa: PLR0913
     Warns
     -----
     FitFailedWarning
-        If trainings failed or gave coefficients that are not finite, or have other classes or
-        shapes than the first, such as resamples without a rare class. These are left out.
+        If trainings are left out: they failed, are not finite, or miss classes of the first.
 
     See Also
     --------

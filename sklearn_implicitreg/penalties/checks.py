@@ -24,31 +24,27 @@ def check_penalty(
 ) -> None:
     """Check that a penalty keeps the contract of :class:`Penalty`.
 
-    Terms are named finite scalars or vectors, whether or not the parameters require gradients; a
-    clone and a pickled copy have the same terms; no global random generator is used; a
-    closed-form ``gradient`` equals automatic differentiation to 1e-10, also on a piece of a tensor
-    where ``elementwise`` is set; autograd equals central differences to 1e-6 where the penalty
-    says that it is smooth. What ``rows`` returns for a row does not depend on the other rows.
+    Terms are named finite scalars or vectors; a clone and a pickled copy have the same; no global
+    random generator is used; a closed-form ``gradient`` equals autograd to 1e-10, on pieces too
+    where ``elementwise`` is set; autograd equals central differences to 1e-6 where the penalty is
+    smooth. What ``rows`` returns for a row does not depend on the other rows.
 
     Parameters
     ----------
     penalty : Penalty
         What is checked.
     params : dict of str to Tensor, default=None
-        Where it is checked, in float64; by default at the problem's parameters, without one at
-        two random tensors, of shapes (3, 4) and (3,).
+        Where it is checked; by default at the problem's parameters, or at two random tensors.
     problem : Problem or RowBatch, default=None
-        Model and data in float64, for a penalty that looks at them: ``RowBatch.of(module, X, y)``
-        makes one. By default a penalty on rows is checked on a small net with layers "0", "1",
-        "2", and two outputs.
+        Model and data in float64, such as ``RowBatch.of(module, X, y)``; by default a penalty on
+        rows is checked on a small net with layers "0", "1", "2", and two outputs.
 
     Raises
     ------
     TypeError, ValueError
         If terms are of the wrong kind, or the problem is not in float64.
     AssertionError
-        If a gradient is wrong, cloning or pickling changes the terms, a global generator is used,
-        or rows depend on each other.
+        If one of the above does not hold.
 
     Examples
     --------
@@ -144,7 +140,6 @@ class _Check:
                     f"gradient of {term!r} on a piece of {name!r} is not the piece of the "
                     "gradient; drop `elementwise`."
                 )
-
         self._check_affine(name, tensor, closed)
 
     def _check_affine(self, name: str, tensor: Tensor, slopes: dict[str, Tensor]) -> None:

@@ -36,16 +36,14 @@ class EarlyStopping(Structured):
     """The penalty that gradient descent from zero leaves after an unknown number of steps.
 
     For a quadratic loss with Hessian ``2 S = 2 V diag(s) V'`` it is ``theta' Lambda_t theta``
-    with ``Lambda_t = V diag(s / ((1 - 2 lr s)^-t - 1)) V'``. ``coef_[0]`` is t: the number of
-    gradient steps that the fit is worth, whatever it was trained by. Parameters out of scope,
-    such as an intercept, are profiled out of the Hessian. It needs the endpoints' problems, with
-    a quadratic loss, and endpoints away from zero; without a finite best t ``coef_`` is inf.
+    with ``Lambda_t = V diag(s / ((1 - 2 lr s)^-t - 1)) V'``. ``coef_[0]`` is t, the number of steps
+    that the fit is worth; inf without a finite best t. Parameters out of scope, such as an
+    intercept, are profiled out of the Hessian. The endpoints must be away from zero.
 
     Parameters
     ----------
     lr : float, optional
-        Step size that multiplies the gradient of the mean loss. By default the flow
-        (``lr -> 0``): the unknown is then the time ``lr * t``, the only product identified.
+        Step size on the mean loss; by default the flow, whose unknown is the time ``lr * t``.
     shared : bool, default=True
         One number for all endpoints; otherwise one each.
 
@@ -55,10 +53,9 @@ class EarlyStopping(Structured):
 
     Notes
     -----
-    The interval is on the scale of log t. With four or more endpoints that share their t it comes
-    from leaving out one at a time if they are of independent data sets, and from the standard
-    deviation of their single answers if they are resamples. Otherwise it comes from the misfit:
-    how far the equations are from any t.
+    The interval is on the scale of log t: of four or more endpoints that share their t by leaving
+    out one at a time, for resamples by the standard deviation of their single answers; otherwise
+    by the misfit, how far the equations are from any t.
 
     References
     ----------

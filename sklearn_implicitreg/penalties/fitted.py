@@ -21,8 +21,7 @@ Coefficients = tuple[tuple[Leaf, tuple[float, ...]], ...]
 class FittedPenalty:
     """``R(theta) = sum_k coef_k * R_k(theta)`` with estimated coefficients.
 
-    Add it to the mean loss of a training loop to state openly what the trained model
-    behaved as if it had been trained with.
+    Add it to the mean loss of a training loop to state the penalty openly.
 
     Parameters
     ----------
@@ -63,8 +62,8 @@ class FittedPenalty:
     ) -> Tensor:
         """Value at a module or at a dict of parameters, differentiable with respect to both.
 
-        Penalties on rows of data need X, some also y: their value is the mean over these rows,
-        such as those of a mini-batch. They run the module once more, in the mode it is in.
+        Penalties on rows need X, some also y: their value is the mean over these rows, of the
+        module in the mode it is in.
 
         Parameters
         ----------

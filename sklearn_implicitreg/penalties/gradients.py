@@ -112,18 +112,16 @@ class GradientNorm(OfGradient):
 class BatchGradientNorm(OfGradient):
     """Mean squared norm of mini-batch gradients, ``R = mean_k |g_k - g|^2`` or ``mean_k |g_k|^2``.
 
-    Over whole shuffled epochs, plain SGD with step size ``lr`` follows the gradient flow of
-    ``L + lr / 4 * mean_k |g_k|^2`` [1]_: take ``centered=False`` with the reference "flow", and
-    ``centered=True`` with the reference "gradient". Momentum multiplies the coefficient by
-    :func:`sklearn_implicitreg.trajectory.minibatch_factor`.
+    Over whole shuffled epochs, plain SGD follows the gradient flow of ``L + lr / 4 * mean_k
+    |g_k|^2`` [1]_: take ``centered=False`` with the reference "flow", else ``True``. Momentum
+    multiplies the coefficient by :func:`sklearn_implicitreg.trajectory.minibatch_factor`.
 
     Parameters
     ----------
     batch_size : int, default=None
         Rows in a batch of random partitions, where the batches themselves are not known.
     centered : bool, default=True
-        Whether g, the mean of the batch gradients, is subtracted: the gradient on all rows, where
-        batches are of equal size.
+        Whether g, the mean of the batch gradients, is subtracted.
     batches : list of array-like of int, default=None
         Row numbers of the batches; by default those of the trajectory's window, if known.
     n_partitions : int, default=1

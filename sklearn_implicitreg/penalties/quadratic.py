@@ -64,26 +64,20 @@ class Diagonal(Structured):
 class Quadratic(Structured):
     """``R = theta' Q theta`` with a full symmetric Q, from one or many endpoints.
 
-    ``coef_`` is the upper triangular matrix row by row; the matrix is ``penalty_.matrix_``. As many
-    independent endpoints as parameters determine it; with m fewer the equations determine
-    ``m p - m (m - 1) / 2`` of the ``p (p + 1) / 2`` numbers, and the answer is the one of
-    minimum Frobenius norm.
+    ``coef_`` is the upper triangle of ``penalty_.matrix_`` row by row. With m < p independent
+    endpoints ``m p - m (m - 1) / 2`` of the ``p (p + 1) / 2`` numbers are determined, and the
+    answer is the one of minimum Frobenius norm.
 
     Parameters
     ----------
     psd : bool, default=False
-        Minimize over positive semi-definite matrices. What the endpoints leave open is then
-        the smallest that keeps it semi-definite.
+        Minimize over positive semi-definite matrices, of which the smallest is taken.
     shrinkage : {None, "identity"} or float, default=None
-        ``"identity"`` shrinks towards the best multiple of the identity, each entry by how
-        well the endpoints determine it against the spread of what is left over: for endpoints
-        that differ by resampling one data set, of whose n rows at most n/p count as independent.
-        Endpoints that one matrix fits exactly are not shrunk. It helps a matrix that is near
-        such a multiple, and can cost one that is far from it. A float between 0 and 1 is the
-        weight of that multiple. With ``psd`` the multiple is not negative.
+        ``"identity"`` shrinks towards the best multiple of the identity (with ``psd`` one that is
+        not negative), each entry by how well the endpoints determine it against the spread of
+        what is left over, for resamples of one data set; a float from 0 to 1 is its weight.
     normalize : bool, default=False
-        Divide the equations of each endpoint by the norm of its parameters: for endpoints of
-        different size whose matrices differ somewhat, so that all count alike.
+        Divide each endpoint's equations by the norm of its parameters, so that all count alike.
 
     See Also
     --------
@@ -144,7 +138,6 @@ class Quadratic(Structured):
         )
 
     def _check(self) -> None:
-        """Raise ValueError if shrinkage is not one of its values."""
         value = self.shrinkage
         if value is None or value == "identity":
             return

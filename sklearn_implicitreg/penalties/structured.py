@@ -158,9 +158,7 @@ class Structured(BaseEstimator, ABC):
 
     See Also
     --------
-    sklearn_implicitreg.penalties.Quadratic : A full symmetric matrix.
-    sklearn_implicitreg.penalties.Diagonal : One coefficient per parameter.
-    sklearn_implicitreg.penalties.EarlyStopping : The number of gradient steps.
+    sklearn_implicitreg.penalties.STRUCTURED : The families by name.
     """
 
     def solve(
@@ -177,8 +175,7 @@ class Structured(BaseEstimator, ABC):
         Parameters
         ----------
         thetas : ndarray of shape (p, M)
-            Parameters in scope of each endpoint, flattened and concatenated in the order of
-            ``problem.params``.
+            Parameters of each endpoint, flattened in the order of ``problem.params``.
         targets : ndarray of shape (p, M)
             Minus the gradients of the mean loss there.
         problems : sequence of M Problem, optional
@@ -195,8 +192,7 @@ class Structured(BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            If the arrays are not finite or do not have the same shape, or the family cannot be
-            solved from these problems.
+            If the arrays are not finite or not of one shape, or the problems do not do.
         """
         thetas, targets = np.asarray(thetas, dtype=float), np.asarray(targets, dtype=float)
         shapes = _checked_shapes(thetas, targets, problems)

@@ -23,10 +23,8 @@ class GradientMatchDisplay:
 
     Parameters
     ----------
-    target : array-like of shape (m,)
-        Minus the gradient of the loss.
-    fitted : array-like of shape (m,)
-        Gradient of the fitted penalty.
+    target, fitted : array-like of shape (m,)
+        Minus the gradient of the loss, and the gradient of the fitted penalty.
     groups : array-like of shape (m,)
         Tensor of every equation.
     r2 : float
@@ -36,14 +34,10 @@ class GradientMatchDisplay:
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
+    ax_, figure_ : matplotlib Axes and Figure
         Where it was drawn.
-    figure_ : matplotlib Figure
-        The figure of ``ax_``.
-    scatters_ : list of PathCollection
-        One per tensor.
-    line_ : matplotlib Line2D
-        The diagonal.
+    scatters_, line_ : list of PathCollection, Line2D
+        One per tensor, and the diagonal.
 
     See Also
     --------

@@ -29,27 +29,21 @@ class LinearModel(BaseEstimator):
         Trained coefficients, one row per output or class. The index of a Series names the
         features.
     intercept : float, array-like of shape (K,) or None, default=None
-        Trained intercept; None if the model has none. Give an intercept that was trained even
-        if it is zero: it is profiled out of the Hessian.
+        Trained intercept, even a zero: it is profiled out of the Hessian. None if there is none.
     loss : str, nn loss or callable(output, target), default="squared_error"
         The loss of the training, by the names that ``loss=`` of the estimators takes for linear
         models; ``"poisson"`` and ``"gamma"`` are half-deviances with a log link.
     classes : array-like of shape (n_classes,), default=None
-        Labels, in the order of the rows of ``coef``. By default 0, 1, ... for the losses of
-        classifiers, and no classes for other losses.
+        Labels in the order of the rows of ``coef``; by default 0, 1, ... of a classifier's loss.
 
     Attributes
     ----------
-    coef_ : ndarray of shape (p,) or (K, p)
-        As given.
-    intercept_ : float or ndarray of shape (K,)
-        As given; 0.0 if the model has none.
+    coef_, intercept_ : ndarray of shape (p,) or (K, p), float or ndarray of shape (K,)
+        As given; the intercept is 0.0 if the model has none.
     classes_ : ndarray of shape (n_classes,)
         Labels of a classifier.
-    n_features_in_ : int
-        Number of features.
-    feature_names_in_ : ndarray of shape (p,)
-        Names of the features, where ``coef`` has them.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (p,)
+        Number of features, and their names where ``coef`` has them.
 
     Examples
     --------

@@ -178,14 +178,12 @@ class RowBatch:
         Returns
         -------
         activation : Tensor of shape (n, ...)
-            The first tensor where there are several. The calls of a layer that was called more
-            than once are flattened and joined along the second axis.
+            The first of several tensors; several calls flattened and joined on the second axis.
 
         Raises
         ------
         ValueError
-            If there is no such layer, it was not called, its rows are not on the first axis, or
-            a later operation changed the tensor in place.
+            If the layer is not there or not called, or its rows are not as computed.
         """
         layers = self.model.layers
         if name not in layers:
@@ -215,11 +213,7 @@ class RowBatch:
 
     @property
     def rng(self) -> np.random.Generator:
-        """NumPy generator, carried from block to block; every pass over the rows draws the same.
-
-        In a training loop each call of the penalty draws other numbers, seeded by torch's
-        generator.
-        """
+        """NumPy generator, the same in every pass; in a training loop seeded by torch's."""
         if self._rng is None:
             self._rng = int(torch.randint(2**63 - 1, ()))
         self._rng = np.random.default_rng(self._rng)  # a generator stays itself

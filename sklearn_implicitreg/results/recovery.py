@@ -41,17 +41,12 @@ class Arm:
     ----------
     coef : ndarray of shape (p,)
         The parameters in scope, flattened and joined.
-    loss : float
-        Mean loss L, in the library's units.
-    penalty : float
-        Estimated penalty R at these weights.
-    distance : float
-        ``|coef - model| / |model|``.
-    cosine : float
-        Of the angle between the two.
+    loss, penalty : float
+        Mean loss L, in the library's units, and estimated penalty R at these weights.
+    distance, cosine : float
+        ``|coef - model| / |model|``, and that of the angle between the two.
     prediction : float
-        Root mean square difference in predictions (decision values for classifiers); several
-        outputs as the loss takes them, in a refit their sum.
+        Root mean square difference in predictions, or decision values; outputs added up.
     """
 
     coef: Array
@@ -68,25 +63,20 @@ class Recovery:
 
     Attributes
     ----------
-    model : Arm
-        The trained model.
-    recovered : Arm
-        Where L + R is stationary, or what a retrained estimator with this penalty has.
-    ablated : Arm
-        The same with R = 0; of several least-squares solutions the shortest.
+    model, recovered, ablated : Arm
+        The trained model; where L + R is stationary, or a retrained estimator; the same with
+        R = 0, of several least-squares solutions the shortest.
     index : MultiIndex of length p
         Tensor and coordinate of every weight.
     notes : tuple of str
         Sentences for the reader.
     method : {"closed form", "refit"}
         How the arms were made.
-    is_minimizer : bool or None
-        Whether the recovered weights minimize L + R, whose Hessian then has no negative
-        eigenvalue, or only solve the linear equations. None after a refit, which minimizes.
-    is_unique : bool or None
-        Whether they are its only stationary point: no eigenvalue is zero. None after a refit.
+    is_minimizer, is_unique : bool or None
+        Whether the recovered weights minimize L + R, or only solve the linear equations, and are
+        its only stationary point. None after a refit, which minimizes.
     smallest_eigenvalue : float
-        Smallest eigenvalue of that Hessian; NaN after a refit.
+        Of the Hessian of L + R; NaN after a refit.
     """
 
     model: Arm
@@ -286,7 +276,6 @@ def _refitted(
         )
 
     def weakened(share: float) -> Arm:
-        """Arm with a share of the penalty."""
         leaves = tuple((leaf, tuple(share * c for c in own)) for leaf, own in penalty.leaves)
         part = replace(penalty, leaves=leaves)
         scaled = {term: share * c for term, c in coef.items()}

@@ -73,8 +73,7 @@ def input_noise(sigma: float) -> float:
 
     References
     ----------
-    Bishop (1995), *Training with noise is equivalent to Tikhonov regularization*, Neural
-    Computation 7.
+    Bishop (1995), *Training with noise is equivalent to Tikhonov regularization*.
 
     Examples
     --------

@@ -34,14 +34,11 @@ class SpectralFilter:
     name : str
         The procedure with its arguments.
     response : callable
-        Takes ``s``, for a filter that depends on the data also ``V' X'y/n``, and returns ``1 - f``
-        and ``f / s``, each without cancellation.
+        Takes ``s``, with ``needs_y`` also ``V' X'y/n``; returns ``1 - f`` and ``f / s``.
     limit : float
         Eigenvalue from which on the procedure diverges.
-    needs_y : bool
-        Whether f depends on y; the procedure is then not linear in y.
-    drops : bool
-        Whether ``f = 0`` means a direction in which the weights are held at the start.
+    needs_y, drops : bool
+        Whether f depends on y; whether ``f = 0`` holds the weights at the start.
 
     See Also
     --------
@@ -94,9 +91,6 @@ class SpectralFilter:
 
     def penalty(self, s: npt.ArrayLike) -> Array:
         """Eigenvalues ``s (1 - f) / f`` of the implied penalty; ``1 / f'(0)`` at zero.
-
-        Along a direction of curvature ``2 s`` it is the strength of the penalty
-        ``lambda |theta - theta_0|^2`` to which the procedure is equivalent.
 
         Parameters
         ----------

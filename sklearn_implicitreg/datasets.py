@@ -40,8 +40,7 @@ def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: boo
     Returns
     -------
     mnist : Bunch
-        ``data`` of shape (60000, 784) and ``test_data`` of shape (10000, 784), uint8;
-        ``target`` and ``test_target``, int64.
+        ``data``, ``test_data`` of shapes (60000, 784), (10000, 784); ``target``, ``test_target``.
 
     Raises
     ------

@@ -35,8 +35,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     """Coefficients of the penalty that a trained model behaves as if it had been trained with.
 
     Training ends where ``grad L + sum_k coef_k grad R_k = 0``: L is the mean data term, R_k the
-    penalties of a family. The coefficients are the least-squares solution of these equations,
-    one per trained parameter.
+    penalties of a family. The coefficients are the least-squares solution of these equations.
 
     Parameters
     ----------
@@ -93,17 +92,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     term_names_ : list of str
         Names of the terms, ``"l2[fc1]"`` for a grouped one.
     std_err_, pvalues_ : ndarray of shape (k,)
-        Standard errors and two-sided p-values, over equations. They, ``vif_`` and
-        ``condition_number_`` are None for a structured family.
+        Standard errors and two-sided p-values, over equations; None for a structured family.
     conf_int_ : ndarray of shape (k, 2)
         Confidence intervals; None where a structured family has none.
     r2_ : float
         Uncentered share of the gradient that the penalty explains; see :meth:`score`.
     cosine_ : ndarray of shape (k,)
-        Cosine of each term's gradient with minus the loss gradient; of a structured family
-        that of the whole fitted gradient, of shape (1,).
+        Of each term's (a structured family's: the fitted) gradient with minus that of the loss.
     condition_number_, vif_ : float, ndarray of shape (k,)
-        Of the columns scaled to unit norm, and uncentered variance inflation factors.
+        Of the columns scaled to unit norm, and uncentered variance inflation factors, or None.
     n_equations_ : int
         Rows of the regression.
     aic_, bic_ : float
@@ -125,8 +122,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     See Also
     --------
     ImplicitRegularizationCV : Chooses among families in one gradient pass.
-    endpoints : Retrains an estimator on resamples or new data.
-    equations : The regression as a DataFrame.
+    endpoints, equations : Retrains an estimator; the regression as a DataFrame.
 
     References
     ----------

@@ -28,8 +28,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
 
     Families are compared, from one pass over the data, by ``R2 - (1/99) tr(P S) / (n |g|^2)``: P
     projects on the family's columns, S is the covariance of the row gradients. It is the mean of
-    :meth:`ImplicitRegularizationEstimator.score` with one row in a hundred left out, so larger
-    families do not win by fitting noise.
+    :meth:`ImplicitRegularizationEstimator.score` with one row in a hundred left out.
 
     Parameters
     ----------
@@ -49,9 +48,8 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     best_score_, best_estimator_ : float, ImplicitRegularizationEstimator
         Its criterion, or its mean score over folds; fitted with it.
     cv_results_ : dict of str to list or ndarray
-        ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion),
-        ``rank_test_score``, ``r2`` and ``n_terms``; with ``cv`` ``name`` and those of
-        ``GridSearchCV``.
+        ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion), its rank,
+        ``r2`` and ``n_terms``; with ``cv`` ``name`` and those of ``GridSearchCV``.
     coef_, term_names_, std_err_, conf_int_, pvalues_, r2_, cosine_, condition_number_, vif_, \
             n_equations_, verdict_, penalty_
         As in :class:`ImplicitRegularizationEstimator`, for the best family.
@@ -212,8 +210,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     """Index of the family with the fewest coefficients within one standard error of the best.
 
-    Pass it as ``GridSearchCV(..., refit=simplest_within_one_se)`` where families are nested:
-    one that contains the true one ties with it.
+    Pass it as ``GridSearchCV(..., refit=simplest_within_one_se)`` where families are nested.
 
     Parameters
     ----------

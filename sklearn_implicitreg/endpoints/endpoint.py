@@ -33,8 +33,7 @@ class Endpoint:
     sample_weight : array-like of shape (n,), default=None
         The weights that the model was trained with.
     rows : array-like of int or bool, default=None
-        Numbers of the rows that the model was trained on, each as often as it was used, or a
-        mask; None for all. Resamples can so share one X.
+        Numbers of the rows that were trained on, as often as they were used, or a mask.
 
     Attributes
     ----------

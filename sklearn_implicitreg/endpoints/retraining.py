@@ -48,8 +48,7 @@ def endpoints(  # noqa: PLR0913
     estimator : scikit-learn or skorch estimator
         Cloned and trained for every endpoint; a ``random_state`` that is no integer is drawn.
     X : array-like, sparse matrix, DataFrame, dict of arrays, sequence of these, or callable
-        Rows to resample; without ``bootstrap`` a sequence of data sets, or a function of a
-        ``RandomState`` that returns a new ``(X, y)``.
+        Rows to resample; else data sets, or a function of a ``RandomState`` that returns (X, y).
     y : array-like, sequence of these or None
         Targets; a sequence where X is one, None where it is a callable.
     n_endpoints : int
@@ -76,8 +75,7 @@ def endpoints(  # noqa: PLR0913
     Raises
     ------
     ValueError, TypeError
-        If the data do not match, the estimator cannot be cloned or does not take the weights,
-        or all trainings failed.
+        If the data or the estimator do not fit, or all trainings failed.
 
     Warns
     -----

@@ -40,8 +40,7 @@ class Leaf:
 class Penalty(BaseEstimator):
     """A family of penalties ``R = sum_k coef_k * R_k(theta)`` with unknown coefficients.
 
-    A family is one class with one method: :meth:`terms`, of the parameters, or :meth:`rows`, of
-    the parameters and the data, whose mean over rows is R.
+    A family is a class with :meth:`terms`, of the parameters, or :meth:`rows`, whose mean is R.
 
     Optional: ``gradient(name, tensor)``, the gradients of the terms with respect to one tensor, of
     penalties that are sums over tensors; ``smooth(name, tensor)``, a mask of the coordinates at

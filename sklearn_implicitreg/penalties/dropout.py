@@ -26,8 +26,7 @@ class Dropout(OfGradient):
     Parameters
     ----------
     q : float, default=None
-        Rate of all dropout layers (recurrent or attention layers too, where theirs is above
-        zero), at least 0 and below 1; None takes each layer's own.
+        Rate of all layers that have one above zero or are dropout layers; None takes their own.
     n_draws : int, default=10
         Passes over the rows that are averaged; on a trajectory twice in every window.
     random_state : int, default=0

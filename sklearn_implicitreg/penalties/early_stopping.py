@@ -54,13 +54,11 @@ class EarlyStopping(Structured):
     Notes
     -----
     The interval is on the scale of log t: of four or more endpoints that share their t by leaving
-    out one at a time, for resamples by the standard deviation of their single answers; otherwise
-    by the misfit, how far the equations are from any t.
+    out one at a time, for resamples by the spread of their answers; otherwise by the misfit.
 
     References
     ----------
-    Ali, Kolter and Tibshirani (2019), *A continuous-time view of early stopping for least squares
-    regression*, AISTATS. Their step size, on half of the loss, is ``2 lr``.
+    Ali, Kolter and Tibshirani (2019), AISTATS; their step size, on half of the loss, is ``2 lr``.
 
     Examples
     --------

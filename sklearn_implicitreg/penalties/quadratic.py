@@ -24,9 +24,8 @@ _UNSHRUNK = 1e-8  # share of the way to the multiple that is not worth a note
 class Diagonal(Structured):
     """``R = sum_j q_j theta_j^2``: one coefficient per parameter, in closed form.
 
-    One endpoint gives ``q_j = -grad_j / (2 theta_j)``, several the least-squares value per
-    coordinate. A coordinate that is zero at every endpoint has no equation: its coefficient
-    is 0 and the summary lists it as not determined.
+    One endpoint gives ``q_j = -grad_j / (2 theta_j)``, several the least-squares value. One that
+    is zero at every endpoint has no equation: its coefficient is 0, not determined.
 
     Examples
     --------
@@ -65,8 +64,7 @@ class Quadratic(Structured):
     """``R = theta' Q theta`` with a full symmetric Q, from one or many endpoints.
 
     ``coef_`` is the upper triangle of ``penalty_.matrix_`` row by row. With m < p independent
-    endpoints ``m p - m (m - 1) / 2`` of the ``p (p + 1) / 2`` numbers are determined, and the
-    answer is the one of minimum Frobenius norm.
+    endpoints they determine ``m p - m (m - 1) / 2`` numbers; the answer has minimum Frobenius norm.
 
     Parameters
     ----------

@@ -153,8 +153,7 @@ class Endpoints:
 class Structured(BaseEstimator, ABC):
     """A family that is solved as a whole, from the endpoints themselves.
 
-    It has no terms and no columns: a matrix with p(p + 1)/2 unknowns would need as many.
-    It cannot be joined with other families.
+    It has no terms and no columns, and cannot be joined with other families.
 
     See Also
     --------

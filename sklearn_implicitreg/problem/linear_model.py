@@ -20,14 +20,12 @@ _LOG_LINK = {"gamma", "poisson", "poisson_nll"}
 class LinearModel(BaseEstimator):
     """A coefficient vector as a trained model: ``X coef' + intercept`` with a loss.
 
-    For coefficients from your own solver, a checkpoint of a trajectory, a published table.
-    Nothing is trained: ``fit`` returns the model as it is.
+    For coefficients from a solver, a checkpoint or a table; ``fit`` does nothing.
 
     Parameters
     ----------
     coef : array-like of shape (p,) or (K, p)
-        Trained coefficients, one row per output or class. The index of a Series names the
-        features.
+        Trained coefficients, a row per output or class; the index of a Series names the features.
     intercept : float, array-like of shape (K,) or None, default=None
         Trained intercept, even a zero: it is profiled out of the Hessian. None if there is none.
     loss : str, nn loss or callable(output, target), default="squared_error"

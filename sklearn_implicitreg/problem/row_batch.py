@@ -26,8 +26,7 @@ from sklearn_implicitreg.problem.vectors import Params
 class RowBatch:
     """A block of rows and the model's outputs on it, differentiable in the parameters.
 
-    ``Penalty.rows`` receives one for every block. :meth:`of` makes one from a module and rows,
-    to try a penalty on.
+    ``Penalty.rows`` receives one for every block; :meth:`of` makes one from a module and rows.
 
     Attributes
     ----------

@@ -63,8 +63,7 @@ def trajectory_bound(  # noqa: PLR0913
 
     References
     ----------
-    Rudoler, Tan, Hooker, Kording (2026), Theorem 3; Freedman (1975), On tail probabilities for
-    martingales.
+    Rudoler, Tan, Hooker, Kording (2026), Theorem 3; Freedman (1975), Annals of Probability 3.
 
     Examples
     --------

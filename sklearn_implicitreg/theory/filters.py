@@ -128,8 +128,7 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
 def conjugate_gradient(k: int) -> SpectralFilter:
     """Steps of conjugate gradients on L, which are partial least squares with k components.
 
-    What is left is ``prod_j (1 - s / ritz_j)`` over the Ritz values of ``X'X/n`` on the Krylov
-    space of ``X'y/n``: the filter holds for the given y only.
+    What is left is ``prod_j (1 - s / ritz_j)`` over the Ritz values for the given y.
 
     Parameters
     ----------

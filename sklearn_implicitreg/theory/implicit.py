@@ -172,9 +172,8 @@ def implicit_penalty(
 ) -> ImplicitPenalty:
     """The one quadratic penalty that, added to L, makes a filter's weights the minimizer.
 
-    With ``X'X/n = V S V'`` a filter f gives ``theta = V f(S) S^-1 V' X'y/n``. For every y this
-    minimizes ``L + theta' Lambda theta`` with ``L = (1/n) |y - X theta|^2`` and
-    ``Lambda = V diag(s (1 - f) / f) V'``.
+    With ``X'X/n = V S V'``, ``theta = V f(S) S^-1 V' X'y/n`` minimizes for every y ``L + theta'
+    Lambda theta`` with ``L = (1/n) |y - X theta|^2`` and ``Lambda = V diag(s (1 - f) / f) V'``.
 
     Parameters
     ----------

@@ -26,8 +26,7 @@ Response = tuple[Array, Array]
 class SpectralFilter:
     """A function f of the eigenvalues s of ``X'X/n``, with ``theta = V f(S) S^-1 V' X'y/n``.
 
-    From another start, ``theta = theta_0 + V f(S) S^-1 V' (X'y/n - X'X/n theta_0)``. Filters are
-    made by the functions of :mod:`sklearn_implicitreg.theory`.
+    From another start, ``theta = theta_0 + V f(S) S^-1 V' (X'y/n - X'X/n theta_0)``.
 
     Attributes
     ----------

@@ -54,7 +54,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
     model: Any
 
     def __sklearn_clone__(self) -> AboutModel:
-        """Clone everything but a trained model, which is shared."""
         new: AboutModel = BaseEstimator.__sklearn_clone__(self._shell())
         if is_trained(self.model):
             new.model = self.model
@@ -110,7 +109,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return tags
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        """Parameters that differ from their defaults; a module by its class and size."""
         shell = self
         if isinstance(self.model, nn.Module):
             shell = copy.copy(self)
@@ -165,7 +163,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
 
     def _options(self, completing: bool = False) -> Options:
-        """What the parameters ask of an adapter."""
         names = [field.name for field in fields(Options) if hasattr(self, field.name)]
         return Options(**{name: getattr(self, name) for name in names}, completing=completing)
 
@@ -266,7 +263,6 @@ def check_precomputed(estimator: Any) -> None:
 
 
 def _not_default(estimator: Any, defaults: Mapping[str, Any]) -> str:
-    """Names of the parameters that are not at these defaults."""
     return ", ".join(n for n, default in defaults.items() if getattr(estimator, n) != default)
 
 

@@ -296,7 +296,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     def _endpoint_targets(
         self, group: Sequence[Endpoint], y: Any, sample_weight: Any, reset: bool
     ) -> EndpointTargets:
-        """Targets of a list of endpoints."""
         wrong = ""
         if y is not None or sample_weight is not None:
             wrong = "y=None and sample_weight=None with a list of Endpoint, which bring their own."
@@ -327,7 +326,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         return penalty
 
     def _fit_on(self, equations: Equations) -> Any:
-        """Solve equations that were made before."""
         evidence = getattr(self, "_evidence", None)
         if evidence is not None:
             equations = with_evidence(equations, evidence)
@@ -338,7 +336,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the equations, which hold the data and the gradient."""
         state = super().__getstate__()
         lost = ("_equations", "_evidence")
         return {key: value for key, value in state.items() if key not in lost}

@@ -132,7 +132,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         return float(self.best_estimator_.score(X, y, sample_weight))
 
     def _estimator(self) -> ImplicitRegularizationEstimator:
-        """Estimator of one family, by ``estimator_params``."""
         params = dict(self.estimator_params or {})
         known = set(ImplicitRegularizationEstimator(None).get_params()) - {"model", "family"}
         if not set(params) <= known:
@@ -168,7 +167,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     def _compare(
         self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
-        """All families from one pass over the rows."""
         targets = estimator._targets(*rows)
         families = list(named.values())
         penalties = [
@@ -193,7 +191,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     def _search(
         self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
-        """Completed scores over folds."""
         X, y, sample_weight = rows
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         if weights and routing_enabled():

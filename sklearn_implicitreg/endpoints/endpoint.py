@@ -215,7 +215,6 @@ def n_rows(values: Any) -> int:
 
 
 def _row_numbers(rows: Any, X: Any) -> Indices:
-    """Numbers of rows, from numbers or a mask."""
     n, given = n_rows(X), np.asarray(rows)
     if given.dtype == bool and given.shape == (n,):
         return np.flatnonzero(given)

@@ -165,7 +165,6 @@ def _probabilities(weights: npt.ArrayLike, n: int) -> Weights:
 def _data_sets(
     data: Data, n_endpoints: int, weights: npt.ArrayLike | None, rng: np.random.RandomState
 ) -> Sets:
-    """Data sets as given, or as a function draws them."""
     if weights is not None:
         raise ValueError("Expected no weights without bootstrap: they are probabilities of rows.")
     sets = _drawn(data, n_endpoints, rng) if callable(data.X) else _given(data, n_endpoints)
@@ -204,7 +203,6 @@ def _drawn(data: Data, n_endpoints: int, rng: np.random.RandomState) -> list[Dat
 
 
 def _check_lengths(data: Data) -> None:
-    """Raise ValueError unless there is one target and one weight for each row."""
     n = n_rows(data.X)
     for name, values in (("y", data.y), ("sample_weight", data.sample_weight)):
         if values is not None and n_rows(values) != n:
@@ -217,7 +215,6 @@ def _check_lengths(data: Data) -> None:
 def _trained(
     template: Any, data: Data, rows: Indices | None, weighted: str | None, seed: int
 ) -> Any:
-    """A clone trained on some rows, or a sentence on why it failed."""
     model = clone(template)
     try:
         for key, value in model.get_params().items():

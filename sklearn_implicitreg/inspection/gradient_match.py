@@ -192,7 +192,6 @@ class GradientMatchDisplay:
 
 
 def _title(estimator: ImplicitRegularizationEstimator | ImplicitRegularizationCV) -> str:
-    """Coefficients, where they fit into a line, and the verdict."""
     pairs = zip(estimator.term_names_, estimator.coef_, strict=True)
     terms = ", ".join(f"{name}: {coef:.3g}" for name, coef in pairs)
     if len(terms) > _MAX_TITLE:

@@ -115,7 +115,6 @@ class _Check:
     def closed_form(
         self, params: Params, name: str, values: dict[str, Tensor], mask: Tensor
     ) -> None:
-        """Closed form against autograd, for one tensor."""
         gradient = getattr(self.penalty, "gradient", None)
         if gradient is None:
             return
@@ -155,7 +154,6 @@ class _Check:
                 )
 
     def differences(self, params: Params, name: str, entry: tuple[str, int], mask: Tensor) -> None:
-        """Autograd of one entry of a term against central differences, for one tensor."""
         tensor = params[name]
         direction = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
         # A step must not cross a kink at zero.
@@ -205,13 +203,11 @@ def _check_rows(penalty: Penalty, params: Params, problem: Problem | RowBatch) -
 
 
 def _generators() -> bytes:
-    """State of the global generators."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
     return pickle.dumps(states)
 
 
 def _pickled(penalty: Penalty) -> Penalty:
-    """Copy by its pickled state; the class itself need not be found by its name."""
     copied = type(penalty).__new__(type(penalty))
     try:
         copied.__setstate__(pickle.loads(pickle.dumps(penalty.__getstate__())))
@@ -221,7 +217,6 @@ def _pickled(penalty: Penalty) -> Penalty:
 
 
 def _parameters() -> Params:
-    """Two random tensors."""
     rng = np.random.default_rng(0)
     shapes = {"layer.weight": (3, 4), "layer.bias": (3,)}
     return {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()}

@@ -79,7 +79,6 @@ class EarlyStopping(Structured):
         self.shared = shared
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
-        """Nonlinear least squares over log t, from the best of a grid."""
         thetas, targets, sampling = endpoints.thetas, endpoints.targets, endpoints.sampling
         if not endpoints.problems:
             raise ValueError(
@@ -131,7 +130,6 @@ class EarlyStopping(Structured):
         return np.column_stack([view.gradient(self.lr, steps) for view in views])
 
     def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
-        """Notes of the summary."""
         notes = [
             f"the interval {_INTERVALS[sampling]}",
             f"{share:.2g} of the squared gradient is left over",
@@ -157,7 +155,6 @@ class _View:
         return np.asarray(2 * self.vectors @ (self._eigenvalues(lr, steps) * self.theta))
 
     def matrix(self, lr: float | None, steps: float) -> Array:
-        """``Lambda_t``."""
         return np.asarray((self.vectors * self._eigenvalues(lr, steps)) @ self.vectors.T)
 
     def _eigenvalues(self, lr: float | None, steps: float) -> Array:

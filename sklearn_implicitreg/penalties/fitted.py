@@ -116,7 +116,6 @@ class FittedPenalty:
     def _batch(
         self, params: nn.Module | Mapping[str, Tensor], X: Any, y: Any, sample_weight: Any
     ) -> RowBatch:
-        """The rows with the model at these parameters."""
         if isinstance(params, nn.Module):
             return RowBatch.of(params, X, y, sample_weight, None)
         if self.model is None:

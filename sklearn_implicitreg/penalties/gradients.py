@@ -214,7 +214,6 @@ def _check_rows(batches: list[Indices], n_rows: int | None) -> None:
 
 
 def _gradients(scope: Scope, batches: list[Indices]) -> list[Params]:
-    """Gradient on each batch."""
     parts = (scope.problem.take(rows, np.ones(len(rows))) for rows in batches)
     return [scope.only(part.gradient().value) for part in parts]
 

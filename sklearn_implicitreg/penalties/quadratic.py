@@ -37,7 +37,6 @@ class Diagonal(Structured):
     """
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
-        """Least squares, coordinate by coordinate."""
         thetas, targets = endpoints.thetas, endpoints.targets
         largest = np.abs(thetas).max(axis=1)
         used = largest > 0
@@ -99,7 +98,6 @@ class Quadratic(Structured):
         self.normalize = normalize
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
-        """Least squares over symmetric matrices."""
         self._check()
         thetas = endpoints.thetas
         fit = self._fit(endpoints)
@@ -146,7 +144,6 @@ class Quadratic(Structured):
             )
 
     def _notes(self, fit: SymmetricFit, shape: tuple[int, ...], share: float) -> Iterator[str]:
-        """Notes of the summary."""
         m, (p, n_endpoints) = fit.n_independent, shape
         yield (
             f"{m} independent endpoints determine {fit.rank} of {p * (p + 1) // 2} numbers "
@@ -178,7 +175,6 @@ class Quadratic(Structured):
             )
 
     def _where_open(self, fit: SymmetricFit) -> str:
-        """The matrix where no endpoint determines it."""
         if self.shrinkage == "identity" and (fit.strength > 0 or not self.psd):
             return f"drawn to {fit.multiple:.6g} times the identity"
         least = "the smallest semi-definite one" if self.psd else "the smallest one"

@@ -236,7 +236,6 @@ class _Names(Sequence[str]):
         return self._name(places) if isinstance(places, int) else tuple(map(self._name, places))
 
     def __repr__(self) -> str:
-        """The first names, and how many there are."""
         shown = [repr(name) for name in self[:_SHOWN]]
         more = f", ... ({len(self)} names)" if len(self) > _SHOWN else ""
         return f"[{', '.join(shown)}{more}]"

@@ -80,7 +80,6 @@ class L2(_OfTensors):
         return 2 * tensor
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # noqa: N803, as scikit-learn names it
-        """Without the numbers of the center."""
         return "L2()" if self.center is None else f"L2(center=<{type(self.center).__name__}>)"
 
     @property

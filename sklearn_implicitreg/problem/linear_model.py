@@ -182,11 +182,9 @@ class LinearModel(BaseEstimator):
         return self.classes is not None or named
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Always."""
         return True
 
     def __sklearn_tags__(self) -> Tags:
-        """Regressor or classifier."""
         tags = super().__sklearn_tags__()
         tags.estimator_type = "classifier" if self._of_classes else "regressor"
         tags.input_tags.sparse = True

@@ -64,7 +64,6 @@ class FittedResult:
         return self._result
 
     def _coefficients(self) -> dict[str, float]:
-        """Coefficient of every term of the family."""
         result = self._fitted()
         result.regression()
         return {self.term_names_[i]: float(self.coef_[i]) for i in result.family}

@@ -119,7 +119,6 @@ def _sklearn_estimator(model: Any, coef: Mapping[str, float], description: Descr
 def _least_squares(
     model: Any, terms: frozenset[str], coef: Mapping[str, float], description: Description
 ) -> Any:
-    """Ridge, Lasso or ElasticNet, by the terms."""
     cls = _BY_TERMS.get((bool(terms & _L2_TERMS), terms - _L2_TERMS))
     if cls is None:
         raise ValueError(

@@ -119,11 +119,9 @@ class Recovery:
         return pd.DataFrame({name: getattr(self, name).coef for name in names}, index=self.index)
 
     def __repr__(self) -> str:
-        """Text of the table."""
         return str(self.summary())
 
     def _repr_html_(self) -> str:
-        """Table for notebooks."""
         return self.summary().as_html()
 
 
@@ -165,11 +163,9 @@ class _Task:
 
     @property
     def theta(self) -> Array:
-        """Weights of the model."""
         return flat(self.problem.params)
 
     def arm(self, coef: Array, loss: float, prediction: float) -> Arm:
-        """Arm with its penalty and its distance from the model."""
         theta = self.theta
         size, own = float(np.linalg.norm(theta)), float(np.linalg.norm(coef))
         distance = float(np.linalg.norm(coef - theta)) / size if size else float("nan")
@@ -178,7 +174,6 @@ class _Task:
         return Arm(coef, loss, penalty, distance, cosine, prediction)
 
     def solved(self, loss: QuadraticForm, coef: Array) -> Arm:
-        """Arm of some weights by a quadratic loss."""
         step = coef - self.theta
         value = self.problem.gradient().loss + loss.change(self.theta, coef)
         # Half the second derivative of a squared error is the mean square of the predictions.
@@ -206,7 +201,6 @@ class _Task:
     def compared(
         self, recovered: Arm, ablated: Arm, notes: tuple[str, ...], **judged: Any
     ) -> Recovery:
-        """Both arms and the model's."""
         params = self.problem.params
         rows = [(name, i) for name, tensor in params.items() for i in range(tensor.numel())]
         index = pd.MultiIndex.from_tuples(rows, names=["tensor", "coordinate"])
@@ -244,7 +238,6 @@ def _solved(task: _Task, loss: QuadraticForm) -> Recovery | None:
 
 
 def _judged(found: Stationary) -> str:
-    """Sentence on the solution, by the eigenvalues of the Hessian."""
     if found.n_negative:
         return (
             f"Not a minimizer: {found.n_negative} of {found.n} eigenvalues of the Hessian of L + R "

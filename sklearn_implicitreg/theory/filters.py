@@ -281,7 +281,6 @@ def _iterated(
     nesterov: bool,
     share: float | None,
 ) -> SpectralFilter:
-    """Filter of a mean of the iterates of gradient descent."""
     check_positive("lr", lr)
     check_steps(n_steps)
     if not 0 <= momentum < 1:

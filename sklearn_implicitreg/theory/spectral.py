@@ -120,7 +120,6 @@ class SpectralFilter:
         return float(self._at([0.0])[1][1][0])
 
     def _at(self, s: npt.ArrayLike) -> tuple[Array, Response]:
-        """Checked eigenvalues and the response to them."""
         s = np.atleast_1d(check_eigenvalues(s))
         if self.needs_y:
             raise ValueError(
@@ -265,7 +264,6 @@ def _bidiagonalized(sigma: Array, b: Array, k: int) -> tuple[Array, Array]:
 
 
 def _orthogonal(vector: Array, basis: list[Array]) -> Array:
-    """The part of a vector that is orthogonal to a basis."""
     if basis:
         stacked = np.stack(basis)
         for _ in range(2):  # the second subtraction removes what the first one rounded off

@@ -104,7 +104,6 @@ def convert(
 
 
 def _convention(family: str, to: str, model: str | None) -> Convention:
-    """Row of the table, checked to have the parameter and the penalty."""
     penalty = "l2" if family in L2_PER_TERM else family
     if model is None:
         model = _DEFAULT_MODELS.get((penalty, to))
@@ -128,6 +127,5 @@ def _convention(family: str, to: str, model: str | None) -> Convention:
 
 
 def _unknown(what: str, got: str, known: list[str]) -> str:
-    """Message for an unknown name."""
     near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.0)[0]
     return f"Expected {what} to be one of {known}, got {got!r}; did you mean {near!r}?"

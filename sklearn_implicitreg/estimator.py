@@ -76,10 +76,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         State of a module's copy: "auto" is eval, with BatchNorm by batch statistics.
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
-    device : "auto", str or torch.device, default="auto"
-        Where gradients are computed; the model's own device by default.
-    dtype : {"auto", "float32", "float64"}, default="auto"
-        Of the gradient's arithmetic; the model's own by default. Sums are always float64.
+    device, dtype : "auto", str or torch.device; {"auto", "float32", "float64"}, default="auto"
+        Where and how gradients are computed; by default as the model. Sums are always float64.
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``.
     verbose : int, default=0
@@ -108,10 +106,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     verdict_ : str
         "no signal", "not identifiable", "not stationary", "supported", "partial" or "out of
         family"; the reason stands in :meth:`summary`.
-    coef_path_ : ndarray of shape (W, k)
-        Coefficients of every window or endpoint alone; NaN where equations are too few.
-    coef_path_conf_int_ : ndarray of shape (W, k, 2)
-        Their confidence intervals.
+    coef_path_, coef_path_conf_int_ : ndarray of shape (W, k) and (W, k, 2)
+        Of every window or endpoint alone, with intervals; NaN where equations are too few.
     penalty_ : FittedPenalty or StructuredPenalty
         The penalty as a function of a module or dict of parameters.
     model_ : object
@@ -193,10 +189,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         ----------
         X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
             The rows that the model was trained on; or a list of :class:`Endpoint`, without y.
-        y : array-like of shape (n,) or (n, outputs), default=None
-            Targets; None with a Dataset or DataLoader.
-        sample_weight : array-like of shape (n,), default=None
-            The weights that the model was trained with.
+        y, sample_weight : array-like of shape (n,) or, of y, (n, outputs), default=None
+            Targets (None with a Dataset or DataLoader) and weights of the training.
 
         Returns
         -------

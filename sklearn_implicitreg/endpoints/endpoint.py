@@ -28,10 +28,8 @@ class Endpoint:
         The trained model; it is shared, never changed or copied.
     X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
         The rows that the model was trained on.
-    y : array-like of shape (n,) or (n, outputs), default=None
-        Targets; None with a Dataset or DataLoader.
-    sample_weight : array-like of shape (n,), default=None
-        The weights that the model was trained with.
+    y, sample_weight : array-like of shape (n,) or, of y, (n, outputs), default=None
+        Targets (None with a Dataset or DataLoader) and weights of the training.
     rows : array-like of int or bool, default=None
         Numbers of the rows that were trained on, as often as they were used, or a mask.
 

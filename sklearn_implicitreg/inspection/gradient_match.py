@@ -85,10 +85,8 @@ class GradientMatchDisplay:
             Fitted.
         X, y, sample_weight
             The rows that it was fitted on.
-        name : str, default=None
-            Title; by default the fitted terms and the verdict.
-        ax : matplotlib Axes, default=None
-            A new figure if None.
+        name, ax : str, matplotlib Axes, default=None
+            Title, by default the fitted terms and the verdict; a new figure if None.
         scatter_kwargs, line_kwargs : dict, default=None
             Passed to ``Axes.scatter`` for the equations, to ``Axes.plot`` for the diagonal.
 

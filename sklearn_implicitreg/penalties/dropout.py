@@ -27,10 +27,8 @@ class Dropout(OfGradient):
     ----------
     q : float, default=None
         Rate of all layers that have one above zero or are dropout layers; None takes their own.
-    n_draws : int, default=10
-        Passes over the rows that are averaged; on a trajectory twice in every window.
-    random_state : int, default=0
-        Seed of the masks, which are the same at all rates and weights.
+    n_draws, random_state : int, default=10 and 0
+        Passes over the rows that are averaged, and seed of the masks at all rates and weights.
 
     References
     ----------

@@ -124,10 +124,8 @@ class BatchGradientNorm(OfGradient):
         Whether g, the mean of the batch gradients, is subtracted.
     batches : list of array-like of int, default=None
         Row numbers of the batches; by default those of the trajectory's window, if known.
-    n_partitions : int, default=1
-        Random partitions that are averaged.
-    random_state : int, default=0
-        Of the random partitions.
+    n_partitions, random_state : int, default=1 and 0
+        Random partitions that are averaged, and their seed.
 
     References
     ----------

@@ -173,10 +173,8 @@ class Structured(BaseEstimator, ABC):
 
         Parameters
         ----------
-        thetas : ndarray of shape (p, M)
-            Parameters of each endpoint, flattened in the order of ``problem.params``.
-        targets : ndarray of shape (p, M)
-            Minus the gradients of the mean loss there.
+        thetas, targets : ndarray of shape (p, M)
+            Parameters, flattened in the order of ``problem.params``, and minus their gradients.
         problems : sequence of M Problem, optional
             The endpoints' models and data, for families that use them, and for names.
         confidence_level : float, default=0.95

@@ -30,14 +30,10 @@ class RowBatch:
 
     Attributes
     ----------
-    params : dict of str to Tensor
-        The parameters that the penalty sees.
-    inputs : Tensor, or dict or tuple of these
-        Inputs of the rows, as the model takes them.
-    weight : Tensor of shape (n,)
-        Sample weights; ones if none were given.
-    n_rows : int
-        Number n of rows.
+    params, inputs : dict of str to Tensor; Tensor, or dict or tuple of these
+        The parameters that the penalty sees, and the inputs as the model takes them.
+    weight, n_rows : Tensor of shape (n,), int
+        Sample weights, ones if none were given, and number of rows.
 
     Examples
     --------
@@ -89,10 +85,8 @@ class RowBatch:
             Its parameters stay in the graph; its buffers are left as they are.
         X : Tensor or array, or dict or tuple of these
             Inputs.
-        y : Tensor or array, optional
-            Targets.
-        sample_weight : array of shape (n,), optional
-            Weights of the rows.
+        y, sample_weight : Tensor or array, optional
+            Targets and weights of the rows.
         random_state : int or None, default=0
             Seed of ``rng``; None takes one from torch's generator if a number is drawn.
 

@@ -66,10 +66,8 @@ class Recovery:
     model, recovered, ablated : Arm
         The trained model; where L + R is stationary, or a retrained estimator; the same with
         R = 0, of several least-squares solutions the shortest.
-    index : MultiIndex of length p
-        Tensor and coordinate of every weight.
-    notes : tuple of str
-        Sentences for the reader.
+    index, notes : MultiIndex of length p, tuple of str
+        Tensor and coordinate of every weight, and sentences for the reader.
     method : {"closed form", "refit"}
         How the arms were made.
     is_minimizer, is_unique : bool or None

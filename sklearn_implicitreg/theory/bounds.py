@@ -45,10 +45,8 @@ def trajectory_bound(  # noqa: PLR0913
         Probability that the bound may fail with.
     log_covering : float, default=0.0
         N: log of the number of penalties whose gradients come within ``radius`` of all others.
-    radius : float, default=0.0
-        epsilon; 0 for a finite class.
-    noise : float, default=0.0
-        Mean over the steps of the norm of ``W xi_t``.
+    radius, noise : float, default=0.0
+        epsilon, 0 for a finite class, and mean over the steps of the norm of ``W xi_t``.
     fixed_target : bool, default=True
         Whether R* was fixed in advance.
 

@@ -40,18 +40,12 @@ class ImplicitPenalty:
         Penalty along a basis of the row space of X, by decreasing eigenvalue of ``X'X/n``.
     null_eigenvalue : float
         Penalty on the null space of X, ``1 / f'(0)``; 0 where there is none.
-    constraint : ndarray of shape (p, q)
-        Orthonormal directions in which the weights are held at the start, if any.
-    start : ndarray of shape (p,)
-        Where the procedure begins.
+    constraint, start : ndarray of shape (p, q) and (p,)
+        Orthonormal directions in which the weights are held at the start; the start.
     notes : tuple of str
         On constant columns, a null space, an indefinite ``Lambda``.
-    gain : ndarray of shape (r,)
-        ``f / s``, share of the gradient at the start that the weights move by.
-    spectrum : Spectrum
-        The decomposed data.
-    y : ndarray of shape (n,), optional
-        Target that was given.
+    gain, spectrum, y : ndarray of shape (r,), Spectrum, ndarray of shape (n,)
+        ``f / s``, share of the gradient that the weights move by; decomposed data; given target.
 
     See Also
     --------
@@ -63,9 +57,6 @@ class ImplicitPenalty:
     >>> from sklearn_implicitreg.theory import implicit_penalty, ridge
     >>> X, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([1.0, 1.0])
     >>> penalty = implicit_penalty(X, ridge(0.5), y=y)
-    >>> penalty.matrix.round(12)
-    array([[0.5, 0. ],
-           [0. , 0.5]])
     >>> theta = penalty.theta()
     >>> theta.round(4), round(penalty.value(theta), 4)
     (array([0.5, 0.4]), 0.205)
@@ -181,10 +172,8 @@ def implicit_penalty(
         Design, taken as it is: center X and y to leave an intercept free.
     filter : SpectralFilter
         Such as ``gradient_descent(lr, n_steps)``.
-    y : array-like of shape (n,), optional
-        Target; needed for conjugate gradients.
-    start : array-like of shape (p,), optional
-        Where the procedure begins; by default at zero.
+    y, start : array-like of shape (n,) and (p,), optional
+        Target, for conjugate gradients; where the procedure begins, by default at zero.
     sample_weight : array-like of shape (n,), optional
         Weights of the rows; L is divided by their sum.
 

@@ -39,10 +39,8 @@ def kernel_penalty(
         Coefficient of ``a'Ka`` in L; scikit-learn's ``KernelRidge(alpha)`` has ``alpha / n``.
     kind : {"ridge", "ntk"}, default="ridge"
         Which of the two steps is taken.
-    y : array-like of shape (n,), optional
-        Target; needed for conjugate gradients.
-    start : array-like of shape (n,), optional
-        Where the weights begin; by default at zero.
+    y, start : array-like of shape (n,), optional
+        Target, for conjugate gradients; where the weights begin, by default at zero.
 
     Returns
     -------

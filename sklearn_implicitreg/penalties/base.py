@@ -63,7 +63,6 @@ class Penalty(BaseEstimator):
 
     Examples
     --------
-    >>> import torch
     >>> class Cubic(Penalty):
     ...     def terms(self, params, problem):
     ...         return {"cubic": sum(t.abs().pow(3).sum() for t in params.values())}

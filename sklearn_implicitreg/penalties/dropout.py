@@ -36,7 +36,6 @@ class Dropout(OfGradient):
 
     Examples
     --------
-    >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
     >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1, bias=False))
     >>> _ = torch.nn.init.constant_(net[1].weight, 2.0)

@@ -62,7 +62,6 @@ class EarlyStopping(Structured):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from types import SimpleNamespace as Namespace
     >>> curvature, theta, moment = np.diag([2.0, 8.0]), np.zeros(2), np.array([1.0, 2.0])
     >>> for _ in range(30):

@@ -34,7 +34,6 @@ class FittedPenalty:
 
     Examples
     --------
-    >>> import torch
     >>> from sklearn_implicitreg.penalties import L2
     >>> from sklearn_implicitreg.penalties.base import Leaf
     >>> penalty = FittedPenalty(((Leaf(L2(), ("weight",)), (0.5,)),), ("weight",))

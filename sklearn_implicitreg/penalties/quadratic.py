@@ -29,7 +29,6 @@ class Diagonal(Structured):
 
     Examples
     --------
-    >>> import numpy as np
     >>> thetas = np.array([[1.0], [2.0], [0.0]])
     >>> found = Diagonal().solve(thetas, 2 * np.array([[3.0], [1.0], [9.0]]) * thetas)
     >>> found.coef.tolist(), found.dependent
@@ -82,7 +81,6 @@ class Quadratic(Structured):
 
     Examples
     --------
-    >>> import numpy as np
     >>> Q = np.array([[2.0, 1.0], [1.0, 3.0]])
     >>> thetas = np.array([[1.0, 0.0], [1.0, 1.0]])
     >>> found = Quadratic().solve(thetas, 2 * Q @ thetas)

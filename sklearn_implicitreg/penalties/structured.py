@@ -37,7 +37,6 @@ class StructuredPenalty:
 
     Examples
     --------
-    >>> import numpy as np, torch
     >>> penalty = StructuredPenalty(np.array([[2.0, 1.0], [1.0, 3.0]]), {"coef": (2,)})
     >>> penalty.value(np.array([1.0, 1.0])), penalty.gradient(np.array([1.0, 0.0]))
     (7.0, array([4., 2.]))

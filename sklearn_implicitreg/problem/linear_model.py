@@ -45,7 +45,6 @@ class LinearModel(BaseEstimator):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg import ImplicitRegularizationEstimator, LinearModel
     >>> X, y = np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([4.0, 3.0])
     >>> theta = np.linalg.solve(X.T @ X / 2 + 0.5 * np.eye(2), X.T @ y / 2)  # alpha/n = .5

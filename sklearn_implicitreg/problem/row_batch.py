@@ -37,7 +37,6 @@ class RowBatch:
 
     Examples
     --------
-    >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
     >>> batch = RowBatch.of(net, torch.ones(5, 2), torch.zeros(5, 1))
     >>> batch.outputs.shape, batch.activation("1").shape, batch.activation("0", inputs=True).shape
@@ -124,13 +123,7 @@ class RowBatch:
 
     @property
     def target(self) -> Any:
-        """Targets of the rows as they were given, in tensors.
-
-        Raises
-        ------
-        ValueError
-            If none were given.
-        """
+        """Targets of the rows as they were given, in tensors; ValueError if there are none."""
         if self._target is None:
             raise ValueError("Expected targets for this penalty, got X alone; give X and y.")
         return self._target
@@ -218,13 +211,7 @@ class RowBatch:
         return float(self.weight.double().sum())
 
     def summed(self, values: object, owner: str) -> Params:
-        """Weighted sums, in float64, of what ``rows`` of a penalty returned.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is not a dict of one finite number per row and term.
-        """
+        """Weighted float64 sums of what ``rows`` returned, checked: finite numbers, one per row."""
         if not isinstance(values, Mapping) or not values:
             raise TypeError(
                 f"Expected {owner}.rows to return a dict of term name to Tensor, got {values!r}."

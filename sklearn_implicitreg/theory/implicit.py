@@ -53,7 +53,6 @@ class ImplicitPenalty:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import implicit_penalty, ridge
     >>> X, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([1.0, 1.0])
     >>> penalty = implicit_penalty(X, ridge(0.5), y=y)
@@ -196,7 +195,6 @@ def implicit_penalty(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import gradient_descent, implicit_penalty
     >>> rng = np.random.default_rng(0)
     >>> X, y = rng.normal(size=(50, 3)), rng.normal(size=50)

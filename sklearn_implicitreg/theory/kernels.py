@@ -63,7 +63,6 @@ def kernel_penalty(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import gradient_flow, kernel_penalty
     >>> K = np.array([[2.0, 1.0], [1.0, 2.0]])
     >>> kernel_penalty(K, gradient_flow(0.5), kind="ntk").matrix.round(4)

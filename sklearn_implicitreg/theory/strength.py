@@ -46,7 +46,6 @@ def degrees_of_freedom(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import degrees_of_freedom, ridge
     >>> round(degrees_of_freedom(np.diag([1.0, 2.0]), ridge(0.5)), 12)
     1.3
@@ -86,7 +85,6 @@ def equivalent_ridge(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import equivalent_ridge, gradient_flow, ridge
     >>> X = np.diag([1.0, 2.0])
     >>> [round(equivalent_ridge(X, f), 4) for f in (ridge(0.5), gradient_flow(1.0))]

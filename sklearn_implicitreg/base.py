@@ -60,7 +60,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return new
 
     def _shell(self) -> AboutModel:
-        """Copy with the same parameters, all but a trained model."""
         shell = copy.copy(self)
         if is_trained(self.model):
             shell.model = None
@@ -167,7 +166,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return Options(**{name: getattr(self, name) for name in names}, completing=completing)
 
     def _fit_params(self, model: Any, sample_weight: Any) -> dict[str, Any]:
-        """Sample weights under the name that the template takes them by."""
         if sample_weight is None:
             return {}
         if routing_enabled():

@@ -103,7 +103,6 @@ def _read_idx(path: Path) -> npt.NDArray[Any]:
 
 
 def _fetched(file: Path) -> Bunch:
-    """OpenML's copy, kept as npz for the next time."""
     images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
     images, labels = images.astype(np.uint8), labels.astype(np.int64)
     parts = (images[:60000], labels[:60000], images[60000:], labels[60000:])

@@ -180,7 +180,6 @@ def _sampling(group: Sequence[Endpoint]) -> Sampling:
 def _check_alike(
     i: int, endpoint: Endpoint, problem: Problem, first: Endpoint, like: Problem
 ) -> None:
-    """Raise ValueError if features or parameters are not those of the first endpoint."""
     names, wanted = _feature_names(endpoint), _feature_names(first)
     if names is not None and wanted is not None and names != wanted:
         raise ValueError(
@@ -226,7 +225,6 @@ def _row_numbers(rows: Any, X: Any) -> Indices:
 
 
 def _taken(values: Any, rows: Indices | None) -> Any:
-    """Some rows of an array, frame, tensor, list or dict of these."""
     if values is None or rows is None:
         return values
     if isinstance(values, Mapping):

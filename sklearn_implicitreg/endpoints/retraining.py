@@ -131,7 +131,6 @@ def endpoints(  # noqa: PLR0913
 def _resamples(
     data: Data, n_endpoints: int, weights: npt.ArrayLike | None, rng: np.random.RandomState
 ) -> Sets:
-    """All rows once, then draws with replacement, by their probabilities."""
     if callable(data.X):
         raise ValueError("Expected rows to resample, got a callable; pass bootstrap=False.")
     n = n_rows(data.X)
@@ -231,7 +230,6 @@ def _trained(
 
 
 def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
-    """Trained endpoints; those that failed are named and counted."""
     found, failures = EndpointList(), {}
     like: dict[str, Learned] = {}
     for i, ((data, rows), outcome) in enumerate(zip(sets, outcomes, strict=True)):

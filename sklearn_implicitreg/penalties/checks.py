@@ -104,7 +104,6 @@ class _Check:
         return values
 
     def same(self, penalty: Penalty, params: Params, values: dict[str, Tensor], what: str) -> None:
-        """Another copy, or tensors that require gradients: the same terms and values."""
         again = self.terms(params, penalty)
         if list(again) != list(values):
             raise AssertionError(f"{what} has terms {list(again)} instead of {list(values)}.")
@@ -223,7 +222,6 @@ def _parameters() -> Params:
 
 
 def _small_net() -> RowBatch:
-    """Random rows of a net with four inputs, three hidden units and two outputs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
@@ -232,7 +230,6 @@ def _small_net() -> RowBatch:
 
 
 def _smooth(penalty: Penalty, params: Params, name: str) -> Tensor:
-    """Mask of the coordinates at which all parts of the penalty say that they are smooth."""
     mask = torch.ones_like(params[name], dtype=torch.bool)
     for leaf in penalty.leaves(params, None):
         smooth = getattr(leaf.penalty, "smooth", None)

@@ -150,7 +150,6 @@ class _View:
     target: Array
 
     def gradient(self, lr: float | None, steps: float) -> Array:
-        """``2 Lambda_t theta`` in the coordinates of the parameters."""
         return np.asarray(2 * self.vectors @ (self._eigenvalues(lr, steps) * self.theta))
 
     def matrix(self, lr: float | None, steps: float) -> Array:
@@ -178,7 +177,6 @@ def _views(thetas: Array, rhs: Array, problems: Sequence[Problem]) -> list[_View
 def _fit(
     views: list[_View], lr: float | None, level: float, sampling: Sampling = "one data set"
 ) -> tuple[float, tuple[float, float]]:
-    """Number of steps that fits these endpoints best, with its interval."""
     s = np.concatenate([view.s for view in views])
     theta = np.concatenate([view.theta for view in views])
     target = np.concatenate([view.target for view in views])

@@ -177,7 +177,6 @@ class BatchGradientNorm(OfGradient):
         return mean if self.centered else {name: torch.zeros_like(g) for name, g in mean.items()}
 
     def _partitions(self, problem: Problem) -> Iterator[list[Indices]]:
-        """The batches that are known, or random partitions of the rows."""
         known = self.batches if self.batches is not None else problem.batches
         if known is not None and (self.batches is not None or self.batch_size is None):
             rows = [np.asarray(batch, dtype=np.int64) for batch in known]

@@ -115,7 +115,6 @@ class Quadratic(Structured):
         )
 
     def _fit(self, endpoints: Endpoints) -> SymmetricFit:
-        """The matrix, the endpoints as they are or of norm one."""
         norms = np.ones(endpoints.thetas.shape[1])
         if self.normalize:
             norms = np.linalg.norm(endpoints.thetas, axis=0)

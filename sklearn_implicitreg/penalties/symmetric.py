@@ -191,7 +191,6 @@ def nearest_psd(center: Array, weights: Array) -> tuple[Array, float]:
 
 
 def _cone(matrix: Array) -> Array:
-    """Nearest positive semi-definite matrix in the Frobenius norm."""
     values, vectors = eigh(matrix, check_finite=False)
     root = vectors * np.sqrt(values.clip(min=0.0))
     return np.asarray(root @ root.T)

@@ -152,7 +152,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers (persistent or not) by name, each tensor once."""
     named = itertools.chain(module.named_parameters(), module.named_buffers())
     return {own_name(name): tensor for name, tensor in named}
 

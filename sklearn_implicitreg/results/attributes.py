@@ -228,7 +228,6 @@ class FittedResult:
 
 
 def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Row with null for numbers that JSON does not have."""
     return {
         str(key): None if isinstance(value, float) and not np.isfinite(value) else value
         for key, value in row.items()

@@ -179,7 +179,6 @@ class _Task:
         return self.arm(coef, value, away**0.5)
 
     def trained(self, estimator: Any) -> Arm:
-        """Arm of an estimator, trained here on the rows with their weights."""
         weight, weights = self.data.sample_weight, {}
         if weight is not None:
             name = weight_name(estimator)
@@ -258,7 +257,6 @@ def _judged(found: Stationary) -> str:
 def _refitted(
     task: _Task, coef: Mapping[str, float], description: Description, loss: QuadraticForm | None
 ) -> Recovery:
-    """The arms by training the estimator that states the penalty, and the one without."""
     penalty = task.penalty
     if not isinstance(penalty, FittedPenalty):
         raise ValueError(
@@ -294,7 +292,6 @@ def _refitted(
 
 
 def _predicted(model: Any, X: Any) -> Array:
-    """Decision values, probabilities or predictions, the first of these that the model has."""
     for method in ("decision_function", "predict_proba", "predict"):
         if hasattr(model, method):
             return np.asarray(getattr(model, method)(X), dtype=np.float64)

@@ -175,7 +175,6 @@ def coefficient_table(
 
 
 def _grid(table: pd.DataFrame) -> list[list[str]]:
-    """Cells as text: a row of names, then one row per term."""
     columns = [["", *map(str, table.index)]]
     for name, values in table.items():
         columns.append([str(name), *(_formatted(str(name), value) for value in values.tolist())])

@@ -279,7 +279,6 @@ def check_gain(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -
 
 
 def _indefinite(filter: SpectralFilter, residual: Array) -> list[str]:
-    """Warn of f > 1; the note for it."""
     over = np.flatnonzero(residual < -_ROUNDING)
     if not over.size:
         return []

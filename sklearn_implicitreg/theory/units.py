@@ -36,8 +36,7 @@ def convert(
     n : float, optional
         Total weight of the training rows, if the table has an n; of an MLP the size of a batch.
     model : str, optional
-        Row of the table; by default Ridge, Lasso or MultiTaskLasso for "alpha",
-        LogisticRegression for "C", torch for "weight_decay".
+        Row of the table; by default Ridge, a Lasso, LogisticRegression or torch, by ``to``.
 
     Returns
     -------

@@ -6,7 +6,7 @@ import copy
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -28,9 +28,24 @@ from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
 PRECOMPUTED = "precomputed"
 
 
-def _answers(method: str) -> Callable[[AboutModel], bool]:
-    """Check for available_if: the trained model (or the template) has this method."""
-    return lambda self: hasattr(getattr(self, "model_", self.model), method)
+def _forwarded(method: str, what: str, shape: str) -> Any:
+    """Method of the trained model, there if it (or the template) has one of this name."""
+
+    def answer(self: AboutModel, X: Any) -> Any:
+        return getattr(self._trained_model(), method)(X)
+
+    answer.__name__, answer.__qualname__ = method, f"AboutModel.{method}"
+    answer.__doc__ = f"""{what} of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        values : ndarray of shape {shape}
+        """
+    return available_if(lambda self: hasattr(getattr(self, "model_", self.model), method))(answer)
 
 
 class AboutModel(MetaEstimatorMixin, BaseEstimator):
@@ -39,14 +54,12 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
     model: Any
 
     def __sklearn_clone__(self) -> AboutModel:
-        """Clone everything but a trained model, which is shared."""
         new: AboutModel = BaseEstimator.__sklearn_clone__(self._shell())
         if is_trained(self.model):
             new.model = self.model
         return new
 
     def _shell(self) -> AboutModel:
-        """Copy with the same parameters, all but a trained model."""
         shell = copy.copy(self)
         if is_trained(self.model):
             shell.model = None
@@ -95,7 +108,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return tags
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        """Parameters that differ from their defaults; a module by its class and size."""
         shell = self
         if isinstance(self.model, nn.Module):
             shell = copy.copy(self)
@@ -150,12 +162,10 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
 
     def _options(self, completing: bool = False) -> Options:
-        """What the parameters ask of an adapter."""
         names = [field.name for field in fields(Options) if hasattr(self, field.name)]
         return Options(**{name: getattr(self, name) for name in names}, completing=completing)
 
     def _fit_params(self, model: Any, sample_weight: Any) -> dict[str, Any]:
-        """Sample weights under the name that the template takes them by."""
         if sample_weight is None:
             return {}
         if routing_enabled():
@@ -177,47 +187,9 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         if rows or (not isinstance(X, torch.Tensor) and getattr(X, "ndim", 0) == 2):
             validate_data(self, X, reset=reset, skip_check_array=True)
 
-    @available_if(_answers("predict"))  # type: ignore[untyped-decorator]
-    def predict(self, X: Any) -> Any:
-        """Predictions of the trained model.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-
-        Returns
-        -------
-        y : ndarray of shape (n,) or (n, outputs)
-        """
-        return self._trained_model().predict(X)
-
-    @available_if(_answers("predict_proba"))  # type: ignore[untyped-decorator]
-    def predict_proba(self, X: Any) -> Any:
-        """Class probabilities of the trained model.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-
-        Returns
-        -------
-        p : ndarray of shape (n, n_classes)
-        """
-        return self._trained_model().predict_proba(X)
-
-    @available_if(_answers("decision_function"))  # type: ignore[untyped-decorator]
-    def decision_function(self, X: Any) -> Any:
-        """Decision values of the trained model.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-
-        Returns
-        -------
-        values : ndarray of shape (n,) or (n, n_classes)
-        """
-        return self._trained_model().decision_function(X)
+    predict = _forwarded("predict", "Predictions", "(n,) or (n, outputs)")
+    predict_proba = _forwarded("predict_proba", "Class probabilities", "(n, n_classes)")
+    decision_function = _forwarded("decision_function", "Decision values", "(n,) or (n, n_classes)")
 
     def _trained_model(self) -> Any:
         check_is_fitted(self, "model_")
@@ -289,7 +261,6 @@ def check_precomputed(estimator: Any) -> None:
 
 
 def _not_default(estimator: Any, defaults: Mapping[str, Any]) -> str:
-    """Names of the parameters that are not at these defaults."""
     return ", ".join(n for n, default in defaults.items() if getattr(estimator, n) != default)
 
 

@@ -26,10 +26,9 @@ _IDX = {
 def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: bool = True) -> Bunch:
     """Handwritten digits of LeCun, Cortes and Burges.
 
-    Looked for as ``mnist.npz`` (arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``) or as the
-    four original idx files (plain or gzipped): in ``data_home``, in the folder or file that the
-    environment variable ``SKLEARN_IMPLICITREG_DATA`` names, and in scikit-learn's data folder;
-    else fetched from OpenML and kept in that folder.
+    Looked for as ``mnist.npz`` or as the four original idx files (plain or gzipped): in
+    ``data_home``, at the place that the environment variable ``SKLEARN_IMPLICITREG_DATA`` names,
+    and in scikit-learn's data folder; else fetched from OpenML and kept in that folder.
 
     Parameters
     ----------
@@ -41,8 +40,7 @@ def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: boo
     Returns
     -------
     mnist : Bunch
-        ``data`` of shape (60000, 784) and ``test_data`` of shape (10000, 784), uint8;
-        ``target`` and ``test_target``, int64.
+        ``data``, ``test_data`` of shapes (60000, 784), (10000, 784); ``target``, ``test_target``.
 
     Raises
     ------
@@ -105,7 +103,6 @@ def _read_idx(path: Path) -> npt.NDArray[Any]:
 
 
 def _fetched(file: Path) -> Bunch:
-    """OpenML's copy, kept as npz for the next time."""
     images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
     images, labels = images.astype(np.uint8), labels.astype(np.int64)
     parts = (images[:60000], labels[:60000], images[60000:], labels[60000:])

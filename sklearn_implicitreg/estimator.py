@@ -35,26 +35,22 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     """Coefficients of the penalty that a trained model behaves as if it had been trained with.
 
     Training ends where ``grad L + sum_k coef_k grad R_k = 0``: L is the mean data term, R_k the
-    penalties of a family. The coefficients are the least-squares solution of these equations,
-    one per trained parameter.
+    penalties of a family. The coefficients are the least-squares solution of these equations.
 
     Parameters
     ----------
     model : nn.Module, skorch net, scikit-learn estimator, "precomputed" or None
-        The trained model, shared and never changed; also inside a fitted ``Pipeline``,
-        ``TransformedTargetRegressor``, search or ``FrozenEstimator``. An unfitted estimator is a
-        template: ``fit`` clones and trains it. With ``"precomputed"`` X is the design and y the
-        target of the regression. None where X is a list of :class:`Endpoint`.
+        The trained model, also in a fitted ``Pipeline``, search or ``FrozenEstimator``; shared and
+        never changed. An unfitted estimator is a template, cloned and trained. With
+        ``"precomputed"`` X and y are the regression; None for a list of :class:`Endpoint` as X.
     family : str, Penalty, Structured, list, or dict of str to callable, default="l2"
-        The penalties: a name of :data:`sklearn_implicitreg.penalties.FAMILIES`, names joined
-        by ``+``, or functions of the parameters; or a structured family, solved as a whole:
-        ``"diagonal"``, ``"quadratic"``, ``"early_stopping"``.
+        Names of :data:`sklearn_implicitreg.penalties.FAMILIES` joined by ``+``, functions of the
+        parameters, or one of :data:`sklearn_implicitreg.penalties.STRUCTURED`.
     mode : {"endpoint", "trajectory"}, default="endpoint"
         How equations are made: at the trained weights, or from the steps of a trajectory.
     trajectory : Trajectory or probe, default=None
-        What :func:`sklearn_implicitreg.trajectory.record` recorded, or a probe that makes one
-        from the trained model. X and y are the rows that the reference is taken on. With
-        ``mode="endpoint"`` it is evidence of whether the weights are stationary.
+        Of :func:`sklearn_implicitreg.trajectory.record`, or a probe that makes one from the model.
+        With ``mode="endpoint"`` it is evidence of whether the weights are stationary.
     reference : {"gradient", "batch", "flow", "applied"} or instance, default="gradient"
         What the trajectory is compared with: the gradient on all rows, on the same batch without
         what was added, the gradient flow, or what the optimizer was given.
@@ -80,10 +76,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         State of a module's copy: "auto" is eval, with BatchNorm by batch statistics.
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
-    device : "auto", str or torch.device, default="auto"
-        Where gradients are computed; the model's own device by default.
-    dtype : {"auto", "float32", "float64"}, default="auto"
-        Of the gradient's arithmetic; the model's own by default. Sums are always float64.
+    device, dtype : "auto", str or torch.device; {"auto", "float32", "float64"}, default="auto"
+        Where and how gradients are computed; by default as the model. Sums are always float64.
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``.
     verbose : int, default=0
@@ -96,47 +90,35 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     term_names_ : list of str
         Names of the terms, ``"l2[fc1]"`` for a grouped one.
     std_err_, pvalues_ : ndarray of shape (k,)
-        Standard errors and two-sided p-values, over equations. They, ``vif_`` and
-        ``condition_number_`` are None for a structured family.
+        Standard errors and two-sided p-values, over equations; None for a structured family.
     conf_int_ : ndarray of shape (k, 2)
         Confidence intervals; None where a structured family has none.
     r2_ : float
-        Uncentered share of the gradient that the penalty explains. On a part of the training
-        rows it is low even for the true family (see :meth:`score`).
+        Uncentered share of the gradient that the penalty explains; see :meth:`score`.
     cosine_ : ndarray of shape (k,)
-        Cosine of each term's gradient with minus the loss gradient; of a structured family
-        that of the whole fitted gradient, of shape (1,).
-    condition_number_ : float
-        Of the columns, scaled to unit norm.
-    vif_ : ndarray of shape (k,)
-        Uncentered variance inflation factors.
+        Of each term's (a structured family's: the fitted) gradient with minus that of the loss.
+    condition_number_, vif_ : float, ndarray of shape (k,)
+        Of the columns scaled to unit norm, and uncentered variance inflation factors, or None.
     n_equations_ : int
         Rows of the regression.
     aic_, bic_ : float
-        Information criteria, with the equations as the sample. Minus infinity where no residual
-        is left; None for a structured family.
+        Information criteria over equations; minus infinity without residual, or None.
     verdict_ : str
         "no signal", "not identifiable", "not stationary", "supported", "partial" or "out of
         family"; the reason stands in :meth:`summary`.
-    coef_path_ : ndarray of shape (W, k)
-        Coefficients of every window of a trajectory or of every endpoint alone; NaN where one
-        has too few equations.
-    coef_path_conf_int_ : ndarray of shape (W, k, 2)
-        Their confidence intervals.
+    coef_path_, coef_path_conf_int_ : ndarray of shape (W, k) and (W, k, 2)
+        Of every window or endpoint alone, with intervals; NaN where equations are too few.
     penalty_ : FittedPenalty or StructuredPenalty
         The penalty as a function of a module or dict of parameters.
     model_ : object
         The trained model that was analyzed; a list of them for a list of endpoints.
-    n_features_in_ : int
-        Number of features of two-dimensional X.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, where X has them.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (n_features_in_,)
+        Number of features of two-dimensional X, and their names where X has them.
 
     See Also
     --------
     ImplicitRegularizationCV : Chooses among families in one gradient pass.
-    endpoints : Retrains an estimator on resamples or new data.
-    equations : The regression as a DataFrame.
+    endpoints, equations : Retrains an estimator; the regression as a DataFrame.
 
     References
     ----------
@@ -207,10 +189,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         ----------
         X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
             The rows that the model was trained on; or a list of :class:`Endpoint`, without y.
-        y : array-like of shape (n,) or (n, outputs), default=None
-            Targets; None with a Dataset or DataLoader.
-        sample_weight : array-like of shape (n,), default=None
-            The weights that the model was trained with.
+        y, sample_weight : array-like of shape (n,) or, of y, (n, outputs), default=None
+            Targets (None with a Dataset or DataLoader) and weights of the training.
 
         Returns
         -------
@@ -219,8 +199,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Raises
         ------
         ValueError, TypeError
-            For data that do not fit the model or the loss, unknown names, or more
-            coefficients than equations.
+            For data that do not fit, unknown names, or more coefficients than equations.
         """
         check_parameters(self)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
@@ -242,16 +221,14 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
 
-        A trained model is stationary on its *whole* training set, never on a part of it. So
-        the rows complete those of ``fit``: the uncentered R2 is against the gradient of both
-        together, with the noise of having left these rows out scaled to that of one row in a
-        hundred. Give disjoint parts of the training set, or all of it again.
+        A trained model is stationary on its *whole* training set only, so the rows complete those
+        of ``fit``: R2 is against the gradient of both, with the noise of the rows left out scaled
+        to one row in a hundred. Give disjoint parts of the training set, or all of it again.
 
         Parameters
         ----------
         X, y, sample_weight
-            As in ``fit``; of equations and a list of :class:`Endpoint`, which complete nothing,
-            the plain R2 is returned.
+            As in ``fit``; equations and a list of :class:`Endpoint` give the plain R2.
 
         Returns
         -------
@@ -261,8 +238,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Raises
         ------
         ValueError
-            If the estimator was unpickled, or a structured family or a fit of endpoints is
-            scored on other data than endpoints.
+            If the estimator was unpickled, or a fit that needs endpoints gets other data.
         """
         check_is_fitted(self, "coef_")
         coef = np.nan_to_num(self.coef_)
@@ -292,11 +268,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
                 "score needs the gradient of the fitted rows, which is not pickled; fit again."
             )
         self._check_features(X, reset=False)
-        if isinstance(self.model_, list):
-            raise ValueError(
-                "Expected a list of Endpoint to score a fit of endpoints, got other data; there is "
-                "no one training set that they would complete."
-            )
         options = self._options(completing=True)
         other = fitted.targets.completing(adapt(self.model_, Data(X, y, sample_weight), options))
         return fitted.completed_r2(other, coef, positive=self.positive)
@@ -319,7 +290,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     def _endpoint_targets(
         self, group: Sequence[Endpoint], y: Any, sample_weight: Any, reset: bool
     ) -> EndpointTargets:
-        """Targets of a list of endpoints."""
         wrong = ""
         if y is not None or sample_weight is not None:
             wrong = "y=None and sample_weight=None with a list of Endpoint, which bring their own."
@@ -350,7 +320,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         return penalty
 
     def _fit_on(self, equations: Equations) -> Any:
-        """Solve equations that were made before."""
         evidence = getattr(self, "_evidence", None)
         if evidence is not None:
             equations = with_evidence(equations, evidence)
@@ -361,7 +330,6 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the equations, which hold the data and the gradient."""
         state = super().__getstate__()
         lost = ("_equations", "_evidence")
         return {key: value for key, value in state.items() if key not in lost}

@@ -26,19 +26,16 @@ __all__ = ["ImplicitRegularizationCV", "equations", "simplest_within_one_se"]
 class ImplicitRegularizationCV(FittedResult, AboutModel):
     """The family of penalties that a trained model shows, among several.
 
-    One pass over the data gives the gradient of the loss and its spread over blocks of rows;
-    each family then costs a small regression. Families are compared by
-    ``R2 - (1/99) tr(P S) / (n |g|^2)``: P projects on the family's columns, S is the covariance
-    of the row gradients. It is the mean of :meth:`ImplicitRegularizationEstimator.score` with
-    one row in a hundred left out, so larger families do not win by fitting noise.
+    Families are compared, from one pass over the data, by ``R2 - (1/99) tr(P S) / (n |g|^2)``: P
+    projects on the family's columns, S is the covariance of the row gradients. It is the mean of
+    :meth:`ImplicitRegularizationEstimator.score` with one row in a hundred left out.
 
     Parameters
     ----------
     model : nn.Module, skorch net or scikit-learn estimator
         As for :class:`ImplicitRegularizationEstimator`.
     families : list or dict
-        What ``family`` can be; a dict names the candidates. Structured families are compared
-        over folds of endpoints only, with ``cv``.
+        Values of ``family``; a dict names them. Structured ones need folds of endpoints (``cv``).
     cv : cross-validation splitter, int or None, default=None
         None: the criterion above. Else the completed score on these (shuffled) folds.
     estimator_params : dict or None, default=None
@@ -46,29 +43,20 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
 
     Attributes
     ----------
-    best_family_ : object
-        The winning entry of ``families``.
-    best_name_ : str
-        Its name.
-    best_index_ : int
-        Its place in ``families``.
-    best_score_ : float
-        Its criterion, or its mean score over folds.
-    best_estimator_ : ImplicitRegularizationEstimator
-        Fitted with it.
+    best_family_, best_name_, best_index_ : object, str, int
+        The winning entry of ``families``, its name and its place.
+    best_score_, best_estimator_ : float, ImplicitRegularizationEstimator
+        Its criterion, or its mean score over folds; fitted with it.
     cv_results_ : dict of str to list or ndarray
-        ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion),
-        ``rank_test_score``, ``r2`` and ``n_terms``; with ``cv`` ``name`` and those of
-        ``GridSearchCV``.
+        ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion), its rank,
+        ``r2`` and ``n_terms``; with ``cv`` ``name`` and those of ``GridSearchCV``.
     coef_, term_names_, std_err_, conf_int_, pvalues_, r2_, cosine_, condition_number_, vif_, \
             n_equations_, verdict_, penalty_
         As in :class:`ImplicitRegularizationEstimator`, for the best family.
     model_ : object
         The trained model that was analyzed.
-    n_features_in_ : int
-        Number of features of two-dimensional X.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, where X has them.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (n_features_in_,)
+        Number of features of two-dimensional X, and their names where X has them.
 
     See Also
     --------
@@ -106,8 +94,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         Parameters
         ----------
         X, y, sample_weight
-            As for :class:`ImplicitRegularizationEstimator`; with ``cv`` X and y must be
-            indexable.
+            As for :class:`ImplicitRegularizationEstimator`; indexable with ``cv``.
 
         Returns
         -------
@@ -145,7 +132,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         return float(self.best_estimator_.score(X, y, sample_weight))
 
     def _estimator(self) -> ImplicitRegularizationEstimator:
-        """Estimator of one family, by ``estimator_params``."""
         params = dict(self.estimator_params or {})
         known = set(ImplicitRegularizationEstimator(None).get_params()) - {"model", "family"}
         if not set(params) <= known:
@@ -181,7 +167,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     def _compare(
         self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
-        """All families from one pass over the rows."""
         targets = estimator._targets(*rows)
         families = list(named.values())
         penalties = [
@@ -206,7 +191,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     def _search(
         self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
-        """Completed scores over folds."""
         X, y, sample_weight = rows
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         if weights and routing_enabled():
@@ -223,8 +207,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     """Index of the family with the fewest coefficients within one standard error of the best.
 
-    Pass it as ``GridSearchCV(..., refit=simplest_within_one_se)`` where families are nested:
-    one that contains the true one ties with it.
+    Pass it as ``GridSearchCV(..., refit=simplest_within_one_se)`` where families are nested.
 
     Parameters
     ----------
@@ -284,16 +267,14 @@ def equations(
 ) -> Bunch:
     """The regression of a family as tables, one row per equation.
 
-    For any tool for linear regression, such as ``statsmodels.OLS(target, data)``, or
-    scikit-learn's splitters over equations, such as ``GroupKFold`` over parameter tensors.
+    For tools such as ``statsmodels.OLS(target, data)``, or ``GroupKFold`` over tensors.
 
     Parameters
     ----------
     model : trained model or fitted ImplicitRegularizationEstimator
         With a fitted estimator (or ``ImplicitRegularizationCV``) its parameters are used.
     X, y
-        The rows that the model was trained on; or a list of :class:`Endpoint` as X, with any
-        ``model`` or None.
+        The rows that the model was trained on; or a list of :class:`Endpoint` as X.
     families : family or list of families, default=None
         Joined to one design; by default the estimator's own, or "l2".
     sample_weight : array-like of shape (n,), default=None
@@ -304,15 +285,13 @@ def equations(
     Returns
     -------
     regression : Bunch
-        ``data``, DataFrame of shape (m, k), the gradients of the terms; ``target``, Series of
-        shape (m,), minus the gradient of the loss; ``groups``, Series of shape (m,), the
-        tensor of each equation, the endpoint where there are several, or the window.
+        ``data``, DataFrame of shape (m, k), the gradients of the terms; ``target`` and ``groups``,
+        Series, minus the gradient of the loss and the tensor, endpoint or window.
 
     Raises
     ------
     ValueError
-        As the estimator raises; for penalties with random draws along a trajectory, whose
-        columns need instruments.
+        As the estimator raises; for penalties that need instruments.
 
     Examples
     --------

@@ -28,14 +28,10 @@ class Endpoint:
         The trained model; it is shared, never changed or copied.
     X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
         The rows that the model was trained on.
-    y : array-like of shape (n,) or (n, outputs), default=None
-        Targets; None with a Dataset or DataLoader.
-    sample_weight : array-like of shape (n,), default=None
-        The weights that the model was trained with.
+    y, sample_weight : array-like of shape (n,) or, of y, (n, outputs), default=None
+        Targets (None with a Dataset or DataLoader) and weights of the training.
     rows : array-like of int or bool, default=None
-        Numbers of the rows of X, y and sample_weight that the model was trained on, each as
-        often as it was used, or a mask; None for all. Resamples can so share one X; the fitted
-        estimator holds a copy of the rows of each.
+        Numbers of the rows that were trained on, as often as they were used, or a mask.
 
     Attributes
     ----------
@@ -53,10 +49,9 @@ class Endpoint:
 
     Notes
     -----
-    Endpoints that hold the same X and y (the same objects) count as resamples if their rows or
-    weights differ and some row is in two of them; if neither differs, as several models on one
-    data set. All others count as independent data sets. The standard errors are the spread of
-    the resamples, absent for one data set, and the delete-one-endpoint jackknife for several.
+    Endpoints with the same X and y (the same objects) count as resamples if their rows or weights
+    differ and some row is in two of them, else as one data set; all others as independent. The
+    standard errors are the spread of resamples, absent for one data set, else the jackknife.
 
     Examples
     --------
@@ -185,7 +180,6 @@ def _sampling(group: Sequence[Endpoint]) -> Sampling:
 def _check_alike(
     i: int, endpoint: Endpoint, problem: Problem, first: Endpoint, like: Problem
 ) -> None:
-    """Raise ValueError if features or parameters are not those of the first endpoint."""
     names, wanted = _feature_names(endpoint), _feature_names(first)
     if names is not None and wanted is not None and names != wanted:
         raise ValueError(
@@ -218,7 +212,6 @@ def n_rows(values: Any) -> int:
 
 
 def _row_numbers(rows: Any, X: Any) -> Indices:
-    """Numbers of rows, from numbers or a mask."""
     n, given = n_rows(X), np.asarray(rows)
     if given.dtype == bool and given.shape == (n,):
         return np.flatnonzero(given)
@@ -232,7 +225,6 @@ def _row_numbers(rows: Any, X: Any) -> Indices:
 
 
 def _taken(values: Any, rows: Indices | None) -> Any:
-    """Some rows of an array, frame, tensor, list or dict of these."""
     if values is None or rows is None:
         return values
     if isinstance(values, Mapping):

@@ -30,7 +30,6 @@ class _GivenTargets:
     )
 
     def equations(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """None: there is no model."""
         raise ValueError(
             "Expected a model, got equations given as arrays, which have no weights and no rows."
         )
@@ -38,15 +37,12 @@ class _GivenTargets:
     observed = completing = equations
 
     def units(self, equations: Equations) -> Units:
-        """No model states them."""
         return 1.0, None, False
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
-        """That there is no model."""
         return [("Model", self.problem.model_name)]
 
     def notes(self, equations: Equations, result: Result) -> list[str]:
-        """None."""
         return []
 
 
@@ -93,7 +89,6 @@ def given_equations(
 
 
 def _numbers(values: Any, name: str) -> Array:
-    """Finite float64 numbers."""
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"Expected finite numbers in {name}, got NaN or inf; drop those rows.")

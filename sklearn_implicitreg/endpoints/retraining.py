@@ -48,8 +48,7 @@ def endpoints(  # noqa: PLR0913
     estimator : scikit-learn or skorch estimator
         Cloned and trained for every endpoint; a ``random_state`` that is no integer is drawn.
     X : array-like, sparse matrix, DataFrame, dict of arrays, sequence of these, or callable
-        With ``bootstrap`` the rows that are resampled. Without it a sequence of data sets, or
-        a function of a ``RandomState`` that returns a new ``(X, y)``.
+        Rows to resample; else data sets, or a function of a ``RandomState`` that returns (X, y).
     y : array-like, sequence of these or None
         Targets; a sequence where X is one, None where it is a callable.
     n_endpoints : int
@@ -57,9 +56,8 @@ def endpoints(  # noqa: PLR0913
     bootstrap : bool, default=True
         Draw n of the n rows with replacement. The first endpoint has every row once.
     weights : array-like of shape (n,), default=None
-        Probabilities by which rows are drawn, above zero, up to a factor. The endpoints are then
-        trained with importance weights ``c / probability``, so that all rows count alike and the
-        total weight of every endpoint is that of all rows.
+        Probabilities by which rows are drawn, up to a factor; the trainings then have importance
+        weights ``c / probability``, so that all rows count alike and the total weight stays.
     sample_weight : array-like of shape (n,), or sequence of these, default=None
         Weights of the rows.
     n_jobs : int or None, default=None
@@ -77,14 +75,12 @@ def endpoints(  # noqa: PLR0913
     Raises
     ------
     ValueError, TypeError
-        If the data do not match, the estimator cannot be cloned or does not take the weights,
-        or all trainings failed.
+        If the data or the estimator do not fit, or all trainings failed.
 
     Warns
     -----
     FitFailedWarning
-        If trainings failed or gave coefficients that are not finite, or have other classes or
-        shapes than the first, such as resamples without a rare class. These are left out.
+        If trainings are left out: they failed, are not finite, or miss classes of the first.
 
     See Also
     --------
@@ -135,7 +131,6 @@ def endpoints(  # noqa: PLR0913
 def _resamples(
     data: Data, n_endpoints: int, weights: npt.ArrayLike | None, rng: np.random.RandomState
 ) -> Sets:
-    """All rows once, then draws with replacement, by their probabilities."""
     if callable(data.X):
         raise ValueError("Expected rows to resample, got a callable; pass bootstrap=False.")
     n = n_rows(data.X)
@@ -169,7 +164,6 @@ def _probabilities(weights: npt.ArrayLike, n: int) -> Weights:
 def _data_sets(
     data: Data, n_endpoints: int, weights: npt.ArrayLike | None, rng: np.random.RandomState
 ) -> Sets:
-    """Data sets as given, or as a function draws them."""
     if weights is not None:
         raise ValueError("Expected no weights without bootstrap: they are probabilities of rows.")
     sets = _drawn(data, n_endpoints, rng) if callable(data.X) else _given(data, n_endpoints)
@@ -208,7 +202,6 @@ def _drawn(data: Data, n_endpoints: int, rng: np.random.RandomState) -> list[Dat
 
 
 def _check_lengths(data: Data) -> None:
-    """Raise ValueError unless there is one target and one weight for each row."""
     n = n_rows(data.X)
     for name, values in (("y", data.y), ("sample_weight", data.sample_weight)):
         if values is not None and n_rows(values) != n:
@@ -221,7 +214,6 @@ def _check_lengths(data: Data) -> None:
 def _trained(
     template: Any, data: Data, rows: Indices | None, weighted: str | None, seed: int
 ) -> Any:
-    """A clone trained on some rows, or a sentence on why it failed."""
     model = clone(template)
     try:
         for key, value in model.get_params().items():
@@ -238,7 +230,6 @@ def _trained(
 
 
 def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
-    """Trained endpoints; those that failed are named and counted."""
     found, failures = EndpointList(), {}
     like: dict[str, Learned] = {}
     for i, ((data, rows), outcome) in enumerate(zip(sets, outcomes, strict=True)):

@@ -23,10 +23,8 @@ class GradientMatchDisplay:
 
     Parameters
     ----------
-    target : array-like of shape (m,)
-        Minus the gradient of the loss.
-    fitted : array-like of shape (m,)
-        Gradient of the fitted penalty.
+    target, fitted : array-like of shape (m,)
+        Minus the gradient of the loss, and the gradient of the fitted penalty.
     groups : array-like of shape (m,)
         Tensor of every equation.
     r2 : float
@@ -36,14 +34,10 @@ class GradientMatchDisplay:
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
+    ax_, figure_ : matplotlib Axes and Figure
         Where it was drawn.
-    figure_ : matplotlib Figure
-        The figure of ``ax_``.
-    scatters_ : list of PathCollection
-        One per tensor.
-    line_ : matplotlib Line2D
-        The diagonal.
+    scatters_, line_ : list of PathCollection, Line2D
+        One per tensor, and the diagonal.
 
     See Also
     --------
@@ -91,10 +85,8 @@ class GradientMatchDisplay:
             Fitted.
         X, y, sample_weight
             The rows that it was fitted on.
-        name : str, default=None
-            Title; by default the fitted terms and the verdict.
-        ax : matplotlib Axes, default=None
-            A new figure if None.
+        name, ax : str, matplotlib Axes, default=None
+            Title, by default the fitted terms and the verdict; a new figure if None.
         scatter_kwargs, line_kwargs : dict, default=None
             Passed to ``Axes.scatter`` for the equations, to ``Axes.plot`` for the diagonal.
 
@@ -198,7 +190,6 @@ class GradientMatchDisplay:
 
 
 def _title(estimator: ImplicitRegularizationEstimator | ImplicitRegularizationCV) -> str:
-    """Coefficients, where they fit into a line, and the verdict."""
     pairs = zip(estimator.term_names_, estimator.coef_, strict=True)
     terms = ", ".join(f"{name}: {coef:.3g}" for name, coef in pairs)
     if len(terms) > _MAX_TITLE:

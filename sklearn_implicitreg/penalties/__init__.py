@@ -86,9 +86,8 @@ def as_penalty(family: Any) -> Penalty | Structured:
     Parameters
     ----------
     family : str, Penalty, Structured, list, or dict of str to callable
-        A name of :data:`FAMILIES`, several joined by ``+``, or a list that is joined; or one
-        name of :data:`STRUCTURED`. A callable is ``f(params) -> scalar`` or ``f(params, batch)``,
-        which returns one number per row of a :class:`RowBatch`.
+        Names of :data:`FAMILIES` joined by ``+``, a list to join, or a name of :data:`STRUCTURED`;
+        ``f(params)`` or ``f(params, batch)`` with a number per row of a :class:`RowBatch`.
 
     Returns
     -------
@@ -97,8 +96,7 @@ def as_penalty(family: Any) -> Penalty | Structured:
     Raises
     ------
     ValueError
-        If a name is not known; the message lists the names and suggests the nearest. If a
-        structured family is joined with others.
+        If a name is not known, or a structured family is joined with others.
     TypeError
         If it is none of the above.
 
@@ -171,7 +169,7 @@ def penalty_with_terms(family: Any) -> Penalty:
 
 
 def _named(name: str) -> Penalty | Structured:
-    known: dict[str, type[Penalty] | type[Structured]] = {**FAMILIES, **STRUCTURED}
+    known: dict[str, type[Penalty | Structured]] = {**FAMILIES, **STRUCTURED}
     if name in known:
         return known[name]()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)

@@ -40,27 +40,22 @@ class Leaf:
 class Penalty(BaseEstimator):
     """A family of penalties ``R = sum_k coef_k * R_k(theta)`` with unknown coefficients.
 
-    A family is one class with one method: :meth:`terms`, of the parameters, or :meth:`rows`, of
-    the parameters and the data, whose mean over rows is R.
+    A family is a class with :meth:`terms`, of the parameters, or :meth:`rows`, whose mean is R.
 
-    What follows is optional. ``gradient(name, tensor)`` gives the gradients of the terms with
-    respect to one tensor in closed form, for penalties that are sums over tensors.
-    ``smooth(name, tensor)`` gives a boolean mask of the coordinates at which every term is
-    differentiable. ``stochastic = True`` marks a penalty that draws random numbers, seeded by
-    ``problem.draw``: on a trajectory its coefficients then come from instruments.
+    Optional: ``gradient(name, tensor)``, the gradients of the terms with respect to one tensor, of
+    penalties that are sums over tensors; ``smooth(name, tensor)``, a mask of the coordinates at
+    which every term is differentiable; ``stochastic = True`` of a penalty that draws random
+    numbers, seeded by ``problem.draw``, and on a trajectory needs instruments.
 
-    Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some
-    tensors), ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a coefficient
-    that is known and not estimated).
+    Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some tensors),
+    ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a known coefficient).
 
     Attributes
     ----------
     elementwise : bool, default=False
-        Whether R is a sum over coordinates of a function of that coordinate, so that
-        ``gradient`` and ``smooth`` can be evaluated on any piece of a tensor.
+        Whether ``gradient`` and ``smooth`` can be evaluated on any piece of a tensor.
     affine : bool, default=False
-        Whether the gradient of R is affine in the weights: along a trajectory its mean is then
-        taken at the mean weights.
+        Whether the gradient is affine in the weights: its mean is then that at mean weights.
 
     See Also
     --------
@@ -68,7 +63,6 @@ class Penalty(BaseEstimator):
 
     Examples
     --------
-    >>> import torch
     >>> class Cubic(Penalty):
     ...     def terms(self, params, problem):
     ...         return {"cubic": sum(t.abs().pow(3).sum() for t in params.values())}
@@ -91,8 +85,7 @@ class Penalty(BaseEstimator):
         params : dict of str to Tensor
             The tensors in scope, in float64.
         problem : Problem or None
-            The model and its data, for penalties that look at them. A :class:`RowBatch` stands
-            for one where only its rows are looked at.
+            The model and its data, for penalties that look at them; or a :class:`RowBatch`.
 
         Returns
         -------

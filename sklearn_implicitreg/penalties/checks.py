@@ -24,31 +24,27 @@ def check_penalty(
 ) -> None:
     """Check that a penalty keeps the contract of :class:`Penalty`.
 
-    Terms are named finite scalars or vectors, whether or not the parameters require gradients; a
-    clone and a pickled copy have the same terms; no global random generator is used; a
-    closed-form ``gradient`` equals automatic differentiation to 1e-10, also on a piece of a tensor
-    where ``elementwise`` is set; autograd equals central differences to 1e-6 where the penalty
-    says that it is smooth. What ``rows`` returns for a row does not depend on the other rows.
+    Terms are named finite scalars or vectors; a clone and a pickled copy have the same; no global
+    random generator is used; a closed-form ``gradient`` equals autograd to 1e-10, on pieces too
+    where ``elementwise`` is set; autograd equals central differences to 1e-6 where the penalty is
+    smooth. What ``rows`` returns for a row does not depend on the other rows.
 
     Parameters
     ----------
     penalty : Penalty
         What is checked.
     params : dict of str to Tensor, default=None
-        Where it is checked, in float64; by default at the problem's parameters, without one at
-        two random tensors, of shapes (3, 4) and (3,).
+        Where it is checked; by default at the problem's parameters, or at two random tensors.
     problem : Problem or RowBatch, default=None
-        Model and data in float64, for a penalty that looks at them: ``RowBatch.of(module, X, y)``
-        makes one. By default a penalty on rows is checked on a small net with layers "0", "1",
-        "2", and two outputs.
+        Model and data in float64, such as ``RowBatch.of(module, X, y)``; by default a penalty on
+        rows is checked on a small net with layers "0", "1", "2", and two outputs.
 
     Raises
     ------
     TypeError, ValueError
         If terms are of the wrong kind, or the problem is not in float64.
     AssertionError
-        If a gradient is wrong, cloning or pickling changes the terms, a global generator is used,
-        or rows depend on each other.
+        If one of the above does not hold.
 
     Examples
     --------
@@ -108,7 +104,6 @@ class _Check:
         return values
 
     def same(self, penalty: Penalty, params: Params, values: dict[str, Tensor], what: str) -> None:
-        """Another copy, or tensors that require gradients: the same terms and values."""
         again = self.terms(params, penalty)
         if list(again) != list(values):
             raise AssertionError(f"{what} has terms {list(again)} instead of {list(values)}.")
@@ -119,7 +114,6 @@ class _Check:
     def closed_form(
         self, params: Params, name: str, values: dict[str, Tensor], mask: Tensor
     ) -> None:
-        """Closed form against autograd, for one tensor."""
         gradient = getattr(self.penalty, "gradient", None)
         if gradient is None:
             return
@@ -144,7 +138,6 @@ class _Check:
                     f"gradient of {term!r} on a piece of {name!r} is not the piece of the "
                     "gradient; drop `elementwise`."
                 )
-
         self._check_affine(name, tensor, closed)
 
     def _check_affine(self, name: str, tensor: Tensor, slopes: dict[str, Tensor]) -> None:
@@ -160,7 +153,6 @@ class _Check:
                 )
 
     def differences(self, params: Params, name: str, entry: tuple[str, int], mask: Tensor) -> None:
-        """Autograd of one entry of a term against central differences, for one tensor."""
         tensor = params[name]
         direction = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
         # A step must not cross a kink at zero.
@@ -210,13 +202,11 @@ def _check_rows(penalty: Penalty, params: Params, problem: Problem | RowBatch) -
 
 
 def _generators() -> bytes:
-    """State of the global generators."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
     return pickle.dumps(states)
 
 
 def _pickled(penalty: Penalty) -> Penalty:
-    """Copy by its pickled state; the class itself need not be found by its name."""
     copied = type(penalty).__new__(type(penalty))
     try:
         copied.__setstate__(pickle.loads(pickle.dumps(penalty.__getstate__())))
@@ -226,14 +216,12 @@ def _pickled(penalty: Penalty) -> Penalty:
 
 
 def _parameters() -> Params:
-    """Two random tensors."""
     rng = np.random.default_rng(0)
     shapes = {"layer.weight": (3, 4), "layer.bias": (3,)}
     return {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()}
 
 
 def _small_net() -> RowBatch:
-    """Random rows of a net with four inputs, three hidden units and two outputs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
@@ -242,7 +230,6 @@ def _small_net() -> RowBatch:
 
 
 def _smooth(penalty: Penalty, params: Params, name: str) -> Tensor:
-    """Mask of the coordinates at which all parts of the penalty say that they are smooth."""
     mask = torch.ones_like(params[name], dtype=torch.bool)
     for leaf in penalty.leaves(params, None):
         smooth = getattr(leaf.penalty, "smooth", None)

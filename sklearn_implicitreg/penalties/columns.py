@@ -81,7 +81,6 @@ def columns_of_leaves(
 
 
 def _one(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:
-    """Columns of a penalty that is not on rows."""
     gradient: TensorGradient | None = getattr(leaf.penalty, "gradient", None)
     if gradient is not None:
         return ClosedForm(leaf, params, gradient)
@@ -93,7 +92,6 @@ def _one(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:
 
 
 def _gradients(leaf: Leaf, params: Params, problem: Problem) -> dict[str, Params]:
-    """Gradients of a leaf's terms by reverse mode."""
     with torch.enable_grad():
         seen = _as_leaves(params, leaf.names)
         values = leaf.penalty.terms(seen, problem)
@@ -133,7 +131,6 @@ def _mean_gradients(
 
 
 def _as_leaves(params: Params, names: tuple[str, ...]) -> Params:
-    """Copies of some tensors that gradients are taken of."""
     return {name: params[name].detach().double().clone().requires_grad_() for name in names}
 
 

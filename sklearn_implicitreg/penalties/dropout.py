@@ -19,22 +19,16 @@ class Dropout(OfGradient):
     a network that was trained with dropout at rate ``q`` follows ``L + R`` with coefficient 1
     [1]_. For a linear model with squared error ``R = q / (1 - q) * sum_j mean(x_j^2) theta_j^2``.
 
-    The expectation is a mean over passes in which every row draws masks of its own. Its noise
-    makes the coefficient of least squares too small at an endpoint, by the share of noise in the
-    squared norm of the column. On a trajectory it does not: there the coefficients come from
-    instruments, columns of other masks at the start of each window, which neither share the
-    noise of the columns nor remember the masks that the window's steps drew.
+    The expectation is a mean over passes with masks of their own for every row. Its noise makes the
+    coefficient at an endpoint too small, by the share of noise in the squared norm of the column;
+    on a trajectory it does not, by instruments: columns of other masks at each window's start.
 
     Parameters
     ----------
     q : float, default=None
-        Rate of all dropout layers, at least 0 and below 1; None takes each layer's own. A
-        recurrent or attention layer counts as one where its own rate is above zero.
-    n_draws : int, default=10
-        Passes over the rows that are averaged; on a trajectory twice in every window.
-    random_state : int, default=0
-        Seed of the masks. The same masks are drawn at all rates and weights, so differences
-        between them are less noisy than the values.
+        Rate of all layers that have one above zero or are dropout layers; None takes their own.
+    n_draws, random_state : int, default=10 and 0
+        Passes over the rows that are averaged, and seed of the masks at all rates and weights.
 
     References
     ----------
@@ -42,7 +36,6 @@ class Dropout(OfGradient):
 
     Examples
     --------
-    >>> import torch
     >>> from sklearn_implicitreg.adapters import Data, Options, adapt
     >>> net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1, bias=False))
     >>> _ = torch.nn.init.constant_(net[1].weight, 2.0)
@@ -81,7 +74,6 @@ class Dropout(OfGradient):
             yield problem.with_dropout(self.q, int(seed)).gradient()
 
     def _check(self) -> None:
-        """Raise ValueError if a parameter has no meaning."""
         if self.q is not None and not 0 <= self.q < 1:
             raise ValueError(f"Expected a rate q >= 0 and < 1, or None, got q={self.q!r}.")
         if not isinstance(self.n_draws, Integral) or self.n_draws < 1:

@@ -36,16 +36,14 @@ class EarlyStopping(Structured):
     """The penalty that gradient descent from zero leaves after an unknown number of steps.
 
     For a quadratic loss with Hessian ``2 S = 2 V diag(s) V'`` it is ``theta' Lambda_t theta``
-    with ``Lambda_t = V diag(s / ((1 - 2 lr s)^-t - 1)) V'``. ``coef_[0]`` is t: the number of
-    gradient steps that the fit is worth, whatever it was trained by. Parameters out of scope,
-    such as an intercept, are profiled out of the Hessian. It needs the endpoints' problems, with
-    a quadratic loss, and endpoints away from zero; without a finite best t ``coef_`` is inf.
+    with ``Lambda_t = V diag(s / ((1 - 2 lr s)^-t - 1)) V'``. ``coef_[0]`` is t, the number of steps
+    that the fit is worth; inf without a finite best t. Parameters out of scope, such as an
+    intercept, are profiled out of the Hessian. The endpoints must be away from zero.
 
     Parameters
     ----------
     lr : float, optional
-        Step size that multiplies the gradient of the mean loss. By default the flow
-        (``lr -> 0``): the unknown is then the time ``lr * t``, the only product identified.
+        Step size on the mean loss; by default the flow, whose unknown is the time ``lr * t``.
     shared : bool, default=True
         One number for all endpoints; otherwise one each.
 
@@ -55,19 +53,15 @@ class EarlyStopping(Structured):
 
     Notes
     -----
-    The interval is on the scale of log t. With four or more endpoints that share their t it comes
-    from leaving out one at a time if they are of independent data sets, and from the standard
-    deviation of their single answers if they are resamples. Otherwise it comes from the misfit:
-    how far the equations are from any t.
+    The interval is on the scale of log t: of four or more endpoints that share their t by leaving
+    out one at a time, for resamples by the spread of their answers; otherwise by the misfit.
 
     References
     ----------
-    Ali, Kolter and Tibshirani (2019), *A continuous-time view of early stopping for least squares
-    regression*, AISTATS. Their step size, on half of the loss, is ``2 lr``.
+    Ali, Kolter and Tibshirani (2019), AISTATS; their step size, on half of the loss, is ``2 lr``.
 
     Examples
     --------
-    >>> import numpy as np
     >>> from types import SimpleNamespace as Namespace
     >>> curvature, theta, moment = np.diag([2.0, 8.0]), np.zeros(2), np.array([1.0, 2.0])
     >>> for _ in range(30):
@@ -84,7 +78,6 @@ class EarlyStopping(Structured):
         self.shared = shared
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
-        """Nonlinear least squares over log t, from the best of a grid."""
         thetas, targets, sampling = endpoints.thetas, endpoints.targets, endpoints.sampling
         if not endpoints.problems:
             raise ValueError(
@@ -136,7 +129,6 @@ class EarlyStopping(Structured):
         return np.column_stack([view.gradient(self.lr, steps) for view in views])
 
     def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
-        """Notes of the summary."""
         notes = [
             f"the interval {_INTERVALS[sampling]}",
             f"{share:.2g} of the squared gradient is left over",
@@ -158,11 +150,9 @@ class _View:
     target: Array
 
     def gradient(self, lr: float | None, steps: float) -> Array:
-        """``2 Lambda_t theta`` in the coordinates of the parameters."""
         return np.asarray(2 * self.vectors @ (self._eigenvalues(lr, steps) * self.theta))
 
     def matrix(self, lr: float | None, steps: float) -> Array:
-        """``Lambda_t``."""
         return np.asarray((self.vectors * self._eigenvalues(lr, steps)) @ self.vectors.T)
 
     def _eigenvalues(self, lr: float | None, steps: float) -> Array:
@@ -187,7 +177,6 @@ def _views(thetas: Array, rhs: Array, problems: Sequence[Problem]) -> list[_View
 def _fit(
     views: list[_View], lr: float | None, level: float, sampling: Sampling = "one data set"
 ) -> tuple[float, tuple[float, float]]:
-    """Number of steps that fits these endpoints best, with its interval."""
     s = np.concatenate([view.s for view in views])
     theta = np.concatenate([view.theta for view in views])
     target = np.concatenate([view.target for view in views])

@@ -21,8 +21,7 @@ Coefficients = tuple[tuple[Leaf, tuple[float, ...]], ...]
 class FittedPenalty:
     """``R(theta) = sum_k coef_k * R_k(theta)`` with estimated coefficients.
 
-    Add it to the mean loss of a training loop to state openly what the trained model
-    behaved as if it had been trained with.
+    Add it to the mean loss of a training loop to state the penalty openly.
 
     Parameters
     ----------
@@ -35,7 +34,6 @@ class FittedPenalty:
 
     Examples
     --------
-    >>> import torch
     >>> from sklearn_implicitreg.penalties import L2
     >>> from sklearn_implicitreg.penalties.base import Leaf
     >>> penalty = FittedPenalty(((Leaf(L2(), ("weight",)), (0.5,)),), ("weight",))
@@ -63,8 +61,8 @@ class FittedPenalty:
     ) -> Tensor:
         """Value at a module or at a dict of parameters, differentiable with respect to both.
 
-        Penalties on rows of data need X, some also y: their value is the mean over these rows,
-        such as those of a mini-batch. They run the module once more, in the mode it is in.
+        Penalties on rows need X, some also y: their value is the mean over these rows, of the
+        module in the mode it is in.
 
         Parameters
         ----------
@@ -117,7 +115,6 @@ class FittedPenalty:
     def _batch(
         self, params: nn.Module | Mapping[str, Tensor], X: Any, y: Any, sample_weight: Any
     ) -> RowBatch:
-        """The rows with the model at these parameters."""
         if isinstance(params, nn.Module):
             return RowBatch.of(params, X, y, sample_weight, None)
         if self.model is None:

@@ -77,7 +77,6 @@ class Callables(Penalty):
 
 
 def _takes_batch(function: Callable[..., Tensor]) -> bool:
-    """Whether a function must be called with two arguments."""
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     try:
         needed = signature(function).parameters.values()

@@ -24,13 +24,11 @@ _UNSHRUNK = 1e-8  # share of the way to the multiple that is not worth a note
 class Diagonal(Structured):
     """``R = sum_j q_j theta_j^2``: one coefficient per parameter, in closed form.
 
-    One endpoint gives ``q_j = -grad_j / (2 theta_j)``, several the least-squares value per
-    coordinate. A coordinate that is zero at every endpoint has no equation: its coefficient
-    is 0 and the summary lists it as not determined.
+    One endpoint gives ``q_j = -grad_j / (2 theta_j)``, several the least-squares value. One that
+    is zero at every endpoint has no equation: its coefficient is 0, not determined.
 
     Examples
     --------
-    >>> import numpy as np
     >>> thetas = np.array([[1.0], [2.0], [0.0]])
     >>> found = Diagonal().solve(thetas, 2 * np.array([[3.0], [1.0], [9.0]]) * thetas)
     >>> found.coef.tolist(), found.dependent
@@ -38,7 +36,6 @@ class Diagonal(Structured):
     """
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
-        """Least squares, coordinate by coordinate."""
         thetas, targets = endpoints.thetas, endpoints.targets
         largest = np.abs(thetas).max(axis=1)
         used = largest > 0
@@ -64,26 +61,19 @@ class Diagonal(Structured):
 class Quadratic(Structured):
     """``R = theta' Q theta`` with a full symmetric Q, from one or many endpoints.
 
-    ``coef_`` is the upper triangular matrix row by row; the matrix is ``penalty_.matrix_``. As many
-    independent endpoints as parameters determine it; with m fewer the equations determine
-    ``m p - m (m - 1) / 2`` of the ``p (p + 1) / 2`` numbers, and the answer is the one of
-    minimum Frobenius norm.
+    ``coef_`` is the upper triangle of ``penalty_.matrix_`` row by row. With m < p independent
+    endpoints they determine ``m p - m (m - 1) / 2`` numbers; the answer has minimum Frobenius norm.
 
     Parameters
     ----------
     psd : bool, default=False
-        Minimize over positive semi-definite matrices. What the endpoints leave open is then
-        the smallest that keeps it semi-definite.
+        Minimize over positive semi-definite matrices, of which the smallest is taken.
     shrinkage : {None, "identity"} or float, default=None
-        ``"identity"`` shrinks towards the best multiple of the identity, each entry by how
-        well the endpoints determine it against the spread of what is left over: for endpoints
-        that differ by resampling one data set, of whose n rows at most n/p count as independent.
-        Endpoints that one matrix fits exactly are not shrunk. It helps a matrix that is near
-        such a multiple, and can cost one that is far from it. A float between 0 and 1 is the
-        weight of that multiple. With ``psd`` the multiple is not negative.
+        ``"identity"`` shrinks towards the best multiple of the identity (with ``psd`` one that is
+        not negative), each entry by how well the endpoints determine it against the spread of
+        what is left over, for resamples of one data set; a float from 0 to 1 is its weight.
     normalize : bool, default=False
-        Divide the equations of each endpoint by the norm of its parameters: for endpoints of
-        different size whose matrices differ somewhat, so that all count alike.
+        Divide each endpoint's equations by the norm of its parameters, so that all count alike.
 
     See Also
     --------
@@ -91,7 +81,6 @@ class Quadratic(Structured):
 
     Examples
     --------
-    >>> import numpy as np
     >>> Q = np.array([[2.0, 1.0], [1.0, 3.0]])
     >>> thetas = np.array([[1.0, 0.0], [1.0, 1.0]])
     >>> found = Quadratic().solve(thetas, 2 * Q @ thetas)
@@ -107,7 +96,6 @@ class Quadratic(Structured):
         self.normalize = normalize
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
-        """Least squares over symmetric matrices."""
         self._check()
         thetas = endpoints.thetas
         fit = self._fit(endpoints)
@@ -127,7 +115,6 @@ class Quadratic(Structured):
         )
 
     def _fit(self, endpoints: Endpoints) -> SymmetricFit:
-        """The matrix, the endpoints as they are or of norm one."""
         norms = np.ones(endpoints.thetas.shape[1])
         if self.normalize:
             norms = np.linalg.norm(endpoints.thetas, axis=0)
@@ -144,7 +131,6 @@ class Quadratic(Structured):
         )
 
     def _check(self) -> None:
-        """Raise ValueError if shrinkage is not one of its values."""
         value = self.shrinkage
         if value is None or value == "identity":
             return
@@ -155,7 +141,6 @@ class Quadratic(Structured):
             )
 
     def _notes(self, fit: SymmetricFit, shape: tuple[int, ...], share: float) -> Iterator[str]:
-        """Notes of the summary."""
         m, (p, n_endpoints) = fit.n_independent, shape
         yield (
             f"{m} independent endpoints determine {fit.rank} of {p * (p + 1) // 2} numbers "
@@ -187,7 +172,6 @@ class Quadratic(Structured):
             )
 
     def _where_open(self, fit: SymmetricFit) -> str:
-        """The matrix where no endpoint determines it."""
         if self.shrinkage == "identity" and (fit.strength > 0 or not self.psd):
             return f"drawn to {fit.multiple:.6g} times the identity"
         least = "the smallest semi-definite one" if self.psd else "the smallest one"

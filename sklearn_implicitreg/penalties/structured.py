@@ -37,7 +37,6 @@ class StructuredPenalty:
 
     Examples
     --------
-    >>> import numpy as np, torch
     >>> penalty = StructuredPenalty(np.array([[2.0, 1.0], [1.0, 3.0]]), {"coef": (2,)})
     >>> penalty.value(np.array([1.0, 1.0])), penalty.gradient(np.array([1.0, 0.0]))
     (7.0, array([4., 2.]))
@@ -153,14 +152,11 @@ class Endpoints:
 class Structured(BaseEstimator, ABC):
     """A family that is solved as a whole, from the endpoints themselves.
 
-    It has no terms and no columns: a matrix with p(p + 1)/2 unknowns would need as many.
-    It cannot be joined with other families.
+    It has no terms and no columns, and cannot be joined with other families.
 
     See Also
     --------
-    sklearn_implicitreg.penalties.Quadratic : A full symmetric matrix.
-    sklearn_implicitreg.penalties.Diagonal : One coefficient per parameter.
-    sklearn_implicitreg.penalties.EarlyStopping : The number of gradient steps.
+    sklearn_implicitreg.penalties.STRUCTURED : The families by name.
     """
 
     def solve(
@@ -176,11 +172,8 @@ class Structured(BaseEstimator, ABC):
 
         Parameters
         ----------
-        thetas : ndarray of shape (p, M)
-            Parameters in scope of each endpoint, flattened and concatenated in the order of
-            ``problem.params``.
-        targets : ndarray of shape (p, M)
-            Minus the gradients of the mean loss there.
+        thetas, targets : ndarray of shape (p, M)
+            Parameters, flattened in the order of ``problem.params``, and minus their gradients.
         problems : sequence of M Problem, optional
             The endpoints' models and data, for families that use them, and for names.
         confidence_level : float, default=0.95
@@ -195,8 +188,7 @@ class Structured(BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            If the arrays are not finite or do not have the same shape, or the family cannot be
-            solved from these problems.
+            If the arrays are not finite or not of one shape, or the problems do not do.
         """
         thetas, targets = np.asarray(thetas, dtype=float), np.asarray(targets, dtype=float)
         shapes = _checked_shapes(thetas, targets, problems)
@@ -241,7 +233,6 @@ class _Names(Sequence[str]):
         return self._name(places) if isinstance(places, int) else tuple(map(self._name, places))
 
     def __repr__(self) -> str:
-        """The first names, and how many there are."""
         shown = [repr(name) for name in self[:_SHOWN]]
         more = f", ... ({len(self)} names)" if len(self) > _SHOWN else ""
         return f"[{', '.join(shown)}{more}]"

@@ -95,14 +95,12 @@ def _counted(n_endpoints: int, p: int, n_rows: int | None) -> float:
 
 
 def _multiple(thetas: Array, rhs: Array, psd: bool) -> float:
-    """The best allowed multiple of the identity."""
     square = float(np.square(thetas).sum())
     multiple = float((thetas * rhs).sum()) / square if square else 0.0
     return max(multiple, 0.0) if psd else multiple
 
 
 def _divided(numerator: Array, denominator: Array) -> Array:
-    """Quotient, zero where the denominator is."""
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
@@ -127,7 +125,6 @@ def _asymmetry(cross: Array, right: Array) -> float:
 
 
 def _shrunk(entries: Array, weights: Array, noise: float, multiple: float) -> tuple[Array, float]:
-    """Entries shrunk towards the multiple of the identity, and the strength of it."""
     strength = _strength(entries, weights, noise, multiple)
     share = _divided(weights, weights + strength)
     return share * entries + (1 - share) * multiple * np.eye(len(entries)), strength
@@ -194,7 +191,6 @@ def nearest_psd(center: Array, weights: Array) -> tuple[Array, float]:
 
 
 def _cone(matrix: Array) -> Array:
-    """Nearest positive semi-definite matrix in the Frobenius norm."""
     values, vectors = eigh(matrix, check_finite=False)
     root = vectors * np.sqrt(values.clip(min=0.0))
     return np.asarray(root @ root.T)

@@ -48,7 +48,6 @@ class L2(_OfTensors):
 
     Examples
     --------
-    >>> import torch
     >>> L2().terms({"w": torch.tensor([3.0, 4.0])}, None)
     {'l2': tensor(25.)}
     >>> L2(center={"w": [3.0, 2.0]}).terms({"w": torch.tensor([3.0, 4.0])}, None)
@@ -80,7 +79,6 @@ class L2(_OfTensors):
         return 2 * tensor
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # noqa: N803, as scikit-learn names it
-        """Without the numbers of the center."""
         return "L2()" if self.center is None else f"L2(center=<{type(self.center).__name__}>)"
 
     @property
@@ -115,7 +113,6 @@ class WeightDecay(_OfTensors):
 
     Examples
     --------
-    >>> import torch
     >>> WeightDecay().terms({"w": torch.tensor([3.0, 4.0])}, None)
     {'weight_decay': tensor(12.5000)}
     """
@@ -138,7 +135,6 @@ class L1(_OfTensors):
 
     Examples
     --------
-    >>> import torch
     >>> L1().terms({"w": torch.tensor([3.0, -4.0])}, None)
     {'l1': tensor(7.)}
     """
@@ -169,7 +165,6 @@ class SmoothL1(_OfTensors):
 
     Examples
     --------
-    >>> import torch
     >>> SmoothL1(delta=1.0).terms({"w": torch.tensor([3.0, 0.0])}, None)
     {'smooth_l1': tensor(2.5000)}
     """
@@ -200,7 +195,6 @@ class ElasticNet(Penalty):
 
     Examples
     --------
-    >>> import torch
     >>> ElasticNet(delta=1.0).terms({"w": torch.tensor([3.0])}, None)
     {'l2': tensor(9.), 'smooth_l1': tensor(2.5000)}
     """
@@ -229,7 +223,6 @@ class Power(_OfTensors):
 
     Examples
     --------
-    >>> import torch
     >>> Power(q=3).terms({"w": torch.tensor([1.0, -2.0])}, None)
     {'power': tensor(9.)}
     """
@@ -266,7 +259,6 @@ class L21(_OfTensors):
 
     Examples
     --------
-    >>> import torch
     >>> L21().terms({"w": torch.tensor([[3.0, 1.0], [4.0, 0.0]])}, None)
     {'l21': tensor(6.)}
     """

@@ -22,14 +22,10 @@ class Convention:
         Name of the model's parameter for the strength.
     l2, l1 : float or None, default=None
         The factors c2 and c1; None where the model has no such penalty.
-    per_row : bool, default=False
-        Whether the strength is divided by the total weight of the rows.
-    inverse : bool, default=False
-        Whether the parameter is one over the strength.
-    l1_term : str, default="l1"
-        Name of the sparse term.
-    ratio : str, default="l1_ratio"
-        Name of the model's parameter r, where it has both penalties.
+    per_row, inverse : bool, default=False
+        Whether the strength is divided by the weight of the rows; is one over the parameter.
+    l1_term, ratio : str, default="l1" and "l1_ratio"
+        Names of the sparse term and of the parameter r, where the model has both penalties.
 
     Examples
     --------

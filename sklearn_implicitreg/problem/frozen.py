@@ -57,11 +57,9 @@ class FrozenModel:
         self._arrays: dict[str, npt.NDArray[Any]] | None = None
 
     def __sklearn_clone__(self) -> FrozenModel:
-        """Shared, not copied."""
         return self
 
     def __repr__(self) -> str:
-        """Class and size of the module."""
         size = sum(p.numel() for p in self.model.parameters())
         return f"FrozenModel({type(self.model).__name__}, {size:,} parameters)"
 
@@ -154,7 +152,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers (persistent or not) by name, each tensor once."""
     named = itertools.chain(module.named_parameters(), module.named_buffers())
     return {own_name(name): tensor for name, tensor in named}
 
@@ -164,7 +161,6 @@ def _empty_like(tensor: Tensor) -> Tensor:
 
 
 def _of_kind(like: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor as a parameter, if another is one."""
     if isinstance(like, nn.Parameter):
         return nn.Parameter(tensor, requires_grad=like.requires_grad)
     return tensor

@@ -20,40 +20,31 @@ _LOG_LINK = {"gamma", "poisson", "poisson_nll"}
 class LinearModel(BaseEstimator):
     """A coefficient vector as a trained model: ``X coef' + intercept`` with a loss.
 
-    For coefficients from your own solver, a checkpoint of a trajectory, a published table.
-    Nothing is trained: ``fit`` returns the model as it is.
+    For coefficients from a solver, a checkpoint or a table; ``fit`` does nothing.
 
     Parameters
     ----------
     coef : array-like of shape (p,) or (K, p)
-        Trained coefficients, one row per output or class. The index of a Series names the
-        features.
+        Trained coefficients, a row per output or class; the index of a Series names the features.
     intercept : float, array-like of shape (K,) or None, default=None
-        Trained intercept; None if the model has none. Give an intercept that was trained even
-        if it is zero: it is profiled out of the Hessian.
+        Trained intercept, even a zero: it is profiled out of the Hessian. None if there is none.
     loss : str, nn loss or callable(output, target), default="squared_error"
         The loss of the training, by the names that ``loss=`` of the estimators takes for linear
         models; ``"poisson"`` and ``"gamma"`` are half-deviances with a log link.
     classes : array-like of shape (n_classes,), default=None
-        Labels, in the order of the rows of ``coef``. By default 0, 1, ... for the losses of
-        classifiers, and no classes for other losses.
+        Labels in the order of the rows of ``coef``; by default 0, 1, ... of a classifier's loss.
 
     Attributes
     ----------
-    coef_ : ndarray of shape (p,) or (K, p)
-        As given.
-    intercept_ : float or ndarray of shape (K,)
-        As given; 0.0 if the model has none.
+    coef_, intercept_ : ndarray of shape (p,) or (K, p), float or ndarray of shape (K,)
+        As given; the intercept is 0.0 if the model has none.
     classes_ : ndarray of shape (n_classes,)
         Labels of a classifier.
-    n_features_in_ : int
-        Number of features.
-    feature_names_in_ : ndarray of shape (p,)
-        Names of the features, where ``coef`` has them.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (p,)
+        Number of features, and their names where ``coef`` has them.
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg import ImplicitRegularizationEstimator, LinearModel
     >>> X, y = np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([4.0, 3.0])
     >>> theta = np.linalg.solve(X.T @ X / 2 + 0.5 * np.eye(2), X.T @ y / 2)  # alpha/n = .5
@@ -190,11 +181,9 @@ class LinearModel(BaseEstimator):
         return self.classes is not None or named
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Always."""
         return True
 
     def __sklearn_tags__(self) -> Tags:
-        """Regressor or classifier."""
         tags = super().__sklearn_tags__()
         tags.estimator_type = "classifier" if self._of_classes else "regressor"
         tags.input_tags.sparse = True

@@ -72,11 +72,7 @@ class Problem(ABC):
         return LossGradient.from_blocks(self.blocks())
 
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
-        """The rows block by block, with the model's outputs at these parameters.
-
-        Parameters that are not given stay as trained. A consumer that keeps no batch holds the
-        graph of one block at a time.
-        """
+        """The rows block by block, with outputs at these parameters; others stay as trained."""
         raise ValueError(
             f"Expected a torch module, a skorch net or a linear model for a penalty on rows, got "
             f"{self.model_name}; its outputs are not known at other parameters."
@@ -124,10 +120,7 @@ class Problem(ABC):
         raise self._no_path()
 
     def mean_and_spread(self, batches: list[Indices]) -> tuple[LossGradient, Params] | None:
-        """Mean g of the batch gradients and ``spread_gradient`` about it, in one pass.
-
-        None where a mean by larger batches would be another.
-        """
+        """Mean g of batch gradients and ``spread_gradient`` about it; None if not in one pass."""
         return None
 
     def with_dropout(self, rate: float | None, seed: int) -> Problem:

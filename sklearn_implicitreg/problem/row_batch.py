@@ -26,23 +26,17 @@ from sklearn_implicitreg.problem.vectors import Params
 class RowBatch:
     """A block of rows and the model's outputs on it, differentiable in the parameters.
 
-    ``Penalty.rows`` receives one for every block. :meth:`of` makes one from a module and rows,
-    to try a penalty on.
+    ``Penalty.rows`` receives one for every block; :meth:`of` makes one from a module and rows.
 
     Attributes
     ----------
-    params : dict of str to Tensor
-        The parameters that the penalty sees.
-    inputs : Tensor, or dict or tuple of these
-        Inputs of the rows, as the model takes them.
-    weight : Tensor of shape (n,)
-        Sample weights; ones if none were given.
-    n_rows : int
-        Number n of rows.
+    params, inputs : dict of str to Tensor; Tensor, or dict or tuple of these
+        The parameters that the penalty sees, and the inputs as the model takes them.
+    weight, n_rows : Tensor of shape (n,), int
+        Sample weights, ones if none were given, and number of rows.
 
     Examples
     --------
-    >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
     >>> batch = RowBatch.of(net, torch.ones(5, 2), torch.zeros(5, 1))
     >>> batch.outputs.shape, batch.activation("1").shape, batch.activation("0", inputs=True).shape
@@ -90,10 +84,8 @@ class RowBatch:
             Its parameters stay in the graph; its buffers are left as they are.
         X : Tensor or array, or dict or tuple of these
             Inputs.
-        y : Tensor or array, optional
-            Targets.
-        sample_weight : array of shape (n,), optional
-            Weights of the rows.
+        y, sample_weight : Tensor or array, optional
+            Targets and weights of the rows.
         random_state : int or None, default=0
             Seed of ``rng``; None takes one from torch's generator if a number is drawn.
 
@@ -131,13 +123,7 @@ class RowBatch:
 
     @property
     def target(self) -> Any:
-        """Targets of the rows as they were given, in tensors.
-
-        Raises
-        ------
-        ValueError
-            If none were given.
-        """
+        """Targets of the rows as they were given, in tensors; ValueError if there are none."""
         if self._target is None:
             raise ValueError("Expected targets for this penalty, got X alone; give X and y.")
         return self._target
@@ -178,14 +164,12 @@ class RowBatch:
         Returns
         -------
         activation : Tensor of shape (n, ...)
-            The first tensor where there are several. The calls of a layer that was called more
-            than once are flattened and joined along the second axis.
+            The first of several tensors; several calls flattened and joined on the second axis.
 
         Raises
         ------
         ValueError
-            If there is no such layer, it was not called, its rows are not on the first axis, or
-            a later operation changed the tensor in place.
+            If the layer is not there or not called, or its rows are not as computed.
         """
         layers = self.model.layers
         if name not in layers:
@@ -215,11 +199,7 @@ class RowBatch:
 
     @property
     def rng(self) -> np.random.Generator:
-        """NumPy generator, carried from block to block; every pass over the rows draws the same.
-
-        In a training loop each call of the penalty draws other numbers, seeded by torch's
-        generator.
-        """
+        """NumPy generator, the same in every pass; in a training loop seeded by torch's."""
         if self._rng is None:
             self._rng = int(torch.randint(2**63 - 1, ()))
         self._rng = np.random.default_rng(self._rng)  # a generator stays itself
@@ -231,13 +211,7 @@ class RowBatch:
         return float(self.weight.double().sum())
 
     def summed(self, values: object, owner: str) -> Params:
-        """Weighted sums, in float64, of what ``rows`` of a penalty returned.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is not a dict of one finite number per row and term.
-        """
+        """Weighted float64 sums of what ``rows`` returned, checked: finite numbers, one per row."""
         if not isinstance(values, Mapping) or not values:
             raise TypeError(
                 f"Expected {owner}.rows to return a dict of term name to Tensor, got {values!r}."

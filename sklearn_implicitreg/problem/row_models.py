@@ -60,7 +60,6 @@ class _Called(nn.Module):
         self._function = function
 
     def forward(self, inputs: Any) -> Any:
-        """Outputs of the module as the function computes them."""
         return self._function(self.inner, inputs)
 
 

@@ -60,12 +60,10 @@ class FittedResult:
             self.coef_path_, self.coef_path_conf_int_ = result.path, result.bands
 
     def _fitted(self) -> Result:
-        """The result, once there is one."""
         check_is_fitted(self, "coef_")
         return self._result
 
     def _coefficients(self) -> dict[str, float]:
-        """Coefficient of every term of the family."""
         result = self._fitted()
         result.regression()
         return {self.term_names_[i]: float(self.coef_[i]) for i in result.family}
@@ -99,8 +97,7 @@ class FittedResult:
         Raises
         ------
         ValueError
-            If a restriction is not linear, follows from others, or names a coefficient without
-            a standard error.
+            If a restriction is not linear, or follows from others, or has no standard error.
         """
         solution, inference = self._fitted().regression()
         return wald_test(self._result.term_names, solution.coef, inference, restrictions, value)
@@ -167,8 +164,7 @@ class FittedResult:
         Returns
         -------
         params : dict of str to float or ndarray
-            An array where the model has one parameter per output; ``"weight_decay[fc1]"`` of
-            a grouped family. NaN where there is no gradient to explain.
+            An array with one parameter per output; ``"weight_decay[fc1]"`` of a grouped family.
 
         Raises
         ------
@@ -189,8 +185,7 @@ class FittedResult:
         Raises
         ------
         ValueError
-            If the model has no parameter for a term, a coefficient is negative or NaN, or a
-            part of the penalty was ``known``.
+            If the model has no parameter for a term, or a coefficient is negative or NaN.
         TypeError
             For a bare module: add ``penalty_`` to its training loop.
         """
@@ -218,8 +213,7 @@ class FittedResult:
         Raises
         ------
         ValueError, TypeError
-            If there is neither a closed form nor an estimator that states the penalty, for
-            given equations, or if a part of the penalty was ``known``.
+            If neither form states the penalty, or for given equations or ``known`` parts.
         """
         self._fitted()
         source: Any = getattr(self, "best_estimator_", self)
@@ -234,7 +228,6 @@ class FittedResult:
 
 
 def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Row with null for numbers that JSON does not have."""
     return {
         str(key): None if isinstance(value, float) and not np.isfinite(value) else value
         for key, value in row.items()

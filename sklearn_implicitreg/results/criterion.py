@@ -31,7 +31,6 @@ def compared(targets: Targets, penalties: Sequence[Penalty], positive: bool) -> 
 
 
 def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) -> Candidate:
-    """Criterion, R2 and number of terms."""
     system, eps = equations.judged_system, equations.eps
     solution = solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
     if solution.tss**0.5 <= equations.rounding:

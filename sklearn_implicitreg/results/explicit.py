@@ -96,7 +96,6 @@ def _check_scope(model: Any, description: Description, penalty: FittedPenalty) -
 
 
 def _sklearn_estimator(model: Any, coef: Mapping[str, float], description: Description) -> Any:
-    """The model's class, or the one of its loss that has these terms as parameters."""
     name = type(model).__name__
     terms = frozenset(term.partition("[")[0] for term in coef)
     if name in _LEAST_SQUARES:
@@ -119,7 +118,6 @@ def _sklearn_estimator(model: Any, coef: Mapping[str, float], description: Descr
 def _least_squares(
     model: Any, terms: frozenset[str], coef: Mapping[str, float], description: Description
 ) -> Any:
-    """Ridge, Lasso or ElasticNet, by the terms."""
     cls = _BY_TERMS.get((bool(terms & _L2_TERMS), terms - _L2_TERMS))
     if cls is None:
         raise ValueError(
@@ -133,7 +131,6 @@ def _least_squares(
 
 
 def _like(model: Any, cls: type, kept: set[str]) -> Any:
-    """Unfitted estimator of a class, with the parameters that it shares with the model."""
     if type(model) is cls:
         return clone(model)
     new, given = cls(), model.get_params(deep=False)
@@ -192,7 +189,6 @@ def _skorch_params(net: Any, coef: Mapping[str, float], penalty: FittedPenalty) 
 
 
 def _check_decaying(optimizer: Any) -> None:
-    """Raise ValueError if weight_decay is missing or is not the gradient of a penalty."""
     known = "weight_decay" in inspect.signature(optimizer).parameters
     if not known or "AdamW" in {cls.__name__ for cls in optimizer.__mro__}:
         what = "decays weights apart from the loss" if known else "has no weight_decay"

@@ -110,7 +110,6 @@ class Description:
 
 
 def _regression_header(result: Result) -> list[tuple[str, str]]:
-    """What statistical tables report of a regression as a whole."""
     solution, inference = result.regression()
     m, k, kept, exact = solution.n_equations, solution.n_used, result.family, inference.exact
     statistic, p_value = np.inf, 0.0  # of an exact fit: not what rounding errors are compared with

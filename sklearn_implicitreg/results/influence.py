@@ -53,7 +53,6 @@ class _Hat:
 
     @classmethod
     def of(cls, system: System, solution: Solution) -> _Hat:
-        """Of the terms in use."""
         used = np.flatnonzero(solution.active)
         part = system.select([system.term_names[i] for i in used])
         spectrum = decompose(part.r_factor, eps=solution.eps)

@@ -108,7 +108,6 @@ def has_gradient(penalty: PenaltyValue, params: Params, rule: QuadraticForm, the
 
 
 def _slope(penalty: PenaltyValue, params: Params, theta: Array) -> Array:
-    """Gradient of a penalty at flattened parameters."""
     leaves = {name: tensor.requires_grad_() for name, tensor in shaped(params, theta).items()}
     with torch.enable_grad():
         value = penalty(leaves)

@@ -41,17 +41,12 @@ class Arm:
     ----------
     coef : ndarray of shape (p,)
         The parameters in scope, flattened and joined.
-    loss : float
-        Mean loss L, in the library's units.
-    penalty : float
-        Estimated penalty R at these weights.
-    distance : float
-        ``|coef - model| / |model|``.
-    cosine : float
-        Of the angle between the two.
+    loss, penalty : float
+        Mean loss L, in the library's units, and estimated penalty R at these weights.
+    distance, cosine : float
+        ``|coef - model| / |model|``, and that of the angle between the two.
     prediction : float
-        Root mean square difference in predictions (decision values for classifiers); several
-        outputs as the loss takes them, in a refit their sum.
+        Root mean square difference in predictions, or decision values; outputs added up.
     """
 
     coef: Array
@@ -68,25 +63,18 @@ class Recovery:
 
     Attributes
     ----------
-    model : Arm
-        The trained model.
-    recovered : Arm
-        Where L + R is stationary, or what a retrained estimator with this penalty has.
-    ablated : Arm
-        The same with R = 0; of several least-squares solutions the shortest.
-    index : MultiIndex of length p
-        Tensor and coordinate of every weight.
-    notes : tuple of str
-        Sentences for the reader.
+    model, recovered, ablated : Arm
+        The trained model; where L + R is stationary, or a retrained estimator; the same with
+        R = 0, of several least-squares solutions the shortest.
+    index, notes : MultiIndex of length p, tuple of str
+        Tensor and coordinate of every weight, and sentences for the reader.
     method : {"closed form", "refit"}
         How the arms were made.
-    is_minimizer : bool or None
-        Whether the recovered weights minimize L + R, whose Hessian then has no negative
-        eigenvalue, or only solve the linear equations. None after a refit, which minimizes.
-    is_unique : bool or None
-        Whether they are its only stationary point: no eigenvalue is zero. None after a refit.
+    is_minimizer, is_unique : bool or None
+        Whether the recovered weights minimize L + R, or only solve the linear equations, and are
+        its only stationary point. None after a refit, which minimizes.
     smallest_eigenvalue : float
-        Smallest eigenvalue of that Hessian; NaN after a refit.
+        Of the Hessian of L + R; NaN after a refit.
     """
 
     model: Arm
@@ -129,11 +117,9 @@ class Recovery:
         return pd.DataFrame({name: getattr(self, name).coef for name in names}, index=self.index)
 
     def __repr__(self) -> str:
-        """Text of the table."""
         return str(self.summary())
 
     def _repr_html_(self) -> str:
-        """Table for notebooks."""
         return self.summary().as_html()
 
 
@@ -175,11 +161,9 @@ class _Task:
 
     @property
     def theta(self) -> Array:
-        """Weights of the model."""
         return flat(self.problem.params)
 
     def arm(self, coef: Array, loss: float, prediction: float) -> Arm:
-        """Arm with its penalty and its distance from the model."""
         theta = self.theta
         size, own = float(np.linalg.norm(theta)), float(np.linalg.norm(coef))
         distance = float(np.linalg.norm(coef - theta)) / size if size else float("nan")
@@ -188,7 +172,6 @@ class _Task:
         return Arm(coef, loss, penalty, distance, cosine, prediction)
 
     def solved(self, loss: QuadraticForm, coef: Array) -> Arm:
-        """Arm of some weights by a quadratic loss."""
         step = coef - self.theta
         value = self.problem.gradient().loss + loss.change(self.theta, coef)
         # Half the second derivative of a squared error is the mean square of the predictions.
@@ -196,7 +179,6 @@ class _Task:
         return self.arm(coef, value, away**0.5)
 
     def trained(self, estimator: Any) -> Arm:
-        """Arm of an estimator, trained here on the rows with their weights."""
         weight, weights = self.data.sample_weight, {}
         if weight is not None:
             name = weight_name(estimator)
@@ -216,7 +198,6 @@ class _Task:
     def compared(
         self, recovered: Arm, ablated: Arm, notes: tuple[str, ...], **judged: Any
     ) -> Recovery:
-        """Both arms and the model's."""
         params = self.problem.params
         rows = [(name, i) for name, tensor in params.items() for i in range(tensor.numel())]
         index = pd.MultiIndex.from_tuples(rows, names=["tensor", "coordinate"])
@@ -254,7 +235,6 @@ def _solved(task: _Task, loss: QuadraticForm) -> Recovery | None:
 
 
 def _judged(found: Stationary) -> str:
-    """Sentence on the solution, by the eigenvalues of the Hessian."""
     if found.n_negative:
         return (
             f"Not a minimizer: {found.n_negative} of {found.n} eigenvalues of the Hessian of L + R "
@@ -277,7 +257,6 @@ def _judged(found: Stationary) -> str:
 def _refitted(
     task: _Task, coef: Mapping[str, float], description: Description, loss: QuadraticForm | None
 ) -> Recovery:
-    """The arms by training the estimator that states the penalty, and the one without."""
     penalty = task.penalty
     if not isinstance(penalty, FittedPenalty):
         raise ValueError(
@@ -286,7 +265,6 @@ def _refitted(
         )
 
     def weakened(share: float) -> Arm:
-        """Arm with a share of the penalty."""
         leaves = tuple((leaf, tuple(share * c for c in own)) for leaf, own in penalty.leaves)
         part = replace(penalty, leaves=leaves)
         scaled = {term: share * c for term, c in coef.items()}
@@ -314,7 +292,6 @@ def _refitted(
 
 
 def _predicted(model: Any, X: Any) -> Array:
-    """Decision values, probabilities or predictions, the first of these that the model has."""
     for method in ("decision_function", "predict_proba", "predict"):
         if hasattr(model, method):
             return np.asarray(getattr(model, method)(X), dtype=np.float64)

@@ -79,7 +79,6 @@ class StructuredDescription(Description):
         }
 
     def _size(self, result: Result) -> str:
-        """Sentence on the eigenvalues of the penalty."""
         matrix = result.penalty.coefficients
         if not np.isfinite(matrix).all():
             return "The penalty is not finite."
@@ -91,7 +90,6 @@ class StructuredDescription(Description):
 
 
 def _table(result: Result, n: int) -> pd.DataFrame:
-    """The first coefficients with their bounds."""
     frame = pd.DataFrame({"term": list(result.term_names[:n]), "coef": result.coef[:n]})
     frame[["ci_low", "ci_high"]] = np.nan if result.conf_int is None else result.conf_int[:n]
     return frame

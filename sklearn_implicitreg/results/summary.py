@@ -31,7 +31,7 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    r"""Title, header, table and notes of a fit, printable in three ways.
+    """Title, header, table and notes of a fit, printable in three ways.
 
     Attributes
     ----------
@@ -48,19 +48,8 @@ class Summary:
     --------
     >>> import pandas as pd
     >>> table = pd.DataFrame({"coef": [0.01]}, index=["l2"])
-    >>> print(Summary("Ridge", [("R2", "1.000")], table, ["Exact."]).as_latex())
-    \begin{tabular}{lr}
-    \hline
-    \multicolumn{2}{c}{Ridge} \\
-    \hline
-    \multicolumn{2}{l}{R2: 1.000} \\
-    \hline
-     & coef \\
-    \hline
-    l2 & 0.01000 \\
-    \hline
-    \end{tabular}
-    \par [1] Exact.
+    >>> str(Summary("Ridge", [("R2", "1.000")], table, ["Exact."])).split()[-1]
+    'Exact.'
     """
 
     title: str
@@ -186,7 +175,6 @@ def coefficient_table(
 
 
 def _grid(table: pd.DataFrame) -> list[list[str]]:
-    """Cells as text: a row of names, then one row per term."""
     columns = [["", *map(str, table.index)]]
     for name, values in table.items():
         columns.append([str(name), *(_formatted(str(name), value) for value in values.tolist())])

@@ -29,9 +29,8 @@ def trajectory_bound(  # noqa: PLR0913
         + \tfrac b3 (N + \log\tfrac1\alpha)\Big]
         + 2 \epsilon \tfrac1T \sum_t \|W_t \xi_t\| .
 
-    R* must be fixed in advance, such as the penalty that was put in on purpose. The minimizer of
-    E itself is read off the whole path: then pairs of penalties are covered, by 2N, and the last
-    term counts twice.
+    R* must be fixed in advance, such as the penalty that was put in on purpose; for the minimizer
+    of E pairs of penalties are covered, by 2N, and the last term counts twice.
 
     Parameters
     ----------
@@ -45,12 +44,9 @@ def trajectory_bound(  # noqa: PLR0913
     alpha : float, default=0.05
         Probability that the bound may fail with.
     log_covering : float, default=0.0
-        N: logarithm of the number of penalties that come within ``radius`` of all of the class,
-        by their gradients at every step; 0 for a class of one.
-    radius : float, default=0.0
-        epsilon; 0 for a finite class.
-    noise : float, default=0.0
-        Mean over the steps of the norm of ``W xi_t``.
+        N: log of the number of penalties whose gradients come within ``radius`` of all others.
+    radius, noise : float, default=0.0
+        epsilon, 0 for a finite class, and mean over the steps of the norm of ``W xi_t``.
     fixed_target : bool, default=True
         Whether R* was fixed in advance.
 
@@ -65,8 +61,7 @@ def trajectory_bound(  # noqa: PLR0913
 
     References
     ----------
-    Rudoler, Tan, Hooker, Kording (2026), Theorem 3; Freedman (1975), On tail probabilities for
-    martingales.
+    Rudoler, Tan, Hooker, Kording (2026), Theorem 3; Freedman (1975), Annals of Probability 3.
 
     Examples
     --------

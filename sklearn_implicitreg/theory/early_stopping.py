@@ -15,9 +15,8 @@ def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.
     """Eigenvalues of the quadratic penalty that gradient descent from zero leaves.
 
     After t steps on ``L = (1/n) |y - X theta|^2`` the weights minimize ``L + theta' Lambda_t
-    theta``, where ``Lambda_t`` has the eigenvectors of ``X'X/n`` and the eigenvalues
-    ``s / ((1 - 2 lr s)^-t - 1)``. In the limit of small steps, with ``time = lr t``, these are
-    ``s / (exp(2 s time) - 1)``.
+    theta``, with the eigenvectors of ``X'X/n`` and eigenvalues ``s / ((1 - 2 lr s)^-t - 1)``; in
+    the limit of small steps, with ``time = lr t``, ``s / (exp(2 s time) - 1)``.
 
     Parameters
     ----------
@@ -26,8 +25,7 @@ def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.
     lr : float or None
         Step size that multiplies the gradient of L, as torch's; ``None`` for the gradient flow.
     n_steps : array-like
-        Number of steps t, any positive number; with ``lr=None`` the flow time ``lr * t``. It is
-        broadcast against ``s``.
+        Number of steps t > 0, or the flow time ``lr * t``; broadcast against ``s``.
 
     Returns
     -------
@@ -37,8 +35,7 @@ def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.
     Raises
     ------
     ValueError
-        If ``s`` is negative, ``lr`` or ``n_steps`` is not positive, or ``2 lr s > 1`` with a
-        number of steps that is not whole.
+        If an argument is out of range, or ``2 lr s > 1`` and the steps are not whole.
 
     See Also
     --------
@@ -46,8 +43,7 @@ def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.
 
     References
     ----------
-    Ali, Kolter and Tibshirani (2019), *A continuous-time view of early stopping for least squares
-    regression*, AISTATS. Their step size, on half of L, is ``2 lr``.
+    Ali, Kolter and Tibshirani (2019), AISTATS; their step size, on half of L, is ``2 lr``.
 
     Examples
     --------
@@ -83,8 +79,7 @@ def early_stopping_slopes(s: npt.ArrayLike, lr: float | None, n_steps: npt.Array
     Raises
     ------
     ValueError
-        As for :func:`early_stopping_eigenvalues`, and if ``2 lr s > 1``: the iterates then jump
-        from side to side, and have no derivative.
+        As for :func:`early_stopping_eigenvalues`, and if ``2 lr s > 1``: no derivative.
 
     See Also
     --------

@@ -50,9 +50,8 @@ def ridge(coef: float) -> SpectralFilter:
 def principal_components(k: int) -> SpectralFilter:
     """Regression on the k leading principal components of X, taken as it is.
 
-    The components are the eigenvectors of ``X'X/n``: center X first to get those of the
-    covariance. The implied penalty is a constraint: no penalty on the space kept, and weights
-    held at the start in the directions dropped.
+    The components are the eigenvectors of ``X'X/n``. The implied penalty is a constraint: none on
+    the space kept, and weights held at the start in the directions dropped.
 
     Parameters
     ----------
@@ -87,8 +86,7 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
     n_steps : int
         Number of learners.
     learner : "ols" or SpectralFilter, default="ols"
-        Base learner: least squares of minimum norm, or a filter such as ``ridge(coef)``; with
-        ``rate=1`` that is iterated ridge.
+        Base learner: least squares of minimum norm, or a filter such as ``ridge(coef)``.
 
     Returns
     -------
@@ -97,8 +95,7 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
     Raises
     ------
     ValueError
-        If an argument is out of its range, or the learner has no filter, as componentwise
-        least squares.
+        If an argument is out of its range, or the learner has no filter.
 
     References
     ----------
@@ -131,8 +128,7 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
 def conjugate_gradient(k: int) -> SpectralFilter:
     """Steps of conjugate gradients on L, which are partial least squares with k components.
 
-    What is left is ``prod_j (1 - s / ritz_j)`` over the Ritz values of ``X'X/n`` on the Krylov
-    space of ``X'y/n``: the filter holds for the given y only.
+    What is left is ``prod_j (1 - s / ritz_j)`` over the Ritz values for the given y.
 
     Parameters
     ----------
@@ -178,10 +174,8 @@ def gradient_descent(
         Step size that multiplies the gradient of L, as in :class:`torch.optim.SGD`.
     n_steps : float
         Number of steps t; a whole number with momentum or an average.
-    momentum : float, default=0.0
-        Momentum of the heavy ball, as in torch, without dampening.
-    nesterov : bool, default=False
-        Whether the momentum is Nesterov's, as in torch.
+    momentum, nesterov : float and bool, default=0.0 and False
+        Momentum of the heavy ball or Nesterov's, as in torch, without dampening.
     average : bool, default=False
         Whether the weights are the mean of the iterates 1 to t, the start left out.
 
@@ -196,8 +190,7 @@ def gradient_descent(
 
     References
     ----------
-    Ali, Kolter and Tibshirani (2019), *A continuous-time view of early stopping for least squares
-    regression*, AISTATS. They step on half of L: their step size is ``2 lr``.
+    Ali, Kolter and Tibshirani (2019), AISTATS; their step size, on half of L, is ``2 lr``.
 
     Examples
     --------
@@ -229,10 +222,8 @@ def exponential_average(
         Number of steps.
     decay : float
         Share of the old average, at least 0 and below 1.
-    momentum : float, default=0.0
+    momentum, nesterov : float and bool, default=0.0 and False
         Of the descent, as for :func:`gradient_descent`.
-    nesterov : bool, default=False
-        Whether the momentum is Nesterov's.
 
     Returns
     -------
@@ -290,7 +281,6 @@ def _iterated(
     nesterov: bool,
     share: float | None,
 ) -> SpectralFilter:
-    """Filter of a mean of the iterates of gradient descent."""
     check_positive("lr", lr)
     check_steps(n_steps)
     if not 0 <= momentum < 1:

@@ -24,12 +24,10 @@ def kernel_penalty(
 ) -> ImplicitPenalty:
     """The quadratic penalty of a filter on ``L = (1/n) |y - K a|^2 + coef a'Ka``.
 
-    Kernel ridge regression steps along the gradient of L in the weights a, whose curvature is 2 D
-    with ``D = K^2/n + coef K``. A wide network at its neural tangent kernel moves the outputs ``K
-    a`` along K times their gradient: the weights step by ``2 (D a - y/n)`` with
-    ``D = K/n + coef I``, K times which is the gradient of L. A filter f acts on the eigenvalues of
-    D. With ``Q = D (1 - f(D)) / f(D)`` the penalty added to L is ``(a - a_0)' Q (a - a_0)``, and
-    for the tangent kernel ``(a - a_0)' K Q (a - a_0)``.
+    Kernel ridge regression steps along the gradient of L in the weights a, of curvature 2 D with
+    ``D = K^2/n + coef K``; a wide network at its neural tangent kernel by ``2 (D a - y/n)`` with
+    ``D = K/n + coef I``. A filter f acts on the eigenvalues of D. With ``Q = D (1 - f(D)) / f(D)``
+    the penalty is ``(a - a_0)' Q (a - a_0)``, for the tangent kernel ``(a - a_0)' K Q (a - a_0)``.
 
     Parameters
     ----------
@@ -41,10 +39,8 @@ def kernel_penalty(
         Coefficient of ``a'Ka`` in L; scikit-learn's ``KernelRidge(alpha)`` has ``alpha / n``.
     kind : {"ridge", "ntk"}, default="ridge"
         Which of the two steps is taken.
-    y : array-like of shape (n,), optional
-        Target; needed for conjugate gradients.
-    start : array-like of shape (n,), optional
-        Where the weights begin; by default at zero.
+    y, start : array-like of shape (n,), optional
+        Target, for conjugate gradients; where the weights begin, by default at zero.
 
     Returns
     -------
@@ -54,15 +50,12 @@ def kernel_penalty(
     Raises
     ------
     ValueError
-        If K is not symmetric, is zero or has negative eigenvalues, the kind is not known,
-        ``coef`` is negative, or for the reasons of :func:`implicit_penalty`.
+        If K is no kernel matrix, an argument is out of range, or as :func:`implicit_penalty`.
 
     Warns
     -----
-    IndefinitePenaltyWarning
-        If ``f > 1`` in some direction.
-    StepSizeWarning
-        If the iteration diverges.
+    IndefinitePenaltyWarning, StepSizeWarning
+        As :func:`implicit_penalty`.
 
     See Also
     --------
@@ -70,7 +63,6 @@ def kernel_penalty(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import gradient_flow, kernel_penalty
     >>> K = np.array([[2.0, 1.0], [1.0, 2.0]])
     >>> kernel_penalty(K, gradient_flow(0.5), kind="ntk").matrix.round(4)

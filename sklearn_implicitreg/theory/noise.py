@@ -53,8 +53,7 @@ def input_dropout(
 def input_noise(sigma: float) -> float:
     """Coefficient of ``|theta|^2`` that Gaussian noise on the inputs of a linear model adds.
 
-    Over noise of standard deviation sigma on each entry, fresh each time, the mean of L is
-    ``L + sigma^2 |theta|^2``.
+    Over noise on each entry, fresh each time, the mean of L is ``L + sigma^2 |theta|^2``.
 
     Parameters
     ----------
@@ -73,8 +72,7 @@ def input_noise(sigma: float) -> float:
 
     References
     ----------
-    Bishop (1995), *Training with noise is equivalent to Tikhonov regularization*, Neural
-    Computation 7.
+    Bishop (1995), *Training with noise is equivalent to Tikhonov regularization*.
 
     Examples
     --------

@@ -26,22 +26,18 @@ Response = tuple[Array, Array]
 class SpectralFilter:
     """A function f of the eigenvalues s of ``X'X/n``, with ``theta = V f(S) S^-1 V' X'y/n``.
 
-    From another start, ``theta = theta_0 + V f(S) S^-1 V' (X'y/n - X'X/n theta_0)``. Filters are
-    made by the functions of :mod:`sklearn_implicitreg.theory`.
+    From another start, ``theta = theta_0 + V f(S) S^-1 V' (X'y/n - X'X/n theta_0)``.
 
     Attributes
     ----------
     name : str
         The procedure with its arguments.
     response : callable
-        Takes ``s``, for a filter that depends on the data also ``V' X'y/n``, and returns ``1 - f``
-        and ``f / s``, each without cancellation.
+        Takes ``s``, with ``needs_y`` also ``V' X'y/n``; returns ``1 - f`` and ``f / s``.
     limit : float
         Eigenvalue from which on the procedure diverges.
-    needs_y : bool
-        Whether f depends on y; the procedure is then not linear in y.
-    drops : bool
-        Whether ``f = 0`` means a direction in which the weights are held at the start.
+    needs_y, drops : bool
+        Whether f depends on y; whether ``f = 0`` holds the weights at the start.
 
     See Also
     --------
@@ -95,9 +91,6 @@ class SpectralFilter:
     def penalty(self, s: npt.ArrayLike) -> Array:
         """Eigenvalues ``s (1 - f) / f`` of the implied penalty; ``1 / f'(0)`` at zero.
 
-        Along a direction of curvature ``2 s`` it is the strength of the penalty
-        ``lambda |theta - theta_0|^2`` to which the procedure is equivalent.
-
         Parameters
         ----------
         s : array-like of shape (p,)
@@ -127,7 +120,6 @@ class SpectralFilter:
         return float(self._at([0.0])[1][1][0])
 
     def _at(self, s: npt.ArrayLike) -> tuple[Array, Response]:
-        """Checked eigenvalues and the response to them."""
         s = np.atleast_1d(check_eigenvalues(s))
         if self.needs_y:
             raise ValueError(
@@ -272,7 +264,6 @@ def _bidiagonalized(sigma: Array, b: Array, k: int) -> tuple[Array, Array]:
 
 
 def _orthogonal(vector: Array, basis: list[Array]) -> Array:
-    """The part of a vector that is orthogonal to a basis."""
     if basis:
         stacked = np.stack(basis)
         for _ in range(2):  # the second subtraction removes what the first one rounded off

@@ -37,8 +37,7 @@ def degrees_of_freedom(
     Raises
     ------
     ValueError
-        If the filter depends on y, as conjugate gradients (partial least squares) do, or
-        ``f <= 0`` in some direction, as for :func:`implicit_penalty`.
+        If the filter depends on y, or ``f <= 0`` in some direction.
 
     Warns
     -----
@@ -47,7 +46,6 @@ def degrees_of_freedom(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import degrees_of_freedom, ridge
     >>> round(degrees_of_freedom(np.diag([1.0, 2.0]), ridge(0.5)), 12)
     1.3
@@ -73,14 +71,12 @@ def equivalent_ridge(
     Returns
     -------
     coef : float
-        Root of ``sum s / (s + coef) = sum f``, coefficient of ``|theta|^2`` added to L;
-        scikit-learn's alpha is n times it. Zero if the filter gives the least-squares solution.
+        Root of ``sum s / (s + coef) = sum f``; scikit-learn's alpha is n times it.
 
     Raises
     ------
     ValueError
-        If the filter depends on y, takes more than the least-squares solution, or ``f <= 0`` in
-        some direction.
+        If the filter depends on y, ``f <= 0`` somewhere, or takes more than least squares.
 
     Warns
     -----
@@ -89,7 +85,6 @@ def equivalent_ridge(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn_implicitreg.theory import equivalent_ridge, gradient_flow, ridge
     >>> X = np.diag([1.0, 2.0])
     >>> [round(equivalent_ridge(X, f), 4) for f in (ridge(0.5), gradient_flow(1.0))]
@@ -132,9 +127,8 @@ def scalar_equivalent(
 ) -> float:
     """The coefficient of ``|theta|^2`` that a regression on it finds for a quadratic penalty.
 
-    The one multiple of ``theta`` nearest to ``Lambda theta`` is
-    ``theta' Lambda theta / |theta|^2``; this is what the family ``l2`` finds at weights that
-    minimize ``L + theta' Lambda theta``.
+    It is ``theta' Lambda theta / |theta|^2``: the multiple of ``theta`` nearest to
+    ``Lambda theta``, as the family ``l2`` finds it at the minimizer of ``L + theta' Lambda theta``.
 
     Parameters
     ----------

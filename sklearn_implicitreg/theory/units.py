@@ -34,11 +34,9 @@ def convert(
     to : str
         Name of the parameter, "alpha", "C" or "weight_decay"; or "coef" for the reverse.
     n : float, optional
-        Total weight of the training rows; needed if the table below has an n. For an MLP
-        trained in batches, the size of a batch.
+        Total weight of the training rows, if the table has an n; of an MLP the size of a batch.
     model : str, optional
-        Row of the table. By default, for "alpha" Ridge (Lasso for "l1", MultiTaskLasso for
-        "l21"), for "C" LogisticRegression, for "weight_decay" torch.
+        Row of the table; by default Ridge, a Lasso, LogisticRegression or torch, by ``to``.
 
     Returns
     -------
@@ -48,8 +46,7 @@ def convert(
     Raises
     ------
     ValueError
-        If the family, the parameter or the model is not known, the model does not have the
-        parameter or the penalty, or n is needed and not given.
+        If a name is not known, the model lacks the parameter or penalty, or n is missing.
 
     See Also
     --------
@@ -64,9 +61,11 @@ def convert(
         Ridge                SSE + alpha |w|^2                    l2 = alpha/n
         Lasso                SSE/(2n) + alpha |w|_1               l1 = 2 alpha
         ElasticNet           SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
-        MultiTask...         the same with |w|_21 for |w|_1       l21 for l1
+        MultiTaskLasso,      the same with |w|_21 for |w|_1       l21 for l1
+        MultiTaskElasticNet
         LogisticRegression   sum of log losses + P/C              l1 = r/(n C), l2 = (1-r)/(2 n C)
-        LinearSVC, LinearSVR sum of losses + |w|^2/(2C)           l2 = 1/(2 n C), with intercept
+        LinearSVC,           sum of losses + |w|^2/(2C)           l2 = 1/(2 n C), with intercept
+        LinearSVR
         SGDRegressor         SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
         SGDClassifier        mean of losses + alpha P             l1 = alpha r, l2 = alpha (1-r)/2
         PoissonRegressor,    D/(2n) + alpha/2 |w|^2               l2 = alpha/2
@@ -92,32 +91,6 @@ def convert(
     (0.5, 0.25)
     >>> convert(3.0, "l2", to="coef", n=10, model="Ridge")
     0.3
-
-    The table, for a parameter of 1 and 10 rows:
-
-    >>> for name, row in CONVENTIONS.items():
-    ...     families = ["l2"] * (row.l2 is not None) + [row.l1_term] * (row.l1 is not None)
-    ...     found = {f: convert(1.0, f, to="coef", n=10, model=name) for f in families}
-    ...     print(f"{name:19} {row.parameter:12} {found}")
-    Ridge               alpha        {'l2': 0.1}
-    Lasso               alpha        {'l1': 2.0}
-    ElasticNet          alpha        {'l2': 1.0, 'l1': 2.0}
-    MultiTaskLasso      alpha        {'l21': 2.0}
-    MultiTaskElasticNet alpha        {'l2': 1.0, 'l21': 2.0}
-    LogisticRegression  C            {'l2': 0.05, 'l1': 0.1}
-    LinearSVC           C            {'l2': 0.05, 'l1': 0.1}
-    LinearSVR           C            {'l2': 0.05}
-    SGDRegressor        alpha        {'l2': 1.0, 'l1': 2.0}
-    SGDClassifier       alpha        {'l2': 0.5, 'l1': 1.0}
-    PoissonRegressor    alpha        {'l2': 0.5}
-    GammaRegressor      alpha        {'l2': 0.5}
-    TweedieRegressor    alpha        {'l2': 0.5}
-    HuberRegressor      alpha        {'l2': 0.1}
-    MLPRegressor        alpha        {'l2': 0.1}
-    MLPClassifier       alpha        {'l2': 0.05}
-    torch               weight_decay {'l2': 0.5}
-    OLS                 alpha        {'l2': 1.0, 'l1': 2.0}
-    GLM                 alpha        {'l2': 0.5, 'l1': 1.0}
     """
     if family not in _FAMILIES:
         raise ValueError(_unknown("family", family, _FAMILIES))
@@ -130,7 +103,6 @@ def convert(
 
 
 def _convention(family: str, to: str, model: str | None) -> Convention:
-    """Row of the table, checked to have the parameter and the penalty."""
     penalty = "l2" if family in L2_PER_TERM else family
     if model is None:
         model = _DEFAULT_MODELS.get((penalty, to))
@@ -154,6 +126,5 @@ def _convention(family: str, to: str, model: str | None) -> Convention:
 
 
 def _unknown(what: str, got: str, known: list[str]) -> str:
-    """Message for an unknown name."""
     near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.0)[0]
     return f"Expected {what} to be one of {known}, got {got!r}; did you mean {near!r}?"

@@ -133,6 +133,25 @@ def test_latex_is_escaped_and_balanced(summary):
     assert {line.count(" & ") for line in rows} == {8}
 
 
+def test_latex_is_one_table_and_the_notes():
+    table = pd.DataFrame({"coef": [0.01]}, index=["l2"])
+    latex = Summary("Ridge", [("R2", "1.000")], table, ["Exact."]).as_latex()
+    assert latex.splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\hline",
+        r"\multicolumn{2}{c}{Ridge} \\",
+        r"\hline",
+        r"\multicolumn{2}{l}{R2: 1.000} \\",
+        r"\hline",
+        r" & coef \\",
+        r"\hline",
+        r"l2 & 0.01000 \\",
+        r"\hline",
+        r"\end{tabular}",
+        r"\par [1] Exact.",
+    ]
+
+
 def test_missing_errors_are_shown_as_nan():
     system = System.from_arrays([[1.0]], [2.0], ["l2"])
     solution = solve(system.r_factor, 1)

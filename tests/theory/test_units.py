@@ -39,6 +39,38 @@ def test_known_conversions(
     assert convert(coef, family, **keywords) == pytest.approx(expected, rel=1e-14)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("model", "parameter", "expected"),
+    [
+        ("Ridge", "alpha", {"l2": 0.1}),
+        ("Lasso", "alpha", {"l1": 2.0}),
+        ("ElasticNet", "alpha", {"l2": 1.0, "l1": 2.0}),
+        ("MultiTaskLasso", "alpha", {"l21": 2.0}),
+        ("MultiTaskElasticNet", "alpha", {"l2": 1.0, "l21": 2.0}),
+        ("LogisticRegression", "C", {"l2": 0.05, "l1": 0.1}),
+        ("LinearSVC", "C", {"l2": 0.05, "l1": 0.1}),
+        ("LinearSVR", "C", {"l2": 0.05}),
+        ("SGDRegressor", "alpha", {"l2": 1.0, "l1": 2.0}),
+        ("SGDClassifier", "alpha", {"l2": 0.5, "l1": 1.0}),
+        ("PoissonRegressor", "alpha", {"l2": 0.5}),
+        ("GammaRegressor", "alpha", {"l2": 0.5}),
+        ("TweedieRegressor", "alpha", {"l2": 0.5}),
+        ("HuberRegressor", "alpha", {"l2": 0.1}),
+        ("MLPRegressor", "alpha", {"l2": 0.1}),
+        ("MLPClassifier", "alpha", {"l2": 0.05}),
+        ("torch", "weight_decay", {"l2": 0.5}),
+        ("OLS", "alpha", {"l2": 1.0, "l1": 2.0}),
+        ("GLM", "alpha", {"l2": 0.5, "l1": 1.0}),
+    ],
+)
+def test_coefficients_for_a_parameter_of_one_and_ten_rows(
+    model: str, parameter: str, expected: dict[str, float]
+) -> None:
+    assert CONVENTIONS[model].parameter == parameter
+    found = {f: convert(1.0, f, to="coef", n=10, model=model) for f in expected}
+    assert found == expected
+
+
 @pytest.mark.parametrize("model", list(CONVENTIONS))
 def test_there_and_back_again(model: str) -> None:
     row = CONVENTIONS[model]

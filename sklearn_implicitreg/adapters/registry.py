@@ -159,7 +159,6 @@ def linear_problem(
     coef : array-like of shape (p,) or (K, p)
         Trained coefficients, one row per output or class.
     intercept : float, array-like of shape (K,) or None, default=None
-        Trained intercept; None if none was trained.
     loss : str, nn loss or callable(output, target), default="squared_error"
         Loss of the training, by the names that ``loss=`` of the estimators takes.
     classes : array-like of shape (n_classes,), default=None

@@ -207,8 +207,7 @@ def as_reference(reference: Any, window: int | str | None = "epoch") -> Referenc
         return made
     if not hasattr(reference, "mean_gradient"):
         raise ValueError(
-            f"Expected reference among {list(named)} or an instance such as "
-            f"Gradient(sub_window=5), got {reference!r}."
+            f"Expected reference among {list(named)} or an instance of one, got {reference!r}."
         )
     given: Reference = reference
     return given

@@ -96,7 +96,6 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     problem : Problem
         The model at which the steps begin.
     lr : float
-        Step size.
     n_steps : int
         Steps of gradient descent.
     n_substeps : int, default=10
@@ -105,8 +104,7 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     Returns
     -------
     ratio : float
-        Distance of gradient descent to the flow of ``L + lr/4 |grad L|^2``, over its distance to
-        the flow of ``L``, after the same time.
+        Distance to the flow of ``L + lr/4 |grad L|^2`` over that to the flow of ``L``.
 
     References
     ----------

@@ -25,7 +25,7 @@ class StepFactor:
     lr : float
         Step size of the gradient descent.
     curvatures, weights : ndarray of shape (n,)
-        Spectral measure of the Hessian as seen from ``H g``: Ritz values and their shares.
+        Ritz values of the Hessian as seen from ``H g``, and their shares.
     third : float
         ``<Hg, D3L[g, g]> / |Hg|^2``, what the third derivative adds at first order in ``lr``.
 
@@ -95,7 +95,6 @@ def finite_step_factor(
     problem : Problem
         The model at which a step begins; all its trained tensors count.
     lr : float
-        Step size.
     n_lanczos : int, default=12
         Products with the Hessian, which give as many Ritz values (fewer where they are exact).
     third_order : bool, default=True
@@ -160,7 +159,6 @@ def barrett_dherin_scale(lr: float, n_params: int) -> float:
     Parameters
     ----------
     lr : float
-        Step size.
     n_params : int
         Number of trained weights, p.
 
@@ -187,7 +185,6 @@ def minibatch_factor(momentum: float, n_steps: int, nesterov: bool = False) -> f
     n_steps : int
         Steps in an epoch (window), T.
     nesterov : bool, default=False
-        Whether it is Nesterov's.
 
     Returns
     -------

@@ -41,17 +41,11 @@ class Trajectory:
     Examples
     --------
     >>> import torch
-    >>> from sklearn_implicitreg.trajectory import record
-    >>> net = torch.nn.Linear(2, 1)
-    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    >>> with record(net, optimizer) as recorder:
-    ...     for _ in range(4):
-    ...         optimizer.zero_grad()
-    ...         net(torch.ones(4, 2)).square().mean().backward()
-    ...         optimizer.step()
-    >>> recorder.trajectory
-    Trajectory(4 steps of SGD, 5 marks, 0 epochs, batches known for 0 steps)
-    >>> recorder.trajectory[2:].n_steps
+    >>> iterates = [{"w": torch.full((2,), 0.5**k)} for k in range(5)]
+    >>> trajectory = Trajectory.from_iterates(iterates, lr=0.5)
+    >>> trajectory
+    Trajectory(4 steps of gradient descent, 5 marks, 0 epochs, batches known for 0 steps)
+    >>> trajectory[2:].n_steps
     2
     """
 
@@ -246,7 +240,6 @@ class Trajectory:
         Parameters
         ----------
         weights : iterable of T + 1 modules, dicts, fitted scikit-learn models or checkpoint files
-            State dicts and files that hold one may keep buffers, which do not change.
         lr : float or iterable of T floats
             Step size, of every step or of the steps between two iterates.
         gradients : iterable of T dicts, default=None

@@ -30,6 +30,7 @@ _WORDS = {
     "CrossEntropyLoss": "cross-entropy",
     "NLLLoss": "negative log-likelihood",
 }
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _OF_ERRORS = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
 _ELEMENTWISE = (*_OF_ERRORS, nn.PoissonNLLLoss, nn.SoftMarginLoss, nn.KLDivLoss)
 
@@ -108,7 +109,7 @@ class RowLoss:
     @property
     def by_class(self) -> bool:
         """Whether targets may be labels of classes, with weights of their own."""
-        return isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+        return isinstance(self.criterion, _OF_CLASSES)
 
     def masses(self, target: Any, weight: Tensor | None) -> Tensor | None:
         """Weight of every row in the mean; None where all count as one."""
@@ -127,7 +128,7 @@ class RowLoss:
 
     def _element_weights(self, target: Any) -> Tensor | None:
         """Weight of every class label, zero for ignored ones; None for other losses."""
-        if not self.by_class or target.is_floating_point():
+        if not isinstance(self.criterion, _OF_CLASSES) or target.is_floating_point():
             return None
         kept: Tensor = target != self._ignore_index
         if self.criterion.weight is None:
@@ -268,7 +269,7 @@ def _shared(tensor: Tensor) -> Tensor:
 
 
 def _kind(loss: nn.Module) -> str:
-    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+    if isinstance(loss, _OF_CLASSES):
         return "classes"
     if isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         return "binary"

@@ -382,9 +382,8 @@ class Recorder:
         self._running = {what: RunningSums(sums[what]) for what in ("visited", "consumed")}
 
     def _roll_back(self, reason: str) -> None:
-        last = self._marks[-1]
+        last = copied(self._marks[-1])
         self._stretch = None
-        last = copied(last)
         self._begin_sums({what: getattr(last, what) for what in SUMS})
         self._drop(self._step - last.step, reason)
         self._step = last.step

@@ -90,13 +90,11 @@ class _SavedFile:
                 content = _content(self.file)
             except FileNotFoundError as error:
                 raise ValueError(
-                    f"Expected the marks of this trajectory in {self.file}, which is gone; load "
-                    "it from where its file is."
+                    f"Expected the marks of this trajectory in {self.file}, which is gone."
                 ) from error
             if content["checksum"] != self._checksum:
                 raise ValueError(
-                    f"Expected the trajectory that was loaded from {self.file}, got another one; "
-                    "load it again."
+                    f"Expected the trajectory loaded from {self.file}, got another; load it again."
                 )
             self._content = content
         return self._content
@@ -107,7 +105,7 @@ class _SavedFile:
             if _checksum(tensor) != self.content["header"]["tensors"][key][-1]:
                 raise ValueError(
                     f"Expected the numbers that were saved in {self.file}, got {key} with another "
-                    "checksum; the file is damaged: load a copy of it, or record again."
+                    "checksum; the file is damaged."
                 )
             self._sound.add(key)
         return tensor

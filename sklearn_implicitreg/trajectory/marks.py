@@ -114,9 +114,8 @@ def _places(mark: Mark) -> tuple[_Place, ...]:
         for name, tensor in getattr(mark, what).items():
             last = found[-1].stop if found else 0
             start = -(-last // _ALIGNED) * _ALIGNED
-            found.append(
-                _Place(what, name, tensor.dtype, tensor.shape, start, start + tensor.nbytes)
-            )
+            stop = start + tensor.nbytes
+            found.append(_Place(what, name, tensor.dtype, tensor.shape, start, stop))
     return tuple(found)
 
 
@@ -163,9 +162,8 @@ class Shelf:
         self.temporary = directory is None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
-        self._stage: npt.NDArray[np.uint8] | None = (
-            None  # bytes that are being written, in memory that is reused
-        )
+        # Bytes that are being written, in memory that is reused.
+        self._stage: npt.NDArray[np.uint8] | None = None
         if directory is None:
             self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
             weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
@@ -173,10 +171,7 @@ class Shelf:
             self.path = Path(directory)
             self.path.mkdir(parents=True, exist_ok=True)
             if any(self.path.glob("mark-*.bin")):
-                raise ValueError(
-                    f"Expected a folder without marks of another recording, got {self.path}; "
-                    "give an empty one."
-                )
+                raise ValueError(f"Expected a folder without marks of another, got {self.path}.")
 
     def put(self, mark: Mark) -> StoredMark:
         """Write a mark; one of the same step is replaced."""

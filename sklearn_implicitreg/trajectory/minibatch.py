@@ -54,8 +54,7 @@ def _column(
         if column is None:
             return None
         for name, tensor in column.items():
-            own = tensor * (part.n_steps / window.n_steps)
-            total[name] = total[name] + own if name in total else own
+            total[name] = total.get(name, 0.0) + tensor * (part.n_steps / window.n_steps)
     return total
 
 

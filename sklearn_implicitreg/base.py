@@ -124,11 +124,6 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
 
     def _train(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """The trained model: as given, or a clone of the template fitted on these rows."""
-        trained = self._trained(X, y, sample_weight)
-        self._check_features(X, reset=True)
-        return trained
-
-    def _trained(self, X: Any, y: Any, sample_weight: Any) -> Any:
         model = self.model
         if model is None:
             raise TypeError(

@@ -76,7 +76,6 @@ def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: boo
 
 
 def _read(place: Path) -> dict[str, npt.NDArray[Any]] | None:
-    """Arrays in a folder or npz file; None if they are missing."""
     file = place if place.suffix == ".npz" else place / "mnist.npz"
     if file.is_file():
         with np.load(file, allow_pickle=False) as stored:

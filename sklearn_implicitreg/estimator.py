@@ -277,7 +277,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self._evidence = None
         if holds_endpoints(X):
             return self._endpoint_targets(X, y, sample_weight, reset=True)
-        self.model_ = self._train(X, y, sample_weight)
+        model = self._train(X, y, sample_weight)
+        self._check_features(X, reset=True)
+        self.model_ = model
         data, options = Data(X, y, sample_weight), self._options()
         if self.mode == "trajectory":
             given = (self.trajectory, self.reference, self.window)

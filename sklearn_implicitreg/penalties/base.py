@@ -187,7 +187,6 @@ class _Combined(Penalty):
     """A penalty that is defined by its leaves."""
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Terms of all leaves, each at the tensors it sees."""
         leaves = self.leaves(params, problem)
         values = [leaf.values(params, problem) for leaf in leaves]
         names = chain.from_iterable(name_terms(leaves, [tuple(own) for own in values]))

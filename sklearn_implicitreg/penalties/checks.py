@@ -173,7 +173,6 @@ class _Check:
         return self.terms(params)[term].reshape(-1)[index]
 
     def _autograd(self, params: Params, name: str, entry: tuple[str, int]) -> Tensor:
-        """Gradient of one entry of a term; zero where it does not depend on the tensor."""
         with torch.enable_grad():
             leaf = params[name].clone().requires_grad_()
             return gradient_of(self._value(params | {name: leaf}, entry), {name: leaf})[name]

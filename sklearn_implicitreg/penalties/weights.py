@@ -19,11 +19,9 @@ class _OfTensors(Penalty):
     _term: str
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """Sum over all tensors."""
         return {self._term: cast(Tensor, sum(map(self._value, params.values())))}
 
     def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """Gradient with respect to one tensor."""
         return {self._term: self._slope(tensor)}
 
     @abstractmethod

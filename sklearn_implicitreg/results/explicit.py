@@ -138,7 +138,6 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
 
 
 def _units(coef: Mapping[str, float], description: Description) -> dict[str, Any]:
-    """Parameters that every estimator of this kind takes, one number per output included."""
     params = description.in_model_units(coef)
     grouped = [key for key in params if "[" in key]
     if grouped:

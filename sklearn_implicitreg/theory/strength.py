@@ -114,7 +114,6 @@ def equivalent_ridge(
 def _shares(
     X: npt.ArrayLike, filter: SpectralFilter, sample_weight: npt.ArrayLike | None
 ) -> tuple[Array, Array, Array]:
-    """Eigenvalues of ``X'X/n``, f and 1 - f there, checked as for a penalty."""
     s = decompose(as_matrix("X", X), sample_weight).s
     taken, left = filter.values(s), filter.complement(s)
     if not filter.drops:

@@ -33,7 +33,9 @@ class Data:
     X : object
         Features: an array, a table, a sparse matrix, a loader.
     y : object, default=None
+        Targets.
     sample_weight : array-like of shape (n,), default=None
+        Weights of the rows.
     """
 
     X: Any
@@ -76,11 +78,13 @@ def register(cls: type | str, handler: Handler) -> None:
     Parameters
     ----------
     cls : type or str
-        The class, or its name with its module or a package above, such as
-        ``"xgboost.XGBRegressor"``, which need not be imported. Subclasses are included.
+        The class, or its name with the module in which it is defined or a package above it, such
+        as ``"xgboost.XGBRegressor"``: the library need not be imported. Subclasses that are not
+        registered themselves are included.
     handler : callable(model, data: Data, options: Options) -> Problem
-        Often one call of `linear_problem`, or of `adapt` for a model inside. A later registration
-        takes over, also from the package's own.
+        What `adapt` calls for such a model; often one call of `linear_problem`, or of `adapt`
+        for a model inside. A later registration of the class takes over, also from the package's
+        own.
 
     Raises
     ------
@@ -103,7 +107,8 @@ def register(cls: type | str, handler: Handler) -> None:
     name = f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else cls
     if not isinstance(name, str) or "." not in name or not callable(handler):
         raise TypeError(
-            f"Expected a class or its dotted name, and a handler, got {cls!r} and {handler!r}."
+            "Expected a class or its dotted name, and a handler(model, data, options), got "
+            f"{cls!r} and {handler!r}."
         )
     _REGISTERED[name] = handler
     TRAINED_CLASSES.add(name)
@@ -126,9 +131,10 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
         given: Handler = _module("linear.given").adapt_given
         return given(model, data, options)
     raise TypeError(
-        "Expected a trained torch module, skorch net, scikit-learn linear or MLP model or results "
+        f"Expected a trained torch module, skorch net, scikit-learn linear or MLP model or results "
         f"of statsmodels, got {type(model).__name__}. Give a bare nn.Module with `loss=`, or "
-        "model='precomputed'; sklearn_implicitreg.adapters.register makes other classes known."
+        "model='precomputed' with the design as X and the target as y; other classes are made "
+        "known by sklearn_implicitreg.adapters.register."
     )
 
 
@@ -155,10 +161,11 @@ def linear_problem(
     Parameters
     ----------
     data, options : Data, Options
-        As the handler got them; a loss in the options, other than "auto", replaces ``loss``.
+        As the handler got them. A loss in the options, other than "auto", replaces ``loss``.
     coef : array-like of shape (p,) or (K, p)
         Trained coefficients, one row per output or class.
     intercept : float, array-like of shape (K,) or None, default=None
+        Trained intercept; None if none was trained.
     loss : str, nn loss or callable(output, target), default="squared_error"
         Loss of the training, by the names that ``loss=`` of the estimators takes.
     classes : array-like of shape (n_classes,), default=None
@@ -188,8 +195,9 @@ def linear_problem(
     model = LinearModel(coef, intercept, loss=loss, classes=classes)
     if penalized_intercept and isinstance(options.params, str) and options.params == "auto":
         options = replace(options, params="all")
-    own = convention if options.loss == "auto" else None
-    return replace(adapt(model, data, options), convention=own)
+    return replace(
+        adapt(model, data, options), convention=convention if options.loss == "auto" else None
+    )
 
 
 def _module(name: str) -> Any:

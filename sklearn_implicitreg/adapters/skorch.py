@@ -42,7 +42,8 @@ class _TrainingDict(SliceDict):
 def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
     """Rows that a skorch net with its own validation split was trained on.
 
-    For searches: the rows keep their kind and are marked, so that folds are not split again.
+    For searches over a trained net: they keep their kind (array, DataFrame, dict of arrays) and
+    are marked, so that folds of them are not split a second time.
 
     Parameters
     ----------
@@ -77,7 +78,8 @@ def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
     """
     if isinstance(X, Dataset | DataLoader):
         raise TypeError(
-            f"Expected arrays, a DataFrame or a dict of arrays as X, got {type(X).__name__}."
+            f"Expected arrays, a DataFrame or a dict of arrays as X, got {type(X).__name__}, of "
+            "which searches cannot take folds; fit on all of it, or give its arrays."
         )
     index = _training_index(net, _plain(X), y)
     if index is None:
@@ -187,8 +189,8 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
         criterion = net.criterion
         if criterion is None:
             raise ValueError(
-                "Expected a net with its criterion, got one after trim_for_prediction(); analyse "
-                "the net before, or net.module_ with `loss=`."
+                "Expected a net with its criterion, got one after trim_for_prediction(), which "
+                "drops it: analyse the net before it is trimmed, or net.module_ with `loss=`."
             )
         if isinstance(criterion, type):
             criterion = criterion(**net.get_params_for("criterion"))

@@ -21,8 +21,9 @@ def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
     if not any([is_stochastic(leaf) for leaf in leaves]):
         if all([leaf.penalty.affine for leaf in leaves]):
             # The mean of affine gradients is that at the mean iterate.
-            there = at_weights(penalty, problem, window.mean("visited"))
-            return mean_of([(Design.at(penalty, there), 1.0)])
+            return mean_of(
+                [(Design.at(penalty, at_weights(penalty, problem, window.mean("visited"))), 1.0)]
+            )
         first = Design.at(penalty, problem)
         if first.elementwise:
             return first.averaged(window.stacks)

@@ -90,11 +90,13 @@ class _SavedFile:
                 content = _content(self.file)
             except FileNotFoundError as error:
                 raise ValueError(
-                    f"Expected the marks of this trajectory in {self.file}, which is gone."
+                    f"Expected the marks of this trajectory in {self.file}, which is gone; load "
+                    "it from where its file is."
                 ) from error
             if content["checksum"] != self._checksum:
                 raise ValueError(
-                    f"Expected the trajectory loaded from {self.file}, got another; load it again."
+                    f"Expected the trajectory that was loaded from {self.file}, got another one; "
+                    "load it again."
                 )
             self._content = content
         return self._content
@@ -105,7 +107,7 @@ class _SavedFile:
             if _checksum(tensor) != self.content["header"]["tensors"][key][-1]:
                 raise ValueError(
                     f"Expected the numbers that were saved in {self.file}, got {key} with another "
-                    "checksum; the file is damaged."
+                    "checksum; the file is damaged: load a copy of it, or record again."
                 )
             self._sound.add(key)
         return tensor

@@ -60,7 +60,8 @@ def recorded(
     _check_used_up(lr, rates)
     if len(marks) < 2 or dropped > len(steps):
         raise ValueError(
-            f"Expected at least 2 finite iterates, got {len(marks)}, {dropped} steps to NaN or inf."
+            f"Expected at least 2 finite iterates, got {len(marks)} with {dropped} steps to NaN "
+            "or inf."
         )
     return marks, steps, dropped
 
@@ -101,8 +102,9 @@ def _check_descent(model: Any) -> None:
     if solver != "sgd" or momentum:
         setting = f"momentum={momentum:g}" if momentum else f"solver={solver!r}"
         raise ValueError(
-            f"Expected iterates of gradient descent, got a {type(model).__name__} with {setting}; "
-            "train it with solver='sgd' and momentum=0."
+            "Expected iterates of gradient descent, whose displacement over the step size is "
+            f"the gradient, got a {type(model).__name__} with {setting}; train it with "
+            "solver='sgd' and momentum=0."
         )
 
 
@@ -110,7 +112,7 @@ def _check_own(before: Any, after: Any) -> None:
     if after is before and not isinstance(after, str | PathLike | Mapping):
         raise ValueError(
             f"Expected iterates that are objects of their own, got the same {type(after).__name__} "
-            "twice; append copy.deepcopy(model) at every step."
+            "twice, which holds its last weights; append copy.deepcopy(model) at every step."
         )
 
 
@@ -118,14 +120,18 @@ def _check_used_up(lr: Any, rates: Iterator[float]) -> None:
     if not isinstance(lr, Sequence | np.ndarray | Tensor) or np.ndim(lr) == 0:
         return
     if left := sum(1 for _ in rates):
-        raise ValueError(f"Expected one lr for each step, got {left} more.")
+        raise ValueError(
+            f"Expected one lr for each step, got {left} more than the iterates have steps."
+        )
 
 
 def _rates(lr: Any) -> Iterator[float]:
     one = not isinstance(lr, Iterator) and np.ndim(lr) == 0
     for rate in repeat(float(lr)) if one else lr:
         if not 0 < rate < float("inf"):
-            raise ValueError(f"Expected a positive learning rate, got {rate}.")
+            raise ValueError(
+                f"Expected a positive learning rate, got {rate}; displacements are divided by it."
+            )
         yield float(rate)
 
 
@@ -133,7 +139,8 @@ def _check_same(here: Params, there: Params) -> None:
     shapes = [{n: tuple(t.shape) for n, t in params.items()} for params in (here, there)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"Expected iterates of one model, got tensors {shapes[0]} and then {shapes[1]}."
+            f"Expected iterates of one model, got tensors {shapes[0]} and then {shapes[1]}; "
+            "start a new trajectory where the model changes."
         )
 
 

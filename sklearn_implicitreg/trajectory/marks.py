@@ -114,8 +114,9 @@ def _places(mark: Mark) -> tuple[_Place, ...]:
         for name, tensor in getattr(mark, what).items():
             last = found[-1].stop if found else 0
             start = -(-last // _ALIGNED) * _ALIGNED
-            stop = start + tensor.nbytes
-            found.append(_Place(what, name, tensor.dtype, tensor.shape, start, stop))
+            found.append(
+                _Place(what, name, tensor.dtype, tensor.shape, start, start + tensor.nbytes)
+            )
     return tuple(found)
 
 
@@ -162,8 +163,9 @@ class Shelf:
         self.temporary = directory is None
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
-        # Bytes that are being written, in memory that is reused.
-        self._stage: npt.NDArray[np.uint8] | None = None
+        self._stage: npt.NDArray[np.uint8] | None = (
+            None  # bytes that are being written, in memory that is reused
+        )
         if directory is None:
             self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
             weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
@@ -171,7 +173,10 @@ class Shelf:
             self.path = Path(directory)
             self.path.mkdir(parents=True, exist_ok=True)
             if any(self.path.glob("mark-*.bin")):
-                raise ValueError(f"Expected a folder without marks of another, got {self.path}.")
+                raise ValueError(
+                    f"Expected a folder without marks of another recording, got {self.path}; "
+                    "give an empty one."
+                )
 
     def put(self, mark: Mark) -> StoredMark:
         """Write a mark; one of the same step is replaced."""

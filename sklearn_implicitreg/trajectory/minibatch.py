@@ -54,7 +54,8 @@ def _column(
         if column is None:
             return None
         for name, tensor in column.items():
-            total[name] = total.get(name, 0.0) + tensor * (part.n_steps / window.n_steps)
+            own = tensor * (part.n_steps / window.n_steps)
+            total[name] = total[name] + own if name in total else own
     return total
 
 

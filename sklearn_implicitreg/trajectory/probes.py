@@ -43,7 +43,11 @@ class _Made:
 
 
 class Probe(ABC):
-    """Makes a trajectory from a trained model, once for its rows; give it as ``trajectory=``."""
+    """Makes a trajectory from a trained model; give it as ``trajectory=``.
+
+    It is made once for a model and its rows, and kept; ``clone`` shares the probe, so that a
+    search makes it once.
+    """
 
     _made: _Made | None = None
 
@@ -57,6 +61,7 @@ class Probe(ABC):
         Parameters
         ----------
         model : nn.Module or skorch net
+            The trained model.
         data : Data
             The rows that the problem was made of.
         whole : Problem
@@ -88,8 +93,8 @@ class Probe(ABC):
 class GradientDescentProbe(Probe):
     """Full-batch gradient descent from the trained weights, every step marked.
 
-    With ``reference="flow"`` a finite step size adds a coefficient of ``lr / 4`` of
-    :class:`GradientNorm`, up to :func:`finite_step_factor`.
+    With ``reference="flow"`` and the family :class:`GradientNorm` it shows what a finite step
+    size adds: a coefficient of ``lr / 4``, up to :func:`finite_step_factor`.
 
     Parameters
     ----------
@@ -149,10 +154,11 @@ class GradientDescentProbe(Probe):
 
 
 class ContinueTraining(Probe):
-    """Train a copy of a trained net on, and record it.
+    """Train a copy of the model on, and record it: for a net that is trained already.
 
-    A skorch net trains on by ``partial_fit``, without its callbacks that stop, print or write
-    files. A bare module needs ``train_epoch`` and ``optimizer``.
+    A skorch net trains on with its own ``partial_fit``, optimizer and loader, without its
+    callbacks that stop, print or write files. A bare module needs ``train_epoch`` and
+    ``optimizer``.
 
     Parameters
     ----------
@@ -162,11 +168,13 @@ class ContinueTraining(Probe):
         Trains a bare module for one epoch; ``recorder.batch(rows)`` names the rows of a batch,
         by their positions in the X that the estimator is fitted on.
     optimizer : Optimizer, or callable(parameters) -> Optimizer, default=None
-        That of the training, of which a copy goes on from its state; or what makes a new one.
+        The optimizer that the module was trained with, of which a copy goes on from its state;
+        or what makes a new one.
     every : int, default=1
         Steps between marks.
     data : tuple (X, y), default=None
-        Rows that a skorch net is trained on, in searches, which fit the estimator on folds.
+        Rows that a skorch net is trained on, by default those that the estimator is fitted on.
+        Give them in searches, which fit on folds.
     random_state : int, default=None
         Seed of the order of the rows and of random modules.
 
@@ -227,8 +235,9 @@ class ContinueTraining(Probe):
                     )
                 continued = import_module("sklearn_implicitreg.trajectory.recording.skorch")
                 rows = data if self.data is None else Data(*self.data)
-                how = {"n_epochs": self.n_epochs, "every": self.every}
-                made: Trajectory = continued.continue_net(model, rows, whole, **how)
+                made: Trajectory = continued.continue_net(
+                    model, rows, whole, n_epochs=self.n_epochs, every=self.every
+                )
                 return made
             return self._continue_module(model)
 

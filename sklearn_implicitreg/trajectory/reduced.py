@@ -47,8 +47,11 @@ def targets_from_r_factors(
     whole = Window(marks[0], marks[-1], marks[:1], trajectory.steps)
 
     def deviations(other: Problem | None) -> Sequence[LossGradient]:
-        whole = "for a family that is solved as a whole"
-        what = whole if other is None else "to complete by other rows"
+        what = (
+            "for a family that is solved as a whole"
+            if other is None
+            else "to complete by other rows"
+        )
         raise ValueError(f"Expected a trajectory with weights {what}, got {_ROWLESS}.")
 
     def places(targets: TrajectoryTargets, penalty: Penalty) -> tuple[tuple[Place, ...], Place]:

@@ -39,21 +39,23 @@ class Kinks:
             f"The loss has kinks on the scale of a step: differences of its gradient miss Hg by "
             f"{self.mismatch[0]:.2g} of its norm at distance {self.distances[0]:.2g} and by "
             f"{self.mismatch[1]:.2g} at {self.distances[1]:.2g}, where those of a smooth loss come "
-            "16 times nearer. The expansion behind GradientNorm does not hold."
+            "16 times nearer (ReLU units switch in between). The expansion behind GradientNorm "
+            "does not hold: what the steps add is out of its family."
         )
 
 
 def find_kinks(problem: Problem, lr: float | None = None) -> Kinks:
     """Compare ``Hg`` with differences of the gradient along g at two distances.
 
-    Automatic differentiation sees the curvature between kinks and not the kinks.
+    Automatic differentiation sees the curvature between kinks and not the kinks; a step sees
+    both.
 
     Parameters
     ----------
     problem : Problem
         The model at which a step begins.
     lr : float, default=None
-        Step size; by default a step is a thousandth of the weights.
+        Step size, which says how far a step goes; by default a thousandth of the weights.
 
     Returns
     -------
@@ -96,6 +98,7 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     problem : Problem
         The model at which the steps begin.
     lr : float
+        Step size.
     n_steps : int
         Steps of gradient descent.
     n_substeps : int, default=10
@@ -104,7 +107,8 @@ def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10)
     Returns
     -------
     ratio : float
-        Distance to the flow of ``L + lr/4 |grad L|^2`` over that to the flow of ``L``.
+        Distance of gradient descent to the flow of ``L + lr/4 |grad L|^2``, over its distance to
+        the flow of ``L``, after the same time.
 
     References
     ----------

@@ -47,8 +47,11 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     measured = f"noise {noise:.2g}" if len(windows) > 1 else "one window: its noise is not known"
     steps = f"what {n_steps} steps of the trajectory beside these weights added"
     if share <= _DIFFERENT + noise:
-        by = f"differs from {target} by {share:.2g} of its squared norm ({measured})."
-        return replace(equations, agreement=f"The trajectory confirms it: {steps} {by}")
+        return replace(
+            equations,
+            agreement=f"The trajectory confirms it: {steps} differs from {target} by {share:.2g} "
+            f"of its squared norm ({measured}).",
+        )
     norm = float(added.mean(0).norm())
     evidence = (
         f"{target} has norm {size:.4g}, {steps} has {norm:.4g}, and their difference is "

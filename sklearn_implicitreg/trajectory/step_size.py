@@ -25,7 +25,7 @@ class StepFactor:
     lr : float
         Step size of the gradient descent.
     curvatures, weights : ndarray of shape (n,)
-        Ritz values of the Hessian as seen from ``H g``, and their shares.
+        Spectral measure of the Hessian as seen from ``H g``: Ritz values and their shares.
     third : float
         ``<Hg, D3L[g, g]> / |Hg|^2``, what the third derivative adds at first order in ``lr``.
 
@@ -73,8 +73,9 @@ class StepFactor:
         if largest <= _LARGE_STEP:
             return ""
         return (
-            f"lr times the largest curvature met by the step is {largest:.2g} (> {_LARGE_STEP}), "
-            "far from the limit lr / 4; extrapolate with richardson(), or take a smaller lr."
+            f"lr times the largest curvature met by the step is {largest:.2g} (> {_LARGE_STEP}): "
+            "lr / 4 is the small-step limit, far from here; extrapolate with richardson(), or "
+            "take a smaller lr."
         )
 
     def at(self, lr: float) -> StepFactor:
@@ -87,14 +88,16 @@ def finite_step_factor(
 ) -> StepFactor:
     """Expected ratio of the coefficient of :class:`GradientNorm` to ``lr / 4``.
 
-    For a quadratic loss it is ``sum_i w_i f(lr h_i)`` with ``f(x) = 2 (e^-x - 1 + x) / x^2`` and
-    ``w_i`` proportional to ``(h_i g_i)^2``, by Lanczos steps from ``Hg``.
+    For a locally quadratic loss it is ``sum_i w_i f(lr h_i)`` with ``f(x) = 2 (e^-x - 1 + x) /
+    x^2`` and weights ``w_i`` proportional to ``(h_i g_i)^2``, from Lanczos steps started at
+    ``Hg``. The third derivative adds ``-lr/3 <Hg, D3L[g, g]> / |Hg|^2``.
 
     Parameters
     ----------
     problem : Problem
         The model at which a step begins; all its trained tensors count.
     lr : float
+        Step size.
     n_lanczos : int, default=12
         Products with the Hessian, which give as many Ritz values (fewer where they are exact).
     third_order : bool, default=True
@@ -126,7 +129,10 @@ def finite_step_factor(
     gradient = whole.gradient().value
     start = whole.hvp(gradient)
     if not norm(start) > 0:
-        raise ValueError("Expected H g other than zero, got Hg = 0; the step size leaves no trace.")
+        raise ValueError(
+            "Expected a gradient that the Hessian does not take to zero, got Hg = 0; the step "
+            "size leaves no trace here."
+        )
     curvatures, weights = _lanczos(whole, start, n_lanczos)
     third = _third(whole, gradient, start) if third_order else 0.0
     return StepFactor(lr, curvatures, weights, third)
@@ -159,6 +165,7 @@ def barrett_dherin_scale(lr: float, n_params: int) -> float:
     Parameters
     ----------
     lr : float
+        Step size.
     n_params : int
         Number of trained weights, p.
 
@@ -185,11 +192,13 @@ def minibatch_factor(momentum: float, n_steps: int, nesterov: bool = False) -> f
     n_steps : int
         Steps in an epoch (window), T.
     nesterov : bool, default=False
+        Whether it is Nesterov's.
 
     Returns
     -------
     kappa : float
-        ``2 / (T (T - 1)) sum_{k < T} (T - k) (1 - m^k) / (1 - m)``; Nesterov's has ``m^(k+1)``.
+        ``2 / (T (T - 1)) sum_{k < T} (T - k) (1 - m^k) / (1 - m)``, with ``m^(k+1)`` for
+        Nesterov's; 1 without momentum.
 
     Examples
     --------

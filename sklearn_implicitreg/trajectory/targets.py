@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -72,9 +72,15 @@ class TrajectoryTargets:
     def equations(self, penalty: Penalty) -> Equations:
         """Equations of a penalty along the trajectory; a window is a cluster."""
         places, mean = self.places(self, penalty)
-        nuisance = NUISANCE if self.adds_nuisance(penalty) else None
-        how: dict[str, Any] = {"mean": mean, "shares": self.shares, "nuisance": nuisance}
-        equations = Equations(places, self, "window", **how, noisy=self._noisy)
+        equations = Equations(
+            places,
+            self,
+            "window",
+            mean=mean,
+            shares=self.shares,
+            nuisance=NUISANCE if self.adds_nuisance(penalty) else None,
+            noisy=self._noisy,
+        )
         if self._of_step_size(equations) and not self.kinks.smooth:
             return replace(equations, objection=self.kinks.note)
         return equations
@@ -144,8 +150,9 @@ class TrajectoryTargets:
         notes += self._rounding(equations)
         if equations.system.instrumented:
             notes.append(
-                "Coefficients by instrumental variables: the columns are random draws, and columns "
-                "of other draws at each window's start replace them in products with the target."
+                "Coefficients by instrumental variables: the columns are random draws and the "
+                "trajectory remembers its own, so columns of other draws at each window's start "
+                "stand in for them in the products with the target."
             )
         elif any(len(w.inside) < w.n_steps for w in self.windows):
             notes.append(
@@ -282,8 +289,9 @@ def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference:
             unused = float((weights == 0).mean())
         if unused > 0.1:
             warn_user(
-                "The windows do not use all rows: in a shuffled epoch the batches left over look "
-                "like a ridge that is not there. Use window='epoch', or reference='batch'.",
+                "The windows do not use all rows: within a shuffled epoch the batches left over "
+                "pull against those used, which looks like a ridge that is not there. Use "
+                "window='epoch', or reference='batch'.",
                 PathNoiseWarning,
             )
             return

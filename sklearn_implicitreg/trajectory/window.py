@@ -67,7 +67,8 @@ class Window:
                     "'sum'; record with every=1, or drop the last batch of an epoch."
                 )
             for name, tensor in part.mean(what).items():
-                total[name] = total.get(name, 0.0) + tensor * (part.n_steps / self.n_steps / own[0])
+                share = tensor * (part.n_steps / self.n_steps / own[0])
+                total[name] = total[name] + share if name in total else share
         return total
 
     def scales(self, problem: Problem) -> npt.NDArray[np.float64]:
@@ -124,7 +125,8 @@ class Window:
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None
     ) -> npt.NDArray[np.float64] | None:
         """``omega_i``: mean of 1 / batch size over the steps, 0 without row i; None if unknown."""
-        # With masses of the rows it is one over the mass of the batch.
+        # With masses of the rows it is one over the mass of the batch: what the loss multiplies
+        # by the mass of the row.
         weights = np.zeros(n_rows)
         for step in self.steps:
             if step.rows is None or step.rows.max() >= n_rows:
@@ -132,7 +134,8 @@ class Window:
             size = len(step.rows) if masses is None else masses[step.rows].sum()
             if not size > 0:
                 raise ValueError(
-                    "Expected batches whose rows count, got one of ignored or weightless rows."
+                    "Expected batches whose rows count in the loss, got one in which all are "
+                    "ignored or of weight zero."
                 )
             np.add.at(weights, step.rows, 1.0 / (size * self.n_steps))
         return weights

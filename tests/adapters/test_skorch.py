@@ -637,8 +637,8 @@ def test_column_against_flat_targets_is_refused():
     net = trained(NeuralNetRegressor, network(), Y[:, 0], batch_size=N)
     with pytest.raises(
         ValueError,
-        match=r"Expected y of the shape of the outputs, \(100, 1\), got \(100,\), which the "
-        r"net's own loss broadcast in training. Train it with y.reshape\(-1, 1\).",
+        match=r"Expected y of the shape of the outputs, \(100, 1\), got \(100,\): the net's own "
+        r"loss broadcast them against each other in training. Train it with y.reshape\(-1, 1\).",
     ):
         fitted(net, Y[:, 0])
 

@@ -175,7 +175,7 @@ LOSSES = {
     "detached-loss": (
         (linear, {"loss": lambda o, y: (o.detach() - y).square().mean()}, X, Y, None),
         ValueError,
-        "Expected a loss with a gradient, got none, got one without a gradient",
+        "Expected a loss that depends on the trained parameters, got one without a gradient",
     ),
     "loss-that-returns-nothing": (
         (linear, {"loss": lambda o, y: None}, X, Y, None),
@@ -185,7 +185,7 @@ LOSSES = {
     "mean-with-sample-weight": (
         (linear, {"loss": lambda o, y: (o[:, 0] - y).square().mean()}, X, Y, ONES),
         ValueError,
-        "Expected a loss that returns one number per row with sample_weight, got a single "
+        "Expected a loss that returns one number per row to go with sample_weight, got a single "
         "mean; return the unreduced losses",
     ),
 }

@@ -57,7 +57,7 @@ class TestIterates:
 
     def test_more_step_sizes_than_steps(self):
         weights = [{"w": torch.ones(2)}, {"w": torch.zeros(2)}]
-        with pytest.raises(ValueError, match="one lr for each step, got 2 more"):
+        with pytest.raises(ValueError, match="got 2 more than"):
             Trajectory.from_iterates(weights, lr=[0.1, 0.1, 0.1])
 
 

@@ -87,7 +87,7 @@ def test_nothing_of_the_user_changes():
 def test_recording_twice_at_once_is_refused():
     net, optimizer = new_run()
     with record(net, optimizer):
-        with pytest.raises(ValueError, match="is recorded already; leave the other"):
+        with pytest.raises(ValueError, match="is being recorded already; leave the other"):
             record(net, optimizer).__enter__()
         steps(net, optimizer, 1)
     with record(net, optimizer) as recorder:
@@ -437,7 +437,7 @@ def test_a_folder_with_marks_is_refused(tmp_path):
     net, optimizer = new_run()
     with record(net, optimizer, directory=tmp_path) as recorder:
         steps(net, optimizer, 2)
-    with pytest.raises(ValueError, match="without marks of another"):
+    with pytest.raises(ValueError, match="without marks of another recording"):
         record(net, optimizer, directory=tmp_path)
     kept = recorder.trajectory
     for file in tmp_path.iterdir():
@@ -484,9 +484,7 @@ def test_an_epoch_outside_is_refused():
     net, optimizer = new_run()
     with record(net, optimizer) as recorder:
         steps(net, optimizer, 4)
-    with pytest.raises(
-        ValueError, match=r"in the with block, at the end of every epoch; got it outside"
-    ):
+    with pytest.raises(ValueError, match=r"got it outside of the with block; call it"):
         recorder.epoch()
 
 

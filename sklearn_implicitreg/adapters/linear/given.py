@@ -110,10 +110,11 @@ def _by_autograd(
 
 def _curvature(slope: torch.Tensor, eta: torch.Tensor) -> Array:
     """Size of the second derivative of the loss, zero where it has none."""
-    second = None
-    if slope.requires_grad:
-        (second,) = torch.autograd.grad(slope.sum(), eta, allow_unused=True)
-    return np.zeros(eta.shape) if second is None else np.asarray(np.abs(second.numpy()))
+    if not slope.requires_grad:
+        return np.zeros(eta.shape)
+    (second,) = torch.autograd.grad(slope.sum(), eta, allow_unused=True)
+    size: Array = np.zeros(eta.shape) if second is None else np.abs(second.numpy())
+    return size
 
 
 def _linear_model(model: Any, data: Data, options: Options) -> LinearProblem:

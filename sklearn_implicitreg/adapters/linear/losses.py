@@ -71,7 +71,8 @@ class Loss:
         if self.valid is not None and not np.all(_RANGES[self.valid](y)):
             raise ValueError(
                 f"Expected {self.valid} for the {self.words}, got values from {y.min():g} to "
-                f"{y.max():g}: some value(s) of y are out of the valid range of the loss."
+                f"{y.max():g}: some value(s) of y are out of the valid range of the loss; give "
+                "the y of the training."
             )
 
 
@@ -199,8 +200,9 @@ def _half_deviance(mean: Array, y: Array, power: float) -> Array:
     if power == 2:
         return np.asarray(np.log(mean / y) + y / mean - 1)
     start = np.maximum(y, 0.0) ** (2 - power) / ((1 - power) * (2 - power))
-    linear = y * mean ** (1 - power) / (1 - power)
-    return np.asarray(start - linear + mean ** (2 - power) / (2 - power))
+    return np.asarray(
+        start - y * mean ** (1 - power) / (1 - power) + mean ** (2 - power) / (2 - power)
+    )
 
 
 _SIZED = ("epsilon",)

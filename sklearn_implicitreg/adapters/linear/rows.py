@@ -45,8 +45,9 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
 
 
 def _validated(model: Any, data: Data, **checks: Any) -> Any:
-    checks |= {"reset": False, "accept_sparse": "csr", "dtype": _KEPT}
-    return validate_data(model, data.X, data.y, **checks)
+    return validate_data(
+        model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
+    )
 
 
 def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:

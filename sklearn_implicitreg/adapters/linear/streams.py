@@ -15,7 +15,6 @@ from sklearn_implicitreg.adapters.registry import Data, Handler, Options
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, profiled
 
 _MANY_BLOCKS = 100
-_ARRAYS = "give X and y as arrays (X may be a memory map)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +73,17 @@ def streamed(handler: Handler) -> Handler:
         _check_readable(data.X)
         if getattr(model, "class_weight", None) == "balanced":
             raise ValueError(
-                f"Expected all rows at once for class_weight='balanced', got blocks; {_ARRAYS}"
+                "Expected all rows at once for class_weight='balanced', which counts them, got "
+                "blocks; give X and y as arrays (X may be a memory map)."
             )
         first = next(iter(data.X), None)
         if first is None:
             raise ValueError("Expected at least 1 block of rows, got 0.")
         own = _block_problem(handler, model, first, options)
-        known: dict[str, Any] = {field.name: getattr(own, field.name) for field in fields(Problem)}
-        known |= {"model": model, "source": data.X, "handler": handler, "options": options}
-        return StreamedProblem(**known)
+        shared = {field.name: getattr(own, field.name) for field in fields(Problem)}
+        return StreamedProblem(
+            **shared, model=model, source=data.X, handler=handler, options=options
+        )
 
     return adapt_rows
 
@@ -133,7 +134,7 @@ def _block_problem(handler: Handler, model: Any, block: Any, options: Options) -
     if not isinstance(problem, LinearProblem) or problem.n_effective is not None:
         raise ValueError(
             f"Expected rows at once for {type(model).__name__} with these weights, got blocks; "
-            f"{_ARRAYS}"
+            "give X and y as arrays (X may be a memory map)."
         )
     return problem
 

@@ -10,7 +10,8 @@ def all_rows(model: Any) -> None:
     if model.early_stopping and getattr(model, "solver", None) != "lbfgs":
         raise ValueError(
             f"Expected {type(model).__name__} with early_stopping=False, got True: the rows that "
-            "it held out are not known. Train it with early_stopping=False."
+            "it held out cannot be known from outside. Train it with early_stopping=False, on the "
+            "rows that it is to learn from."
         )
 
 
@@ -18,7 +19,8 @@ def no_jitter(model: Any) -> None:
     """Raise ValueError for LassoLars with jitter."""
     if getattr(model, "jitter", None) is not None:
         raise ValueError(
-            "Expected LassoLars with jitter=None, got jitter: its perturbed y is not kept."
+            "Expected LassoLars with jitter=None, got jitter: it was trained on a perturbed y "
+            "that is not kept. Train it without."
         )
 
 
@@ -26,15 +28,16 @@ def logistic(model: Any) -> None:
     """Raise ValueError for means over folds, and for neither a binary nor a multinomial model."""
     if getattr(model, "refit", True) is False:
         raise ValueError(
-            "Expected LogisticRegressionCV with refit=True, got refit=False: means over folds "
-            "minimize no one objective. Fit it with refit=True."
+            "Expected LogisticRegressionCV with refit=True, got refit=False: its coefficients "
+            "are means over the folds and minimize no one objective. Fit it with refit=True."
         )
     scheme, n_classes = getattr(model, "multi_class", "auto"), len(model.classes_)
     one_vs_rest = n_classes > 2 and (scheme == "ovr" or model.solver == "liblinear")
     if one_vs_rest or (n_classes == 2 and scheme == "multinomial"):
         raise ValueError(
-            f"Expected a binary or multinomial LogisticRegression, got multi_class={scheme!r} with "
-            f"{n_classes} classes. Analyze each of the estimators_ of a OneVsRestClassifier."
+            f"Expected a binary or multinomial LogisticRegression, got multi_class={scheme!r} "
+            f"with {n_classes} classes. Wrap a binary one in OneVsRestClassifier and analyze "
+            "each of its estimators_."
         )
 
 

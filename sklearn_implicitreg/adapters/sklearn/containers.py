@@ -67,7 +67,8 @@ def _search(model: Any, data: Data, options: Options) -> Problem:
     """Best estimator of a search."""
     if not model.refit:
         raise ValueError(
-            f"Expected {type(model).__name__} with refit=True, got refit=False: it keeps no model."
+            f"Expected {type(model).__name__} with refit=True, got refit=False: it keeps no "
+            "trained model. Fit it with refit=True, or give the model itself."
         )
     check_is_fitted(model)
     return adapt(model.best_estimator_, data, options)
@@ -81,9 +82,9 @@ def _frozen(model: Any, data: Data, options: Options) -> Problem:
 CONTAINERS: dict[str, Callable[[Any, Data, Options], Problem]] = {
     "Pipeline": _pipeline,
     "TransformedTargetRegressor": _transformed_target,
+    "GridSearchCV": _search,
+    "RandomizedSearchCV": _search,
+    "HalvingGridSearchCV": _search,
+    "HalvingRandomSearchCV": _search,
     "FrozenEstimator": _frozen,
-    **{
-        f"{kind}SearchCV": _search
-        for kind in ("Grid", "Randomized", "HalvingGrid", "HalvingRandom")
-    },
 }

@@ -105,8 +105,9 @@ def _regressor_loss(model: Any) -> RowLoss:
     if model.n_outputs_ > 1:
         raise ValueError(
             f"Expected an MLPRegressor with one output, got {model.n_outputs_}: its loss averages "
-            "squared errors over outputs, its gradient sums them: no one objective. Give "
-            "loss='mse' for the mean over outputs, or train one model per output."
+            "squared errors over outputs while the gradient that it follows sums them, so it "
+            "minimizes no one objective. Give loss='mse' to analyze it against the mean over "
+            "outputs, or train one model per output."
         )
     return replace(resolve_loss("mse"), words="squared error, mean over rows, no 1/2")
 

@@ -55,7 +55,10 @@ def _unit_deviance(family: Any, y: Array, mean: Array) -> Array:
 
 
 def with_offset(loss: Loss, y: Array, offset: Array) -> tuple[Loss, Array]:
-    """Loss of predictors to which an offset is added, and its targets: the places of the rows."""
+    """Loss of predictors to which an offset of their row is added, and its targets.
+
+    The targets are the positions of the rows where there is an offset, which is looked up there.
+    """
     loss.check_range(y)
     if not np.any(offset):
         return loss, y

@@ -55,7 +55,8 @@ def _ordered(X: Any, model: Any) -> Any:
     if isinstance(getattr(model.data, "orig_exog", None), pd.DataFrame):
         raise ValueError(
             f"Expected the columns {names} of the design, got {list(X.columns)}, missing "
-            f"{missing}; give the model's matrix, results.model.exog."
+            f"{missing}; give the matrix that the model was made with, or what a formula made "
+            "of it: results.model.exog."
         )
     return X.to_numpy()
 
@@ -103,7 +104,8 @@ def _generalized(results: Any, data: Data, options: Options) -> LinearProblem:
     rows, model = _rows(results, data), results.model
     if rows.weighted:
         raise ValueError(
-            f"Expected no sample_weight, got one: that of {type(model).__name__} is its sigma."
+            f"Expected no sample_weight, got one: the rows of {type(model).__name__} are "
+            "correlated, and its sigma is their weight; leave it out."
         )
     _check_own(rows, "sigma")
     X, y = np.asarray(model.whiten(rows.X)), np.asarray(model.whiten(rows.y[:, 0]))

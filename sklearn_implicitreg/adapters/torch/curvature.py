@@ -54,13 +54,17 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
             first = torch.autograd.grad(loss(leaves), tensors, create_graph=True, allow_unused=True)
             seen = [(g, vector[n]) for n, g in zip(leaves, first, strict=True) if g is not None]
             inner = torch.stack([(g * v).sum() for g, v in seen]).sum()
-            second: Sequence[Tensor | None] = [None] * len(tensors)
-            if inner.requires_grad:  # the loss has a second derivative
-                second = torch.autograd.grad(inner, tensors, allow_unused=True)
+            linear = not inner.requires_grad  # the loss has no second derivative
+            second = (
+                [None] * len(tensors)
+                if linear
+                else torch.autograd.grad(inner, tensors, allow_unused=True)
+            )
         except (RuntimeError, NotImplementedError) as error:
             raise ValueError(
-                "Expected a model and a loss that can be differentiated twice, got "
-                f"({str(error).splitlines()[0]}); leave out penalties on the gradient."
+                "Expected a model and a loss that can be differentiated twice, got an operation "
+                f"that cannot ({str(error).splitlines()[0]}); replace it, or leave out penalties "
+                "on the gradient."
             ) from error
     return {
         name: torch.zeros_like(t) if h is None else h.detach()
@@ -74,22 +78,29 @@ class _Batched(Protocol):
     @property
     def params(self) -> Params:
         """Trained tensors by name."""
+        ...
 
     @property
     def n_rows(self) -> int | None:
         """Number of rows."""
+        ...
 
     @property
     def leaves(self) -> list[Tensor]:
         """What the batch gradients are differentiated by, in the order of the parameters."""
+        ...
 
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:
         """Gradients of the loss on batches, with their graphs."""
+        ...
 
 
 def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGradient, Params]:
-    """Mean of the batch gradients, and the gradient of their spread about it."""
-    held: list[BlockGradient] = []  # whose graphs are kept, as far as there is room
+    """Mean of the batch gradients, and the gradient of their spread about it.
+
+    Graphs are kept for the second derivatives as far as there is room.
+    """
+    held: list[BlockGradient] = []
     row_weights = np.zeros(problem.n_rows or 0)
 
     def blocks() -> Iterator[BlockGradient]:
@@ -102,10 +113,13 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
                 held.append(block)
             mass = block.weight
             np.add.at(row_weights, rows, 1 / (mass * len(batches)))
-            sums = {name: g.detach() / mass for name, g in block.sums.items()}
+            sums = {}
+            for name, g in block.sums.items():
+                sums[name] = g.detach() / mass
             # One summand of weight 1, without its graph.
-            loss, scale = block.loss / mass, block.scale / mass
-            yield replace(block, sums=sums, loss=loss, weight=1.0, scale=scale)
+            yield replace(
+                block, sums=sums, loss=block.loss / mass, weight=1.0, scale=block.scale / mass
+            )
 
     mean = LossGradient.from_blocks(blocks())
     # The total weight as if all rows were read at once, each as often as the batches use it.
@@ -116,7 +130,10 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
 
 
 def spread_about(
-    problem: _Batched, batches: list[Indices], center: Params, held: Sequence[BlockGradient] = ()
+    problem: _Batched,
+    batches: list[Indices],
+    center: Params,
+    held: Sequence[BlockGradient] = (),
 ) -> Params:
     """``2 mean_k H_k (g_k - center)`` by reverse mode twice, from graphs where they are held."""
     total = zeros_of(problem.params)
@@ -190,5 +207,7 @@ def _affine_gradient(problem: Problem) -> bool:
 def _units(params: Params) -> Iterator[Params]:
     """Unit vectors in the space of the parameters."""
     for name, tensor in params.items():
-        for unit in torch.eye(tensor.numel(), dtype=tensor.dtype, device=tensor.device):
+        for index in range(tensor.numel()):
+            unit = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+            unit[index] = 1.0
             yield {name: unit.reshape(tensor.shape)}

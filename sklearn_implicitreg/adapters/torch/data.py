@@ -24,7 +24,10 @@ from sklearn_implicitreg.adapters.registry import Data
 from sklearn_implicitreg.exceptions import AugmentationWarning
 from sklearn_implicitreg.problem import Indices, Weights
 
-_STREAM = "Expected rows picked by number, got a stream; give arrays or a Dataset with a length."
+_STREAM = (
+    "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
+    "length."
+)
 
 
 class Batch(NamedTuple):
@@ -125,7 +128,8 @@ def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[Non
     # With a seed other threads wait, so that the numbers drawn in the block are the seed's.
     with _GENERATORS if seed is not None else contextlib.nullcontext():
         with _GENERATORS:
-            states = random.getstate(), np.random.get_state(), generator_states(device)
+            states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+            cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         try:
             if seed is not None:
                 _seed_all(device, seed)
@@ -134,7 +138,9 @@ def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[Non
             with _GENERATORS:
                 random.setstate(states[0])
                 np.random.set_state(states[1])
-                _set_states(device, states[2])
+                torch.set_rng_state(states[2])
+                if cuda is not None:
+                    torch.cuda.set_rng_state(cuda, device)
 
 
 def generator_states(device: torch.device) -> list[Tensor]:
@@ -145,15 +151,12 @@ def generator_states(device: torch.device) -> list[Tensor]:
 
 def reset_generators(device: torch.device, states: list[Tensor], seed: int | None) -> None:
     """Begin again with the same random numbers, where some were drawn."""
-    if all(map(torch.equal, generator_states(device), states)):
+    now = generator_states(device)
+    if all(map(torch.equal, now, states)):
         return
     if seed is not None:
         _seed_all(device, seed)
-    else:
-        _set_states(device, states)
-
-
-def _set_states(device: torch.device, states: list[Tensor]) -> None:
+        return
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
@@ -262,7 +265,8 @@ def _unpack(item: Any) -> tuple[Any, Any]:
         return map_tensors(lambda t: t, item[0]), item[1]
     size = f" of {len(item)}" if hasattr(item, "__len__") else ""
     raise TypeError(
-        f"Expected batches (inputs, target), got {type(item).__name__}{size}; give a collate_fn."
+        f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
+        "collate_fn that returns such pairs."
     )
 
 
@@ -274,9 +278,12 @@ def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]],
             return
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
         if not all(_same(a, b) for a, b in pairs):
-            what = "The first batch differs when it is read twice: random augmentation, or a "
-            what += "stream that cannot be read again. The gradient is that of one draw."
-            warnings.warn(what, AugmentationWarning, stacklevel=2)
+            warnings.warn(
+                "The first batch differs when it is read twice: random augmentation, or a "
+                "stream that cannot be read again. The gradient is that of one draw.",
+                AugmentationWarning,
+                stacklevel=2,
+            )
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
@@ -368,13 +375,16 @@ def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     weight = torch.as_tensor(np.array(sample_weight, dtype=np.float64))
     if n_rows is None:
         raise ValueError(
-            "Expected no sample_weight with a stream or a dataset of batches; give a Dataset of "
-            "single rows, or arrays."
+            "Expected no sample_weight with rows whose number is not known before they are read "
+            "(a stream, or a dataset of batches); give a Dataset of single rows, or arrays."
         )
     if tuple(weight.shape) != (n_rows,):
         raise ValueError(f"Expected sample_weight of shape ({n_rows},), got {tuple(weight.shape)}.")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("Expected finite sample_weight, got NaN or inf.")
     if bool((weight < 0).any()):
-        raise ValueError(f"Expected sample_weight >= 0, got {float(weight.min()):g}.")
+        raise ValueError(
+            f"Expected sample_weight at or above zero, got {float(weight.min()):g}; drop those "
+            "rows."
+        )
     return weight

@@ -30,9 +30,15 @@ _WORDS = {
     "CrossEntropyLoss": "cross-entropy",
     "NLLLoss": "negative log-likelihood",
 }
-_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
-_OF_ERRORS = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
-_ELEMENTWISE = (*_OF_ERRORS, nn.PoissonNLLLoss, nn.SoftMarginLoss, nn.KLDivLoss)
+_ELEMENTWISE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.HuberLoss,
+    nn.SmoothL1Loss,
+    nn.PoissonNLLLoss,
+    nn.SoftMarginLoss,
+    nn.KLDivLoss,
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class RowLoss:
             if self.kind == "regression" and output.shape != target.shape:
                 raise ValueError(
                     f"Expected y of the shape of the outputs, {tuple(output.shape)}, got "
-                    f"{tuple(target.shape)}, which the net's own loss broadcast in training. "
-                    "Train it with y.reshape(-1, 1)."
+                    f"{tuple(target.shape)}: the net's own loss broadcast them against each "
+                    "other in training. Train it with y.reshape(-1, 1)."
                 )
             return target
         if not isinstance(output, Tensor) or not isinstance(target, Tensor):
@@ -87,7 +93,8 @@ class RowLoss:
         if value.ndim == 0:
             if weight is not None:
                 raise ValueError(
-                    "Expected a loss of one number per row with sample_weight, got a single mean."
+                    "Expected a loss that returns one number per row to go with "
+                    "sample_weight, got a single mean; return the unreduced losses."
                 )
             total = float(n_rows) if element is None else float(element.sum())
             return value if self.scalar_is_sum else value * total, total
@@ -109,7 +116,7 @@ class RowLoss:
     @property
     def by_class(self) -> bool:
         """Whether targets may be labels of classes, with weights of their own."""
-        return isinstance(self.criterion, _OF_CLASSES)
+        return isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
 
     def masses(self, target: Any, weight: Tensor | None) -> Tensor | None:
         """Weight of every row in the mean; None where all count as one."""
@@ -128,7 +135,9 @@ class RowLoss:
 
     def _element_weights(self, target: Any) -> Tensor | None:
         """Weight of every class label, zero for ignored ones; None for other losses."""
-        if not isinstance(self.criterion, _OF_CLASSES) or target.is_floating_point():
+        if not isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+            return None
+        if target.is_floating_point():
             return None
         kept: Tensor = target != self._ignore_index
         if self.criterion.weight is None:
@@ -168,9 +177,11 @@ class RowLoss:
         if inside and not (self.named_labels and len(seen) != n_classes):
             return labels
         if known is None or len(seen) != n_classes:
+            distinct = seen.unique().tolist()
+            what = f"names of {len(distinct)}" if self.named_labels else str(distinct[:10])
             raise ValueError(
                 f"Expected class labels in 0..{n_classes - 1} for {n_classes} outputs, got "
-                f"{self._found(seen)}; encode y as the model was trained."
+                f"{what}; encode y as the model was trained."
             )
         return torch.where(ignored, labels, _positions(seen, labels, ~ignored))
 
@@ -182,14 +193,12 @@ class RowLoss:
             return target
         if two:
             return _positions(known.to(target), target)
+        distinct = known.unique().tolist()
+        what = f"names of {len(distinct)}" if self.named_labels else f"values {distinct[:10]}"
         raise ValueError(
-            f"Expected binary labels or probabilities for {self.words!r}, got "
-            f"{self._found(known)}; encode y as 0 and 1."
+            f"Expected binary labels or probabilities for {self.words!r}, got {what}; encode y "
+            "as 0 and 1."
         )
-
-    def _found(self, labels: Tensor) -> str:
-        distinct = labels.unique().tolist()
-        return f"names of {len(distinct)}" if self.named_labels else str(distinct[:10])
 
     @property
     def _ignore_index(self) -> int:
@@ -251,9 +260,10 @@ def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:
         return RowLoss(loss, f"{name}, mean over rows", classes=classes)
     vars(loss)["reduction"] = "none"
     kind, summed = _kind(loss), reduction in ("sum", "batchmean")
-    outputs = "summed over outputs, " * (summed and kind != "classes")
-    words = f"{_WORDS.get(name, name)}, {outputs}mean over rows"
-    if isinstance(loss, nn.MSELoss | nn.L1Loss) and not summed:
+    words = f"{_WORDS.get(name, name)}, mean over rows"
+    if summed and kind != "classes":
+        words = f"{_WORDS.get(name, name)}, summed over outputs, mean over rows"
+    elif isinstance(loss, nn.MSELoss | nn.L1Loss):
         words += " and outputs"
     if kind == "classes" and getattr(loss, "weight", None) is not None:
         words += ", class weights divided out"
@@ -269,7 +279,7 @@ def _shared(tensor: Tensor) -> Tensor:
 
 
 def _kind(loss: nn.Module) -> str:
-    if isinstance(loss, _OF_CLASSES):
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
         return "classes"
     if isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         return "binary"

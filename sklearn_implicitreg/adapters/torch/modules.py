@@ -33,7 +33,11 @@ from sklearn_implicitreg.adapters.torch.data import (
     reset_generators,
     tensors_in,
 )
-from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
+from sklearn_implicitreg.adapters.torch.losses import (
+    RowLoss,
+    resolve_loss,
+    warn_of_probabilities,
+)
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
     device_of,
@@ -139,10 +143,12 @@ class TorchProblem(Problem):
 
     def whole(self) -> TorchProblem:
         """The same problem with all trained tensors in scope."""
+        if not self.left_out:
+            return self
         trained = {*self.params, *self.left_out}
         named = self.module.named_parameters()
         every = {name: t.detach() for name, t in named if name in trained}
-        return replace(self, params=every, left_out=()) if self.left_out else self
+        return replace(self, params=every, left_out=())
 
     def with_dropout(self, rate: float | None, seed: int) -> TorchProblem:
         """The same problem with its dropout layers at work, at a rate or at their own."""
@@ -190,7 +196,10 @@ class TorchProblem(Problem):
         return {name: product.div_(weight) for name, product in total.items()}
 
     def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2``, ``2 mean_k H_k (g_k - g)``, for the center's g."""
+        """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)``.
+
+        Only the tensors in ``center`` count in the norm.
+        """
         if max(map(len, batches)) <= self.batch_size:
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 return spread_about(self, batches, center)
@@ -225,7 +234,8 @@ class TorchProblem(Problem):
                     block = self._block(self._to_device(batch), index == 0, twice=True)
                 if not block.weight > 0:
                     raise ValueError(
-                        "Expected batches whose rows count, got one of ignored or weightless rows."
+                        "Expected batches whose rows count in the loss, got one in which all are "
+                        "ignored or of weight zero."
                     )
                 yield _scaled(block, row_scale)
                 del block
@@ -243,7 +253,8 @@ class TorchProblem(Problem):
         total, weight = self.row_loss(output, target, batch.weight)
         if not total.requires_grad:
             raise ValueError(
-                "Expected a loss with a gradient, got none; does the model or the loss detach?"
+                "Expected a loss that depends on the trained parameters, got one without a "
+                "gradient; does the model or the loss detach?"
             )
         grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {
@@ -283,8 +294,11 @@ class TorchProblem(Problem):
             return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
         weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
-        target = map_tensors(move_target, batch.target)
-        return Batch(map_tensors(move, batch.inputs), target, weight)
+        if alone and isinstance(batch.target, Tensor):
+            return Batch(move(batch.inputs), move_target(batch.target), weight)
+        return Batch(
+            map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight
+        )
 
     def numbered_like(self, fitted: Problem) -> TorchProblem:
         """The same problem with labels numbered as they are in the fitted rows."""
@@ -303,11 +317,12 @@ class TorchProblem(Problem):
     def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
-        own: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self.device.type == "cuda" and recurrent:
-            tf32 = torch.backends.cudnn.allow_tf32
-            own = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
-        return own
+        if self.device.type != "cuda" or not recurrent:
+            return contextlib.nullcontext()
+        tf32 = torch.backends.cudnn.allow_tf32
+        off: contextlib.AbstractContextManager[None]
+        off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
+        return off
 
     @property
     def _takes_integers(self) -> bool:
@@ -328,7 +343,8 @@ def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Ba
     for batch in batches:
         if held is not None and len(next(tensors_in(batch.inputs))) == 1:
             batch = _joined(held, batch)
-        elif held is not None:
+            held = None
+        if held is not None:
             yield held
         held = batch
     if held is not None:
@@ -374,8 +390,8 @@ def module_problem(
     trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError(
-            "Expected a model with trainable parameters, got one without; set requires_grad on "
-            "what was trained."
+            "Expected a model with trainable parameters, got one with requires_grad=False "
+            "everywhere (or without parameters); set requires_grad on what was trained."
         )
     check_finite_params(trained)
     device = device_of(options.device, trained)
@@ -407,10 +423,14 @@ def module_problem(
 
 
 def _stored_notes(names: list[str]) -> list[str]:
-    """Which tensors a penalty sees where a layer computes its weights from others."""
+    """Say which tensors a penalty sees where a layer computes its weights from others."""
     stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
-    note = f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
-    return [f"{note}computed from them."] if stored else []
+    if not stored:
+        return []
+    return [
+        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
+        "computed from them."
+    ]
 
 
 def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:

@@ -63,10 +63,12 @@ def dtype_of(spec: Any, params: Params) -> torch.dtype:
                 stacklevel=2,
             )
         return functools.reduce(torch.promote_types, kinds, torch.float32)
-    name = str(spec).removeprefix("torch.")
-    if name not in ("float32", "float64"):
+    found = {"float32": torch.float32, "float64": torch.float64}.get(
+        str(spec).removeprefix("torch.")
+    )
+    if found is None:
         raise ValueError(f"Expected dtype 'auto', 'float32' or 'float64', got {spec!r}.")
-    return torch.float32 if name == "float32" else torch.float64
+    return found
 
 
 def seed_of(options: Options) -> int | None:
@@ -90,7 +92,8 @@ def set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, li
     if options.batch_size == "auto" and rows.train_batch_size is None:
         warnings.warn(
             "The model has BatchNorm layers and the size of its training batches is not known: "
-            "their running statistics are used. Give `batch_size`, the size it was trained with.",
+            "their running statistics are used, whose gradient is another function's. Give "
+            "`batch_size`, the size it was trained with.",
             ModelStateWarning,
             stacklevel=2,
         )
@@ -110,12 +113,13 @@ def draw_masks(module: nn.Module, rate: float | None) -> None:
             found.append((part, "dropout"))
     if not found:
         raise ValueError(
-            "Expected a model with dropout layers such as nn.Dropout, got none (masks drawn by "
-            "functions are not seen)."
+            "Expected a model with dropout layers such as nn.Dropout, got none; give the model "
+            "with the layers that it was trained with (masks drawn by functions are not seen)."
         )
     if any(part.training for part, _ in found):
         raise ValueError(
-            "Expected dropout layers at rest, got some in training state; use module_mode='eval'."
+            "Expected dropout layers at rest, whose loss is compared with that of their masks, "
+            "got layers in training state; use module_mode='auto' or 'eval'."
         )
     for part, name in found:
         part.training = True

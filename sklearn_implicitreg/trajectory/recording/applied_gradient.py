@@ -216,8 +216,9 @@ class Telescope(Meter):
             return
         decoupled = bool(self._group.get("decoupled_weight_decay"))
         if not self._sums.totals:
-            names = ("moment", "direction")[: 1 + decoupled]
-            self._sums.totals = {name: zeros(p) for name in names}
+            self._sums.totals = {
+                name: zeros(p) for name in ("moment", "direction")[: 1 + decoupled]
+            }
         self._sums.add("moment", state["exp_avg"])
         if decoupled:
             self._sums.add_quotient("direction", *adam_direction(self._group, state))

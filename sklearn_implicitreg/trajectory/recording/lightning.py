@@ -6,7 +6,8 @@ import sys
 from os import PathLike
 from typing import Any
 
-from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder, base_of
+from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 # Of the two names that Lightning has, the one that is in use.
 _Callback: Any = base_of(
@@ -17,10 +18,11 @@ _Callback: Any = base_of(
 )
 
 
-class LightningRecorder(SessionRecorder, _Callback):
+class LightningRecorder(_Callback):
     """Callback that records the training of a LightningModule with one optimizer.
 
-    Epochs are marked, and the rows of every batch are looked up by their content.
+    Epochs are marked, and the rows of every batch are named: they are looked up by their
+    content in the data set of the training loader.
 
     Parameters
     ----------
@@ -61,7 +63,12 @@ class LightningRecorder(SessionRecorder, _Callback):
             raise ImportError("LightningRecorder needs the package lightning; install it.")
         super().__init__()
         self.find_rows, self.submodule = find_rows, submodule
-        self.session_ = Session(every=every, gradients=gradients, directory=directory)
+        self._session = Session(every=every, gradients=gradients, directory=directory)
+
+    @property
+    def trajectory_(self) -> Trajectory:
+        """What was recorded."""
+        return self._session.trajectory
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizer."""
@@ -71,20 +78,24 @@ class LightningRecorder(SessionRecorder, _Callback):
                 "record(model, optimizer)."
             )
         model = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)
-        self.session_.begin(model, trainer.optimizers[0])
+        self._session.begin(model, trainer.optimizers[0])
         if self.find_rows:
-            self.session_.rows_from(getattr(trainer.train_dataloader, "dataset", None))
+            self._session.rows_from(getattr(trainer.train_dataloader, "dataset", None))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Name the batch, which joins those whose gradients it is accumulated with."""
-        self.session_.batch(batch, bool(batch_idx % trainer.accumulate_grad_batches))
+        self._session.batch(batch, bool(batch_idx % trainer.accumulate_grad_batches))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Mark the end of an epoch."""
-        self.session_.epoch()
+        self._session.epoch()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Detach."""
+        self._session.end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Detach; what was recorded is kept."""
-        self.session_.end()
+        self._session.end()

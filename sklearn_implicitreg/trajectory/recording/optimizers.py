@@ -133,7 +133,8 @@ def rule_of(optimizer: Optimizer, update_rule: UpdateRule | None = None) -> Rule
             return _RULES[cls.__name__]
     raise ValueError(
         f"Expected one of torch's optimizers {list(_RULES)} with its own step, got "
-        f"{type(optimizer).__name__}; give `update_rule=`, which returns the applied gradient."
+        f"{type(optimizer).__name__}; give `update_rule=`, a callable(displacement, group, "
+        "state_before, state_after) that returns the gradient that the step applied."
     )
 
 
@@ -182,7 +183,10 @@ def lr_of(group: Group) -> float:
     """Step size in force, which must be positive."""
     lr = number(group["lr"])
     if not lr > 0:
-        raise ValueError(f"Expected a positive learning rate, got {lr}; record steps that move.")
+        raise ValueError(
+            f"Expected a positive learning rate, got {lr}: a step that does not move shows "
+            "nothing; record the steps that do."
+        )
     return lr
 
 
@@ -209,7 +213,9 @@ class Watched:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.params: Params = {names[id(p)]: p for p in held if id(p) in names}
         if not self.params:
-            raise ValueError("Expected an optimizer of this model's parameters, got one of none.")
+            raise ValueError(
+                "Expected an optimizer of this model's parameters, got one of none of them."
+            )
         self._model = model
         self._own = {id(p) for p in self.params.values()}
         self.remember()

@@ -107,9 +107,18 @@ class Reduction:
         named_so = repr(reference), nuisance is not None
         block = Block(*named_so, gradient.scale, gradient.n_kinks, tuple(cells))
         names = [name for mean in means for name in mean.term_names]
-        terms = (*names, NUISANCE) if self._with_nuisance else tuple(names)
-        own = (self.problem.loss_name, self.problem.n_rows, (block,), designs, deviations, masks)
-        return RFactors(terms, tuple(self.problem.params), np.empty(0), self.reference, *own)
+        return RFactors(
+            (*names, NUISANCE) if self._with_nuisance else tuple(names),
+            tuple(self.problem.params),
+            np.empty(0),
+            self.reference,
+            self.problem.loss_name,
+            self.problem.n_rows,
+            (block,),
+            designs,
+            deviations,
+            masks,
+        )
 
     def signed(self, sums: RFactors, blocks: Sequence[Block], weights: Params) -> RFactors:
         """R factors with what their columns are known by at the last weights."""
@@ -166,9 +175,10 @@ class ReducedKept(Kept):
         window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]))
         own = self._reduction.of_window(window)
         self._blocks += own.blocks
-        if self._sums is not None:
+        if self._sums is None:
+            self._sums = own
+        else:
             self._sums.add(own)
-        self._sums = self._sums or own
         if n > 2:
             self.marks[-2] = bare(start)
 

@@ -78,7 +78,8 @@ def _size(rows: Any) -> int:
         rows = rows.item()
     if isinstance(rows, bool | np.bool_) or not isinstance(rows, int | np.integer) or rows < 1:
         raise ValueError(
-            f"Expected row numbers, their number (at least 1) or the batch itself, got {rows!r}."
+            "Expected row numbers, their number (at least 1) or the batch itself, got "
+            f"{rows!r}; give an array such as np.arange(10, 20)."
         )
     return int(rows)
 

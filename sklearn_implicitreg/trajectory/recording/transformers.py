@@ -6,16 +6,18 @@ from collections.abc import Sized
 from os import PathLike
 from typing import Any
 
-from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder, base_of
+from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
+from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 _Callback: Any = base_of("transformers", "TrainerCallback")
 
 
-class TransformersRecorder(SessionRecorder, _Callback):
+class TransformersRecorder(_Callback):
     """Callback that records the training of a Hugging Face ``Trainer``.
 
-    Epochs are marked; of the batches only the size is known. The Trainer clips gradients by
-    default, and clipped ones are what the optimizer applies: ``max_grad_norm=0`` turns that off.
+    Epochs are marked. The Trainer does not show its batches: only their size is known, where
+    it is known at all. The Trainer clips gradients by default (``max_grad_norm=1``): clipped
+    ones are what the optimizer applies; ``max_grad_norm=0`` turns that off.
 
     Parameters
     ----------
@@ -48,13 +50,18 @@ class TransformersRecorder(SessionRecorder, _Callback):
     ):
         if _Callback is object:
             raise ImportError("TransformersRecorder needs the package transformers; install it.")
-        self.session_ = Session(every=every, gradients=gradients, directory=directory)
+        self._session = Session(every=every, gradients=gradients, directory=directory)
         self._left: int | None = None  # rows of the epoch that are still to come
+
+    @property
+    def trajectory_(self) -> Trajectory:
+        """What was recorded."""
+        return self._session.trajectory
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the optimizer, which Accelerate has wrapped."""
         optimizer = kwargs["optimizer"]
-        self.session_.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
+        self._session.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the rows of the epoch."""
@@ -69,8 +76,12 @@ class TransformersRecorder(SessionRecorder, _Callback):
             size = min(size, self._left)
             self._left -= size
         if size:
-            self.session_.batch(size)
+            self._session.batch(size)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the end of an epoch."""
-        self.session_.epoch()
+        self._session.epoch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Detach."""
+        self._session.end()

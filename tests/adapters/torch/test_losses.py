@@ -231,7 +231,7 @@ class TestCallables:
 
     def test_mean_with_sample_weight(self):
         row_loss = resolve_loss(lambda o, t: (o - t).mean())
-        with pytest.raises(ValueError, match=r"one number per row with sample_weight, got a"):
+        with pytest.raises(ValueError, match=r"one number per row to go with sample_weight, got a"):
             mean_of(row_loss, normal(N), normal(N), torch.ones(N))
 
     def test_other_shapes(self):
@@ -463,7 +463,7 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("y", "text"),
         [
-            (CODES, r"Expected binary labels or probabilities .*got \[0, 1, 2\]; encode y as 0"),
+            (CODES, r"Expected binary labels or probabilities .*values \[0, 1, 2\]; encode y as 0"),
             (CODES * 0.7, "Expected binary labels or probabilities"),
             (np.array(["a", "b", "c"])[CODES], "got names of 3; encode y as 0 and 1"),
             (np.array(["a"] * 10), "got names of 1; encode y as 0 and 1"),

@@ -43,11 +43,7 @@ class _Made:
 
 
 class Probe(ABC):
-    """Makes a trajectory from a trained model; give it as ``trajectory=``.
-
-    It is made once for a model and its rows, and kept; ``clone`` shares the probe, so that a
-    search makes it once.
-    """
+    """Makes a trajectory from a trained model, once for its rows; give it as ``trajectory=``."""
 
     _made: _Made | None = None
 
@@ -61,7 +57,6 @@ class Probe(ABC):
         Parameters
         ----------
         model : nn.Module or skorch net
-            The trained model.
         data : Data
             The rows that the problem was made of.
         whole : Problem
@@ -93,8 +88,8 @@ class Probe(ABC):
 class GradientDescentProbe(Probe):
     """Full-batch gradient descent from the trained weights, every step marked.
 
-    With ``reference="flow"`` and the family :class:`GradientNorm` it shows what a finite step
-    size adds: a coefficient of ``lr / 4``, up to :func:`finite_step_factor`.
+    With ``reference="flow"`` a finite step size adds a coefficient of ``lr / 4`` of
+    :class:`GradientNorm`, up to :func:`finite_step_factor`.
 
     Parameters
     ----------
@@ -154,11 +149,10 @@ class GradientDescentProbe(Probe):
 
 
 class ContinueTraining(Probe):
-    """Train a copy of the model on, and record it: for a net that is trained already.
+    """Train a copy of a trained net on, and record it.
 
-    A skorch net trains on with its own ``partial_fit``, optimizer and loader, without its
-    callbacks that stop, print or write files. A bare module needs ``train_epoch`` and
-    ``optimizer``.
+    A skorch net trains on by ``partial_fit``, without its callbacks that stop, print or write
+    files. A bare module needs ``train_epoch`` and ``optimizer``.
 
     Parameters
     ----------
@@ -168,13 +162,11 @@ class ContinueTraining(Probe):
         Trains a bare module for one epoch; ``recorder.batch(rows)`` names the rows of a batch,
         by their positions in the X that the estimator is fitted on.
     optimizer : Optimizer, or callable(parameters) -> Optimizer, default=None
-        The optimizer that the module was trained with, of which a copy goes on from its state;
-        or what makes a new one.
+        That of the training, of which a copy goes on from its state; or what makes a new one.
     every : int, default=1
         Steps between marks.
     data : tuple (X, y), default=None
-        Rows that a skorch net is trained on, by default those that the estimator is fitted on.
-        Give them in searches, which fit on folds.
+        Rows that a skorch net is trained on, in searches, which fit the estimator on folds.
     random_state : int, default=None
         Seed of the order of the rows and of random modules.
 
@@ -235,9 +227,8 @@ class ContinueTraining(Probe):
                     )
                 continued = import_module("sklearn_implicitreg.trajectory.recording.skorch")
                 rows = data if self.data is None else Data(*self.data)
-                made: Trajectory = continued.continue_net(
-                    model, rows, whole, n_epochs=self.n_epochs, every=self.every
-                )
+                how = {"n_epochs": self.n_epochs, "every": self.every}
+                made: Trajectory = continued.continue_net(model, rows, whole, **how)
                 return made
             return self._continue_module(model)
 

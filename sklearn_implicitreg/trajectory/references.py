@@ -19,27 +19,23 @@ class Reference(Protocol):
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Mean over the steps of the window, at the tensors in scope."""
-        ...
 
 
 @dataclass(frozen=True)
 class Gradient:
     """Gradient on all rows, at the mean iterate of the window.
 
-    Summed over an epoch the mini-batch noise cancels, so the equations of a window hold to
-    second order in the step size.
+    Over an epoch the mini-batch noise cancels, to second order in the step size.
 
     Parameters
     ----------
     sub_window : int or None, default=None
-        Steps that share one mean iterate and their own rows; 1 is the batch reference. None
-        takes the whole window.
+        Steps that share one mean iterate and their own rows; None takes the whole window.
     weighted : bool, default=True
         Whether rows count as often as the window used them, where that is known. By the name
         "gradient" they do in windows of epochs, and count equally in others.
     n_nodes : {1, 2}, default=1
-        Places at which the gradient is taken: the mean iterate, or two places beside it along
-        the drift, for windows in which the weights move far, such as the first epochs.
+        The mean iterate, or two places beside it for windows in which the weights move far.
 
     Raises
     ------
@@ -96,8 +92,7 @@ class Batch:
     Parameters
     ----------
     n_draws : int, default=1
-        Passes that are averaged, for modules with random masks, which differ between passes and
-        steps.
+        Passes that are averaged, for modules with random masks.
     """
 
     n_draws: int = 1
@@ -140,8 +135,7 @@ class Flow:
     Raises
     ------
     ValueError
-        If ``n_substeps`` is not an integer >= 1, or the trajectory is not of SGD
-        without momentum.
+        If ``n_substeps`` is no integer >= 1, or the trajectory not of SGD without momentum.
 
     References
     ----------
@@ -197,9 +191,7 @@ def _not_descent(window: Window) -> str:
             step = old.double() - part.stop.weights[name].double()
             away = step - rates[0] * part.n_steps * mean[name]
             if float(away.norm()) > 1e-3 * float(step.norm()):
-                return (
-                    f"steps of {name!r} that are not lr={rates[0]:.4g} times the applied gradient"
-                )
+                return f"steps of {name!r} other than lr={rates[0]:.4g} times the applied gradient"
     return ""
 
 
@@ -236,7 +228,7 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
         if exact:
             raise ValueError(
                 "reference='batch' and sub-windows need the rows of every batch; name them with "
-                "path.batch(rows) while recording, and give the data set they count in."
+                "recorder.batch(rows) while recording, and give the data set they count in."
             )
         return there.gradient()
     used = np.flatnonzero(weights)

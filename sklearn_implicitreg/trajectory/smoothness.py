@@ -39,23 +39,21 @@ class Kinks:
             f"The loss has kinks on the scale of a step: differences of its gradient miss Hg by "
             f"{self.mismatch[0]:.2g} of its norm at distance {self.distances[0]:.2g} and by "
             f"{self.mismatch[1]:.2g} at {self.distances[1]:.2g}, where those of a smooth loss come "
-            "16 times nearer (ReLU units switch in between). The expansion behind GradientNorm "
-            "does not hold: what the steps add is out of its family."
+            "16 times nearer. The expansion behind GradientNorm does not hold."
         )
 
 
 def find_kinks(problem: Problem, lr: float | None = None) -> Kinks:
     """Compare ``Hg`` with differences of the gradient along g at two distances.
 
-    Automatic differentiation sees the curvature between kinks and not the kinks; a step sees
-    both.
+    Automatic differentiation sees the curvature between kinks and not the kinks.
 
     Parameters
     ----------
     problem : Problem
         The model at which a step begins.
     lr : float, default=None
-        Step size, which says how far a step goes; by default a thousandth of the weights.
+        Step size; by default a step is a thousandth of the weights.
 
     Returns
     -------

@@ -73,9 +73,8 @@ class StepFactor:
         if largest <= _LARGE_STEP:
             return ""
         return (
-            f"lr times the largest curvature met by the step is {largest:.2g} (> {_LARGE_STEP}): "
-            "lr / 4 is the small-step limit, far from here; extrapolate with richardson(), or "
-            "take a smaller lr."
+            f"lr times the largest curvature met by the step is {largest:.2g} (> {_LARGE_STEP}), "
+            "far from the limit lr / 4; extrapolate with richardson(), or take a smaller lr."
         )
 
     def at(self, lr: float) -> StepFactor:
@@ -88,9 +87,8 @@ def finite_step_factor(
 ) -> StepFactor:
     """Expected ratio of the coefficient of :class:`GradientNorm` to ``lr / 4``.
 
-    For a locally quadratic loss it is ``sum_i w_i f(lr h_i)`` with ``f(x) = 2 (e^-x - 1 + x) /
-    x^2`` and weights ``w_i`` proportional to ``(h_i g_i)^2``, from Lanczos steps started at
-    ``Hg``. The third derivative adds ``-lr/3 <Hg, D3L[g, g]> / |Hg|^2``.
+    For a quadratic loss it is ``sum_i w_i f(lr h_i)`` with ``f(x) = 2 (e^-x - 1 + x) / x^2`` and
+    ``w_i`` proportional to ``(h_i g_i)^2``, by Lanczos steps from ``Hg``.
 
     Parameters
     ----------
@@ -129,10 +127,7 @@ def finite_step_factor(
     gradient = whole.gradient().value
     start = whole.hvp(gradient)
     if not norm(start) > 0:
-        raise ValueError(
-            "Expected a gradient that the Hessian does not take to zero, got Hg = 0; the step "
-            "size leaves no trace here."
-        )
+        raise ValueError("Expected H g other than zero, got Hg = 0; the step size leaves no trace.")
     curvatures, weights = _lanczos(whole, start, n_lanczos)
     third = _third(whole, gradient, start) if third_order else 0.0
     return StepFactor(lr, curvatures, weights, third)
@@ -197,8 +192,7 @@ def minibatch_factor(momentum: float, n_steps: int, nesterov: bool = False) -> f
     Returns
     -------
     kappa : float
-        ``2 / (T (T - 1)) sum_{k < T} (T - k) (1 - m^k) / (1 - m)``, with ``m^(k+1)`` for
-        Nesterov's; 1 without momentum.
+        ``2 / (T (T - 1)) sum_{k < T} (T - k) (1 - m^k) / (1 - m)``; Nesterov's has ``m^(k+1)``.
 
     Examples
     --------

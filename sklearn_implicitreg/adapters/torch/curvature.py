@@ -130,10 +130,7 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
 
 
 def spread_about(
-    problem: _Batched,
-    batches: list[Indices],
-    center: Params,
-    held: Sequence[BlockGradient] = (),
+    problem: _Batched, batches: list[Indices], center: Params, held: Sequence[BlockGradient] = ()
 ) -> Params:
     """``2 mean_k H_k (g_k - center)`` by reverse mode twice, from graphs where they are held."""
     total = zeros_of(problem.params)

@@ -33,11 +33,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     reset_generators,
     tensors_in,
 )
-from sklearn_implicitreg.adapters.torch.losses import (
-    RowLoss,
-    resolve_loss,
-    warn_of_probabilities,
-)
+from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
     device_of,

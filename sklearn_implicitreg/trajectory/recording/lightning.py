@@ -6,8 +6,7 @@ import sys
 from os import PathLike
 from typing import Any
 
-from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
-from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder, base_of
 
 # Of the two names that Lightning has, the one that is in use.
 _Callback: Any = base_of(
@@ -18,11 +17,10 @@ _Callback: Any = base_of(
 )
 
 
-class LightningRecorder(_Callback):
+class LightningRecorder(SessionRecorder, _Callback):
     """Callback that records the training of a LightningModule with one optimizer.
 
-    Epochs are marked, and the rows of every batch are named: they are looked up by their
-    content in the data set of the training loader.
+    Epochs are marked, and the rows of every batch are looked up by their content.
 
     Parameters
     ----------
@@ -63,12 +61,7 @@ class LightningRecorder(_Callback):
             raise ImportError("LightningRecorder needs the package lightning; install it.")
         super().__init__()
         self.find_rows, self.submodule = find_rows, submodule
-        self._session = Session(every=every, gradients=gradients, directory=directory)
-
-    @property
-    def trajectory_(self) -> Trajectory:
-        """What was recorded."""
-        return self._session.trajectory
+        self.session_ = Session(every=every, gradients=gradients, directory=directory)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizer."""
@@ -78,24 +71,20 @@ class LightningRecorder(_Callback):
                 "record(model, optimizer)."
             )
         model = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)
-        self._session.begin(model, trainer.optimizers[0])
+        self.session_.begin(model, trainer.optimizers[0])
         if self.find_rows:
-            self._session.rows_from(getattr(trainer.train_dataloader, "dataset", None))
+            self.session_.rows_from(getattr(trainer.train_dataloader, "dataset", None))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Name the batch, which joins those whose gradients it is accumulated with."""
-        self._session.batch(batch, bool(batch_idx % trainer.accumulate_grad_batches))
+        self.session_.batch(batch, bool(batch_idx % trainer.accumulate_grad_batches))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Mark the end of an epoch."""
-        self._session.epoch()
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Detach."""
-        self._session.end()
+        self.session_.epoch()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Detach; what was recorded is kept."""
-        self._session.end()
+        self.session_.end()

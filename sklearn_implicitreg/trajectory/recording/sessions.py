@@ -84,3 +84,18 @@ class Session:
         except ValueError:
             kept = None
         return {**vars(self), "recorder": None, "_recorded": (None, None), "_kept": kept}
+
+
+class SessionRecorder:
+    """What the callbacks for the libraries share."""
+
+    session_ = Session()  # each has its own from its first run on
+
+    @property
+    def trajectory_(self) -> Trajectory:
+        """What was recorded."""
+        return self.session_.trajectory
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Detach."""
+        self.session_.end()

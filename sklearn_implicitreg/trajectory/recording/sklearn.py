@@ -11,10 +11,8 @@ from sklearn_implicitreg.trajectory.trajectory import Trajectory
 class IterateRecorder:
     """Callback that keeps the iterates that a scikit-learn estimator hands out.
 
-    For ``LogisticRegression(solver="lbfgs")`` these are fitted models, one for each iteration.
-    An iteration of L-BFGS is no gradient step: analyze each iterate as an endpoint,
-    ``ImplicitRegularizationEstimator(iterate).fit(X, y)``. :meth:`path` is for solvers that
-    take gradient steps.
+    Those of ``LogisticRegression(solver="lbfgs")`` are fitted models; an iteration of L-BFGS is no
+    gradient step, so analyze each as an endpoint. :meth:`path` is for gradient steps.
 
     Attributes
     ----------

@@ -13,18 +13,16 @@ from torch.utils.data import DataLoader
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.problem import Problem
-from sklearn_implicitreg.trajectory.recording.sessions import Session
+from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 
-class ImplicitRegularizationRecorder(callbacks.Callback):
+class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     """Callback that records the training of a skorch net.
 
-    Epochs are marked, and the rows of every batch are named: they are looked up in the
-    training part of the data by their content. Where a transform changes them at each visit,
-    only their number is known. ``partial_fit`` goes on with the same trajectory; of a net that was
-    pickled or copied it begins a new one, so take ``trajectory_`` before and join both by
-    ``Trajectory.join``.
+    Epochs are marked, and the rows of every batch are looked up by their content; where a
+    transform changes them only their number is known. ``partial_fit`` goes on with the same
+    trajectory, but of a net that was pickled or copied: join both by ``Trajectory.join``.
 
     Parameters
     ----------
@@ -65,18 +63,11 @@ class ImplicitRegularizationRecorder(callbacks.Callback):
         self.directory = directory
         self.find_rows = find_rows
 
-    @property
-    def trajectory_(self) -> Trajectory:
-        """What was recorded."""
-        session: Session = getattr(self, "session_", None) or Session()
-        return session.trajectory
-
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Attach to the optimizer of the net."""
-        if not hasattr(self, "session_"):
-            self.session_ = Session(
-                every=self.every, gradients=self.gradients, directory=self.directory
-            )
+        if "session_" not in vars(self):
+            how = {"every": self.every, "gradients": self.gradients, "directory": self.directory}
+            self.session_ = Session(**how)
         self.session_.begin(net.module_, net.optimizer_)
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
@@ -94,10 +85,6 @@ class ImplicitRegularizationRecorder(callbacks.Callback):
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Mark the end of an epoch."""
         self.session_.epoch()
-
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Detach."""
-        self.session_.end()
 
 
 # They write files, print, stop, start over, or record: none of them changes a step.
@@ -174,13 +161,7 @@ def _remembering(loader: Any, given: deque[list[int]]) -> Any:
     """The same loader, whose batches of rows are known; where it draws rows by number."""
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return loader
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=_Remembering(loader.batch_sampler, given),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
-    )
+    own = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
+    how: dict[str, Any] = {key: getattr(loader, key) for key in own}
+    sampler: Any = _Remembering(loader.batch_sampler, given)
+    return DataLoader(loader.dataset, batch_sampler=sampler, **how)

@@ -6,18 +6,16 @@ from collections.abc import Sized
 from os import PathLike
 from typing import Any
 
-from sklearn_implicitreg.trajectory.recording.sessions import Session, base_of
-from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder, base_of
 
 _Callback: Any = base_of("transformers", "TrainerCallback")
 
 
-class TransformersRecorder(_Callback):
+class TransformersRecorder(SessionRecorder, _Callback):
     """Callback that records the training of a Hugging Face ``Trainer``.
 
-    Epochs are marked. The Trainer does not show its batches: only their size is known, where
-    it is known at all. The Trainer clips gradients by default (``max_grad_norm=1``): clipped
-    ones are what the optimizer applies; ``max_grad_norm=0`` turns that off.
+    Epochs are marked; of the batches only the size is known. The Trainer clips gradients by
+    default, and clipped ones are what the optimizer applies: ``max_grad_norm=0`` turns that off.
 
     Parameters
     ----------
@@ -50,18 +48,13 @@ class TransformersRecorder(_Callback):
     ):
         if _Callback is object:
             raise ImportError("TransformersRecorder needs the package transformers; install it.")
-        self._session = Session(every=every, gradients=gradients, directory=directory)
+        self.session_ = Session(every=every, gradients=gradients, directory=directory)
         self._left: int | None = None  # rows of the epoch that are still to come
-
-    @property
-    def trajectory_(self) -> Trajectory:
-        """What was recorded."""
-        return self._session.trajectory
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the optimizer, which Accelerate has wrapped."""
         optimizer = kwargs["optimizer"]
-        self._session.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
+        self.session_.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the rows of the epoch."""
@@ -76,12 +69,8 @@ class TransformersRecorder(_Callback):
             size = min(size, self._left)
             self._left -= size
         if size:
-            self._session.batch(size)
+            self.session_.batch(size)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the end of an epoch."""
-        self._session.epoch()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Detach."""
-        self._session.end()
+        self.session_.epoch()

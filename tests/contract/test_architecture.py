@@ -66,7 +66,7 @@ KIND_MODULES = [
     ROOT / "results" / "structured.py",
 ]
 KIND_NAMES = {"equations", "system", "design", "targets", "place", "result", "_result", "facts"}
-PRIVATE_LINES = 1050
+PRIVATE_LINES = 300
 
 
 def reachable(start, graph):

@@ -6,7 +6,7 @@ import copy
 import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -28,24 +28,9 @@ from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
 PRECOMPUTED = "precomputed"
 
 
-def _forwarded(method: str, what: str, shape: str) -> Any:
-    """Method of the trained model, there if it (or the template) has one of this name."""
-
-    def answer(self: AboutModel, X: Any) -> Any:
-        return getattr(self._trained_model(), method)(X)
-
-    answer.__name__, answer.__qualname__ = method, f"AboutModel.{method}"
-    answer.__doc__ = f"""{what} of the trained model.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-
-        Returns
-        -------
-        values : ndarray of shape {shape}
-        """
-    return available_if(lambda self: hasattr(getattr(self, "model_", self.model), method))(answer)
+def _answers(method: str) -> Callable[[AboutModel], bool]:
+    """Check for available_if: the trained model (or the template) has this method."""
+    return lambda self: hasattr(getattr(self, "model_", self.model), method)
 
 
 class AboutModel(MetaEstimatorMixin, BaseEstimator):
@@ -182,9 +167,47 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         if rows or (not isinstance(X, torch.Tensor) and getattr(X, "ndim", 0) == 2):
             validate_data(self, X, reset=reset, skip_check_array=True)
 
-    predict = _forwarded("predict", "Predictions", "(n,) or (n, outputs)")
-    predict_proba = _forwarded("predict_proba", "Class probabilities", "(n, n_classes)")
-    decision_function = _forwarded("decision_function", "Decision values", "(n,) or (n, n_classes)")
+    @available_if(_answers("predict"))  # type: ignore[untyped-decorator]
+    def predict(self, X: Any) -> Any:
+        """Predictions of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        y : ndarray of shape (n,) or (n, outputs)
+        """
+        return self._trained_model().predict(X)
+
+    @available_if(_answers("predict_proba"))  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Any:
+        """Class probabilities of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        p : ndarray of shape (n, n_classes)
+        """
+        return self._trained_model().predict_proba(X)
+
+    @available_if(_answers("decision_function"))  # type: ignore[untyped-decorator]
+    def decision_function(self, X: Any) -> Any:
+        """Decision values of the trained model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        values : ndarray of shape (n,) or (n, n_classes)
+        """
+        return self._trained_model().decision_function(X)
 
     def _trained_model(self) -> Any:
         check_is_fitted(self, "model_")

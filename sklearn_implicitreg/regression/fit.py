@@ -78,15 +78,15 @@ class Result:
 
 def fit(equations: Equations, settings: Settings) -> Result:
     """Solve the equations, infer and judge, each once."""
-    system = equations.system
-    solution = _solved(equations, system, settings.positive)
+    eps, system = equations.eps, equations.system
+    solution = _solved(equations, system, eps, settings.positive)
     if solution.rank < system.n_terms and solution.tss > 0:
         _warn_of_dependence(solution, system)
     alone: list[Solution] = []
     path = bands = None
     if equations.cluster != "tensor":
         systems = [place.system for place in equations.places]
-        alone = [_solved(equations, own, settings.positive) for own in systems]
+        alone = [_solved(equations, own, eps, settings.positive) for own in systems]
         path, bands = _coef_path(systems, alone, settings)
     inference = _inferred(equations, solution, path, settings)
     shown, family = _of_mean(equations, solution) if equations.mean else (solution, solution)
@@ -115,9 +115,9 @@ def fit(equations: Equations, settings: Settings) -> Result:
     )
 
 
-def _solved(equations: Equations, system: System, positive: bool) -> Solution:
+def _solved(equations: Equations, system: System, eps: float, positive: bool) -> Solution:
     """Solution of a system, in which the nuisance column may have any sign."""
-    n, eps = system.n_equations, equations.eps
+    n = system.n_equations
     found = solve_system(system, positive=positive, eps=eps)
     if not positive or equations.nuisance is None:
         return found

@@ -253,10 +253,9 @@ class TorchProblem(Problem):
                 "gradient; does the model or the loss detach?"
             )
         grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
-        sums: Params = {
-            name: torch.zeros_like(t) if g is None else g
-            for (name, t), g in zip(self.params.items(), grads, strict=True)
-        }
+        sums: Params = {}
+        for (name, t), g in zip(self.params.items(), grads, strict=True):
+            sums[name] = torch.zeros_like(t) if g is None else g
         alone = isinstance(batch.inputs, Tensor)
         n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
         n_kinks = self.row_loss.n_kinks(output, target)

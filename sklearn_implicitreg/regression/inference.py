@@ -236,7 +236,7 @@ def hc3_meat(system: System, whitener: Array, coef: Array) -> Array:
     # sum_j e_j^2 / (1 - h_j)^2 z_j z_j'; NaN where a row has leverage one.
     step = _CHUNK // (len(coef) + 1)
 
-    both = np.vstack([whitener.T, -coef])
+    both = np.vstack([np.transpose(whitener), np.negative(coef)])
 
     def summed(rows: Rows) -> Array:
         design, target = rows[2:]

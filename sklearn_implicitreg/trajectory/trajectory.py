@@ -32,9 +32,11 @@ class Trajectory:
     settings : dict
         Of its first parameter group (momentum, betas, ...).
     n_dropped : int
-        Steps left out: not finite, of step size zero, or with weights changed from outside.
+        Steps that are left out: not finite, of step size zero, or with weights that something
+        else than the optimizer changed.
     r_factors : R factors or None, default=None
-        Held instead of the weights between the ends, where families were given to ``record``.
+        What the trajectory holds instead of weights, where families were given to ``record``;
+        only the first and the last mark have tensors then.
     begins_epoch : bool, default=True
         Whether the first step is that of an epoch, which a slice may have cut.
 
@@ -147,8 +149,9 @@ class Trajectory:
         wanted = range(first, self.marks[-1].step + 1, int(window))
         if any(step not in place for step in wanted) or len(wanted) < 2:
             raise ValueError(
-                f"window={window} needs a mark every {window} steps, got {len(self.marks)} marks "
-                f"over {self.n_steps} steps; record with an `every` that divides the window."
+                f"window={window} needs a mark every {window} steps and at least that many "
+                f"steps, got {len(self.marks)} marks over {self.n_steps} steps; record with an "
+                "`every` that divides the window."
             )
         return [place[step] for step in wanted]
 
@@ -165,8 +168,8 @@ class Trajectory:
         marks = self.marks[part]
         if self.r_factors and len(marks) < len(self.marks):
             raise ValueError(
-                "Expected a trajectory with weights to slice, got one of only R factors; join "
-                "parts by Trajectory.join, or record without families=."
+                "Expected a trajectory with weights to slice, got one of only R factors and sums; "
+                "record its parts and join them by Trajectory.join, or record without families=."
             )
         if len(marks) < 2:
             raise ValueError(f"Expected a slice of at least 2 marks, got {len(marks)}.")
@@ -197,9 +200,10 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Trajectory:
-        """Read a trajectory that :meth:`save` wrote; the file must stay as it is.
+        """Read a trajectory that :meth:`save` wrote.
 
-        A mark is compared with its checksums, and ValueError raised, when it is first used.
+        The file is mapped into memory and must stay as it is: a mark is compared with its
+        checksums, and ValueError raised, when it is first used.
 
         Parameters
         ----------
@@ -239,9 +243,10 @@ class Trajectory:
         gradients: Iterable[Any] | None = None,
         n_steps: int = 1,
     ) -> Trajectory:
-        """Trajectory of iterates that plain gradient descent made, such as checkpoints.
+        """Trajectory of iterates that gradient descent made, such as checkpoints.
 
-        The applied gradient is the displacement over the step size.
+        The applied gradient is the displacement over the step size, so the iterates must be of
+        plain SGD (``MLPRegressor(solver="sgd", momentum=0)`` by ``partial_fit``).
 
         Parameters
         ----------
@@ -252,7 +257,8 @@ class Trajectory:
         gradients : iterable of T dicts, default=None
             Mean gradients that were given to the optimizer, for ``reference="applied"``.
         n_steps : int, default=1
-            Steps between two iterates, whose mean stands for all of them.
+            Steps between two iterates. With more than one the mean iterate between them is
+            taken as the mean of both.
 
         Returns
         -------
@@ -261,8 +267,8 @@ class Trajectory:
         Raises
         ------
         ValueError
-            If iterates do not fit each other, a step size is not positive, or a scikit-learn
-            model has momentum or another solver.
+            If iterates change names or shapes, are too few, not finite or the same object, a step
+            size is not positive, or a scikit-learn model has momentum or another solver.
 
         Examples
         --------
@@ -317,9 +323,9 @@ def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
         )
     if total.optimizer != part.optimizer or total.has_gradients != part.has_gradients:
         raise ValueError(
-            f"Expected trajectories of one optimizer that hold the same, got {total.optimizer} "
-            f"(gradients: {total.has_gradients}) and {part.optimizer} (gradients: "
-            f"{part.has_gradients}); record both in the same way."
+            "Expected trajectories of one optimizer that hold the same, got "
+            f"{total.optimizer} (gradients: {total.has_gradients}) and {part.optimizer} "
+            f"(gradients: {part.has_gradients}); record both in the same way."
         )
     if (total.r_factors is None) != (part.r_factors is None):
         raise ValueError(

@@ -328,7 +328,7 @@ class TestJoins:
 def test_slices_are_refused():
     _, trajectory = train(every=4, epochs=False, **APPLIED)
     assert trajectory[:].n_steps == trajectory.n_steps
-    with pytest.raises(ValueError, match=r"only R factors.* Trajectory.join, or record"):
+    with pytest.raises(ValueError, match=r"only R factors and sums.* Trajectory.join, or record"):
         _ = trajectory[2:]
 
 

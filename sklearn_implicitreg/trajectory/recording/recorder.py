@@ -36,7 +36,6 @@ from sklearn_implicitreg.trajectory.window import Step, check_count
 _RECORDED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _ROUNDING_EVERY = 10  # steps between two estimates of the rounding
 MEMORY = 2**30  # bytes
-_NONE = "got none; the optimizer that was given to record(...) must be the one that steps."
 
 
 def record(  # noqa: PLR0913
@@ -56,10 +55,14 @@ def record(  # noqa: PLR0913
 ) -> Recorder:
     """Context manager that records the steps of an optimizer.
 
-    Clipped gradients are what the optimizer applies: use ``reference="applied"``, or no clipping.
-    RMSprop, Adagrad and other rules, and step sizes that change at every step, cost a copy of the
-    weights per step. With ``families`` the steps between two marks are reduced to the R factor of
-    their equations, for these families, this reference and the windows between marks alone.
+    With ``every`` above 1 what SGD and the Adam kinds applied follows from both ends of a stretch
+    of constant settings. RMSprop, Adagrad and other rules, and step sizes that change at every
+    step, cost a copy of the weights per step. Clipped gradients are what the optimizer applies:
+    use ``reference="applied"``, or no clipping.
+
+    With ``families`` the steps between two marks are reduced to the R factor of their equations,
+    a few numbers per tensor and column. Such a trajectory answers for these families, this
+    reference and the windows between its marks alone.
 
     Parameters
     ----------
@@ -71,20 +74,23 @@ def record(  # noqa: PLR0913
         Steps between marks; the sums lose no step. None is 1; with ``families`` it is the whole
         training, and ``every`` counts only where no epoch is marked.
     data : array, tensor, tuple of these or Dataset, default=None
-        All that a batch holds, so that ``recorder.batch`` can be given the batch itself; for
-        ``families`` the rows (X, y).
+        All that a batch holds, so that ``recorder.batch`` can be given the batch itself. With
+        ``families`` the rows (X, y) that the reference is taken on.
     loss : str, nn loss or callable(output, target), default=None
         The data term, for ``families``.
     families : list of families, default=None
         Penalties whose R factors are kept, in memory, instead of weights.
     reference : {"gradient", "applied"}, default="gradient"
-        For ``families``: the gradient on ``data``, or what the optimizer was given.
+        For ``families``: the gradient on ``data``, one pass per mark; or what the optimizer was
+        given, without ``data`` and ``loss``.
     params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
         For ``families``: the tensors that give equations.
     gradients : bool, default=None
-        Whether to sum the gradients given to the optimizer; None: with ``every=1`` only.
+        Whether to sum the gradients that the optimizer is given, for ``reference="applied"``;
+        None: with ``every=1`` only.
     directory : path-like, default=None
-        Empty folder for the marks; None is memory up to the limit, then a temporary folder.
+        Empty folder for the marks. None keeps them in memory up to ``memory_limit``, then in a
+        temporary folder.
     memory_limit : int, default=2**30
         Bytes.
     update_rule : callable(displacement, group, state_before, state_after), default=None
@@ -93,7 +99,8 @@ def record(  # noqa: PLR0913
     Returns
     -------
     recorder : Recorder
-        With ``epoch()`` and ``batch(rows)`` to call in the loop, and ``trajectory`` afterwards.
+        With ``recorder.epoch()`` and ``recorder.batch(rows)`` to call in the loop, and
+        ``recorder.trajectory`` afterwards.
 
     Raises
     ------
@@ -115,7 +122,8 @@ def record(  # noqa: PLR0913
     if families is None:
         if loss is not None or reference != "gradient" or params != "auto":
             raise ValueError(
-                "Expected families= with loss=, reference= or params=, got none; give penalties."
+                "Expected families= with loss=, reference= or params=, got none; give the "
+                "penalties, or leave these to the estimator."
             )
         kept = Kept(directory, memory_limit)
     else:
@@ -164,7 +172,9 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         if self._optimizer in _RECORDED:
-            raise ValueError("This optimizer is recorded already; leave the other record first.")
+            raise ValueError(
+                "This optimizer is being recorded already; leave the other record(...) first."
+            )
         _RECORDED.add(self._optimizer)
         pre = self._optimizer.register_step_pre_hook(self._before)
         self._handles = [pre, self._optimizer.register_step_post_hook(self._after)]
@@ -195,7 +205,8 @@ class Recorder:
         if self._n_changed:
             warnings.warn(
                 f"Something else than the optimizer changed the weights before {self._n_changed} "
-                "of the steps that begin at a mark; a penalty in these changes is not found.",
+                "of the steps that begin at a mark. These changes are part of no step, so a "
+                "penalty that they amount to is not found.",
                 ModelStateWarning,
                 stacklevel=2,
             )
@@ -221,11 +232,13 @@ class Recorder:
         """
         if not self.attached:
             raise ValueError(
-                "Expected epoch() in the with block, at the end of every epoch; got it outside."
+                "Expected epoch() while steps are recorded, got it outside of the with block; "
+                "call it at the end of every epoch in the block."
             )
         if not self._called:
             raise ValueError(
-                f"Expected steps of the recorded optimizer since the last epoch, {_NONE}"
+                "Expected steps of the recorded optimizer since the last epoch, got none; the "
+                "optimizer that was given to record(...) must be the one that steps."
             )
         self._settle()
         self._check(self._watched.replaced())
@@ -280,7 +293,10 @@ class Recorder:
             )
         marks, r_factors = self._kept.recorded()
         if len(marks) < 2:
-            raise ValueError(f"Expected at least one recorded step, {_NONE}")
+            raise ValueError(
+                "Expected at least one recorded step, got none; the optimizer that was given to "
+                "record(...) must be the one that steps."
+            )
         steps = tuple(self._steps[: marks[-1].step])
         name, settings = type(self._optimizer).__name__, plain_settings(self._optimizer)
         return Trajectory(marks, steps, name, settings, n_dropped, r_factors)

@@ -112,7 +112,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         The penalty as a function of a module or dict of parameters.
     model_ : object
         The trained model that was analyzed; a list of them for a list of endpoints.
-    n_features_in_, feature_names_in_ : int, ndarray of shape (n_features_in_,)
+    n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         Number of features of two-dimensional X, and their names where X has them.
 
     See Also

@@ -55,7 +55,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         As in :class:`ImplicitRegularizationEstimator`, for the best family.
     model_ : object
         The trained model that was analyzed.
-    n_features_in_, feature_names_in_ : int, ndarray of shape (n_features_in_,)
+    n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         Number of features of two-dimensional X, and their names where X has them.
 
     See Also

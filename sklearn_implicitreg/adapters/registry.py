@@ -122,6 +122,11 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
         for name in names_of_class(cls) if _REGISTERED else ():
             if name in _REGISTERED:
                 problem = _REGISTERED[name](model, data, options)
+                if not isinstance(problem, Problem):
+                    raise TypeError(
+                        f"Expected a Problem from the handler of {name}, got {problem!r}; return "
+                        "what linear_problem or adapt gives."
+                    )
                 return replace(problem, model_name=type(model).__name__)
         library = _LIBRARIES.get(cls.__module__.partition(".")[0])
         handlers: dict[str, Handler] = {} if library is None else _module(library).HANDLERS
@@ -169,7 +174,8 @@ def linear_problem(
     loss : str, nn loss or callable(output, target), default="squared_error"
         Loss of the training, by the names that ``loss=`` of the estimators takes.
     classes : array-like of shape (n_classes,), default=None
-        Labels, in the order of the rows of ``coef``.
+        Labels in the order of the rows of ``coef``; of two, a positive predictor stands for the
+        second. Needed unless the labels are 0, 1, ...
     convention : Convention, default=None
         How the model states its penalty, for ``in_model_units``.
     penalized_intercept : bool, default=False

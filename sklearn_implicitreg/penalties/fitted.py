@@ -127,7 +127,8 @@ def named_tensors(
     params: nn.Module | Mapping[str, Tensor], tensors: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """Parameters of a module or a dict by their own names; those expected must be there."""
-    named = own_names(params, "parameters")
+    given = own_names(params, "parameters")
+    named = {name: torch.as_tensor(value) for name, value in given.items()}
     missing = [name for name in tensors if name not in named]
     if missing:
         raise ValueError(

@@ -55,7 +55,7 @@ def convert(
     Notes
     -----
     What is minimized over w, and the coefficients in it (SSE: sum of squared errors over the n
-    rows, D: deviance, r: ``l1_ratio`` or ``L1_wt``, P = r |w|_1 + (1-r)/2 |w|^2)::
+    rows, D: deviance, r: ``l1_ratio`` or ``L1_wt``, ``P = r |w|_1 + (1-r)/2 |w|^2``)::
 
         model                objective                            coefficients
         Ridge                SSE + alpha |w|^2                    l2 = alpha/n

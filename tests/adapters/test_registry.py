@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import W_DIABETES, X_DIABETES, Y_DIABETES
 from sklearn.base import BaseEstimator, clone
+from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_implicitreg import (
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
+    LinearModel,
     endpoints,
 )
 from sklearn_implicitreg.adapters import (
@@ -149,3 +151,51 @@ def test_unknown_classes_and_bad_registrations_name_the_way_out():
         register("Booster", handler)
     with pytest.raises(TypeError, match="Expected a class or its dotted name"):
         register(LinearBooster, None)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 0, 2]], ids=str)
+def test_classes_are_in_the_order_of_the_rows_of_coef(order):
+    X, y = load_iris(return_X_y=True)
+    labels = np.array(["b", "c", "a"])[y]
+    fitted = LogisticRegression(C=0.4, tol=1e-10, max_iter=10_000).fit(X, labels)
+
+    class Own:
+        coef = fitted.coef_[order]
+        intercept = fitted.intercept_[order]
+        names = fitted.classes_[order]
+
+    def handler(model, data, options):
+        return linear_problem(
+            data,
+            options,
+            coef=model.coef,
+            intercept=model.intercept,
+            loss="cross_entropy",
+            classes=model.names,
+            convention=Convention("C", l2=0.5, per_row=True, inverse=True),
+        )
+
+    register(Own, handler)
+    est = ImplicitRegularizationEstimator(Own(), family="l2").fit(X, labels)
+    np.testing.assert_allclose(est.in_model_units()["C"], 0.4, rtol=1e-5)
+
+
+def test_of_two_classes_a_positive_predictor_stands_for_the_second():
+    X, y = load_breast_cancer(return_X_y=True)
+    labels, X = np.array(["no", "yes"])[y], StandardScaler().fit_transform(X)
+    fitted = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(X, labels)
+    for sign, classes in ((1.0, ["no", "yes"]), (-1.0, ["yes", "no"])):
+        model = LinearModel(
+            sign * fitted.coef_, sign * fitted.intercept_, loss="log_loss", classes=classes
+        )
+        est = ImplicitRegularizationEstimator(model, family="l2").fit(X, labels)
+        np.testing.assert_allclose(est.coef_, 1 / (2 * len(X) * 0.1), rtol=1e-5)
+
+
+def test_a_handler_that_returns_nothing():
+    class Empty:
+        pass
+
+    register(Empty, lambda model, data, options: None)
+    with pytest.raises(TypeError, match="Expected a Problem from the handler of .*Empty, got None"):
+        ImplicitRegularizationEstimator(Empty()).fit(np.ones((3, 1)), np.ones(3))

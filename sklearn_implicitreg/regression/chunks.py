@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,26 +33,54 @@ class Chunks(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """One chunk after the other."""
-        n_threads = torch.get_num_threads()
-        if n_threads < 2:
-            yield from map(self.read, self.starts)
-            return
-        waiting: deque[Future[T]] = deque()
-        # One chunk is too small to share among threads: each thread has chunks of its own, and
-        # torch and BLAS keep to one while chunks are read.
-        with ThreadPoolExecutor(n_threads) as pool, threadpool_limits(1, "blas"):
-            torch.set_num_threads(1)
-            try:
-                for start in self.starts:
-                    waiting.append(pool.submit(self.read, start))
-                    if len(waiting) > _AHEAD * n_threads:
+        # One chunk is too small to share among threads: each thread has chunks of its own.
+        with _one_thread_each() as n_threads:
+            if n_threads < 2:
+                yield from map(self.read, self.starts)
+                return
+            waiting: deque[Future[T]] = deque()
+            with ThreadPoolExecutor(n_threads) as pool:
+                try:
+                    for start in self.starts:
+                        waiting.append(pool.submit(self.read, start))
+                        if len(waiting) > _AHEAD * n_threads:
+                            yield waiting.popleft().result()
+                    while waiting:
                         yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                torch.set_num_threads(n_threads)
-                for future in waiting:
-                    future.cancel()
+                finally:
+                    for future in waiting:
+                        future.cancel()
+
+
+class _Limits:
+    """How many readers there are, and what the first of them found."""
+
+    lock = threading.Lock()
+    readers = 0
+    n_threads = 1
+    blas: Any = None
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Keep torch and BLAS to one thread while chunks are read; how many threads they had."""
+    # BLAS has one limit for the process: the first reader sets it, the last one lifts it. The
+    # number of torch is that of the calling thread and of threads to come.
+    with _Limits.lock:
+        if not _Limits.readers:
+            _Limits.n_threads = torch.get_num_threads()
+            _Limits.blas = threadpool_limits(1, "blas")
+        _Limits.readers += 1
+        n_threads = _Limits.n_threads
+        torch.set_num_threads(1)
+    try:
+        yield n_threads
+    finally:
+        with _Limits.lock:
+            torch.set_num_threads(n_threads)
+            _Limits.readers -= 1
+            if not _Limits.readers:
+                _Limits.blas.restore_original_limits()
 
 
 def mapped(function: Callable[[T], S], parts: Iterable[T]) -> Iterable[S]:

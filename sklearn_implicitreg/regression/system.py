@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cholesky, lapack, lstsq, solve_triangular
+from scipy.linalg import LinAlgError, cholesky, lapack, lstsq, solve_triangular
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -32,6 +32,8 @@ Rows = tuple[tuple[str, ...], Index, Array, Array]
 _CHUNK = 2**17
 # Share of a column's norm outside the columns before it, from where sums lose digits.
 _SMALLEST = 1e-7
+# The same for sums of products, whose digits are those of its square.
+_NEARLY_DEPENDENT = 1e-3
 _ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
 
 
@@ -257,7 +259,7 @@ class System:
         assert supports is not None
         if not clusters:
             nothing = np.zeros((len(columns) + 1,) * 2)
-            return System(tuple(names), ("none",), (nothing,), (0,))
+            return System(tuple(names), ("none",), (nothing,), (0,), lambda labels: [])
         reached = {self.labels[c]: supports[c] for c in clusters}
         r_factors = [
             self.r_factors[c]
@@ -314,14 +316,13 @@ def summed_r_factor(chunks: Chunks[Array]) -> tuple[Array, int]:
     # Products of columns are summed once the first chunk has made them nearly orthonormal: with
     # B = [design | target] R_1^-1 the sum of B'B is close to a multiple of the identity, so its
     # Cholesky factor times R_1 has the digits of a QR decomposition. Where the first chunk has
-    # dependent columns, every chunk is decomposed.
+    # dependent columns, or is unlike the others, every chunk is decomposed.
     both = chunks.read(chunks.starts[0])
     first, n = r_factor(both[:-1].T, both[-1]), both.shape[1]
     rest = Chunks(chunks.starts[1:], chunks.read)
     inverse = _inverse(first)
     if inverse is None:
-        found = list(rest.then(lambda own: (r_factor(own[:-1].T, own[-1]), own.shape[1])))
-        return merge([first, *(upper for upper, _ in found)]), n + sum(m for _, m in found)
+        return _decomposed(first, n, rest)
     turned = inverse.T
 
     def products(both: Array) -> tuple[Array, int]:
@@ -329,13 +330,26 @@ def summed_r_factor(chunks: Chunks[Array]) -> tuple[Array, int]:
             block = turned @ both
             return block @ block.T, both.shape[1]
 
-    sums = np.eye(len(first))
-    for own, m in rest.then(products):
+    sums, m = np.eye(len(first)), n
+    for own, more in rest.then(products):
         sums += own
-        n += m
+        m += more
     if not np.isfinite(sums).all():
-        return merge([np.full_like(first, np.nan)]), n
-    return np.triu(cholesky(sums) @ first), n
+        return merge([np.full_like(first, np.nan)]), m
+    size = np.sqrt(np.diagonal(sums))
+    try:
+        upper = cholesky(sums / np.outer(size, size))
+    except LinAlgError:
+        return _decomposed(first, n, rest)
+    if np.diagonal(upper).min() < _NEARLY_DEPENDENT:
+        return _decomposed(first, n, rest)
+    return np.triu((upper * size) @ first), m
+
+
+def _decomposed(first: Array, n: int, rest: Chunks[Array]) -> tuple[Array, int]:
+    """R factor of the first chunk's R factor and of all others, and the number of equations."""
+    found = list(rest.then(lambda own: (r_factor(own[:-1].T, own[-1]), own.shape[1])))
+    return merge([first, *(upper for upper, _ in found)]), n + sum(m for _, m in found)
 
 
 def _inverse(upper: Array) -> Array | None:

@@ -85,6 +85,17 @@ class Measures:
         )
 
 
+# The first of these rules that applies:
+# 1. "no signal": the target's norm is at most ``rounding``, or R2 is not above the 95 % quantile of
+#    Beta(k/2, (m - k)/2), what k random directions reach in m > k equations. Over windows a joint
+#    test replaces it: ``insignificant`` says why it finds no signal, and is empty where it does.
+# 2. "not identifiable": rank below k, condition number above 1/sqrt(eps), or layers on whose scale
+#    the model does not depend dominate the columns.
+# 3. "not stationary": ``evidence`` was found that the weights are no endpoint.
+# 4. "supported": 1 - R2 <= 0.01 + noise_share, with m > k, no kinks, no violated inequality and a
+#    noise share of at most 0.1.
+# 5. "partial": R2 >= 0.1.
+# 6. "out of family": below.
 def judge(  # noqa: PLR0913
     measures: Measures,
     *,
@@ -98,7 +109,7 @@ def judge(  # noqa: PLR0913
     insignificant: str | None = None,
     n_violated: int = 0,
 ) -> Verdict:
-    r"""Verdict on the coefficients, by the first of these rules that applies."""
+    """Verdict on the coefficients, by the first rule that applies."""
     noise = float(np.clip(noise_share, 0.0, 1.0))
     verdict = (
         _no_signal(measures, rounding, insignificant)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.regression import design as designs
 from sklearn_implicitreg.regression.chunks import Chunks
 from sklearn_implicitreg.regression.system import r_factor, summed_r_factor
@@ -92,3 +94,54 @@ def test_a_streamed_tensor_gives_what_it_gives_at_once(monkeypatch, family, cova
         table = whole.influence(5), parts.influence(5)
         np.testing.assert_allclose(*(t.to_numpy() for t in table), rtol=1e-7)
         assert list(table[0].index) == list(table[1].index)
+
+
+@pytest.mark.parametrize("small", [1e-9, 1e-12])
+def test_a_first_chunk_unlike_the_others(small):
+    rng = np.random.default_rng(0)
+    design = rng.standard_normal((900, 2))
+    target = design @ [3.0, -1.0]  # an exact fit
+    design[:300] *= small
+    target[:300] = small * rng.standard_normal(300)
+    found, _ = summed_r_factor(chunks(design, target, 300))
+    expected = r_factor(design, target)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13 * np.abs(expected).max())
+
+
+def test_limits_of_threads_are_lifted_by_the_last_reader():
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas(), torch.get_num_threads()
+    readers = [iter(Chunks(range(20), lambda i: i)) for _ in range(2)]
+    for reader in readers:
+        next(reader)
+    for reader in readers:  # the first to begin is the first to end
+        assert list(reader) == list(range(1, 20))
+    assert (blas(), torch.get_num_threads()) == before
+
+
+def test_an_abandoned_reader_lifts_its_limits():
+    before = torch.get_num_threads()
+    reader = iter(Chunks(range(20), lambda i: i))
+    next(reader)
+    reader.close()
+    assert torch.get_num_threads() == before
+
+
+def test_a_group_of_zeros_has_no_part_in_hc3():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    net = net.double()
+    with torch.no_grad():
+        net[2].weight.zero_()
+    X, y = torch.randn(40, 3).double(), torch.randn(40, 1).double()
+    est = ImplicitRegularizationEstimator(net, family="l1", group_by="layer", loss="mse")
+    with pytest.warns(CollinearTermsWarning):
+        est.set_params(covariance="hc3").fit(X, y)
+    assert np.isnan(est.std_err_).tolist() == [False, True, False]
+    alone = ImplicitRegularizationEstimator(
+        net, family="l1", params=r"^(0|4)\.weight", group_by="layer", loss="mse", covariance="hc3"
+    ).fit(X, y)
+    np.testing.assert_allclose(est.coef_[[0, 2]], alone.coef_, rtol=1e-12)
+    np.testing.assert_allclose(est.std_err_[[0, 2]], alone.std_err_, rtol=1e-12)

@@ -225,7 +225,6 @@ class TorchProblem(Problem):
             start = generator_states(self.device)
             for index, batch in enumerate(self.rows.picked(batches)):
                 reset_generators(self.device, start, seed)
-                row_scale = self._row_scale(batch) if index == 0 else 0.0
                 with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
                     block = self._block(self._to_device(batch), index == 0, twice=True)
                 if not block.weight > 0:
@@ -233,7 +232,8 @@ class TorchProblem(Problem):
                         "Expected batches whose rows count in the loss, got one in which all are "
                         "ignored or of weight zero."
                     )
-                yield _scaled(block, row_scale)
+                first = index == 0 and not self.batch_normalized
+                yield _scaled(block, self._row_scale(batch) if first else 0.0)
                 del block
 
     def hessian(self) -> npt.NDArray[np.float64]:

@@ -40,11 +40,7 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     if model.classes_.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
         # LabelEncoder would take whatever it is given for True.
         raise ValueError(f"y contains previously unseen labels: the model knows {model.classes_}.")
-    try:
-        ranks = LabelEncoder().fit(model.classes_).transform(y)
-    except (TypeError, ValueError) as error:
-        error.add_note(f"The labels are compared with the model's classes, {model.classes_}.")
-        raise
+    ranks = LabelEncoder().fit(model.classes_).transform(y)
     # The encoder sorts; classes that were given may stand in another order.
     codes = np.argsort(model.classes_, kind="stable")[ranks]
     return X, codes, y, _sample_weight(model, data, X.shape[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections import deque
@@ -11,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _AHEAD = 4  # chunks that wait for their reader, for each thread
 
@@ -69,7 +70,7 @@ def _one_thread_each() -> Iterator[int]:
     with _Limits.lock:
         if not _Limits.readers:
             _Limits.n_threads = torch.get_num_threads()
-            _Limits.blas = threadpool_limits(1, "blas")
+            _Limits.blas = _blas().limit(limits=1, user_api="blas")
         _Limits.readers += 1
         n_threads = _Limits.n_threads
         torch.set_num_threads(1)
@@ -81,6 +82,12 @@ def _one_thread_each() -> Iterator[int]:
             _Limits.readers -= 1
             if not _Limits.readers:
                 _Limits.blas.restore_original_limits()
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The libraries of BLAS that are loaded, looked for once."""
+    return ThreadpoolController()
 
 
 def mapped(function: Callable[[T], S], parts: Iterable[T]) -> Iterable[S]:

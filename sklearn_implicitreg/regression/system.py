@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import LinAlgError, cholesky, lapack, lstsq, solve_triangular
+from scipy.linalg import LinAlgError, cholesky, lapack, lstsq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -357,7 +357,7 @@ def _inverse(upper: Array) -> Array | None:
     norms = np.linalg.norm(upper, axis=0)
     if (np.abs(np.diagonal(upper)) <= _SMALLEST * norms).any():
         return None
-    inverse: Array = solve_triangular(upper, np.eye(len(upper)))
+    inverse: Array = lapack.dtrtri(upper)[0]
     return inverse
 
 

@@ -25,8 +25,8 @@ _MAX_NOISE = 0.1
 _NOISE_OR_TERM = "a missing term, or training that had not ended"
 _ON_TRAJECTORY = "a missing term"
 _RECORD_IT = (
-    "training noise or a missing term. Record the path, or let trajectory.ContinueTraining make "
-    "one, and give it as trajectory="
+    "training noise or a missing term. Record the training, or let trajectory.ContinueTraining "
+    "make one, and give it as trajectory="
 )
 _THEY_DIFFER = (
     "the coefficients of the endpoints differ (coef_path_), each of which is explained by its own"

@@ -140,7 +140,7 @@ def test_partial_says_what_to_do():
     verdict = verdict_at(0.9, cause=cause_at(has_paths=True))
     assert verdict.sentence == (
         "R2 = 0.9000 over 400 equations, 1 - R2 = 0.1 is above 0.01: "
-        "training noise or a missing term. Record the path, or let trajectory.ContinueTraining "
+        "training noise or a missing term. Record the training, or let trajectory.ContinueTraining "
         "make one, and give it as trajectory=."
     )
 

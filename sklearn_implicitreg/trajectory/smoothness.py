@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
@@ -82,7 +83,8 @@ def find_kinks(problem: Problem, lr: float | None = None) -> Kinks:
     reach = max(reach, whole.eps ** (1 / 3) * norm(whole.params))
     distances = (reach, reach / 4)
     first, second = (
-        norm(minus(_differences(whole, gradient, d / length), product)) / size for d in distances
+        norm(minus(central_difference(_gradient, whole, gradient, d / length), product)) / size
+        for d in distances
     )
     falls = first / _FALL[1] < second < first / _FALL[0]
     return Kinks(falls or max(first, second) < _MISMATCH, (first, second), distances)
@@ -152,10 +154,15 @@ class _Modified:
         return replace(own, value=moved(own.value, self.inner.hvp(own.value), self.lr / 2))
 
 
-def _differences(problem: Problem, gradient: Params, step: float) -> Params:
-    """Central difference of the gradient over a displacement of ``step * gradient``."""
+def central_difference(
+    measured: Callable[[Problem], Params], problem: Problem, along: Params, step: float
+) -> Params:
+    """Derivative of what is measured at a problem, from displacements by ``step * along``."""
     ahead, behind = (
-        problem.at(moved(problem.params, gradient, sign * step)).gradient().value
-        for sign in (1.0, -1.0)
+        measured(problem.at(moved(problem.params, along, sign * step))) for sign in (1.0, -1.0)
     )
     return {name: (ahead[name] - behind[name]) / (2 * step) for name in ahead}
+
+
+def _gradient(problem: Problem) -> Params:
+    return problem.gradient().value

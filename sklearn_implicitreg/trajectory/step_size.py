@@ -10,7 +10,8 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.special import hyp1f1
 
 from sklearn_implicitreg.problem import Params, Problem, flat, shaped
-from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
+from sklearn_implicitreg.trajectory.smoothness import central_difference
+from sklearn_implicitreg.trajectory.vectors import norm
 
 Array = npt.NDArray[np.float64]
 _LARGE_STEP = 0.5  # lr times curvature above which a series in it no longer holds
@@ -231,9 +232,5 @@ def _lanczos(problem: Problem, start: Params, n_steps: int) -> tuple[Array, Arra
 def _third(problem: Problem, gradient: Params, product: Params) -> float:
     """``<Hg, D3L[g, g]> / |Hg|^2`` by central differences of products along the gradient."""
     step = problem.eps ** (1 / 3) * norm(problem.params) / norm(gradient)
-    ahead, behind = (
-        problem.at(moved(problem.params, gradient, sign * step)).hvp(gradient)
-        for sign in (1.0, -1.0)
-    )
-    change = flat(product) @ flat(minus(ahead, behind))
-    return float(change / (2 * step) / norm(product) ** 2)
+    change = central_difference(lambda there: there.hvp(gradient), problem, gradient, step)
+    return float(flat(product) @ flat(change) / norm(product) ** 2)

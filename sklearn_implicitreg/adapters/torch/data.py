@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 from sklearn_implicitreg.adapters.registry import Data
 from sklearn_implicitreg.exceptions import AugmentationWarning
 from sklearn_implicitreg.problem import Indices, Weights
+from sklearn_implicitreg.problem.frozen import tensors_in
 
 _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
@@ -170,15 +171,6 @@ def _seed_all(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested dicts, lists and tuples."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping | list | tuple):
-        for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from tensors_in(value)
 
 
 def few_rows(batch: Batch, n: int) -> Batch | None:

@@ -31,7 +31,6 @@ from sklearn_implicitreg.adapters.torch.data import (
     preserved_rng,
     read_rows,
     reset_generators,
-    tensors_in,
 )
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
@@ -60,7 +59,7 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.frozen import own_name, tensors_in
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 

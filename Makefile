@@ -14,7 +14,7 @@ PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection/gradient_matc
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format doc benchmarks clean
+.PHONY: help demo test test-all fuzz lint format doc benchmarks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: $(VENV)/.test  ## tests, doctests and examples, without the slow ones
 
 test-all: $(VENV)/.test  ## all tests, the slow ones too
 	$(PYTEST)
+
+fuzz: $(VENV)/.test  ## ten thousand random models, families and trainings against laws that hold for all
+	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz
 
 lint: $(VENV)/.dev  ## formatting, lint, types, docstrings
 	$(BIN)/ruff format --check .

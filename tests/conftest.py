@@ -5,6 +5,17 @@ import os
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The suite draws the same few examples each time, `make fuzz` draws many others.
+_COMMON = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much],
+}
+settings.register_profile("suite", max_examples=14, derandomize=True, **_COMMON)
+settings.register_profile("fuzz", max_examples=480, print_blob=True, **_COMMON)
+settings.load_profile("suite")
 
 
 def pytest_configure(config):

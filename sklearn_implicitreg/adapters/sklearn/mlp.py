@@ -33,7 +33,8 @@ class Perceptron(nn.Module):
         self.layers = nn.ModuleList()
         for coef, intercept in zip(coefs, intercepts, strict=True):
             n_in, n_out = coef.shape
-            layer = nn.Linear(n_in, n_out, dtype=torch.float64)
+            # Initial weights would be drawn from the user's generator.
+            layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float64)
             layer.weight = nn.Parameter(torch.tensor(coef.T, dtype=torch.float64))
             layer.bias = nn.Parameter(torch.tensor(intercept, dtype=torch.float64))
             self.layers.append(layer)

@@ -96,11 +96,11 @@ def along(reference):
 
 
 def continued():
-    def train_epoch(
-        model, optimizer, recorder, X=torch.as_tensor(X), y=torch.as_tensor(Y)[:, None]
-    ):
+    inputs, targets = torch.as_tensor(X), torch.as_tensor(Y)[:, None]
+
+    def train_epoch(model, optimizer, recorder):
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(X), y).backward()
+        nn.functional.mse_loss(model(inputs), targets).backward()
         optimizer.step()
 
     def optimizer(parameters):

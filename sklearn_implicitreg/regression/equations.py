@@ -71,7 +71,7 @@ class Place:
         if self.given is not None:
             return self.given
         labels, r_factors, counts, supports = [], [], [], []
-        for name in self.problem.params:
+        for name in self.names:
             blocks = self._blocks(name)
             if isinstance(blocks, list):
                 (_, design, target, instruments, _), *_ = blocks
@@ -101,6 +101,11 @@ class Place:
         )
 
     @property
+    def names(self) -> list[str]:
+        """Tensors in scope that training acted on; the others give no equations."""
+        return [name for name in self.problem.params if name not in self.gradient.absent]
+
+    @property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
         return self.gradient.rounding(self.problem.eps)
@@ -110,7 +115,8 @@ class Place:
         """Coordinates in scope that give no equation."""
         if self.given is not None:
             return 0
-        return sum(t.numel() for t in self.problem.params.values()) - self.system.n_equations
+        n = sum(self.problem.params[name].numel() for name in self.names)
+        return n - self.system.n_equations
 
     def target(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""
@@ -129,7 +135,7 @@ class Place:
             return Inequalities(dropped_here, None)
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
-        for name in self.problem.params:
+        for name in self.names:
             dropped = self._dropped(name)
             if dropped is None:
                 continue
@@ -145,7 +151,7 @@ class Place:
         at_bound = any(not bool(free.all()) for free in self.problem.free.values())
         if at_bound or not self.design.closed_form:
             return bounds
-        for name in self.problem.params:
+        for name in self.names:
             dropped = self._dropped(name)
             if dropped is None:
                 continue
@@ -163,7 +169,8 @@ class Place:
         if not self.problem.batch_normalized:
             return (), False
         found, inside, total = [], 0.0, 0.0
-        for name, tensor in self.problem.params.items():
+        for name in self.names:
+            tensor = self.problem.params[name]
             size = sum(float(piece.columns.square().sum()) for piece in self.design.pieces(name))
             total += size
             if tensor.ndim < 2:

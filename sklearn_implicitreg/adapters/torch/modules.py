@@ -258,7 +258,8 @@ class TorchProblem(Problem):
         alone = isinstance(batch.inputs, Tensor)
         n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
         n_kinks = self.row_loss.n_kinks(output, target)
-        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
+        absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
+        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
 
     @cached_property
     def leaves(self) -> list[Tensor]:

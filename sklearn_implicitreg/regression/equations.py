@@ -376,9 +376,24 @@ class Equations:
         whole = self._size(self.judged.system, coef)
         if len(self.places) < 2:
             return whole, whole
-        shares = np.square(self.shares)
         sizes = [self._size(place.system, coef) for place in self.places]
-        return float((whole - shares @ sizes) / (1 - shares.sum())), whole
+        pairs = self._pairs()
+        signal = float((whole - np.square(self.shares) @ sizes) / pairs) if pairs else whole
+        return signal, whole
+
+    def _pairs(self) -> float:
+        """Share of the mean target's squared norm that pairs of different windows have."""
+        labels = [set(place.system.labels) for place in self.places]
+        if all(own == labels[0] for own in labels):
+            return float(1 - np.square(self.shares).sum())
+        # A tensor has pairs of the windows that updated it.
+        mean, total, pairs = self.judged.system, 0.0, 0.0
+        for name, upper in zip(mean.labels, mean.r_factors, strict=True):
+            size = float(np.square(upper[:, -1]).sum())
+            own = np.array([s for s, has in zip(self.shares, labels, strict=True) if name in has])
+            total += size
+            pairs += size * (1 - float(np.square(own / own.sum()).sum())) if own.size else 0.0
+        return pairs / total if total else 0.0
 
     def noise_share(self) -> float:
         """Share of the mean target's squared norm that differs between the windows."""
@@ -471,6 +486,12 @@ class Equations:
                 "where they give inequalities and no equation: "
                 + (f"all that is known is {shown}" if shown else "no coefficient is known")
                 + "; fit a model of less regularization."
+            )
+        absent = sorted(frozenset.intersection(*[p.gradient.absent for p in self.places]))
+        if absent and not m:
+            raise ValueError(
+                f"Expected parameters that training acted on, got {', '.join(absent)}, which no "
+                "gradient reaches: they give no equation; select others by params=."
             )
         raise ValueError(
             f"Expected at least as many equations as coefficients, got {m} equations for the "

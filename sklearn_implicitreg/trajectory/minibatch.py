@@ -111,14 +111,14 @@ def mean_columns(columns: Sequence[Params], windows: Sequence[Window]) -> tuple[
     mean = weighted_sum(columns, [1 / len(columns)] * len(columns))
     if not any(window.skipping for window in windows):
         return (mean,) * len(windows)
-    shares = {n: [w.n_updates(n) / w.n_steps for w in windows] for n in mean}
-    return tuple(
-        {
-            n: t * (own[i] / max(np.mean(own), 1e-300))
-            for (n, t), own in zip(mean.items(), shares.values(), strict=True)
-        }
-        for i in range(len(windows))
-    )
+    # As each window has it: its own share of the steps times the mean over these.
+    found: list[Params] = [{} for _ in windows]
+    for name, tensor in mean.items():
+        shares = [window.n_updates(name) / window.n_steps for window in windows]
+        total = sum(shares) or 1.0
+        for own, share in zip(found, shares, strict=True):
+            own[name] = tensor * (share * len(windows) / total)
+    return tuple(found)
 
 
 def named_batches(window: Window, whole: Problem) -> list[Indices] | None:

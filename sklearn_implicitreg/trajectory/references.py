@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
@@ -192,13 +193,21 @@ def _not_descent(window: Window) -> str:
     """Steps that are not the applied gradient times one step size; empty where all are."""
     for part in window.parts():
         rates = [step.lr for step in part.steps]
+        mixed = [name for name in part.skipping if 0 < part.n_updates(name) < part.n_steps]
+        if mixed:
+            return f"marks between which only some of the steps updated {min(mixed)!r}"
         if max(rates) > min(rates):
             continue  # the sum of the steps does not show it
         mean = part.mean("applied")
+        still = part.absent(mean)
         for name, old in part.start.weights.items():
+            if name in still:
+                continue
             step = old.double() - part.stop.weights[name].double()
             away = step - rates[0] * part.n_steps * mean[name]
-            if float(away.norm()) > 1e-3 * float(step.norm()):
+            # A gradient that is zero to rounding moves a tensor by less than its own rounding.
+            rounding = part.n_steps * torch.finfo(old.dtype).eps * float(old.double().norm())
+            if float(away.norm()) > 1e-3 * float(step.norm()) + rounding:
                 return f"steps of {name!r} other than lr={rates[0]:.4g} times the applied gradient"
     return ""
 

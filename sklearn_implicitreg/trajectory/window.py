@@ -150,10 +150,11 @@ class Window:
             total: Params = {}
             for part in self.parts():
                 for name, tensor in part.mean("visited").items():
-                    own = tensor * (part.n_steps / self.n_steps)
-                    total[name] = total[name] + own if name in total else own
+                    share = tensor * (part.n_steps / self.n_steps)
+                    total[name] = total[name] + share if name in total else share
             return total
-        own, found = replace(self, of=None), {}
+        own = replace(self, of=None)
+        found: Params = {}
         for name, before in self.start.visited.items():
             # Between two marks a tensor that is updated stands where its own steps found it.
             n, rest = own.n_updates(name), self.start.weights[name].double()

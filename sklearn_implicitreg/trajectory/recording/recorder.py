@@ -345,7 +345,9 @@ class Recorder:
         stretch.after()
         self._skip()
         for name in self._sums["consumed"].keys() - self._skipped:
-            self._running["consumed"].add(name, self._params[name].grad.detach())
+            gradient = self._params[name].grad
+            if gradient is not None:
+                self._running["consumed"].add(name, gradient.detach())
         if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
             self._rounding, self._rounding_at = stretch.rounding(), self._step
         lr = self._watched.lr(optimizer)

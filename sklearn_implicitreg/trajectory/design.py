@@ -24,9 +24,7 @@ def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
         return first.averaged(window.stacks)
     parts = []
     for names, share, own in window.groups(problem.params):
-        still = own.absent([*problem.params, *problem.left_out])
-        design = _window_design(penalty, replace(problem, still=still), own)
-        parts.append((names, share, design))
+        parts.append((names, share, _window_design(penalty, problem, own)))
     return _put_together(parts or [((), 0.0, first)])
 
 
@@ -45,8 +43,8 @@ def _window_design(penalty: Penalty, problem: Problem, window: Window) -> Design
         if first.elementwise:
             return first.averaged(window.stacks)
         return mean_of(
-            (Design.at(penalty, at_weights(penalty, problem, weights)), n / window.n_steps)
-            for weights, n in window.iterates()
+            (_part_design(penalty, problem, part), part.n_steps / window.n_steps)
+            for part in window.parts()
         )
     # Instruments from other draws at the first step neither share the noise of the columns' draws
     # nor know what the window's steps drew. Sums over few marks are no choice for the columns:
@@ -58,6 +56,14 @@ def _window_design(penalty: Penalty, problem: Problem, window: Window) -> Design
     held, masks = mean_of([(mean, 1.0)]), mean_of([(first, 0.5), (mean, 0.5)]).masks
     instruments = {name: first.columns(name) for name in problem.params}
     return replace(held, params=first.params, masks=masks, instruments=instruments)
+
+
+def _part_design(penalty: Penalty, problem: Problem, part: Window) -> Design:
+    """Columns at the mean iterate between two marks, for what the steps there moved."""
+    # A column that is linear in the weights is as exact there as with a mark at every step.
+    still = part.absent([*problem.params, *problem.left_out])
+    there = replace(problem, still=still)
+    return Design.at(penalty, at_weights(penalty, there, part.mean("visited")))
 
 
 def _put_together(parts: Sequence[tuple[Sequence[str], float, Design]]) -> Design:

@@ -160,8 +160,9 @@ class Window:
             n, rest = own.n_updates(name), self.start.weights[name].double()
             if n:
                 found[name] = (self.stop.visited[name] - before).div_(n)
-            else:
-                found[name] = (rest + self.stop.weights[name].double()).div_(2)
+            else:  # decay may move it
+                end, n = self.stop.weights[name].double(), len(self.steps)
+                found[name] = rest + (end - rest) * ((n - 1) / (2 * n))
         return found
 
     def parts(self) -> Iterator[Window]:
@@ -172,11 +173,6 @@ class Window:
             part = Window(mark, after, (mark,), self.steps[first:last], self.of)
             if part.n_steps:
                 yield part
-
-    def iterates(self) -> Iterator[tuple[Params, int]]:
-        """Mean weights between any two marks, and for how many steps they stand."""
-        # A column that is linear in the weights is as exact there as with a mark at every step.
-        return ((part.mean("visited"), part.n_steps) for part in self.parts())
 
     def stacks(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterates of one tensor in stacks, and the share of the steps that each stands for."""

@@ -12,7 +12,13 @@ from torch.nn.functional import mse_loss
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.penalties import Diagonal, GradientNorm
-from sklearn_implicitreg.trajectory import Flow, Gradient, Trajectory, record
+from sklearn_implicitreg.trajectory import (
+    Flow,
+    Gradient,
+    GradientDescentProbe,
+    Trajectory,
+    record,
+)
 from sklearn_implicitreg.trajectory.window import Step, Window
 
 N, WD = 48, 0.03
@@ -269,15 +275,15 @@ def test_flow_of_a_net_that_is_frozen_in_part():
     lr, (X, y) = 0.0025, rows()
     net = mlp()
     with record(net, optimizer := SGD(net.parameters(), lr=lr)) as recorder:
-        for step in range(12):
-            net[0].requires_grad_(step >= 6)
+        for step in range(8):
+            net[0].requires_grad_(step >= 4)
             recorder.batch(np.arange(N))
             optimizer.zero_grad()
             mse_loss(net(X), y).backward()
             optimizer.step()
-    est = fit(net, recorder.trajectory, "flow", family=GradientNorm())
+    est = fit(net, recorder.trajectory, Flow(2), family=GradientNorm())
     assert est.coef_ == pytest.approx([lr / 4], rel=0.01) and est.r2_ > 0.999
-    est = fit(net, recorder.trajectory, Flow(5), 12, family=GradientNorm())
+    est = fit(net, recorder.trajectory, Flow(2), 8, family=GradientNorm())
     assert est.coef_ == pytest.approx([lr / 4], rel=0.05)
 
 
@@ -377,7 +383,7 @@ def test_stationarity_looks_at_what_every_step_updated():
     """A layer that is frozen beside the endpoint says nothing against it."""
     X, y = rows()
     net = Two().double()
-    ridge = torch.linalg.solve(X.T @ X / N + WD / 2 * torch.eye(4), X.T @ y / N)[:, 0]
+    ridge = torch.linalg.solve(X.T @ X / N + WD / 2 * torch.eye(4).double(), X.T @ y / N)[:, 0]
     with torch.no_grad():
         net.a.weight[0], net.b.weight[0] = ridge[:2], ridge[2:]
     path = train(
@@ -429,3 +435,144 @@ def test_window_of_a_tensor():
     assert [float(groups[1][2].mean("visited")[n]) for n in names] == [-1.0, -0.5, 0.0]
     assert [float(window.mean("visited")[n]) for n in names] == [-1.5, -1.0, 0.0]
     assert [float(window.mean("applied")[n]) for n in names] == [1.0, 0.5, 0.0]
+
+
+def test_group_that_began_to_train_later():
+    net = mlp()
+    path = train(net, OPTIMIZERS["sgd"](net.parameters()), between=freeze(0, range(8)))
+    est = fit(net, path, window="epoch", group_by="layer")
+    assert est.coef_ == pytest.approx([WD, WD], abs=1e-9) and est.verdict_ == "supported"
+    expected = [[np.nan, WD]] * 2 + [[WD, WD]] * 2
+    np.testing.assert_allclose(est.coef_path_, expected, atol=1e-9)
+
+
+def test_unfrozen_since_the_recording_began():
+    net = mlp()
+    net[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"got 0.weight, 0.bias, unfrozen since"):
+        train(net, SGD(net.parameters(), lr=0.05), between=freeze(0, range(4)))
+
+
+@pytest.mark.parametrize("reference", ["applied", "batch"])
+def test_sparse_gradients(reference):
+    """Rows of an embedding are updated without decay, the layer behind it with decay."""
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(9, 3, sparse=True), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(self.words(x))
+
+    net, words = Words().double(), torch.arange(N) % 7
+    parts = [
+        {"params": net.words.parameters()},
+        {"params": net.head.parameters(), "weight_decay": WD},
+    ]
+    optimizer = SGD(parts, lr=0.1)
+    _, y = rows()
+    with record(net, optimizer) as recorder:
+        for part in torch.arange(N).split(12):
+            recorder.batch(part)
+            optimizer.zero_grad()
+            mse_loss(net(words[part]), y[part]).backward()
+            optimizer.step()
+    est = ImplicitRegularizationEstimator(
+        net,
+        family="weight_decay",
+        loss="mse",
+        params="all",
+        mode="trajectory",
+        window=None,
+        trajectory=recorder.trajectory,
+        reference=reference,
+        known=None,
+        group_by="layer",
+    ).fit(words, y)
+    assert est.coef_ == pytest.approx([0, WD], abs=1e-9)
+
+
+def descent(net, X, lr, n_steps, dtype):
+    """Full-batch SGD, recorded."""
+    net, X = net.to(dtype), X.to(dtype)
+    y = X.sum(1, keepdim=True).sin() if X.ndim == 2 else X.sum((1, 2))[:, None].sin()
+    with record(net, optimizer := SGD(net.parameters(), lr=lr)) as recorder:
+        for _ in range(n_steps):
+            recorder.batch(np.arange(len(X)))
+            optimizer.zero_grad()
+            mse_loss(net(X), y).backward()
+            optimizer.step()
+    return net, X, y, recorder.trajectory
+
+
+class Attention(nn.Module):
+    """The bias of the keys adds the same to all scores of a softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(3, 3) for _ in range(3))
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x):
+        scores = self.query(x) @ self.key(x).mT
+        return self.head((scores.softmax(2) @ self.value(x)).mean(1))
+
+
+class Softmax(nn.Module):
+    """A common shift of the logits has no effect."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.logits = nn.Parameter(torch.tensor([2.0])), nn.Linear(4, 3)
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head((self.logits(x) + self.shift).softmax(1))
+
+
+FLOWS = {
+    "batch norm": lambda: nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)
+    ),
+    "layer norm": lambda: nn.Sequential(
+        nn.Linear(4, 1), nn.Linear(1, 5), nn.LayerNorm(5), nn.Linear(5, 1)
+    ),
+    "attention": Attention,
+    "softmax": Softmax,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize("probe", [False, True])
+def test_flow_accepts_gradients_that_are_zero_to_rounding(kind, dtype, probe):
+    torch.manual_seed(2)
+    X = torch.randn(30, 5, 3) if kind == "attention" else torch.randn(30, 4)
+    lr = 0.005
+    net, X, y, path = descent(FLOWS[kind](), X, lr, 3, dtype)
+    est = ImplicitRegularizationEstimator(
+        net,
+        family=GradientNorm(),
+        loss="mse",
+        params="all",
+        mode="trajectory",
+        window=None,
+        trajectory=GradientDescentProbe(lr, 3) if probe else path,
+        reference=Flow(4),
+        batch_size=30,
+    ).fit(X, y)
+    if dtype == torch.float64:  # else the steps are of the size of the rounding
+        assert est.coef_ == pytest.approx([lr / 4], rel=0.1)
+
+
+def test_flow_still_finds_what_is_no_descent():
+    """Another step size in a group of small weights."""
+    net = mlp()
+    with torch.no_grad():
+        net[0].bias.mul_(1e-6)
+    other = [net[0].bias]
+    rest = [p for p in net.parameters() if p is not other[0]]
+    path = train(net, SGD([{"params": rest}, {"params": other, "lr": 0.02}], lr=0.01), size=N)
+    with pytest.raises(ValueError, match="steps of '0.bias' other than"):
+        fit(net, path, "flow")

@@ -254,7 +254,7 @@ class TorchProblem(Problem):
         grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
-            sums[name] = torch.zeros_like(t) if g is None else g
+            sums[name] = torch.zeros_like(t) if g is None else g.to_dense() if g.is_sparse else g
         alone = isinstance(batch.inputs, Tensor)
         n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
         n_kinks = self.row_loss.n_kinks(output, target)

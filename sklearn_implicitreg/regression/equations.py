@@ -18,7 +18,7 @@ from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
 from sklearn_implicitreg.regression.solve import Solution, solve
-from sklearn_implicitreg.regression.spread import Spread
+from sklearn_implicitreg.regression.spread import Spread, share_of_pairs
 from sklearn_implicitreg.regression.system import (
     Array,
     Rows,
@@ -377,23 +377,9 @@ class Equations:
         if len(self.places) < 2:
             return whole, whole
         sizes = [self._size(place.system, coef) for place in self.places]
-        pairs = self._pairs()
+        pairs = share_of_pairs([p.system for p in self.places], self.shares, self.judged.system)
         signal = float((whole - np.square(self.shares) @ sizes) / pairs) if pairs else whole
         return signal, whole
-
-    def _pairs(self) -> float:
-        """Share of the mean target's squared norm that pairs of different windows have."""
-        labels = [set(place.system.labels) for place in self.places]
-        if all(own == labels[0] for own in labels):
-            return float(1 - np.square(self.shares).sum())
-        # A tensor has pairs of the windows that updated it.
-        mean, total, pairs = self.judged.system, 0.0, 0.0
-        for name, upper in zip(mean.labels, mean.r_factors, strict=True):
-            size = float(np.square(upper[:, -1]).sum())
-            own = np.array([s for s, has in zip(self.shares, labels, strict=True) if name in has])
-            total += size
-            pairs += size * (1 - float(np.square(own / own.sum()).sum())) if own.size else 0.0
-        return pairs / total if total else 0.0
 
     def noise_share(self) -> float:
         """Share of the mean target's squared norm that differs between the windows."""

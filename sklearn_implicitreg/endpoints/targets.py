@@ -92,7 +92,7 @@ class EndpointTargets:
 
     def notes(self, equations: Equations, result: Result) -> list[str]:
         """Notes of the models, and what the fit says about its columns."""
-        notes = places_notes(self.problems)
+        notes = places_notes(self.problems, [place.gradient for place in equations.places])
         known = equations.places[0].design.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
@@ -146,11 +146,23 @@ def places_header(
     ]
 
 
-def places_notes(problems: Sequence[Problem]) -> list[str]:
+def places_notes(problems: Sequence[Problem], gradients: Sequence[LossGradient]) -> list[str]:
     """Notes of the problems, each once, and what gives no equations."""
     notes = list(dict.fromkeys(note for problem in problems for note in problem.notes))
     if problems[0].left_out:
         notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")
+    counts = {n: sum(n in g.absent for g in gradients) for n in problems[0].params}
+    everywhere = [name for name, n in counts.items() if n == len(gradients)]
+    some = [name for name, n in counts.items() if 0 < n < len(gradients)]
+    if everywhere:
+        notes.append(
+            f"Parameters without equations, for no gradient reaches them: {', '.join(everywhere)}."
+        )
+    if some:
+        notes.append(
+            "Parameters without equations at the endpoints where no gradient reaches them: "
+            f"{', '.join(some)}."
+        )
     return notes
 
 

@@ -59,7 +59,8 @@ class Scope:
         self.problem = problem.whole()
         # All of them, unless the penalty was restricted to some of those in scope.
         restricted = params.keys() != problem.params.keys()
-        self._counted = frozenset(params if restricted else self.problem.params)
+        counted = frozenset(params if restricted else self.problem.params)
+        self._counted = counted - problem.still
 
     def only(self, gradient: Params) -> Params:
         """Entries that the norm counts."""

@@ -20,6 +20,7 @@ class BlockGradient:
     n_rows: int
     scale: float  # sum over rows of the size of the summands: eps * scale is rounding
     n_kinks: int = 0  # rows at which the loss has no derivative
+    absent: frozenset[str] = frozenset()  # tensors that the loss of these rows does not reach
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class LossGradient:
     n_rows: int
     scale: float
     n_kinks: int
+    # Tensors that training did not act on: zeros in ``value``, and no equations.
+    absent: frozenset[str] = frozenset()
 
     @classmethod
     def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
         """Add up blocks of rows, in float64."""
         total: Params = {}
+        absent: frozenset[str] | None = None
         loss = weight = scale = 0.0
         n_rows = n_kinks = 0
         for block in blocks:
@@ -46,6 +50,7 @@ class LossGradient:
             scale += block.scale
             n_rows += block.n_rows
             n_kinks += block.n_kinks
+            absent = block.absent if absent is None else absent & block.absent
             del block  # freed before the next is made
         if n_rows < 1:
             raise ValueError("Expected at least 1 row of data, got 0.")
@@ -53,7 +58,8 @@ class LossGradient:
             raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
         for tensor in total.values():
             tensor.div_(weight)
-        return cls(total, loss / weight, weight, n_rows, scale / weight, n_kinks)
+        mean = (total, loss / weight, weight, n_rows, scale / weight, n_kinks)
+        return cls(*mean, absent or frozenset())
 
     def completed(self, other: LossGradient) -> LossGradient:
         """Mean over the rows of both, each by its total weight."""
@@ -67,6 +73,7 @@ class LossGradient:
             self.n_rows + other.n_rows,
             mine * self.scale + theirs * other.scale,
             self.n_kinks + other.n_kinks,
+            self.absent & other.absent,
         )
 
     def rounding(self, eps: float) -> float:

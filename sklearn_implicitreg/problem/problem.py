@@ -59,6 +59,7 @@ class Problem(ABC):
     batch_normalized: bool = False  # gradient taken through batch statistics
     notes: tuple[str, ...] = ()
     batches: tuple[Indices, ...] | None = None  # of the steps it is evaluated for
+    still: frozenset[str] = frozenset()  # trained tensors that these steps do not update
     trained_factor: float = 1.0  # the loss of a training step over L, its mean over rows
     trained_sum: bool = False  # a step was trained on a sum over its rows, not on their mean
     draw: int = 0  # which of many independent draws a stochastic penalty takes

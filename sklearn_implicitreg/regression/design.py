@@ -128,19 +128,24 @@ class Design:
         knowns: Params = {}
         masks: Params = {}
         for name in self.params:
-            parts, total = self._reaching.get(name, []), torch.zeros(())
+            parts, total = self._reaching.get(name, []), None
             for stack, shares in stacks(name):
                 n, device = len(shares), self.params[name].device
                 stack, shares = stack.to(device), shares.to(device)
                 _, columns, known, smooth, *_ = self._piece(name, 0, stack, parts)
                 stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
-                total = total + torch.tensordot(shares, stacked, ([0], [1]))
+                mean = torch.tensordot(shares, stacked, ([0], [1]))
+                total = mean if total is None else total + mean
                 if known is not None:
                     own = shares @ known.reshape(n, -1)
                     knowns[name] = knowns[name] + own if name in knowns else own
                 if smooth is not None:
                     mask = smooth.reshape(n, -1).all(dim=0)
                     masks[name] = masks[name] & mask if name in masks else mask
+            if total is None:  # no iterates
+                total = self.weights(name).new_zeros(
+                    (len(self.support(name)), self.params[name].numel())
+                )
             designs[name] = self._widened(name, total.T)
         own_names = (self.term_names, self.leaves, self.known_terms, self.params)
         return Design(*own_names, designs=designs, knowns=knowns, masks=masks)

@@ -18,7 +18,7 @@ from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
 from sklearn_implicitreg.regression.solve import Solution, solve
-from sklearn_implicitreg.regression.spread import Spread
+from sklearn_implicitreg.regression.spread import Spread, share_of_pairs
 from sklearn_implicitreg.regression.system import (
     Array,
     Rows,
@@ -71,7 +71,7 @@ class Place:
         if self.given is not None:
             return self.given
         labels, r_factors, counts, supports = [], [], [], []
-        for name in self.problem.params:
+        for name in self.names:
             blocks = self._blocks(name)
             if isinstance(blocks, list):
                 (_, design, target, instruments, _), *_ = blocks
@@ -101,6 +101,11 @@ class Place:
         )
 
     @property
+    def names(self) -> list[str]:
+        """Tensors in scope that training acted on; the others give no equations."""
+        return [name for name in self.problem.params if name not in self.gradient.absent]
+
+    @property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
         return self.gradient.rounding(self.problem.eps)
@@ -110,7 +115,8 @@ class Place:
         """Coordinates in scope that give no equation."""
         if self.given is not None:
             return 0
-        return sum(t.numel() for t in self.problem.params.values()) - self.system.n_equations
+        n = sum(self.problem.params[name].numel() for name in self.names)
+        return n - self.system.n_equations
 
     def target(self, name: str, tensor: Tensor | None = None) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""
@@ -129,7 +135,7 @@ class Place:
             return Inequalities(dropped_here, None)
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
-        for name in self.problem.params:
+        for name in self.names:
             dropped = self._dropped(name)
             if dropped is None:
                 continue
@@ -145,7 +151,7 @@ class Place:
         at_bound = any(not bool(free.all()) for free in self.problem.free.values())
         if at_bound or not self.design.closed_form:
             return bounds
-        for name in self.problem.params:
+        for name in self.names:
             dropped = self._dropped(name)
             if dropped is None:
                 continue
@@ -163,7 +169,8 @@ class Place:
         if not self.problem.batch_normalized:
             return (), False
         found, inside, total = [], 0.0, 0.0
-        for name, tensor in self.problem.params.items():
+        for name in self.names:
+            tensor = self.problem.params[name]
             size = sum(float(piece.columns.square().sum()) for piece in self.design.pieces(name))
             total += size
             if tensor.ndim < 2:
@@ -369,9 +376,10 @@ class Equations:
         whole = self._size(self.judged.system, coef)
         if len(self.places) < 2:
             return whole, whole
-        shares = np.square(self.shares)
         sizes = [self._size(place.system, coef) for place in self.places]
-        return float((whole - shares @ sizes) / (1 - shares.sum())), whole
+        pairs = share_of_pairs([p.system for p in self.places], self.shares, self.judged.system)
+        signal = float((whole - np.square(self.shares) @ sizes) / pairs) if pairs else whole
+        return signal, whole
 
     def noise_share(self) -> float:
         """Share of the mean target's squared norm that differs between the windows."""
@@ -464,6 +472,12 @@ class Equations:
                 "where they give inequalities and no equation: "
                 + (f"all that is known is {shown}" if shown else "no coefficient is known")
                 + "; fit a model of less regularization."
+            )
+        absent = sorted(frozenset.intersection(*[p.gradient.absent for p in self.places]))
+        if absent and not m:
+            raise ValueError(
+                f"Expected parameters that training acted on, got {', '.join(absent)}, which no "
+                "gradient reaches: they give no equation; select others by params=."
             )
         raise ValueError(
             f"Expected at least as many equations as coefficients, got {m} equations for the "

@@ -148,7 +148,8 @@ def _coef_path(
             coefs.append(np.full(k, np.nan))
             bands.append(np.full((k, 2), np.nan))
             continue
-        coefs.append(found.coef)
+        # A window may have no equation of a group, all of whose tensors it did not update.
+        coefs.append(np.where(system.r_factor[:, :k].any(axis=0), found.coef, np.nan))
         bands.append(infer(system, found, confidence_level=settings.confidence_level).conf_int)
     return np.array(coefs), np.array(bands)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import BlockGradient, Problem
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.regression.system import Array, System
 
 # For each block of rows its weight, and the products (k,) of the columns with its mean gradient.
 Spread = list[tuple[float, Array]]
@@ -63,6 +63,21 @@ def noise_of_mean(seen: Spread, whitener: Array) -> float:
     deviations = (products - center) @ whitener
     trace = float(weights @ np.square(deviations).sum(axis=1)) / (len(weights) - 1)
     return trace / float(weights.sum())
+
+
+def share_of_pairs(systems: Sequence[System], shares: Sequence[float], mean: System) -> float:
+    """Share of a mean target's squared norm that pairs of different windows have."""
+    labels = [set(system.labels) for system in systems]
+    if all(own == labels[0] for own in labels):
+        return float(1 - np.square(shares).sum())
+    # A tensor has pairs of the windows that updated it.
+    total = pairs = 0.0
+    for name, upper in zip(mean.labels, mean.r_factors, strict=True):
+        size = float(np.square(upper[:, -1]).sum())
+        own = np.array([s for s, has in zip(shares, labels, strict=True) if name in has])
+        total += size
+        pairs += size * (1 - float(np.square(own / own.sum()).sum())) if own.size else 0.0
+    return pairs / total if total else 0.0
 
 
 def _products(pieces: Iterable[_Columns], blocks: Sequence[BlockGradient]) -> Array:

@@ -17,7 +17,7 @@ from sklearn_implicitreg.endpoints.targets import (
     shared_units,
 )
 from sklearn_implicitreg.penalties import Structured, StructuredSolution
-from sklearn_implicitreg.problem import flat
+from sklearn_implicitreg.problem import LossGradient, Problem, flat
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.regression.verdict import Measures, Verdict, cause_at, judge
@@ -100,14 +100,14 @@ def fit_structured(
 ) -> tuple[Result, StructuredDescription]:
     """Fit of a structured family at endpoints, or at the mean iterates of windows."""
     # The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
-    gradients, problems = targets.gradients, targets.problems
+    gradients, problems = targets.gradients, _acted_on(targets, family)
     at_bound = sorted({n for p in problems for n, free in p.free.items() if not bool(free.all())})
     if at_bound:
         raise ValueError(
             f"Expected parameters away from bounds for {family!r}, got some at a bound in "
             f"{at_bound}: they give inequalities; fit a family with terms."
         )
-    thetas, minus = _flattened(targets)
+    thetas, minus = _flattened(problems, gradients)
     sampling = targets.sampling
     found = family.solve(
         thetas, minus, problems, confidence_level=confidence_level, sampling=sampling
@@ -138,7 +138,7 @@ def fit_structured(
     )
     description = StructuredDescription(
         tuple(places_header(problems, gradients, targets.place)),
-        tuple(places_notes(problems)),
+        tuple(places_notes(targets.problems, gradients)),
         *shared_units(problems, gradients),
     )
     return result, description
@@ -147,16 +147,17 @@ def fit_structured(
 def r2_at(result: Result, targets: EndpointTargets) -> float:
     """Plain R2 of the penalty at other endpoints; 0 where their gradients are zero."""
     family, found = result.solved_as_whole()
-    shapes = {name: tuple(t.shape) for name, t in targets.problem.params.items()}
+    problems = _acted_on(targets, family)
+    shapes = {name: tuple(t.shape) for name, t in problems[0].params.items()}
     if shapes != dict(result.penalty.shapes):
         raise ValueError(
             f"Expected endpoints with the parameters {dict(result.penalty.shapes)}, got {shapes}."
         )
-    thetas, minus = _flattened(targets)
+    thetas, minus = _flattened(problems, targets.gradients)
     size = float(np.linalg.norm(minus))
     if size <= _rounding(targets):
         return 0.0
-    fitted = family.gradients_at(found, thetas, targets.problems)
+    fitted = family.gradients_at(found, thetas, problems)
     return 1.0 - (float(np.linalg.norm(minus - fitted)) / size) ** 2
 
 
@@ -170,13 +171,35 @@ def _sentences(notes: Sequence[str]) -> list[str]:
     return [note[0].upper() + note[1:].removesuffix(".") + "." for note in notes]
 
 
-def _flattened(targets: Targets) -> tuple[Array, Array]:
+def _acted_on(targets: Targets, family: Any) -> tuple[Problem, ...]:
+    """The problems of the tensors that training acted on, which must be the same everywhere."""
+    everywhere = frozenset.union(*[gradient.absent for gradient in targets.gradients])
+    if any(gradient.absent != everywhere for gradient in targets.gradients):
+        raise ValueError(
+            f"Expected for {family!r}, which is solved as a whole, parameters that training acted "
+            f"on at every {targets.place}, got {', '.join(sorted(everywhere))} without a gradient "
+            "at some; leave them out by params=."
+        )
+    if not everywhere:
+        return targets.problems
+    named = [n for n in targets.problem.params if n not in everywhere]
+    if not named:
+        raise ValueError(
+            f"Expected parameters that training acted on, got {', '.join(sorted(everywhere))}, "
+            "which no gradient reaches: they give no equation; select others by params=."
+        )
+    return tuple(replace(p, params={n: p.params[n] for n in named}) for p in targets.problems)
+
+
+def _flattened(
+    problems: Sequence[Problem], gradients: Sequence[LossGradient]
+) -> tuple[Array, Array]:
     """Parameters in scope and minus the gradients, a column (p,) for each place."""
-    thetas, gradients = [], []
-    for problem, gradient in zip(targets.problems, targets.gradients, strict=True):
+    thetas, slopes = [], []
+    for problem, gradient in zip(problems, gradients, strict=True):
         thetas.append(flat(problem.params))
-        gradients.append(flat({name: gradient.value[name] for name in problem.params}))
-    return np.stack(thetas, axis=1), -np.stack(gradients, axis=1)
+        slopes.append(flat({name: gradient.value[name] for name in problem.params}))
+    return np.stack(thetas, axis=1), -np.stack(slopes, axis=1)
 
 
 def _judged(found: StructuredSolution, targets: Targets, size: float, shortfall: float) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,22 @@ from sklearn_implicitreg.trajectory.window import Window
 
 
 def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
-    """Mean columns over the iterates of a window, by their numbers of steps."""
+    """Mean columns over the iterates of a window, of each tensor at the steps that updated it."""
+    if not window.skipping:
+        return _window_design(penalty, problem, window)
+    first = Design.at(penalty, problem)
+    if first.elementwise:
+        return first.averaged(window.stacks)
+    parts = []
+    for names, share, own in window.groups(problem.params):
+        parts.append((names, share, _window_design(penalty, problem, own)))
+    return _put_together(parts or [((), 0.0, first)])
+
+
+def _window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
+    """Mean columns over the steps of a window that count."""
+    batches = tuple(step.rows for step in window.counted if step.rows is not None)
+    problem = replace(problem, batches=batches or None)
     leaves = penalty.leaves(problem.params, problem)
     if not any([is_stochastic(leaf) for leaf in leaves]):
         if all([leaf.penalty.affine for leaf in leaves]):
@@ -28,8 +43,8 @@ def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
         if first.elementwise:
             return first.averaged(window.stacks)
         return mean_of(
-            (Design.at(penalty, at_weights(penalty, problem, weights)), n / window.n_steps)
-            for weights, n in window.iterates()
+            (_part_design(penalty, problem, part), part.n_steps / window.n_steps)
+            for part in window.parts()
         )
     # Instruments from other draws at the first step neither share the noise of the columns' draws
     # nor know what the window's steps drew. Sums over few marks are no choice for the columns:
@@ -41,6 +56,37 @@ def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
     held, masks = mean_of([(mean, 1.0)]), mean_of([(first, 0.5), (mean, 0.5)]).masks
     instruments = {name: first.columns(name) for name in problem.params}
     return replace(held, params=first.params, masks=masks, instruments=instruments)
+
+
+def _part_design(penalty: Penalty, problem: Problem, part: Window) -> Design:
+    """Columns at the mean iterate between two marks, for what the steps there moved."""
+    # A column that is linear in the weights is as exact there as with a mark at every step.
+    still = part.absent([*problem.params, *problem.left_out])
+    there = replace(problem, still=still)
+    return Design.at(penalty, at_weights(penalty, there, part.mean("visited")))
+
+
+def _put_together(parts: Sequence[tuple[Sequence[str], float, Design]]) -> Design:
+    """Columns of groups of tensors, each from a design of its own and times its share."""
+    first = parts[0][2]
+    k = len(first.term_names)
+    held = {n: t.new_zeros((t.numel(), k), dtype=torch.float64) for n, t in first.params.items()}
+    knowns: Params = {}
+    masks: Params = {}
+    instruments = dict(first.instruments)
+    for names, share, design in parts:
+        for name in names:
+            held[name] = share * design.columns(name)
+            known, mask = design.known(name), design.smooth(name)
+            if known is not None:
+                knowns[name] = share * known
+            if mask is not None:
+                masks[name] = mask
+            if design.instruments:
+                instruments[name] = design.instruments[name]
+    return replace(
+        first, parts=(), designs=held, knowns=knowns, masks=masks, instruments=instruments
+    )
 
 
 def mean_of(parts: Iterable[tuple[Design, float]]) -> Design:
@@ -89,4 +135,4 @@ def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossG
         name: gradient.value[name] - applied[name].to(gradient.value[name].device)
         for name in problem.params
     }
-    return replace(gradient, value=value)
+    return replace(gradient, value=value, absent=window.absent(problem.params))

@@ -55,7 +55,8 @@ def recorded(
             if marks[-1].weights is not here:  # steps before were dropped
                 marks[-1] = replace(marks[-1], weights=here)
             marks.append(_next(marks[-1], there, rate, gradient, n_steps))
-            steps += [Step(rate, rounding=_rounding(there, rate))] * n_steps
+            step = Step(rate, rounding=_rounding(there, rate), skipped=_unmoved(here, there))
+            steps += [step] * n_steps
         here = there
     _check_used_up(lr, rates)
     if len(marks) < 2 or dropped > len(steps):
@@ -160,6 +161,12 @@ def _next(last: Mark, there: Params, rate: float, gradient: Any, n_steps: int) -
         consumed = moved(consumed, {n: t.double() for n, t in given.items()}, n_steps)
     visited = moved(last.visited, middle, n_steps)
     return Mark(last.step + n_steps, last.epoch, there, applied, consumed, visited)
+
+
+def _unmoved(here: Params, there: Params) -> frozenset[str]:
+    """Tensors that stayed where they were while others moved: no step updated them."""
+    same = frozenset(name for name, t in here.items() if torch.equal(t, there[name]))
+    return same if len(same) < len(here) else frozenset()
 
 
 def _rounding(weights: Params, rate: float) -> float:

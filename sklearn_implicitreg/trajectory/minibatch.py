@@ -7,8 +7,14 @@ from typing import TypeGuard
 
 import numpy as np
 
-from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem
-from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
+from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem, zeros_of
+from sklearn_implicitreg.trajectory.references import (
+    Gradient,
+    Reference,
+    at_mean,
+    by_steps,
+    sub_windows,
+)
 from sklearn_implicitreg.trajectory.vectors import weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
@@ -32,6 +38,28 @@ def gradient_and_column(
 
     In one pass where both are at the mean iterate, with the rows of the window's batches.
     """
+    if not window.skipping:
+        return _gradient_and_column(whole, window, reference)
+    columns: list[Params | None] = []
+
+    def measured(problem: Problem, own: Window) -> LossGradient:
+        gradient, column = _gradient_and_column(problem, own, reference)
+        columns.append(column)
+        return gradient
+
+    gradient = by_steps(whole, window, measured)
+    total = zeros_of(whole.params)
+    for (names, share, _), column in zip(window.groups(whole.params), columns, strict=True):
+        if column is None:
+            return gradient, None
+        total |= {name: column[name] * share for name in names}
+    return gradient, total
+
+
+def _gradient_and_column(
+    whole: Problem, window: Window, reference: Gradient
+) -> tuple[LossGradient, Params | None]:
+    """Both over the steps of a window that count."""
     batches = named_batches(window, whole)
     plain = reference.sub_window is None and reference.weighted and reference.n_nodes == 1
     if plain and batches is not None:
@@ -64,7 +92,7 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     batches = named_batches(window, whole)
     if batches is not None:
         return there.spread_gradient(batches, gradient.value)
-    sizes = np.array([step.batch_size or 0 for step in window.steps], dtype=np.float64)
+    sizes = np.array([step.batch_size or 0 for step in window.counted], dtype=np.float64)
     n_rows = whole.n_rows or 0
     if sizes.min() < 1 or sizes.max() > n_rows:
         return None
@@ -78,14 +106,24 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     return {name: factor * column for name, column in spread.items()}
 
 
-def mean_column(columns: Sequence[Params]) -> Params:
+def mean_columns(columns: Sequence[Params], windows: Sequence[Window]) -> tuple[Params, ...]:
     """Mean over windows: the noise of random batches in a column would shrink its coefficient."""
-    return weighted_sum(columns, [1 / len(columns)] * len(columns))
+    mean = weighted_sum(columns, [1 / len(columns)] * len(columns))
+    if not any(window.skipping for window in windows):
+        return (mean,) * len(windows)
+    # As each window has it: its own share of the steps times the mean over these.
+    found: list[Params] = [{} for _ in windows]
+    for name, tensor in mean.items():
+        shares = [window.n_updates(name) / window.n_steps for window in windows]
+        total = sum(shares) or 1.0
+        for own, share in zip(found, shares, strict=True):
+            own[name] = tensor * (share * len(windows) / total)
+    return tuple(found)
 
 
 def named_batches(window: Window, whole: Problem) -> list[Indices] | None:
     """Rows of the batches of all steps; None where some are not known among these rows."""
-    batches = [step.rows for step in window.steps if step.rows is not None]
+    batches = [step.rows for step in window.counted if step.rows is not None]
     n_rows = whole.n_rows or 0
     known = len(batches) == window.n_steps and all(rows.max() < n_rows for rows in batches)
     return batches if known else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,7 +65,10 @@ def targets_from_r_factors(
             name: held.deviation[name].to(tensor.device) / whole.n_steps
             for name, tensor in problem.params.items()
         }
-        return tuple(own), Place(problem, mean, _gradient(value, held.blocks[0], held))
+        reached = {cell.tensor for block in held.blocks for cell in block.cells}
+        absent = frozenset(problem.params.keys() - reached)
+        gradient = replace(_gradient(value, held.blocks[0], held), absent=absent)
+        return tuple(own), Place(problem, mean, gradient)
 
     own = (deviations, places, wanted and found, trajectory, tuple(remarks))
     return TrajectoryTargets(problem, reference, windows, *own)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
-from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window, check_count
@@ -59,17 +60,21 @@ class Gradient:
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass (two with two nodes) over the rows that the window used."""
+        if self.sub_window is None:
+            return by_steps(problem, window, self._measured)
+        parts = list(sub_windows(window, self.sub_window))
+        return _mean([by_steps(problem, part, self._measured) for part in parts], parts)
+
+    def _measured(self, problem: Problem, window: Window) -> LossGradient:
+        """Gradient at the nodes of one window."""
         exact = self.sub_window is not None
-        size = window.n_steps if self.sub_window is None else self.sub_window
-        parts = list(sub_windows(window, size))
         gradients = [
-            _at(problem, part, node, exact=exact)
+            _at(problem, window, node, exact=exact)
             if exact or self.weighted
             else problem.at(node).gradient()
-            for part in parts
-            for node in self._nodes(part)
+            for node in self._nodes(window)
         ]
-        return _mean(gradients, [part for part in parts for _ in range(self.n_nodes)])
+        return _mean(gradients, [window] * self.n_nodes)
 
     def _nodes(self, window: Window) -> list[Params]:
         """Weights at which the gradient stands for that of all steps."""
@@ -104,7 +109,7 @@ class Batch:
         """One pass over each batch."""
         parts = list(sub_windows(window, 1))
         gradients = [
-            at_mean(replace(problem, draw=self.n_draws * part.start.step + k), part, exact=True)
+            by_steps(replace(problem, draw=self.n_draws * part.start.step + k), part, _of_batch)
             for part in parts
             for k in range(self.n_draws)
         ]
@@ -149,16 +154,20 @@ class Flow:
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
-        rates = [step.lr for step in window.steps]
-        time = float(window.scales(problem) @ rates)  # of the flow of L
-        n = self.n_substeps * window.n_steps
         start = {name: t.double() for name, t in window.start.weights.items()}
-        end, first = dict(start), None
-        for _ in range(n):
-            end, slope = runge_kutta(problem, end, time / n)
-            first = first or slope
-        assert first is not None
-        value = {name: (start[name] - end[name]) / time for name in problem.params}
+        end, first, whole_time = dict(start), None, 0.0
+        for part in window.parts() if window.skipping else (window,):
+            moving = moved_by(problem, part)
+            rates = [step.lr for step in part.steps]
+            time = float(part.scales(problem) @ rates)  # of the flow of L
+            n = self.n_substeps * part.n_steps
+            whole_time += time
+            for _ in range(n if moving.params else 0):
+                end, slope = runge_kutta(moving, end, time / n)
+                first = first or slope
+        if first is None:
+            return _nothing(problem)
+        value = {name: (start[name] - end[name]) / whole_time for name in problem.params}
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 
@@ -184,13 +193,21 @@ def _not_descent(window: Window) -> str:
     """Steps that are not the applied gradient times one step size; empty where all are."""
     for part in window.parts():
         rates = [step.lr for step in part.steps]
+        mixed = [name for name in part.skipping if 0 < part.n_updates(name) < part.n_steps]
+        if mixed:
+            return f"marks between which only some of the steps updated {min(mixed)!r}"
         if max(rates) > min(rates):
             continue  # the sum of the steps does not show it
         mean = part.mean("applied")
+        still = part.absent(mean)
         for name, old in part.start.weights.items():
+            if name in still:
+                continue
             step = old.double() - part.stop.weights[name].double()
             away = step - rates[0] * part.n_steps * mean[name]
-            if float(away.norm()) > 1e-3 * float(step.norm()):
+            # A gradient that is zero to rounding moves a tensor by less than its own rounding.
+            rounding = part.n_steps * torch.finfo(old.dtype).eps * float(old.double().norm())
+            if float(away.norm()) > 1e-3 * float(step.norm()) + rounding:
                 return f"steps of {name!r} other than lr={rates[0]:.4g} times the applied gradient"
     return ""
 
@@ -212,6 +229,40 @@ def as_reference(reference: Any, window: int | str | None = "epoch") -> Referenc
         )
     given: Reference = reference
     return given
+
+
+def moved_by(problem: Problem, window: Window) -> Problem:
+    """The problem of the tensors that the steps of a window moved; others stay where they are."""
+    still = window.absent([*problem.params, *problem.left_out])
+    if not still:
+        return problem
+    params = {name: t for name, t in problem.params.items() if name not in still}
+    left_out = tuple(name for name in problem.left_out if name not in still)
+    return replace(problem, params=params, left_out=left_out)
+
+
+def by_steps(
+    problem: Problem, window: Window, measured: Callable[[Problem, Window], LossGradient]
+) -> LossGradient:
+    """Mean gradient over a window, of each tensor over the steps that updated it."""
+    if not window.skipping.intersection(problem.params):
+        return measured(problem, window)
+    found = _nothing(problem)
+    for names, share, own in window.groups(problem.params):
+        part = measured(moved_by(problem, own), own)
+        value = {name: part.value[name] * share for name in names}
+        scale = max(part.scale, found.scale)
+        found = replace(part, value={**found.value, **value}, scale=scale)
+    return found
+
+
+def _nothing(problem: Problem) -> LossGradient:
+    """Gradient of steps that moved nothing."""
+    return LossGradient(zeros_of(problem.params), float("nan"), 1.0, 1, 0.0, 0)
+
+
+def _of_batch(problem: Problem, window: Window) -> LossGradient:
+    return at_mean(problem, window, exact=True)
 
 
 def at_mean(problem: Problem, window: Window, exact: bool = False) -> LossGradient:
@@ -249,7 +300,10 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
                 "steps; record with a smaller `every`."
             )
         inside = tuple(mark for mark in window.inside if step <= mark.step < stop)
-        yield Window(marks[step], marks[stop], inside, window.steps[step - begin : stop - begin])
+        steps = window.steps[step - begin : stop - begin]
+        part = Window(marks[step], marks[stop], inside, steps, window.of)
+        if part.n_steps:
+            yield part
 
 
 def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:

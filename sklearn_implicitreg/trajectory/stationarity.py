@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,8 +40,16 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     windows = _beside(trajectory, problem.params)
     whole, reference = problem.whole(), Gradient()
     parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]
-    added = torch.stack([_vector(part, place) for part in parts])
-    signal, raw = _squared_mean(added - _vector(place.gradient, place))
+    # What only some of the steps updated says nothing of the mean over all of them.
+    some = frozenset().union(*[window.skipping for window in windows])
+    names = [name for name in place.names if name not in some]
+    if not names:
+        return equations
+    added = torch.stack([_vector(part, place, names) for part in parts])
+    target_there = _vector(place.gradient, place, names)
+    if some:
+        size = float(target_there.norm())
+    signal, raw = _squared_mean(added - target_there)
     share, noise = max(0.0, signal) / size**2, (raw - signal) / size**2
     n_steps = sum(window.n_steps for window in windows)
     target = "-grad L" + " less what is known" * bool(place.design.known_terms)
@@ -84,9 +93,9 @@ def _is_at(mark: Mark, params: Params) -> bool:
     return all(torch.equal(weights[n].double().cpu(), t.double().cpu()) for n, t in params.items())
 
 
-def _vector(gradient: LossGradient, place: Place) -> torch.Tensor:
+def _vector(gradient: LossGradient, place: Place, names: Sequence[str]) -> torch.Tensor:
     parts = []
-    for name in place.problem.params:
+    for name in names:
         slope, known = gradient.value[name].reshape(-1), place.design.known(name)
         parts.append((slope if known is None else slope + known).cpu())
     return torch.cat(parts)

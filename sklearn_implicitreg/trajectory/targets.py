@@ -24,7 +24,7 @@ from sklearn_implicitreg.trajectory.minibatch import (
     NUISANCE,
     gradient_and_column,
     has_nuisance,
-    mean_column,
+    mean_columns,
     named_batches,
 )
 from sklearn_implicitreg.trajectory.references import Flow, Gradient, Reference, check_flow
@@ -89,7 +89,9 @@ class TrajectoryTargets:
         """Equations of several penalties, with the noise at the mean iterate of the windows."""
         found = [self.equations(penalty) for penalty in penalties]
         first, last = self.windows[0], self.windows[-1]
-        visited = Window(first.start, last.stop, (), ()).mean("visited")
+        steps = tuple(step for window in self.windows for step in window.steps)
+        inside = tuple(mark for window in self.windows for mark in window.inside)
+        visited = Window(first.start, last.stop, inside, steps).mean("visited")
         designs = [equations.judged.design for equations in found]
         blocks, seen = observed(self.problem.at(visited).blocks(n_blocks), self.problem, designs)
         for _ in blocks:
@@ -113,7 +115,8 @@ class TrajectoryTargets:
     def mean_deviation(self, deviations: Sequence[LossGradient]) -> LossGradient:
         """Mean over the windows, each by its steps."""
         value = weighted_sum([part.value for part in deviations], self.shares)
-        return replace(deviations[0], value=value)
+        absent = frozenset.intersection(*[part.absent for part in deviations])
+        return replace(deviations[0], value=value, absent=absent)
 
     @cached_property
     def kinks(self) -> Kinks:
@@ -160,9 +163,31 @@ class TrajectoryTargets:
             )
         if self.problem.left_out:
             notes.append(f"Parameters without equations: {', '.join(self.problem.left_out)}.")
+        notes += self._updates()
         known = equations.judged.design.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
+        return notes
+
+    def _updates(self) -> list[str]:
+        """Tensors in scope that no step or only some steps updated."""
+        n = sum(window.n_steps for window in self.windows)
+        skipping = frozenset().union(*[window.skipping for window in self.windows])
+        names = [name for name in self.problem.params if name in skipping]
+        counts = {name: sum(w.n_updates(name) for w in self.windows) for name in names}
+        never = ", ".join(name for name, count in counts.items() if not count)
+        some = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+        notes = []
+        if never:
+            notes.append(
+                f"Parameters without equations, for no step updated them (frozen, or no gradient "
+                f"reached them): {never}."
+            )
+        if some:
+            notes.append(
+                f"Some of the {n} steps did not update these parameters (frozen, or no gradient "
+                f"reached them), and only the others give their equations: {some}."
+            )
         return notes
 
     def _of_step_size(self, equations: Equations) -> bool:
@@ -223,8 +248,7 @@ def targets_from_weights(
     def places(targets: TrajectoryTargets, penalty: Penalty) -> tuple[tuple[Place, ...], Place]:
         own = []
         for i, (part, away) in enumerate(zip(windows, found, strict=True)):
-            batches = tuple(step.rows for step in part.steps if step.rows is not None)
-            design = window_design(penalty, replace(problem, batches=batches or None), part)
+            design = window_design(penalty, problem, part)
             if targets.adds_nuisance(penalty):
                 design = design.joined(NUISANCE, columns[i])
             own.append(Place(problem, design, away))
@@ -247,7 +271,7 @@ def _shared(
             f"({_unknown(windows, whole)}).",
         )
     if known and any(named_batches(part, whole) is None for part in windows):
-        return (mean_column(known),) * len(windows), (
+        return mean_columns(known, windows), (
             "The column 'minibatch' is the mean over the trajectory for random batches of the "
             f"sizes used ({_unknown(windows, whole)}).",
         )

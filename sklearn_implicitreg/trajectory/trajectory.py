@@ -189,12 +189,17 @@ class Trajectory:
         path : str or path-like
             An existing file is replaced once the new one is whole.
         """
+        kinds: dict[frozenset[str], int] = {}
+        for step in self.steps:
+            kinds.setdefault(step.skipped, len(kinds))
         header = {
             "optimizer": self.optimizer,
             "settings": self.settings,
             "n_dropped": self.n_dropped,
             "begins_epoch": self.begins_epoch,
             "steps": [[step.lr, step.batch_size, step.rounding] for step in self.steps],
+            "skipped": [sorted(own) for own in kinds],
+            "skipped_by": [kinds[step.skipped] for step in self.steps],
         }
         write(path, header, self.marks, [step.rows for step in self.steps], self.r_factors)
 
@@ -226,9 +231,13 @@ class Trajectory:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in header["settings"].items()
         }
+        kinds = [frozenset(own) for own in header.get("skipped", [()])]
+        skipped = header.get("skipped_by", [0] * len(batches))
         steps = tuple(
-            Step(lr, rows, size, rounding)
-            for rows, (lr, size, rounding) in zip(batches, header["steps"], strict=True)
+            Step(lr, rows, size, rounding, kinds[kind])
+            for rows, (lr, size, rounding), kind in zip(
+                batches, header["steps"], skipped, strict=True
+            )
         )
         begins = header.get("begins_epoch", True)
         own = (header["optimizer"], settings, header["n_dropped"], r_factors, begins)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,15 @@ class Step:
     batch_size : int or None, default=None
     rounding : float, default=nan
         Norm of the rounding in the applied gradient; see :meth:`Trajectory.rounding`.
+    skipped : frozenset of str, default=frozenset()
+        Tensors that the step did not update: frozen, or without a gradient.
     """
 
     lr: float
     rows: Indices | None = None
     batch_size: int | None = None
     rounding: float = float("nan")
+    skipped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,50 @@ class Window:
     stop: Mark
     inside: tuple[Mark, ...]  # marks at which a step of the window began
     steps: tuple[Step, ...]
+    # Only the steps that updated this tensor count; None: all. What a tensor has in a window are
+    # sums over its own steps, divided by the number of all steps.
+    of: str | None = None
 
     @property
     def n_steps(self) -> int:
-        """Number of steps, T."""
-        return self.stop.step - self.start.step
+        """Number of steps that count, T."""
+        return self.stop.step - self.start.step if self.of is None else len(self.counted)
+
+    @property
+    def counted(self) -> tuple[Step, ...]:
+        """The steps that count."""
+        if self.of is None:
+            return self.steps
+        return tuple(step for step in self.steps if self.of not in step.skipped)
+
+    @cached_property
+    def skipping(self) -> frozenset[str]:
+        """Tensors that some step did not update."""
+        return frozenset().union(*{step.skipped for step in self.steps})
+
+    def n_updates(self, name: str) -> int:
+        """Number of the steps that count and updated a tensor."""
+        if name not in self.skipping:
+            return self.n_steps
+        return sum(name not in step.skipped for step in self.counted)
+
+    def absent(self, names: Iterable[str]) -> frozenset[str]:
+        """Tensors that no step that counts updated."""
+        return frozenset(n for n in self.skipping.intersection(names) if not self.n_updates(n))
+
+    def groups(self, names: Iterable[str]) -> list[tuple[list[str], float, Window]]:
+        """Tensors that the same steps updated, the share of these steps, and the window of them."""
+        found: dict[tuple[bool, ...], list[str]] = {}
+        for name in names:
+            mixed = name in self.skipping
+            key = tuple(name not in step.skipped for step in self.steps) if mixed else ()
+            found.setdefault(key, []).append(name)
+        parts = {key: replace(self, of=own[0] if key else None) for key, own in found.items()}
+        return [
+            (own, parts[key].n_steps / self.n_steps, parts[key])
+            for key, own in found.items()
+            if parts[key].n_steps
+        ]
 
     def mean_gradient(self, what: str, problem: Problem) -> Params:
         """Mean over the steps of "applied" or "consumed", in units of the mean loss L."""
@@ -79,7 +122,7 @@ class Window:
         masses = problem.masses
         if masses is not None and np.ptp(masses) == 0:
             scales, masses = scales * masses[0], None
-        sizes = [_mass(step, masses) for step in self.steps]
+        sizes = [_mass(step, masses) for step in self.counted]
         if not all(sizes):
             what = "rows of every batch" if masses is not None else "size of every batch"
             raise ValueError(
@@ -96,19 +139,40 @@ class Window:
                 "reference='applied' needs the gradients that the optimizer was given, which this "
                 "trajectory does not hold; record with gradients=True (default with every=1 only)."
             )
+        if what == "visited" and self.skipping:
+            return self._position()
         return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
+
+    def _position(self) -> Params:
+        """Mean weights over the steps that count, also of tensors that they did not update."""
+        ends = (*self.inside, self.stop)
+        if len(ends) > 2:
+            total: Params = {}
+            for part in self.parts():
+                for name, tensor in part.mean("visited").items():
+                    share = tensor * (part.n_steps / self.n_steps)
+                    total[name] = total[name] + share if name in total else share
+            return total
+        own = replace(self, of=None)
+        found: Params = {}
+        for name, before in self.start.visited.items():
+            # Between two marks a tensor that is updated stands where its own steps found it.
+            n, rest = own.n_updates(name), self.start.weights[name].double()
+            if n:
+                found[name] = (self.stop.visited[name] - before).div_(n)
+            else:  # decay may move it
+                end, n = self.stop.weights[name].double(), len(self.steps)
+                found[name] = rest + (end - rest) * ((n - 1) / (2 * n))
+        return found
 
     def parts(self) -> Iterator[Window]:
         """The steps between any two marks."""
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
             first, last = mark.step - self.start.step, after.step - self.start.step
-            yield Window(mark, after, (mark,), self.steps[first:last])
-
-    def iterates(self) -> Iterator[tuple[Params, int]]:
-        """Mean weights between any two marks, and for how many steps they stand."""
-        # A column that is linear in the weights is as exact there as with a mark at every step.
-        return ((part.mean("visited"), part.n_steps) for part in self.parts())
+            part = Window(mark, after, (mark,), self.steps[first:last], self.of)
+            if part.n_steps:
+                yield part
 
     def stacks(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterates of one tensor in stacks, and the share of the steps that each stands for."""
@@ -117,9 +181,22 @@ class Window:
         for i in range(0, len(ends) - 1, size):
             part = ends[i : i + size + 1]
             visited = torch.stack([mark.tensor("visited", name) for mark in part])
-            counts = visited.new_tensor([mark.step for mark in part]).diff()
-            stack = visited.diff(dim=0).div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
-            yield stack, counts / self.n_steps
+            counts = visited.new_tensor(self._counts(name, part))
+            stack = visited.diff(dim=0)
+            if name in self.skipping:
+                stack, counts = stack[counts > 0], counts[counts > 0]
+            if len(counts):
+                stack.div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
+                yield stack, counts / self.n_steps
+
+    def _counts(self, name: str, marks: Sequence[Mark]) -> list[int]:
+        """How many steps between any two marks updated a tensor."""
+        steps = [mark.step - self.start.step for mark in marks]
+        pairs = list(zip(steps[:-1], steps[1:], strict=True))
+        if name not in self.skipping:
+            return [last - first for first, last in pairs]
+        updated = [name not in step.skipped for step in self.steps]
+        return [sum(updated[first:last]) for first, last in pairs]
 
     def row_weights(
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None
@@ -128,7 +205,7 @@ class Window:
         # With masses of the rows it is one over the mass of the batch: what the loss multiplies
         # by the mass of the row.
         weights = np.zeros(n_rows)
-        for step in self.steps:
+        for step in self.counted:
             if step.rows is None or step.rows.max() >= n_rows:
                 return None
             size = len(step.rows) if masses is None else masses[step.rows].sum()

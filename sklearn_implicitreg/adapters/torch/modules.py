@@ -254,11 +254,12 @@ class TorchProblem(Problem):
         grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
-            sums[name] = torch.zeros_like(t) if g is None else g
+            sums[name] = torch.zeros_like(t) if g is None else g.to_dense() if g.is_sparse else g
         alone = isinstance(batch.inputs, Tensor)
         n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
         n_kinks = self.row_loss.n_kinks(output, target)
-        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
+        absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
+        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
 
     @cached_property
     def leaves(self) -> list[Tensor]:

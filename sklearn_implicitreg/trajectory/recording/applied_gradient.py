@@ -274,6 +274,7 @@ class Stretch:
     def __init__(self, rule: Rule, optimizer: Optimizer, params: Mapping[str, Tensor], each: bool):
         self.settings, self.each = settings_of(optimizer), each
         self.n_steps = 0
+        self.frozen = frozenset(name for name, p in params.items() if not p.requires_grad)
         self._optimizer, self._params = optimizer, params
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._meters: dict[str, StepByStep | Telescope] = {}
@@ -315,7 +316,8 @@ class Stretch:
     def add_to(self, totals: Mapping[str, Tensor]) -> None:
         """Add the sums of the applied gradients."""
         for name, meter in self._meters.items():
-            meter.add_to(totals[name])
+            if name not in self.frozen:  # decay or momentum may move it, its gradient does not
+                meter.add_to(totals[name])
 
     def moved(self) -> bool:
         """Whether a step that raised had changed weights already."""
@@ -335,6 +337,7 @@ def settings_of(optimizer: Optimizer) -> list[Any]:
     found: list[Any] = []
     for group in optimizer.param_groups:
         found.append({key: v for key, v in frozen(group).items() if key != "params"})
+        found.append([p.requires_grad for p in group["params"]])
         states = [optimizer.state.get(p, {}) for p in group["params"]]
         found.append(tuple(id(s[k]) for s in states for k in _BUFFERS if s.get(k) is not None))
     return found

@@ -216,6 +216,9 @@ class Watched:
             raise ValueError(
                 "Expected an optimizer of this model's parameters, got one of none of them."
             )
+        # The recorder has no room for tensors that may never train, such as a large frozen base.
+        self._frozen = {own_name(n): p for n, p in model.named_parameters() if not p.requires_grad}
+        self._frozen = {n: p for n, p in self._frozen.items() if any(p is own for own in held)}
         self._model = model
         self._own = {id(p) for p in self.params.values()}
         self.remember()
@@ -231,6 +234,13 @@ class Watched:
                     f"Expected {name} to keep its shape {tuple(shape)}, got "
                     f"{tuple(self.params[name].shape)}; {_NEW}."
                 )
+        late = [name for name, p in self._frozen.items() if p.requires_grad]
+        if late:
+            return (
+                f"Expected tensors that require gradients when record(...) begins, got "
+                f"{', '.join(late)}, unfrozen since; begin with them unfrozen and freeze them in "
+                "the with block: the recorder counts the steps of each tensor."
+            )
         if not self._own <= here or not here <= self._own | self._others:
             return (
                 "Expected the optimizer to keep the parameters of the recorded model, got "

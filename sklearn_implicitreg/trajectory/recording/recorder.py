@@ -161,6 +161,8 @@ class Recorder:
         self._each = self._every == 1
         self._pending = self._stale = self._called = False
         self._idle, self._n_changed = "", 0
+        self._skipped: frozenset[str] = frozenset()  # by the last step
+        self._frozen: frozenset[str] = frozenset()
         self._step = self._epoch = 0
         self._dropped: dict[str, int] = {}
         self._rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
@@ -323,6 +325,7 @@ class Recorder:
                 self._refresh()
         if self._stretch is None:
             self._stretch = self._begin_stretch()
+        self._frozen = self._stretch.frozen
         self._visit(1)
         self._pending = True
 
@@ -340,14 +343,15 @@ class Recorder:
             self._visit(-1)
             return
         stretch.after()
-        for name in self._sums["consumed"]:
+        self._skip()
+        for name in self._sums["consumed"].keys() - self._skipped:
             gradient = self._params[name].grad
             if gradient is not None:
                 self._running["consumed"].add(name, gradient.detach())
         if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
             self._rounding, self._rounding_at = stretch.rounding(), self._step
         lr = self._watched.lr(optimizer)
-        self._steps.append(Step(lr, rows, size, self._rounding))
+        self._steps.append(Step(lr, rows, size, self._rounding, self._skipped))
         self._step += 1
         if self._step % self._every == 0:
             self._check(self._watched.replaced())
@@ -364,8 +368,17 @@ class Recorder:
         return stretch
 
     def _visit(self, sign: int) -> None:
-        for name in self._sums["visited"]:
+        for name in self._sums["visited"].keys() - self._frozen:
             self._running["visited"].add(name, self._params[name].detach(), sign)
+
+    def _skip(self) -> None:
+        """Find the tensors that the step did not update, and take its visit to them back."""
+        # Not before the step: a closure makes the gradients in it.
+        without = {name for name, p in self._params.items() if p.grad is None}
+        for name in without - self._frozen:
+            self._running["visited"].add(name, self._params[name].detach(), -1)
+        skipped = self._frozen | without
+        self._skipped = self._skipped if skipped == self._skipped else skipped
 
     def _settle(self) -> None:
         """Take back a step that raised before it was made, or all since a half-made one."""

@@ -93,16 +93,16 @@ class Reduction:
             gradient, nuisance = gradient_and_column(whole, window, reference)
         else:
             gradient = reference.mean_gradient(whole, window)
-        batches = tuple(step.rows for step in window.steps if step.rows is not None)
-        here = replace(self.problem, batches=batches or None)
-        means = [window_design(LeafPenalty(leaf), here, window) for leaf in self.leaves]
+        means = [window_design(LeafPenalty(leaf), self.problem, window) for leaf in self.leaves]
         cells: list[Cell] = []
         designs: Params = {}
         deviations: Params = {}
         masks: Params = {}
-        for name, slope in deviation(self.problem, window, gradient).value.items():
+        away = deviation(self.problem, window, gradient)
+        for name, slope in away.value.items():
             design, masks[name] = self._joined(means, name, nuisance)
-            cells += cells_of(name, design, -slope.reshape(-1), masks[name])
+            if name not in away.absent:
+                cells += cells_of(name, design, -slope.reshape(-1), masks[name])
             designs[name], deviations[name] = design.mul_(window.n_steps), slope * window.n_steps
         named_so = repr(reference), nuisance is not None
         block = Block(*named_so, gradient.scale, gradient.n_kinks, tuple(cells))

@@ -82,9 +82,9 @@ class EndpointTargets:
         cluster: Cluster = "endpoint" if len(places) > 1 else "tensor"
         return Equations(places, self, cluster, self.sampling)
 
-    def completing(self, other: Problem) -> LossGradient:
+    def completing(self, other: Problem) -> tuple[LossGradient]:
         """Gradient over further rows, which complete those of the one endpoint."""
-        return other.numbered_like(self.problem).gradient()
+        return (other.numbered_like(self.problem).gradient(),)
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
         """Model, loss, rows and size of the gradient."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,24 @@ class LossGradient:
             self.n_rows + other.n_rows,
             mine * self.scale + theirs * other.scale,
             self.n_kinks + other.n_kinks,
+        )
+
+    @classmethod
+    def mean(cls, parts: Sequence[LossGradient], shares: Sequence[float]) -> LossGradient:
+        """Mean of gradients over the same rows at several places."""
+        pairs = list(zip(shares, parts, strict=True))
+        first = parts[0]
+        value = {
+            name: sum((share * part.value[name] for share, part in pairs), torch.zeros_like(own))
+            for name, own in first.value.items()
+        }
+        return cls(
+            value,
+            sum(share * part.loss for share, part in pairs),
+            first.weight,
+            first.n_rows,
+            sum(share * part.scale for share, part in pairs),
+            max(part.n_kinks for part in parts),
         )
 
     def rounding(self, eps: float) -> float:

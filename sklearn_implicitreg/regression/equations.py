@@ -17,7 +17,7 @@ from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
-from sklearn_implicitreg.regression.solve import Solution, solve
+from sklearn_implicitreg.regression.solve import Solution
 from sklearn_implicitreg.regression.spread import Spread
 from sklearn_implicitreg.regression.system import (
     Array,
@@ -30,7 +30,6 @@ from sklearn_implicitreg.regression.system import (
 )
 
 _EPS = float(np.finfo(np.float64).eps)
-_HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _SLACK = 3.0  # root mean square residuals of the equations that an inequality may miss by
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
@@ -130,7 +129,7 @@ class Place:
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
         for name in self.problem.params:
-            dropped = self._dropped(name)
+            dropped = self.dropped(name)
             if dropped is None:
                 continue
             side, beside, slope = self._beside(name, dropped)
@@ -146,7 +145,7 @@ class Place:
         if at_bound or not self.design.closed_form:
             return bounds
         for name in self.problem.params:
-            dropped = self._dropped(name)
+            dropped = self.dropped(name)
             if dropped is None:
                 continue
             _, beside, slope = self._beside(name, dropped)
@@ -214,7 +213,7 @@ class Place:
     def _kept(self) -> dict[str, list[Block]]:
         return {}
 
-    def _dropped(self, name: str) -> Tensor | None:
+    def dropped(self, name: str) -> Tensor | None:
         """Mask of the coordinates at a kink or a bound; None where there are none."""
         smooth, free = self.design.smooth(name), self.problem.free.get(name)
         if free is not None:
@@ -250,8 +249,8 @@ class Targets(Protocol):
         """Equations of several penalties, and their products with blocks of rows."""
         ...
 
-    def completing(self, other: Problem) -> LossGradient:
-        """Gradient over further rows, which complete those of the fit."""
+    def completing(self, other: Problem) -> Sequence[LossGradient]:
+        """Gradients at every place over further rows, which complete those of the fit."""
         ...
 
     def units(self, equations: Equations) -> Units:
@@ -297,12 +296,6 @@ class Equations:
     def judged(self) -> Place:
         """The place that R-squared and scores are about: the mean over windows, or the only one."""
         return self.places[0] if self.mean is None else self.mean
-
-    @property
-    def judged_system(self) -> System:
-        """The equations that R-squared and the criterion are about."""
-        stacked = self.system  # raises for fewer equations than coefficients
-        return stacked if self.mean is None else self.mean.system
 
     @cached_property
     def rounding(self) -> float:
@@ -358,6 +351,8 @@ class Equations:
     def without_nuisance(self, system: System) -> Array:
         """R factor of the family's columns and the target, the nuisance column projected out."""
         kept = self.family
+        if self.nuisance is None:
+            return system.r_factor
         first = [i for i in range(system.n_terms) if i not in kept]
         turned = system.r_factor[:, [*first, *kept, system.n_terms]]
         return r_factor(turned[:, :-1], turned[:, -1])[len(first) :, len(first) :]
@@ -386,19 +381,15 @@ class Equations:
             return 0.0
         return explained(self.system.r_factor, coef)
 
-    def completed_r2(self, other: LossGradient, coef: Array, *, positive: bool) -> float:
-        """R2 of coefficients against the gradient over these rows and others together."""
-        # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
-        # scores of different numbers of folds compare.
-        own = self.judged
-        place = replace(own, gradient=own.gradient.completed(other), given=None)
-        system, eps = place.system, own.problem.eps
-        best = solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
-        ratio = own.gradient.weight / other.weight
-        shrink = (_HIDDEN_SHARE / (1 - _HIDDEN_SHARE) * ratio) ** 0.5
-        if best.tss**0.5 <= place.rounding:
-            return 0.0
-        return explained(system.r_factor, best.coef + shrink * (coef - best.coef))
+    def completed(self, others: Sequence[LossGradient]) -> Equations:
+        """The same columns against the gradients over these rows and others together."""
+        pairs = zip(self.places, others, strict=True)
+        places = [replace(p, gradient=p.gradient.completed(o), given=None) for p, o in pairs]
+        mean = self.mean
+        if mean is not None:
+            gradient = LossGradient.mean([p.gradient for p in places], self.shares)
+            mean = replace(mean, gradient=gradient, given=None)
+        return replace(self, places=tuple(places), mean=mean)
 
     def penalty(self, solution: Solution) -> FittedPenalty | None:
         """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
+from sklearn_implicitreg.problem import LossGradient
 from sklearn_implicitreg.regression.equations import Equations, Inequalities
 from sklearn_implicitreg.regression.inference import (
     Inference,
@@ -19,7 +20,7 @@ from sklearn_implicitreg.regression.inference import (
 )
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
-from sklearn_implicitreg.regression.system import Array, System
+from sklearn_implicitreg.regression.system import Array, System, explained
 from sklearn_implicitreg.regression.verdict import (
     Measures,
     Verdict,
@@ -27,6 +28,8 @@ from sklearn_implicitreg.regression.verdict import (
     is_explained,
     judge,
 )
+
+_HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,30 @@ def fit(equations: Equations, settings: Settings) -> Result:
     )
 
 
+def judged_solution(equations: Equations, positive: bool) -> Solution:
+    """Coefficients of the family, with R2 where it is judged: of the mean over windows."""
+    found = _solved(equations, equations.system, equations.eps, positive)
+    return _of_mean(equations, found)[1] if equations.mean else found
+
+
+def completed_r2(
+    equations: Equations, others: Sequence[LossGradient], coef: Array, *, positive: bool
+) -> float:
+    """R2 of coefficients against the gradient over the fit's rows and others together."""
+    # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
+    # scores of different numbers of folds compare.
+    whole = equations.completed(others)
+    best = judged_solution(whole, positive)
+    if best.tss**0.5 <= whole.rounding:
+        return 0.0
+    ratio = equations.judged.gradient.weight / others[0].weight
+    shrink = (_HIDDEN_SHARE / (1 - _HIDDEN_SHARE) * ratio) ** 0.5
+    upper = whole.without_nuisance(whole.judged.system)
+    away = coef[whole.family] - best.coef
+    lost = explained(upper, best.coef) - explained(upper, best.coef + shrink * away)
+    return best.r2 - lost
+
+
 def _solved(equations: Equations, system: System, eps: float, positive: bool) -> Solution:
     """Solution of a system, in which the nuisance column may have any sign."""
     n = system.n_equations
@@ -178,7 +205,8 @@ def _of_mean(equations: Equations, stacked: Solution) -> tuple[Solution, Solutio
     upper = equations.without_nuisance(equations.judged.system)
     size = float(upper[:, -1] @ upper[:, -1])
     away = upper[:, -1] - upper[:, :-1] @ stacked.coef[kept]
-    shortfall = min(1.0, float(away @ away) / size) if size else 1.0
+    signal = size**0.5 > equations.rounding
+    shortfall = min(1.0, float(away @ away) / size) if signal else 1.0
     family = solve(upper, equations.judged.system.n_equations, eps=stacked.eps)
     cosine = np.array(stacked.cosine)
     cosine[kept] = family.cosine

@@ -69,7 +69,7 @@ class Gradient:
             for part in parts
             for node in self._nodes(part)
         ]
-        return _mean(gradients, [part for part in parts for _ in range(self.n_nodes)])
+        return _mean(problem, gradients, parts)
 
     def _nodes(self, window: Window) -> list[Params]:
         """Weights at which the gradient stands for that of all steps."""
@@ -108,7 +108,7 @@ class Batch:
             for part in parts
             for k in range(self.n_draws)
         ]
-        return _mean(gradients, [part for part in parts for _ in range(self.n_draws)])
+        return _mean(problem, gradients, parts)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,8 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     """Gradient at some weights, rows weighted as the window used them."""
     there = problem.at(params)
     n_rows = there.n_rows
-    weights = None if n_rows is None else window.row_weights(n_rows, problem.masses)
+    masses = None if n_rows is None else problem.masses
+    weights = None if n_rows is None else window.row_weights(n_rows, masses)
     if weights is None:
         if exact:
             raise ValueError(
@@ -234,7 +235,9 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     used = np.flatnonzero(weights)
     if len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max():
         return there.gradient()
-    return there.take(used, weights[used]).gradient()
+    found = there.take(used, weights[used]).gradient()
+    # Shares of rows add up to one; what completes the gradient counts by the rows' own weights.
+    return replace(found, weight=float(n_rows if masses is None else masses.sum()))
 
 
 def sub_windows(window: Window, size: int) -> Iterator[Window]:
@@ -252,17 +255,15 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
         yield Window(marks[step], marks[stop], inside, window.steps[step - begin : stop - begin])
 
 
-def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
-    total = sum(part.n_steps for part in parts)
-    shares = [part.n_steps / total for part in parts]
-    pairs = list(zip(shares, gradients, strict=True))
-    return LossGradient(
-        weighted_sum([g.value for g in gradients], shares),
-        sum(s * g.loss for s, g in pairs),
-        sum(g.weight for g in gradients),
-        sum(g.n_rows for g in gradients),
-        sum(s * g.scale for s, g in pairs),
-        sum(g.n_kinks for g in gradients),
+def _mean(problem: Problem, gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
+    """Mean of the gradients of parts with rows of their own, of each part as many in a row."""
+    n = len(gradients) // len(parts)
+    total = sum(n * part.n_steps for part in parts)
+    shares = [part.n_steps / total for part in parts for _ in range(n)]
+    return replace(
+        LossGradient.mean(gradients, shares),
+        n_rows=problem.n_rows or gradients[0].n_rows,
+        n_kinks=max(sum(g.n_kinks for g in gradients[i::n]) for i in range(n)),
     )
 
 

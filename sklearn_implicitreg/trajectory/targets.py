@@ -30,7 +30,6 @@ from sklearn_implicitreg.trajectory.minibatch import (
 from sklearn_implicitreg.trajectory.references import Flow, Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.smoothness import Kinks
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
 # Places of a penalty, with the mean over them.
@@ -103,17 +102,12 @@ class TrajectoryTargets:
             isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves
         )
 
-    def completing(self, other: Problem) -> LossGradient:
-        """Mean deviation against further rows, whose labels are numbered as in these."""
+    def completing(self, other: Problem) -> Sequence[LossGradient]:
+        """Deviations from further rows, whose labels are numbered as in these."""
         whole = other.numbered_like(self.problem).whole()
         own = self.problem
         whole = replace(whole, trained_factor=own.trained_factor, trained_sum=own.trained_sum)
-        return self.mean_deviation(self.deviations(whole))
-
-    def mean_deviation(self, deviations: Sequence[LossGradient]) -> LossGradient:
-        """Mean over the windows, each by its steps."""
-        value = weighted_sum([part.value for part in deviations], self.shares)
-        return replace(deviations[0], value=value)
+        return self.deviations(whole)
 
     @cached_property
     def kinks(self) -> Kinks:
@@ -229,7 +223,7 @@ def targets_from_weights(
                 design = design.joined(NUISANCE, columns[i])
             own.append(Place(problem, design, away))
         mean = mean_of(zip([place.design for place in own], targets.shares, strict=True))
-        return tuple(own), Place(problem, mean, targets.mean_deviation(found))
+        return tuple(own), Place(problem, mean, LossGradient.mean(found, targets.shares))
 
     remarks += _left_out(trajectory, windows)
     own = (deviations, places, bool(columns), trajectory, remarks)

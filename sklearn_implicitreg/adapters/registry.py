@@ -201,9 +201,10 @@ def linear_problem(
     model = LinearModel(coef, intercept, loss=loss, classes=classes)
     if penalized_intercept and isinstance(options.params, str) and options.params == "auto":
         options = replace(options, params="all")
-    return replace(
-        adapt(model, data, options), convention=convention if options.loss == "auto" else None
-    )
+    problem = adapt(model, data, options)
+    if penalized_intercept and getattr(problem, "at_rest", False):
+        problem = replace(problem, at_rest=False)
+    return replace(problem, convention=convention if options.loss == "auto" else None)
 
 
 def _module(name: str) -> Any:

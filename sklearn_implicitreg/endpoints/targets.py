@@ -25,6 +25,7 @@ from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.spread import observed
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
+_AT_REST = 0.3  # at the end of a training at most .1, on other rows about 1
 _VIF_NOTE = 10.0  # the same, by the usual rule
 _ROUNDING = 1e-9  # of total weights
 
@@ -92,7 +93,7 @@ class EndpointTargets:
 
     def notes(self, equations: Equations, result: Result) -> list[str]:
         """Notes of the models, and what the fit says about its columns."""
-        notes = places_notes(self.problems)
+        notes = places_notes(self.problems, [place.gradient for place in equations.places])
         known = equations.places[0].design.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
@@ -146,9 +147,16 @@ def places_header(
     ]
 
 
-def places_notes(problems: Sequence[Problem]) -> list[str]:
+def places_notes(problems: Sequence[Problem], gradients: Sequence[LossGradient]) -> list[str]:
     """Notes of the problems, each once, and what gives no equations."""
     notes = list(dict.fromkeys(note for problem in problems for note in problem.notes))
+    unrest = max(gradient.unrest for gradient in gradients)
+    if unrest > _AT_REST:
+        notes.append(
+            f"The gradient in the unpenalized intercept is {unrest:.2g} of its standard error over "
+            "rows and not zero: these are other rows or sample weights than those of the training, "
+            "the model's weights were changed, or its training had not ended."
+        )
     if problems[0].left_out:
         notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")
     return notes

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from sklearn_implicitreg.problem.vectors import Params, add_to, norm_of
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class BlockGradient:
     n_rows: int
     scale: float  # sum over rows of the size of the summands: eps * scale is rounding
     n_kinks: int = 0  # rows at which the loss has no derivative
+    # (3, K) of the derivatives in an unpenalized intercept: their sum, norm and size over the rows.
+    rest: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class LossGradient:
     n_rows: int
     scale: float
     n_kinks: int
+    # Largest gradient of an unpenalized intercept that gives no equation, over its standard error.
+    unrest: float = 0.0
 
     @classmethod
     def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
@@ -39,6 +47,7 @@ class LossGradient:
         total: Params = {}
         loss = weight = scale = 0.0
         n_rows = n_kinks = 0
+        rest: Array | None = None
         for block in blocks:
             _accumulate(total, block.sums)
             loss += block.loss
@@ -46,6 +55,7 @@ class LossGradient:
             scale += block.scale
             n_rows += block.n_rows
             n_kinks += block.n_kinks
+            rest = joined_rest(rest, block.rest)
             del block  # freed before the next is made
         if n_rows < 1:
             raise ValueError("Expected at least 1 row of data, got 0.")
@@ -53,7 +63,8 @@ class LossGradient:
             raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
         for tensor in total.values():
             tensor.div_(weight)
-        return cls(total, loss / weight, weight, n_rows, scale / weight, n_kinks)
+        unrest = 0.0 if rest is None else _unrest(*rest)
+        return cls(total, loss / weight, weight, n_rows, scale / weight, n_kinks, unrest)
 
     def completed(self, other: LossGradient) -> LossGradient:
         """Mean over the rows of both, each by its total weight."""
@@ -94,6 +105,19 @@ class LossGradient:
     def norm(self) -> float:
         """Euclidean norm over all parameters."""
         return norm_of(self.value)
+
+
+def joined_rest(first: Array | None, second: Array | None) -> Array | None:
+    """That of the rows of both blocks."""
+    if first is None or second is None:
+        return second if first is None else first
+    return np.array([first[0] + second[0], np.hypot(first[1], second[1]), first[2] + second[2]])
+
+
+def _unrest(slopes: Array, norms: Array, sizes: Array) -> float:
+    """Largest sum of derivatives over its standard error; 0 where it is rounding."""
+    above = np.abs(slopes) > 100 * np.finfo(np.float64).eps * sizes
+    return float(np.max(np.abs(slopes[above]) / norms[above], initial=0.0))
 
 
 def _accumulate(total: Params, sums: Params) -> None:

@@ -60,6 +60,7 @@ class Result:
     bands: Array | None = None  # (W, k, 2), their intervals
     noise_share: float = 0.0  # of the mean target
     signal_share: float | None = None  # what the family explains of the rest
+    resolution: Array | None = None  # (k,): a coefficient up to it is zero to rounding
     tested: Inequalities | None = None  # of coordinates at a kink
     scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
     whole: tuple[Any, Any] | None = None  # family solved as a whole, what its solver found
@@ -112,6 +113,7 @@ def fit(equations: Equations, settings: Settings) -> Result:
         path=path,
         bands=bands,
         noise_share=noise_share,
+        resolution=_resolution(equations, solution),
         signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
         scale_invariant=invariant,
@@ -153,6 +155,13 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
     if turned.rss < found.rss:
         found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
     return replace(found, active=found.active | (sign < 0))
+
+
+def _resolution(equations: Equations, solution: Solution) -> Array:
+    """What rounding moves each coefficient by: where all is explained, also the solver's."""
+    left = solution.rss**0.5 if is_explained(solution) else 0.0
+    found: Array = solution.reach * max(equations.rounding, left)
+    return found
 
 
 def _warn_of_dependence(solution: Solution, system: System) -> None:

@@ -27,6 +27,7 @@ class Solution:
     rank: int
     condition_number: float  # of the columns scaled to unit norm
     vif: Array  # (k,) uncentered; inf for columns that take part in a dependence
+    reach: Array  # (k,): how far a change of the target by a norm of one moves each coefficient
     dependent: tuple[int, ...]  # columns that do; a zero column is one alone
     active: np.ndarray[tuple[int], np.dtype[np.bool_]]  # False: held at zero
     n_equations: int
@@ -122,6 +123,7 @@ def solve(
         rank=spectrum.rank,
         condition_number=_condition(spectrum),
         vif=_inflation(spectrum, dependent),
+        reach=np.linalg.norm(spectrum.whitener, axis=1),
         dependent=dependent,
         active=active,
         n_equations=n_equations,
@@ -135,13 +137,13 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
         return solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
     k, parts = system.n_terms, []
     coef, cosine, vif, active = np.zeros(k), np.zeros(k), np.full(k, np.inf), np.ones(k, bool)
-    largest, smallest = 0.0, np.inf
+    reach, largest, smallest = np.zeros(k), 0.0, np.inf
     for columns, part in system.components:
         found = solve(part.r_factor, part.n_equations, positive=positive, eps=eps)
         values = decompose(part.r_factor, eps=eps).values
         largest, smallest = max(largest, values[0]), min(smallest, values[-1])
         coef[columns], vif[columns], active[columns] = found.coef, found.vif, found.active
-        cosine[columns] = found.cosine * found.tss**0.5
+        cosine[columns], reach[columns] = found.cosine * found.tss**0.5, found.reach
         parts.append((columns, found))
     # A sum of squares that are not negative: no digit is lost.
     tss = system.out_of_reach**2 + sum(found.tss for _, found in parts)
@@ -158,6 +160,7 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
         rank=rank,
         condition_number=float(largest / smallest) if rank == k else float("inf"),
         vif=vif,
+        reach=reach,
         dependent=tuple(sorted(columns[i] for columns, found in parts for i in found.dependent)),
         active=active,
         n_equations=system.n_equations,

@@ -38,7 +38,7 @@ def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) 
     solution = judged_solution(equations, positive)
     if solution.tss**0.5 <= equations.rounding:
         return Candidate(equations, 0.0, 0.0, solution.n_terms)
-    system = equations.judged.system
+    system = equations.system if equations.mean is None else equations.mean.system
     noise = _noise(system, spreads, equations.eps)
     if equations.nuisance is not None:  # what lies along it is projected out of the columns
         noise -= _noise(system, spreads, equations.eps, equations.nuisance)

@@ -138,7 +138,7 @@ def fit_structured(
     )
     description = StructuredDescription(
         tuple(places_header(problems, gradients, targets.place)),
-        tuple(places_notes(problems)),
+        tuple(places_notes(problems, gradients)),
         *shared_units(problems, gradients),
     )
     return result, description

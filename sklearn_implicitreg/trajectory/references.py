@@ -237,7 +237,7 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
         return there.gradient()
     found = there.take(used, weights[used]).gradient()
     # Shares of rows add up to one; what completes the gradient counts by the rows' own weights.
-    return replace(found, weight=float(n_rows if masses is None else masses.sum()))
+    return replace(found, weight=float(len(weights) if masses is None else masses.sum()))
 
 
 def sub_windows(window: Window, size: int) -> Iterator[Window]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss
+from sklearn_implicitreg.adapters.linear.predictions import check_linear
 from sklearn_implicitreg.adapters.linear.problems import (
     LinearProblem,
     parsed,
@@ -52,6 +53,7 @@ def fitted_problem(
         "loss_name": loss.described(how or summed),
     }
     check_finite_params(every)
+    check_linear(model, X, coef, intercept, float(own["eps"]))
     chosen = select_params(options.params, every, default)
     params = {name: every[name] for name in chosen}
     bounded = getattr(model, "positive", False)
@@ -67,6 +69,7 @@ def fitted_problem(
         loss=loss,
         weight=weight,
         intercept_unit=unit,
+        at_rest=intercept is not None and not whole and not loss.kinked,
         **{**own, **known},
     )
 

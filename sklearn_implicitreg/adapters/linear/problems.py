@@ -49,6 +49,7 @@ class LinearProblem(Problem):
     loss_weight: Array  # (n, 1) or (n, K): what multiplies the losses
     weight: Array  # (n,): sums to what the loss is divided by
     intercept_unit: float = 1.0  # constant feature that the intercept parameter multiplies
+    at_rest: bool = False  # whether training leaves no gradient in an intercept out of scope
     feature_names: tuple[str, ...] | None = None
     # Features of each parameter, where they are not "coef" and "intercept"; K is 1.
     columns: Mapping[str, NDArray[np.intp]] | None = None
@@ -148,6 +149,11 @@ class LinearProblem(Problem):
         slopes, sizes = weight * losses.derivative, np.abs(weight) * losses.size
         if center is not None:
             features = features - center
+        rest = None
+        if self.at_rest and self._constant not in self._scope:
+            top = np.maximum(np.abs(slopes).max(axis=0), np.finfo(np.float64).tiny)
+            norms = top * np.linalg.norm(slopes / top, axis=0)
+            rest = np.array([slopes.sum(axis=0), norms, sizes.sum(axis=0)])
         block = BlockGradient(
             sums=self._summed(features, slopes),
             loss=float(np.sum(weight * losses.value)),
@@ -155,6 +161,7 @@ class LinearProblem(Problem):
             n_rows=features.shape[0],
             scale=_norm(self._summed(abs(features), sizes)),
             n_kinks=int(np.count_nonzero(kinks)),
+            rest=rest,
         )
         return block, slopes.sum(axis=0), sizes.sum(axis=0)
 

@@ -62,6 +62,13 @@ class Spectrum:
         )
         return whitener
 
+    @cached_property
+    def reach(self) -> Array:
+        """Norms (k,) of the rows of the whitener."""
+        rows = self.right[:, : self.rank] / self.values[: self.rank]
+        reach: Array = np.linalg.norm(rows, axis=1) / self.norms
+        return reach
+
     def dependent(self, eps: float = _EPS) -> tuple[int, ...]:
         """Columns that are not orthogonal to the null space."""
         share = np.linalg.norm(self.right[:, self.rank :], axis=1)
@@ -123,7 +130,7 @@ def solve(
         rank=spectrum.rank,
         condition_number=_condition(spectrum),
         vif=_inflation(spectrum, dependent),
-        reach=np.linalg.norm(spectrum.whitener, axis=1),
+        reach=spectrum.reach,
         dependent=dependent,
         active=active,
         n_equations=n_equations,

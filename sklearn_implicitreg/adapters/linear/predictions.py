@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.problems import rows_of_features
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
+_METHODS = ("decision_function", "predict")
 _CHECKED = 20  # rows, evenly over those given
 # Means of a predictor eta, and how far each moves with it.
 _MEANS: tuple[tuple[Callable[[Array], Array], Callable[[Array], Array]], ...] = (
@@ -25,7 +27,7 @@ _MEANS: tuple[tuple[Callable[[Array], Array], Callable[[Array], Array]], ...] = 
 
 def check_linear(model: Any, X: Any, coef: Array, intercept: Array | None, eps: float) -> None:
     """Raise ValueError for a model that does not predict by ``X coef' + intercept``."""
-    if isinstance(model, LinearModel):
+    if isinstance(model, LinearModel) or not any(map(partial(_is_own, model), _METHODS)):
         return  # by definition
     rows = np.unique(np.linspace(0, X.shape[0] - 1, _CHECKED).astype(np.intp))
     some, matrix = rows_of_features(X, rows), np.atleast_2d(coef)
@@ -43,6 +45,13 @@ def check_linear(model: Any, X: Any, coef: Array, intercept: Array | None, eps: 
             "in another way. Give LinearModel(coef, intercept, loss=...) with the coefficients "
             "that it predicts by, and the rows as they enter."
         )
+
+
+def _is_own(model: Any, method: str) -> bool:
+    """Whether a method is not one of scikit-learn's linear models, which are linear."""
+    found = getattr(type(model), method, None)
+    known = found is None or found.__module__.startswith("sklearn.linear_model.")
+    return method in vars(model) or not known
 
 
 def _wrong_method(model: Any, some: Any, eta: Array, near: Array) -> str:

@@ -203,7 +203,7 @@ def linear_problem(
         options = replace(options, params="all")
     problem = adapt(model, data, options)
     if penalized_intercept and getattr(problem, "at_rest", False):
-        problem = replace(problem, at_rest=False)
+        problem = replace(problem, **{"at_rest": False})
     return replace(problem, convention=convention if options.loss == "auto" else None)
 
 

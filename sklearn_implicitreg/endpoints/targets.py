@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,7 +136,7 @@ def places_header(
     models = " or ".join(dict.fromkeys(p.model_name for p in problems))
     losses = " or ".join(dict.fromkeys(p.loss_name for p in problems))
     rows, weights = [g.n_rows for g in gradients], [g.weight for g in gradients]
-    size = np.sqrt(np.mean([g.norm() ** 2 for g in gradients]))
+    size = math.hypot(*[g.norm() for g in gradients]) / len(gradients) ** 0.5
     several = len(problems) > 1
     if several:
         models = f"{len(problems)} {place}s of {models}"

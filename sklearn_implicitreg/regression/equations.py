@@ -17,7 +17,7 @@ from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
-from sklearn_implicitreg.regression.solve import Solution
+from sklearn_implicitreg.regression.solve import Solution, norm_of
 from sklearn_implicitreg.regression.spread import Spread
 from sklearn_implicitreg.regression.system import (
     Array,
@@ -63,10 +63,15 @@ class Place:
     design: Design
     gradient: LossGradient
     given: System | None = None
+    powers: Array | None = None  # of two, (k + 1,), that multiply columns and target
 
     @cached_property
     def system(self) -> System:
         """R factors of the equations, one per tensor, however few equations there are."""
+        return self._system if self.powers is None else self._system.scaled(self.powers)
+
+    @cached_property
+    def _system(self) -> System:
         if self.given is not None:
             return self.given
         labels, r_factors, counts, supports = [], [], [], []
@@ -102,7 +107,8 @@ class Place:
     @property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
-        return self.gradient.rounding(self.problem.eps)
+        size = self.gradient.rounding(self.problem.eps)
+        return size if self.powers is None else size * float(self.powers[-1])
 
     @property
     def n_dropped(self) -> int:
@@ -297,12 +303,31 @@ class Equations:
         """The place that R-squared and scores are about: the mean over windows, or the only one."""
         return self.places[0] if self.mean is None else self.mean
 
+    @property
+    def powers(self) -> Array | None:
+        """Powers of two that multiply columns and target, where these are out of range."""
+        return self.places[0].powers
+
+    @property
+    def units(self) -> Array | float:
+        """What takes coefficients of the multiplied columns and target back, (k,)."""
+        return 1.0 if self.powers is None else self.powers[:-1] / self.powers[-1]
+
+    def in_range(self) -> Equations:
+        """These equations, multiplied by powers of two where squares would be out of range."""
+        powers = self.system.powers()
+        if powers is None:
+            return self
+        places = tuple(replace(place, powers=powers) for place in self.places)
+        mean = self.mean and replace(self.mean, powers=powers)
+        return replace(self, places=places, mean=mean)
+
     @cached_property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
         if self.mean is not None:
             return self.mean.rounding
-        return float(np.linalg.norm([place.rounding for place in self.places]))
+        return norm_of(np.array([place.rounding for place in self.places]))
 
     @cached_property
     def eps(self) -> float:
@@ -333,10 +358,13 @@ class Equations:
 
     def tested(self, solution: Solution) -> Inequalities:
         """The inequalities of all places at the shared coefficients, to within residuals."""
-        slack = _SLACK * (solution.rss / solution.n_equations) ** 0.5
+        slack = _SLACK * solution.residual / solution.n_equations**0.5
+        coef = solution.coef * self.units
+        if self.powers is not None:
+            slack /= float(self.powers[-1])
         n, violated, is_tested = 0, 0, True
         for place in self.places:
-            own = place.inequalities(solution.coef, slack)
+            own = place.inequalities(coef, slack)
             n += own.n
             violated += own.n_violated or 0
             is_tested = is_tested and own.n_violated is not None
@@ -377,7 +405,7 @@ class Equations:
 
     def r2(self, coef: Array) -> float:
         """Uncentered R2 of given coefficients; 0 where the targets are zero."""
-        if float(np.linalg.norm(self.system.r_factor[:, -1])) <= self.rounding:
+        if norm_of(self.system.r_factor[:, -1]) <= self.rounding:
             return 0.0
         return explained(self.system.r_factor, coef)
 
@@ -396,8 +424,8 @@ class Equations:
         first = self.places[0]
         if not first.design.leaves:
             return None  # given equations have no weights
-        signal = solution.tss**0.5 > self.rounding
-        coef = solution.coef if signal else np.zeros(solution.n_terms)
+        signal = solution.norm > self.rounding
+        coef = solution.coef * self.units if signal else np.zeros(solution.n_terms)
         start, leaves = 0, []
         for leaf, n in first.design.leaves:
             leaves.append((leaf, tuple(coef[start : start + n].tolist())))

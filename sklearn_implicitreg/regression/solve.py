@@ -19,8 +19,7 @@ class Solution:
     """Least-squares answer to ``target ~ design @ coef`` and how well it is determined."""
 
     coef: Array  # (k,)
-    rss: float
-    tss: float
+    norm: float  # of the target
     r2: float  # uncentered; 0 for a zero target
     shortfall: float  # rss/tss without the rounding of 1 - r2; 1 for a zero target
     cosine: Array  # (k,) of the angle between each column and the target
@@ -32,6 +31,21 @@ class Solution:
     active: np.ndarray[tuple[int], np.dtype[np.bool_]]  # False: held at zero
     n_equations: int
     eps: float  # rounding unit of the numbers that the columns were built with
+
+    @property
+    def tss(self) -> float:
+        """Squared norm of the target; inf where that is out of range."""
+        return self.norm * self.norm
+
+    @property
+    def rss(self) -> float:
+        """Residual sum of squares."""
+        return self.shortfall * self.tss
+
+    @property
+    def residual(self) -> float:
+        """Norm of the residual."""
+        return float(self.norm * self.shortfall**0.5)
 
     @cached_property
     def n_terms(self) -> int:
@@ -107,7 +121,7 @@ def solve(
     spectrum = decompose(r_factor, eps=eps)
     k = len(spectrum.norms)
     target = r_factor[:, -1]
-    size = _norm(target)
+    size = norm_of(target)
     unit = target / size if size else target
     scaled = r_factor[:, :-1] / spectrum.norms
     weights = _minimum_norm(spectrum, unit)
@@ -122,8 +136,7 @@ def solve(
     dependent = spectrum.dependent(max(eps, _EPS))
     return Solution(
         coef=_unscaled(weights, size, spectrum.norms),
-        rss=shortfall * size**2,
-        tss=size**2,
+        norm=size,
         r2=1.0 - shortfall,
         shortfall=shortfall,
         cosine=np.clip(scaled.T @ unit, -1.0, 1.0),
@@ -150,7 +163,7 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
         values = decompose(part.r_factor, eps=eps).values
         largest, smallest = max(largest, values[0]), min(smallest, values[-1])
         coef[columns], vif[columns], active[columns] = found.coef, found.vif, found.active
-        cosine[columns], reach[columns] = found.cosine * found.tss**0.5, found.reach
+        cosine[columns], reach[columns] = found.cosine * found.norm, found.reach
         parts.append((columns, found))
     # A sum of squares that are not negative: no digit is lost.
     tss = system.out_of_reach**2 + sum(found.tss for _, found in parts)
@@ -159,8 +172,7 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
     shortfall = min(rss / tss, 1.0) if tss and coef.any() else 1.0
     return Solution(
         coef=coef,
-        rss=shortfall * tss,
-        tss=tss,
+        norm=tss**0.5,
         r2=1.0 - shortfall,
         shortfall=shortfall,
         cosine=cosine / tss**0.5 if tss else cosine,
@@ -175,9 +187,9 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
     )
 
 
-def _norm(vector: Array) -> float:
+def norm_of(vector: Array) -> float:
     """Euclidean norm without over- or underflow of the squares."""
-    largest = float(np.abs(vector).max())
+    largest = float(np.abs(vector).max(initial=0.0))
     return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
 
 

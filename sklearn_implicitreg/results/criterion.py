@@ -15,6 +15,7 @@ from sklearn_implicitreg.regression.spread import Spread, noise_of_mean
 from sklearn_implicitreg.regression.system import System
 
 _BLOCKS = 20  # of rows: the covariance of the row gradients is read off their spread
+_SMALLEST = 1e-140
 _ODDS = 1 / 99  # one row in a hundred left out
 
 
@@ -36,13 +37,20 @@ def compared(targets: Targets, penalties: Sequence[Penalty], positive: bool) -> 
 
 def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) -> Candidate:
     solution = judged_solution(equations, positive)
-    if solution.tss**0.5 <= equations.rounding:
+    if solution.norm <= equations.rounding:
         return Candidate(equations, 0.0, 0.0, solution.n_terms)
     system = equations.system if equations.mean is None else equations.mean.system
     noise = _noise(system, spreads, equations.eps)
     if equations.nuisance is not None:  # what lies along it is projected out of the columns
         noise -= _noise(system, spreads, equations.eps, equations.nuisance)
-    score = solution.r2 - _ODDS * noise / solution.tss
+    share = noise / solution.norm / solution.norm
+    if not np.isfinite(share) or solution.norm < _SMALLEST:
+        raise ValueError(
+            "Expected gradients whose squares are in the range of float64 to compare families, got "
+            f"a norm of {solution.norm:.3g}; compare them for targets in other units, or fit one "
+            "family by ImplicitRegularizationEstimator."
+        )
+    score = solution.r2 - _ODDS * share
     return Candidate(equations, score, solution.r2, solution.n_terms)
 
 

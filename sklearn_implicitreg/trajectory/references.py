@@ -10,7 +10,7 @@ import numpy as np
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
+from sklearn_implicitreg.trajectory.vectors import moved, norm, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window, check_count
 
 
@@ -119,8 +119,7 @@ class Applied:
         """Read off the recorded sums, without a pass over data."""
         mean = window.mean_gradient("consumed", problem)
         value = {name: mean[name] for name in problem.params}
-        size = float(sum(float(g.square().sum()) for g in value.values())) ** 0.5
-        return LossGradient(value, float("nan"), 1.0, 1, size, 0)
+        return LossGradient(value, float("nan"), 1.0, 1, norm(value), 0)
 
 
 @dataclass(frozen=True)

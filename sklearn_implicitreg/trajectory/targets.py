@@ -126,7 +126,7 @@ class TrajectoryTargets:
             ("Model", self.problem.model_name),
             ("Loss", self.problem.loss_name),
             ("Trajectory", f"{n_steps} steps in {len(self.windows)} windows"),
-            ("|mean deviation|", f"{solution.tss**0.5:.4g}"),
+            ("|mean deviation|", f"{solution.norm:.4g}"),
             ("Noise share", f"{result.noise_share:.3g}"),
         ]
         if result.signal_share is not None:
@@ -179,7 +179,7 @@ class TrajectoryTargets:
         sizes = [w.rounding / w.scales(self.problem).min() for w in self.windows]
         size = np.linalg.norm(sizes)
         spectrum = decompose(equations.system.r_factor, eps=equations.eps)
-        bounds = size * np.linalg.norm(spectrum.whitener, axis=1)
+        bounds = size * spectrum.reach
         if not np.isfinite(bounds).all():
             return []
         named = zip(equations.term_names, bounds, strict=True)

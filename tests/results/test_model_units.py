@@ -250,7 +250,7 @@ def test_what_is_there_stays(ratio):
 @pytest.mark.parametrize("size", [1e-9, 1e9])
 def test_scales_do_not_matter(size):
     """No number is small by itself."""
-    model = ElasticNet(0.5 * size, l1_ratio=0.3, **TIGHT).fit(X * size, Y * size)
+    model = ElasticNet(0.5 * size**2, l1_ratio=0.3, **TIGHT).fit(X * size, Y * size)
     est = Estimator(model, family="l2+l1").fit(X * size, Y * size)
     assert all(est._coefficients().values())
 

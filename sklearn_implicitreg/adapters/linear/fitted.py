@@ -45,15 +45,16 @@ def fitted_problem(
     default = {name for name in every if whole or name.startswith("coef")}
     summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
     seen = getattr(model, "feature_names_in_", None)
+    eps = _rounding_unit(model)
     own = {
         "model_name": type(model).__name__,
-        "eps": _rounding_unit(model),
+        "eps": eps,
         "feature_names": None if seen is None else tuple(map(str, seen)),
         "loss_weight": weight[:, None],
         "loss_name": loss.described(how or summed),
     }
     check_finite_params(every)
-    check_linear(model, X, coef, intercept, float(own["eps"]))
+    check_linear(model, X, coef, intercept, eps)
     chosen = select_params(options.params, every, default)
     params = {name: every[name] for name in chosen}
     bounded = getattr(model, "positive", False)

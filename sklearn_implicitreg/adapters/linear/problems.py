@@ -20,6 +20,7 @@ from sklearn_implicitreg.problem import (
     Problem,
     RowBatch,
     as_tensor,
+    norm_of,
     profiled,
 )
 
@@ -79,7 +80,7 @@ class LinearProblem(Problem):
         point = np.append(center, 0.0)
         shift = self.in_scope(left[:, None] * point)
         value = {name: tensor + shift[name] for name, tensor in found.value.items()}
-        more = _norm(self.in_scope(size[:, None] * np.abs(point)))
+        more = norm_of(self.in_scope(size[:, None] * np.abs(point)))
         return replace(found, value=value, scale=found.scale + more)
 
     @property
@@ -159,7 +160,7 @@ class LinearProblem(Problem):
             loss=float(np.sum(weight * losses.value)),
             weight=float(np.sum(self.weight[rows])),
             n_rows=features.shape[0],
-            scale=_norm(self._summed(abs(features), sizes)),
+            scale=norm_of(self._summed(abs(features), sizes)),
             n_kinks=int(np.count_nonzero(kinks)),
             rest=rest,
         )
@@ -260,8 +261,3 @@ def _weighted_gram(X: Any, weight: Array, center: Array) -> Array:
         cross = np.outer(np.asarray(X.T @ weight), center)
         gram += weight.sum() * np.outer(center, center) - cross - cross.T
     return (gram + gram.T) / 2
-
-
-def _norm(params: Params) -> float:
-    """Euclidean norm over all parameters."""
-    return float(np.sqrt(sum(float(t.square().sum()) for t in params.values())))

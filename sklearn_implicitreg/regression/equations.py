@@ -304,14 +304,10 @@ class Equations:
         return self.places[0] if self.mean is None else self.mean
 
     @property
-    def powers(self) -> Array | None:
-        """Powers of two that multiply columns and target, where these are out of range."""
-        return self.places[0].powers
-
-    @property
     def units(self) -> Array | float:
         """What takes coefficients of the multiplied columns and target back, (k,)."""
-        return 1.0 if self.powers is None else self.powers[:-1] / self.powers[-1]
+        powers = self.judged.powers
+        return 1.0 if powers is None else powers[:-1] / powers[-1]
 
     def in_range(self) -> Equations:
         """These equations, multiplied by powers of two where squares would be out of range."""
@@ -358,10 +354,8 @@ class Equations:
 
     def tested(self, solution: Solution) -> Inequalities:
         """The inequalities of all places at the shared coefficients, to within residuals."""
-        slack = _SLACK * solution.residual / solution.n_equations**0.5
-        coef = solution.coef * self.units
-        if self.powers is not None:
-            slack /= float(self.powers[-1])
+        slack, powers = _SLACK * solution.residual / solution.n_equations**0.5, self.judged.powers
+        slack, coef = slack / (1.0 if powers is None else powers[-1]), solution.coef * self.units
         n, violated, is_tested = 0, 0, True
         for place in self.places:
             own = place.inequalities(coef, slack)

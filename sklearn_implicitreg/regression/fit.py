@@ -90,7 +90,7 @@ def fit(equations: Equations, settings: Settings) -> Result:
 def _unscaled(result: Result, ready: Equations) -> Result:
     """The result of equations that were multiplied, in the units of those given."""
     solution, inference = result.regression()
-    units, powers = ready.units, ready.powers
+    units, powers = ready.units, ready.judged.powers
     assert powers is not None and isinstance(units, np.ndarray) and result.resolution is not None
     coef, conf_int = solution.coef * units, inference.conf_int * units[:, None]
     log = solution.n_equations * float(np.log(powers[-1]))

@@ -22,7 +22,7 @@ from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import Fixed, Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.regression.equations import Equations
-from sklearn_implicitreg.regression.fit import Settings, fit
+from sklearn_implicitreg.regression.fit import Settings, completed_r2, fit
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
@@ -269,8 +269,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             )
         self._check_features(X, reset=False)
         options = self._options(completing=True)
-        other = fitted.targets.completing(adapt(self.model_, Data(X, y, sample_weight), options))
-        return fitted.completed_r2(other, coef, positive=self.positive)
+        others = fitted.targets.completing(adapt(self.model_, Data(X, y, sample_weight), options))
+        return completed_r2(fitted, others, coef, positive=self.positive)
 
     def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | TrajectoryTargets:
         """What the equations of every family have in common; trains a template."""

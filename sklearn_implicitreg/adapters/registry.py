@@ -201,9 +201,11 @@ def linear_problem(
     model = LinearModel(coef, intercept, loss=loss, classes=classes)
     if penalized_intercept and isinstance(options.params, str) and options.params == "auto":
         options = replace(options, params="all")
-    return replace(
-        adapt(model, data, options), convention=convention if options.loss == "auto" else None
-    )
+    problem: Any = adapt(model, data, options)
+    if penalized_intercept and getattr(problem, "at_rest", False):
+        problem = replace(problem, at_rest=False)
+    found: Problem = replace(problem, convention=convention if options.loss == "auto" else None)
+    return found
 
 
 def _module(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.spread import observed
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
+_AT_REST = 0.3  # at the end of a training at most .1, on other rows about 1
 _VIF_NOTE = 10.0  # the same, by the usual rule
 _ROUNDING = 1e-9  # of total weights
 
@@ -82,9 +84,9 @@ class EndpointTargets:
         cluster: Cluster = "endpoint" if len(places) > 1 else "tensor"
         return Equations(places, self, cluster, self.sampling)
 
-    def completing(self, other: Problem) -> LossGradient:
+    def completing(self, other: Problem) -> tuple[LossGradient]:
         """Gradient over further rows, which complete those of the one endpoint."""
-        return other.numbered_like(self.problem).gradient()
+        return (other.numbered_like(self.problem).gradient(),)
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
         """Model, loss, rows and size of the gradient."""
@@ -134,7 +136,7 @@ def places_header(
     models = " or ".join(dict.fromkeys(p.model_name for p in problems))
     losses = " or ".join(dict.fromkeys(p.loss_name for p in problems))
     rows, weights = [g.n_rows for g in gradients], [g.weight for g in gradients]
-    size = np.sqrt(np.mean([g.norm() ** 2 for g in gradients]))
+    size = math.hypot(*[g.norm() for g in gradients]) / len(gradients) ** 0.5
     several = len(problems) > 1
     if several:
         models = f"{len(problems)} {place}s of {models}"
@@ -149,6 +151,13 @@ def places_header(
 def places_notes(problems: Sequence[Problem], gradients: Sequence[LossGradient]) -> list[str]:
     """Notes of the problems, each once, and what gives no equations."""
     notes = list(dict.fromkeys(note for problem in problems for note in problem.notes))
+    unrest = max(gradient.unrest for gradient in gradients)
+    if unrest > _AT_REST:
+        notes.append(
+            f"The gradient in the unpenalized intercept is {unrest:.2g} of its standard error over "
+            "rows and not zero: these are other rows or sample weights than those of the training, "
+            "the model's weights were changed, or its training had not ended."
+        )
     if problems[0].left_out:
         notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")
     counts = {n: sum(n in g.absent for g in gradients) for n in problems[0].params}

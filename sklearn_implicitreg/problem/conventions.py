@@ -58,7 +58,7 @@ class Convention:
         return {"l2": l2, self.l1_term: l1}
 
     def parameters(self, coef: Mapping[str, float], n: float | None = None) -> dict[str, float]:
-        """Model parameters that state the coefficients of these terms openly."""
+        """Model parameters that state the coefficients; with r where the model has one."""
         l2_terms = [t for t in coef if t in L2_PER_TERM and self.l2 is not None]
         l1_terms = [t for t in coef if t == self.l1_term and self.l1 is not None]
         unknown = set(coef) - {*l2_terms, *l1_terms}
@@ -76,9 +76,10 @@ class Convention:
         value = strength
         if self.inverse:
             value = 1.0 / strength if strength else float("inf")
-        if not (l1_terms and l2_terms):
+        if self.l1 is None or self.l2 is None:
             return {self.parameter: value}
-        return {self.parameter: value, self.ratio: strength_l1 / strength if strength else 0.0}
+        ratio = strength_l1 / strength if strength else float(not l2_terms)
+        return {self.parameter: value, self.ratio: ratio}
 
     def _rows(self, n: float | None) -> float:
         if not self.per_row:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from sklearn_implicitreg.problem.vectors import Params, add_to, norm_of
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class BlockGradient:
     scale: float  # sum over rows of the size of the summands: eps * scale is rounding
     n_kinks: int = 0  # rows at which the loss has no derivative
     absent: frozenset[str] = frozenset()  # tensors that the loss of these rows does not reach
+    # (3, K) of the derivatives in an unpenalized intercept: their sum, norm and size over the rows.
+    rest: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class LossGradient:
     n_kinks: int
     # Tensors that training did not act on: zeros in ``value``, and no equations.
     absent: frozenset[str] = frozenset()
+    # Largest gradient of an unpenalized intercept that gives no equation, over its standard error.
+    unrest: float = 0.0
 
     @classmethod
     def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
@@ -43,6 +51,7 @@ class LossGradient:
         absent: frozenset[str] | None = None
         loss = weight = scale = 0.0
         n_rows = n_kinks = 0
+        rest: Array | None = None
         for block in blocks:
             _accumulate(total, block.sums)
             loss += block.loss
@@ -51,6 +60,7 @@ class LossGradient:
             n_rows += block.n_rows
             n_kinks += block.n_kinks
             absent = block.absent if absent is None else absent & block.absent
+            rest = joined_rest(rest, block.rest)
             del block  # freed before the next is made
         if n_rows < 1:
             raise ValueError("Expected at least 1 row of data, got 0.")
@@ -59,7 +69,7 @@ class LossGradient:
         for tensor in total.values():
             tensor.div_(weight)
         mean = (total, loss / weight, weight, n_rows, scale / weight, n_kinks)
-        return cls(*mean, absent or frozenset())
+        return cls(*mean, absent or frozenset(), 0.0 if rest is None else _unrest(*rest))
 
     def completed(self, other: LossGradient) -> LossGradient:
         """Mean over the rows of both, each by its total weight."""
@@ -76,6 +86,25 @@ class LossGradient:
             self.absent & other.absent,
         )
 
+    @classmethod
+    def mean(cls, parts: Sequence[LossGradient], shares: Sequence[float]) -> LossGradient:
+        """Mean of gradients over the same rows at several places."""
+        pairs = list(zip(shares, parts, strict=True))
+        first = parts[0]
+        value = {
+            name: sum((share * part.value[name] for share, part in pairs), torch.zeros_like(own))
+            for name, own in first.value.items()
+        }
+        return cls(
+            value,
+            sum(share * part.loss for share, part in pairs),
+            first.weight,
+            first.n_rows,
+            sum(share * part.scale for share, part in pairs),
+            max(part.n_kinks for part in parts),
+            frozenset.intersection(*[part.absent for part in parts]),
+        )
+
     def rounding(self, eps: float) -> float:
         """Norm below which the gradient is zero to rounding."""
         return 100 * eps * self.scale
@@ -83,6 +112,19 @@ class LossGradient:
     def norm(self) -> float:
         """Euclidean norm over all parameters."""
         return norm_of(self.value)
+
+
+def joined_rest(first: Array | None, second: Array | None) -> Array | None:
+    """That of the rows of both blocks."""
+    if first is None or second is None:
+        return second if first is None else first
+    return np.array([first[0] + second[0], np.hypot(first[1], second[1]), first[2] + second[2]])
+
+
+def _unrest(slopes: Array, norms: Array, sizes: Array) -> float:
+    """Largest sum of derivatives over its standard error; 0 where it is rounding."""
+    above = np.abs(slopes) > 100 * np.finfo(np.float64).eps * sizes
+    return float(np.max(np.abs(slopes[above]) / norms[above], initial=0.0))
 
 
 def _accumulate(total: Params, sums: Params) -> None:

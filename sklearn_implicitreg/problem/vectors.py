@@ -43,7 +43,19 @@ def add_to(total: Tensor, part: Tensor, factor: float = 1.0) -> None:
 def norm_of(params: Params) -> float:
     """Euclidean norm over all tensors, without copies of them."""
     parts = (piece for tensor in params.values() for piece in _pieces(tensor.detach()))
-    return math.hypot(*[float(torch.linalg.vector_norm(piece)) for piece in parts])
+    return math.hypot(*map(_norm, parts))
+
+
+def _norm(piece: Tensor) -> float:
+    """Euclidean norm; squares that are out of range are not taken."""
+    found = float(torch.linalg.vector_norm(piece))
+    limit = torch.finfo(piece.dtype).tiny ** 0.5
+    if 1e4 * limit < found < float("inf") or not piece.numel():
+        return found
+    largest = float(piece.abs().max())
+    if not 0 < largest < float("inf"):
+        return largest
+    return largest * float(torch.linalg.vector_norm(piece.double() / largest))
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
-from sklearn_implicitreg.regression.solve import Solution, solve
+from sklearn_implicitreg.regression.solve import Solution, norm_of
 from sklearn_implicitreg.regression.spread import Spread, share_of_pairs
 from sklearn_implicitreg.regression.system import (
     Array,
@@ -30,7 +30,6 @@ from sklearn_implicitreg.regression.system import (
 )
 
 _EPS = float(np.finfo(np.float64).eps)
-_HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _SLACK = 3.0  # root mean square residuals of the equations that an inequality may miss by
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
@@ -64,10 +63,15 @@ class Place:
     design: Design
     gradient: LossGradient
     given: System | None = None
+    powers: Array | None = None  # of two, (k + 1,), that multiply columns and target
 
     @cached_property
     def system(self) -> System:
         """R factors of the equations, one per tensor, however few equations there are."""
+        return self._system if self.powers is None else self._system.scaled(self.powers)
+
+    @cached_property
+    def _system(self) -> System:
         if self.given is not None:
             return self.given
         labels, r_factors, counts, supports = [], [], [], []
@@ -108,7 +112,8 @@ class Place:
     @property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
-        return self.gradient.rounding(self.problem.eps)
+        size = self.gradient.rounding(self.problem.eps)
+        return size if self.powers is None else size * float(self.powers[-1])
 
     @property
     def n_dropped(self) -> int:
@@ -136,7 +141,7 @@ class Place:
         violated = 0
         scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
         for name in self.names:
-            dropped = self._dropped(name)
+            dropped = self.dropped(name)
             if dropped is None:
                 continue
             side, beside, slope = self._beside(name, dropped)
@@ -152,7 +157,7 @@ class Place:
         if at_bound or not self.design.closed_form:
             return bounds
         for name in self.names:
-            dropped = self._dropped(name)
+            dropped = self.dropped(name)
             if dropped is None:
                 continue
             _, beside, slope = self._beside(name, dropped)
@@ -221,7 +226,7 @@ class Place:
     def _kept(self) -> dict[str, list[Block]]:
         return {}
 
-    def _dropped(self, name: str) -> Tensor | None:
+    def dropped(self, name: str) -> Tensor | None:
         """Mask of the coordinates at a kink or a bound; None where there are none."""
         smooth, free = self.design.smooth(name), self.problem.free.get(name)
         if free is not None:
@@ -257,8 +262,8 @@ class Targets(Protocol):
         """Equations of several penalties, and their products with blocks of rows."""
         ...
 
-    def completing(self, other: Problem) -> LossGradient:
-        """Gradient over further rows, which complete those of the fit."""
+    def completing(self, other: Problem) -> Sequence[LossGradient]:
+        """Gradients at every place over further rows, which complete those of the fit."""
         ...
 
     def units(self, equations: Equations) -> Units:
@@ -306,17 +311,26 @@ class Equations:
         return self.places[0] if self.mean is None else self.mean
 
     @property
-    def judged_system(self) -> System:
-        """The equations that R-squared and the criterion are about."""
-        stacked = self.system  # raises for fewer equations than coefficients
-        return stacked if self.mean is None else self.mean.system
+    def units(self) -> Array | float:
+        """What takes coefficients of the multiplied columns and target back, (k,)."""
+        powers = self.judged.powers
+        return 1.0 if powers is None else powers[:-1] / powers[-1]
+
+    def in_range(self) -> Equations:
+        """These equations, multiplied by powers of two where squares would be out of range."""
+        powers = self.system.powers()
+        if powers is None:
+            return self
+        places = tuple(replace(place, powers=powers) for place in self.places)
+        mean = self.mean and replace(self.mean, powers=powers)
+        return replace(self, places=places, mean=mean)
 
     @cached_property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""
         if self.mean is not None:
             return self.mean.rounding
-        return float(np.linalg.norm([place.rounding for place in self.places]))
+        return norm_of(np.array([place.rounding for place in self.places]))
 
     @cached_property
     def eps(self) -> float:
@@ -347,10 +361,11 @@ class Equations:
 
     def tested(self, solution: Solution) -> Inequalities:
         """The inequalities of all places at the shared coefficients, to within residuals."""
-        slack = _SLACK * (solution.rss / solution.n_equations) ** 0.5
+        slack, powers = _SLACK * solution.residual / solution.n_equations**0.5, self.judged.powers
+        slack, coef = slack / (1.0 if powers is None else powers[-1]), solution.coef * self.units
         n, violated, is_tested = 0, 0, True
         for place in self.places:
-            own = place.inequalities(solution.coef, slack)
+            own = place.inequalities(coef, slack)
             n += own.n
             violated += own.n_violated or 0
             is_tested = is_tested and own.n_violated is not None
@@ -365,6 +380,8 @@ class Equations:
     def without_nuisance(self, system: System) -> Array:
         """R factor of the family's columns and the target, the nuisance column projected out."""
         kept = self.family
+        if self.nuisance is None:
+            return system.r_factor
         first = [i for i in range(system.n_terms) if i not in kept]
         turned = system.r_factor[:, [*first, *kept, system.n_terms]]
         return r_factor(turned[:, :-1], turned[:, -1])[len(first) :, len(first) :]
@@ -390,31 +407,27 @@ class Equations:
 
     def r2(self, coef: Array) -> float:
         """Uncentered R2 of given coefficients; 0 where the targets are zero."""
-        if float(np.linalg.norm(self.system.r_factor[:, -1])) <= self.rounding:
+        if norm_of(self.system.r_factor[:, -1]) <= self.rounding:
             return 0.0
         return explained(self.system.r_factor, coef)
 
-    def completed_r2(self, other: LossGradient, coef: Array, *, positive: bool) -> float:
-        """R2 of coefficients against the gradient over these rows and others together."""
-        # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
-        # scores of different numbers of folds compare.
-        own = self.judged
-        place = replace(own, gradient=own.gradient.completed(other), given=None)
-        system, eps = place.system, own.problem.eps
-        best = solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
-        ratio = own.gradient.weight / other.weight
-        shrink = (_HIDDEN_SHARE / (1 - _HIDDEN_SHARE) * ratio) ** 0.5
-        if best.tss**0.5 <= place.rounding:
-            return 0.0
-        return explained(system.r_factor, best.coef + shrink * (coef - best.coef))
+    def completed(self, others: Sequence[LossGradient]) -> Equations:
+        """The same columns against the gradients over these rows and others together."""
+        pairs = zip(self.places, others, strict=True)
+        places = [replace(p, gradient=p.gradient.completed(o), given=None) for p, o in pairs]
+        mean = self.mean
+        if mean is not None:
+            gradient = LossGradient.mean([p.gradient for p in places], self.shares)
+            mean = replace(mean, gradient=gradient, given=None)
+        return replace(self, places=tuple(places), mean=mean)
 
     def penalty(self, solution: Solution) -> FittedPenalty | None:
         """The penalty with its coefficients, for the tensors in scope; zero without a gradient."""
         first = self.places[0]
         if not first.design.leaves:
             return None  # given equations have no weights
-        signal = solution.tss**0.5 > self.rounding
-        coef = solution.coef if signal else np.zeros(solution.n_terms)
+        signal = solution.norm > self.rounding
+        coef = solution.coef * self.units if signal else np.zeros(solution.n_terms)
         start, leaves = 0, []
         for leaf, n in first.design.leaves:
             leaves.append((leaf, tuple(coef[start : start + n].tolist())))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
+from sklearn_implicitreg.problem import LossGradient
 from sklearn_implicitreg.regression.equations import Equations, Inequalities
 from sklearn_implicitreg.regression.inference import (
     Inference,
@@ -19,7 +20,7 @@ from sklearn_implicitreg.regression.inference import (
 )
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
-from sklearn_implicitreg.regression.system import Array, System
+from sklearn_implicitreg.regression.system import Array, System, explained
 from sklearn_implicitreg.regression.verdict import (
     Measures,
     Verdict,
@@ -27,6 +28,8 @@ from sklearn_implicitreg.regression.verdict import (
     is_explained,
     judge,
 )
+
+_HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Result:
     bands: Array | None = None  # (W, k, 2), their intervals
     noise_share: float = 0.0  # of the mean target
     signal_share: float | None = None  # what the family explains of the rest
+    resolution: Array | None = None  # (k,): a coefficient up to it is zero to rounding
     tested: Inequalities | None = None  # of coordinates at a kink
     scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
     whole: tuple[Any, Any] | None = None  # family solved as a whole, what its solver found
@@ -78,6 +82,44 @@ class Result:
 
 def fit(equations: Equations, settings: Settings) -> Result:
     """Solve the equations, infer and judge, each once."""
+    ready = equations.in_range()
+    result = _fitted(ready, settings)
+    return result if ready is equations else _unscaled(result, ready)
+
+
+def _unscaled(result: Result, ready: Equations) -> Result:
+    """The result of equations that were multiplied, in the units of those given."""
+    solution, inference = result.regression()
+    units, powers = ready.units, ready.judged.powers
+    assert powers is not None and isinstance(units, np.ndarray) and result.resolution is not None
+    coef, conf_int = solution.coef * units, inference.conf_int * units[:, None]
+    log = solution.n_equations * float(np.log(powers[-1]))
+    return replace(
+        result,
+        coef=coef,
+        conf_int=conf_int,
+        solution=replace(
+            solution,
+            coef=coef,
+            norm=solution.norm / float(powers[-1]),
+            reach=solution.reach * powers[:-1],
+        ),
+        inference=replace(
+            inference,
+            std_err=inference.std_err * units,
+            conf_int=conf_int,
+            units=units,
+            log_likelihood=inference.log_likelihood + log,
+            aic=inference.aic - 2 * log,
+            bic=inference.bic - 2 * log,
+        ),
+        path=None if result.path is None else result.path * units,
+        bands=None if result.bands is None else result.bands * units[:, None],
+        resolution=result.resolution * units,
+    )
+
+
+def _fitted(equations: Equations, settings: Settings) -> Result:
     eps, system = equations.eps, equations.system
     solution = _solved(equations, system, eps, settings.positive)
     if solution.rank < system.n_terms and solution.tss > 0:
@@ -92,7 +134,7 @@ def fit(equations: Equations, settings: Settings) -> Result:
     shown, family = _of_mean(equations, solution) if equations.mean else (solution, solution)
     noise_share = equations.noise_share() if equations.noisy else 0.0
     tested, invariant, verdict = _judged(equations, family, inference, alone, noise_share)
-    if equations.mean is None and solution.tss**0.5 <= equations.rounding:
+    if equations.mean is None and solution.norm <= equations.rounding:
         shown, inference = without_numbers(solution, inference)
     return Result(
         term_names=list(system.term_names),
@@ -109,10 +151,36 @@ def fit(equations: Equations, settings: Settings) -> Result:
         path=path,
         bands=bands,
         noise_share=noise_share,
+        resolution=_resolution(equations, solution),
         signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
         scale_invariant=invariant,
     )
+
+
+def judged_solution(equations: Equations, positive: bool) -> Solution:
+    """Coefficients of the family, with R2 where it is judged: of the mean over windows."""
+    found = _solved(equations, equations.system, equations.eps, positive)
+    return _of_mean(equations, found)[1] if equations.mean else found
+
+
+def completed_r2(
+    equations: Equations, others: Sequence[LossGradient], coef: Array, *, positive: bool
+) -> float:
+    """R2 of coefficients against the gradient over the fit's rows and others together."""
+    # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
+    # scores of different numbers of folds compare.
+    whole = equations.completed(others).in_range()
+    coef = coef / whole.units
+    best = judged_solution(whole, positive)
+    if best.norm <= whole.rounding:
+        return 0.0
+    ratio = equations.judged.gradient.weight / others[0].weight
+    shrink = (_HIDDEN_SHARE / (1 - _HIDDEN_SHARE) * ratio) ** 0.5
+    upper = whole.without_nuisance(whole.judged.system)
+    away = coef[whole.family] - best.coef
+    lost = explained(upper, best.coef) - explained(upper, best.coef + shrink * away)
+    return best.r2 - lost
 
 
 def _solved(equations: Equations, system: System, eps: float, positive: bool) -> Solution:
@@ -123,9 +191,16 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
         return found
     sign = np.where(np.array(system.term_names) == equations.nuisance, -1.0, 1.0)
     turned = solve(system.r_factor * np.append(sign, 1.0), n, positive=True, eps=eps)
-    if turned.rss < found.rss:
+    if turned.residual < found.residual:
         found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
     return replace(found, active=found.active | (sign < 0))
+
+
+def _resolution(equations: Equations, solution: Solution) -> Array:
+    """What rounding moves each coefficient by: where all is explained, also the solver's."""
+    left = solution.residual if is_explained(solution) else 0.0
+    found: Array = solution.reach * max(equations.rounding, left)
+    return found
 
 
 def _warn_of_dependence(solution: Solution, system: System) -> None:
@@ -179,12 +254,13 @@ def _of_mean(equations: Equations, stacked: Solution) -> tuple[Solution, Solutio
     upper = equations.without_nuisance(equations.judged.system)
     size = float(upper[:, -1] @ upper[:, -1])
     away = upper[:, -1] - upper[:, :-1] @ stacked.coef[kept]
-    shortfall = min(1.0, float(away @ away) / size) if size else 1.0
+    signal = size**0.5 > equations.rounding
+    shortfall = min(1.0, float(away @ away) / size) if signal else 1.0
     family = solve(upper, equations.judged.system.n_equations, eps=stacked.eps)
     cosine = np.array(stacked.cosine)
     cosine[kept] = family.cosine
-    r2, rss = 1.0 - shortfall, shortfall * size
-    shown = replace(stacked, tss=size, rss=rss, r2=r2, shortfall=shortfall, cosine=cosine)
+    r2 = 1.0 - shortfall
+    shown = replace(stacked, norm=size**0.5, r2=r2, shortfall=shortfall, cosine=cosine)
     coef, active = stacked.coef[kept], stacked.active[kept]
     return shown, replace(family, coef=coef, active=active, r2=r2, shortfall=shortfall)
 

@@ -41,6 +41,7 @@ class Inference:
     aic: float
     bic: float
     exact: bool = False
+    units: Array | float = 1.0  # (k,): the covariance is of the coefficients divided by them
 
 
 class _Part(NamedTuple):
@@ -325,7 +326,7 @@ def _packaged(
     half = std_err * (stats.t.ppf(0.5 + level / 2, df) if df > 0 else np.nan)
     pvalues = 2 * stats.t.sf(np.abs(tvalues), df) if df > 0 else np.full(k, np.nan)
     # Rounding of the columns is added to that of the target.
-    exact = solution.rss**0.5 <= max(10 * solution.eps * solution.tss**0.5, rounding)
+    exact = solution.residual <= max(10 * solution.eps * solution.norm, rounding)
     likelihood, n_used = np.inf if exact else _log_likelihood(solution), solution.n_used
     return Inference(
         cov=full,

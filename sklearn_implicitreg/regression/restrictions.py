@@ -101,8 +101,10 @@ def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float,
     std_err[std_err == 0] = 1.0
     values, vectors = np.linalg.eigh(cov / np.outer(std_err, std_err))
     values[values <= _SINGULAR * len(values)] = 0.0
-    root = (matrix[:, used] * std_err) @ (vectors * np.sqrt(values))
-    size = np.linalg.norm(root, axis=1)
+    units = np.broadcast_to(inference.units, (matrix.shape[1],))[used]
+    root = (matrix[:, used] * units * std_err) @ (vectors * np.sqrt(values))
+    top = np.abs(root).max(axis=1, initial=0.0)
+    size = top * np.linalg.norm(root / np.where(top == 0, 1.0, top)[:, None], axis=1)
     if (difference[size == 0] != 0).any():
         return float("inf"), 0.0
     if not size.all():

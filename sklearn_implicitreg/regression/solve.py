@@ -19,18 +19,33 @@ class Solution:
     """Least-squares answer to ``target ~ design @ coef`` and how well it is determined."""
 
     coef: Array  # (k,)
-    rss: float
-    tss: float
+    norm: float  # of the target
     r2: float  # uncentered; 0 for a zero target
     shortfall: float  # rss/tss without the rounding of 1 - r2; 1 for a zero target
     cosine: Array  # (k,) of the angle between each column and the target
     rank: int
     condition_number: float  # of the columns scaled to unit norm
     vif: Array  # (k,) uncentered; inf for columns that take part in a dependence
+    reach: Array  # (k,): how far a change of the target by a norm of one moves each coefficient
     dependent: tuple[int, ...]  # columns that do; a zero column is one alone
     active: np.ndarray[tuple[int], np.dtype[np.bool_]]  # False: held at zero
     n_equations: int
     eps: float  # rounding unit of the numbers that the columns were built with
+
+    @property
+    def tss(self) -> float:
+        """Squared norm of the target; inf where that is out of range."""
+        return self.norm * self.norm
+
+    @property
+    def rss(self) -> float:
+        """Residual sum of squares."""
+        return self.shortfall * self.tss
+
+    @property
+    def residual(self) -> float:
+        """Norm of the residual."""
+        return float(self.norm * self.shortfall**0.5)
 
     @cached_property
     def n_terms(self) -> int:
@@ -60,6 +75,13 @@ class Spectrum:
             self.right[:, : self.rank] / self.values[: self.rank] / self.norms[:, None]
         )
         return whitener
+
+    @cached_property
+    def reach(self) -> Array:
+        """Norms (k,) of the rows of the whitener."""
+        rows = self.right[:, : self.rank] / self.values[: self.rank]
+        reach: Array = np.linalg.norm(rows, axis=1) / self.norms
+        return reach
 
     def dependent(self, eps: float = _EPS) -> tuple[int, ...]:
         """Columns that are not orthogonal to the null space."""
@@ -99,7 +121,7 @@ def solve(
     spectrum = decompose(r_factor, eps=eps)
     k = len(spectrum.norms)
     target = r_factor[:, -1]
-    size = _norm(target)
+    size = norm_of(target)
     unit = target / size if size else target
     scaled = r_factor[:, :-1] / spectrum.norms
     weights = _minimum_norm(spectrum, unit)
@@ -114,14 +136,14 @@ def solve(
     dependent = spectrum.dependent(max(eps, _EPS))
     return Solution(
         coef=_unscaled(weights, size, spectrum.norms),
-        rss=shortfall * size**2,
-        tss=size**2,
+        norm=size,
         r2=1.0 - shortfall,
         shortfall=shortfall,
         cosine=np.clip(scaled.T @ unit, -1.0, 1.0),
         rank=spectrum.rank,
         condition_number=_condition(spectrum),
         vif=_inflation(spectrum, dependent),
+        reach=spectrum.reach,
         dependent=dependent,
         active=active,
         n_equations=n_equations,
@@ -135,13 +157,13 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
         return solve(system.r_factor, system.n_equations, positive=positive, eps=eps)
     k, parts = system.n_terms, []
     coef, cosine, vif, active = np.zeros(k), np.zeros(k), np.full(k, np.inf), np.ones(k, bool)
-    largest, smallest = 0.0, np.inf
+    reach, largest, smallest = np.zeros(k), 0.0, np.inf
     for columns, part in system.components:
         found = solve(part.r_factor, part.n_equations, positive=positive, eps=eps)
         values = decompose(part.r_factor, eps=eps).values
         largest, smallest = max(largest, values[0]), min(smallest, values[-1])
         coef[columns], vif[columns], active[columns] = found.coef, found.vif, found.active
-        cosine[columns] = found.cosine * found.tss**0.5
+        cosine[columns], reach[columns] = found.cosine * found.norm, found.reach
         parts.append((columns, found))
     # A sum of squares that are not negative: no digit is lost.
     tss = system.out_of_reach**2 + sum(found.tss for _, found in parts)
@@ -150,14 +172,14 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
     shortfall = min(rss / tss, 1.0) if tss and coef.any() else 1.0
     return Solution(
         coef=coef,
-        rss=shortfall * tss,
-        tss=tss,
+        norm=tss**0.5,
         r2=1.0 - shortfall,
         shortfall=shortfall,
         cosine=cosine / tss**0.5 if tss else cosine,
         rank=rank,
         condition_number=float(largest / smallest) if rank == k else float("inf"),
         vif=vif,
+        reach=reach,
         dependent=tuple(sorted(columns[i] for columns, found in parts for i in found.dependent)),
         active=active,
         n_equations=system.n_equations,
@@ -165,9 +187,9 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
     )
 
 
-def _norm(vector: Array) -> float:
+def norm_of(vector: Array) -> float:
     """Euclidean norm without over- or underflow of the squares."""
-    largest = float(np.abs(vector).max())
+    largest = float(np.abs(vector).max(initial=0.0))
     return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
 
 

@@ -60,8 +60,9 @@ def noise_of_mean(seen: Spread, whitener: Array) -> float:
         return 0.0
     weights, products = (np.array(part) for part in zip(*seen, strict=True))
     center = weights @ products / weights.sum()
-    deviations = (products - center) @ whitener
-    trace = float(weights @ np.square(deviations).sum(axis=1)) / (len(weights) - 1)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller sees what is out of range
+        deviations = (products - center) @ whitener
+        trace = float(weights @ np.square(deviations).sum(axis=1)) / (len(weights) - 1)
     return trace / float(weights.sum())
 
 

@@ -34,6 +34,7 @@ _CHUNK = 2**17
 _SMALLEST = 1e-7
 # The same for sums of products, whose digits are those of its square.
 _NEARLY_DEPENDENT = 1e-3
+_IN_RANGE = 250  # exponents of two: squares of smaller numbers, and their sums, are in range
 _ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
 
 
@@ -208,6 +209,42 @@ class System:
         """R factor of all equations, of shape (k + 1, k + 1)."""
         return projected(self.merged) if self.instrumented else self.merged
 
+    def powers(self) -> Array | None:
+        """Powers of two (k + 1,) that bring columns and target into range; None if they are."""
+        # Squares are taken of what they multiply, and so are neither infinite nor zero.
+        k, tops = self.n_terms, np.zeros(self.n_terms + 1)
+        for i, own in enumerate(self.r_factors):
+            support = range(k) if self.supports is None else self.supports[i]
+            places = [*support, k]
+            found = np.abs(own[:, -len(places) :]).max(axis=0)
+            tops[places] = np.maximum(tops[places], found)
+        exponents = np.frexp(tops)[1]
+        out = (np.abs(exponents) > _IN_RANGE) & (tops > 0)
+        return np.ldexp(1.0, np.where(out, -exponents, 0)) if out.any() else None
+
+    def scaled(self, powers: Array) -> System:
+        """System of columns and target times powers of two."""
+
+        def own(i: int) -> Array:
+            support = range(self.n_terms) if self.supports is None else self.supports[i]
+            factors = powers[list(support)]
+            return np.concatenate([factors] * (1 + self.instrumented) + [powers[-1:]])
+
+        again = self.rows
+        supports = dict(zip(self.labels, range(len(self.labels)), strict=True))
+
+        def scaled(rows: Rows) -> Rows:
+            label, index, design, target = rows
+            factors = own(supports.get(label[-1] if label else "", 0))[:-1]
+            return label, index, design * factors, target * powers[-1]
+
+        def rows(labels: Sequence[str]) -> Iterable[Rows]:
+            assert again is not None
+            return mapped(scaled, again(labels))
+
+        parts = tuple(part * own(i) for i, part in enumerate(self.r_factors))
+        return replace(self, r_factors=parts, rows=again and rows)
+
     def single(self, what: str) -> Iterable[Rows]:
         """The single equations, for what cannot be read off R factors."""
         if self.rows is None:
@@ -378,11 +415,12 @@ def projected(upper: Array) -> Array:
 def explained(r_factor: Array, coef: Array) -> float:
     """Uncentered R2 of given coefficients; 0 for a zero target."""
     target = r_factor[:, -1]
-    total = float(target @ target)
-    if total == 0:
+    largest = float(np.abs(target).max())
+    if largest == 0:
         return 0.0
-    residual = target - r_factor[:, :-1] @ coef
-    return 1.0 - float(residual @ residual) / total
+    target = target / largest
+    residual = target - r_factor[:, :-1] @ (coef / largest)
+    return 1.0 - float(residual @ residual) / float(target @ target)
 
 
 def _upper(block: Array) -> Array:

@@ -73,7 +73,7 @@ class Measures:
             solution.n_equations,
             k,
             solution.rank,
-            solution.tss**0.5,
+            solution.norm,
             solution.r2,
             solution.shortfall,
             solution.condition_number,

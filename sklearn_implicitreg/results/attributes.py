@@ -15,7 +15,7 @@ from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.results.explicit import explicit_estimator
+from sklearn_implicitreg.results.explicit import explicit_estimator, model_units
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.recovery import Recovery, recover
@@ -66,7 +66,13 @@ class FittedResult:
     def _coefficients(self) -> dict[str, float]:
         result = self._fitted()
         result.regression()
-        return {self.term_names_[i]: float(self.coef_[i]) for i in result.family}
+        coef, near = result.coef, result.resolution
+        if near is not None:
+            coef = np.where(np.abs(coef) <= near, 0.0, coef)
+        return {self.term_names_[i]: float(coef[i]) for i in result.family}
+
+    def _first_model(self) -> Any:
+        return self.model_[0] if isinstance(self.model_, list) else self.model_
 
     def summary(self) -> Summary:
         """Table of the fit for people: text when printed, HTML in notebooks, LaTeX on request.
@@ -161,10 +167,16 @@ class FittedResult:
     def in_model_units(self) -> dict[str, Any]:
         """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
 
+        A coefficient that is zero to rounding is zero here, in an explained fit also one within
+        what the solver left of the gradient.
+
         Returns
         -------
-        params : dict of str to float or ndarray
-            An array with one parameter per output; ``"weight_decay[fc1]"`` of a grouped family.
+        params : dict of str to float, str or ndarray
+            What ``set_params`` of the model takes, with what states the kind of the penalty
+            (``l1_ratio``, ``penalty``, a ``solver`` that has it); with statsmodels what
+            ``fit_regularized`` takes. An array with one parameter per output;
+            ``"weight_decay[fc1]"`` of a grouped family.
 
         Raises
         ------
@@ -172,7 +184,7 @@ class FittedResult:
             If the model has no parameter for a term.
         """
         coefficients = self._coefficients()
-        return self._description.in_model_units(coefficients)
+        return model_units(self._first_model(), coefficients, self._description)
 
     def explicit_estimator(self) -> Any:
         """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.
@@ -190,8 +202,8 @@ class FittedResult:
             For a bare module: add ``penalty_`` to its training loop.
         """
         stated = self._coefficients()
-        model = self.model_[0] if isinstance(self.model_, list) else self.model_
-        return explicit_estimator(model, stated, self._description, self._result.penalty)
+        penalty = self._result.penalty
+        return explicit_estimator(self._first_model(), stated, self._description, penalty)
 
     def recover(self, X: Any, y: Any = None, sample_weight: Any = None) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.

@@ -20,6 +20,7 @@ from sklearn.linear_model import (
     RidgeClassifier,
 )
 from sklearn.pipeline import Pipeline
+from sklearn.svm import LinearSVC
 
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
@@ -58,6 +59,7 @@ def explicit_estimator(
             "verdict_ and coef_."
         )
     description.check_all_unknown()
+    coef = _stated(coef)
     inside = getattr(model, "best_estimator_", None)
     if inside is not None or isinstance(model, FrozenEstimator):
         return explicit_estimator(inside or model.estimator, coef, description, penalty)
@@ -105,14 +107,7 @@ def _sklearn_estimator(model: Any, coef: Mapping[str, float], description: Descr
     whole = clone(model)
     if name in _CLASSIFIERS:
         whole = _like(model, _CLASSIFIERS[name], _OF_THE_PROBLEM | _OF_THE_SOLVER)
-    params = _units(coef, description)
-    if isinstance(whole, LogisticRegression):
-        return whole.set_params(**params, **_logistic_params(whole, terms))
-    if "penalty" in whole.get_params():
-        params["penalty"] = _penalty_name(terms)
-        if "dual" in whole.get_params() and "l1" in terms:
-            params["dual"] = False
-    return whole.set_params(**params)
+    return whole.set_params(**_units(whole, coef, description))
 
 
 def _least_squares(
@@ -127,7 +122,7 @@ def _least_squares(
     same = _LEAST_SQUARES[type(model).__name__] is cls
     stated = _like(model, cls, _OF_THE_PROBLEM | (_OF_THE_SOLVER if same else set()))
     convention = CONVENTIONS[cls.__name__]
-    return stated.set_params(**_units(coef, replace(description, convention=convention)))
+    return stated.set_params(**_units(stated, coef, replace(description, convention=convention)))
 
 
 def _like(model: Any, cls: type, kept: set[str]) -> Any:
@@ -137,8 +132,52 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
     return new.set_params(**{key: given[key] for key in kept & set(new.get_params()) & set(given)})
 
 
-def _units(coef: Mapping[str, float], description: Description) -> dict[str, Any]:
-    params = description.in_model_units(coef)
+def model_units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
+    """Coefficients as the model's own parameters, with those that state the kind of penalty."""
+    params = description.in_model_units(_stated(coef))
+    inside = _inside(model)
+    own = inside.get_params(deep=False) if hasattr(inside, "get_params") else {}
+    if "l1_ratio" not in params or "penalty" not in own:
+        return params
+    ratio = params["l1_ratio"]
+    name = "l2" if ratio == 0 else "l1" if ratio == 1 else "elasticnet"
+    if isinstance(inside, LogisticRegression):  # LogisticRegressionCV is one as well
+        params |= _logistic_params(own, name)
+    else:
+        params["penalty"] = name
+    if own.get("dual") and name == "l1":
+        params["dual"] = False
+    if isinstance(inside, LinearSVC):
+        del params["l1_ratio"]
+        if name == "elasticnet" or (name == "l1" and inside.loss == "hinge"):
+            raise ValueError(
+                f"Expected a penalty that LinearSVC(loss={inside.loss!r}) has, got {name}; use "
+                "penalty_ in a training loop."
+            )
+    return params
+
+
+def _stated(coef: Mapping[str, float]) -> dict[str, float]:
+    """Coefficients of the terms that are not zero everywhere, of all if none is."""
+    terms = {name.partition("[")[0] for name, value in coef.items() if value != 0}
+    kept = {name: value for name, value in coef.items() if name.partition("[")[0] in terms}
+    return kept or dict(coef)
+
+
+def _inside(model: Any) -> Any:
+    """Model inside of searches, pipelines and other containers."""
+    if isinstance(model, Pipeline):
+        return _inside(model[-1])
+    if isinstance(model, TransformedTargetRegressor):
+        return _inside(model.regressor_)
+    if isinstance(model, FrozenEstimator):
+        return _inside(model.estimator)
+    best = getattr(model, "best_estimator_", None)
+    return model if best is None else _inside(best)
+
+
+def _units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
+    params = model_units(model, coef, description)
     grouped = [key for key in params if "[" in key]
     if grouped:
         raise ValueError(
@@ -148,21 +187,15 @@ def _units(coef: Mapping[str, float], description: Description) -> dict[str, Any
     return params
 
 
-def _penalty_name(terms: frozenset[str]) -> str:
-    if "l1" not in terms:
-        return "l2"
-    return "elasticnet" if terms & _L2_TERMS else "l1"
-
-
-def _logistic_params(model: LogisticRegression, terms: frozenset[str]) -> dict[str, Any]:
+def _logistic_params(own: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Kind of penalty, as the installed version spells it, and a solver that has it."""
-    name = _penalty_name(terms)
-    solvers = {"l1": ("saga", "liblinear"), "elasticnet": ("saga",)}.get(name, (model.solver,))
-    params: dict[str, Any] = {} if model.solver in solvers else {"solver": solvers[0]}
-    if LogisticRegression().penalty == "l2":  # before scikit-learn 1.8
+    solver, default = own["solver"], LogisticRegression().penalty
+    solvers = {"l1": ("saga", "liblinear"), "elasticnet": ("saga",)}.get(name, (solver,))
+    params: dict[str, Any] = {} if solver in solvers else {"solver": solvers[0]}
+    if default == "l2":  # before scikit-learn 1.8
         params["penalty"] = name
-    if name != "elasticnet":
-        params["l1_ratio"] = float(name == "l1")
+    elif own["penalty"] != default:  # l1_ratio and C state it, once this one does not
+        params["penalty"] = default
     return params
 
 

@@ -112,19 +112,22 @@ class Description:
 def _regression_header(result: Result) -> list[tuple[str, str]]:
     solution, inference = result.regression()
     m, k, kept, exact = solution.n_equations, solution.n_used, result.family, inference.exact
-    statistic, p_value = np.inf, 0.0  # of an exact fit: not what rounding errors are compared with
+    name = f"F({len(kept)}, {inference.df:g})" if inference.df > 0 else "F"
+    # Of an exact fit the test is not what rounding errors are compared with.
+    test = ("inf", "0") if inference.df > 0 else ("none", "none")
     criteria = ["exact fit"] * 3
-    if not exact:
+    if inference.df > 0 and not exact:
         family = np.eye(solution.n_terms)[kept]
         statistic, p_value = wald(family, solution.coef[kept], inference)
+        test = f"{statistic:.4g}", f"{p_value:.3g}"
+    if not exact:
         numbers = (inference.log_likelihood, inference.aic, inference.bic)
         criteria = [f"{value:.2f}" for value in numbers]
     return [
         ("Equations", str(m)),
         ("Df residuals", str(m - k)),
         ("R2 (uncentered)", f"{solution.r2:.4f}"),
-        (f"F({len(kept)}, {inference.df:g})", f"{statistic:.4g}"),
-        ("Prob (F)", f"{p_value:.3g}"),
+        *zip((name, "Prob (F)"), test, strict=True),
         ("Covariance", inference.covariance),
         *zip(("Log-likelihood", "AIC", "BIC"), criteria, strict=True),
         ("Condition number", f"{solution.condition_number:.3g}"),

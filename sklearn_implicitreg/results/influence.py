@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ def influence(system: System, solution: Solution, top: int | None = None) -> pd.
         )
     if top is not None and not (isinstance(top, int | np.integer) and top > 0):
         raise ValueError(f"Expected top above zero, or None for all equations, got {top!r}.")
+    powers, unit = system.powers(), 1.0
+    if powers is not None:  # squares would be out of range; the other measures have no units
+        system, unit = system.scaled(powers), float(powers[-1])
+        solution = replace(solution, coef=solution.coef / (powers[:-1] / unit))
     hat = _Hat.of(system, solution)
     names = [*_MEASURES, *(f"dfb_{name}" for name in system.term_names)]
     chunks: list[pd.DataFrame] = []
@@ -34,6 +38,7 @@ def influence(system: System, solution: Solution, top: int | None = None) -> pd.
         for start in range(0, len(target), step):
             rows = slice(start, start + step)
             values = hat.measures(design[rows], target[rows])
+            values[:, _MEASURES.index("resid")] /= unit
             chunks.append(pd.DataFrame(values, index=_index(label, index[rows]), columns=names))
             if top is not None:
                 joined = pd.concat(chunks).sort_values("cooks_d", ascending=False, kind="stable")

@@ -14,7 +14,8 @@ from torch import Tensor
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.endpoints.templates import weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
-from sklearn_implicitreg.problem import Params, Problem, flat, shaped
+from sklearn_implicitreg.problem import Params, Problem, flat, norm_of, shaped
+from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.explicit import explicit_estimator
 from sklearn_implicitreg.results.fit_description import Description
@@ -165,9 +166,9 @@ class _Task:
 
     def arm(self, coef: Array, loss: float, prediction: float) -> Arm:
         theta = self.theta
-        size, own = float(np.linalg.norm(theta)), float(np.linalg.norm(coef))
-        distance = float(np.linalg.norm(coef - theta)) / size if size else float("nan")
-        cosine = float(coef @ theta) / (size * own) if size * own else float("nan")
+        size, own = norm(theta), norm(coef)
+        distance = norm(coef - theta) / size if size else float("nan")
+        cosine = float((coef / own) @ (theta / size)) if size and own else float("nan")
         penalty = float(self.value(shaped(self.problem.params, coef)))
         return Arm(coef, loss, penalty, distance, cosine, prediction)
 
@@ -208,7 +209,7 @@ class _Task:
         """A note if parameters without penalty are not at their optimum."""
         gradient = adapt(self.model, self.data, replace(self.options, params="all")).gradient()
         names = [name for name in gradient.value if name not in self.problem.params]
-        size = float(sum(gradient.value[name].square().sum() for name in names) ** 0.5)
+        size = norm_of({name: gradient.value[name] for name in names})
         if size <= max(_STATIONARY, 100 * self.problem.eps) * gradient.scale:
             return ()
         text = f"At their optimum in the other arms, but not in the model: {', '.join(names)}"

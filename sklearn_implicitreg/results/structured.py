@@ -19,6 +19,7 @@ from sklearn_implicitreg.endpoints.targets import (
 from sklearn_implicitreg.penalties import Structured, StructuredSolution
 from sklearn_implicitreg.problem import LossGradient, Problem, flat
 from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.solve import norm_of
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.regression.verdict import Measures, Verdict, cause_at, judge
 from sklearn_implicitreg.results.fit_description import Description
@@ -112,12 +113,12 @@ def fit_structured(
     found = family.solve(
         thetas, minus, problems, confidence_level=confidence_level, sampling=sampling
     )
-    size, fit = float(np.linalg.norm(minus)), float(np.linalg.norm(found.fitted))
+    size, fit = norm_of(minus), norm_of(found.fitted)
     signal = size > _rounding(targets)
     shortfall, cosine = 1.0, 0.0
     if signal:
-        shortfall = (float(np.linalg.norm(minus - found.fitted)) / size) ** 2
-        cosine = float((minus * found.fitted).sum()) / (size * fit) if fit else 0.0
+        shortfall = (norm_of(minus - found.fitted) / size) ** 2
+        cosine = float((minus / size * (found.fitted / fit)).sum()) if fit else 0.0
     verdict = _judged(found, targets, size, shortfall)
     if not signal:
         nothing = replace(found.penalty, coefficients=np.zeros_like(found.penalty.coefficients))
@@ -154,17 +155,17 @@ def r2_at(result: Result, targets: EndpointTargets) -> float:
             f"Expected endpoints with the parameters {dict(result.penalty.shapes)}, got {shapes}."
         )
     thetas, minus = _flattened(problems, targets.gradients)
-    size = float(np.linalg.norm(minus))
+    size = norm_of(minus)
     if size <= _rounding(targets):
         return 0.0
     fitted = family.gradients_at(found, thetas, problems)
-    return 1.0 - (float(np.linalg.norm(minus - fitted)) / size) ** 2
+    return 1.0 - (norm_of(minus - fitted) / size) ** 2
 
 
 def _rounding(targets: Targets) -> float:
     """Norm below which all gradients together are zero to rounding."""
     pairs = zip(targets.problems, targets.gradients, strict=True)
-    return float(np.linalg.norm([gradient.rounding(problem.eps) for problem, gradient in pairs]))
+    return norm_of(np.array([gradient.rounding(problem.eps) for problem, gradient in pairs]))
 
 
 def _sentences(notes: Sequence[str]) -> list[str]:

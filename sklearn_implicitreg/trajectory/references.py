@@ -11,7 +11,7 @@ import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
+from sklearn_implicitreg.trajectory.vectors import moved, norm, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window, check_count
 
 
@@ -63,7 +63,8 @@ class Gradient:
         if self.sub_window is None:
             return by_steps(problem, window, self._measured)
         parts = list(sub_windows(window, self.sub_window))
-        return _mean([by_steps(problem, part, self._measured) for part in parts], parts)
+        means = [by_steps(problem, part, self._measured) for part in parts]
+        return _mean(problem, means, parts)
 
     def _measured(self, problem: Problem, window: Window) -> LossGradient:
         """Gradient at the nodes of one window."""
@@ -74,7 +75,7 @@ class Gradient:
             else problem.at(node).gradient()
             for node in self._nodes(window)
         ]
-        return _mean(gradients, [window] * self.n_nodes)
+        return _mean(problem, gradients, [window])
 
     def _nodes(self, window: Window) -> list[Params]:
         """Weights at which the gradient stands for that of all steps."""
@@ -113,7 +114,7 @@ class Batch:
             for part in parts
             for k in range(self.n_draws)
         ]
-        return _mean(gradients, [part for part in parts for _ in range(self.n_draws)])
+        return _mean(problem, gradients, parts)
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,7 @@ class Applied:
         """Read off the recorded sums, without a pass over data."""
         mean = window.mean_gradient("consumed", problem)
         value = {name: mean[name] for name in problem.params}
-        size = float(sum(float(g.square().sum()) for g in value.values())) ** 0.5
-        return LossGradient(value, float("nan"), 1.0, 1, size, 0)
+        return LossGradient(value, float("nan"), 1.0, 1, norm(value), 0)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,8 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     """Gradient at some weights, rows weighted as the window used them."""
     there = problem.at(params)
     n_rows = there.n_rows
-    weights = None if n_rows is None else window.row_weights(n_rows, problem.masses)
+    masses = None if n_rows is None else problem.masses
+    weights = None if n_rows is None else window.row_weights(n_rows, masses)
     if weights is None:
         if exact:
             raise ValueError(
@@ -285,7 +286,9 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     used = np.flatnonzero(weights)
     if len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max():
         return there.gradient()
-    return there.take(used, weights[used]).gradient()
+    found = there.take(used, weights[used]).gradient()
+    # Shares of rows add up to one; what completes the gradient counts by the rows' own weights.
+    return replace(found, weight=float(len(weights) if masses is None else masses.sum()))
 
 
 def sub_windows(window: Window, size: int) -> Iterator[Window]:
@@ -306,17 +309,15 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
             yield part
 
 
-def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
-    total = sum(part.n_steps for part in parts)
-    shares = [part.n_steps / total for part in parts]
-    pairs = list(zip(shares, gradients, strict=True))
-    return LossGradient(
-        weighted_sum([g.value for g in gradients], shares),
-        sum(s * g.loss for s, g in pairs),
-        sum(g.weight for g in gradients),
-        sum(g.n_rows for g in gradients),
-        sum(s * g.scale for s, g in pairs),
-        sum(g.n_kinks for g in gradients),
+def _mean(problem: Problem, gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
+    """Mean of the gradients of parts with rows of their own, of each part as many in a row."""
+    n = len(gradients) // len(parts)
+    total = sum(n * part.n_steps for part in parts)
+    shares = [part.n_steps / total for part in parts for _ in range(n)]
+    return replace(
+        LossGradient.mean(gradients, shares),
+        n_rows=problem.n_rows or gradients[0].n_rows,
+        n_kinks=max(sum(g.n_kinks for g in gradients[i::n]) for i in range(n)),
     )
 
 

@@ -97,7 +97,8 @@ def _vector(gradient: LossGradient, place: Place, names: Sequence[str]) -> torch
     parts = []
     for name in names:
         slope, known = gradient.value[name].reshape(-1), place.design.known(name)
-        parts.append((slope if known is None else slope + known).cpu())
+        slope, dropped = slope if known is None else slope + known, place.dropped(name)
+        parts.append((slope if dropped is None else slope[~dropped]).cpu())
     return torch.cat(parts)
 
 

@@ -30,7 +30,6 @@ from sklearn_implicitreg.trajectory.minibatch import (
 from sklearn_implicitreg.trajectory.references import Flow, Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.smoothness import Kinks
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
 # Places of a penalty, with the mean over them.
@@ -105,18 +104,12 @@ class TrajectoryTargets:
             isinstance(leaf.penalty, BatchGradientNorm) for leaf in leaves
         )
 
-    def completing(self, other: Problem) -> LossGradient:
-        """Mean deviation against further rows, whose labels are numbered as in these."""
+    def completing(self, other: Problem) -> Sequence[LossGradient]:
+        """Deviations from further rows, whose labels are numbered as in these."""
         whole = other.numbered_like(self.problem).whole()
         own = self.problem
         whole = replace(whole, trained_factor=own.trained_factor, trained_sum=own.trained_sum)
-        return self.mean_deviation(self.deviations(whole))
-
-    def mean_deviation(self, deviations: Sequence[LossGradient]) -> LossGradient:
-        """Mean over the windows, each by its steps."""
-        value = weighted_sum([part.value for part in deviations], self.shares)
-        absent = frozenset.intersection(*[part.absent for part in deviations])
-        return replace(deviations[0], value=value, absent=absent)
+        return self.deviations(whole)
 
     @cached_property
     def kinks(self) -> Kinks:
@@ -135,7 +128,7 @@ class TrajectoryTargets:
             ("Model", self.problem.model_name),
             ("Loss", self.problem.loss_name),
             ("Trajectory", f"{n_steps} steps in {len(self.windows)} windows"),
-            ("|mean deviation|", f"{solution.tss**0.5:.4g}"),
+            ("|mean deviation|", f"{solution.norm:.4g}"),
             ("Noise share", f"{result.noise_share:.3g}"),
         ]
         if result.signal_share is not None:
@@ -210,7 +203,7 @@ class TrajectoryTargets:
         sizes = [w.rounding / w.scales(self.problem).min() for w in self.windows]
         size = np.linalg.norm(sizes)
         spectrum = decompose(equations.system.r_factor, eps=equations.eps)
-        bounds = size * np.linalg.norm(spectrum.whitener, axis=1)
+        bounds = size * spectrum.reach
         if not np.isfinite(bounds).all():
             return []
         named = zip(equations.term_names, bounds, strict=True)
@@ -253,7 +246,7 @@ def targets_from_weights(
                 design = design.joined(NUISANCE, columns[i])
             own.append(Place(problem, design, away))
         mean = mean_of(zip([place.design for place in own], targets.shares, strict=True))
-        return tuple(own), Place(problem, mean, targets.mean_deviation(found))
+        return tuple(own), Place(problem, mean, LossGradient.mean(found, targets.shares))
 
     remarks += _left_out(trajectory, windows)
     own = (deviations, places, bool(columns), trajectory, remarks)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem import Params, norm_of
 
 
 def moved(params: Params, along: Params, step: float) -> Params:
@@ -31,5 +30,4 @@ def weighted_sum(parts: Sequence[Params], weights: Sequence[float]) -> Params:
 
 def norm(params: Params) -> float:
     """Euclidean norm over all tensors."""
-    sizes = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in params.values()]
-    return math.hypot(*map(float, sizes))
+    return norm_of({name: t.double() for name, t in params.items()})

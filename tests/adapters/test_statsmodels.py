@@ -45,7 +45,7 @@ LEAST_SQUARES = {
 @pytest.mark.parametrize("make", LEAST_SQUARES.values(), ids=LEAST_SQUARES)
 def test_ridge_of_least_squares(make):
     est = fit(make().fit_regularized(alpha=0.3, L1_wt=0.0), EXOG, Y_DIABETES)
-    assert est.in_model_units() == pytest.approx({"alpha": 0.3}, rel=1e-10)
+    assert est.in_model_units() == pytest.approx({"alpha": 0.3, "L1_wt": 0.0}, rel=1e-10)
     assert est.coef_[0] == pytest.approx(0.3, rel=1e-10)
     assert est.r2_ == pytest.approx(1.0)
     assert est.n_equations_ == 11
@@ -58,7 +58,7 @@ def test_elastic_net_of_least_squares(make, ratio):
     """Coordinate descent, down to changes of 1e-12."""
     results = make().fit_regularized(alpha=0.3, L1_wt=ratio, zero_tol=1e-6, **TIGHT)
     est = fit(results, EXOG, Y_DIABETES, "l1" if ratio == 1 else "l2+l1")
-    expected = {"alpha": 0.3} if ratio == 1 else {"alpha": 0.3, "L1_wt": ratio}
+    expected = {"alpha": 0.3, "L1_wt": ratio}
     assert est.in_model_units() == pytest.approx(expected, rel=1e-7)
 
 
@@ -73,7 +73,7 @@ def test_unpenalized_constant():
     """A vector of alphas: statsmodels' way to leave out the constant."""
     results = sm.OLS(Y_DIABETES, EXOG).fit_regularized(alpha=np.r_[0.0, np.full(10, 0.3)], L1_wt=0)
     est = fit(results, EXOG, Y_DIABETES, params="coef")
-    assert est.in_model_units() == pytest.approx({"alpha": 0.3}, rel=1e-10)
+    assert est.in_model_units() == pytest.approx({"alpha": 0.3, "L1_wt": 0.0}, rel=1e-10)
     assert est.n_equations_ == 10
     assert fit(results, EXOG, Y_DIABETES).r2_ < 0.99
     grouped = fit(results, EXOG, Y_DIABETES, group_by=lambda name, tensor: name)
@@ -165,7 +165,9 @@ def test_ridge_of_glm(name):
     """By BFGS, which stops at a gradient of 1e-5."""
     family, y, _ = FAMILIES[name]
     results = sm.GLM(y, EXOG, family=family).fit_regularized(alpha=0.05, L1_wt=0.0)
-    assert fit(results, EXOG, y).in_model_units() == pytest.approx({"alpha": 0.05}, rel=1e-3)
+    assert fit(results, EXOG, y).in_model_units() == pytest.approx(
+        {"alpha": 0.05, "L1_wt": 0.0}, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["Gaussian", "Gamma, log"])
@@ -176,7 +178,9 @@ def test_ridge_of_glm_with_an_estimated_scale(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         results = model.fit_regularized(alpha=0.05, L1_wt=0.0)
-    assert fit(results, EXOG, y).in_model_units() == pytest.approx({"alpha": 0.05}, rel=1e-2)
+    assert fit(results, EXOG, y).in_model_units() == pytest.approx(
+        {"alpha": 0.05, "L1_wt": 0.0}, rel=1e-2
+    )
 
 
 def test_agrees_with_scikit_learn():
@@ -187,7 +191,7 @@ def test_agrees_with_scikit_learn():
     expected = fit(ours, EXOG, Y_COUNTS)
     found = fit(results, EXOG, Y_COUNTS)
     assert found.coef_ == pytest.approx(expected.coef_, rel=1e-10)
-    assert found.in_model_units() == pytest.approx({"alpha": 0.1}, rel=1e-6)
+    assert found.in_model_units() == pytest.approx({"alpha": 0.1, "L1_wt": 0.0}, rel=1e-6)
 
 
 def test_freq_weights_count_rows_and_var_weights_do_not():
@@ -260,7 +264,7 @@ def test_formulas_take_the_design_matrix():
     results = sm.formula.ols("y ~ x0 + x1 + x2", frame).fit_regularized(alpha=0.3, L1_wt=0.0)
     design = pd.DataFrame(results.model.exog, columns=results.model.exog_names)
     est = fit(results, design, Y_DIABETES)
-    assert est.in_model_units() == pytest.approx({"alpha": 0.3}, rel=1e-10)
+    assert est.in_model_units() == pytest.approx({"alpha": 0.3, "L1_wt": 0.0}, rel=1e-10)
     with pytest.raises(ValueError, match=r"missing \['Intercept'\].*results.model.exog"):
         fit(results, frame[["x0", "x1", "x2"]], Y_DIABETES)
 

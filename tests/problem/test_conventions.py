@@ -73,7 +73,10 @@ def test_weight_decay_is_half_of_l2() -> None:
 
 
 def test_no_penalty_is_an_infinite_inverse_strength() -> None:
-    assert CONVENTIONS["LogisticRegression"].parameters({"l2": 0.0}, n=10) == {"C": np.inf}
+    assert CONVENTIONS["LogisticRegression"].parameters({"l2": 0.0}, n=10) == {
+        "C": np.inf,
+        "l1_ratio": 0.0,
+    }
     assert CONVENTIONS["Ridge"].parameters({"l2": 0.0}, n=10) == {"alpha": 0.0}
 
 

@@ -139,7 +139,7 @@ def test_result_names_its_fields():
     assert {field.name for field in fields(Result)} == {
         *("term_names", "coef", "conf_int", "r2", "cosine", "n_equations", "verdict", "penalty"),
         *("solution", "inference", "family", "path", "bands", "noise_share", "signal_share"),
-        *("tested", "scale_invariant", "whole"),
+        *("resolution", "tested", "scale_invariant", "whole"),
     }
 
 
@@ -220,7 +220,7 @@ def test_a_mean_of_fewer_equations_than_coefficients():
     with pytest.raises(ValueError, match="got 2 equations for the 3 coefficients"):
         fit(replace(equations, mean=places[0]), Settings())
     with pytest.raises(ValueError, match="got 2 equations for the 3 coefficients"):
-        _ = replace(equations, mean=places[0]).judged_system
+        _ = replace(equations, mean=places[0]).system
 
 
 @pytest.mark.parametrize(("size", "dominates"), [(30.0, True), (0.3, False)])

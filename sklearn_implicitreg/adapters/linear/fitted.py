@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss
+from sklearn_implicitreg.adapters.linear.predictions import check_linear
 from sklearn_implicitreg.adapters.linear.problems import (
     LinearProblem,
     parsed,
@@ -44,14 +45,16 @@ def fitted_problem(
     default = {name for name in every if whole or name.startswith("coef")}
     summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
     seen = getattr(model, "feature_names_in_", None)
+    eps = _rounding_unit(model)
     own = {
         "model_name": type(model).__name__,
-        "eps": _rounding_unit(model),
+        "eps": eps,
         "feature_names": None if seen is None else tuple(map(str, seen)),
         "loss_weight": weight[:, None],
         "loss_name": loss.described(how or summed),
     }
     check_finite_params(every)
+    check_linear(model, X, coef, intercept, eps)
     chosen = select_params(options.params, every, default)
     params = {name: every[name] for name in chosen}
     bounded = getattr(model, "positive", False)
@@ -67,6 +70,7 @@ def fitted_problem(
         loss=loss,
         weight=weight,
         intercept_unit=unit,
+        at_rest=intercept is not None and not whole and not loss.kinked,
         **{**own, **known},
     )
 

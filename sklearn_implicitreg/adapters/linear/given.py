@@ -104,7 +104,7 @@ def _by_autograd(
     places = np.repeat(np.arange(float(n_rows))[:, None], n_outputs, axis=1)
     whole = (X, places, weight * (mass / weight.sum()))
     default: dict[str, Any] = {"loss_weight": np.ones((n_rows, 1)), "loss_name": row_loss.words}
-    looked = Loss(looked_up, row_loss.words)
+    looked = Loss(looked_up, row_loss.words, kinked=not curvature.any())
     return fitted_problem(model, whole, looked, options, **(default | known))
 
 

@@ -20,6 +20,7 @@ from sklearn_implicitreg.problem import (
     Problem,
     RowBatch,
     as_tensor,
+    norm_of,
     profiled,
 )
 
@@ -49,6 +50,7 @@ class LinearProblem(Problem):
     loss_weight: Array  # (n, 1) or (n, K): what multiplies the losses
     weight: Array  # (n,): sums to what the loss is divided by
     intercept_unit: float = 1.0  # constant feature that the intercept parameter multiplies
+    at_rest: bool = False  # whether training leaves no gradient in an intercept out of scope
     feature_names: tuple[str, ...] | None = None
     # Features of each parameter, where they are not "coef" and "intercept"; K is 1.
     columns: Mapping[str, NDArray[np.intp]] | None = None
@@ -78,7 +80,7 @@ class LinearProblem(Problem):
         point = np.append(center, 0.0)
         shift = self.in_scope(left[:, None] * point)
         value = {name: tensor + shift[name] for name, tensor in found.value.items()}
-        more = _norm(self.in_scope(size[:, None] * np.abs(point)))
+        more = norm_of(self.in_scope(size[:, None] * np.abs(point)))
         return replace(found, value=value, scale=found.scale + more)
 
     @property
@@ -148,13 +150,19 @@ class LinearProblem(Problem):
         slopes, sizes = weight * losses.derivative, np.abs(weight) * losses.size
         if center is not None:
             features = features - center
+        rest = None
+        if self.at_rest and self._constant not in self._scope:
+            top = np.maximum(np.abs(slopes).max(axis=0), np.finfo(np.float64).tiny)
+            norms = top * np.linalg.norm(slopes / top, axis=0)
+            rest = np.array([slopes.sum(axis=0), norms, sizes.sum(axis=0)])
         block = BlockGradient(
             sums=self._summed(features, slopes),
             loss=float(np.sum(weight * losses.value)),
             weight=float(np.sum(self.weight[rows])),
             n_rows=features.shape[0],
-            scale=_norm(self._summed(abs(features), sizes)),
+            scale=norm_of(self._summed(abs(features), sizes)),
             n_kinks=int(np.count_nonzero(kinks)),
+            rest=rest,
         )
         return block, slopes.sum(axis=0), sizes.sum(axis=0)
 
@@ -253,8 +261,3 @@ def _weighted_gram(X: Any, weight: Array, center: Array) -> Array:
         cross = np.outer(np.asarray(X.T @ weight), center)
         gram += weight.sum() * np.outer(center, center) - cross - cross.T
     return (gram + gram.T) / 2
-
-
-def _norm(params: Params) -> float:
-    """Euclidean norm over all parameters."""
-    return float(np.sqrt(sum(float(t.square().sum()) for t in params.values())))

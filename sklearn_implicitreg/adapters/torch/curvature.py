@@ -20,6 +20,7 @@ from sklearn_implicitreg.problem import (
     LossGradient,
     Params,
     Problem,
+    Weights,
     flat,
     profiled,
     zeros_of,
@@ -86,6 +87,11 @@ class _Batched(Protocol):
         ...
 
     @property
+    def masses(self) -> Weights | None:
+        """Weight of every row in the mean loss; None where all count as one."""
+        ...
+
+    @property
     def leaves(self) -> list[Tensor]:
         """What the batch gradients are differentiated by, in the order of the parameters."""
         ...
@@ -122,9 +128,8 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
             )
 
     mean = LossGradient.from_blocks(blocks())
-    # The total weight as if all rows were read at once, each as often as the batches use it.
-    even = np.ptp(row_weights) <= 1e-12 * row_weights.max()
-    weight = 1 / float(row_weights.max()) if even else 1.0
+    masses = problem.masses
+    weight = float(len(row_weights) if masses is None else masses.sum())
     mean = replace(mean, weight=weight, n_rows=int(np.count_nonzero(row_weights)))
     return mean, spread_about(problem, batches, mean.value, held)
 

@@ -404,7 +404,7 @@ class TestLabels:
             options = Options(loss="cross_entropy")
             fitted = adapt(module, Data(X, y), options)
             targets = EndpointTargets((fitted,))
-            rest = targets.completing(adapt(module, Data(X[part], y[part]), options))
+            (rest,) = targets.completing(adapt(module, Data(X[part], y[part]), options))
             torch.testing.assert_close(rest.value["weight"], expected, rtol=1e-12, atol=1e-15)
 
     @pytest.mark.parametrize("low", [1, -1], ids=["1 and 2", "-1 and 1"])
@@ -418,7 +418,7 @@ class TestLabels:
             part = np.flatnonzero(BINARY == code)
             target = torch.full((len(part),), float(code), dtype=torch.float64)
             loss = F.binary_cross_entropy_with_logits(module(X[part]), target)
-            rest = targets.completing(adapt(module, Data(X[part], y[part]), options))
+            (rest,) = targets.completing(adapt(module, Data(X[part], y[part]), options))
             torch.testing.assert_close(rest.value["weight"], exact(module, loss))
 
     @pytest.mark.parametrize("y", [CODES + 1, np.array(["ant", "bee", "cat"])[CODES]])

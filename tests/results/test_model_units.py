@@ -1,0 +1,275 @@
+"""What in_model_units returns trains the penalty that was found."""
+
+import warnings
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from cases import CASES
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import (
+    ElasticNet,
+    HuberRegressor,
+    Lasso,
+    LogisticRegression,
+    LogisticRegressionCV,
+    PoissonRegressor,
+    Ridge,
+    SGDClassifier,
+    SGDRegressor,
+)
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from statsmodels.base.elastic_net import RegularizedResults
+
+from sklearn_implicitreg import ImplicitRegularizationEstimator as Estimator
+from sklearn_implicitreg.results.explicit import model_units
+
+X, Y = load_diabetes(return_X_y=True)
+X = StandardScaler().fit_transform(X)
+CANCER, LABELS = load_breast_cancer(return_X_y=True)
+CANCER = StandardScaler().fit_transform(CANCER)[:, :8]
+TIGHT = {"tol": 1e-10, "max_iter": 100_000}
+
+
+def weights_of(model):
+    return np.append(np.ravel(model.coef_), model.intercept_)
+
+
+def agree(found, expected, rtol=1e-4):
+    """Weights that differ by this share of their size."""
+    size = np.linalg.norm(weights_of(expected))
+    assert np.linalg.norm(weights_of(found) - weights_of(expected)) <= rtol * size
+
+
+def retrained(est, model, X, y, sample_weight=None, **more):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        again = clone(model).set_params(**est.in_model_units(), **more)
+        return again.fit(
+            X, y, **({} if sample_weight is None else {"sample_weight": sample_weight})
+        )
+
+
+def stated(case):
+    """Whether a plain estimator of scikit-learn takes the parameters that a case has."""
+    own = case.estimator.get_params(deep=False)
+    return hasattr(case.estimator, "get_params") and set(case.own) <= set(own) and case.fit is None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if isinstance(c.own, dict) and stated(c)],
+    ids=lambda case: case.id,
+)
+def test_the_model_comes_back(case):
+    """All estimators with a known penalty, each from the family that is its own."""
+    model = case.make()
+    est = Estimator(model, family=case.family).fit(case.X, case.y, case.sample_weight)
+    again = retrained(est, model, case.X, case.y, case.sample_weight)
+    if hasattr(model, "coefs_"):
+        pairs = zip(again.coefs_, model.coefs_, strict=True)
+        assert all(np.allclose(a, b, rtol=0.1, atol=0.1) for a, b in pairs)
+    else:
+        agree(again, model, max(1e-4, 20 * case.rtol))
+
+
+LOGISTIC = {
+    "l2": LogisticRegression(C=0.1, **TIGHT),
+    "l1": LogisticRegression(C=0.1, l1_ratio=1.0, solver="saga", random_state=0, **TIGHT),
+    "l1 by liblinear": LogisticRegression(C=0.1, l1_ratio=1.0, solver="liblinear", **TIGHT),
+    "l2+l1": LogisticRegression(C=0.1, l1_ratio=0.5, solver="saga", random_state=0, **TIGHT),
+}
+
+
+@pytest.mark.parametrize("name", LOGISTIC)
+def test_from_any_other_kind_of_the_same_class(name):
+    """Found in weights that were trained elsewhere, and stated by a model of another kind."""
+    truth = clone(LOGISTIC[name]).fit(CANCER, LABELS)
+    start = LogisticRegression(**TIGHT, solver="newton-cg").fit(CANCER, LABELS)
+    if "liblinear" in name:
+        start = LogisticRegression(**TIGHT, solver="liblinear").fit(CANCER, LABELS)
+    start.coef_, start.intercept_ = truth.coef_, truth.intercept_
+    est = Estimator(start, family=name.partition(" ")[0]).fit(CANCER, LABELS)
+    units = est.in_model_units()
+    assert units["l1_ratio"] == pytest.approx(truth.l1_ratio, abs=1e-6)
+    agree(retrained(est, start, CANCER, LABELS), truth)
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+@pytest.mark.parametrize("other", ["l1", "l2"])
+def test_linear_svc_by_its_penalty(penalty, other):
+    truth = LinearSVC(C=0.05, penalty=penalty, dual=False, **TIGHT).fit(CANCER, LABELS)
+    start = LinearSVC(penalty=other, dual=other == "l2" and "auto", **TIGHT).fit(CANCER, LABELS)
+    start.coef_, start.intercept_ = truth.coef_, truth.intercept_
+    est = Estimator(start, family=penalty).fit(CANCER, LABELS)
+    assert est.in_model_units()["penalty"] == penalty
+    assert "l1_ratio" not in est.in_model_units()
+    agree(retrained(est, start, CANCER, LABELS), truth, 1e-3)
+
+
+@pytest.mark.parametrize(("loss", "coef"), [("squared_hinge", [1, 1]), ("hinge", [0, 1])])
+def test_linear_svc_has_no_other_penalty(loss, coef):
+    model = LinearSVC(loss=loss, max_iter=100_000).fit(CANCER, LABELS)
+    est = Estimator(model, family="l2+l1").fit(CANCER, LABELS)
+    found = dict(zip(["l2", "l1"], map(float, coef), strict=True))
+    with pytest.raises(ValueError, match="Expected a penalty that LinearSVC"):
+        model_units(model, found, est._description)
+
+
+@pytest.mark.parametrize("cls", [SGDRegressor, SGDClassifier])
+@pytest.mark.parametrize(("family", "kind"), [("l2", "l2"), ("l1", "l1"), ("l2+l1", "elasticnet")])
+def test_sgd_by_its_penalty(cls, family, kind):
+    """Weights of a solver that ends, in a model of SGD, which states what led to them."""
+    ratio = {"l2": 0.0, "l1": 1.0, "elasticnet": 0.4}[kind]
+    if cls is SGDRegressor:
+        inputs, target = X, Y
+        other = Ridge(0.2 * len(X)) if kind == "l2" else ElasticNet(0.2, l1_ratio=ratio, **TIGHT)
+    else:
+        inputs, target = CANCER, LABELS
+        other = LogisticRegression(
+            C=1 / (0.2 * len(CANCER)), l1_ratio=ratio, solver="saga", random_state=0, **TIGHT
+        )
+    truth = other.fit(inputs, target)
+    loss = {} if cls is SGDRegressor else {"loss": "log_loss"}
+    model = cls(penalty=None, max_iter=5, tol=None, random_state=0, **loss).fit(inputs, target)
+    model.coef_ = truth.coef_.reshape(model.coef_.shape)
+    model.intercept_ = np.reshape(truth.intercept_, model.intercept_.shape)
+    units = Estimator(model, family=family).fit(inputs, target).in_model_units()
+    assert units["penalty"] == kind
+    assert units["alpha"] == pytest.approx(0.2, rel=1e-4)
+    assert units["l1_ratio"] == pytest.approx(ratio, abs=1e-5)
+    clone(model).set_params(**units).fit(inputs, target)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("penalty", [None, "l1", "elasticnet"])
+def test_a_deprecated_penalty_does_not_hide_the_other_parameters(penalty):
+    truth = LogisticRegression(C=0.1, **TIGHT).fit(CANCER, LABELS)
+    own = {"penalty": penalty, "solver": "saga", "l1_ratio": 0.5 if penalty == "elasticnet" else 0}
+    if penalty == "l1":
+        own["l1_ratio"] = 1
+    model = LogisticRegression(**own, max_iter=5000).fit(CANCER, LABELS)
+    model.coef_, model.intercept_ = truth.coef_, truth.intercept_
+    est = Estimator(model).fit(CANCER, LABELS)
+    agree(retrained(est, model, CANCER, LABELS, tol=1e-8), truth)
+
+
+def test_containers_give_the_parameters_of_the_model_inside():
+    pipe = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, **TIGHT))
+    for model in (pipe, GridSearchCV(pipe, {"logisticregression__C": [0.3]}, cv=2)):
+        units = Estimator(model.fit(CANCER, LABELS), family="l1").fit(CANCER, LABELS)
+        assert units.in_model_units()["l1_ratio"] == 1.0
+        assert units.in_model_units()["solver"] == "saga"
+    several = LogisticRegressionCV(
+        Cs=[0.3], cv=2, l1_ratios=(0,), scoring="accuracy", use_legacy_attributes=False
+    )
+    units = Estimator(several.fit(CANCER, LABELS)).fit(CANCER, LABELS).in_model_units()
+    assert units == pytest.approx({"C": 0.3, "l1_ratio": 0.0}, rel=1e-2)
+
+
+# --- statsmodels --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "ratio"), [("l2", 0.0), ("l1", 1.0), ("l2+l1", 0.6)])
+def test_statsmodels_trains_them(family, ratio):
+    options = {"zero_tol": 1e-12, "cnvrg_tol": 1e-12, "maxiter": 5000} if ratio else {}
+    model = sm.OLS(Y, X)
+    truth = model.fit_regularized(alpha=0.7, L1_wt=ratio, **options)
+    units = Estimator(truth, family=family).fit(X, Y).in_model_units()
+    assert units["L1_wt"] == pytest.approx(ratio, abs=1e-8)
+    again = model.fit_regularized(**units, **options)
+    np.testing.assert_allclose(again.params, truth.params, rtol=1e-6, atol=1e-6)
+
+
+def test_square_root_lasso_in_units_of_the_elastic_net():
+    """Its weights are those of a lasso, whose strength has the residual in it."""
+    strength = 40.0
+    lasso = Lasso(alpha=1.0, fit_intercept=False, **TIGHT)
+    alpha = 1.0
+    for _ in range(200):  # |y - X b| / sqrt(n) + strength/n |b|: a lasso of this alpha
+        root = np.linalg.norm(Y - X @ lasso.set_params(alpha=alpha).fit(X, Y).coef_)
+        alpha = strength * root / len(Y) ** 1.5
+    model = sm.OLS(Y, X)
+    results = RegularizedResults(model, lasso.coef_)  # as statsmodels returns them
+    units = Estimator(results, family="l1").fit(X, Y).in_model_units()
+    assert units == pytest.approx({"alpha": alpha, "L1_wt": 1.0}, rel=1e-8)
+    again = model.fit_regularized(**units, zero_tol=1e-10, cnvrg_tol=1e-12, maxiter=5000)
+    np.testing.assert_allclose(again.params, lasso.coef_, rtol=1e-6, atol=1e-6)
+
+
+# --- coefficients within rounding of zero -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        (Ridge(3.0), Y),
+        (Ridge(3.0, solver="lsqr", tol=1e-6), Y),
+        (PoissonRegressor(alpha=0.1), Y),
+        (HuberRegressor(alpha=3.0, max_iter=10_000), Y),
+        (LogisticRegression(C=0.5), Y > 140),
+        (LogisticRegression(C=0.5, tol=1e-12, solver="newton-cholesky"), Y > 140),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["l2+l1", "l1+l2"])
+def test_a_lasso_that_is_not_there(model, target, family):
+    model.fit(X, target)
+    est = Estimator(model, family=family).fit(X, target)
+    alone = Estimator(model, family="l2").fit(X, target)
+    assert est.coef_[0 if family == "l1+l2" else 1] != 0
+    explicit = est.explicit_estimator()
+    assert type(explicit) is type(model)
+    assert est.in_model_units() == pytest.approx(alone.in_model_units(), rel=1e-2)
+    agree(explicit.fit(X, target), model, 1e-2)
+
+
+def test_a_ridge_that_is_not_there():
+    model = Lasso(0.5, **TIGHT).fit(X, Y)
+    est = Estimator(model, family="l2+l1").fit(X, Y)
+    assert est.coef_[0] != 0
+    assert est.explicit_estimator().get_params() == pytest.approx(
+        clone(model).set_params(alpha=est.in_model_units()["alpha"]).get_params()
+    )
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 0.99])
+def test_what_is_there_stays(ratio):
+    """Small and above what the solver left."""
+    model = ElasticNet(0.5, l1_ratio=ratio, **TIGHT).fit(X, Y)
+    est = Estimator(model, family="l2+l1").fit(X, Y)
+    assert est.in_model_units()["l1_ratio"] == pytest.approx(ratio, rel=1e-5)
+    assert est.explicit_estimator().l1_ratio == pytest.approx(ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+def test_scales_do_not_matter(size):
+    """No number is small by itself."""
+    model = ElasticNet(0.5 * size**2, l1_ratio=0.3, **TIGHT).fit(X * size, Y * size)
+    est = Estimator(model, family="l2+l1").fit(X * size, Y * size)
+    assert all(est._coefficients().values())
+
+
+def test_an_unexplained_fit_keeps_its_small_coefficients():
+    model = SGDRegressor(random_state=0).fit(X, Y)
+    est = Estimator(model, family="l2+l1").fit(X, Y)
+    assert est.r2_ < 0.9
+    assert all(est._coefficients().values())
+
+
+# --- as many coefficients as equations ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["l2+l1", "l1+power"])
+def test_no_f_test_without_residual_degrees_of_freedom(family):
+    model = Ridge(3.0).fit(X[:, :2], Y)
+    est = Estimator(model, family=family).fit(X[:, :2], Y)
+    header = dict(est.summary().header)
+    assert (header["F"], header["Prob (F)"], header["Df residuals"]) == ("none", "none", "0")
+    assert "nan" not in " ".join(header.values())
+    assert not any("inf" in value for value in header.values())

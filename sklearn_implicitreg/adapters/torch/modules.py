@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +27,14 @@ from sklearn_implicitreg.adapters.torch.curvature import (
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
+    cuts_into_rows,
     few_rows,
     generator_states,
     map_tensors,
     preserved_rng,
     read_rows,
     reset_generators,
+    rows_in,
 )
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
@@ -42,6 +46,17 @@ from sklearn_implicitreg.adapters.torch.options import (
     set_modes,
 )
 from sklearn_implicitreg.adapters.torch.structure import skeleton, weight_matrices
+from sklearn_implicitreg.adapters.torch.trial import (
+    TRIED_ROWS,
+    Trial,
+    differ,
+    equal_outputs,
+    examined,
+    holds_generator,
+    integers_kept,
+    states,
+)
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -59,7 +74,7 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import own_name, tensors_in
+from sklearn_implicitreg.problem.frozen import own_name
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -78,6 +93,7 @@ class TorchProblem(Problem):
     dtype: torch.dtype
     seed: int | None = None
     forward: Forward
+    kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """One block per batch; batches are made smaller where more blocks are asked for."""
@@ -88,7 +104,10 @@ class TorchProblem(Problem):
         row_scale = 0.0
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
             for index, batch in enumerate(_merged_last(self.rows.batches(size, split), self)):
+                before = states(self.device) if index == 0 else []
                 block = self._block(self._to_device(batch), first=index == 0)
+                if index == 0:
+                    self._warn_if_random(batch, before)
                 if index == 0 and not self.batch_normalized:
                     row_scale = self._row_scale(batch)
                 yield _scaled(block, row_scale)
@@ -254,9 +273,8 @@ class TorchProblem(Problem):
         grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
-            sums[name] = torch.zeros_like(t) if g is None else g
-        alone = isinstance(batch.inputs, Tensor)
-        n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
+            sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
+        n_rows = rows_in(batch)
         n_kinks = self.row_loss.n_kinks(output, target)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
 
@@ -269,23 +287,63 @@ class TorchProblem(Problem):
     def _row_scale(self, batch: Batch) -> float:
         """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
         rows = few_rows(batch, _SCALE_ROWS)
-        if rows is None:
+        if rows is None and not self.rows.together:
             return 0.0
-        block = self._block(self._to_device(rows))
-        return norm_of(block.sums) / block.n_rows
+        with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
+            if rows is not None:
+                block = self._block(self._to_device(rows))
+                return norm_of(block.sums) / block.n_rows
+        return self._scale_together(self._to_device(batch))
+
+    def _scale_together(self, batch: Batch) -> float:
+        """The same where rows pass through the module together only, as a graph's nodes."""
+        output = self.forward(self.module, batch.inputs)
+        few = few_rows(Batch(output, batch.target, batch.weight), _SCALE_ROWS)
+        if few is None:
+            return 0.0
+        target = self.row_loss.prepare(few.inputs, few.target)
+        total, _ = self.row_loss(few.inputs, target, few.weight)
+        grads = torch.autograd.grad(total, self.leaves, allow_unused=True)
+        named = zip(self.params, grads, strict=True)
+        return norm_of({n: g for n, g in named if g is not None}) / rows_in(few)
+
+    def _warn_if_random(self, batch: Batch, before: list[Any]) -> None:
+        """Warn where two passes differ though no layer is in training state."""
+        module = self.module
+        if self.seed is not None and any(part.training for part in module.modules()):
+            return
+        if not differ(before, states(self.device)) and not holds_generator(module):
+            return
+        few = self._to_device(few_rows(batch, TRIED_ROWS) or batch)
+        with torch.no_grad():
+            first, second = (self.forward(module, few.inputs) for _ in range(2))
+        if not equal_outputs(first, second):
+            warn_user(
+                f"{type(module).__name__} gives other outputs each time in eval state: its "
+                "forward draws random numbers (dropout without self.training, noise). The "
+                "gradient is that of one draw; let forward ask self.training.",
+                ModelStateWarning,
+            )
 
     def _to_device(self, batch: Batch) -> Batch:
         alone = isinstance(batch.inputs, Tensor)
+        places = itertools.count()
 
         def move(tensor: Tensor) -> Tensor:
-            kept = not tensor.is_floating_point() and (
-                self._takes_integers or (tensor.dtype == torch.bool and not alone)
-            )
-            # A copy always: a module that works in place would write to the user's rows.
-            return tensor.to(self.device, None if kept else self.dtype, copy=True)
+            place = next(places)
+            dtype: torch.dtype | None = self.dtype
+            if tensor.is_complex():
+                dtype = self.dtype.to_complex()
+            elif tensor.dtype == torch.bool:
+                dtype = self.dtype if alone else None
+            elif not tensor.is_floating_point() and self.kept:
+                dtype = None if self.kept[min(place, len(self.kept) - 1)] else self.dtype
+            # A copy always: a module or loss that works in place would write to the user's rows.
+            return tensor.to(self.device, dtype, copy=True)
 
         def move_target(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            dtype = self.dtype if tensor.is_floating_point() else None
+            return tensor.to(self.device, dtype, copy=True)
 
         weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
         if alone and isinstance(batch.target, Tensor):
@@ -318,10 +376,6 @@ class TorchProblem(Problem):
         off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
         return off
 
-    @property
-    def _takes_integers(self) -> bool:
-        return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in self.module.modules())
-
 
 def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
     """A block with its scale, from that of a few rows and its own norm."""
@@ -335,7 +389,7 @@ def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Ba
         return
     held: Batch | None = None
     for batch in batches:
-        if held is not None and len(next(tensors_in(batch.inputs))) == 1:
+        if held is not None and rows_in(batch) == 1:
             batch = _joined(held, batch)
             held = None
         if held is not None:
@@ -395,7 +449,7 @@ def module_problem(
     named: Params = dict(own.named_parameters())
     covered = {own_name(n) for n in default} if default else weight_matrices(own)
     names = select_params(options.params, {n: named[n] for n in trained}, covered)
-    return TorchProblem(
+    problem = TorchProblem(
         params={n: named[n].detach() for n in names},
         model_name=model_name or type(own).__name__,
         loss_name=row_loss.words,
@@ -414,6 +468,103 @@ def module_problem(
         forward=forward,
         **(fields | {"convention": None} if row_loss.trained_sum else fields),
     )
+    if any(rows.integers):
+        problem = _with_integers(problem)
+    return _with_custom_loss(problem, module, options) if row_loss.custom else problem
+
+
+def _with_integers(problem: TorchProblem) -> TorchProblem:
+    """Find out which integer inputs the module takes as integers."""
+    rows, module = problem.rows, problem.module
+
+    def works(kept: tuple[bool, ...], batch: Batch) -> bool:
+        own = replace(problem, kept=kept)
+        with contextlib.suppress(Exception):
+            own.forward(module, own._to_device(batch).inputs)
+            return True
+        return False
+
+    kept: tuple[bool, ...] = ()
+    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
+        whole = next(rows.read(problem.batch_size, None), None)
+        for batch in (rows.few(2), whole):  # rows of a graph cannot be cut
+            if batch is not None:
+                tried = functools.partial(works, batch=batch)
+                kept = integers_kept(rows.integers, rows.in_tensors, tried)
+                if tried(kept):
+                    break
+    return replace(problem, kept=kept)
+
+
+def _with_custom_loss(problem: TorchProblem, module: nn.Module, options: Options) -> TorchProblem:
+    """Find out by a few rows what a user's loss returns, and how rows are to be cut for it."""
+    trial = _tried(problem, module)
+    if trial is None or trial.kind == "unknown":
+        return problem
+    row_loss, notes = trial.row_loss, (*problem.notes, *trial.notes)
+    problem = replace(problem, row_loss=row_loss, loss_name=row_loss.words, notes=notes)
+    problem = replace(problem, trained_sum=row_loss.trained_sum)
+    if row_loss.trained_sum:
+        problem = replace(problem, convention=None)
+    if row_loss.by_rows or problem.batch_normalized:
+        return problem
+    return _by_batches(problem, trial, options)
+
+
+def _tried(problem: TorchProblem, module: nn.Module) -> Trial | None:
+    """The loss on a few rows and on parts of them."""
+    rows = problem.rows
+
+    def on_part(part: slice) -> tuple[Any, Any]:
+        places = np.unique(np.linspace(0, (rows.n_rows or 1) - 1, TRIED_ROWS).astype(np.int64))
+        assert rows.pick is not None
+        own = problem._to_device(rows.pick(places[part]))
+        return problem.forward(problem.module, own.inputs), own.target
+
+    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
+        few = rows.few(TRIED_ROWS)
+        if few is None:
+            return None
+        batch = problem._to_device(few)
+        try:
+            output = problem.forward(problem.module, batch.inputs)
+        except Exception:  # rows that only pass together, or an error that all rows will show
+            return None
+        cut = few_rows(Batch(output, batch.target, None), TRIED_ROWS)
+        if cut is not None and cuts_into_rows(batch.inputs, rows_in(batch)):
+            batch = few_rows(batch, TRIED_ROWS) or batch
+        elif cut is not None:
+            batch = Batch(batch.inputs, cut.target, None)
+        output = output if cut is None else cut.inputs
+        apart = None if rows.pick is None or rows.together else on_part
+        return examined(problem.row_loss, batch, output, module, apart)
+
+
+def _by_batches(problem: TorchProblem, trial: Trial, options: Options) -> TorchProblem:
+    """With a loss that is no mean over rows: in the batches of the training, or all at once."""
+    n_rows, size = problem.rows.n_rows, problem.batch_size
+    elements = trial.kind == "elements"
+    what = f"{problem.loss_name.split(',')[0]} is no mean over rows"
+    what += " but one over unequal numbers of elements" if elements else ": its value depends on "
+    what += "" if elements else "which rows are in a batch"
+    given, trained = options.batch_size != "auto", problem.rows.train_batch_size
+    if trained is not None and not given:
+        size = trained
+    elif n_rows is None or (n_rows > size and (elements or not given)):
+        raise ValueError(
+            f"Expected a loss that is a mean over rows, or the batches that it was trained on, "
+            f"got one that is not ({what}), on {n_rows or 'unknown'} rows in blocks of {size}; "
+            "return one number per row, give a DataLoader with the batches of the training, or a "
+            "batch_size of at least the number of rows."
+        )
+    elif not given and not elements:
+        warn_user(
+            f"{what} (contrastive losses; shapes (n, 1) and (n,) broadcast against each other). "
+            "All rows are taken as one batch: give `batch_size`, the size it was trained with.",
+            ModelStateWarning,
+        )
+    note = f"{what}: taken in batches of {min(size, n_rows or size)} rows."
+    return replace(problem, batch_size=size, batch_normalized=True, notes=(*problem.notes, note))
 
 
 def _stored_notes(names: list[str]) -> list[str]:

@@ -60,10 +60,16 @@ class Rows:
     together: bool = False  # inputs of other lengths than y: all rows pass at once
 
     def few(self, n: int) -> Batch | None:
-        """About n rows, spread over all where they can be picked."""
+        """At most n rows, from all over where they can be picked."""
         if self.pick is None or self.together or not self.n_rows:
             return next(self.read(n, None), None)
-        return self.pick(np.unique(np.linspace(0, self.n_rows - 1, n).astype(np.int64)))
+        return self.pick(self.few_places(n))
+
+    def few_places(self, n: int) -> Indices:
+        """Numbers of at most n rows, at random (always the same): rows may come in a pattern."""
+        size = self.n_rows or 0
+        drawn = np.random.default_rng(0).choice(size, min(n, size), replace=False, shuffle=False)
+        return np.sort(drawn)
 
     def picked(self, batches: Sequence[Indices]) -> Iterator[Batch]:
         """Batches of rows picked by number, with their own weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,6 @@ from sklearn_implicitreg.adapters.torch.curvature import (
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
-    cuts_into_rows,
     few_rows,
     generator_states,
     map_tensors,
@@ -35,6 +33,12 @@ from sklearn_implicitreg.adapters.torch.data import (
     read_rows,
     reset_generators,
     rows_in,
+)
+from sklearn_implicitreg.adapters.torch.few_rows import (
+    states,
+    warn_if_random,
+    with_custom_loss,
+    with_integers,
 )
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
@@ -46,17 +50,6 @@ from sklearn_implicitreg.adapters.torch.options import (
     set_modes,
 )
 from sklearn_implicitreg.adapters.torch.structure import skeleton, weight_matrices
-from sklearn_implicitreg.adapters.torch.trial import (
-    TRIED_ROWS,
-    Trial,
-    differ,
-    equal_outputs,
-    examined,
-    holds_generator,
-    integers_kept,
-    states,
-)
-from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -107,7 +100,7 @@ class TorchProblem(Problem):
                 before = states(self.device) if index == 0 else []
                 block = self._block(self._to_device(batch), first=index == 0)
                 if index == 0:
-                    self._warn_if_random(batch, before)
+                    warn_if_random(self, batch, before)
                 if index == 0 and not self.batch_normalized:
                     row_scale = self._row_scale(batch)
                 yield _scaled(block, row_scale)
@@ -307,24 +300,6 @@ class TorchProblem(Problem):
         named = zip(self.params, grads, strict=True)
         return norm_of({n: g for n, g in named if g is not None}) / rows_in(few)
 
-    def _warn_if_random(self, batch: Batch, before: list[Any]) -> None:
-        """Warn where two passes differ though no layer is in training state."""
-        module = self.module
-        if self.seed is not None and any(part.training for part in module.modules()):
-            return
-        if not differ(before, states(self.device)) and not holds_generator(module):
-            return
-        few = self._to_device(few_rows(batch, TRIED_ROWS) or batch)
-        with torch.no_grad():
-            first, second = (self.forward(module, few.inputs) for _ in range(2))
-        if not equal_outputs(first, second):
-            warn_user(
-                f"{type(module).__name__} gives other outputs each time in eval state: its "
-                "forward draws random numbers (dropout without self.training, noise). The "
-                "gradient is that of one draw; let forward ask self.training.",
-                ModelStateWarning,
-            )
-
     def _to_device(self, batch: Batch) -> Batch:
         alone = isinstance(batch.inputs, Tensor)
         places = itertools.count()
@@ -464,107 +439,10 @@ def module_problem(
         device=device,
         dtype=dtype,
         seed=seed_of(options),
-        trained_sum=row_loss.trained_sum,
         forward=forward,
-        **(fields | {"convention": None} if row_loss.trained_sum else fields),
+        **fields,
     )
-    if any(rows.integers):
-        problem = _with_integers(problem)
-    return _with_custom_loss(problem, module, options) if row_loss.custom else problem
-
-
-def _with_integers(problem: TorchProblem) -> TorchProblem:
-    """Find out which integer inputs the module takes as integers."""
-    rows, module = problem.rows, problem.module
-
-    def works(kept: tuple[bool, ...], batch: Batch) -> bool:
-        own = replace(problem, kept=kept)
-        with contextlib.suppress(Exception):
-            own.forward(module, own._to_device(batch).inputs)
-            return True
-        return False
-
-    kept: tuple[bool, ...] = ()
-    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
-        whole = next(rows.read(problem.batch_size, None), None)
-        for batch in (rows.few(2), whole):  # rows of a graph cannot be cut
-            if batch is not None:
-                tried = functools.partial(works, batch=batch)
-                kept = integers_kept(rows.integers, rows.in_tensors, tried)
-                if tried(kept):
-                    break
-    return replace(problem, kept=kept)
-
-
-def _with_custom_loss(problem: TorchProblem, module: nn.Module, options: Options) -> TorchProblem:
-    """Find out by a few rows what a user's loss returns, and how rows are to be cut for it."""
-    trial = _tried(problem, module)
-    if trial is None or trial.kind == "unknown":
-        return problem
-    row_loss, notes = trial.row_loss, (*problem.notes, *trial.notes)
-    problem = replace(problem, row_loss=row_loss, loss_name=row_loss.words, notes=notes)
-    problem = replace(problem, trained_sum=row_loss.trained_sum)
-    if row_loss.trained_sum:
-        problem = replace(problem, convention=None)
-    if row_loss.by_rows or problem.batch_normalized:
-        return problem
-    return _by_batches(problem, trial, options)
-
-
-def _tried(problem: TorchProblem, module: nn.Module) -> Trial | None:
-    """The loss on a few rows and on parts of them."""
-    rows = problem.rows
-
-    def on_part(part: slice) -> tuple[Any, Any]:
-        places = np.unique(np.linspace(0, (rows.n_rows or 1) - 1, TRIED_ROWS).astype(np.int64))
-        assert rows.pick is not None
-        own = problem._to_device(rows.pick(places[part]))
-        return problem.forward(problem.module, own.inputs), own.target
-
-    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
-        few = rows.few(TRIED_ROWS)
-        if few is None:
-            return None
-        batch = problem._to_device(few)
-        try:
-            output = problem.forward(problem.module, batch.inputs)
-        except Exception:  # rows that only pass together, or an error that all rows will show
-            return None
-        cut = few_rows(Batch(output, batch.target, None), TRIED_ROWS)
-        if cut is not None and cuts_into_rows(batch.inputs, rows_in(batch)):
-            batch = few_rows(batch, TRIED_ROWS) or batch
-        elif cut is not None:
-            batch = Batch(batch.inputs, cut.target, None)
-        output = output if cut is None else cut.inputs
-        apart = None if rows.pick is None or rows.together else on_part
-        return examined(problem.row_loss, batch, output, module, apart)
-
-
-def _by_batches(problem: TorchProblem, trial: Trial, options: Options) -> TorchProblem:
-    """With a loss that is no mean over rows: in the batches of the training, or all at once."""
-    n_rows, size = problem.rows.n_rows, problem.batch_size
-    elements = trial.kind == "elements"
-    what = f"{problem.loss_name.split(',')[0]} is no mean over rows"
-    what += " but one over unequal numbers of elements" if elements else ": its value depends on "
-    what += "" if elements else "which rows are in a batch"
-    given, trained = options.batch_size != "auto", problem.rows.train_batch_size
-    if trained is not None and not given:
-        size = trained
-    elif n_rows is None or (n_rows > size and (elements or not given)):
-        raise ValueError(
-            f"Expected a loss that is a mean over rows, or the batches that it was trained on, "
-            f"got one that is not ({what}), on {n_rows or 'unknown'} rows in blocks of {size}; "
-            "return one number per row, give a DataLoader with the batches of the training, or a "
-            "batch_size of at least the number of rows."
-        )
-    elif not given and not elements:
-        warn_user(
-            f"{what} (contrastive losses; shapes (n, 1) and (n,) broadcast against each other). "
-            "All rows are taken as one batch: give `batch_size`, the size it was trained with.",
-            ModelStateWarning,
-        )
-    note = f"{what}: taken in batches of {min(size, n_rows or size)} rows."
-    return replace(problem, batch_size=size, batch_normalized=True, notes=(*problem.notes, note))
+    return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
 
 
 def _stored_notes(names: list[str]) -> list[str]:

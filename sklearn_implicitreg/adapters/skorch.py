@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from sklearn_implicitreg.adapters.registry import Data, Options
-from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng, read_rows
+from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, preserved_rng, read_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
 from sklearn_implicitreg.exceptions import ModelStateWarning
@@ -123,7 +123,9 @@ class _OwnNet:
         # copy.copy uses pickle, which copies the weights and the optimizer's state.
         self._net = object.__new__(type(net))
         vars(self._net).update(vars(net))
+        self._trained = vars(net).get("module_")
         self._inputs: Any = None
+        self._rows: Any = None
         # Not by setattr, which registers modules in state that the copy shares with the net.
         vars(self._net)["criterion_"] = criterion
 
@@ -134,9 +136,23 @@ class _OwnNet:
         self._inputs = inputs
         return self._net.infer(inputs)
 
+    def on_rows(self, rows: Any) -> None:
+        """Name the rows among the last inputs that the next outputs belong to."""
+        self._rows = rows
+
     def loss(self, output: Any, target: Any) -> Tensor:
-        """Loss as the net computes it in training."""
-        loss: Tensor = self._net.get_loss(output, target, X=self._inputs, training=True)
+        """Loss as the net computes it in training; a penalty in it is on the trained module."""
+        # The equations are differentiated by the skeleton's tensors, which a penalty on the
+        # module's parameters does not reach.
+        vars(self._net)["module_"] = self._trained
+        return self.inside_loss(output, target)
+
+    def inside_loss(self, output: Any, target: Any) -> Tensor:
+        """The same by the module that gave the outputs, which the loss may call."""
+        inputs = self._inputs
+        if self._rows is not None:
+            inputs = map_tensors(lambda tensor: tensor[self._rows], inputs)
+        loss: Tensor = self._net.get_loss(output, target, X=inputs, training=True)
         return loss
 
 
@@ -203,9 +219,10 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
             row_loss.criterion.train(False)
     else:
         summed, own_copy = getattr(criterion, "reduction", None) == "sum", copy.deepcopy(criterion)
-        row_loss = RowLoss(own_copy, words, scalar_is_sum=summed, trained_sum=summed)
+        row_loss = RowLoss(own_copy, words, scalar_is_sum=summed, trained_sum=summed, custom=True)
     own = _OwnNet(net, row_loss.criterion)
-    return replace(row_loss, words=words, evaluate=own.loss, strict=True), own
+    found = replace(row_loss, words=words, evaluate=own.loss, strict=True, on_rows=own.on_rows)
+    return (replace(found, inside=own.inside_loss) if found.custom else found), own
 
 
 def _optimizer_groups(net: NeuralNet) -> tuple[set[str], dict[str, str] | None]:

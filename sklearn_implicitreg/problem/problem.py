@@ -182,7 +182,13 @@ def profiled(
 
 
 def check_finite_params(params: Params) -> None:
-    """Raise ValueError if a weight is NaN or infinite, naming the tensors."""
+    """Raise ValueError if a weight is NaN, infinite or complex, naming the tensors."""
+    unreal = [name for name, t in params.items() if t.is_complex()]
+    if unreal:
+        raise ValueError(
+            f"Expected real trained parameters, got complex ones in {unreal}; store their real and "
+            "imaginary parts (torch.view_as_real) as parameters."
+        )
     # The sum is faster to check; it is finite unless a number is not, or numbers are huge.
     suspect = {name: t for name, t in params.items() if not bool(torch.isfinite(t.sum()))}
     bad = [name for name, t in suspect.items() if not bool(torch.isfinite(t).all())]

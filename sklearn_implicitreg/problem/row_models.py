@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -45,10 +46,25 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def call_module(module: nn.Module, inputs: Any) -> Any:
-    """Call a module as skorch does: dicts by keyword, tuples by position."""
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+    """Call a module as skorch does: dicts by keyword, tuples by position.
+
+    Named tuples, and what ``forward`` takes as one argument only, are passed whole.
+    """
+    if isinstance(inputs, Tensor) or not isinstance(inputs, dict | tuple):
+        return module(inputs)
+    apart: tuple[tuple[Any, ...], dict[str, Any]]
+    apart = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
+    ways = [apart, ((inputs,), {})]
+    if hasattr(inputs, "_fields"):
+        ways.reverse()
+    signature = inspect.signature(module.forward)
+    for args, kwargs in ways:
+        with contextlib.suppress(TypeError):
+            signature.bind(*args, **kwargs)
+            break
+    else:
+        args, kwargs = apart
+    return module(*args, **kwargs)
 
 
 class _Called(nn.Module):
@@ -151,5 +167,6 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: map_leaves(function, value) for key, value in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(map_leaves(function, value) for value in tree)
+        values = [map_leaves(function, value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
     return None if tree is None else function(tree)

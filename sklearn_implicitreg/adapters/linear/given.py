@@ -22,6 +22,8 @@ from sklearn_implicitreg.adapters.linear.rows import (
 from sklearn_implicitreg.adapters.linear.streams import streamed
 from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch import losses as torch_losses
+from sklearn_implicitreg.adapters.torch.data import Batch
+from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, examined
 
 # Losses of torch that average over outputs what the table sums.
 _AVERAGED = {loss.torch: name for name, loss in losses.LOSSES.items() if loss.torch}
@@ -88,7 +90,11 @@ def _by_autograd(
     X, target, weight = rows
     row_loss = torch_losses.resolve_loss(options.loss)
     eta = torch.from_numpy(predictor(model, X)).requires_grad_()
-    output = eta[:, 0] if eta.shape[1] == 1 else eta
+    output = (eta[:, 0] if eta.shape[1] == 1 else eta).clone()  # which a loss may work in
+    target = target.clone()
+    if row_loss.custom:
+        few = slice(None, None, max(1, len(eta) // TRIED_ROWS))
+        row_loss = examined(row_loss, Batch((), target[few], None), output[few], None).row_loss
     row_weight = None if np.all(weight == 1) else torch.from_numpy(weight)
     total, mass = row_loss(output, row_loss.prepare(output, target), row_weight)
     (slope,) = torch.autograd.grad(total, eta, create_graph=True)

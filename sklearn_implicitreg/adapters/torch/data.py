@@ -18,6 +18,7 @@ import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
@@ -54,6 +55,21 @@ class Rows:
     row_size: int = 1  # numbers in one row's inputs
     classes: Tensor | None = None  # sorted labels, where y came as an array
     names: npt.NDArray[Any] | None = None  # sorted names in y, coded as 0, 1, ...
+    integers: tuple[bool, ...] = ()  # which tensors of the inputs hold integers
+    in_tensors: bool = False  # inputs came as tensors, as a training loop has them
+    together: bool = False  # inputs of other lengths than y: all rows pass at once
+
+    def few(self, n: int) -> Batch | None:
+        """At most n rows, from all over where they can be picked."""
+        if self.pick is None or self.together or not self.n_rows:
+            return next(self.read(n, None), None)
+        return self.pick(self.few_places(n))
+
+    def few_places(self, n: int) -> Indices:
+        """Numbers of at most n rows, at random (always the same): rows may come in a pattern."""
+        size = self.n_rows or 0
+        drawn = np.random.default_rng(0).choice(size, min(n, size), replace=False, shuffle=False)
+        return np.sort(drawn)
 
     def picked(self, batches: Sequence[Indices]) -> Iterator[Batch]:
         """Batches of rows picked by number, with their own weights."""
@@ -175,22 +191,46 @@ def _seed_all(device: torch.device, seed: int) -> None:
 
 def few_rows(batch: Batch, n: int) -> Batch | None:
     """About n rows of a batch; None if rows are not the first axis of everything in it."""
-    tensors = list(tensors_in(batch[:2]))
-    n_rows = len(tensors[0])
-    if any([len(tensor) != n_rows for tensor in tensors]):
+    n_rows = rows_in(batch)
+    if not cuts_into_rows(batch[:2], n_rows):
         return None  # as a collate_fn may have it
     few = operator.itemgetter(slice(None, None, max(1, n_rows // n)))
     return Batch(*map_tensors(few, tuple(batch)))
+
+
+def rows_in(batch: Batch) -> int:
+    """Number of rows of a batch: the length of its first tensor, or of a list of anything."""
+    alone = batch.inputs
+    if isinstance(alone, PackedSequence):
+        return int(alone.batch_sizes[0])
+    for tensor in tensors_in(batch[:2]):
+        if tensor.ndim:
+            return len(tensor)
+    return len(alone) if hasattr(alone, "__len__") else 1
+
+
+def cuts_into_rows(tree: Any, n_rows: int) -> bool:
+    """Whether everything in a tree is a tensor of so many rows (or None)."""
+    if isinstance(tree, Tensor):
+        return tree.layout == torch.strided and tree.ndim > 0 and len(tree) == n_rows
+    if isinstance(tree, Mapping):
+        return all(cuts_into_rows(value, n_rows) for value in tree.values())
+    if isinstance(tree, list | tuple):
+        return all(cuts_into_rows(value, n_rows) for value in tree)
+    return tree is None
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same nested structure with every tensor replaced."""
     if isinstance(tree, Tensor):
         return function(tree)
+    if isinstance(tree, PackedSequence):  # its lengths stay as they are
+        return tree._replace(data=function(tree.data))
     if isinstance(tree, Mapping):
         return {key: map_tensors(function, value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return tuple(map_tensors(function, value) for value in tree)
+        values = [map_tensors(function, value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
     return tree
 
 
@@ -240,16 +280,19 @@ def _dataset_rows(
         start = 0
         for item in loader:
             inputs, target = _unpack(item)
-            stop = start + len(next(tensors_in(inputs)))
-            yield Batch(inputs, target, None if weights is None else weights[start:stop])
+            batch = Batch(inputs, target, None)
+            stop = start + rows_in(batch)
+            yield batch._replace(weight=None if weights is None else weights[start:stop])
             start = stop
 
     def pick(rows: Indices) -> Batch:
         inputs, target = _unpack(collate([dataset[int(i)] for i in rows]))
         return Batch(inputs, target, None if weight is None else weight[torch.as_tensor(rows)])
 
-    _warn_of_augmentation(read, size or 1)
-    return Rows(read, n_rows, size, None if n_rows is None else pick)
+    first = _warn_of_augmentation(read, size or 1)
+    integers = () if first is None else _integers(first.inputs)
+    number = None if n_rows is None else pick
+    return Rows(read, n_rows, size, number, integers=integers, in_tensors=True)
 
 
 def _unpack(item: Any) -> tuple[Any, Any]:
@@ -262,12 +305,22 @@ def _unpack(item: Any) -> tuple[Any, Any]:
     )
 
 
-def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]], size: int) -> None:
+def _integers(inputs: Any) -> tuple[bool, ...]:
+    """Which tensors hold integers; truth values are masks."""
+    return tuple(
+        not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
+        for t in tensors_in(inputs)
+    )
+
+
+def _warn_of_augmentation(
+    read: Callable[[int, Tensor | None], Iterator[Batch]], size: int
+) -> Batch | None:
     """Read the first batch twice: random augmentation makes the loss another function."""
     with preserved_rng(torch.device("cpu")):
         first, second = (next(read(size, None), None) for _ in range(2))
         if first is None or second is None:
-            return
+            return first
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
         if not all(_same(a, b) for a, b in pairs):
             warnings.warn(
@@ -276,6 +329,7 @@ def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]],
                 AugmentationWarning,
                 stacklevel=2,
             )
+        return first
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
@@ -289,9 +343,10 @@ def _array_rows(data: Data) -> Rows:
     if data.y is None:
         raise ValueError("Expected y with arrays, got None; or give a Dataset or DataLoader.")
     target, classes, names = _target_tensor(data.y)
-    every = [*tensors_in(inputs), *tensors_in(target)]
-    check_consistent_length(*every)
-    n_rows = len(every[0])
+    own, others = list(tensors_in(inputs)), list(tensors_in(target))
+    together = _together(inputs, own, others)
+    check_consistent_length(*others, *(() if together else own))
+    n_rows = len(others[0])
     if n_rows < 1:
         raise ValueError("Expected at least 1 row in X, got 0.")
     weight = _weights(data.sample_weight, n_rows)
@@ -312,8 +367,59 @@ def _array_rows(data: Data) -> Rows:
 
         return Batch(*map_tensors(cut, (inputs, target, weight)))
 
-    row_size = sum(t[0].numel() for t in tensors_in(inputs))
-    return Rows(read, n_rows, None, pick, row_size, classes, names)
+    reading: tuple[Any, Any] = (read, pick)
+    if together:
+        reading = _read_together(Batch(inputs, target, weight), n_rows)
+    row_size = 1 if together else sum(t[0].numel() for t in own)
+    return Rows(
+        reading[0],
+        n_rows,
+        None,
+        reading[1],
+        row_size,
+        classes,
+        names,
+        _integers(inputs),
+        all(isinstance(value, Tensor) for value in _leaves(data.X)),
+        together,
+    )
+
+
+def _together(inputs: Any, own: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether several inputs hold what belongs to all rows, as the edges of a graph."""
+    n_rows = len(others[0]) if others else 0
+    fit = [len(tensor) == n_rows for tensor in own if tensor.ndim]
+    several = not isinstance(inputs, Tensor) and any(fit)
+    return several and (not all(fit) or any(t.layout != torch.strided for t in own))
+
+
+def _read_together(
+    whole: Batch, n_rows: int
+) -> tuple[Callable[[int, Tensor | None], Iterator[Batch]], Callable[[Indices], Batch]]:
+    """Read and pick rows that pass through a model at once only."""
+
+    def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
+        yield whole
+
+    def pick(rows: Indices) -> Batch:
+        if len(rows) != n_rows or not np.array_equal(rows, np.arange(n_rows)):
+            raise ValueError(
+                "Expected all rows at once where inputs are of other lengths than y (such as the "
+                f"edges of a graph), got {len(rows)} of {n_rows} rows; give sample_weight to "
+                "leave rows out of the loss."
+            )
+        return whole
+
+    return read, pick
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """What nested containers hold, as it came."""
+    if isinstance(tree, Mapping | tuple):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _leaves(value)
+    elif tree is not None:
+        yield tree
 
 
 def _as_tensors(X: Any, name: str) -> Any:
@@ -325,9 +431,11 @@ def _as_tensors(X: Any, name: str) -> Any:
             f"Expected dense {name} for a torch model, got a sparse matrix; use {name}.toarray()."
         )
     if isinstance(X, Mapping):
-        return {key: _as_tensors(value, f"{name}[{key!r}]") for key, value in X.items()}
+        given = X.items()
+        return {k: None if v is None else _as_tensors(v, f"{name}[{k!r}]") for k, v in given}
     if isinstance(X, tuple) or (isinstance(X, list) and X and hasattr(X[0], "ndim")):
-        return tuple(_as_tensors(value, name) for value in X)
+        values: list[Any] = [None if v is None else _as_tensors(v, name) for v in X]
+        return type(X)(*values) if hasattr(X, "_fields") else tuple(values)
     array = np.asarray(X)
     if array.dtype == object:
         with contextlib.suppress(ValueError, TypeError):

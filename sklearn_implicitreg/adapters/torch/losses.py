@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_implicitreg.adapters.torch.data import map_tensors
 from sklearn_implicitreg.exceptions import OutputWarning
-from sklearn_implicitreg.problem.frozen import rebuilt
+from sklearn_implicitreg.problem.frozen import rebuilt, tensors_in
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "mse": nn.MSELoss,
@@ -39,6 +41,7 @@ _ELEMENTWISE = (
     nn.SoftMarginLoss,
     nn.KLDivLoss,
 )
+_MAX_GROUPS = 64  # of rows of equal weight, for each of which a mean is taken
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,15 @@ class RowLoss:
     classes: Tensor | None = None  # sorted labels in all rows, where they are known
     named_labels: bool = False  # labels number the names in y, one for each class
     evaluate: Callable[[Any, Any], Tensor] | None = None  # the loss, if more than the criterion
+    inside: Callable[[Any, Any], Tensor] | None = None  # the same where it calls the model itself
     strict: bool = False  # targets pass unchanged and must have the shape of the outputs
     scalar_is_sum: bool = False  # a loss that is one number is a sum over rows, not a mean
     trained_sum: bool = False  # the reduction that was undone is a sum over rows
+    given: Callable[[Any, Any], Tensor] | None = None  # of a user's class, with its reduction
+    custom: bool = False  # written by the user: a few rows show what it returns
+    reshaped: bool = True  # a target of one column takes the shape of the outputs
+    by_rows: bool = True  # a mean over rows, however they are cut into blocks
+    on_rows: Callable[[Any], None] | None = None  # names the rows of the next outputs
 
     def prepare(self, output: Any, target: Any) -> Any:
         """Target in the shape, type and labels that the criterion takes for this output."""
@@ -85,23 +94,25 @@ class RowLoss:
 
     def __call__(self, output: Any, target: Any, weight: Tensor | None) -> tuple[Tensor, float]:
         """Sum of the row losses (differentiable), and the total weight of the rows."""
-        value = (self.evaluate or self.criterion)(output, target)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
+        value = self._value(output, target)
         n_rows = _n_rows(output, target)
         element = self._element_weights(target)
         if value.ndim == 0:
             if weight is not None:
-                raise ValueError(
-                    "Expected a loss that returns one number per row to go with "
-                    "sample_weight, got a single mean; return the unreduced losses."
-                )
+                return self._weighted_mean(value, output, target, weight)
             total = float(n_rows) if element is None else float(element.sum())
             return value if self.scalar_is_sum else value * total, total
         if value.shape[0] != n_rows:
             raise ValueError(
                 f"Expected the loss to return a mean or one number for each of {n_rows} rows, "
                 f"got shape {tuple(value.shape)}."
+            )
+        if self.custom and self.given is None and value.numel() != n_rows:
+            raise ValueError(
+                f"Expected the loss to return a mean or one number for each of {n_rows} rows, "
+                f"got shape {tuple(value.shape)}, whose mean is not known (over all numbers, over "
+                "those that are not ignored, or of shapes broadcast by accident); return the mean "
+                "that the model was trained with, or its value for each row."
             )
         rows = value.reshape(n_rows, -1)
         if element is None:
@@ -112,6 +123,44 @@ class RowLoss:
         if weight is not None:
             per_row, row_weight = per_row * weight, row_weight * weight
         return per_row.sum(), float(row_weight.double().sum())
+
+    def _value(self, output: Any, target: Any) -> Tensor:
+        value = (self.evaluate or self.criterion)(output, target)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
+        return value
+
+    def _weighted_mean(
+        self, value: Tensor, output: Any, target: Any, weight: Tensor
+    ) -> tuple[Tensor, float]:
+        """Weighted sum of a loss that is a mean: of rows of equal weight it is known."""
+        groups = weight.unique().tolist()
+        if len(groups) > 1 and (not self.by_rows or len(groups) > _MAX_GROUPS):
+            raise ValueError(
+                "Expected a loss that returns one number per row to go with sample_weight, got a "
+                "single mean; return the unreduced losses."
+            )
+        element = self._element_weights(target)
+        parts, total = [], 0.0
+        for factor in groups:
+            rows = torch.nonzero(weight == factor)[:, 0]
+            if len(groups) > 1:
+                value = self._value_on(rows, output, target)
+            mass = float(len(rows)) if element is None else float(element[rows].sum())
+            if factor and mass:
+                parts.append(value * (factor if self.scalar_is_sum else factor * mass))
+                total += factor * mass
+        return sum(parts, start=value.new_zeros(())), total
+
+    def _value_on(self, rows: Tensor, output: Any, target: Any) -> Tensor:
+        """Value of the loss on some of the rows."""
+        if self.on_rows is not None:
+            self.on_rows(rows)
+        try:
+            return self._value(*map_tensors(lambda t: t[rows], (output, target)))
+        finally:
+            if self.on_rows is not None:
+                self.on_rows(None)
 
     @property
     def by_class(self) -> bool:
@@ -205,7 +254,7 @@ class RowLoss:
         return int(getattr(self.criterion, "ignore_index", -100))
 
     def _same_shape(self, output: Tensor, target: Tensor) -> Tensor:
-        if output.shape == target.shape:
+        if output.shape == target.shape or not self.reshaped:
             return target
         if (*target.shape, 1) == output.shape or (*output.shape, 1) == target.shape:
             return target.reshape(output.shape)
@@ -253,11 +302,15 @@ def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
 def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:
     """Row loss of an nn criterion (its reduction undone) or of a callable."""
     name = getattr(loss, "__name__", type(loss).__name__)
+    _check_takes_two(loss, name)
+    given = None
     if isinstance(loss, nn.Module):
+        own = not type(loss).__module__.startswith("torch.")
+        given = rebuilt(loss, _shared, Tensor.detach) if own else None
         loss = rebuilt(loss, _shared, Tensor.detach)
     reduction = getattr(loss, "reduction", None)
-    if not isinstance(loss, nn.Module) or reduction is None:
-        return RowLoss(loss, f"{name}, mean over rows", classes=classes)
+    if not isinstance(loss, nn.Module) or not isinstance(reduction, str):
+        return RowLoss(loss, f"{name}, mean over rows", classes=classes, custom=True)
     vars(loss)["reduction"] = "none"
     kind, summed = _kind(loss), reduction in ("sum", "batchmean")
     words = f"{_WORDS.get(name, name)}, mean over rows"
@@ -268,7 +321,31 @@ def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:
     if kind == "classes" and getattr(loss, "weight", None) is not None:
         words += ", class weights divided out"
     rows = reduction == "sum"
-    return RowLoss(loss, words, kind, sum_outputs=summed, classes=classes, trained_sum=rows)
+    return RowLoss(
+        loss,
+        words,
+        kind,
+        sum_outputs=summed,
+        classes=classes,
+        trained_sum=rows,
+        given=given,
+        custom=given is not None,
+    )
+
+
+def _check_takes_two(loss: Any, name: str) -> None:
+    """Raise TypeError for a loss of other arguments than output and target."""
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):  # built-in functions have none
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"Expected a loss of (output, target), got {name}, which takes {signature}; give a "
+            "callable(output, target) that calls it."
+        ) from error
 
 
 def _shared(tensor: Tensor) -> Tensor:
@@ -287,11 +364,10 @@ def _kind(loss: nn.Module) -> str:
 
 
 def _n_rows(output: Any, target: Any) -> int:
-    for value in (output, target):
-        if isinstance(value, Tensor) and value.ndim:
-            return len(value)
-        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-            return len(value[0])
+    for tree in (output, target):
+        for tensor in tensors_in(tree):
+            if tensor.ndim:
+                return len(tensor)
     raise TypeError(f"Expected Tensor outputs with one entry per row, got {type(output).__name__}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,13 @@ from sklearn_implicitreg.adapters.torch.data import (
     preserved_rng,
     read_rows,
     reset_generators,
+    rows_in,
+)
+from sklearn_implicitreg.adapters.torch.few_rows import (
+    states,
+    warn_if_random,
+    with_custom_loss,
+    with_integers,
 )
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
@@ -59,7 +67,7 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import own_name, tensors_in
+from sklearn_implicitreg.problem.frozen import own_name
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -78,6 +86,7 @@ class TorchProblem(Problem):
     dtype: torch.dtype
     seed: int | None = None
     forward: Forward
+    kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """One block per batch; batches are made smaller where more blocks are asked for."""
@@ -88,7 +97,10 @@ class TorchProblem(Problem):
         row_scale = 0.0
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
             for index, batch in enumerate(_merged_last(self.rows.batches(size, split), self)):
+                before = states(self.device) if index == 0 else []
                 block = self._block(self._to_device(batch), first=index == 0)
+                if index == 0:
+                    warn_if_random(self, batch, before)
                 if index == 0 and not self.batch_normalized:
                     row_scale = self._row_scale(batch)
                 yield _scaled(block, row_scale)
@@ -254,9 +266,8 @@ class TorchProblem(Problem):
         grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
-            sums[name] = torch.zeros_like(t) if g is None else g.to_dense() if g.is_sparse else g
-        alone = isinstance(batch.inputs, Tensor)
-        n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
+            sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
+        n_rows = rows_in(batch)
         n_kinks = self.row_loss.n_kinks(output, target)
         absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
@@ -270,23 +281,45 @@ class TorchProblem(Problem):
     def _row_scale(self, batch: Batch) -> float:
         """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
         rows = few_rows(batch, _SCALE_ROWS)
-        if rows is None:
+        if rows is None and not self.rows.together:
             return 0.0
-        block = self._block(self._to_device(rows))
-        return norm_of(block.sums) / block.n_rows
+        with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
+            if rows is not None:
+                block = self._block(self._to_device(rows))
+                return norm_of(block.sums) / block.n_rows
+        return self._scale_together(self._to_device(batch))
+
+    def _scale_together(self, batch: Batch) -> float:
+        """The same where rows pass through the module together only, as a graph's nodes."""
+        output = self.forward(self.module, batch.inputs)
+        few = few_rows(Batch(output, batch.target, batch.weight), _SCALE_ROWS)
+        if few is None:
+            return 0.0
+        target = self.row_loss.prepare(few.inputs, few.target)
+        total, _ = self.row_loss(few.inputs, target, few.weight)
+        grads = torch.autograd.grad(total, self.leaves, allow_unused=True)
+        named = zip(self.params, grads, strict=True)
+        return norm_of({n: g for n, g in named if g is not None}) / rows_in(few)
 
     def _to_device(self, batch: Batch) -> Batch:
         alone = isinstance(batch.inputs, Tensor)
+        places = itertools.count()
 
         def move(tensor: Tensor) -> Tensor:
-            kept = not tensor.is_floating_point() and (
-                self._takes_integers or (tensor.dtype == torch.bool and not alone)
-            )
-            # A copy always: a module that works in place would write to the user's rows.
-            return tensor.to(self.device, None if kept else self.dtype, copy=True)
+            place = next(places)
+            dtype: torch.dtype | None = self.dtype
+            if tensor.is_complex():
+                dtype = self.dtype.to_complex()
+            elif tensor.dtype == torch.bool:
+                dtype = self.dtype if alone else None
+            elif not tensor.is_floating_point() and self.kept:
+                dtype = None if self.kept[min(place, len(self.kept) - 1)] else self.dtype
+            # A copy always: a module or loss that works in place would write to the user's rows.
+            return tensor.to(self.device, dtype, copy=True)
 
         def move_target(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            dtype = self.dtype if tensor.is_floating_point() else None
+            return tensor.to(self.device, dtype, copy=True)
 
         weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
         if alone and isinstance(batch.target, Tensor):
@@ -319,10 +352,6 @@ class TorchProblem(Problem):
         off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
         return off
 
-    @property
-    def _takes_integers(self) -> bool:
-        return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in self.module.modules())
-
 
 def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
     """A block with its scale, from that of a few rows and its own norm."""
@@ -336,7 +365,7 @@ def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Ba
         return
     held: Batch | None = None
     for batch in batches:
-        if held is not None and len(next(tensors_in(batch.inputs))) == 1:
+        if held is not None and rows_in(batch) == 1:
             batch = _joined(held, batch)
             held = None
         if held is not None:
@@ -396,7 +425,7 @@ def module_problem(
     named: Params = dict(own.named_parameters())
     covered = {own_name(n) for n in default} if default else weight_matrices(own)
     names = select_params(options.params, {n: named[n] for n in trained}, covered)
-    return TorchProblem(
+    problem = TorchProblem(
         params={n: named[n].detach() for n in names},
         model_name=model_name or type(own).__name__,
         loss_name=row_loss.words,
@@ -411,10 +440,10 @@ def module_problem(
         device=device,
         dtype=dtype,
         seed=seed_of(options),
-        trained_sum=row_loss.trained_sum,
         forward=forward,
-        **(fields | {"convention": None} if row_loss.trained_sum else fields),
+        **fields,
     )
+    return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
 
 
 def _stored_notes(names: list[str]) -> list[str]:

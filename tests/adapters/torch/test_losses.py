@@ -230,9 +230,16 @@ class TestCallables:
         )
 
     def test_mean_with_sample_weight(self):
-        row_loss = resolve_loss(lambda o, t: (o - t).mean())
+        output, target = normal(N), normal(N)
+        row_loss = resolve_loss(lambda o, t: (o - t).square().mean())
+        for weight in (torch.full((N,), 0.5), (torch.arange(N) % 3).double()):
+            expected = (weight * (output - target).square()).sum() / weight.sum()
+            torch.testing.assert_close(mean_of(row_loss, output, target, weight), expected)
+
+    def test_mean_with_a_weight_for_every_row(self):
+        row_loss, many = resolve_loss(lambda o, t: (o - t).mean()), normal(80)
         with pytest.raises(ValueError, match=r"one number per row to go with sample_weight, got a"):
-            mean_of(row_loss, normal(N), normal(N), torch.ones(N))
+            mean_of(row_loss, many, many, torch.arange(80.0))
 
     def test_other_shapes(self):
         row_loss = resolve_loss(lambda o, t: torch.ones(3))
@@ -252,8 +259,8 @@ class TestCallables:
     def test_structured_outputs_and_targets_are_passed_on(self):
         row_loss = resolve_loss(lambda o, t: (o["a"] - t["b"]).square())
         output, target = {"a": normal(N)}, {"b": normal(N)}
-        with pytest.raises(TypeError, match="Expected Tensor outputs"):
-            mean_of(row_loss, output, target)
+        ours = mean_of(row_loss, output, target)
+        torch.testing.assert_close(ours, F.mse_loss(output["a"], target["b"]))
         row_loss = resolve_loss(lambda o, t: (o[0] - t["b"]).square())
         ours = mean_of(row_loss, (output["a"], None), target)
         torch.testing.assert_close(ours, F.mse_loss(output["a"], target["b"]))

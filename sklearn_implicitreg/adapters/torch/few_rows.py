@@ -1,0 +1,197 @@
+"""What a few rows show before all are read: types of inputs, the user's loss, random outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.adapters.registry import Options
+from sklearn_implicitreg.adapters.torch.data import (
+    Batch,
+    cuts_into_rows,
+    few_rows,
+    generator_states,
+    preserved_rng,
+    rows_in,
+)
+from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, Trial, examined
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
+from sklearn_implicitreg.problem.frozen import tensors_in
+
+TorchProblem = Any  # which imports this module
+
+_MAX_INTEGERS = 4  # of which all combinations are tried
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def with_integers(problem: TorchProblem) -> TorchProblem:
+    """Find out which integer inputs the module takes as integers."""
+    rows, module = problem.rows, problem.module
+    if not any(rows.integers):
+        return problem
+
+    def works(kept: tuple[bool, ...], batch: Batch) -> bool:
+        own = replace(problem, kept=kept)
+        with contextlib.suppress(Exception):
+            own.forward(module, own._to_device(batch).inputs)
+            return True
+        return False
+
+    kept: tuple[bool, ...] = ()
+    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
+        for whole in (False, True):  # rows of a graph cannot be cut
+            batch = next(rows.read(problem.batch_size, None), None) if whole else rows.few(2)
+            if batch is not None:
+                tried = functools.partial(works, batch=batch)
+                kept = integers_kept(rows.integers, rows.in_tensors, tried)
+                if tried(kept):
+                    break
+    return replace(problem, kept=kept)
+
+
+def with_custom_loss(problem: TorchProblem, module: nn.Module, options: Options) -> TorchProblem:
+    """Find out by a few rows what a user's loss returns, and how rows are to be cut for it."""
+    trial = _tried(problem, module) if problem.row_loss.custom else None
+    if trial is not None and trial.kind != "unknown":
+        row_loss, notes = trial.row_loss, (*problem.notes, *trial.notes)
+        problem = replace(problem, row_loss=row_loss, loss_name=row_loss.words, notes=notes)
+        if not row_loss.by_rows and not problem.batch_normalized:
+            problem = _by_batches(problem, trial, options)
+    if problem.row_loss.trained_sum:
+        return replace(problem, trained_sum=True, convention=None)
+    return problem
+
+
+def _tried(problem: TorchProblem, module: nn.Module) -> Trial | None:
+    """The loss on a few rows and on parts of them."""
+    rows = problem.rows
+
+    def on_part(part: slice) -> tuple[Any, Any]:
+        assert rows.pick is not None
+        own = problem._to_device(rows.pick(rows.few_places(TRIED_ROWS)[part]))
+        return problem.forward(problem.module, own.inputs), own.target
+
+    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
+        few = rows.few(TRIED_ROWS)
+        if few is None:
+            return None
+        batch = problem._to_device(few)
+        try:
+            output = problem.forward(problem.module, batch.inputs)
+        except Exception:  # rows that only pass together, or an error that all rows will show
+            return None
+        cut = few_rows(Batch(output, batch.target, None), TRIED_ROWS)
+        if cut is not None and cuts_into_rows(batch.inputs, rows_in(batch)):
+            batch = few_rows(batch, TRIED_ROWS) or batch
+        elif cut is not None:
+            batch = Batch(batch.inputs, cut.target, None)
+        output = output if cut is None else cut.inputs
+        apart = None if rows.pick is None or rows.together else on_part
+        return examined(problem.row_loss, batch, output, module, apart)
+
+
+def _by_batches(problem: TorchProblem, trial: Trial, options: Options) -> TorchProblem:
+    """With a loss that is no mean over rows: in the batches of the training, or all at once."""
+    n_rows, size = problem.rows.n_rows, problem.batch_size
+    elements = trial.kind == "elements"
+    what = f"{problem.loss_name.split(',')[0]} is no mean over rows"
+    what += " but one over unequal numbers of elements" if elements else ": its value depends on "
+    what += "" if elements else "which rows are in a batch"
+    given, trained = options.batch_size != "auto", problem.rows.train_batch_size
+    if trained is not None and not given:
+        size = trained
+    elif n_rows is None or (n_rows > size and (elements or not given)):
+        raise ValueError(
+            f"Expected a loss that is a mean over rows, or the batches that it was trained on, "
+            f"got one that is not ({what}), on {n_rows or 'unknown'} rows in blocks of {size}; "
+            "return one number per row, give a DataLoader with the batches of the training, or a "
+            "batch_size of at least the number of rows."
+        )
+    elif not given and not elements:
+        warn_user(
+            f"{what} (contrastive losses; shapes (n, 1) and (n,) broadcast against each other). "
+            "All rows are taken as one batch: give `batch_size`, the size it was trained with.",
+            ModelStateWarning,
+        )
+    note = f"{what}: taken in batches of {min(size, n_rows or size)} rows."
+    return replace(
+        problem,
+        batch_size=size,
+        batch_normalized=True,
+        loss_name=problem.loss_name.replace(", mean over rows", ", batch by batch"),
+        notes=(*problem.notes, note),
+    )
+
+
+def warn_if_random(problem: TorchProblem, batch: Batch, before: list[Any]) -> None:
+    """Warn where two passes differ though no layer is in training state."""
+    module = problem.module
+    if problem.seed is not None and any(part.training for part in module.modules()):
+        return
+    if not differ(before, states(problem.device)) and not holds_generator(module):
+        return
+    few = problem._to_device(few_rows(batch, TRIED_ROWS) or batch)
+    with torch.no_grad():
+        first, second = (problem.forward(module, few.inputs) for _ in range(2))
+    if not equal_outputs(first, second):
+        warn_user(
+            f"{type(module).__name__} gives other outputs each time in eval state: its "
+            "forward draws random numbers (dropout without self.training, noise). The "
+            "gradient is that of one draw; let forward ask self.training.",
+            ModelStateWarning,
+        )
+
+
+def integers_kept(
+    integers: Sequence[bool], in_tensors: bool, works: Callable[[tuple[bool, ...]], bool]
+) -> tuple[bool, ...]:
+    """Which integer inputs stay integers: tensors where the model takes them, arrays if it must.
+
+    A training loop passes tensors as they are; arrays of integers are mostly numbers.
+    """
+    places = [i for i, own in enumerate(integers) if own]
+    sizes: Iterator[int] = iter(range(len(places) + 1))
+    if len(places) > _MAX_INTEGERS:
+        sizes = iter((0, len(places)))
+    order = sorted(sizes, reverse=in_tensors)
+    tries = [
+        tuple(i in chosen for i in range(len(integers)))
+        for size in order
+        for chosen in itertools.combinations(places, size)
+    ]
+    return next((kept for kept in tries if works(kept)), tries[0])
+
+
+def states(device: torch.device) -> list[Any]:
+    """States of the global generators, to see whether a forward pass draws from them."""
+    drawn: Any = np.random.get_state()
+    return [random.getstate(), (drawn[1].tobytes(), drawn[2]), *generator_states(device)]
+
+
+def differ(first: list[Any], second: list[Any]) -> bool:
+    """Whether two lists of states are not the same."""
+    return not all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def holds_generator(module: nn.Module) -> bool:
+    """Whether a module has a generator of its own."""
+    return any(isinstance(v, _GENERATORS) for part in module.modules() for v in vars(part).values())
+
+
+def equal_outputs(first: Any, second: Any) -> bool:
+    """Whether two forward passes gave the same numbers."""
+    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
+    return all(a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+               for a, b in pairs)  # fmt: skip

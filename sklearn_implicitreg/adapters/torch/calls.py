@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,9 @@ from sklearn_implicitreg.problem.frozen import STATES, own_name, parts_of, tenso
 
 _FEW = 4  # rows on which states of a layer are compared
 _SAME = 100  # rounding units that outputs of one function may differ by
+
+# What is asked of a tensor without computing with it; attributes are read by __get__.
+_ASKED = {"__get__", "__len__", "dim", "is_floating_point", "numel", "size"}
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -79,29 +84,28 @@ class CopyCall:
     def _first(self, copy: nn.Module, inputs: Any) -> Any:
         device = next(copy.parameters()).device
         start = generator_states(device)
-        output, reached = self._watched(copy, inputs)
-        self._borrows = bool(reached)
-        if reached:
-            reset_generators(device, start, None)
-            output, reached = self._watched(copy, inputs)
-        if reached:
-            raise ValueError(
-                f"Expected a module whose forward reads its tensors from its layers, got one that "
-                f"holds {', '.join(reached)} elsewhere (in a global or in another object), so "
-                "that a copy computes with the module's own; read it as an attribute of the layer."
-            )
-        return output
-
-    def _watched(self, copy: nn.Module, inputs: Any) -> tuple[Any, list[str]]:
-        """Outputs, and names of the module's own tensors that were computed with."""
-        with STATES, _eager(), self.state_of(copy), _Reached(self._names) as seen:
+        with STATES, _eager():
+            states = [dict(vars(part)) for part in self._parts]
             try:
-                output = self._forward(copy, inputs)
-            except Exception:
-                if not seen.names:
-                    raise
-                output = None  # of another type or device than the copy
-        return output, list(seen.names)
+                with _stopped(self._parts), _Watch(self._names):
+                    output = self._forward(copy, inputs)
+                self._borrows = False
+                return output
+            except _Reached:
+                self._borrows = True
+                for part, state in zip(self._parts, states, strict=True):
+                    vars(part).clear()  # of what was noted there until then
+                    vars(part).update(state)
+        reset_generators(device, start, None)
+        try:
+            with self.state_of(copy), _Watch(self._names):
+                return self._forward(copy, inputs)
+        except _Reached as reached:
+            raise ValueError(
+                "Expected a module whose forward reads its tensors from its layers, got one that "
+                f"reads {reached} from elsewhere (a global or another object), so that a copy "
+                "computes with the module's own; read it as an attribute of the layer."
+            ) from None
 
     def _warn_of_states(self, copy: nn.Module, inputs: Any) -> None:
         """Warn of layers that compute another function in training state, dropout aside."""
@@ -139,29 +143,51 @@ class CopyCall:
         return None, True
 
 
-class _Reached(TorchFunctionMode):
-    """Notes which of some tensors are computed with."""
+class _Reached(BaseException):
+    """The module itself was reached; no ``except Exception`` of a forward holds this up."""
+
+
+@contextlib.contextmanager
+def _stopped(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Stop where a layer without tensors is called, which has a state all the same (dropout)."""
+    thread = threading.get_ident()
+    bare = [part for part in parts if not (part._parameters or part._buffers or part._modules)]
+    own = [vars(part).get("forward") for part in bare]
+
+    def stop(called: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            raise _Reached
+        return called(*args, **kwargs)
+
+    try:
+        for part in bare:
+            vars(part)["forward"] = functools.partial(stop, part.forward)
+        yield
+    finally:
+        for part, forward in zip(bare, own, strict=True):
+            del vars(part)["forward"]
+            if forward is not None:
+                vars(part)["forward"] = forward
+
+
+class _Watch(TorchFunctionMode):
+    """Stops where one of some tensors is computed with."""
 
     def __init__(self, names: dict[int, str]):
         super().__init__()
-        self._watched = names
-        self.names: dict[str, None] = {}
+        self._names = names
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         ids = map(id, tensors_in((args, kwargs)))
-        hit = {self._watched[i]: None for i in ids if i in self._watched}
-        if not hit:
+        name = next((self._names[i] for i in ids if i in self._names), None)
+        if name is None:
             return func(*args, **kwargs)
-        try:
-            output = func(*args, **kwargs)
-        except Exception:
-            self.names |= hit
-            raise
-        if next(tensors_in(output), None) is not None:  # not where a shape or a type is read
-            self.names |= hit
+        output = func(*args, **kwargs) if func.__name__ in _ASKED else None
+        if output is None or isinstance(output, Tensor):
+            raise _Reached(name)
         return output
 
 

@@ -86,16 +86,20 @@ class CopyCall:
         start = generator_states(device)
         with STATES, _eager():
             states = [dict(vars(part)) for part in self._parts]
+            watch = _Watch(self._names)
             try:
-                with _stopped(self._parts), _Watch(self._names):
+                with _stopped(self._parts), watch:
                     output = self._forward(copy, inputs)
                 self._borrows = False
                 return output
-            except _Reached:
-                self._borrows = True
-                for part, state in zip(self._parts, states, strict=True):
-                    vars(part).clear()  # of what was noted there until then
-                    vars(part).update(state)
+            except (_Reached, Exception) as error:
+                # A layer may compare the types of its tensors and its inputs before it computes.
+                if not isinstance(error, _Reached) and not watch.asked:
+                    raise
+            self._borrows = True
+            for part, state in zip(self._parts, states, strict=True):
+                vars(part).clear()  # of what was noted there until then
+                vars(part).update(state)
         reset_generators(device, start, None)
         try:
             with self.state_of(copy), _Watch(self._names):
@@ -109,13 +113,10 @@ class CopyCall:
 
     def _warn_of_states(self, copy: nn.Module, inputs: Any) -> None:
         """Warn of layers that compute another function in training state, dropout aside."""
-        if not self._suspects:
-            return
-        few = _few(inputs)
-        rest, _ = self._outputs(copy, [], few)
+        few = _few(inputs) if self._suspects else inputs
         for kind, names in self._suspects.items():
             active, drawn = self._outputs(copy, names, few)
-            if not drawn and not _same(rest, active):
+            if not drawn and not _same(active, self._outputs(copy, [], few)[0]):
                 where = f" ({', '.join(names)})" if names != [""] else ""
                 warnings.warn(
                     f"{kind}{where} computes another function in training state than in "
@@ -176,6 +177,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, names: dict[int, str]):
         super().__init__()
         self._names = names
+        self.asked = False  # for a shape or a type
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -188,6 +190,7 @@ class _Watch(TorchFunctionMode):
         output = func(*args, **kwargs) if func.__name__ in _ASKED else None
         if output is None or isinstance(output, Tensor):
             raise _Reached(name)
+        self.asked = True
         return output
 
 
@@ -209,8 +212,8 @@ def _few(inputs: Any) -> Any:
 def _drawn_from(device: torch.device) -> list[Any]:
     """States of all generators, to be compared."""
     numbers = np.random.get_state(legacy=False)["state"]
-    arrays = [numbers["key"].tolist(), numbers["pos"]]
-    return [random.getstate(), arrays, [s.tolist() for s in generator_states(device)]]
+    own = [state.numpy().tobytes() for state in generator_states(device)]
+    return [random.getstate(), numbers["pos"], numbers["key"].tobytes(), *own]
 
 
 def _same(first: Tensor | None, second: Tensor | None) -> bool:

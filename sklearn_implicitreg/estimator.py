@@ -73,7 +73,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     confidence_level : float, default=0.95
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
-        State of a module's copy: "auto" is eval, with BatchNorm by batch statistics.
+        State of a module's copy: "auto" is eval, with BatchNorm by batch statistics and
+        InstanceNorm by those of each instance.
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
     device, dtype : "auto", str or torch.device; {"auto", "float32", "float64"}, default="auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,10 +17,15 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from sklearn_implicitreg.problem.references import Made, turned
+
 # Names of classes whose instances come trained, though they are no scikit-learn estimators.
 TRAINED_CLASSES = {"statsmodels.Results", "statsmodels.ResultsWrapper"}
 
 _WRAPPER = "_orig_mod"  # where torch.compile keeps the module that it wraps
+
+# Held while a module is read, or while its parts have the state of a copy.
+STATES = threading.RLock()
 
 
 class FrozenModel:
@@ -65,11 +71,12 @@ class FrozenModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights as cached arrays (the same objects each time), structure without numbers."""
-        tensors = _tensors(self.model)
-        if self._arrays is None:
-            self._arrays = {name: _to_array(t) for name, t in tensors.items()}
-        dtypes = {name: t.dtype for name, t in tensors.items()}
-        structure = rebuilt(self.model, _empty_like, Tensor.detach)
+        with STATES:
+            tensors = _tensors(self.model)
+            if self._arrays is None:
+                self._arrays = {name: _to_array(t) for name, t in tensors.items()}
+            dtypes = {name: t.dtype for name, t in tensors.items()}
+            structure = rebuilt(self.model, _empty_like, Tensor.detach)
         return {"arrays": self._arrays, "dtypes": dtypes, "structure": structure}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -93,7 +100,7 @@ def rebuilt(
     # makes parameters and buffers, ``loose`` other tensors; wrappers of torch.compile are left out.
     stored = itertools.chain(module.parameters(), module.buffers())
     memo: dict[int, Any] = {id(tensor): named(tensor) for tensor in stored}
-    parts = [part for part in module.modules() if not _is_wrapper(part)]
+    parts = parts_of(module)
     for part in parts:
         memo[id(part)] = type(part).__new__(type(part))
         for tensor in tensors_in(vars(part)):
@@ -101,12 +108,18 @@ def rebuilt(
                 memo[id(tensor)] = loose(tensor)
     for part in module.modules():
         memo[id(part)] = memo[id(_unwrapped(part))]
+    own, made = dict(memo), Made()
     for part in parts:
         state = vars(memo[id(part)])
         for key, value in vars(part).items():
             if key != "_compiled_call_impl":  # calls the module that it was compiled for
-                state[key] = _copied(value, memo)
+                state[key] = turned(_copied(value, memo), own, made)
     return memo[id(module)]  # type: ignore[no-any-return]
+
+
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """Modules inside a module, itself first, without the wrappers of ``torch.compile``."""
+    return [part for part in module.modules() if not _is_wrapper(part)]
 
 
 def own_name(name: str) -> str:

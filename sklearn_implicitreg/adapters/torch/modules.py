@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklearn_implicitreg.adapters.registry import Data, Options
+from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward
 from sklearn_implicitreg.adapters.torch.curvature import (
     hessian_vector,
     mean_and_spread,
@@ -44,6 +45,7 @@ from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, war
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
     device_of,
+    doubtful,
     draw_masks,
     dtype_of,
     seed_of,
@@ -67,11 +69,9 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.frozen import STATES, own_name
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
-
-Forward = Callable[[nn.Module, Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class TorchProblem(Problem):
     device: torch.device
     dtype: torch.dtype
     seed: int | None = None
-    forward: Forward
+    forward: CopyCall
     kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
@@ -170,6 +170,8 @@ class TorchProblem(Problem):
         with preserved_rng(self.device, self._drawn), self._own_kernels():
             for read in _merged_last(self.rows.batches(self.batch_size), self):
                 batch = self._to_device(read)
+                if not self.forward.is_known:  # before layers are watched
+                    self.forward(self.module, batch.inputs)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
 
@@ -263,7 +265,8 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
+        with self.forward.state_of(self.module):  # checkpoints call the layers once more
+            grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
             sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
@@ -411,16 +414,12 @@ def module_problem(
         rows = replace(rows, train_batch_size=options.trained_batch_size)
     if rows.names is not None and row_loss.kind not in ("classes", "binary"):
         raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
-    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
-    if not trained:
-        raise ValueError(
-            "Expected a model with trainable parameters, got one with requires_grad=False "
-            "everywhere (or without parameters); set requires_grad on what was trained."
-        )
-    check_finite_params(trained)
-    device = device_of(options.device, trained)
-    dtype = dtype_of(options.dtype, trained)
-    own = skeleton(module, device, dtype)
+    with STATES:
+        trained = _trained(module)
+        device = device_of(options.device, trained)
+        dtype = dtype_of(options.dtype, trained)
+        own = skeleton(module, device, dtype)
+        call = CopyCall(module, forward, doubtful(own) if options.module_mode == "auto" else {})
     normalized, notes = set_modes(own, options, rows)
     named: Params = dict(own.named_parameters())
     covered = {own_name(n) for n in default} if default else weight_matrices(own)
@@ -440,10 +439,22 @@ def module_problem(
         device=device,
         dtype=dtype,
         seed=seed_of(options),
-        forward=forward,
+        forward=call,
         **fields,
     )
     return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
+
+
+def _trained(module: nn.Module) -> Params:
+    """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
+    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "Expected a model with trainable parameters, got one with requires_grad=False "
+            "everywhere (or without parameters); set requires_grad on what was trained."
+        )
+    check_finite_params(trained)
+    return trained
 
 
 def _stored_notes(names: list[str]) -> list[str]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
+import types
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import Params
 
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (
     nn.Dropout,
@@ -86,8 +91,27 @@ def set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, li
     norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS)]
     module.train(options.module_mode == "train")
     if options.module_mode == "train":
-        return bool(norms), ["modules in training state"]
-    if options.module_mode == "eval" or not norms:
+        layers = map(module.get_submodule, itertools.chain(*doubtful(module).values()))
+        own = any([*layer.buffers(recurse=False)] for layer in layers)
+        return bool(norms) or own, ["modules in training state"]
+    if options.module_mode == "eval":
+        return False, []
+    running = [
+        m for m in module.modules() if isinstance(m, INSTANCE_NORMS) and m.track_running_stats
+    ]
+    for norm in running:
+        norm.train()
+    normalized, notes = _set_batch_norms(norms, options, rows)
+    return normalized, [
+        *notes,
+        *["InstanceNorm by the statistics of each instance"][: len(running)],
+    ]
+
+
+def _set_batch_norms(
+    norms: Sequence[nn.Module], options: Options, rows: Rows
+) -> tuple[bool, list[str]]:
+    if not norms:
         return False, []
     if options.batch_size == "auto" and rows.train_batch_size is None:
         warnings.warn(
@@ -101,6 +125,29 @@ def set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, li
     for norm in norms:
         norm.train()
     return True, ["BatchNorm by the statistics of training-size batches"]
+
+
+def doubtful(module: nn.Module) -> dict[str, list[str]]:
+    """Classes outside torch whose methods ask for the training state, and their layers' names."""
+    known = (*BATCH_NORMS, *INSTANCE_NORMS)
+    asks = functools.cache(_asks_for_training)
+    found: dict[str, list[str]] = {}
+    for name, part in module.named_modules():
+        if not isinstance(part, known) and any(map(asks, type(part).__mro__)):
+            found.setdefault(type(part).__name__, []).append(name)
+    return found
+
+
+def _asks_for_training(cls: type) -> bool:
+    if cls.__module__.partition(".")[0] in ("torch", "builtins"):
+        return False
+    methods = map(inspect.unwrap, filter(inspect.isfunction, vars(cls).values()))
+    return any(_names_training(method.__code__) for method in methods)
+
+
+def _names_training(code: types.CodeType) -> bool:
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return "training" in code.co_names or any(map(_names_training, inner))
 
 
 def draw_masks(module: nn.Module, rate: float | None) -> None:

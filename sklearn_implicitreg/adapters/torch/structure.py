@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sklearn_implicitreg.adapters.torch.options import BATCH_NORMS
+from sklearn_implicitreg.adapters.torch.options import BATCH_NORMS, INSTANCE_NORMS
 from sklearn_implicitreg.problem.frozen import rebuilt
 
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_NORMS = (*BATCH_NORMS, *_INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:

@@ -1,0 +1,226 @@
+"""Calls of a copy of a module, also where the copy still calls the module itself."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sklearn_implicitreg.adapters.torch.data import (
+    generator_states,
+    map_tensors,
+    preserved_rng,
+    reset_generators,
+)
+from sklearn_implicitreg.adapters.torch.structure import skeleton
+from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.problem.frozen import STATES, own_name, parts_of, tensors_in
+
+_FEW = 4  # rows on which states of a layer are compared
+_SAME = 100  # rounding units that outputs of one function may differ by
+
+# What is asked of a tensor without computing with it; attributes are read by __get__.
+_ASKED = {"__get__", "__len__", "dim", "is_floating_point", "numel", "size"}
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class CopyCall:
+    """Outputs of a copy of a module; the first call finds out what it calls.
+
+    A copy may call the module itself: by a global, by a weak reference, in a function that cannot
+    be made again. The module's parts then have the state of the copy's parts in every call.
+    """
+
+    def __init__(self, module: nn.Module, forward: Forward, suspects: Mapping[str, list[str]]):
+        self._parts = parts_of(module)
+        named = [*module.named_parameters(), *module.named_buffers()]
+        self._names = {id(tensor): own_name(name) for name, tensor in named}
+        self._tensors = [tensor for _, tensor in named]  # kept, so that the ids stay theirs
+        self._forward = forward
+        self._suspects = suspects
+        self._borrows: bool | None = None
+
+    def __call__(self, copy: nn.Module, inputs: Any) -> Any:
+        """Outputs of the copy."""
+        if self._borrows is None:
+            output = self._first(copy, inputs)
+            self._warn_of_states(copy, inputs)
+            return output
+        with self.state_of(copy):
+            return self._forward(copy, inputs)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a first call has found out what the copy calls."""
+        return self._borrows is not None
+
+    @contextlib.contextmanager
+    def state_of(self, copy: nn.Module) -> Iterator[None]:
+        """Where the copy calls the module itself, give its parts the state of the copy."""
+        if not self._borrows:
+            yield
+            return
+        with STATES, _eager():
+            states = [vars(part) for part in self._parts]
+            try:
+                for part, own in zip(self._parts, copy.modules(), strict=True):
+                    object.__setattr__(part, "__dict__", vars(own))
+                yield
+            finally:
+                for part, state in zip(self._parts, states, strict=True):
+                    object.__setattr__(part, "__dict__", state)
+
+    def _first(self, copy: nn.Module, inputs: Any) -> Any:
+        device = next(copy.parameters()).device
+        start = generator_states(device)
+        with STATES, _eager():
+            states = [dict(vars(part)) for part in self._parts]
+            watch = _Watch(self._names)
+            try:
+                with _stopped(self._parts), watch:
+                    output = self._forward(copy, inputs)
+                self._borrows = False
+                return output
+            except (_Reached, Exception) as error:
+                # A layer may compare the types of its tensors and its inputs before it computes.
+                if not isinstance(error, _Reached) and not watch.asked:
+                    raise
+            self._borrows = True
+            for part, state in zip(self._parts, states, strict=True):
+                vars(part).clear()  # of what was noted there until then
+                vars(part).update(state)
+        reset_generators(device, start, None)
+        try:
+            with self.state_of(copy), _Watch(self._names):
+                return self._forward(copy, inputs)
+        except _Reached as reached:
+            raise ValueError(
+                "Expected a module whose forward reads its tensors from its layers, got one that "
+                f"reads {reached} from elsewhere (a global or another object), so that a copy "
+                "computes with the module's own; read it as an attribute of the layer."
+            ) from None
+
+    def _warn_of_states(self, copy: nn.Module, inputs: Any) -> None:
+        """Warn of layers that compute another function in training state, dropout aside."""
+        few = _few(inputs) if self._suspects else inputs
+        for kind, names in self._suspects.items():
+            active, drawn = self._outputs(copy, names, few)
+            if not drawn and not _same(active, self._outputs(copy, [], few)[0]):
+                where = f" ({', '.join(names)})" if names != [""] else ""
+                warnings.warn(
+                    f"{kind}{where} computes another function in training state than in "
+                    "evaluation state, which is the one taken. If it was trained so, give "
+                    "module_mode='train', and the training's batch_size if it computes "
+                    "statistics of batches.",
+                    ModelStateWarning,
+                    stacklevel=2,
+                )
+
+    def _outputs(
+        self, copy: nn.Module, active: Sequence[str], inputs: Any
+    ) -> tuple[Tensor | None, bool]:
+        """First output with some layers in training state, and whether numbers were drawn."""
+        device = next(copy.parameters()).device
+        own = skeleton(copy, device, None)
+        for name in active:
+            own.get_submodule(name).training = True
+        with preserved_rng(device), torch.no_grad():
+            before = _drawn_from(device)
+            # Where a layer cannot be run on few rows there is nothing to compare.
+            with contextlib.suppress(Exception), self.state_of(own):
+                output = next(tensors_in(self._forward(own, inputs)), None)
+                return output, before != _drawn_from(device)
+        return None, True
+
+
+class _Reached(BaseException):
+    """The module itself was reached; no ``except Exception`` of a forward holds this up."""
+
+
+@contextlib.contextmanager
+def _stopped(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Stop where a layer without tensors is called, which has a state all the same (dropout)."""
+    thread = threading.get_ident()
+    bare = [part for part in parts if not (part._parameters or part._buffers or part._modules)]
+    own = [vars(part).get("forward") for part in bare]
+
+    def stop(called: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            raise _Reached
+        return called(*args, **kwargs)
+
+    try:
+        for part in bare:
+            vars(part)["forward"] = functools.partial(stop, part.forward)
+        yield
+    finally:
+        for part, forward in zip(bare, own, strict=True):
+            del vars(part)["forward"]
+            if forward is not None:
+                vars(part)["forward"] = forward
+
+
+class _Watch(TorchFunctionMode):
+    """Stops where one of some tensors is computed with."""
+
+    def __init__(self, names: dict[int, str]):
+        super().__init__()
+        self._names = names
+        self.asked = False  # for a shape or a type
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        ids = map(id, tensors_in((args, kwargs)))
+        name = next((self._names[i] for i in ids if i in self._names), None)
+        if name is None:
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs) if func.__name__ in _ASKED else None
+        if output is None or isinstance(output, Tensor):
+            raise _Reached(name)
+        self.asked = True
+        return output
+
+
+def _eager() -> contextlib.AbstractContextManager[None]:
+    """Without torch.compile, which would compile for every copy."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    eager: contextlib.AbstractContextManager[None]
+    eager = torch.compiler.set_stance("force_eager")
+    return eager
+
+
+def _few(inputs: Any) -> Any:
+    """A few rows, where rows are the first axis of everything."""
+    sizes = {tensor.shape[:1] for tensor in tensors_in(inputs)}
+    return map_tensors(lambda t: t[:_FEW], inputs) if len(sizes) == 1 else inputs
+
+
+def _drawn_from(device: torch.device) -> list[Any]:
+    """States of all generators, to be compared."""
+    numbers = np.random.get_state(legacy=False)["state"]
+    own = [state.numpy().tobytes() for state in generator_states(device)]
+    return [random.getstate(), numbers["pos"], numbers["key"].tobytes(), *own]
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None or not first.numel():
+        return True
+    if first.shape != second.shape:
+        return False
+    # Kernels of evaluation state may sum in another order.
+    off = _SAME * torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+    return torch.allclose(first, second, rtol=0.0, atol=off * float(first.abs().max()))

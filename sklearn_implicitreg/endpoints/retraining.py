@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, n_rows
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
+from sklearn_implicitreg.exceptions import warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.progress import progress
 
@@ -245,7 +245,7 @@ def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
         text = f"{len(failures)} of {len(sets)} endpoints failed and are left out: {reasons}"
         if not found:
             raise ValueError(text)
-        warnings.warn(text, FitFailedWarning, stacklevel=3)
+        warn_user(text, FitFailedWarning)
     found.n_failed_ = len(failures)
     return found
 

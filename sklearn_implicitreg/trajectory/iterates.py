@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem.parameters import check, having, integer
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.vectors import minus, moved
-from sklearn_implicitreg.trajectory.window import Step, check_count
+from sklearn_implicitreg.trajectory.window import Step
 
 
 def recorded(
@@ -26,7 +27,8 @@ def recorded(
     n_steps: int,
 ) -> tuple[list[Mark], list[Step], int]:
     """Marks and steps of gradient descent through the iterates, and how many were dropped."""
-    check_count("n_steps", n_steps)
+    allowed = {"weights": having("iterates one after another", "__iter__"), "n_steps": integer(1)}
+    check("from_iterates", {"weights": weights, "n_steps": n_steps}, allowed)
     iterates = iter(weights)
     first = next(iterates, None)
     if first is None:

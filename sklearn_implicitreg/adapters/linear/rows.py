@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validat
 
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.registry import Data
+from sklearn_implicitreg.problem.parameters import as_numbers
 
 Codes = NDArray[np.intp]
 # Features (ndarray or CSR matrix of shape (n, p)), targets (n, K), sample weights (n,).
@@ -85,7 +86,10 @@ def _sample_weight(model: Any, data: Data, n_rows: int) -> Array:
     if data.sample_weight is None:
         return np.ones(n_rows)
     weight = check_array(
-        data.sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+        as_numbers("sample_weight", data.sample_weight),
+        ensure_2d=False,
+        dtype=np.float64,
+        input_name="sample_weight",
     )
     if weight.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar, got shape {weight.shape}")

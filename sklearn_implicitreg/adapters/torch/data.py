@@ -6,7 +6,6 @@ import contextlib
 import operator
 import random
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Number
@@ -21,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
-from sklearn_implicitreg.exceptions import AugmentationWarning
+from sklearn_implicitreg.exceptions import AugmentationWarning, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
+from sklearn_implicitreg.problem.parameters import as_numbers
 
 _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
@@ -270,11 +270,10 @@ def _warn_of_augmentation(read: Callable[[int, Tensor | None], Iterator[Batch]],
             return
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
         if not all(_same(a, b) for a, b in pairs):
-            warnings.warn(
+            warn_user(
                 "The first batch differs when it is read twice: random augmentation, or a "
                 "stream that cannot be read again. The gradient is that of one draw.",
                 AugmentationWarning,
-                stacklevel=2,
             )
 
 
@@ -364,7 +363,7 @@ def _target_tensor(y: Any) -> tuple[Any, Tensor | None, npt.NDArray[Any] | None]
 def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     if sample_weight is None:
         return None
-    weight = torch.as_tensor(np.array(sample_weight, dtype=np.float64))
+    weight = torch.as_tensor(as_numbers("sample_weight", sample_weight).copy())
     if n_rows is None:
         raise ValueError(
             "Expected no sample_weight with rows whose number is not known before they are read "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_implicitreg.exceptions import OutputWarning
+from sklearn_implicitreg.exceptions import OutputWarning, warn_user
 from sklearn_implicitreg.problem.frozen import rebuilt
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {
@@ -306,9 +305,8 @@ def warn_of_probabilities(criterion: Any, output: Any) -> None:
     elif not isinstance(criterion, nn.BCEWithLogitsLoss):
         return
     if inside:
-        warnings.warn(
+        warn_user(
             f"{type(criterion).__name__} expects logits, but the outputs look like "
             "probabilities (all in [0, 1]); use 'nll' on their logarithm or 'bce'.",
             OutputWarning,
-            stacklevel=2,
         )

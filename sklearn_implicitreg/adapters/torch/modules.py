@@ -241,11 +241,13 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
-        output = self.forward(self.module, batch.inputs)
+        with _in_words(self, batch):
+            output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
-        target = self.row_loss.prepare(output, batch.target)
-        total, weight = self.row_loss(output, target, batch.weight)
+        with _in_words(self, batch, output):
+            target = self.row_loss.prepare(output, batch.target)
+            total, weight = self.row_loss(output, target, batch.weight)
         if not total.requires_grad:
             raise ValueError(
                 "Expected a loss that depends on the trained parameters, got one without a "
@@ -362,6 +364,38 @@ def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     row_loss = resolve_loss(options.loss, rows.classes)
     row_loss = replace(row_loss, named_labels=rows.names is not None)
     return module_problem(model, row_loss, rows, options, convention=CONVENTIONS["torch"])
+
+
+_FORWARD_ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+
+
+@contextlib.contextmanager
+def _in_words(problem: TorchProblem, batch: Batch, output: Any = None) -> Iterator[None]:
+    """Say what a forward pass or a loss got where it raises an error of torch or of its own."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _FORWARD_ERRORS as error:
+        if "xpected" in str(error) and isinstance(error, TypeError):
+            raise  # a sentence of the package
+        got = f"X of {_shapes(batch.inputs)}"
+        wanted = f"X as {type(problem.module).__name__} takes it in its forward"
+        if output is not None:
+            got = f"outputs of {_shapes(output)} and y of {_shapes(batch.target)}"
+            wanted = f"outputs and y as the loss {problem.row_loss.words!r} takes them"
+        elif first := next((m for m in problem.module.modules() if not list(m.children())), None):
+            wanted += f", whose first layer is {first!r}"
+        raise ValueError(
+            f"Expected {wanted}, got {got}: {type(error).__name__}: {error}. Give the data as in "
+            "training."
+        ) from error
+
+
+def _shapes(values: Any) -> str:
+    """Shapes and types of all tensors in a batch, in words."""
+    found = [f"shape {tuple(t.shape)} ({str(t.dtype)[6:]})" for t in tensors_in((values,))]
+    return ", ".join(found) or type(values).__name__
 
 
 def module_problem(

@@ -20,6 +20,7 @@ from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
     Allowed,
+    checked,
     having,
     instance,
     integer,
@@ -219,6 +220,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_estimator_ = search.best_estimator_
 
 
+@checked(cv_results=instance("the cv_results_ of a search", Mapping))
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     """Index of the family with the fewest coefficients within one standard error of the best.
 

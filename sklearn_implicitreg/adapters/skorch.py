@@ -22,7 +22,7 @@ from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.parameters import check, instance
+from sklearn_implicitreg.problem.parameters import check, instance, shown
 
 _OWN_LOSSES = tuple(
     cls.get_loss
@@ -232,7 +232,7 @@ def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
     weight = data.sample_weight
     if isinstance(X, DataLoader):
         return read_rows(Data(X, y, weight))
-    dataset: Dataset[Any] = net.get_dataset(X, y)
+    dataset = _dataset(net, X, y)
     if not _is_marked(data.X) and _has_history(net):
         index = _training_index(net, X, y, completing)
         if index is not None:
@@ -245,6 +245,19 @@ def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
             "analyse net.module_ with a DataLoader and `loss=`."
         )
     return read_rows(Data(loader, None, weight))
+
+
+def _dataset(net: NeuralNet, X: Any, y: Any) -> Dataset[Any]:
+    """Data set of the rows, as the net makes it."""
+    try:
+        made: Dataset[Any] = net.get_dataset(X, y)
+        len(made)  # type: ignore[arg-type]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"Expected X and y that the net can be fitted on, got {shown(X)} and {shown(y)}: "
+            f"{error} Give as many rows of X as of y."
+        ) from error
+    return made
 
 
 def _training_index(

@@ -14,11 +14,22 @@ from torch import Tensor, nn
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.penalties.columns import check_terms, gradient_of
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem.parameters import (
+    NOTHING,
+    checked,
+    having,
+    instance,
+)
 
 _STEP = 1e-6  # of the central differences
 _GLOBAL = "A global random generator was used; draw from batch.rng, or from a seeded generator."
 
 
+@checked(
+    penalty=instance("a Penalty instance", Penalty),
+    params=NOTHING | having("a dict of str to Tensor", "items"),
+    problem=NOTHING | having("a Problem, or a RowBatch.of(module, X, y)", "params", "row_batches"),
+)
 def check_penalty(
     penalty: Penalty, params: Params | None = None, *, problem: Problem | RowBatch | None = None
 ) -> None:
@@ -52,8 +63,6 @@ def check_penalty(
     >>> check_penalty(SmoothL1(delta=0.1))
     >>> check_penalty(ActivationL2("1"))
     """
-    if not isinstance(penalty, Penalty):
-        raise TypeError(f"Expected a Penalty, got {type(penalty).__name__}; subclass Penalty.")
     cls = type(penalty)
     if cls.on_rows is Penalty.on_rows and cls.rows is not Penalty.rows and not penalty.on_rows:
         raise TypeError(f"{cls.__name__} has both `terms` and `rows`; keep one of them.")

@@ -86,7 +86,7 @@ def as_numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
     """Array of floats of what is given; ParameterError where it holds something else."""
     try:
         array = np.asarray(values)
-        if array.dtype.kind == "c":
+        if array.dtype.kind in "cSUmM":
             raise TypeError
         return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:

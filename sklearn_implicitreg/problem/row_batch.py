@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.parameters import NOTHING, SEED, check, instance
 from sklearn_implicitreg.problem.row_models import (
     ModuleCall,
     RowModel,
@@ -21,6 +22,8 @@ from sklearn_implicitreg.problem.row_models import (
     map_leaves,
 )
 from sklearn_implicitreg.problem.vectors import Params
+
+_OF = {"module": instance("an nn.Module", nn.Module), "random_state": NOTHING | SEED}
 
 
 class RowBatch:
@@ -93,6 +96,7 @@ class RowBatch:
         -------
         RowBatch
         """
+        check("RowBatch.of", {"module": module, "random_state": random_state}, _OF)
         module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
         params = {own_name(name): p for name, p in module.named_parameters()}
         batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)

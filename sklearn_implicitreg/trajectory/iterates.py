@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.problem import Params
-from sklearn_implicitreg.problem.parameters import check, having, integer
+from sklearn_implicitreg.problem.parameters import Allowed, check, integer
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.vectors import minus, moved
 from sklearn_implicitreg.trajectory.window import Step
+
+
+def _are_several(weights: Any) -> bool:
+    return hasattr(weights, "__iter__") and not isinstance(weights, str | bytes | type | nn.Module)
 
 
 def recorded(
@@ -27,7 +31,10 @@ def recorded(
     n_steps: int,
 ) -> tuple[list[Mark], list[Step], int]:
     """Marks and steps of gradient descent through the iterates, and how many were dropped."""
-    allowed = {"weights": having("iterates one after another", "__iter__"), "n_steps": integer(1)}
+    allowed = {
+        "weights": Allowed(_are_several, ("iterates one after another",)),
+        "n_steps": integer(1),
+    }
     check("from_iterates", {"weights": weights, "n_steps": n_steps}, allowed)
     iterates = iter(weights)
     first = next(iterates, None)

@@ -156,6 +156,10 @@ class GradientDescentProbe(Probe):
         return Trajectory(tuple(marks), steps, "SGD", settings)
 
 
+def _makes_optimizer(given: Any) -> bool:
+    return callable(given) and not isinstance(given, nn.Module)
+
+
 def _is_pair(data: Any) -> bool:
     return isinstance(data, tuple) and len(data) == 2
 
@@ -205,7 +209,7 @@ class ContinueTraining(Probe):
         train_epoch=NOTHING | function("(model, optimizer, recorder)"),
         optimizer=NOTHING
         | instance("an Optimizer", Optimizer)
-        | Allowed(callable, ("a callable(parameters) -> Optimizer",)),
+        | Allowed(_makes_optimizer, ("a callable(parameters) -> Optimizer",)),
         every=integer(1),
         data=NOTHING | Allowed(_is_pair, ("a tuple (X, y)",)),
         random_state=NOTHING | SEED,

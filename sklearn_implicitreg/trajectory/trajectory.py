@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_implicitreg.problem.parameters import NOTHING, check, choice, instance, integer
+from sklearn_implicitreg.problem.parameters import NOTHING, check, choice, instance, integer, shown
 from sklearn_implicitreg.trajectory.files import read, write
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
 from sklearn_implicitreg.trajectory.r_factors import RFactors
@@ -306,9 +306,11 @@ class Trajectory:
         ValueError
             If they do not continue each other.
         """
-        parts = list(trajectories)
-        if not parts:
-            raise ValueError("Expected at least one trajectory to join, got none.")
+        parts = list(trajectories) if hasattr(trajectories, "__iter__") else []
+        if not parts or not all(isinstance(part, Trajectory) for part in parts):
+            raise ValueError(
+                f"Expected at least one trajectory to join, got {shown(trajectories)}."
+            )
         total = parts[0]
         for part in parts[1:]:
             total = _continued(total, part)

@@ -48,9 +48,14 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
 
 
 def _validated(model: Any, data: Data, **checks: Any) -> Any:
-    return validate_data(
-        model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
-    )
+    try:
+        return validate_data(
+            model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
+        )
+    except ValueError as error:
+        if "could not convert string" not in str(error):
+            raise
+        raise ValueError(f"Expected numbers in X and y, got text: {error}; encode it.") from error
 
 
 def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:
@@ -91,12 +96,12 @@ def _sample_weight(model: Any, data: Data, n_rows: int) -> Array:
         dtype=np.float64,
         input_name="sample_weight",
     )
-    if weight.ndim != 1:
-        raise ValueError(f"Sample weights must be 1D array or scalar, got shape {weight.shape}")
-    if weight.shape[0] != n_rows:
-        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}!")
+    if weight.shape != (n_rows,):
+        raise ValueError(f"Expected sample_weight of shape ({n_rows},), got {weight.shape}.")
     if np.any(weight < 0):
-        raise ValueError("Negative values in data passed to `sample_weight`")
+        raise ValueError(
+            f"Expected sample_weight at or above zero, got {weight.min():g}; drop those rows."
+        )
     if not has_fit_parameter(model, "sample_weight") and np.ptp(weight) > 0:
         raise ValueError(
             f"Expected no sample_weight, got one: {type(model).__name__} cannot be trained with "

@@ -238,7 +238,7 @@ def _dataset_rows(
         )
         weights = weight if weight is None or order is None else weight[order]
         start = 0
-        for item in loader:
+        for item in _collated(loader):
             inputs, target = _unpack(item)
             stop = start + len(next(tensors_in(inputs)))
             yield Batch(inputs, target, None if weights is None else weights[start:stop])
@@ -250,6 +250,16 @@ def _dataset_rows(
 
     _warn_of_augmentation(read, size or 1)
     return Rows(read, n_rows, size, None if n_rows is None else pick)
+
+
+def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except TypeError as error:
+        raise TypeError(
+            f"Expected rows of numbers that can be joined to batches, got others: {error}; encode "
+            "them, or give a DataLoader with a collate_fn."
+        ) from error
 
 
 def _unpack(item: Any) -> tuple[Any, Any]:

@@ -283,6 +283,8 @@ class TorchProblem(Problem):
             kept = not tensor.is_floating_point() and (
                 self._takes_integers or (tensor.dtype == torch.bool and not alone)
             )
+            if tensor.is_complex():
+                return tensor.to(self.device, self.dtype.to_complex(), copy=True)
             # A copy always: a module that works in place would write to the user's rows.
             return tensor.to(self.device, None if kept else self.dtype, copy=True)
 

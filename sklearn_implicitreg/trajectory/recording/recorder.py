@@ -19,6 +19,7 @@ from sklearn_implicitreg.problem.parameters import (
     SCOPE,
     checked,
     function,
+    having,
     instance,
     integer,
 )
@@ -48,6 +49,8 @@ MEMORY = 2**30  # bytes
 
 @checked(
     model=instance("the nn.Module that is trained", nn.Module),
+    optimizer=having("an Optimizer", "register_step_post_hook")
+    | instance("a list of them", list, tuple),
     every=NOTHING | integer(1),
     params=SCOPE,
     gradients=NOTHING | FLAG,

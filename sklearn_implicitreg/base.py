@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
@@ -20,7 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from sklearn_implicitreg.adapters import Options
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
-from sklearn_implicitreg.problem.parameters import Checked
+from sklearn_implicitreg.problem.parameters import Checked, shown
 
 PRECOMPUTED = "precomputed"
 
@@ -136,6 +137,7 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
                 f"unfitted one as a template, or 'precomputed', got {model!r}; another class is "
                 "made known by sklearn_implicitreg.adapters.register."
             )
+        _check_template(model)
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
 
     def _options(self, completing: bool = False) -> Options:
@@ -209,6 +211,19 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
     def _trained_model(self) -> Any:
         check_is_fitted(self, "model_")
         return self.model_
+
+
+def _check_template(model: Any) -> None:
+    """Raise TypeError for a container around a class that scikit-learn knows nothing of."""
+    try:
+        check_is_fitted(model)
+    except NotFittedError:
+        pass
+    except AttributeError as error:
+        raise TypeError(
+            f"Expected estimators of scikit-learn inside {shown(model)}, got another class, whose "
+            "tags it cannot read; inherit from sklearn.base.BaseEstimator, or give the inner model."
+        ) from error
 
 
 def _tags_of(model: Any) -> Tags | None:

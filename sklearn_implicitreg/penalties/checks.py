@@ -19,6 +19,7 @@ from sklearn_implicitreg.problem.parameters import (
     checked,
     having,
     instance,
+    shown,
 )
 
 _STEP = 1e-6  # of the central differences
@@ -89,6 +90,8 @@ def check_penalty(
         for term, value in values.items():
             for entry in range(value.numel()):
                 check.differences(params, name, (term, entry), mask)
+    if problem is None:
+        check.kinks(params)
 
 
 class _Check:
@@ -177,6 +180,27 @@ class _Check:
                 f"{entry[0]!r} at {name!r}: slope {exact} by autograd, {slope} by differences."
             )
 
+    def kinks(self, params: Params) -> None:
+        """Where the first entries (columns) are zero, a kink must be left out by ``smooth``."""
+        at = {name: tensor.clone() for name, tensor in params.items()}
+        for tensor in at.values():
+            tensor[(slice(None), 0) if tensor.ndim > 1 else 0] = 0.0
+        for name, tensor in at.items():
+            direction = (_smooth(self.penalty, at, name) & (tensor == 0)).to(tensor)
+            middle, jumps = self.terms(at), []
+            for step in (_STEP, _STEP / 100):
+                ahead, behind = (
+                    self.terms(at | {name: tensor + sign * step * direction}) for sign in (1, -1)
+                )
+                jumps.append({t: (ahead[t] + behind[t] - 2 * v) / step for t, v in middle.items()})
+            # The slopes of a smooth term come closer to each other as the step shrinks.
+            for term, jump in jumps[1].items():
+                if bool(((jump.abs() > 1e-4) & (jump.abs() > 0.99 * jumps[0][term].abs())).any()):
+                    raise AssertionError(
+                        f"{term!r} has a kink where {name!r} is zero; leave these coordinates out "
+                        "by a method smooth(name, tensor)."
+                    )
+
     def _value(self, params: Params, entry: tuple[str, int]) -> Tensor:
         term, index = entry
         return self.terms(params)[term].reshape(-1)[index]
@@ -242,5 +266,11 @@ def _smooth(penalty: Penalty, params: Params, name: str) -> Tensor:
     for leaf in penalty.leaves(params, None):
         smooth = getattr(leaf.penalty, "smooth", None)
         if smooth is not None and name in leaf.names:
-            mask = mask & smooth(name, params[name])
+            own = smooth(name, params[name])
+            if not isinstance(own, Tensor) or own.dtype != torch.bool or own.shape != mask.shape:
+                raise AssertionError(
+                    f"smooth of {leaf.penalty!r} gives {shown(own)} at {name!r}, and not a mask of "
+                    f"the tensor's shape {tuple(mask.shape)}."
+                )
+            mask = mask & own
     return mask

@@ -127,6 +127,10 @@ KINDS = {
         *(weights(_1=NAN), weights(_1=INF), np.ones((24, 3, 2, 2)), pd.DataFrame([["a"] * 3] * 24)),
         *({"a": X, "b": X[:5]}, np.array([[object()] * 3] * 24), nn.Linear, X[:, [0, 1, 2, 0]]),
     ],
+    "inputs": [
+        *(None, "a", 1j, [], object(), {1}, X[:, 0], X[:, :2], X * 1j, np.full((24, 3), "a")),
+        *(pd.DataFrame([["a"] * 3] * 24), {"a": X}, nn.Linear, np.ones((24, 3, 2, 2))),
+    ],
     "y": [
         *("a", 1j, [], object(), {1}, 3, Y[:5], Y * 1j, np.where(Y > 0, NAN, Y)),
         *(np.array([object()] * 24), np.array([{}] * 24), Ridge, {"a": Y[:5]}, [None] * 24),
@@ -317,7 +321,9 @@ CALLS = {
     ),
     "RowBatch.of": (
         penalties.RowBatch.of, lambda of: lambda **p: of(**p).outputs,
-        {"module": NET, "X": X}, {"module": "module", "X": "X", "y": FREE, "sample_weight": "weight", "random_state": "seed"},
+        {"module": NET, "X": X},
+        {"module": "module", "X": "inputs", "y": FREE}
+        | {"sample_weight": "weight", "random_state": "seed"},
     ),
     "Gradient": (
         trajectory.Gradient, lambda cls: lambda **p: on_path(reference=cls(**p)), {},

@@ -60,6 +60,7 @@ from sklearn_implicitreg.problem import (
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import own_name, tensors_in
+from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -241,11 +242,11 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
-        with _in_words(self, batch):
+        with in_forward(self.module, batch.inputs):
             output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
-        with _in_words(self, batch, output):
+        with in_words(lambda: self._loss_takes(output, batch.target)):
             target = self.row_loss.prepare(output, batch.target)
             total, weight = self.row_loss(output, target, batch.weight)
         if not total.requires_grad:
@@ -261,6 +262,10 @@ class TorchProblem(Problem):
         n_rows = len(batch.inputs if alone else next(tensors_in(batch.inputs)))
         n_kinks = self.row_loss.n_kinks(output, target)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks)
+
+    def _loss_takes(self, output: Any, target: Any) -> str:
+        words = f"outputs and y as the loss {self.row_loss.words!r} takes them"
+        return f"{words}, got {shapes_of(output)} and {shapes_of(target)}"
 
     @cached_property
     def leaves(self) -> list[Tensor]:
@@ -366,38 +371,6 @@ def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     row_loss = resolve_loss(options.loss, rows.classes)
     row_loss = replace(row_loss, named_labels=rows.names is not None)
     return module_problem(model, row_loss, rows, options, convention=CONVENTIONS["torch"])
-
-
-_FORWARD_ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
-
-
-@contextlib.contextmanager
-def _in_words(problem: TorchProblem, batch: Batch, output: Any = None) -> Iterator[None]:
-    """Say what a forward pass or a loss got where it raises an error of torch or of its own."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except _FORWARD_ERRORS as error:
-        if "xpected" in str(error) and isinstance(error, TypeError):
-            raise  # a sentence of the package
-        got = f"X of {_shapes(batch.inputs)}"
-        wanted = f"X as {type(problem.module).__name__} takes it in its forward"
-        if output is not None:
-            got = f"outputs of {_shapes(output)} and y of {_shapes(batch.target)}"
-            wanted = f"outputs and y as the loss {problem.row_loss.words!r} takes them"
-        elif first := next((m for m in problem.module.modules() if not list(m.children())), None):
-            wanted += f", whose first layer is {first!r}"
-        raise ValueError(
-            f"Expected {wanted}, got {got}: {type(error).__name__}: {error}. Give the data as in "
-            "training."
-        ) from error
-
-
-def _shapes(values: Any) -> str:
-    """Shapes and types of all tensors in a batch, in words."""
-    found = [f"shape {tuple(t.shape)} ({str(t.dtype)[6:]})" for t in tensors_in((values,))]
-    return ", ".join(found) or type(values).__name__
 
 
 def module_problem(

@@ -219,7 +219,7 @@ def _check_template(model: Any) -> None:
         check_is_fitted(model)
     except NotFittedError:
         pass
-    except AttributeError as error:
+    except (AttributeError, TypeError) as error:
         raise TypeError(
             f"Expected estimators of scikit-learn inside {shown(model)}, got another class, whose "
             "tags it cannot read; inherit from sklearn.base.BaseEstimator, or give the inner model."

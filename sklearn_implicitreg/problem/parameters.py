@@ -117,8 +117,11 @@ def number(
     def holds(value: Any) -> bool:
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        real: Any = value  # compared before the conversion, which a large integer overflows
-        return bool(above < real < below and least <= real <= most) and math.isfinite(real)
+        try:
+            real = float(value)
+        except OverflowError:  # of an integer
+            return False
+        return above < real < below and least <= real <= most and math.isfinite(real)
 
     return Allowed(holds, (f"a finite number {said}".rstrip(),))
 

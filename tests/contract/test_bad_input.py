@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from skorch import NeuralNetRegressor
 from skorch.dataset import ValidSplit
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from sklearn_implicitreg import (
     FrozenModel,
@@ -62,6 +62,14 @@ def with_nan():
 class ForwardOnly:
     def forward(self, inputs):
         return inputs
+
+
+class TextRows(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return np.array(["a"] * 10), 0.0
 
 
 def net(split=None, y=None, **params):
@@ -270,7 +278,11 @@ DATA = {
         ValueError,
         "Expected finite sample_weight, got NaN or inf",
     ),
-    "negative-weights": ((lambda: RIDGE, {}, X, Y, at(ONES, -1)), ValueError, "Negative values"),
+    "negative-weights": (
+        (lambda: RIDGE, {}, X, Y, at(ONES, -1)),
+        ValueError,
+        "at or above zero, got",
+    ),
     "negative-weights-of-a-module": (
         (linear, MSE, X, Y, at(ONES, -1)),
         ValueError,
@@ -492,7 +504,80 @@ GIVEN = {
         "Expected sample_weight of shape .*, at or above zero .* a smallest weight of -1",
     ),
 }
-ALL = {**MODELS, **LOSSES, **FAMILIES, **DATA, **CHOICES, **SKORCH, **GIVEN}
+SHAPES = {
+    "other-features-of-a-module": (
+        (linear, MSE, X[:, :4], Y, None),
+        ValueError,
+        r"Expected X as the forward of Linear takes it, whose first layer is "
+        r"Linear\(in_features=10.*got shape \(442, 4\) \(float64\): Runtime.*Give the data",
+    ),
+    "one-dimension-of-a-module": (
+        (linear, MSE, X[:, 0], Y, None),
+        ValueError,
+        r"first layer is Linear.*, got shape \(442,\)",
+    ),
+    "named-inputs-that-the-module-does-not-take": (
+        (linear, MSE, {"features": X}, Y, None),
+        ValueError,
+        "unexpected keyword argument 'features'",
+    ),
+    "members-of-other-lengths": (
+        (linear, MSE, {"input": X, "other": X[:5]}, Y, None),
+        ValueError,
+        "inconsistent numbers of samples",
+    ),
+    "images-for-a-convolution": (
+        (lambda: nn.Conv2d(3, 1, 2).double(), MSE, np.ones((4, 2, 5, 5)), np.ones((4, 1)), None),
+        ValueError,
+        r"first layer is Conv2d\(3, 1.*got shape \(4, 2, 5, 5\).*to have 3 channels",
+    ),
+    "labels-above-the-classes": (
+        (lambda: linear(2), {"loss": nn.CrossEntropyLoss()}, X, CODES + 5, None),
+        ValueError,
+        "Expected",
+    ),
+    "a-loss-that-does-not-fit": (
+        (linear, {"loss": lambda o, y: o @ y}, X, np.ones((N, 2)), None),
+        ValueError,
+        r"Expected outputs and y as the loss .* takes them, got shape \(442, 1\).*\(442, 2\)",
+    ),
+    "complex-numbers": (
+        (linear, MSE, torch.as_tensor(X) * 1j, Y, None),
+        ValueError,
+        r"got shape \(442, 10\) \(complex128\)",
+    ),
+    "a-loader-of-text": (
+        (linear, MSE, TextRows(), None, None),
+        TypeError,
+        "Expected rows of numbers that can be joined to batches",
+    ),
+    "text-in-X": (
+        (lambda: RIDGE, {}, pd.DataFrame([["a"] * 10] * N), Y, None),
+        ValueError,
+        "Expected numbers in X and y, got others: could not convert string",
+    ),
+    "text-in-weights": (
+        (lambda: RIDGE, {}, X, Y, "a"),
+        ValueError,
+        "Expected sample_weight to be an array of real numbers, got 'a'",
+    ),
+    "weights-by-column": (
+        (lambda: RIDGE, {}, X, Y, np.ones((N, 1))),
+        ValueError,
+        r"Expected sample_weight of shape \(442,\), got \(442, 1\)",
+    ),
+    "a-class-without-tags-in-a-pipeline": (
+        (lambda: make_pipeline(ForwardOnly()), {}, X, Y, None),
+        TypeError,
+        "Expected estimators of scikit-learn inside Pipeline.*inherit from sklearn.base.BaseEstim",
+    ),
+    "other-rows-of-a-net": (
+        (net, {}, X, Y_UNIT[:5, None], None),
+        ValueError,
+        "Expected X and y that the net can be fitted on, got .* as many rows of X as of y",
+    ),
+}
+ALL = {**SHAPES, **MODELS, **LOSSES, **FAMILIES, **DATA, **CHOICES, **SKORCH, **GIVEN}
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import traceback
 import warnings
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
 import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -20,9 +19,17 @@ from skorch import NeuralNetRegressor
 from torch import nn
 
 import sklearn_implicitreg as package
-from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator, penalties
-from sklearn_implicitreg import datasets, inspection, model_selection, theory, trajectory
-from sklearn_implicitreg.adapters import Data, Options, adapt, linear_problem, register
+from sklearn_implicitreg import (
+    ImplicitRegularizationCV,
+    ImplicitRegularizationEstimator,
+    datasets,
+    inspection,
+    model_selection,
+    penalties,
+    theory,
+    trajectory,
+)
+from sklearn_implicitreg.adapters import Data, Options, adapt, register
 
 NAN, INF = float("nan"), float("inf")
 RNG = np.random.default_rng(0)
@@ -123,7 +130,20 @@ KINDS = {
     "batches": ["a", 1j, object(), 3, [["a"]], [[-1]], [[99]], [[0.5]], [[NAN]]],
     "coef": [*WRONG, [["a"]], [1j], ["a", "b", "c"]],
     "X": [
-        *(None, "a", 1j, [], object(), {1}, 3, X[:, 0], X[:, :2], X[:0], X * 1j, np.full((24, 3), "a")),
+        *(
+            None,
+            "a",
+            1j,
+            [],
+            object(),
+            {1},
+            3,
+            X[:, 0],
+            X[:, :2],
+            X[:0],
+            X * 1j,
+            np.full((24, 3), "a"),
+        ),
         *(weights(_1=NAN), weights(_1=INF), np.ones((24, 3, 2, 2)), pd.DataFrame([["a"] * 3] * 24)),
         *({"a": X, "b": X[:5]}, np.array([[object()] * 3] * 24), nn.Linear, X[:, [0, 1, 2, 0]]),
     ],
@@ -140,6 +160,20 @@ KINDS = {
         *(np.zeros(24), ["a"] * 24, [None] * 24, np.ones((24, 2)), Ridge),
     ],
 }
+# What the package returns, and bases and penalties without parameters.
+RESULTS = {
+    *("FittedPenalty", "ImplicitPenalty", "Kinks", "SpectralFilter", "StructuredPenalty"),
+    *("RowBatch", "StructuredSolution", "Trajectory"),
+}
+PUBLIC = (
+    "",
+    ".datasets",
+    ".inspection",
+    ".model_selection",
+    ".penalties",
+    ".theory",
+    ".trajectory",
+)
 FREE = None  # anything goes: ignored, or passed on to matplotlib
 
 
@@ -149,8 +183,8 @@ def fit(model, **params):
     return estimator.fit(**({"X": X, "y": Y} | data))
 
 
-def on_net(**params):
-    return fit(NET, **({"loss": "mse", "y": Y[:, None]} | params))
+def on_net(model=NET, **params):
+    return fit(model, **({"loss": "mse", "y": Y[:, None]} | params))
 
 
 def on_path(**params):
@@ -161,6 +195,15 @@ def on_path(**params):
 
 def of_family(cls):
     return lambda **params: on_net(family=cls(**params), params="all")
+
+
+def dropped(**params):
+    own = nn.Sequential(nn.Dropout(0.5), *module())
+    return on_net(model=own, family=penalties.Dropout(**params), params="all")
+
+
+def continuing():
+    return [run()[1]]
 
 
 def entered(**params):
@@ -208,6 +251,7 @@ ESTIMATOR = {
     "confidence_level": "level", "module_mode": "name", "batch_size": "batch_size",
     "device": "device", "dtype": "dtype", "random_state": "seed", "verbose": "verbose",
 }  # fmt: skip
+SHARED = {name: kind for name, kind in ESTIMATOR.items() if name not in ("model", "family")}
 FIT = {"X": "X", "y": "y", "sample_weight": "weight"}
 SPECTRAL = {"X": "matrix", "filter": "filter", "sample_weight": "vector?"}
 DESCENT = {"lr": "positive", "n_steps": "count", "momentum": "share", "nesterov": "flag"}
@@ -217,7 +261,6 @@ RECORD = {
     "directory": "folder", "memory_limit": "size", "update_rule": "function?",
 }  # fmt: skip
 FLOW = theory.gradient_flow(0.5)
-ON_NET = {"X": X, "y": Y, "model": NET}
 # name: (public object, what calls it, valid arguments, kind of every parameter)
 CALLS = {
     "ridge": (theory.ridge, None, {"coef": 1.0}, {"coef": "positive"}),
@@ -283,7 +326,7 @@ CALLS = {
         {"functions": "families"},
     ),
     "Dropout": (
-        penalties.Dropout, of_family, {"q": 0.5},
+        penalties.Dropout, lambda _: dropped, {"q": 0.5},
         {"q": "share?", "n_draws": "count", "random_state": "size"},
     ),
     "BatchGradientNorm": (
@@ -380,11 +423,12 @@ CALLS = {
     ),
     "Trajectory.from_iterates": (
         trajectory.Trajectory.from_iterates, None,
-        {"weights": [np.ones(2), np.zeros(2)], "lr": 0.1},
+        {"weights": [{"w": np.ones(2)}, {"w": np.zeros(2)}], "lr": 0.1},
         {"weights": "problem", "lr": "rate", "gradients": "batches", "n_steps": "count"},
     ),
     "Trajectory.join": (
-        trajectory.Trajectory.join, None, {"trajectories": []}, {"trajectories": "trajectory"}
+        trajectory.Trajectory.join, None, {"trajectories": continuing},
+        {"trajectories": "trajectory"},
     ),
     "Trajectory.load": (trajectory.Trajectory.load, None, {"path": "x"}, {"path": "path"}),
     "Trajectory.windows": (
@@ -425,7 +469,7 @@ CALLS = {
     ),
     "GradientMatchDisplay.from_estimator": (
         inspection.GradientMatchDisplay.from_estimator, None,
-        {"estimator": lambda: fit(RIDGE), "X": X, "y": Y},
+        {"estimator": ImplicitRegularizationEstimator(RIDGE).fit(X, Y), "X": X, "y": Y},
         FIT | {"estimator": "estimator"}
         | {"name": FREE, "ax": FREE, "scatter_kwargs": FREE, "line_kwargs": FREE},
     ),
@@ -444,11 +488,11 @@ CALLS = {
     "ImplicitRegularizationEstimator": (
         ImplicitRegularizationEstimator, lambda _: fit, {"model": RIDGE}, ESTIMATOR
     ),
-    "a net": (fit, lambda _: on_net, {}, FIT | {n: ESTIMATOR[n] for n in ESTIMATOR if n != "model"}),
-    "a trajectory": (fit, lambda _: on_path, {}, FIT | {n: ESTIMATOR[n] for n in ESTIMATOR if n != "model"}),
+    "a net": (on_net, None, {}, FIT | SHARED | {"family": "family"}),
+    "a trajectory": (on_path, None, {}, FIT | SHARED | {"family": "family"}),
     "equations as arrays": (
         fit, lambda _: fit, {"model": "precomputed"},
-        FIT | {"X": "matrix"} | {n: ESTIMATOR[n] for n in ESTIMATOR if n not in ("model", "family")},
+        FIT | {"X": "matrix"} | SHARED,
     ),
     "a linear model": (fit, lambda _: fit, {"model": RIDGE}, FIT),
     "a classifier": (
@@ -469,45 +513,116 @@ def malformed():
                     yield name, parameter, i
 
 
+LATER = (problem, net, optimizer, continuing)  # made when they are called for
+
+
+def made(value):
+    return value() if any(value is later for later in LATER) else value
+
+
 def outcome(name, parameter, i):
-    """Empty if the call raised a sentence, else what it did."""
+    """Empty if the call raised a sentence of the package or of scikit-learn, else what it did."""
     thing, make, valid, kinds = CALLS[name]
     call = thing if make is None else make(thing)
     value = KINDS[kinds[parameter].rstrip("?")][i]
-    given = {k: v() if inspect.isfunction(v) and k not in ("train_epoch", "optimizer", "handler") or v is optimizer else v for k, v in valid.items()}
+    given = {k: made(v) for k, v in valid.items() if k != parameter}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call(**(given | {parameter: value}))
+            call(**given, **{parameter: value})
     except NotFittedError:
         return ""
     except (ValueError, TypeError) as error:
-        text = str(error)
-        last = error.__traceback__
-        while last.tb_next is not None:
-            last = last.tb_next
-        home = last.tb_frame.f_code.co_filename
-        own = Path(package.__file__).parent in Path(home).parents or "sklearn/utils" in home
-        said = re.search(r"\bexpected\b|\bgive\b|\bneeds?\b", text, re.IGNORECASE)
-        return "" if own and (said or "sklearn/utils" in home) else f"{type(error).__name__}: {text}"
-    except Exception as error:
-        return f"raw {type(error).__name__}: {error}"
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        sklearns = "sklearn/utils" in frame.f_code.co_filename
+        said = re.search(r"\bexpected\b|\bgive\b", str(error), re.IGNORECASE)
+        foreign = re.match("could not convert|float[(][)]|.*positional argument", str(error))
+        return "" if (said or sklearns) and not foreign else f"raw {error!r}"
+    except Exception as error:  # whatever it is, the message of the test shows it
+        return f"raw {error!r}"
     return "accepted"
 
 
-if __name__ == "__main__":
-    import sys, collections, time
-    t = time.time()
-    every = list(malformed())
-    raw = collections.Counter()
-    for name, parameter, i in every:
-        if len(sys.argv) > 1 and name not in sys.argv[1:]:
-            continue
-        t0=time.time()
+def wrong(name, drawn):
+    """What calls did that raised no sentence."""
+    found = {}
+    for parameter, i in drawn:
         what = outcome(name, parameter, i)
-        kind = CALLS[name][3][parameter].rstrip("?")
-        if time.time()-t0 > 1: print("SLOW", name, parameter, i, time.time()-t0)
         if what:
-            raw[what.split(":")[0]] += 1
-            print(f"{name}.{parameter} = {str(KINDS[kind][i])[:60]!r}: {' '.join(what.split())[:150]}")
-    print(len(every), raw, time.time() - t)
+            value = KINDS[CALLS[name][3][parameter].rstrip("?")][i]
+            found[f"{parameter}={value!r:.60}"] = what
+    return found
+
+
+def test_every_public_parameter_is_drawn():
+    drawn = {thing: kinds for thing, _, _, kinds in CALLS.values()}
+    for module in PUBLIC:
+        for name in importlib.import_module(f"sklearn_implicitreg{module}").__all__:
+            thing = getattr(importlib.import_module(f"sklearn_implicitreg{module}"), name)
+            if not callable(thing) or name in RESULTS or name.endswith(("Warning", "Error")):
+                continue
+            kinds = inspect.signature(thing).parameters.values()
+            wanted = {p.name for p in kinds if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+            assert wanted <= set(drawn.get(thing, ())), name
+
+
+def test_enough_calls_are_drawn():
+    assert len(list(malformed())) >= 3000
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_malformed_calls(name):
+    assert wrong(name, [call[1:] for call in malformed() if call[0] == name]) == {}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_valid_arguments_are_valid(name):
+    """Else a malformed call would raise for another reason."""
+    thing, make, valid, _ = CALLS[name]
+    call = thing if make is None else make(thing)
+    if name in ("Trajectory.load", "load_mnist", "simplest_within_one_se"):
+        pytest.skip("needs a file or a search")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(**{k: made(v) for k, v in valid.items()})
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        penalties.SmoothL1(np.float32(0.1)),
+        penalties.Power(np.int64(3)),
+        penalties.Power(np.float64(0.5)),
+        penalties.BatchGradientNorm(np.int64(8), centered=np.bool_(True)),
+    ],
+    ids=lambda family: type(family).__name__,
+)
+def test_numbers_of_numpy_are_numbers(family):
+    on_net(family=family, params="all", confidence_level=np.float32(0.9), batch_size=np.int64(5))
+    assert theory.convert(np.float64(0.5), "l2", to="alpha", n=np.int64(4)) == 2.0
+
+
+@pytest.mark.parametrize("how", ["set_params", "nested", "grouped", "known", "searched"])
+def test_what_was_set_later_is_checked(how):
+    """Penalties store their parameters: they are checked where they are used."""
+    bad = penalties.SmoothL1().set_params(delta=-1e-3)
+    estimator = ImplicitRegularizationEstimator(RIDGE, family=bad)
+    if how == "nested":
+        estimator = ImplicitRegularizationEstimator(RIDGE, family=penalties.SmoothL1())
+        estimator.set_params(family__delta=-1e-3)
+    elif how == "grouped":
+        estimator.set_params(family=penalties.L2() + bad.per("layer"))
+    elif how == "known":
+        estimator.set_params(family="l2", known={"smooth_l1": NAN})
+    elif how == "searched":
+        estimator = ImplicitRegularizationCV(RIDGE, families=["l2", bad])
+    with pytest.raises(ValueError, match="Expected (delta of SmoothL1|known of .*) to be"):
+        estimator.fit(X, Y)
+
+
+def test_a_message_is_short_whatever_the_value():
+    with pytest.raises(TypeError) as caught:
+        theory.ridge(np.ones(10_000).tolist())
+    assert str(caught.value) == (
+        "Expected coef of ridge to be a finite number > 0, got [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ...]."
+    )

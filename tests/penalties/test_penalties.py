@@ -503,7 +503,9 @@ class TestAsPenalty:
         expected = torch.stack([2 * w, w.sign()], dim=-1).reshape(-1, 2)
         torch.testing.assert_close(design.columns("0.weight"), expected)
         assert not design.columns("2.weight")[:, 0].any()
-        check_penalty(Callables({"all": family["all"]}))
+        check_penalty(Callables({"first": lambda params: params["layer.weight"].square().sum()}))
+        with pytest.raises(AssertionError, match="'all' has a kink"):
+            check_penalty(Callables({"all": family["all"]}))
 
     def test_callable_that_returns_a_number(self):
         with pytest.raises(TypeError, match=r"scalar or vector Tensor .*got 'one': 1.0"):
@@ -545,7 +547,7 @@ class TestUserPenalties:
             (Numbers(), TypeError, "Expected every term of Numbers to be a scalar or vector"),
             (Matrix(), TypeError, "Expected every term of Matrix to be a scalar or vector"),
             (Nothing(), TypeError, "Expected Nothing.terms to return a dict of term name"),
-            ("l2", TypeError, "Expected a Penalty, got str; subclass Penalty."),
+            ("l2", TypeError, "penalty of check_penalty to be a Penalty instance, got 'l2'"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, Penalty) else None,
     )
@@ -554,7 +556,8 @@ class TestUserPenalties:
             check_penalty(penalty)
 
     def test_check_penalty_finds_nan_of_autograd(self):
-        check_penalty(NaNGradient())
+        with pytest.raises(AssertionError, match="'root' has a kink"):
+            check_penalty(NaNGradient())
         with pytest.raises(AssertionError, match="slope nan by autograd"):
             check_penalty(NaNGradient(), {"w": torch.tensor([1.0, 0.0])})
 
@@ -729,3 +732,51 @@ def test_a_false_claim_of_an_affine_gradient_is_found():
 
     with pytest.raises(AssertionError, match="'cubic' at 'weight' is not affine in it; drop"):
         check_penalty(Cubic(), {"weight": torch.linspace(-1, 2, 6, dtype=torch.float64)})
+
+
+class Corner(Penalty):
+    """A penalty with a kink at zero, and whatever ``smooth`` a test gives it."""
+
+    def terms(self, params, problem):
+        return {"corner": sum(t.abs().sum() for t in params.values())}
+
+
+class TestForgottenSmooth:
+    def test_a_kink_that_is_not_left_out(self):
+        with pytest.raises(AssertionError, match="'corner' has a kink where 'layer.weight' is zer"):
+            check_penalty(Corner())
+
+    def test_a_kink_of_whole_columns(self):
+        class Groups(Corner):
+            def terms(self, params, problem):
+                return {
+                    "groups": sum(t.reshape(len(t), -1).norm(dim=0).sum() for t in params.values())
+                }
+
+        with pytest.raises(AssertionError, match="has a kink"):
+            check_penalty(Groups())
+
+    @pytest.mark.parametrize(
+        "given", [True, [True], torch.tensor([True]), torch.ones(3, 4)], ids=str
+    )
+    def test_what_is_no_mask(self, given):
+        class Wrong(Corner):
+            def smooth(self, name, tensor):
+                return given
+
+        with pytest.raises(
+            AssertionError, match=r"smooth of Wrong\(\) gives .* not a mask of the t"
+        ):
+            check_penalty(Wrong())
+
+    def test_a_mask(self):
+        class Right(Corner):
+            def smooth(self, name, tensor):
+                return tensor != 0
+
+        check_penalty(Right())
+
+    @pytest.mark.parametrize("q", [1.1, 1.5, 2.0, 4.0])
+    def test_a_steep_slope_is_no_kink(self, q):
+        check_penalty(Power(q=q))
+        check_penalty(SmoothL1(delta=1e-5))

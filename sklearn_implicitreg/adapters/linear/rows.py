@@ -52,10 +52,12 @@ def _validated(model: Any, data: Data, **checks: Any) -> Any:
         return validate_data(
             model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
         )
-    except ValueError as error:
-        if "could not convert string" not in str(error):
-            raise
-        raise ValueError(f"Expected numbers in X and y, got text: {error}; encode it.") from error
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith(("could not convert string", "float() argument")):
+            raise  # in scikit-learn's words
+        raise type(error)(
+            f"Expected numbers in X and y, got others: {error}; encode them."
+        ) from error
 
 
 def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
-import numbers
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
@@ -24,6 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from sklearn_implicitreg.adapters import Options
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
+from sklearn_implicitreg.problem.parameters import Checked, shown
 
 PRECOMPUTED = "precomputed"
 
@@ -33,7 +31,7 @@ def _answers(method: str) -> Callable[[AboutModel], bool]:
     return lambda self: hasattr(getattr(self, "model_", self.model), method)
 
 
-class AboutModel(MetaEstimatorMixin, BaseEstimator):
+class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
     """Base of the estimators that take a ``model``: clones share a trained one."""
 
     model: Any
@@ -139,6 +137,7 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
                 f"unfitted one as a template, or 'precomputed', got {model!r}; another class is "
                 "made known by sklearn_implicitreg.adapters.register."
             )
+        _check_template(model)
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
 
     def _options(self, completing: bool = False) -> Options:
@@ -214,6 +213,19 @@ class AboutModel(MetaEstimatorMixin, BaseEstimator):
         return self.model_
 
 
+def _check_template(model: Any) -> None:
+    """Raise TypeError for a container around a class that scikit-learn knows nothing of."""
+    try:
+        check_is_fitted(model)
+    except NotFittedError:
+        pass
+    except (AttributeError, TypeError) as error:
+        raise TypeError(
+            f"Expected estimators of scikit-learn inside {shown(model)}, got another class, whose "
+            "tags it cannot read; inherit from sklearn.base.BaseEstimator, or give the inner model."
+        ) from error
+
+
 def _tags_of(model: Any) -> Tags | None:
     """Tags of an estimator; None of what has none, a frozen module included."""
     if isinstance(model, type) or not hasattr(model, "__sklearn_tags__"):
@@ -222,38 +234,6 @@ def _tags_of(model: Any) -> Tags | None:
         return get_tags(model)
     except AttributeError:
         return None
-
-
-def check_parameters(estimator: Any) -> None:
-    """Raise ValueError for values that no fit can use, all but those of model and family."""
-    choices = {
-        "mode": ("endpoint", "trajectory"),
-        "module_mode": ("auto", "eval", "train"),
-        "covariance": ("auto", "ols", "nonrobust", "hc3", "cluster"),
-        "positive": (True, False),
-    }
-    for name, allowed in choices.items():
-        value = getattr(estimator, name)
-        if not isinstance(value, str | bool | np.bool_) or value not in allowed:
-            raise ValueError(f"Expected {name} to be one of {allowed}, got {value!r}.")
-    level, size, verbose = estimator.confidence_level, estimator.batch_size, estimator.verbose
-    if not isinstance(level, numbers.Real) or not 0 < float(level) < 1:
-        raise ValueError(f"Expected 0 < confidence_level < 1, got {level!r}.")
-    is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-    if not (is_count and size >= 1) and not (isinstance(size, str) and size == "auto"):
-        raise ValueError(f"Expected batch_size 'auto' or an integer >= 1, got {size!r}.")
-    if not isinstance(verbose, numbers.Integral | np.bool_) or verbose < 0:
-        raise ValueError(f"Expected verbose to be an integer >= 0, got {verbose!r}.")
-    if not callable(estimator.params) and not _is_pattern(estimator.params):
-        raise ValueError(
-            "Expected params 'auto', 'all', 'weights', a regular expression or a "
-            f"callable(name, tensor) -> bool, got {estimator.params!r}."
-        )
-    if estimator.known is not None and not _finite_numbers(estimator.known):
-        raise ValueError(
-            "Expected known to be a dict of family name to finite coefficient, such as "
-            f"{{'weight_decay': 1e-4}}, got {estimator.known!r}."
-        )
 
 
 def check_structured(estimator: Any, family: Any) -> None:
@@ -280,17 +260,3 @@ def check_precomputed(estimator: Any) -> None:
 
 def _not_default(estimator: Any, defaults: Mapping[str, Any]) -> str:
     return ", ".join(n for n, default in defaults.items() if getattr(estimator, n) != default)
-
-
-def _finite_numbers(known: Any) -> bool:
-    return isinstance(known, Mapping) and all(
-        isinstance(family, str) and isinstance(coef, numbers.Real) and math.isfinite(coef)
-        for family, coef in known.items()
-    )
-
-
-def _is_pattern(params: Any) -> bool:
-    try:
-        return isinstance(params, str) and re.compile(params) is not None
-    except re.error:
-        return False

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from sklearn.datasets import fetch_openml, get_data_home
 from sklearn.utils import Bunch
 
+from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, checked, instance
+
 __all__ = ["load_mnist"]
 
 _VARIABLE = "SKLEARN_IMPLICITREG_DATA"
@@ -23,6 +25,7 @@ _IDX = {
 }
 
 
+@checked(data_home=NOTHING | instance("a path", str, os.PathLike), download=FLAG)
 def load_mnist(data_home: str | os.PathLike[str] | None = None, *, download: bool = True) -> Bunch:
     """Handwritten digits of LeCun, Cortes and Burges.
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data, adapt
 from sklearn_implicitreg.base import (
     PRECOMPUTED,
     AboutModel,
-    check_parameters,
     check_precomputed,
     check_structured,
 )
@@ -21,14 +21,48 @@ from sklearn_implicitreg.endpoints.precomputed import given_equations
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import Fixed, Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem.parameters import (
+    FLAG,
+    GROUPS,
+    NOTHING,
+    RANDOM_STATE,
+    SCOPE,
+    Allowed,
+    choice,
+    function,
+    having,
+    instance,
+    integer,
+    number,
+)
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Settings, completed_r2, fit
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
 from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
+from sklearn_implicitreg.trajectory.references import REFERENCE
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
+from sklearn_implicitreg.trajectory.trajectory import WINDOW
+
+KNOWN = Allowed(
+    lambda known: (
+        isinstance(known, Mapping)
+        and all(isinstance(name, str) and number().holds(coef) for name, coef in known.items())
+    ),
+    ("a dict of family name to finite coefficient, such as {'weight_decay': 1e-4}",),
+)
+
+
+def _is_device(device: Any) -> bool:
+    try:
+        return isinstance(device, str | torch.device) and torch.device(device) is not None
+    except RuntimeError:
+        return False
+
+
+DEVICE = Allowed(_is_device, ("a device of torch, such as 'cpu' or 'cuda:0'",))
 
 
 class ImplicitRegularizationEstimator(FittedResult, AboutModel):
@@ -138,6 +172,29 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     (3.0, 'supported')
     """
 
+    _allowed: ClassVar = {
+        "mode": choice("endpoint", "trajectory"),
+        "trajectory": NOTHING
+        | having("a trajectory, such as that of a recorder", "windows")
+        | having("a recorder", "trajectory")
+        | having("a recorder", "trajectory_")
+        | having("a probe, such as ContinueTraining(...)", "run"),
+        "reference": REFERENCE,
+        "window": WINDOW,
+        "loss": instance("a name", str) | function("(output, target)"),
+        "params": SCOPE,
+        "group_by": NOTHING | GROUPS,
+        "known": NOTHING | KNOWN,
+        "positive": FLAG,
+        "covariance": choice("auto", "ols", "nonrobust", "hc3", "cluster"),
+        "confidence_level": number(above=0, below=1),
+        "module_mode": choice("auto", "eval", "train"),
+        "batch_size": choice("auto") | integer(1),
+        "device": choice("auto") | DEVICE,
+        "dtype": choice("auto", "float32", "float64") | choice(torch.float32, torch.float64),
+        "random_state": RANDOM_STATE,
+        "verbose": integer(0) | FLAG,
+    }
     _equations: Equations
 
     def __init__(  # noqa: PLR0913
@@ -202,7 +259,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         ValueError, TypeError
             For data that do not fit, unknown names, or more coefficients than equations.
         """
-        check_parameters(self)
+        self.check_parameters()
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             check_precomputed(self)
             equations = given_equations(X, y, sample_weight)

@@ -1,7 +1,9 @@
-"""Warnings of the package, one class for each that a user may want to silence."""
+"""Warnings of the package, one class for each that a user may want to silence, and one error."""
 
 import sys
+import sysconfig
 import warnings
+from types import FrameType
 
 __all__ = [
     "AugmentationWarning",
@@ -10,11 +12,13 @@ __all__ = [
     "IndefinitePenaltyWarning",
     "ModelStateWarning",
     "OutputWarning",
+    "ParameterError",
     "PathNoiseWarning",
     "StepSizeWarning",
 ]
 
 _PACKAGE = __name__.partition(".")[0] + "."
+_INSTALLED = ("<frozen ", *{sysconfig.get_path(n) for n in ("stdlib", "purelib", "platlib")})
 
 
 class ImplicitRegularizationWarning(UserWarning):
@@ -49,9 +53,28 @@ class StepSizeWarning(ImplicitRegularizationWarning):
     """The step size is so large that the iteration diverges."""
 
 
+class ParameterError(ValueError, TypeError):
+    """A parameter is of another type than expected, or out of its range."""
+
+
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside the package that led here."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    """Warn at the user's line: the nearest outside this package and installed libraries."""
+    frame = outside = sys._getframe(1)
+    while frame.f_back is not None and _is_library(frame):
+        frame = frame.f_back
+        if _is_package(outside):
+            outside = frame
+    if _is_library(frame):  # a worker process, where no line of the user's is
+        frame = outside
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    place = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
+    warnings.warn_explicit(message, category, *place, registry)
+
+
+def _is_package(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return f"{name}.".startswith(_PACKAGE)
+
+
+def _is_library(frame: FrameType) -> bool:
+    return _is_package(frame) or frame.f_code.co_filename.startswith(_INSTALLED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,11 +12,19 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.base import AboutModel, check_parameters
+from sklearn_implicitreg.base import AboutModel
 from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
 from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.penalties import penalty_with_terms
+from sklearn_implicitreg.problem.parameters import (
+    NOTHING,
+    Allowed,
+    checked,
+    having,
+    instance,
+    integer,
+)
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.criterion import compared
 
@@ -75,6 +83,18 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     'l1'
     """
 
+    _allowed: ClassVar = {
+        "families": Allowed(
+            lambda given: isinstance(given, Mapping | list | tuple) and len(given) > 0,
+            ("a list or dict of at least one family",),
+        ),
+        "cv": NOTHING
+        | integer(2)
+        | having("a splitter", "split")
+        | having("an iterable of splits", "__iter__"),
+        "estimator_params": NOTHING | instance("a dict", Mapping),
+    }
+
     def __init__(
         self,
         model: Any,
@@ -105,6 +125,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         ValueError
             If there is no family, or as the estimator raises.
         """
+        self.check_parameters()
         named = self._named_families()
         estimator = self._estimator()
         compare = self._compare if self.cv is None else self._search
@@ -145,15 +166,10 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
                 "Choose columns of given equations by any search of scikit-learn."
             )
         estimator = ImplicitRegularizationEstimator(self.model, **params)
-        check_parameters(estimator)
+        estimator.check_parameters()
         return estimator
 
     def _named_families(self) -> dict[str, Any]:
-        many = isinstance(self.families, Mapping | list | tuple)
-        if not many or not len(self.families):
-            raise ValueError(
-                f"Expected a list or dict of at least one family, got {self.families!r}."
-            )
         if isinstance(self.families, Mapping):
             return dict(self.families)
         names = [f if isinstance(f, str) else repr(f) for f in self.families]
@@ -204,6 +220,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_estimator_ = search.best_estimator_
 
 
+@checked(cv_results=instance("the cv_results_ of a search", Mapping))
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     """Index of the family with the fewest coefficients within one standard error of the best.
 
@@ -315,7 +332,7 @@ def equations(
         raise ValueError(
             f"Expected a model, got {estimator.model!r}: its equations are the X and y given."
         )
-    check_parameters(estimator)
+    estimator.check_parameters()
     targets = estimator._targets(X, y, sample_weight)
     family = estimator.family if families is None else families
     penalty = estimator._penalty(targets.problem, penalty_with_terms(family))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,8 +20,9 @@ from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, preserved_rng, read_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
-from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
+from sklearn_implicitreg.problem.parameters import check, instance, shown
 
 _OWN_LOSSES = tuple(
     cls.get_loss
@@ -76,6 +76,8 @@ def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
     >>> X_train.shape
     (8, 2)
     """
+    check("training_rows", {"net": net}, {"net": instance("a fitted skorch net", NeuralNet)})
+    net.check_is_fitted(["module_"])
     if isinstance(X, Dataset | DataLoader):
         raise TypeError(
             f"Expected arrays, a DataFrame or a dict of arrays as X, got {type(X).__name__}, of "
@@ -165,12 +167,11 @@ def adapt_net(net: NeuralNet, data: Data, options: Options) -> TorchProblem:
         )
     net.check_is_fitted(["module_"])
     if not _has_history(net):
-        warnings.warn(
+        warn_user(
             "The net has no training history: its weights are taken as trained, and the rows "
             "given as the rows that it was fitted on. Load its history too, or give "
             "`training_rows(net, X, y)` where it held rows out.",
             ModelStateWarning,
-            stacklevel=2,
         )
     _check_one_module(net)
     row_loss, own = _row_loss(net)
@@ -248,7 +249,7 @@ def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
     weight = data.sample_weight
     if isinstance(X, DataLoader):
         return read_rows(Data(X, y, weight))
-    dataset: Dataset[Any] = net.get_dataset(X, y)
+    dataset = _dataset(net, X, y)
     if not _is_marked(data.X) and _has_history(net):
         index = _training_index(net, X, y, completing)
         if index is not None:
@@ -261,6 +262,19 @@ def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
             "analyse net.module_ with a DataLoader and `loss=`."
         )
     return read_rows(Data(loader, None, weight))
+
+
+def _dataset(net: NeuralNet, X: Any, y: Any) -> Dataset[Any]:
+    """Data set of the rows, as the net makes it."""
+    try:
+        made: Dataset[Any] = net.get_dataset(X, y)
+        len(made)  # type: ignore[arg-type]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"Expected X and y that the net can be fitted on, got {shown(X)} and {shown(y)}: "
+            f"{error} Give as many rows of X as of y."
+        ) from error
+    return made
 
 
 def _training_index(

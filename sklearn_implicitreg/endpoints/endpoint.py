@@ -15,6 +15,7 @@ from sklearn_implicitreg.adapters.registry import adapt_many
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.problem import Indices, Problem, Sampling, Weights
 from sklearn_implicitreg.problem.frozen import is_trained
+from sklearn_implicitreg.problem.parameters import check, having
 
 
 class Endpoint:
@@ -208,7 +209,11 @@ def n_rows(values: Any) -> int:
     if isinstance(values, Mapping):
         return n_rows(next(iter(values.values())))
     shape = getattr(values, "shape", None)
-    return int(shape[0]) if shape else len(values)
+    if not isinstance(shape, tuple) or not shape:
+        rows = having("rows, one after another", "__len__", "__getitem__")
+        check("data", {"values": values}, {"values": rows})
+        return len(values)
+    return int(shape[0])
 
 
 def _row_numbers(rows: Any, X: Any) -> Indices:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
+from sklearn_implicitreg.problem.parameters import as_numbers
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.equations import Equations, Place, Units
 from sklearn_implicitreg.regression.fit import Result
@@ -89,7 +90,7 @@ def given_equations(
 
 
 def _numbers(values: Any, name: str) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(name, values)
     if not np.isfinite(array).all():
         raise ValueError(f"Expected finite numbers in {name}, got NaN or inf; drop those rows.")
     return array

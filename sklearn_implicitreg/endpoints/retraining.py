@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,13 +20,29 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, n_rows
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
+from sklearn_implicitreg.exceptions import warn_user
 from sklearn_implicitreg.problem import Indices, Weights
+from sklearn_implicitreg.problem.parameters import (
+    FLAG,
+    NOTHING,
+    RANDOM_STATE,
+    as_numbers,
+    checked,
+    integer,
+)
 from sklearn_implicitreg.progress import progress
 
 Learned = npt.NDArray[Any]
 Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 
 
+@checked(
+    n_endpoints=integer(1),
+    bootstrap=FLAG,
+    n_jobs=NOTHING | integer(1) | integer(-(2**31), -1),
+    random_state=RANDOM_STATE,
+    verbose=integer(0) | FLAG,
+)
 def endpoints(  # noqa: PLR0913
     estimator: Any,
     X: Any,
@@ -108,8 +123,6 @@ def endpoints(  # noqa: PLR0913
             "Expected a scikit-learn or skorch estimator that can be cloned and trained, got "
             f"{estimator!r}; train other models yourself and make a list of Endpoint."
         )
-    if not isinstance(n_endpoints, numbers.Integral) or n_endpoints < 1:
-        raise ValueError(f"Expected n_endpoints >= 1, got {n_endpoints!r}.")
     rng, make = check_random_state(random_state), _resamples if bootstrap else _data_sets
     sets = make(Data(X, y, sample_weight), int(n_endpoints), weights, rng)
     weighted = None
@@ -141,7 +154,11 @@ def _resamples(
     draws = [rng.choice(n, size=n, p=share) for _ in range(n_endpoints - 1)]
     if share is None:
         return [(data, None), *((data, rows) for rows in draws)]
-    base = np.ones(n) if data.sample_weight is None else np.asarray(data.sample_weight, float)
+    base = (
+        np.ones(n)
+        if data.sample_weight is None
+        else as_numbers("sample_weight", data.sample_weight)
+    )
     data = replace(data, sample_weight=base)
     importance = base / share
     scales = [base.sum() / importance[rows].sum() for rows in draws]
@@ -150,7 +167,7 @@ def _resamples(
 
 
 def _probabilities(weights: npt.ArrayLike, n: int) -> Weights:
-    share = np.asarray(weights, dtype=np.float64)
+    share = as_numbers("weights", weights)
     if share.shape != (n,) or not np.isfinite(share).all() or not (share > 0).all():
         raise ValueError(
             f"Expected weights of shape ({n},), finite and above zero, got shape {share.shape} "
@@ -244,8 +261,8 @@ def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
         reasons = "; ".join(f"endpoint {i}: {reason}" for i, reason in list(failures.items())[:5])
         text = f"{len(failures)} of {len(sets)} endpoints failed and are left out: {reasons}"
         if not found:
-            raise ValueError(text)
-        warnings.warn(text, FitFailedWarning, stacklevel=3)
+            raise ValueError(f"Expected a training that succeeds, got none: {text}")
+        warn_user(text, FitFailedWarning)
     found.n_failed_ = len(failures)
     return found
 

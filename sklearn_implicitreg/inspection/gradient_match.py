@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
+from sklearn_implicitreg.problem.parameters import as_numbers, check, number
 
 _MAX_POINTS = 20_000  # more are drawn as a sample
 _MAX_NAMES = 10  # more tensors go without a legend
@@ -58,6 +59,13 @@ class GradientMatchDisplay:
     def __init__(
         self, *, target: Any, fitted: Any, groups: Any, r2: float, name: str | None = None
     ):
+        check("GradientMatchDisplay", {"r2": r2}, {"r2": number()})
+        shapes = [as_numbers("target", target).shape, as_numbers("fitted", fitted).shape]
+        if len(shapes[0]) != 1 or shapes[0] != shapes[1] or np.shape(groups) != shapes[0]:
+            raise ValueError(
+                "Expected target, fitted and groups of one shape (m,), got "
+                f"{shapes[0]}, {shapes[1]} and {np.shape(groups)}."
+            )
         self.target = target
         self.fitted = fitted
         self.groups = groups

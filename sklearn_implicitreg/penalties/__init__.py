@@ -29,6 +29,7 @@ from sklearn_implicitreg.penalties.weights import (
     WeightDecay,
 )
 from sklearn_implicitreg.problem import RowBatch
+from sklearn_implicitreg.problem.parameters import shown
 
 __all__ = [
     "FAMILIES",
@@ -112,22 +113,21 @@ def as_penalty(family: Any) -> Penalty | Structured:
     Quadratic()
     """
     if isinstance(family, Penalty | Structured):
+        family.check_parameters()
         return family
     if isinstance(family, str):
         names = [name.strip() for name in family.split("+")]
         parts = [_named(name) for name in names]
     elif isinstance(family, Mapping):
-        if not family or not all(callable(f) for f in family.values()):
-            raise TypeError(
-                f"Expected a non-empty dict of name to callable(params), got {family!r}."
-            )
-        return Callables(family)
+        functions = Callables(family)
+        functions.check_parameters()
+        return functions
     elif isinstance(family, list | tuple) and family:
         parts = [as_penalty(part) for part in family]
     else:
         raise TypeError(
             f"Expected family to be one of {[*FAMILIES, *STRUCTURED]}, a Penalty, a list of "
-            f"these, or a dict of name to callable(params) -> scalar, got {family!r}."
+            f"these, or a dict of name to callable(params) -> scalar, got {shown(family)}."
         )
     if len(parts) == 1:
         return parts[0]

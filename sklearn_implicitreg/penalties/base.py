@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Number
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem.parameters import GROUPS, SCOPE, Allowed, Checked, instance, number
 
 GroupBy = str | Mapping[str, str] | Callable[[str, Tensor], str]
 Scope = str | Callable[[str, Tensor], bool]
@@ -37,7 +38,7 @@ class Leaf:
         return {t: factor * v for t, v in self.penalty.terms(seen, problem).items()}
 
 
-class Penalty(BaseEstimator):
+class Penalty(Checked, BaseEstimator):
     """A family of penalties ``R = sum_k coef_k * R_k(theta)`` with unknown coefficients.
 
     A family is a class with :meth:`terms`, of the parameters, or :meth:`rows`, whose mean is R.
@@ -97,6 +98,7 @@ class Penalty(BaseEstimator):
         ValueError
             If a penalty on rows gets none.
         """
+        self.check_parameters()
         if problem is None:
             raise ValueError(
                 f"{type(self).__name__} is a mean over rows of data, and got the parameters alone; "
@@ -139,6 +141,7 @@ class Penalty(BaseEstimator):
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """The concrete penalties that this one is made of (only itself, unless combined)."""
+        self.check_parameters()
         return [Leaf(self, tuple(params))]
 
     def __add__(self, other: Penalty) -> Sum:
@@ -183,6 +186,9 @@ class Penalty(BaseEstimator):
         return Grouped(self, by)
 
 
+PENALTY = instance("a Penalty instance", Penalty)
+
+
 class _Combined(Penalty):
     """A penalty that is defined by its leaves."""
 
@@ -208,6 +214,17 @@ class Sum(_Combined):
     >>> both.set_params(smooth_l1__delta=1e-3).get_params()["smooth_l1__delta"]
     0.001
     """
+
+    _allowed: ClassVar = {
+        "parts": Allowed(
+            lambda parts: (
+                isinstance(parts, list | tuple)
+                and len(parts) > 0
+                and all(isinstance(part, Penalty) for part in parts)
+            ),
+            ("a list of Penalty instances",),
+        )
+    }
 
     def __init__(self, parts: list[Penalty]):
         self.parts = parts
@@ -249,6 +266,7 @@ class Sum(_Combined):
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of all parts."""
+        self.check_parameters()
         return [leaf for part in self.parts for leaf in part.leaves(params, problem)]
 
 
@@ -263,12 +281,15 @@ class Scoped(_Combined):
         Regular expression searched for in the tensor names, or a choice by callable.
     """
 
+    _allowed: ClassVar = {"penalty": PENALTY, "params": SCOPE}
+
     def __init__(self, penalty: Penalty, params: Scope):
         self.penalty = penalty
         self.params = params
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty on the chosen tensors."""
+        self.check_parameters()
         scope = self.params
         label = getattr(scope, "__name__", type(scope).__name__) if callable(scope) else str(scope)
         selects = scope if callable(scope) else lambda name, _: bool(re.search(str(scope), name))
@@ -295,12 +316,15 @@ class Grouped(_Combined):
         A layer is the module that owns the tensor.
     """
 
+    _allowed: ClassVar = {"penalty": PENALTY, "by": GROUPS}
+
     def __init__(self, penalty: Penalty, by: GroupBy):
         self.penalty = penalty
         self.by = by
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty for each group of tensors, labeled by the group."""
+        self.check_parameters()
         members: dict[str, list[str]] = {}
         for name, tensor in params.items():
             members.setdefault(self._group(name, tensor, problem), []).append(name)
@@ -327,18 +351,13 @@ class Grouped(_Combined):
             # A parametrized layer owns the tensors that its weights are computed from.
             owner = re.split(r"\.?\bparametrizations\.", name)[0]
             return (owner if owner != name else name.rpartition(".")[0]) or name
-        if self.by == "param_group":
-            groups = getattr(problem, "param_groups", None)
-            if groups is None:
-                raise ValueError(
-                    "group_by='param_group' needs a model that knows its optimizer, such as a "
-                    "fitted skorch net; use 'layer' or a callable(name, tensor)."
-                )
-            return str(groups[name])
-        raise ValueError(
-            f"Expected group_by None, 'layer', 'param_group', a dict or a callable, got "
-            f"{self.by!r}."
-        )
+        groups = getattr(problem, "param_groups", None)
+        if groups is None:
+            raise ValueError(
+                "group_by='param_group' needs a model that knows its optimizer, such as a "
+                "fitted skorch net; use 'layer' or a callable(name, tensor)."
+            )
+        return str(groups[name])
 
 
 class Fixed(_Combined):
@@ -352,12 +371,15 @@ class Fixed(_Combined):
         Its coefficient, in the units of the loss.
     """
 
+    _allowed: ClassVar = {"penalty": PENALTY, "coef": number()}
+
     def __init__(self, penalty: Penalty, coef: float):
         self.penalty = penalty
         self.coef = coef
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty, with their coefficient."""
+        self.check_parameters()
         return [
             replace(leaf, coef=self.coef * (1.0 if leaf.coef is None else leaf.coef))
             for leaf in self.penalty.leaves(params, problem)

@@ -14,11 +14,23 @@ from torch import Tensor, nn
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.penalties.columns import check_terms, gradient_of
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem.parameters import (
+    NOTHING,
+    checked,
+    having,
+    instance,
+    shown,
+)
 
 _STEP = 1e-6  # of the central differences
 _GLOBAL = "A global random generator was used; draw from batch.rng, or from a seeded generator."
 
 
+@checked(
+    penalty=instance("a Penalty instance", Penalty),
+    params=NOTHING | having("a dict of str to Tensor", "items"),
+    problem=NOTHING | having("a Problem, or a RowBatch.of(module, X, y)", "params", "row_batches"),
+)
 def check_penalty(
     penalty: Penalty, params: Params | None = None, *, problem: Problem | RowBatch | None = None
 ) -> None:
@@ -52,8 +64,6 @@ def check_penalty(
     >>> check_penalty(SmoothL1(delta=0.1))
     >>> check_penalty(ActivationL2("1"))
     """
-    if not isinstance(penalty, Penalty):
-        raise TypeError(f"Expected a Penalty, got {type(penalty).__name__}; subclass Penalty.")
     cls = type(penalty)
     if cls.on_rows is Penalty.on_rows and cls.rows is not Penalty.rows and not penalty.on_rows:
         raise TypeError(f"{cls.__name__} has both `terms` and `rows`; keep one of them.")
@@ -80,6 +90,8 @@ def check_penalty(
         for term, value in values.items():
             for entry in range(value.numel()):
                 check.differences(params, name, (term, entry), mask)
+    if problem is None:
+        check.kinks(params)
 
 
 class _Check:
@@ -168,6 +180,27 @@ class _Check:
                 f"{entry[0]!r} at {name!r}: slope {exact} by autograd, {slope} by differences."
             )
 
+    def kinks(self, params: Params) -> None:
+        """Where the first entries (columns) are zero, a kink must be left out by ``smooth``."""
+        at = {name: tensor.clone() for name, tensor in params.items()}
+        for tensor in at.values():
+            tensor[(slice(None), 0) if tensor.ndim > 1 else 0] = 0.0
+        for name, tensor in at.items():
+            direction = (_smooth(self.penalty, at, name) & (tensor == 0)).to(tensor)
+            middle, jumps = self.terms(at), []
+            for step in (_STEP, _STEP / 100):
+                ahead, behind = (
+                    self.terms(at | {name: tensor + sign * step * direction}) for sign in (1, -1)
+                )
+                jumps.append({t: (ahead[t] + behind[t] - 2 * v) / step for t, v in middle.items()})
+            # The slopes of a smooth term come closer to each other as the step shrinks.
+            for term, jump in jumps[1].items():
+                if bool(((jump.abs() > 1e-4) & (jump.abs() > 0.99 * jumps[0][term].abs())).any()):
+                    raise AssertionError(
+                        f"{term!r} has a kink where {name!r} is zero; leave these coordinates out "
+                        "by a method smooth(name, tensor)."
+                    )
+
     def _value(self, params: Params, entry: tuple[str, int]) -> Tensor:
         term, index = entry
         return self.terms(params)[term].reshape(-1)[index]
@@ -233,5 +266,11 @@ def _smooth(penalty: Penalty, params: Params, name: str) -> Tensor:
     for leaf in penalty.leaves(params, None):
         smooth = getattr(leaf.penalty, "smooth", None)
         if smooth is not None and name in leaf.names:
-            mask = mask & smooth(name, params[name])
+            own = smooth(name, params[name])
+            if not isinstance(own, Tensor) or own.dtype != torch.bool or own.shape != mask.shape:
+                raise AssertionError(
+                    f"smooth of {leaf.penalty!r} gives {shown(own)} at {name!r}, and not a mask of "
+                    f"the tensor's shape {tuple(mask.shape)}."
+                )
+            mask = mask & own
     return mask

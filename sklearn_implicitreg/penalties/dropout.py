@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from sklearn_implicitreg.penalties.gradients import OfGradient, Scope
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.problem.parameters import NOTHING, SEED, integer, number
 
 
 class Dropout(OfGradient):
@@ -48,6 +49,11 @@ class Dropout(OfGradient):
 
     stochastic = True
     _term = "dropout"
+    _allowed: ClassVar = {
+        "q": NOTHING | number(least=0, below=1),
+        "n_draws": integer(1),
+        "random_state": SEED,
+    }
 
     def __init__(self, q: float | None = None, n_draws: int = 10, random_state: int = 0):
         self.q = q
@@ -68,15 +74,6 @@ class Dropout(OfGradient):
 
     def _drawn(self, problem: Problem) -> Iterator[LossGradient]:
         """Gradients with masks, each of a pass over the rows; other ones for every draw."""
-        self._check()
         seeds = np.random.SeedSequence([int(self.random_state), problem.draw])
         for seed in seeds.generate_state(self.n_draws):
             yield problem.with_dropout(self.q, int(seed)).gradient()
-
-    def _check(self) -> None:
-        if self.q is not None and not 0 <= self.q < 1:
-            raise ValueError(f"Expected a rate q >= 0 and < 1, or None, got q={self.q!r}.")
-        if not isinstance(self.n_draws, Integral) or self.n_draws < 1:
-            raise ValueError(f"Expected an integer n_draws >= 1, got {self.n_draws!r}.")
-        if not isinstance(self.random_state, Integral) or self.random_state < 0:
-            raise ValueError(f"Expected an integer random_state >= 0, got {self.random_state!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import eigh
@@ -18,6 +19,7 @@ from sklearn_implicitreg.penalties.structured import (
     StructuredSolution,
 )
 from sklearn_implicitreg.problem import Problem, Sampling
+from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, number
 from sklearn_implicitreg.theory import early_stopping_eigenvalues, early_stopping_slopes
 
 _N_STARTS = 200
@@ -72,6 +74,8 @@ class EarlyStopping(Structured):
     >>> list(found.term_names), found.coef.round(6).tolist()
     (['steps'], [30.0])
     """
+
+    _allowed: ClassVar = {"lr": NOTHING | number(above=0), "shared": FLAG}
 
     def __init__(self, lr: float | None = None, shared: bool = True):
         self.lr = lr

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from itertools import groupby
+from typing import ClassVar
 
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem.parameters import Allowed, instance
 
 
 class ActivationL2(Penalty):
@@ -28,6 +30,8 @@ class ActivationL2(Penalty):
     >>> ActivationL2("0").rows(batch)
     {'activation_l2': tensor([5., 9.])}
     """
+
+    _allowed: ClassVar = {"layer": instance("the name of a layer", str)}
 
     def __init__(self, layer: str):
         self.layer = layer
@@ -48,6 +52,15 @@ class Callables(Penalty):
         the :class:`RowBatch`. ``params`` is the dict of the tensors in scope.
     """
 
+    _allowed: ClassVar = {
+        "functions": Allowed(
+            lambda given: (
+                isinstance(given, Mapping) and len(given) > 0 and all(map(callable, given.values()))
+            ),
+            ("a dict of name to callable(params) or callable(params, batch)",),
+        )
+    }
+
     def __init__(self, functions: Mapping[str, Callable[..., Tensor]]):
         self.functions = functions
 
@@ -58,11 +71,13 @@ class Callables(Penalty):
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Functions of parameters and functions of rows apart, in the order given."""
+        self.check_parameters()
         runs = groupby(self.functions.items(), key=lambda item: _takes_batch(item[1]))
         return [Leaf(Callables(dict(run)), tuple(params)) for _, run in runs]
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Value of every function; the mean over rows where it is one of rows."""
+        self.check_parameters()
         if self.on_rows:
             return super().terms(params, problem)
         values: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,14 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.problem import Indices, Params, Problem
+from sklearn_implicitreg.problem.parameters import (
+    FLAG,
+    NOTHING,
+    RANDOM_STATE,
+    having,
+    integer,
+    row_numbers,
+)
 
 
 class OfGradient(Penalty):
@@ -22,6 +30,7 @@ class OfGradient(Penalty):
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Value of the term; it can be differentiated once with respect to the parameters."""
+        self.check_parameters()
         there = self._problem(problem).at({name: t.detach() for name, t in params.items()})
         scope = Scope(params, there)
         value = next(iter(params.values())).new_tensor(self._value(scope))
@@ -33,6 +42,7 @@ class OfGradient(Penalty):
 
     def full_gradient(self, params: Params, problem: Problem | None) -> dict[str, Params]:
         """Gradient of the term at the problem's weights, for all tensors that it reaches."""
+        self.check_parameters()
         return {self._term: self._gradient(Scope(params, self._problem(problem)))}
 
     def _problem(self, problem: Problem | None) -> Problem:
@@ -142,6 +152,13 @@ class BatchGradientNorm(OfGradient):
     """
 
     _term = "batch_gradient_norm"
+    _allowed: ClassVar = {
+        "batch_size": NOTHING | integer(1),
+        "centered": FLAG,
+        "batches": NOTHING | having("a list of arrays of row numbers", "__len__", "__iter__"),
+        "n_partitions": integer(1),
+        "random_state": RANDOM_STATE,
+    }
 
     def __init__(
         self,
@@ -180,7 +197,7 @@ class BatchGradientNorm(OfGradient):
     def _partitions(self, problem: Problem) -> Iterator[list[Indices]]:
         known = self.batches if self.batches is not None else problem.batches
         if known is not None and (self.batches is not None or self.batch_size is None):
-            rows = [np.asarray(batch, dtype=np.int64) for batch in known]
+            rows = [row_numbers("batches", batch) for batch in known]
             _check_rows(rows, problem.n_rows)
             yield rows
             return

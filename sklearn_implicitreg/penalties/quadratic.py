@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from numbers import Real
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from sklearn_implicitreg.penalties.structured import (
     TriangleNames,
 )
 from sklearn_implicitreg.penalties.symmetric import SymmetricFit, solve_symmetric
+from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, choice, number
 
 _EPS = float(np.finfo(np.float64).eps)
 _UNSHRUNK = 1e-8  # share of the way to the multiple that is not worth a note
@@ -88,6 +90,12 @@ class Quadratic(Structured):
     ([[2.0, 1.0], [1.0, 3.0]], 'q[theta[0],theta[1]]', 3)
     """
 
+    _allowed: ClassVar = {
+        "psd": FLAG,
+        "shrinkage": NOTHING | choice("identity") | number(least=0, most=1),
+        "normalize": FLAG,
+    }
+
     def __init__(
         self, psd: bool = False, shrinkage: str | float | None = None, normalize: bool = False
     ):
@@ -96,7 +104,6 @@ class Quadratic(Structured):
         self.normalize = normalize
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
-        self._check()
         thetas = endpoints.thetas
         fit = self._fit(endpoints)
         p = len(thetas)
@@ -129,16 +136,6 @@ class Quadratic(Structured):
             eps=max((problem.eps for problem in problems), default=_EPS),
             n_rows=max(counts, default=0) or None,
         )
-
-    def _check(self) -> None:
-        value = self.shrinkage
-        if value is None or value == "identity":
-            return
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise ValueError(
-                "Expected shrinkage None, 'identity' or a weight from 0 to 1, got "
-                f"{self.shrinkage!r}."
-            )
 
     def _notes(self, fit: SymmetricFit, shape: tuple[int, ...], share: float) -> Iterator[str]:
         m, (p, n_endpoints) = fit.n_independent, shape

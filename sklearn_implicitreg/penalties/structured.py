@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.fitted import named_tensors
 from sklearn_implicitreg.problem import Problem, Sampling
+from sklearn_implicitreg.problem.parameters import Checked, as_numbers, check, number
 
 Array = npt.NDArray[np.float64]
 _SHOWN = 6  # names in a repr
@@ -149,7 +150,7 @@ class Endpoints:
         return (float(np.linalg.norm(self.targets - fitted)) / size) ** 2 if size else 0.0
 
 
-class Structured(BaseEstimator, ABC):
+class Structured(Checked, BaseEstimator, ABC):
     """A family that is solved as a whole, from the endpoints themselves.
 
     It has no terms and no columns, and cannot be joined with other families.
@@ -190,7 +191,10 @@ class Structured(BaseEstimator, ABC):
         ValueError
             If the arrays are not finite or not of one shape, or the problems do not do.
         """
-        thetas, targets = np.asarray(thetas, dtype=float), np.asarray(targets, dtype=float)
+        self.check_parameters()
+        level = {"confidence_level": number(above=0, below=1)}
+        check("solve", {"confidence_level": confidence_level}, level)
+        thetas, targets = as_numbers("thetas", thetas), as_numbers("targets", targets)
         shapes = _checked_shapes(thetas, targets, problems)
         return self._solve(
             Endpoints(thetas, targets, shapes, problems or (), confidence_level, sampling)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.problem import Params, Problem, as_tensor
 from sklearn_implicitreg.problem.frozen import own_names
+from sklearn_implicitreg.problem.parameters import NOTHING, instance, number
 
 
 class _OfTensors(Penalty):
@@ -19,9 +21,11 @@ class _OfTensors(Penalty):
     _term: str
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        self.check_parameters()
         return {self._term: cast(Tensor, sum(map(self._value, params.values())))}
 
     def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        self.check_parameters()
         return {self._term: self._slope(tensor)}
 
     @abstractmethod
@@ -53,6 +57,11 @@ class L2(_OfTensors):
     """
 
     affine = True
+    _allowed: ClassVar = {
+        "center": NOTHING
+        | instance("a dict of tensor name to array", Mapping)
+        | instance("a torch module", nn.Module)
+    }
 
     def __init__(self, center: Any = None):
         self.center = center
@@ -64,6 +73,7 @@ class L2(_OfTensors):
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``sum (theta - center)^2`` over all tensors."""
+        self.check_parameters()
         return super().terms(self._away(params), problem)
 
     def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -169,6 +179,7 @@ class SmoothL1(_OfTensors):
 
     elementwise = True
     _term = "smooth_l1"
+    _allowed: ClassVar = {"delta": number(above=0)}
 
     def __init__(self, delta: float = 1e-3):
         self.delta = delta
@@ -198,12 +209,14 @@ class ElasticNet(Penalty):
     """
 
     elementwise = True
+    _allowed: ClassVar = {"delta": number(above=0)}
 
     def __init__(self, delta: float = 1e-3):
         self.delta = delta
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``sum theta^2`` and ``sum h_delta(theta)``."""
+        self.check_parameters()
         return L2().terms(params, problem) | SmoothL1(self.delta).terms(params, problem)
 
     def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -227,22 +240,18 @@ class Power(_OfTensors):
 
     elementwise = True
     _term = "power"
+    _allowed: ClassVar = {"q": number(above=0)}
 
     def __init__(self, q: float = 4.0):
         self.q = q
 
     def _value(self, tensor: Tensor) -> Tensor:
-        return tensor.abs().pow(self._exponent()).sum()
+        return tensor.abs().pow(self.q).sum()
 
     def _slope(self, tensor: Tensor) -> Tensor:
         # At zero the power of q < 1 is infinite and the sign 0: the product is set to 0 there.
-        size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self._exponent() - 1))
+        size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self.q - 1))
         return self.q * size * tensor.sign()
-
-    def _exponent(self) -> float:
-        if not self.q > 0:
-            raise ValueError(f"Expected an exponent q > 0, got {self.q}.")
-        return self.q
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Everywhere for ``q > 1``, else where ``theta`` is not zero."""

@@ -12,6 +12,8 @@ from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
+from sklearn_implicitreg.problem.parameters import as_numbers, shown
+
 _OF_CLASSES = {"bce_with_logits", "cross_entropy", "log_loss"}
 _OF_CLASSES |= {"hinge", "modified_huber", "perceptron", "squared_hinge"}
 _LOG_LINK = {"gamma", "poisson", "poisson_nll"}
@@ -132,7 +134,7 @@ class LinearModel(BaseEstimator):
         if self.intercept is None:
             return 0.0
         shape = self.coef_.shape[:-1]
-        intercept = np.asarray(self.intercept, dtype=np.float64)
+        intercept = as_numbers("intercept", self.intercept)
         if intercept.size != max(1, int(np.prod(shape))):
             raise ValueError(
                 f"Expected one intercept for each row of coef of shape {self.coef_.shape}, got "
@@ -154,12 +156,13 @@ class LinearModel(BaseEstimator):
         n_classes = max(2, n_rows)
         if self.classes is None:
             return np.arange(n_classes)
-        if len(self.classes) != n_classes:
+        classes = np.asarray(self.classes)
+        if classes.shape != (n_classes,):
             raise ValueError(
                 f"Expected {n_classes} classes for coef of shape {self.coef_.shape}, got "
-                f"{len(self.classes)}."
+                f"{shown(self.classes)}."
             )
-        return np.asarray(self.classes)
+        return classes
 
     @property
     def n_features_in_(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 from collections.abc import Iterator, Mapping
@@ -12,15 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.parameters import (
+    NOTHING,
+    SEED,
+    Allowed,
+    as_numbers,
+    check,
+    instance,
+    shown,
+)
 from sklearn_implicitreg.problem.row_models import (
     ModuleCall,
     RowModel,
     as_tensor,
     collected,
     first_tensor,
+    in_forward,
     map_leaves,
 )
 from sklearn_implicitreg.problem.vectors import Params
+
+_OF = {
+    "X": Allowed(lambda X: X is not None, ("the inputs of the rows",)),
+    "module": instance("an nn.Module", nn.Module),
+    "random_state": NOTHING | SEED,
+}
 
 
 class RowBatch:
@@ -93,9 +110,19 @@ class RowBatch:
         -------
         RowBatch
         """
+        given = {"module": module, "X": X, "random_state": random_state}
+        check("RowBatch.of", given, _OF)
         module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
         params = {own_name(name): p for name, p in module.named_parameters()}
+        if sample_weight is not None:
+            sample_weight = as_numbers("sample_weight", sample_weight)
         batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)
+        shape, weight = (batch.n_rows,), batch.weight
+        if weight.shape != shape or not bool((weight >= 0).all()) or not 0 < weight.sum() < np.inf:
+            raise ValueError(
+                f"Expected sample_weight of shape {shape}, finite, at or above zero and not all "
+                f"zero, got {shown(sample_weight)}."
+            )
         # A forward pass in train mode writes to its buffers.
         buffers = {own_name(name): b.clone() for name, b in module.named_buffers()}
         batch._at = params | buffers
@@ -132,7 +159,9 @@ class RowBatch:
     def outputs(self) -> Any:
         """Outputs of the model, by one forward pass however often they are read."""
         if "outputs" not in self._cache:
-            with collected(self.model.layers) as calls:
+            module = getattr(self.model, "module", None)
+            said = contextlib.nullcontext() if module is None else in_forward(module, self.inputs)
+            with said, collected(self.model.layers) as calls:
                 self._cache["outputs"] = self.call(self.inputs)
             self._cache["calls"] = calls
         return self._cache["outputs"]

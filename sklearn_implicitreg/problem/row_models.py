@@ -15,7 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sklearn_implicitreg.exceptions import ParameterError
 from sklearn_implicitreg.problem.frozen import own_name, tensors_in
+from sklearn_implicitreg.problem.parameters import shown
 from sklearn_implicitreg.problem.vectors import Params
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -42,7 +44,45 @@ def as_tensor(value: Any) -> Tensor:
         return torch.sparse_coo_tensor(places, coo.data, coo.shape, check_invariants=True)
     with warnings.catch_warnings():  # read-only arrays; nothing writes to them
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.as_tensor(np.ascontiguousarray(value))
+        try:
+            return torch.as_tensor(np.ascontiguousarray(value))
+        except TypeError as error:
+            raise ParameterError(f"Expected an array of numbers, got {shown(value)}.") from error
+
+
+_ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+
+
+@contextlib.contextmanager
+def in_words(expected: Callable[[], str]) -> Iterator[None]:
+    """Say what was expected where a forward pass or a loss raises an error of torch or its own."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, ParameterError):
+        raise
+    except _ERRORS as error:
+        if isinstance(error, TypeError) and str(error).startswith("Expected"):
+            raise  # a sentence of the package
+        raise ValueError(
+            f"Expected {expected()}: {type(error).__name__}: {error}. Give the data as in training."
+        ) from error
+
+
+def in_forward(module: nn.Module, inputs: Any) -> contextlib.AbstractContextManager[None]:
+    """Say what X was and what the first layer is where a forward pass raises an error."""
+
+    def expected() -> str:
+        first = next(part for part in module.modules() if not list(part.children()))
+        words = f"X as the forward of {type(module).__name__} takes it, whose first layer is"
+        return f"{words} {first!r}, got {shapes_of(inputs)}"
+
+    return in_words(expected)
+
+
+def shapes_of(values: Any) -> str:
+    """Shapes and types of all tensors in a batch."""
+    found = [f"shape {tuple(t.shape)} ({str(t.dtype)[6:]})" for t in tensors_in((values,))]
+    return ", ".join(found) or type(values).__name__
 
 
 def call_module(module: nn.Module, inputs: Any) -> Any:

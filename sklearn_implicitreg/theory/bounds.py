@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from sklearn_implicitreg.problem.parameters import FLAG, checked, integer, number
 
+_SIZE = number(least=0)
+
+
+@checked(
+    n_steps=integer(1),
+    variation=_SIZE,
+    increment=_SIZE,
+    alpha=number(above=0, below=1),
+    log_covering=_SIZE,
+    radius=_SIZE,
+    noise=_SIZE,
+    fixed_target=FLAG,
+)
 def trajectory_bound(  # noqa: PLR0913
     n_steps: int,
     *,
@@ -70,13 +84,6 @@ def trajectory_bound(  # noqa: PLR0913
     >>> round(trajectory_bound(100, variation=4.0, increment=0.5, log_covering=3.0), 4)
     0.0793
     """
-    sizes = (variation, increment, log_covering, radius, noise)
-    if n_steps < 1 or not 0 < alpha < 1 or not all(0 <= size < np.inf for size in sizes):
-        raise ValueError(
-            "Expected n_steps >= 1, 0 < alpha < 1 and finite numbers >= 0, got "
-            f"n_steps={n_steps}, alpha={alpha}, variation={variation}, increment={increment}, "
-            f"log_covering={log_covering}, radius={radius}, noise={noise}."
-        )
     covered = 1 if fixed_target else 2  # penalties at a time
     exponent = covered * log_covering + np.log(1 / alpha)
     sums = np.sqrt(2 * variation * exponent) + increment / 3 * exponent

@@ -6,11 +6,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import exprel
 
+from sklearn_implicitreg.problem.parameters import NOTHING, checked, number
 from sklearn_implicitreg.theory.spectral import descent
 
 Array = npt.NDArray[np.float64]
+_LR = NOTHING | number(above=0)
 
 
+@checked(lr=_LR)
 def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Array:
     """Eigenvalues of the quadratic penalty that gradient descent from zero leaves.
 
@@ -56,6 +59,7 @@ def early_stopping_eigenvalues(s: npt.ArrayLike, lr: float | None, n_steps: npt.
     return np.asarray(residual / gain)
 
 
+@checked(lr=_LR)
 def early_stopping_slopes(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Array:
     """Derivative of the eigenvalues of early stopping in the logarithm of the steps.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sklearn_implicitreg.theory.inputs import check_positive, check_steps, check_whole
+from sklearn_implicitreg.problem.parameters import FLAG, check, checked, integer, number
 from sklearn_implicitreg.theory.spectral import (
     SpectralFilter,
     averaged,
@@ -20,7 +20,10 @@ from sklearn_implicitreg.theory.spectral import (
     solved,
 )
 
+_POSITIVE, _SHARE, _COUNT = number(above=0), number(least=0, below=1), integer(1)
 
+
+@checked(coef=_POSITIVE)
 def ridge(coef: float) -> SpectralFilter:
     """Ridge regression: ``f = s / (s + coef)``.
 
@@ -43,10 +46,10 @@ def ridge(coef: float) -> SpectralFilter:
     >>> ridge(0.5).values([1.5]), ridge(0.5).penalty([1.5])
     (array([0.75]), array([0.5]))
     """
-    check_positive("coef", coef)
     return SpectralFilter(f"ridge(coef={coef:g})", partial(shrunk, coef=coef))
 
 
+@checked(k=_COUNT)
 def principal_components(k: int) -> SpectralFilter:
     """Regression on the k leading principal components of X, taken as it is.
 
@@ -72,10 +75,10 @@ def principal_components(k: int) -> SpectralFilter:
     >>> principal_components(1).values([2.0, 1.0])
     array([1., 0.])
     """
-    check_whole("k", k)
     return SpectralFilter(f"principal_components(k={k})", partial(kept, k=int(k)), drops=True)
 
 
+@checked(rate=number(above=0, most=1), n_steps=_COUNT)
 def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols") -> SpectralFilter:
     """L2 boosting of a linear base learner: ``f = 1 - (1 - rate * f_learner)^t``.
 
@@ -106,9 +109,6 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
     >>> l2_boosting(0.5, 2).values([3.0]), l2_boosting(1.0, 2, ridge(1.0)).values([3.0])
     (array([0.75]), array([0.9375]))
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"Expected 0 < rate <= 1, got {rate!r}.")
-    check_whole("n_steps", n_steps)
     if learner == "componentwise":
         raise ValueError(
             "Expected a learner that has a spectral filter, got 'componentwise': which column it "
@@ -125,6 +125,7 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
     return SpectralFilter(f"l2_boosting({rate:g}, {n_steps}, {base.name})", response, base.limit)
 
 
+@checked(k=_COUNT)
 def conjugate_gradient(k: int) -> SpectralFilter:
     """Steps of conjugate gradients on L, which are partial least squares with k components.
 
@@ -151,10 +152,10 @@ def conjugate_gradient(k: int) -> SpectralFilter:
     >>> implicit_penalty([[1.0, 0.0], [0.0, 2.0]], conjugate_gradient(2), y=[1.0, 1.0]).theta()
     array([1. , 0.5])
     """
-    check_whole("k", k)
     return SpectralFilter(f"conjugate_gradient(k={k})", partial(krylov, k=int(k)), needs_y=True)
 
 
+@checked(lr=_POSITIVE, n_steps=_POSITIVE, momentum=_SHARE, nesterov=FLAG, average=FLAG)
 def gradient_descent(
     lr: float,
     n_steps: float,
@@ -201,12 +202,11 @@ def gradient_descent(
     if momentum or nesterov or average:
         share = None if average else 1.0
         return _iterated("gradient_descent", text, lr, n_steps, momentum, nesterov, share)
-    check_positive("lr", lr)
-    check_steps(n_steps)
     response = partial(descent, lr=lr, n_steps=n_steps)
     return SpectralFilter(f"gradient_descent(lr={lr:g}, n_steps={n_steps})", response, 1 / lr)
 
 
+@checked(lr=_POSITIVE, n_steps=_COUNT, decay=_SHARE, momentum=_SHARE, nesterov=FLAG)
 def exponential_average(
     lr: float, n_steps: int, decay: float, momentum: float = 0.0, nesterov: bool = False
 ) -> SpectralFilter:
@@ -239,12 +239,11 @@ def exponential_average(
     >>> exponential_average(lr=0.1, n_steps=2, decay=0.5).values([1.0])  # 1 - (1 + .8 + 2 .64)/4
     array([0.23])
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"Expected 0 <= decay < 1, got {decay!r}.")
     text = f", decay={decay:g}"
     return _iterated("exponential_average", text, lr, n_steps, momentum, nesterov, 1 - decay)
 
 
+@checked(time=_POSITIVE)
 def gradient_flow(time: float) -> SpectralFilter:
     """The flow ``d theta / d time = -grad L``, stopped: ``f = 1 - exp(-2 s time)``.
 
@@ -267,7 +266,6 @@ def gradient_flow(time: float) -> SpectralFilter:
     >>> gradient_flow(0.5).values([1.0]).round(6)
     array([0.632121])
     """
-    check_positive("time", time)
     response = partial(descent, lr=None, n_steps=time)
     return SpectralFilter(f"gradient_flow(time={time:g})", response)
 
@@ -281,13 +279,9 @@ def _iterated(
     nesterov: bool,
     share: float | None,
 ) -> SpectralFilter:
-    check_positive("lr", lr)
-    check_steps(n_steps)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"Expected 0 <= momentum < 1, got {momentum!r}.")
     if nesterov and not momentum:
         raise ValueError("Expected a momentum for nesterov=True, got 0.")
-    check_whole("n_steps", n_steps)
+    check(name, {"n_steps": n_steps}, {"n_steps": _COUNT})
     extra = f", momentum={momentum:g}" * (momentum > 0) + ", nesterov=True" * nesterov
     return SpectralFilter(
         f"{name}(lr={lr:g}, n_steps={n_steps}{extra}{text})",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import null_space
 
-from sklearn_implicitreg.exceptions import IndefinitePenaltyWarning, StepSizeWarning
+from sklearn_implicitreg.exceptions import (
+    IndefinitePenaltyWarning,
+    StepSizeWarning,
+    warn_user,
+)
+from sklearn_implicitreg.problem.parameters import checked, instance
 from sklearn_implicitreg.theory.inputs import (
     Spectrum,
     as_matrix,
@@ -20,6 +24,7 @@ from sklearn_implicitreg.theory.inputs import (
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
 Array = npt.NDArray[np.float64]
+FILTER = instance("a filter such as gradient_descent(lr, n_steps)", SpectralFilter)
 _ROUNDING = 1e-12  # of 1 - f, where f = 1 is meant
 _ARRIVED = 1e-9  # of 1 - f of conjugate gradients, which gather rounding on the way
 
@@ -152,6 +157,7 @@ class ImplicitPenalty:
         return along, moved - self.eigenvectors @ along
 
 
+@checked(filter=FILTER)
 def implicit_penalty(
     X: npt.ArrayLike,
     filter: SpectralFilter,
@@ -217,8 +223,6 @@ def filtered(
     notes: list[str],
 ) -> ImplicitPenalty:
     """The penalty of a filter on decomposed data."""
-    if not isinstance(filter, SpectralFilter):
-        raise TypeError(f"Expected a filter such as gradient_descent(lr, n_steps), got {filter!r}.")
     p, rank = spectrum.vectors.shape
     notes = list(notes)
     begin = np.zeros(p) if start is None else as_vector("start", start, p)
@@ -275,7 +279,7 @@ def check_gain(filter: SpectralFilter, s: Array, residual: Array, gain: Array) -
             f"steps, or a smaller step size{'; ' + large if diverges else ''}."
         )
     if diverges:
-        warnings.warn(f"{filter.name}: {large}.", StepSizeWarning, stacklevel=4)
+        warn_user(f"{filter.name}: {large}.", StepSizeWarning)
 
 
 def _indefinite(filter: SpectralFilter, residual: Array) -> list[str]:
@@ -286,5 +290,5 @@ def _indefinite(filter: SpectralFilter, residual: Array) -> list[str]:
         f"Lambda indefinite, L + R still convex: under {filter.name} f reaches "
         f"{1 - float(np.min(residual)):.4g} > 1, in {over.size} directions."
     )
-    warnings.warn(note, IndefinitePenaltyWarning, stacklevel=4)
+    warn_user(note, IndefinitePenaltyWarning)
     return [note]

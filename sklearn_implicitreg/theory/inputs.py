@@ -2,55 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import svd
 
+from sklearn_implicitreg.problem.parameters import as_numbers, shown
+
 Array = npt.NDArray[np.float64]
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError if a number is not positive and finite."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"Expected a positive finite {name}, got {value!r}.")
 
 
 def check_eigenvalues(s: npt.ArrayLike) -> Array:
     """Eigenvalues as an array; ValueError if one is negative."""
-    s = np.asarray(s, dtype=float)
-    if not np.all(s >= 0):
-        raise ValueError(f"Expected eigenvalues s >= 0, got {float(np.min(s))!r}.")
+    s = as_numbers("s", s)
+    if not np.all((s >= 0) & np.isfinite(s)):
+        raise ValueError(f"Expected finite eigenvalues s >= 0, got {shown(s)}.")
     return s
 
 
-def check_steps(n_steps: npt.ArrayLike) -> None:
-    """Raise ValueError if a number of steps is not positive and finite."""
-    steps = np.asarray(n_steps, dtype=float)
+def check_steps(n_steps: npt.ArrayLike) -> Array:
+    """Numbers of steps as an array; ValueError if one is not positive and finite."""
+    steps = as_numbers("n_steps", n_steps)
     if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
         raise ValueError(
             f"Expected a positive finite n_steps, got {n_steps!r}: after no step the "
             "weights are the start, which no finite penalty gives."
         )
-
-
-def check_whole(name: str, value: float) -> None:
-    """Raise ValueError if a count is not a whole number of at least one."""
-    if not (value >= 1 and float(value).is_integer()):
-        raise ValueError(f"Expected {name} to be a whole number of at least 1, got {value!r}.")
+    return steps
 
 
 def as_matrix(name: str, values: npt.ArrayLike) -> Array:
     """A finite matrix."""
-    matrix = np.asarray(values, dtype=float)
+    matrix = as_numbers(name, values)
     return _checked(name, "a matrix of finite", matrix, matrix.ndim == 2 and matrix.size > 0)
 
 
 def as_vector(name: str, values: npt.ArrayLike, length: int) -> Array:
     """A finite vector of known length."""
-    vector = np.asarray(values, dtype=float)
+    vector = as_numbers(name, values)
     return _checked(name, f"{length} finite", vector, vector.shape == (length,))
 
 

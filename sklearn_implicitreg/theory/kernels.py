@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from sklearn_implicitreg.theory.implicit import ImplicitPenalty, filtered
+from sklearn_implicitreg.problem.parameters import checked, choice, number
+from sklearn_implicitreg.theory.implicit import FILTER, ImplicitPenalty, filtered
 from sklearn_implicitreg.theory.inputs import Spectrum, as_matrix
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
 
+@checked(filter=FILTER, coef=number(least=0), kind=choice("ridge", "ntk"))
 def kernel_penalty(
     K: npt.ArrayLike,
     filter: SpectralFilter,
@@ -74,10 +76,6 @@ def kernel_penalty(
     scale = float(np.max(np.abs(K)))
     if K.shape != (n, n) or np.max(np.abs(K - K.T)) > 1e-10 * scale:
         raise ValueError(f"Expected a symmetric kernel matrix, got one of shape {K.shape}.")
-    if kind not in ("ridge", "ntk"):
-        raise ValueError(f"Expected kind='ridge' or 'ntk', got {kind!r}.")
-    if not 0 <= coef < np.inf:
-        raise ValueError(f"Expected coef >= 0, got {coef!r}.")
     if not scale > 0:
         raise ValueError("Expected K with an entry that is not zero, got none.")
     values, vectors = eigh(K)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_implicitreg.problem.parameters import checked, number
 from sklearn_implicitreg.theory.inputs import as_matrix, weighted_rows
 
 
+@checked(rate=number(least=0, below=1))
 def input_dropout(
     X: npt.ArrayLike, rate: float, *, sample_weight: npt.ArrayLike | None = None
 ) -> npt.NDArray[np.float64]:
@@ -44,12 +46,11 @@ def input_dropout(
     >>> input_dropout([[1.0, 2.0], [1.0, 0.0]], 0.3).round(4)
     array([0.4286, 0.8571])
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"Expected 0 <= rate < 1, got {rate!r}.")
     rows, _ = weighted_rows(as_matrix("X", X), sample_weight)
     return np.asarray(rate / (1 - rate) * np.sum(rows**2, axis=0))
 
 
+@checked(sigma=number(least=0))
 def input_noise(sigma: float) -> float:
     """Coefficient of ``|theta|^2`` that Gaussian noise on the inputs of a linear model adds.
 
@@ -79,6 +80,4 @@ def input_noise(sigma: float) -> float:
     >>> input_noise(0.5)
     0.25
     """
-    if not 0 <= sigma < np.inf:
-        raise ValueError(f"Expected sigma >= 0, got {sigma!r}.")
     return float(sigma**2)

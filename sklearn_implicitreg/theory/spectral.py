@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.linalg import solve_triangular, svdvals
 from scipy.special import exprel
 
-from sklearn_implicitreg.theory.inputs import check_eigenvalues, check_positive, check_steps
+from sklearn_implicitreg.theory.inputs import check_eigenvalues, check_steps
 
 Array = npt.NDArray[np.float64]
 Response = tuple[Array, Array]
@@ -131,12 +131,10 @@ class SpectralFilter:
 
 def descent(s: npt.ArrayLike, lr: float | None, n_steps: npt.ArrayLike) -> Response:
     """``1 - f`` and ``f / s`` of gradient descent or of the flow, arguments checked."""
-    s, steps = check_eigenvalues(s), np.asarray(n_steps, dtype=float)
-    check_steps(n_steps)
+    s, steps = check_eigenvalues(s), check_steps(n_steps)
     if lr is None:
         x = 2 * s * steps
         return np.exp(-x), 2 * steps * exprel(-x)
-    check_positive("lr", lr)
     h = 2 * lr * s
     residual, ratio = repeated(h, 1 - h, steps)
     return residual, 2 * lr * ratio

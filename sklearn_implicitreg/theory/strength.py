@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from sklearn_implicitreg.theory.implicit import ImplicitPenalty, check_gain
+from sklearn_implicitreg.problem.parameters import checked
+from sklearn_implicitreg.theory.implicit import FILTER, ImplicitPenalty, check_gain
 from sklearn_implicitreg.theory.inputs import as_matrix, as_vector, decompose
 from sklearn_implicitreg.theory.spectral import SpectralFilter
 
 Array = npt.NDArray[np.float64]
 
 
+@checked(filter=FILTER)
 def degrees_of_freedom(
     X: npt.ArrayLike, filter: SpectralFilter, *, sample_weight: npt.ArrayLike | None = None
 ) -> float:
@@ -54,6 +56,7 @@ def degrees_of_freedom(
     return float(np.sum(taken))
 
 
+@checked(filter=FILTER)
 def equivalent_ridge(
     X: npt.ArrayLike, filter: SpectralFilter, *, sample_weight: npt.ArrayLike | None = None
 ) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from sklearn_implicitreg.problem.conventions import CONVENTIONS, L2_PER_TERM, Convention
+from sklearn_implicitreg.problem.parameters import NOTHING, checked, instance, number
 
 _FAMILIES = [*L2_PER_TERM, "l1", "l21"]
 _DEFAULT_MODELS = {
@@ -17,6 +18,11 @@ _DEFAULT_MODELS = {
 }
 
 
+@checked(
+    coef=number(),
+    to=instance("a name", str),
+    n=NOTHING | number(above=0),
+)
 def convert(
     coef: float, family: str, *, to: str, n: float | None = None, model: str | None = None
 ) -> float:
@@ -92,7 +98,7 @@ def convert(
     >>> convert(3.0, "l2", to="coef", n=10, model="Ridge")
     0.3
     """
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(_unknown("family", family, _FAMILIES))
     row = _convention(family, to, model)
     if to != "coef":
@@ -112,7 +118,7 @@ def _convention(family: str, to: str, model: str | None) -> Convention:
             f"Expected to= one of {known} for family {family!r}, or model= one of "
             f"{list(CONVENTIONS)}, got to={to!r} without a model."
         )
-    if model not in CONVENTIONS:
+    if not isinstance(model, str) or model not in CONVENTIONS:
         raise ValueError(_unknown("model", model, list(CONVENTIONS)))
     row = CONVENTIONS[model]
     if to not in (row.parameter, "coef"):

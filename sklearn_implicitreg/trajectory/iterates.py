@@ -14,9 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem.parameters import NOTHING, Allowed, check, integer, number
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.vectors import minus, moved
-from sklearn_implicitreg.trajectory.window import Step, check_count
+from sklearn_implicitreg.trajectory.window import Step
+
+
+def _are_several(weights: Any) -> bool:
+    if isinstance(weights, str | bytes | set | type | nn.Module):
+        return False
+    try:
+        return iter(weights) is not None
+    except TypeError:
+        return False
+
+
+_SEVERAL = Allowed(_are_several, ("an iterable, with one entry after another",))
+_ALLOWED = {
+    "weights": _SEVERAL,
+    "lr": number(above=0) | _SEVERAL,
+    "gradients": NOTHING | _SEVERAL,
+    "n_steps": integer(1),
+}
 
 
 def recorded(
@@ -26,7 +45,8 @@ def recorded(
     n_steps: int,
 ) -> tuple[list[Mark], list[Step], int]:
     """Marks and steps of gradient descent through the iterates, and how many were dropped."""
-    check_count("n_steps", n_steps)
+    given = {"weights": weights, "lr": lr, "gradients": gradients, "n_steps": n_steps}
+    check("from_iterates", given, _ALLOWED)
     iterates = iter(weights)
     first = next(iterates, None)
     if first is None:
@@ -34,7 +54,7 @@ def recorded(
     _check_descent(first)
     here = tensors(first)
     rates = _rates(lr)
-    given = iter(() if gradients is None else gradients)
+    slopes = iter(() if gradients is None else gradients)
     zeros = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in here.items()}
     consumed = {} if gradients is None else zeros
     marks, steps, dropped = [Mark(0, 0, here, zeros, consumed, zeros)], [], 0
@@ -42,7 +62,7 @@ def recorded(
     for after in iterates:
         _check_own(before, after)
         before, there = after, tensors(after)
-        rate, gradient = next(rates, None), next(given, None)
+        rate, gradient = next(rates, None), next(slopes, None)
         if rate is None or (gradients is not None and gradient is None):
             raise ValueError(
                 f"Expected one lr (and gradient) for each step, got {len(marks) - 1 + dropped} "

@@ -18,11 +18,21 @@ from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.adapters.torch.data import preserved_rng
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.frozen import FrozenModel
+from sklearn_implicitreg.problem.parameters import (
+    NOTHING,
+    SEED,
+    Allowed,
+    checked,
+    function,
+    instance,
+    integer,
+    number,
+)
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm
-from sklearn_implicitreg.trajectory.window import Step, check_count
+from sklearn_implicitreg.trajectory.window import Step
 
 
 @dataclass
@@ -112,10 +122,8 @@ class GradientDescentProbe(Probe):
     Trajectory(3 steps of SGD, 4 marks, 3 epochs, batches known for 0 steps)
     """
 
+    @checked(lr=number(above=0), n_steps=integer(1))
     def __init__(self, lr: float, n_steps: int = 5):
-        if not lr > 0:
-            raise ValueError(f"Expected lr > 0, got {lr!r}.")
-        check_count("n_steps", n_steps)
         self.lr = lr
         self.n_steps = int(n_steps)
 
@@ -146,6 +154,14 @@ class GradientDescentProbe(Probe):
         steps = (Step(self.lr, None, whole.n_rows, rounding),) * self.n_steps
         settings = {"lr": self.lr, "momentum": 0.0, "nesterov": False, "follows": "mean loss"}
         return Trajectory(tuple(marks), steps, "SGD", settings)
+
+
+def _makes_optimizer(given: Any) -> bool:
+    return callable(given) and not isinstance(given, nn.Module)
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2
 
 
 class ContinueTraining(Probe):
@@ -188,6 +204,16 @@ class ContinueTraining(Probe):
     Trajectory(4 steps of SGD, 5 marks, 2 epochs, batches known for 4 steps)
     """
 
+    @checked(
+        n_epochs=integer(1),
+        train_epoch=NOTHING | function("(model, optimizer, recorder)"),
+        optimizer=NOTHING
+        | instance("an Optimizer", Optimizer)
+        | Allowed(_makes_optimizer, ("a callable(parameters) -> Optimizer",)),
+        every=integer(1),
+        data=NOTHING | Allowed(_is_pair, ("a tuple (X, y)",)),
+        random_state=NOTHING | SEED,
+    )
     def __init__(
         self,
         n_epochs: int,
@@ -198,7 +224,6 @@ class ContinueTraining(Probe):
         data: tuple[Any, Any] | None = None,
         random_state: int | None = None,
     ):
-        check_count("n_epochs", n_epochs)
         self.n_epochs = int(n_epochs)
         self.train_epoch = train_epoch
         self.optimizer = optimizer

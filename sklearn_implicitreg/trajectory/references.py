@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
+from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, check, choice, having, integer
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm, weighted_sum
-from sklearn_implicitreg.trajectory.window import Window, check_count
+from sklearn_implicitreg.trajectory.window import Window
 
 
 class Reference(Protocol):
@@ -53,10 +54,8 @@ class Gradient:
     n_nodes: int = 1
 
     def __post_init__(self) -> None:
-        if self.sub_window is not None:
-            check_count("sub_window", self.sub_window)
-        if self.n_nodes not in (1, 2):
-            raise ValueError(f"Expected n_nodes 1 or 2, got {self.n_nodes!r}.")
+        allowed = {"sub_window": NOTHING | integer(1), "weighted": FLAG, "n_nodes": integer(1, 2)}
+        check("Gradient", vars(self), allowed)
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass (two with two nodes) over the rows that the window used."""
@@ -104,7 +103,7 @@ class Batch:
     n_draws: int = 1
 
     def __post_init__(self) -> None:
-        check_count("n_draws", self.n_draws)
+        check("Batch", vars(self), {"n_draws": integer(1)})
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over each batch."""
@@ -150,7 +149,7 @@ class Flow:
     n_substeps: int = 10
 
     def __post_init__(self) -> None:
-        check_count("n_substeps", self.n_substeps)
+        check("Flow", vars(self), {"n_substeps": integer(1)})
 
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
@@ -212,21 +211,17 @@ def _not_descent(window: Window) -> str:
     return ""
 
 
+_NAMED: dict[str, type] = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}
+REFERENCE = choice(*_NAMED) | having("an instance such as Gradient(sub_window=5)", "mean_gradient")
+
+
 def as_reference(reference: Any, window: int | str | None = "epoch") -> Reference:
     """Reference that a name or an instance stands for, in windows of a kind."""
-    named = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}
     if isinstance(reference, str):
-        if reference not in named:
-            raise ValueError(f"Expected reference among {list(named)}, got {reference!r}.")
         if reference == "gradient":
             return Gradient(weighted=window == "epoch")
-        made: Reference = named[reference]()
+        made: Reference = _NAMED[reference]()
         return made
-    if not hasattr(reference, "mean_gradient"):
-        raise ValueError(
-            f"Expected reference among {list(named)} or an instance such as "
-            f"Gradient(sub_window=5), got {reference!r}."
-        )
     given: Reference = reference
     return given
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
+from sklearn_implicitreg.problem.parameters import NOTHING, checked, instance, integer, number
 from sklearn_implicitreg.trajectory.references import runge_kutta
 from sklearn_implicitreg.trajectory.vectors import minus, moved, norm
 
 _MISMATCH = 0.01  # of Hg with differences of the gradient, relative
 _FALL = (8, 100)  # of the mismatch at a quarter of the distance; 16 where the loss is smooth
+PROBLEM = instance("a Problem, such as adapt(model, Data(X, y), Options(loss=...))", Problem)
 _RELATIVE_STEP = 1e-3  # of a difference, relative to the weights
 
 
@@ -44,6 +46,7 @@ class Kinks:
         )
 
 
+@checked(problem=PROBLEM, lr=NOTHING | number(above=0))
 def find_kinks(problem: Problem, lr: float | None = None) -> Kinks:
     """Compare ``Hg`` with differences of the gradient along g at two distances.
 
@@ -90,6 +93,7 @@ def find_kinks(problem: Problem, lr: float | None = None) -> Kinks:
     return Kinks(falls or max(first, second) < _MISMATCH, (first, second), distances)
 
 
+@checked(problem=PROBLEM, lr=number(above=0), n_steps=integer(1), n_substeps=integer(1))
 def drift_ratio(problem: Problem, lr: float, n_steps: int, n_substeps: int = 10) -> float:
     """How much nearer the modified flow is to gradient descent than the flow of the loss.
 

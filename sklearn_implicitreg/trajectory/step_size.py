@@ -10,7 +10,8 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.special import hyp1f1
 
 from sklearn_implicitreg.problem import Params, Problem, flat, shaped
-from sklearn_implicitreg.trajectory.smoothness import central_difference
+from sklearn_implicitreg.problem.parameters import FLAG, as_numbers, check, checked, integer, number
+from sklearn_implicitreg.trajectory.smoothness import PROBLEM, central_difference
 from sklearn_implicitreg.trajectory.vectors import norm
 
 Array = npt.NDArray[np.float64]
@@ -46,6 +47,14 @@ class StepFactor:
     curvatures: Array
     weights: Array
     third: float = 0.0
+
+    def __post_init__(self) -> None:
+        check("StepFactor", vars(self), {"lr": number(above=0), "third": number()})
+        sizes = [as_numbers(name, getattr(self, name)).shape for name in ("curvatures", "weights")]
+        if len(sizes[0]) != 1 or sizes[0] != sizes[1]:
+            raise ValueError(
+                f"Expected curvatures and weights of one shape (n,), got {sizes[0]} and {sizes[1]}."
+            )
 
     @property
     def quadratic(self) -> float:
@@ -83,6 +92,7 @@ class StepFactor:
         return replace(self, lr=lr)
 
 
+@checked(problem=PROBLEM, lr=number(above=0), n_lanczos=integer(1), third_order=FLAG)
 def finite_step_factor(
     problem: Problem, lr: float, n_lanczos: int = 12, *, third_order: bool = True
 ) -> StepFactor:
@@ -122,8 +132,6 @@ def finite_step_factor(
     >>> round(factor.value, 6), round(factor.expected_coefficient, 8)
     (0.936538, 0.02341344)
     """
-    if not lr > 0 or n_lanczos < 1:
-        raise ValueError(f"Expected lr > 0 and n_lanczos >= 1, got {lr!r} and {n_lanczos!r}.")
     whole = problem.whole()
     gradient = whole.gradient().value
     start = whole.hvp(gradient)
@@ -134,6 +142,7 @@ def finite_step_factor(
     return StepFactor(lr, curvatures, weights, third)
 
 
+@checked(c_lr4=number(), c_lr2=number(), c_lr=number())
 def richardson(c_lr4: float, c_lr2: float, c_lr: float) -> float:
     """Extrapolate coefficients over their step sizes to a step size of zero.
 
@@ -155,6 +164,7 @@ def richardson(c_lr4: float, c_lr2: float, c_lr: float) -> float:
     return (8 * c_lr4 - 6 * c_lr2 + c_lr) / 3
 
 
+@checked(lr=number(above=0), n_params=integer(1))
 def barrett_dherin_scale(lr: float, n_params: int) -> float:
     """Coefficient ``lr p / 4`` of Barrett and Dherin, whose penalty is ``|grad L|^2 / p``.
 
@@ -178,6 +188,7 @@ def barrett_dherin_scale(lr: float, n_params: int) -> float:
     return lr * n_params / 4
 
 
+@checked(momentum=number(least=0, below=1), n_steps=integer(2), nesterov=FLAG)
 def minibatch_factor(momentum: float, n_steps: int, nesterov: bool = False) -> float:
     """What momentum multiplies the mini-batch penalty of a shuffled epoch by.
 
@@ -202,10 +213,6 @@ def minibatch_factor(momentum: float, n_steps: int, nesterov: bool = False) -> f
     >>> round(minibatch_factor(0.9, 10), 2), round(minibatch_factor(0.9, 79), 2)
     (3.03, 7.98)
     """
-    if not 0 <= momentum < 1 or n_steps < 2:
-        raise ValueError(
-            f"Expected 0 <= momentum < 1 and at least 2 steps, got {momentum!r} and {n_steps!r}."
-        )
     k = np.arange(1, n_steps)
     sums = (1 - momentum ** (k + bool(nesterov))) / (1 - momentum)
     return float(2 * ((n_steps - k) @ sums) / (n_steps * (n_steps - 1)))

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from sklearn_implicitreg.problem.parameters import NOTHING, check, choice, instance, integer, shown
 from sklearn_implicitreg.trajectory.files import read, write
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
 from sklearn_implicitreg.trajectory.r_factors import RFactors
 from sklearn_implicitreg.trajectory.vectors import minus, moved
 from sklearn_implicitreg.trajectory.window import Step, Window
+
+WINDOW = NOTHING | choice("epoch") | integer(1)
+_PATH = {"path": instance("a path", str, PathLike)}
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Trajectory:
         ValueError
             If the marks that the windows need are not there.
         """
+        check("Trajectory.windows", {"window": window}, {"window": WINDOW})
         edges = self._edges(window)
         return [self._between(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
@@ -142,8 +147,6 @@ class Trajectory:
                     "at the end of every epoch, and slice so that a whole one is left."
                 )
             return ends
-        if not isinstance(window, int | np.integer) or window < 1:
-            raise ValueError(f"Expected window None, 'epoch' or an integer >= 1, got {window!r}.")
         place = {mark.step: i for i, mark in enumerate(self.marks)}
         first = self.marks[0].step
         wanted = range(first, self.marks[-1].step + 1, int(window))
@@ -189,6 +192,7 @@ class Trajectory:
         path : str or path-like
             An existing file is replaced once the new one is whole.
         """
+        check("Trajectory.save", {"path": path}, _PATH)
         kinds: dict[frozenset[str], int] = {}
         for step in self.steps:
             kinds.setdefault(step.skipped, len(kinds))
@@ -226,6 +230,7 @@ class Trajectory:
         ValueError
             If the file is cut short, damaged, or of another version.
         """
+        check("Trajectory.load", {"path": path}, _PATH)
         header, marks, batches, r_factors = read(path)
         settings = {
             key: tuple(value) if isinstance(value, list) else value
@@ -310,9 +315,11 @@ class Trajectory:
         ValueError
             If they do not continue each other.
         """
-        parts = list(trajectories)
-        if not parts:
-            raise ValueError("Expected at least one trajectory to join, got none.")
+        parts = list(trajectories) if hasattr(trajectories, "__iter__") else []
+        if not parts or not all(isinstance(part, Trajectory) for part in parts):
+            raise ValueError(
+                f"Expected at least one trajectory to join, got {shown(trajectories)}."
+            )
         total = parts[0]
         for part in parts[1:]:
             total = _continued(total, part)

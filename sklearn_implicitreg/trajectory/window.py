@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -221,12 +220,6 @@ class Window:
     def rounding(self) -> float:
         """Norm of the rounding in the mean applied gradient, at most; nan where unknown."""
         return float(np.mean([step.rounding for step in self.steps]))
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise ValueError for a number, such as of steps, that is not an integer above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}.")
 
 
 def _mass(step: Step, masses: npt.NDArray[np.float64] | None) -> float | None:

@@ -27,7 +27,7 @@ _SPEC.loader.exec_module(house)
 
 # Bottom to top. A part imports from lines above its own here and, in a line, leftwards only.
 LAYERS = [
-    ["exceptions", "datasets", "progress", "problem"],
+    ["exceptions", "progress", "problem", "datasets"],
     ["theory", "adapters", "penalties"],
     ["regression"],
     ["endpoints", "trajectory"],

@@ -206,11 +206,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("params", "words"),
         [
-            ({"q": 1.0}, "rate q >= 0 and < 1"),
-            ({"q": -0.1}, "rate q >= 0 and < 1"),
-            ({"n_draws": 0}, "integer n_draws >= 1"),
-            ({"n_draws": 1.5}, "integer n_draws >= 1"),
-            ({"random_state": None}, "integer random_state >= 0"),
+            ({"q": 1.0}, "q of Dropout to be None or a finite number >= 0 and < 1"),
+            ({"q": -0.1}, "q of Dropout to be None or a finite number >= 0 and < 1"),
+            ({"n_draws": 0}, "n_draws of Dropout to be an integer >= 1"),
+            ({"n_draws": 1.5}, "n_draws of Dropout to be an integer >= 1"),
+            ({"random_state": None}, "random_state of Dropout to be "),
         ],
     )
     def test_parameters(self, params, words):

@@ -259,7 +259,7 @@ def test_clone():
 @pytest.mark.parametrize("batch_size", [None, 0, 24])
 def test_batches_must_be_known(batch_size):
     problem = made(MODULES["mlp"])
-    with pytest.raises(ValueError, match=r"Expected batch_size in 1\.\.23"):
+    with pytest.raises(ValueError, match=r"Expected batch_size (in 1\.\.23|of .* an integer >= 1)"):
         BatchGradientNorm(batch_size).terms(problem.params, problem)
 
 

@@ -257,9 +257,9 @@ class TestFormulas:
 
     @pytest.mark.parametrize("q", [0.0, -1.0, float("nan")])
     def test_power_refuses_exponents(self, q):
-        with pytest.raises(ValueError, match=r"Expected an exponent q > 0, got"):
+        with pytest.raises(ValueError, match="Expected q of Power to be a finite number > 0, got"):
             Power(q=q).terms(tensors(), None)
-        with pytest.raises(ValueError, match=r"Expected an exponent q > 0, got"):
+        with pytest.raises(ValueError, match="Expected q of Power to be a finite number > 0, got"):
             Power(q=q).gradient("w", torch.ones(2))
 
 
@@ -340,7 +340,7 @@ class TestCombinations:
         assert list(values) == ["l2[a.fc]", "l2[b]", "l2[scale]"]
 
     def test_unknown_groups(self):
-        with pytest.raises(ValueError, match=r"Expected group_by None, 'layer', .*got 'block'"):
+        with pytest.raises(ValueError, match=r"Expected by of Grouped .*got 'block'\."):
             L2().per("block").terms(tensors(), None)
         with pytest.raises(ValueError, match=r"Expected a group for every tensor .*'fc1.bias'"):
             L2().per({"fc1.weight": "a"}).terms(tensors(), None)
@@ -487,7 +487,9 @@ class TestAsPenalty:
 
     @pytest.mark.parametrize("family", [None, 3, [], {}, {"a": 1}, L2], ids=repr)
     def test_other_things(self, family):
-        with pytest.raises(TypeError, match=r"Expected (family to be one of|a non-empty dict)"):
+        with pytest.raises(
+            TypeError, match=r"Expected (family to be one of|functions of Callables)"
+        ):
             as_penalty(family)
 
     def test_dict_of_callables(self):
@@ -501,7 +503,9 @@ class TestAsPenalty:
         expected = torch.stack([2 * w, w.sign()], dim=-1).reshape(-1, 2)
         torch.testing.assert_close(design.columns("0.weight"), expected)
         assert not design.columns("2.weight")[:, 0].any()
-        check_penalty(Callables({"all": family["all"]}))
+        check_penalty(Callables({"first": lambda params: params["layer.weight"].square().sum()}))
+        with pytest.raises(AssertionError, match="'all' has a kink"):
+            check_penalty(Callables({"all": family["all"]}))
 
     def test_callable_that_returns_a_number(self):
         with pytest.raises(TypeError, match=r"scalar or vector Tensor .*got 'one': 1.0"):
@@ -543,7 +547,7 @@ class TestUserPenalties:
             (Numbers(), TypeError, "Expected every term of Numbers to be a scalar or vector"),
             (Matrix(), TypeError, "Expected every term of Matrix to be a scalar or vector"),
             (Nothing(), TypeError, "Expected Nothing.terms to return a dict of term name"),
-            ("l2", TypeError, "Expected a Penalty, got str; subclass Penalty."),
+            ("l2", TypeError, "penalty of check_penalty to be a Penalty instance, got 'l2'"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, Penalty) else None,
     )
@@ -552,7 +556,8 @@ class TestUserPenalties:
             check_penalty(penalty)
 
     def test_check_penalty_finds_nan_of_autograd(self):
-        check_penalty(NaNGradient())
+        with pytest.raises(AssertionError, match="'root' has a kink"):
+            check_penalty(NaNGradient())
         with pytest.raises(AssertionError, match="slope nan by autograd"):
             check_penalty(NaNGradient(), {"w": torch.tensor([1.0, 0.0])})
 
@@ -727,3 +732,51 @@ def test_a_false_claim_of_an_affine_gradient_is_found():
 
     with pytest.raises(AssertionError, match="'cubic' at 'weight' is not affine in it; drop"):
         check_penalty(Cubic(), {"weight": torch.linspace(-1, 2, 6, dtype=torch.float64)})
+
+
+class Corner(Penalty):
+    """A penalty with a kink at zero, and whatever ``smooth`` a test gives it."""
+
+    def terms(self, params, problem):
+        return {"corner": sum(t.abs().sum() for t in params.values())}
+
+
+class TestForgottenSmooth:
+    def test_a_kink_that_is_not_left_out(self):
+        with pytest.raises(AssertionError, match="'corner' has a kink where 'layer.weight' is zer"):
+            check_penalty(Corner())
+
+    def test_a_kink_of_whole_columns(self):
+        class Groups(Corner):
+            def terms(self, params, problem):
+                return {
+                    "groups": sum(t.reshape(len(t), -1).norm(dim=0).sum() for t in params.values())
+                }
+
+        with pytest.raises(AssertionError, match="has a kink"):
+            check_penalty(Groups())
+
+    @pytest.mark.parametrize(
+        "given", [True, [True], torch.tensor([True]), torch.ones(3, 4)], ids=str
+    )
+    def test_what_is_no_mask(self, given):
+        class Wrong(Corner):
+            def smooth(self, name, tensor):
+                return given
+
+        with pytest.raises(
+            AssertionError, match=r"smooth of Wrong\(\) gives .* not a mask of the t"
+        ):
+            check_penalty(Wrong())
+
+    def test_a_mask(self):
+        class Right(Corner):
+            def smooth(self, name, tensor):
+                return tensor != 0
+
+        check_penalty(Right())
+
+    @pytest.mark.parametrize("q", [1.1, 1.5, 2.0, 4.0])
+    def test_a_steep_slope_is_no_kink(self, q):
+        check_penalty(Power(q=q))
+        check_penalty(SmoothL1(delta=1e-5))

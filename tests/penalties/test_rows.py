@@ -544,7 +544,7 @@ class TestCenter:
             (
                 3.0,
                 TypeError,
-                "a torch module or a dict of tensor name to array as center, got float",
+                r"center of L2 .*got 3\.0\.",
             ),
         ],
         ids=["name", "shape", "kind"],

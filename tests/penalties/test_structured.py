@@ -88,7 +88,7 @@ class TestQuadratic:
     @pytest.mark.parametrize("shrinkage", ["mean", -0.1, 1.5, True, [1]])
     def test_bad_shrinkage(self, shrinkage):
         _, thetas, targets = endpoints()
-        with pytest.raises(ValueError, match="shrinkage None, 'identity' or a weight"):
+        with pytest.raises(ValueError, match="shrinkage of Quadratic to be "):
             Quadratic(shrinkage=shrinkage).solve(thetas, targets)
 
     def test_normalized_endpoints_count_alike(self):

@@ -73,8 +73,8 @@ def test_steps_broadcast() -> None:
 @pytest.mark.parametrize(
     ("s", "lr", "t", "message"),
     [
-        ([-1.0], 0.1, 3, "eigenvalues s >= 0, got -1.0"),
-        ([1.0], 0.0, 3, "positive finite lr, got 0.0"),
+        ([-1.0], 0.1, 3, r"finite eigenvalues s >= 0, got array\(\[-1\.\]\)\."),
+        ([1.0], 0.0, 3, r"lr of early_stopping_eigenvalues .*got 0\.0\."),
         ([1.0], 0.1, 0, "positive finite n_steps, got 0: after no step"),
         ([1.0], None, float("inf"), "positive finite n_steps, got inf"),
         ([1.0], 0.6, 2.5, "whole number of steps where 2 lr s > 1, got 2.5"),

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validat
 
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.registry import Data
+from sklearn_implicitreg.problem.parameters import as_numbers
 
 Codes = NDArray[np.intp]
 # Features (ndarray or CSR matrix of shape (n, p)), targets (n, K), sample weights (n,).
@@ -47,9 +48,16 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
 
 
 def _validated(model: Any, data: Data, **checks: Any) -> Any:
-    return validate_data(
-        model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
-    )
+    try:
+        return validate_data(
+            model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
+        )
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith(("could not convert string", "float() argument")):
+            raise  # in scikit-learn's words
+        raise type(error)(
+            f"Expected numbers in X and y, got others: {error}; encode them."
+        ) from error
 
 
 def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:
@@ -85,14 +93,17 @@ def _sample_weight(model: Any, data: Data, n_rows: int) -> Array:
     if data.sample_weight is None:
         return np.ones(n_rows)
     weight = check_array(
-        data.sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+        as_numbers("sample_weight", data.sample_weight),
+        ensure_2d=False,
+        dtype=np.float64,
+        input_name="sample_weight",
     )
-    if weight.ndim != 1:
-        raise ValueError(f"Sample weights must be 1D array or scalar, got shape {weight.shape}")
-    if weight.shape[0] != n_rows:
-        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_rows,)}!")
+    if weight.shape != (n_rows,):
+        raise ValueError(f"Expected sample_weight of shape ({n_rows},), got {weight.shape}.")
     if np.any(weight < 0):
-        raise ValueError("Negative values in data passed to `sample_weight`")
+        raise ValueError(
+            f"Expected sample_weight at or above zero, got {weight.min():g}; drop those rows."
+        )
     if not has_fit_parameter(model, "sample_weight") and np.ptp(weight) > 0:
         raise ValueError(
             f"Expected no sample_weight, got one: {type(model).__name__} cannot be trained with "

@@ -6,7 +6,6 @@ import contextlib
 import operator
 import random
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Number
@@ -22,9 +21,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
-from sklearn_implicitreg.exceptions import AugmentationWarning
+from sklearn_implicitreg.exceptions import AugmentationWarning, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
+from sklearn_implicitreg.problem.parameters import as_numbers
 
 _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
@@ -278,7 +278,7 @@ def _dataset_rows(
         )
         weights = weight if weight is None or order is None else weight[order]
         start = 0
-        for item in loader:
+        for item in _collated(loader):
             inputs, target = _unpack(item)
             batch = Batch(inputs, target, None)
             stop = start + rows_in(batch)
@@ -293,6 +293,16 @@ def _dataset_rows(
     integers = () if first is None else _integers(first.inputs)
     number = None if n_rows is None else pick
     return Rows(read, n_rows, size, number, integers=integers, in_tensors=True)
+
+
+def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except TypeError as error:
+        raise TypeError(
+            f"Expected rows of numbers that can be joined to batches, got others: {error}; encode "
+            "them, or give a DataLoader with a collate_fn."
+        ) from error
 
 
 def _unpack(item: Any) -> tuple[Any, Any]:
@@ -323,11 +333,10 @@ def _warn_of_augmentation(
             return first
         pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
         if not all(_same(a, b) for a, b in pairs):
-            warnings.warn(
+            warn_user(
                 "The first batch differs when it is read twice: random augmentation, or a "
                 "stream that cannot be read again. The gradient is that of one draw.",
                 AugmentationWarning,
-                stacklevel=2,
             )
         return first
 
@@ -472,7 +481,7 @@ def _target_tensor(y: Any) -> tuple[Any, Tensor | None, npt.NDArray[Any] | None]
 def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     if sample_weight is None:
         return None
-    weight = torch.as_tensor(np.array(sample_weight, dtype=np.float64))
+    weight = torch.as_tensor(as_numbers("sample_weight", sample_weight).copy())
     if n_rows is None:
         raise ValueError(
             "Expected no sample_weight with rows whose number is not known before they are read "

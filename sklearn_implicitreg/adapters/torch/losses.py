@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.torch.data import map_tensors
-from sklearn_implicitreg.exceptions import OutputWarning
+from sklearn_implicitreg.exceptions import OutputWarning, warn_user
 from sklearn_implicitreg.problem.frozen import rebuilt, tensors_in
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {
@@ -382,9 +381,8 @@ def warn_of_probabilities(criterion: Any, output: Any) -> None:
     elif not isinstance(criterion, nn.BCEWithLogitsLoss):
         return
     if inside:
-        warnings.warn(
+        warn_user(
             f"{type(criterion).__name__} expects logits, but the outputs look like "
             "probabilities (all in [0, 1]); use 'nll' on their logarithm or 'bce'.",
             OutputWarning,
-            stacklevel=2,
         )

@@ -70,6 +70,7 @@ from sklearn_implicitreg.problem import (
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, own_name
+from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -255,11 +256,13 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
-        output = self.forward(self.module, batch.inputs)
+        with in_forward(self.module, batch.inputs):
+            output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
-        target = self.row_loss.prepare(output, batch.target)
-        total, weight = self.row_loss(output, target, batch.weight)
+        with in_words(lambda: self._loss_takes(output, batch.target)):
+            target = self.row_loss.prepare(output, batch.target)
+            total, weight = self.row_loss(output, target, batch.weight)
         if not total.requires_grad:
             raise ValueError(
                 "Expected a loss that depends on the trained parameters, got one without a "
@@ -274,6 +277,10 @@ class TorchProblem(Problem):
         n_kinks = self.row_loss.n_kinks(output, target)
         absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
+
+    def _loss_takes(self, output: Any, target: Any) -> str:
+        words = f"outputs and y as the loss {self.row_loss.words!r} takes them"
+        return f"{words}, got {shapes_of(output)} and {shapes_of(target)}"
 
     @cached_property
     def leaves(self) -> list[Tensor]:

@@ -6,7 +6,6 @@ import functools
 import inspect
 import itertools
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
-from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params
 
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -61,11 +60,10 @@ def dtype_of(spec: Any, params: Params) -> torch.dtype:
     if spec == "auto":
         coarse = sorted(str(k).removeprefix("torch.") for k in kinds if torch.finfo(k).bits < 32)
         if coarse:
-            warnings.warn(
+            warn_user(
                 f"The model is stored in {' and '.join(coarse)}, too coarse for "
                 "gradients: they are computed in float32 from the stored weights.",
                 ModelStateWarning,
-                stacklevel=2,
             )
         return functools.reduce(torch.promote_types, kinds, torch.float32)
     found = {"float32": torch.float32, "float64": torch.float64}.get(
@@ -114,12 +112,11 @@ def _set_batch_norms(
     if not norms:
         return False, []
     if options.batch_size == "auto" and rows.train_batch_size is None:
-        warnings.warn(
+        warn_user(
             "The model has BatchNorm layers and the size of its training batches is not known: "
             "their running statistics are used, whose gradient is another function's. Give "
             "`batch_size`, the size it was trained with.",
             ModelStateWarning,
-            stacklevel=2,
         )
         return False, ["BatchNorm by running statistics (training batch size not known)"]
     for norm in norms:

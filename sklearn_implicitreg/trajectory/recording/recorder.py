@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 import weakref
 from collections.abc import Sequence
 from os import PathLike
@@ -12,8 +11,18 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params, ParamsSpec
+from sklearn_implicitreg.problem.parameters import (
+    FLAG,
+    NOTHING,
+    SCOPE,
+    checked,
+    function,
+    having,
+    instance,
+    integer,
+)
 from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
 from sklearn_implicitreg.trajectory.recording.applied_gradient import (
     RunningSums,
@@ -31,13 +40,24 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
 from sklearn_implicitreg.trajectory.recording.reducing import ReducedKept, Reduction
 from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.window import Step, check_count
+from sklearn_implicitreg.trajectory.window import Step
 
 _RECORDED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _ROUNDING_EVERY = 10  # steps between two estimates of the rounding
 MEMORY = 2**30  # bytes
 
 
+@checked(
+    model=instance("the nn.Module that is trained", nn.Module),
+    optimizer=having("an Optimizer", "register_step_post_hook")
+    | instance("a list of them", list, tuple),
+    every=NOTHING | integer(1),
+    params=SCOPE,
+    gradients=NOTHING | FLAG,
+    directory=NOTHING | instance("a path", str, PathLike),
+    memory_limit=integer(0),
+    update_rule=NOTHING | function("(displacement, group, state_before, state_after)"),
+)
 def record(  # noqa: PLR0913
     model: nn.Module,
     optimizer: Optimizer,
@@ -149,7 +169,6 @@ class Recorder:
         update_rule: UpdateRule | None,
         kept: Kept,
     ):
-        check_count("every", every)
         self._rule = rule_of(optimizer, update_rule)
         self._optimizer, self._every = optimizer, int(every)
         self._watched = Watched(model, optimizer)
@@ -205,12 +224,11 @@ class Recorder:
         if lost:
             raise ValueError(lost)
         if self._n_changed:
-            warnings.warn(
+            warn_user(
                 f"Something else than the optimizer changed the weights before {self._n_changed} "
                 "of the steps that begin at a mark. These changes are part of no step, so a "
                 "penalty that they amount to is not found.",
                 ModelStateWarning,
-                stacklevel=2,
             )
             self._n_changed = 0
 

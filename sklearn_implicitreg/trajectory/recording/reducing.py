@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.structure import weight_matrices
-from sklearn_implicitreg.penalties import as_penalty
+from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.penalties.base import Leaf
 from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, select_params
 from sklearn_implicitreg.problem.frozen import own_name
@@ -71,7 +71,8 @@ class Reduction:
         else:
             own = Data(*data) if isinstance(data, tuple) else Data(data)
             problem = adapt(model, own, Options(loss=loss, params=params))
-        found = [leaf for f in families for leaf in as_penalty(f).leaves(problem.params, problem)]
+        penalties = map(penalty_with_terms, families)
+        found = [leaf for own in penalties for leaf in own.leaves(problem.params, problem)]
         drawn = [leaf.penalty for leaf in found if is_stochastic(leaf)]
         if drawn:
             raise ValueError(

@@ -34,7 +34,7 @@ def write(
     r_factors: RFactors | None,
 ) -> None:
     """Write marks, the rows of batches, R factors and a header that JSON can hold."""
-    tensors = {key: tensor.detach() for key, tensor in _tensors(marks, rows, r_factors)}
+    tensors = {key: tensor.detach().cpu() for key, tensor in _tensors(marks, rows, r_factors)}
     header |= {
         "marks": [[mark.step, mark.epoch] for mark in marks],
         "names": list(marks[0].weights),
@@ -196,6 +196,6 @@ def _kind(tensor: Tensor) -> list[Any]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    dense = tensor.cpu().contiguous()
+    dense = tensor.contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # empty and single ones may have stride 0
     return zlib.crc32(flat.view(torch.uint8).numpy().data)

@@ -319,9 +319,8 @@ def on_device_of(trajectory: Trajectory, params: Params) -> Trajectory:
 
 def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
     """Two trajectories, one after the other."""
-    last = total.marks[-1]
-    part = on_device_of(part, last.weights)
-    first = part.marks[0]
+    part = on_device_of(part, total.marks[-1].visited)  # where float64 is
+    last, first = on_device_of(total, total.marks[-1].visited).marks[-1], part.marks[0]
     before, begin = last.weights, first.weights
     if before.keys() != begin.keys() or not all(
         torch.equal(t, begin[name]) for name, t in before.items()

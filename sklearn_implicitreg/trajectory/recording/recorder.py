@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params, ParamsSpec
+from sklearn_implicitreg.problem.vectors import wide_zeros
 from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
 from sklearn_implicitreg.trajectory.recording.applied_gradient import (
     RunningSums,
     Stretch,
     settings_of,
-    zeros,
 )
 from sklearn_implicitreg.trajectory.recording.optimizers import (
     UpdateRule,
@@ -168,7 +168,7 @@ class Recorder:
         self._steps: list[Step] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
         self._begin_sums(
-            {w: {n: zeros(p) for n, p in self._params.items() if w in summed} for w in SUMS}
+            {w: {n: wide_zeros(p) for n, p in self._params.items() if w in summed} for w in SUMS}
         )
 
     def __enter__(self) -> Recorder:

@@ -279,7 +279,7 @@ def _learned(model: Any) -> dict[str, Learned]:
         found |= {f"{name}[{i}]": own for i, own in enumerate(getattr(model, name, ()))}
     module = getattr(model, "module_", None)
     if isinstance(module, torch.nn.Module):
-        found |= {name: own.detach().double().cpu() for name, own in module.named_parameters()}
+        found |= {name: own.detach().cpu().double() for name, own in module.named_parameters()}
     return {name: np.asarray(own) for name, own in found.items() if own is not None}
 
 

@@ -31,7 +31,7 @@ from sklearn_implicitreg.problem.row_models import (
     in_forward,
     map_leaves,
 )
-from sklearn_implicitreg.problem.vectors import Params
+from sklearn_implicitreg.problem.vectors import Params, wide
 
 _OF = {
     "X": Allowed(lambda X: X is not None, ("the inputs of the rows",)),
@@ -237,7 +237,7 @@ class RowBatch:
     @property
     def total_weight(self) -> float:
         """Sum of the weights."""
-        return float(self.weight.double().sum())
+        return float(wide(self.weight).sum())
 
     def summed(self, values: object, owner: str) -> Params:
         """Weighted float64 sums of what ``rows`` returned, checked: finite numbers, one per row."""
@@ -254,8 +254,8 @@ class RowBatch:
                 )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Expected finite values for every row, got {term!r} of {owner}.")
-        weight = self.weight.double()
-        return {term: (weight * value.double()).sum() for term, value in values.items()}
+        weight = wide(self.weight)
+        return {term: (weight * wide(value)).sum() for term, value in values.items()}
 
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """The block alone, at these parameters: a batch stands for a problem of its rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,23 @@ def shaped(params: Params, theta: npt.NDArray[np.float64]) -> Params:
     parts = np.split(theta, np.cumsum([t.numel() for t in params.values()])[:-1])
     pairs = zip(params.items(), parts, strict=True)
     return {name: torch.from_numpy(part.copy()).reshape(t.shape) for (name, t), part in pairs}
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float64; on the CPU where its device has none, as MPS."""
+    try:
+        return tensor.double()
+    except TypeError:
+        return tensor.cpu().double()
+
+
+def wide_zeros(like: Tensor) -> Tensor:
+    """Float64 zeros, shaped like a tensor; on the CPU where its device has none, as MPS."""
+    kind: dict[str, Any] = {"dtype": torch.float64, "memory_format": torch.contiguous_format}
+    try:
+        return torch.zeros_like(like, **kind)
+    except TypeError:
+        return torch.zeros_like(like, device="cpu", **kind)
 
 
 def zeros_of(params: Params) -> Params:

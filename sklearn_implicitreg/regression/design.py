@@ -130,8 +130,7 @@ class Design:
         for name in self.params:
             parts, total = self._reaching.get(name, []), None
             for stack, shares in stacks(name):
-                n, device = len(shares), self.params[name].device
-                stack, shares = stack.to(device), shares.to(device)
+                n = len(shares)
                 _, columns, known, smooth, *_ = self._piece(name, 0, stack, parts)
                 stacked = columns.T.reshape(columns.shape[1], n, len(columns) // n)
                 mean = torch.tensordot(shares, stacked, ([0], [1]))

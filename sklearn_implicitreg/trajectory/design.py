@@ -124,15 +124,11 @@ def at_weights(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
     leaves = penalty.leaves(problem.params, problem)
     if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
         return problem.at(weights)
-    own = {name: weights[name].to(tensor.device) for name, tensor in problem.params.items()}
-    return replace(problem, params=own)
+    return replace(problem, params={name: weights[name] for name in problem.params})
 
 
 def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
     """Reference less applied gradient, in units of L: minus the target of the equations."""
     applied = window.mean_gradient("applied", problem)
-    value = {
-        name: gradient.value[name] - applied[name].to(gradient.value[name].device)
-        for name in problem.params
-    }
+    value = {name: gradient.value[name] - applied[name] for name in problem.params}
     return replace(gradient, value=value, absent=window.absent(problem.params))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ def write(
     r_factors: RFactors | None,
 ) -> None:
     """Write marks, the rows of batches, R factors and a header that JSON can hold."""
-    tensors = {key: tensor.detach() for key, tensor in _tensors(marks, rows, r_factors)}
+    tensors = {key: tensor.detach().cpu() for key, tensor in _tensors(marks, rows, r_factors)}
     header |= {
         "marks": [[mark.step, mark.epoch] for mark in marks],
         "names": list(marks[0].weights),
@@ -45,11 +47,20 @@ def write(
     checksum = zlib.crc32(text.encode())
     content = {"format": _FORMAT, "header": text, "checksum": checksum, "tensors": tensors}
     target = Path(file)
-    # A file in a folder of its own has a name that nobody else uses, and the usual permissions.
-    with TemporaryDirectory(prefix=".trajectory-", dir=target.parent) as folder:
-        part = Path(folder, "part")
-        torch.save(content, part)
-        os.replace(part, target)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"Expected the name of a file in a folder that is there, got {target}.")
+    try:
+        # A file in a folder of its own has a name that nobody else uses, and usual permissions.
+        with TemporaryDirectory(prefix=".trajectory-", dir=target.parent) as folder:
+            part = Path(folder, "part")
+            torch.save(content, part)
+            os.replace(part, target)
+    except (OSError, RuntimeError) as error:  # torch's own for a full disk
+        raise OSError(
+            getattr(error, "errno", None) or errno.EIO,
+            f"The trajectory cannot be written to {target} ({_reason(error)}), where all is as it "
+            "was; save it in a folder with more room, or one that can be written to.",
+        ) from error
 
 
 def read(
@@ -136,17 +147,20 @@ class _SavedMark:
 def _content(file: Path) -> dict[str, Any]:
     content: dict[str, Any]
     try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of what the file may be instead
+            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         version = content["format"]
         if version == _FORMAT:
             _check(content)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        reason = str(error).partition("\n")[0]
+        # What torch says of an unknown pickle is how to run the code in it.
+        own = isinstance(error, OSError | ValueError | LookupError)
+        reason = _reason(error) if own else "damaged, or another kind of file"
         raise ValueError(
             f"Expected a file written by Trajectory.save, got {file}, which cannot be read "
-            f"({reason}); was it cut short?"
+            f"({reason}); was it cut short? Load a copy of it, or record again."
         ) from error
     if version != _FORMAT:
         raise ValueError(
@@ -154,6 +168,11 @@ def _content(file: Path) -> dict[str, Any]:
             "the version that wrote it."
         )
     return content
+
+
+def _reason(error: Exception) -> str:
+    """Why the system, or torch, could not do it."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def _check(content: dict[str, Any]) -> None:
@@ -196,6 +215,6 @@ def _kind(tensor: Tensor) -> list[Any]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    dense = tensor.cpu().contiguous()
+    dense = tensor.contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # empty and single ones may have stride 0
     return zlib.crc32(flat.view(torch.uint8).numpy().data)

@@ -10,7 +10,7 @@ from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
 from sklearn_implicitreg.trajectory.references import as_reference
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
-from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
 
 
 def trajectory_targets(
@@ -62,4 +62,4 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
             f"Expected a trajectory of this model, which has {list(problem.params)}, got one of "
             f"{list(found.names)}."
         )
-    return found
+    return on_device_of(found, problem.params)

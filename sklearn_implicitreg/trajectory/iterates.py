@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.parameters import NOTHING, Allowed, check, integer, number
+from sklearn_implicitreg.problem.vectors import wide, wide_zeros
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.vectors import minus, moved
 from sklearn_implicitreg.trajectory.window import Step
@@ -55,7 +56,7 @@ def recorded(
     here = tensors(first)
     rates = _rates(lr)
     slopes = iter(() if gradients is None else gradients)
-    zeros = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in here.items()}
+    zeros = {n: wide_zeros(t) for n, t in here.items()}
     consumed = {} if gradients is None else zeros
     marks, steps, dropped = [Mark(0, 0, here, zeros, consumed, zeros)], [], 0
     before = first
@@ -170,15 +171,15 @@ def _finite(params: Params) -> bool:
 
 
 def _next(last: Mark, there: Params, rate: float, gradient: Any, n_steps: int) -> Mark:
-    old = {name: t.double() for name, t in last.weights.items()}
-    new = {name: t.double() for name, t in there.items()}
+    old = {name: wide(t) for name, t in last.weights.items()}
+    new = {name: wide(t) for name, t in there.items()}
     applied = {n: last.applied[n] + (t - new[n]) / rate for n, t in old.items()}
     middle = old if n_steps == 1 else moved(old, minus(new, old), 0.5)
     consumed = last.consumed
     if gradient is not None:
         given = tensors(gradient)
         _check_same(old, given)
-        consumed = moved(consumed, {n: t.double() for n, t in given.items()}, n_steps)
+        consumed = moved(consumed, {n: wide(t) for n, t in given.items()}, n_steps)
     visited = moved(last.visited, middle, n_steps)
     return Mark(last.step + n_steps, last.epoch, there, applied, consumed, visited)
 
@@ -190,5 +191,5 @@ def _unmoved(here: Params, there: Params) -> frozenset[str]:
 
 
 def _rounding(weights: Params, rate: float) -> float:
-    sizes = [float(t.double().norm()) * torch.finfo(t.dtype).eps / 2 for t in weights.values()]
+    sizes = [float(wide(t).norm()) * torch.finfo(t.dtype).eps / 2 for t in weights.values()]
     return math.hypot(*sizes) / rate

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +57,11 @@ class Mark:
         tensor: Tensor = getattr(self, what)[name]
         return tensor
 
+    def on(self, device: torch.device) -> Mark:
+        """The mark with its tensors on a device, where they are moved when they are read."""
+        there = all(t.device == device for what in PARTS for t in vars(self)[what].values())
+        return self if there else StoredMark(self.step, self.epoch, _Moved(self, device))
+
 
 class Source(Protocol):
     """Where the tensors of a stored mark are."""
@@ -83,12 +90,33 @@ class StoredMark(Mark):
         """One tensor, read without the others."""
         return self._source.read(what, name)[name]
 
+    def on(self, device: torch.device) -> Mark:
+        """The mark with its tensors on a device, where they are moved when they are read."""
+        return StoredMark(self.step, self.epoch, _Moved(self, device))
+
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """A mark in a temporary folder travels as its tensors, others by the name of the file."""
         source = self._source.kept()
         if source is None:
             return Mark, (self.step, self.epoch, *[self._source.read(what) for what in PARTS])
         return StoredMark, (self.step, self.epoch, source)
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A mark as another device reads it."""
+
+    mark: Mark
+    device: torch.device
+
+    def read(self, what: str, only: str | None = None) -> Params:
+        if only is not None:
+            return {only: self.mark.tensor(what, only).to(self.device)}
+        return {name: t.to(self.device) for name, t in getattr(self.mark, what).items()}
+
+    def kept(self) -> Source | None:
+        """The mark knows how it travels."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -133,17 +161,22 @@ class _Block:
             self.shelf.wait()
         end = self.places[-1].stop
         try:
-            size = self.file.stat().st_size
+            if self.file.stat().st_size < end:
+                raise ValueError(
+                    f"Expected a whole mark in {self.file}, got one that was cut short; record "
+                    "again."
+                )
+            block = np.memmap(self.file, np.uint8, "c", shape=(end,))
         except FileNotFoundError as error:
             raise ValueError(
                 f"Expected the marks of this trajectory in {self.file}, which is gone; save a "
                 "trajectory with trajectory.save(file) before removing its folder."
             ) from error
-        if size < end:
+        except OSError as error:
             raise ValueError(
-                f"Expected a whole mark in {self.file}, got one that was cut short; record again."
-            )
-        block = np.memmap(self.file, np.uint8, "c", shape=(end,))
+                f"Expected a mark in {self.file}, which cannot be read ({error.strerror}); give "
+                "it back, or record again."
+            ) from error
         own = [place for place in self.places if place.what == what]
         return {place.name: place.of(block) for place in own if only in (None, place.name)}
 
@@ -161,22 +194,16 @@ class Shelf:
     def __init__(self, directory: str | PathLike[str] | None = None):
         # A temporary folder goes with the last mark that needs it.
         self.temporary = directory is None
-        self._writer = ThreadPoolExecutor(max_workers=1)
-        self._pending: Future[None] | None = None
+        self._writer: Thread | None = None
+        self.failed: OSError | None = None  # what the disk did not take
         self._stage: npt.NDArray[np.uint8] | None = (
             None  # bytes that are being written, in memory that is reused
         )
         if directory is None:
             self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
-            weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+            weakref.finalize(self, _remove, self.path, os.getpid())
         else:
-            self.path = Path(directory)
-            self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.glob("mark-*.bin")):
-                raise ValueError(
-                    f"Expected a folder without marks of another recording, got {self.path}; "
-                    "give an empty one."
-                )
+            self.path = _empty_folder(Path(directory))
 
     def put(self, mark: Mark) -> StoredMark:
         """Write a mark; one of the same step is replaced."""
@@ -189,7 +216,8 @@ class Shelf:
         for place in block.places:
             place.of(self._stage).copy_(getattr(mark, place.what)[place.name].detach())
         # One call with one block: the writer holds up nobody while it waits for the disk.
-        self._pending = self._writer.submit(_write, block.file, self._stage.data)
+        self._writer = Thread(target=self._write, args=(block.file, self._stage.data))
+        self._writer.start()
         return StoredMark(mark.step, mark.epoch, block)
 
     def close(self) -> None:
@@ -198,10 +226,44 @@ class Shelf:
         self._stage = None
 
     def wait(self) -> None:
-        """Until the last mark is written; raises what stopped it."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+        """Until the last mark is written, or has failed."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def _write(self, file: Path, block: memoryview) -> None:
+        """Write; what stops it is kept for the thread that records, and no part of a mark."""
+        try:
+            _write(file, block)
+        except OSError as error:
+            self.failed = error
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _empty_folder(folder: Path) -> Path:
+    """Folder for marks, made where its parent is there; ValueError where it cannot take them."""
+    try:
+        folder.mkdir(exist_ok=True)
+        if any(folder.iterdir()):
+            raise ValueError(
+                f"Expected an empty folder for the marks, got {folder} with files in it; give "
+                "another one, or one that is not there yet."
+            )
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            "Expected an empty folder for the marks, or a new one in a folder that is there, got "
+            f"{folder} ({error.strerror}); give a folder that can be written to."
+        ) from error
+    return folder
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Remove a temporary folder, in the process that made it and not in its forks."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(file: Path, block: memoryview) -> None:
@@ -237,18 +299,53 @@ class Kept:
 
     def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
         self.marks: list[Mark] = []
+        self.failed: OSError | None = None  # what ends the recording
         self._shelf = None if directory is None else Shelf(directory)
         self._limit = memory_limit
 
     def put(self, mark: Mark) -> None:
         """Keep a mark; one of the same step is replaced."""
-        if self.marks and self.marks[-1].step == mark.step:
+        self.wait()
+        if self.failed is not None:
+            return
+        replaced = bool(self.marks) and self.marks[-1].step == mark.step
+        n = len(self.marks) - replaced
+        try:
+            if self._shelf is None and self._is_full(mark, n + 1):
+                self._move_to_disk()
+            self.marks[n:] = [copied(mark) if self._shelf is None else self._shelf.put(mark)]
+        except OSError as error:
+            self.failed = error
+
+    def wait(self) -> None:
+        """Until the last mark is written; it is dropped where the disk did not take it."""
+        if self._shelf is None or self.failed is not None:
+            return
+        self._shelf.wait()
+        self.failed = self._shelf.failed
+        if self.failed is not None:
             self.marks.pop()
-        size = sum(t.nbytes for what in PARTS for t in getattr(mark, what).values())
-        if self._shelf is None and size * (len(self.marks) + 1) > self._limit:
-            self._shelf = Shelf()
-            self.marks = [self._shelf.put(kept) for kept in self.marks]
-        self.marks.append(copied(mark) if self._shelf is None else self._shelf.put(mark))
+
+    def _move_to_disk(self) -> None:
+        shelf = Shelf()
+        stored: list[Mark] = [shelf.put(kept) for kept in self.marks]
+        shelf.wait()
+        if shelf.failed is not None:
+            raise shelf.failed
+        self.marks, self._shelf = stored, shelf
+
+    @property
+    def folder(self) -> Path:
+        """Where the marks on disk are, or would be."""
+        return Path(tempfile.gettempdir()) if self._shelf is None else self._shelf.path
+
+    def _is_full(self, mark: Mark, n: int) -> bool:
+        """Whether n such marks exceed the limit on one of the devices that they lie on."""
+        sizes: Counter[torch.device] = Counter()
+        for what in PARTS:
+            for tensor in getattr(mark, what).values():
+                sizes[tensor.device] += tensor.nbytes
+        return max(sizes.values(), default=0) * n > self._limit
 
     def settle(self, steps: Sequence[Any]) -> None:
         """Called before the step after a mark, which is final then."""
@@ -259,9 +356,11 @@ class Kept:
 
     def close(self, steps: Sequence[Any]) -> None:
         """Called when recording ends."""
+        self.wait()
         if self._shelf is not None:
             self._shelf.close()
 
     def recorded(self) -> tuple[tuple[Mark, ...], Any]:
         """The marks, and the R factors where they hold these instead of weights."""
+        self.wait()
         return tuple(self.marks), None

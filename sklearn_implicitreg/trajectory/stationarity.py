@@ -90,7 +90,7 @@ def _beside(trajectory: Trajectory, params: Params) -> list[Window]:
 
 def _is_at(mark: Mark, params: Params) -> bool:
     weights = mark.weights
-    return all(torch.equal(weights[n].double().cpu(), t.double().cpu()) for n, t in params.items())
+    return all(torch.equal(weights[n].double(), t.double()) for n, t in params.items())
 
 
 def _vector(gradient: LossGradient, place: Place, names: Sequence[str]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.parameters import NOTHING, check, choice, instance, integer, shown
 from sklearn_implicitreg.trajectory.files import read, write
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
@@ -326,12 +327,19 @@ class Trajectory:
         return total
 
 
+def on_device_of(trajectory: Trajectory, params: Params) -> Trajectory:
+    """The trajectory as it is read on the device of some tensors, wherever its marks are."""
+    device = next(iter(params.values())).device
+    return replace(trajectory, marks=tuple(mark.on(device) for mark in trajectory.marks))
+
+
 def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
     """Two trajectories, one after the other."""
-    last, first = total.marks[-1], part.marks[0]
+    part = on_device_of(part, total.marks[-1].visited)  # where float64 is
+    last, first = on_device_of(total, total.marks[-1].visited).marks[-1], part.marks[0]
     before, begin = last.weights, first.weights
     if before.keys() != begin.keys() or not all(
-        torch.equal(t, begin[name].to(t.device)) for name, t in before.items()
+        torch.equal(t, begin[name]) for name, t in before.items()
     ):
         raise ValueError(
             "Expected trajectories that continue each other, got a start that is not where the "

@@ -481,6 +481,8 @@ def _target_tensor(y: Any) -> tuple[Any, Tensor | None, npt.NDArray[Any] | None]
 def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     if sample_weight is None:
         return None
+    if isinstance(sample_weight, Tensor):
+        sample_weight = sample_weight.detach().cpu()
     weight = torch.as_tensor(as_numbers("sample_weight", sample_weight).copy())
     if n_rows is None:
         raise ValueError(

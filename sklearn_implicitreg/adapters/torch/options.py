@@ -17,6 +17,7 @@ from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem.vectors import wide
 
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -34,10 +35,10 @@ _AUTO_BATCH_NUMBERS = 2**24  # numbers in the inputs of a batch: 128 MB in float
 
 
 def device_of(spec: Any, params: Params) -> torch.device:
-    """Device that an option names; by default that of the parameters."""
-    own = next(iter(params.values())).device
+    """Device that an option names; by default that of the parameters, where it has float64."""
+    first = next(iter(params.values()))
     if spec == "auto":
-        return own
+        return wide(first[:0]).device
     try:
         device = torch.device(spec)
     except (RuntimeError, TypeError) as error:
@@ -51,6 +52,11 @@ def device_of(spec: Any, params: Params) -> torch.device:
     if not there:
         found = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
         raise ValueError(f"Expected a device that is there, one of {found}, got {spec!r}.")
+    if wide(torch.empty(0, device=device)).device != torch.empty(0, device=device).device:
+        raise ValueError(
+            f"Expected a device with float64, in which gradients are summed, got {spec!r}; use "
+            "device='cpu'."
+        )
     return device
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem.vectors import wide_zeros
 from sklearn_implicitreg.trajectory.recording.optimizers import (
     Group,
     Rule,
@@ -44,7 +45,7 @@ class RunningSums:
     def add(self, name: str, term: Tensor, sign: int = 1) -> None:
         """Add a term to one sum."""
         if term.dtype != torch.float32 or term.is_sparse:
-            self.totals[name].add_(term, alpha=sign)
+            self.totals[name].add_(term.to(self.totals[name].device), alpha=sign)
         elif self._begins(name):
             self._place(name, term).copy_(term)
             if sign < 0:
@@ -55,7 +56,7 @@ class RunningSums:
     def add_quotient(self, name: str, above: Tensor, below: Tensor, factor: float) -> None:
         """Add ``factor * above / below`` to one sum, without a tensor of it."""
         if above.dtype != torch.float32:
-            self.totals[name].add_(above / below, alpha=factor)
+            self.totals[name].add_(wide(above / below), alpha=factor)
         elif self._begins(name):
             torch.div(above, below, out=self._place(name, above)).mul_(factor)
         else:
@@ -95,21 +96,16 @@ class RunningSums:
             self._n_recent[name] = 0
 
 
-def zeros(p: Tensor) -> Tensor:
-    """Sum of nothing yet, in float64."""
-    return torch.zeros_like(p, dtype=torch.float64, memory_format=torch.contiguous_format)
-
-
 def _add(total: Tensor, part: Tensor) -> None:
     """Add float32 numbers in place, in pieces that stay in the cache."""
     sums, flat = total.view(-1), part.reshape(-1)
     if part.device.type != "cpu":
-        sums += flat
+        sums += flat.to(sums.device)
         return
-    wide = torch.empty(min(_CHUNK, len(flat)), dtype=torch.float64)
+    chunk = torch.empty(min(_CHUNK, len(flat)), dtype=torch.float64)
     for start in range(0, len(flat), _CHUNK):
         narrow = flat[start : start + _CHUNK]
-        own = wide[: len(narrow)]
+        own = chunk[: len(narrow)]
         sums[start : start + _CHUNK].add_(own.copy_(narrow))
 
 
@@ -131,7 +127,7 @@ class Meter:
             return 0.0
         part = slice(None, None, max(p.numel() // _SAMPLE, 1)) if rule.entrywise else None
         start = _part(self._start, part)
-        moved = start.double() - _part(p, part).double()
+        moved = wide(start) - wide(_part(p, part))
         before, after = _cut(self._state, p, part), _cut(state, p, part)
         size = rounding_of(rule, start, moved, self._group, before, after)
         return float(size.norm()) * math.sqrt(p.numel() / max(size.numel(), 1))
@@ -142,7 +138,7 @@ class StepByStep(Meter):
 
     def __init__(self, rule: Rule, p: Tensor, group: Group, state: State):
         super().__init__(rule, p, group, torch.empty_like(p, requires_grad=False), state)
-        self._sum = zeros(p)
+        self._sum = wide_zeros(p)
 
     def restart(self, state: State) -> None:
         """Begin again at the weights as they are."""
@@ -159,7 +155,7 @@ class StepByStep(Meter):
             return
         p = self._p.detach()
         for part in _slices(p) if self._rule.entrywise else (None,):
-            moved = _part(self._start, part).double() - _part(p, part).double()
+            moved = wide(_part(self._start, part)) - wide(_part(p, part))
             before, after = _cut(self._state, p, part), _cut(state, p, part)
             _part(self._sum, part).add_(self._rule.applied(moved, self._group, before, after))
 
@@ -217,7 +213,7 @@ class Telescope(Meter):
         decoupled = bool(self._group.get("decoupled_weight_decay"))
         if not self._sums.totals:
             self._sums.totals = {
-                name: zeros(p) for name in ("moment", "direction")[: 1 + decoupled]
+                name: wide_zeros(p) for name in ("moment", "direction")[: 1 + decoupled]
             }
         self._sums.add("moment", state["exp_avg"])
         if decoupled:
@@ -236,7 +232,7 @@ class Telescope(Meter):
         key, p = self._rule.remembered[0], self._p.detach()
         self._sums.flush()
         for part in _slices(p):
-            rate = _part(self._start, part).double() - _part(p, part).double()
+            rate = wide(_part(self._start, part)) - wide(_part(p, part))
             rate /= lr_of(self._group)
             ends = [self._live.get(key), self._state.get(key)]
             last, first = (wide(t if t is None else _part(t, part)) for t in ends)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.vectors import wide as in_float64
 
 _NEW = "start a new record(...) after changing a model"
 
@@ -161,7 +162,7 @@ def rounding_of(
     # the rounding of the weights over the step size.
     unit = torch.finfo(weights.dtype).eps / 2
     base = rule.applied(moved, group, before, after)
-    slack = weights.detach().double().abs() + 4 * moved.abs()
+    slack = wide(weights.detach()).abs() + 4 * moved.abs()
     total = (rule.applied(moved + slack, group, before, after) - base).abs()
     h = 1e-4
     changes: list[tuple[State, State]]
@@ -170,7 +171,7 @@ def rounding_of(
     for changed in changes:
         if not all(isinstance(t, Tensor) for state in changed for t in state.values()):
             continue
-        ahead = [{k: t.double() * (1 + h) for k, t in state.items()} for state in changed]
+        ahead = [{k: wide(t) * (1 + h) for k, t in state.items()} for state in changed]
         recovered = rule.applied(moved, group, {**before, **ahead[0]}, {**after, **ahead[1]})
         total += (recovered - base).abs() * (2 / h)
     return unit * (total.nan_to_num(0.0, 0.0, 0.0) + base.abs())
@@ -192,7 +193,7 @@ def lr_of(group: Group) -> float:
 
 def wide(tensor: Tensor | None) -> Any:
     """A tensor of the state in float64, 0 where there is none yet."""
-    return 0.0 if tensor is None else tensor.double()
+    return 0.0 if tensor is None else in_float64(tensor)
 
 
 def number(value: Any) -> float:

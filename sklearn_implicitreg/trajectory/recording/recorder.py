@@ -23,12 +23,12 @@ from sklearn_implicitreg.problem.parameters import (
     instance,
     integer,
 )
+from sklearn_implicitreg.problem.vectors import wide_zeros
 from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
 from sklearn_implicitreg.trajectory.recording.applied_gradient import (
     RunningSums,
     Stretch,
     settings_of,
-    zeros,
 )
 from sklearn_implicitreg.trajectory.recording.optimizers import (
     UpdateRule,
@@ -179,6 +179,7 @@ class Recorder:
         self._spare: Stretch | None = None  # ended; its memory serves the next
         self._each = self._every == 1
         self._pending = self._stale = self._called = False
+        self._stopped = False  # where the disk took no more
         self._idle, self._n_changed = "", 0
         self._skipped: frozenset[str] = frozenset()  # by the last step
         self._frozen: frozenset[str] = frozenset()
@@ -188,7 +189,7 @@ class Recorder:
         self._steps: list[Step] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
         self._begin_sums(
-            {w: {n: zeros(p) for n, p in self._params.items() if w in summed} for w in SUMS}
+            {w: {n: wide_zeros(p) for n, p in self._params.items() if w in summed} for w in SUMS}
         )
 
     def __enter__(self) -> Recorder:
@@ -196,13 +197,14 @@ class Recorder:
             raise ValueError(
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
-        _RECORDED.add(self._optimizer)
-        pre = self._optimizer.register_step_pre_hook(self._before)
-        self._handles = [pre, self._optimizer.register_step_post_hook(self._after)]
         if self._marks:
             self._stale = True  # weights may have changed outside
         else:
             self._mark()
+            self._end_if_full()  # at once, before hours of training
+        _RECORDED.add(self._optimizer)
+        pre = self._optimizer.register_step_pre_hook(self._before)
+        self._handles = [pre, self._optimizer.register_step_post_hook(self._after)]
         return self
 
     def __exit__(self, kind: Any = None, *details: Any) -> None:
@@ -211,6 +213,9 @@ class Recorder:
             handle.remove()
         self._handles = []
         _RECORDED.discard(self._optimizer)
+        if self._stopped:
+            self._kept.close(self._steps)
+            return
         self._settle()
         lost = self._watched.replaced()
         if lost:
@@ -219,6 +224,7 @@ class Recorder:
             self._mark()
         self._spare = None
         self._kept.close(self._steps)
+        self._end_if_full()
         if kind is not None:
             return
         if lost:
@@ -255,6 +261,8 @@ class Recorder:
                 "Expected epoch() while steps are recorded, got it outside of the with block; "
                 "call it at the end of every epoch in the block."
             )
+        if self._stopped:
+            return
         if not self._called:
             raise ValueError(
                 "Expected steps of the recorded optimizer since the last epoch, got none; the "
@@ -311,7 +319,13 @@ class Recorder:
                 f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
                 f"steps of which {reasons}; record a run that trains."
             )
+        self._end_if_full()
         marks, r_factors = self._kept.recorded()
+        if len(marks) < 2 and self._stopped:
+            raise ValueError(
+                f"Expected at least one recorded step, got none: {self._kept.folder} was full; "
+                "give directory= a folder with more room."
+            )
         if len(marks) < 2:
             raise ValueError(
                 "Expected at least one recorded step, got none; the optimizer that was given to "
@@ -322,8 +336,10 @@ class Recorder:
         return Trajectory(marks, steps, name, settings, n_dropped, r_factors)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._settle()
         self._called = True
+        if self._stopped:
+            return
+        self._settle()
         self._check(self._watched.change(optimizer))
         self._kept.settle(self._steps)
         if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
@@ -349,6 +365,8 @@ class Recorder:
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         rows, size = self._batches.taken()
+        if self._stopped:
+            return
         if self._idle:
             self._drop(1, self._idle)
             self._stale = True
@@ -429,6 +447,7 @@ class Recorder:
         self._running = {what: RunningSums(sums[what]) for what in ("visited", "consumed")}
 
     def _roll_back(self, reason: str) -> None:
+        self._end_if_full()
         last = self._marks[-1]
         self._stretch = None
         last = copied(last)
@@ -456,10 +475,32 @@ class Recorder:
         self._close()
         weights = {name: p.detach() for name, p in self._params.items()}
         if self._marks and self._marks[-1].step == self._step and not self._finite():
+            self._end_if_full()
             weights = self._marks[-1].weights
         sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
         self._watched.remember()
         self._kept.put(Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS)))
+        if self._kept.failed is not None:
+            self._end_if_full()
+
+    def _end_if_full(self) -> None:
+        """End the recording, not the training, where a mark could not be written."""
+        self._kept.wait()
+        failed = self._kept.failed
+        if failed is None or self._stopped:
+            return
+        full = f"Marks cannot be written to {self._kept.folder} ({failed.strerror or failed})"
+        if not self._marks:
+            raise OSError(failed.errno, f"{full}; give directory= a folder with more room.")
+        self._stopped, self._pending, self._stretch = True, False, None
+        self._step = self._marks[-1].step
+        del self._steps[self._step :]
+        warn_user(
+            f"{full}: the recording ends after step {self._step}, and the training goes on. What "
+            "was recorded until there can be used; give directory= a folder with more room, or "
+            "record with a larger `every`.",
+            ModelStateWarning,
+        )
 
     @property
     def _marks(self) -> list[Mark]:

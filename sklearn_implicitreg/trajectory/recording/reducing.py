@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.adapters.torch.options import device_of
 from sklearn_implicitreg.adapters.torch.structure import weight_matrices
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.penalties.base import Leaf
@@ -81,6 +82,11 @@ class Reduction:
             )
         leaves = {(repr(leaf.penalty), leaf.names): replace(leaf, coef=None) for leaf in found}
         return cls(problem, tuple(leaves.values()), reference)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the columns are computed."""
+        return next(iter(self.problem.params.values())).device
 
     def of_window(self, window: Window) -> RFactors:
         """Equations of a window as one block, and the sums over its steps."""
@@ -172,7 +178,7 @@ class ReducedKept(Kept):
         n = len(self.marks)
         if n < 2 or len(self._blocks) == n - 1:
             return
-        start, stop = self.marks[-2:]
+        start, stop = (mark.on(self._reduction.device) for mark in self.marks[-2:])
         window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]))
         own = self._reduction.of_window(window)
         self._blocks += own.blocks
@@ -181,7 +187,7 @@ class ReducedKept(Kept):
         else:
             self._sums.add(own)
         if n > 2:
-            self.marks[-2] = bare(start)
+            self.marks[-2] = bare(self.marks[-2])
 
     def close(self, steps: Sequence[Step]) -> None:
         """Reduce the rest, unless it is less than an epoch after epochs."""
@@ -195,7 +201,8 @@ class ReducedKept(Kept):
         if self._sums is None:
             return tuple(self.marks[:1]), None
         marks = tuple(self.marks[: len(self._blocks) + 1])
-        return marks, self._reduction.signed(self._sums, self._blocks, marks[-1].weights)
+        weights = marks[-1].on(self._reduction.device).weights
+        return marks, self._reduction.signed(self._sums, self._blocks, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +220,15 @@ class _Weights(Problem):
         return self
 
     def at(self, params: Params) -> Problem:
-        return replace(self, params={n: params[n].to(t.device) for n, t in self.params.items()})
+        return replace(self, params={n: params[n] for n in self.params})
 
 
 def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
-    trained: Params = {
+    found: Params = {
         own_name(n): p.detach() for n, p in model.named_parameters() if p.requires_grad
     }
+    device = device_of("auto", found)
+    trained = {n: p.to(device) for n, p in found.items()}
     names = select_params(params, trained, {own_name(n) for n in weight_matrices(model)})
     kinds = {p.dtype for p in trained.values()}
     return _Weights(

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
+import torch
 
 from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
-from sklearn_implicitreg.trajectory.vectors import weighted_sum
+from sklearn_implicitreg.trajectory.vectors import minus, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
 NUISANCE = "minibatch"
@@ -34,7 +35,7 @@ def gradient_and_column(
     """
     batches = named_batches(window, whole)
     plain = reference.sub_window is None and reference.weighted and reference.n_nodes == 1
-    if plain and batches is not None:
+    if plain and batches is not None and _merged(window, whole):
         found = whole.at(window.mean("visited")).mean_and_spread(batches)
         if found is not None:
             return found
@@ -63,7 +64,9 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     there = whole.at(window.mean("visited"))
     batches = named_batches(window, whole)
     if batches is not None:
-        return there.spread_gradient(batches, gradient.value)
+        if _merged(window, whole):
+            return there.spread_gradient(batches, gradient.value)
+        return _accumulated_spread(whole, window, gradient)
     sizes = np.array([step.batch_size or 0 for step in window.steps], dtype=np.float64)
     n_rows = whole.n_rows or 0
     if sizes.min() < 1 or sizes.max() > n_rows:
@@ -78,6 +81,25 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     return {name: factor * column for name, column in spread.items()}
 
 
+def _accumulated_spread(whole: Problem, window: Window, gradient: LossGradient) -> Params:
+    """The same of steps that are no mean over the rows of their batches."""
+    there = whole.at(window.mean("visited"))
+    total: Params = {name: torch.zeros_like(g) for name, g in gradient.value.items()}
+    for step in window.steps:
+        used = step.used(whole) or []
+        alone = [(there.take(rows, np.ones(len(rows))), share) for rows, _, share in used]
+        own = weighted_sum([p.gradient().value for p, _ in alone], [share for _, share in alone])
+        away = minus(own, gradient.value)
+        for part, share in alone:
+            for name, product in part.hvp(away).items():
+                total[name] += product * (2 * share / window.n_steps)
+    return total
+
+
+def _merged(window: Window, whole: Problem) -> bool:
+    return all(step.merged(whole) for step in window.steps)
+
+
 def mean_column(columns: Sequence[Params]) -> Params:
     """Mean over windows: the noise of random batches in a column would shrink its coefficient."""
     return weighted_sum(columns, [1 / len(columns)] * len(columns))
@@ -89,3 +111,10 @@ def named_batches(window: Window, whole: Problem) -> list[Indices] | None:
     n_rows = whole.n_rows or 0
     known = len(batches) == window.n_steps and all(rows.max() < n_rows for rows in batches)
     return batches if known else None
+
+
+def batches_of_penalty(window: Window, problem: Problem) -> tuple[Indices, ...] | None:
+    """Rows that penalties on batches take for those of a step; None where they are no mean."""
+    known = [step for step in window.steps if step.rows is not None]
+    merged = all(step.merged(problem) for step in known)
+    return tuple(s.rows for s in known if s.rows is not None) or None if merged else None

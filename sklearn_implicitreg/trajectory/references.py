@@ -13,6 +13,11 @@ from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window, check_count
 
+_UNNAMED = (
+    "reference='batch' and sub-windows need the rows of every batch; name them with "
+    "recorder.batch(rows) while recording, and give the data set they count in."
+)
+
 
 class Reference(Protocol):
     """A reference has one duty: the mean gradient over the steps of a window."""
@@ -65,7 +70,7 @@ class Gradient:
         gradients = [
             _at(problem, part, node, exact=exact)
             if exact or self.weighted
-            else problem.at(node).gradient()
+            else scaled(problem.at(node).gradient(), part.loss_factor(problem))
             for part in parts
             for node in self._nodes(part)
         ]
@@ -104,7 +109,7 @@ class Batch:
         """One pass over each batch."""
         parts = list(sub_windows(window, 1))
         gradients = [
-            at_mean(replace(problem, draw=self.n_draws * part.start.step + k), part, exact=True)
+            _of_step(replace(problem, draw=self.n_draws * part.start.step + k), part)
             for part in parts
             for k in range(self.n_draws)
         ]
@@ -150,7 +155,9 @@ class Flow:
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
         rates = [step.lr for step in window.steps]
-        time = float(window.scales(problem) @ rates)  # of the flow of L
+        scales = window.scales(problem)
+        factors = [step.loss_factor(problem) for step in window.steps]
+        time = float(scales * factors @ rates)  # of the flow of L
         n = self.n_substeps * window.n_steps
         start = {name: t.double() for name, t in window.start.weights.items()}
         end, first = dict(start), None
@@ -158,7 +165,8 @@ class Flow:
             end, slope = runge_kutta(problem, end, time / n)
             first = first or slope
         assert first is not None
-        value = {name: (start[name] - end[name]) / time for name in problem.params}
+        unit = float(scales @ rates)
+        value = {name: (start[name] - end[name]) / unit for name in problem.params}
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 
@@ -223,18 +231,32 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     """Gradient at some weights, rows weighted as the window used them."""
     there = problem.at(params)
     n_rows = there.n_rows
-    weights = None if n_rows is None else window.row_weights(n_rows, problem.masses)
+    weights = None if n_rows is None else window.row_weights(problem)
+    if weights is None and exact:
+        raise ValueError(_UNNAMED)
+    factor = window.loss_factor(problem)
     if weights is None:
-        if exact:
-            raise ValueError(
-                "reference='batch' and sub-windows need the rows of every batch; name them with "
-                "recorder.batch(rows) while recording, and give the data set they count in."
-            )
-        return there.gradient()
+        return scaled(there.gradient(), factor)
     used = np.flatnonzero(weights)
     if len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max():
-        return there.gradient()
-    return there.take(used, weights[used]).gradient()
+        return scaled(there.gradient(), factor)
+    return scaled(there.take(used, weights[used]).gradient(), factor)
+
+
+def _of_step(problem: Problem, window: Window) -> LossGradient:
+    """Gradient that a step was made on; of accumulated ones each is of its own batch."""
+    if len(window.steps[0].parts) < 2:
+        return at_mean(problem, window, exact=True)
+    # Not all rows at once: a normalization has the statistics of each batch.
+    alone = window.batches(problem)
+    if alone is None:
+        raise ValueError(_UNNAMED)
+    return _weighted([at_mean(problem, own, exact=True) for own, _ in alone], [s for _, s in alone])
+
+
+def scaled(gradient: LossGradient, factor: float) -> LossGradient:
+    """Gradient of a multiple of the loss."""
+    return gradient if factor == 1 else _weighted([gradient], [factor])
 
 
 def sub_windows(window: Window, size: int) -> Iterator[Window]:
@@ -254,7 +276,10 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
 
 def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
     total = sum(part.n_steps for part in parts)
-    shares = [part.n_steps / total for part in parts]
+    return _weighted(gradients, [part.n_steps / total for part in parts])
+
+
+def _weighted(gradients: list[LossGradient], shares: list[float]) -> LossGradient:
     pairs = list(zip(shares, gradients, strict=True))
     return LossGradient(
         weighted_sum([g.value for g in gradients], shares),

@@ -194,7 +194,7 @@ class Trajectory:
             "settings": self.settings,
             "n_dropped": self.n_dropped,
             "begins_epoch": self.begins_epoch,
-            "steps": [[step.lr, step.batch_size, step.rounding] for step in self.steps],
+            "steps": [[s.lr, s.batch_size, s.rounding, s.parts] for s in self.steps],
         }
         write(path, header, self.marks, [step.rows for step in self.steps], self.r_factors)
 
@@ -227,8 +227,8 @@ class Trajectory:
             for key, value in header["settings"].items()
         }
         steps = tuple(
-            Step(lr, rows, size, rounding)
-            for rows, (lr, size, rounding) in zip(batches, header["steps"], strict=True)
+            Step(lr, rows, size, rounding, tuple(map(tuple, parts)))
+            for rows, (lr, size, rounding, parts) in zip(batches, header["steps"], strict=True)
         )
         begins = header.get("begins_epoch", True)
         own = (header["optimizer"], settings, header["n_dropped"], r_factors, begins)

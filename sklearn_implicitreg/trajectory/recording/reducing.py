@@ -20,7 +20,12 @@ from sklearn_implicitreg.problem.frozen import own_name
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.design import deviation, is_stochastic, window_design
 from sklearn_implicitreg.trajectory.marks import Kept, Mark, bare
-from sklearn_implicitreg.trajectory.minibatch import NUISANCE, gradient_and_column, named_batches
+from sklearn_implicitreg.trajectory.minibatch import (
+    NUISANCE,
+    batches_of_penalty,
+    gradient_and_column,
+    named_batches,
+)
 from sklearn_implicitreg.trajectory.r_factors import (
     Block,
     Cell,
@@ -93,8 +98,7 @@ class Reduction:
             gradient, nuisance = gradient_and_column(whole, window, reference)
         else:
             gradient = reference.mean_gradient(whole, window)
-        batches = tuple(step.rows for step in window.steps if step.rows is not None)
-        here = replace(self.problem, batches=batches or None)
+        here = replace(self.problem, batches=batches_of_penalty(window, self.problem))
         means = [window_design(LeafPenalty(leaf), here, window) for leaf in self.leaves]
         cells: list[Cell] = []
         designs: Params = {}

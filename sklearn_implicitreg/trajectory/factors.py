@@ -30,7 +30,7 @@ def check_factors(problem: Problem, windows: Sequence[Window]) -> None:
     claimed, size = changes.pop("named"), changes.pop("applied")
     best = min(changes, key=lambda name: changes[name])
     if claimed > 1e-6 * size and changes[best] < min(claimed / _BETTER, _SEEN * size):
-        steps = (step for part in parts for step in part.steps)
+        steps = (step for window in windows for step in window.steps)
         step = next(step for step in steps if len(step.parts) > 1)
         own = ", ".join(f"{factor:.4g}" for factor in step.factors(problem))
         raise ValueError(
@@ -69,6 +69,7 @@ def _alternatives(
         named = step.factors(problem)
         m = len(named)
         own = np.array(sizes[first : first + m], dtype=np.float64)
+        last = np.arange(m) == m - 1
         kinds = {
             "named": named,
             "undivided losses (weight=1)": np.ones(m),
@@ -76,7 +77,8 @@ def _alternatives(
             "losses weighted by their rows (weight=rows of the batch / rows of the step)": (
                 own / own.sum()
             ),
-            "the last batch alone (the gradients of the others were zeroed)": np.arange(m) == m - 1,
+            "the last batch alone (the gradients of the others were zeroed)": last * named,
+            "the undivided loss of the last batch alone": last,
             **{f"losses divided by {n} (weight=1/{n})": np.ones(m) / n for n in counts if n > 1},
         }
         for name, factors in kinds.items():
@@ -86,19 +88,19 @@ def _alternatives(
 
 
 def _chosen(windows: Sequence[Window]) -> list[Window]:
-    """Stretches whose steps have several batches, and one of each other make."""
+    """Stretches between marks: two of the first make, and one of each other."""
+    if not any(len(step.parts) > 1 for window in windows for step in window.steps):
+        return []
     kinds: dict[tuple[Any, ...], int] = {}
     chosen = []
-    for window in windows:
-        for part in window.parts():
-            kind = tuple(step.parts or ((step.batch_size, None),) for step in part.steps)
-            kinds[kind] = kinds.get(kind, 0) + 1
-            if kinds[kind] <= 1 + (len(kinds) == 1):
-                chosen.append(part)
-            if len(chosen) == _PARTS:
-                break
-    several = any(len(step.parts) > 1 for part in chosen for step in part.steps)
-    return chosen if several else []
+    for part in (part for window in windows for part in window.parts()):
+        kind = tuple(step.parts or ((step.batch_size, None),) for step in part.steps)
+        kinds[kind] = kinds.get(kind, 0) + 1
+        if kinds[kind] <= 1 + (len(kinds) == 1):
+            chosen.append(part)
+        if len(chosen) == _PARTS:
+            break
+    return chosen
 
 
 def _change(values: Sequence[Params]) -> float:

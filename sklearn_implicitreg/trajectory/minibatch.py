@@ -11,7 +11,7 @@ import torch
 from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem
 from sklearn_implicitreg.trajectory.references import Gradient, Reference, at_mean, sub_windows
 from sklearn_implicitreg.trajectory.vectors import minus, weighted_sum
-from sklearn_implicitreg.trajectory.window import Window
+from sklearn_implicitreg.trajectory.window import Step, Window
 
 NUISANCE = "minibatch"
 _PARTS = 50  # of the rows, where the batches are not known
@@ -76,9 +76,19 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     order = np.random.default_rng(window.start.step).permutation(n_rows)
     parts = np.array_split(order, min(n_rows, _PARTS))
     own = np.array([len(part) for part in parts])
-    factor = float(np.mean(n_rows / sizes - 1) / np.mean(n_rows / own - 1))
+    noise = np.mean([_noise(step, whole) for step in window.steps])
+    factor = float(noise / np.mean(n_rows / own - 1))
     spread = there.spread_gradient(parts, gradient.value)
     return {name: factor * column for name, column in spread.items()}
+
+
+def _noise(step: Step, whole: Problem) -> float:
+    """Mean square of a step's noise over that of the rows, times n - 1: n / B - 1 of one batch."""
+    sizes = np.array([size for size, _ in step.parts] or [step.batch_size], dtype=np.float64)
+    shares = step.factors(whole)
+    if whole.trained_sum:
+        shares = shares * sizes / (shares @ sizes)
+    return float((whole.n_rows or 0) * (shares**2 / sizes).sum() - shares.sum() ** 2)
 
 
 def _accumulated_spread(whole: Problem, window: Window, gradient: LossGradient) -> Params:

@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.trajectory import (
     ImplicitRegularizationRecorder,
     LightningRecorder,
@@ -416,3 +417,54 @@ def test_lightning(tmp_path, n, m):
     trainer.fit(model, DataLoader(TensorDataset(X, y), batch_size=8, shuffle=True))
     est = fit((model.net, X, y, recorder.trajectory_))
     np.testing.assert_allclose(est.coef_, DECAY, rtol=1e-9)
+
+
+def test_factors_are_checked_while_recording_r_factors():
+    X, y = rows(40)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=0.02)
+    with (
+        pytest.raises(ValueError, match="undivided losses"),
+        record(net, optimizer, data=(X, y), loss="mse", families=["l2"]) as path,
+    ):
+        for _ in range(3):
+            for step in chunks(torch.arange(40), 10, 2):
+                optimizer.zero_grad()
+                for part in step:
+                    path.batch(part, accumulate=True)
+                    nn.functional.mse_loss(net(X[part]), y[part]).backward()
+                optimizer.step()
+            path.epoch()
+
+
+def test_the_noise_of_batches_whose_sizes_are_known():
+    """Mean square over random partitions, by hand, against the factor of the rows' spread."""
+    from types import SimpleNamespace
+
+    from sklearn_implicitreg.trajectory.minibatch import _noise
+    from sklearn_implicitreg.trajectory.window import Step
+
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=30)
+    step = Step(0.1, None, 12, parts=((8, 0.5), (4, 0.25)))
+    draws = rng.permuted(np.tile(values, (100_000, 1)), axis=1)[:, :12]
+    means = 0.5 * draws[:, :8].mean(1) + 0.25 * draws[:, 8:].mean(1)
+    problem = SimpleNamespace(n_rows=30, trained_sum=False)
+    expected = _noise(step, problem) * values.var() / 29
+    assert np.var(means) == pytest.approx(expected, rel=0.02)
+
+
+def test_steps_of_unknown_size_are_warned_of():
+    X, y = rows(40)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=0.02)
+    with record(net, optimizer) as path:
+        for _ in range(2):
+            for part in torch.arange(40).split(10):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(net(X[part]), y[part]).backward()
+                optimizer.step()
+            path.epoch()
+    with pytest.warns(PathNoiseWarning, match="may not use all rows"):
+        fit((net, X, y, path.trajectory), reference="gradient", window=2)
+    fit((net, X, y, path.trajectory), reference="gradient", window="epoch")

@@ -64,11 +64,12 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
         self.find_rows = find_rows
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Attach to the optimizer of the net."""
+        """Attach to the optimizer of the net, which Accelerate may have wrapped."""
         if "session_" not in vars(self):
             how = {"every": self.every, "gradients": self.gradients, "directory": self.directory}
             self.session_ = Session(**how)
-        self.session_.begin(net.module_, net.optimizer_)
+        optimizer = net.optimizer_
+        self.session_.begin(net.module_, getattr(optimizer, "optimizer", optimizer))
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
         """Learn the rows of the training part."""

@@ -30,8 +30,7 @@ def window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
 
 def _window_design(penalty: Penalty, problem: Problem, window: Window) -> Design:
     """Mean columns over the steps of a window that count."""
-    batches = tuple(step.rows for step in window.counted if step.rows is not None)
-    problem = replace(problem, batches=batches or None)
+    problem = replace(problem, batches=window.batches_of_penalty(problem))
     leaves = penalty.leaves(problem.params, problem)
     if not any([is_stochastic(leaf) for leaf in leaves]):
         if all([leaf.penalty.affine for leaf in leaves]):

@@ -22,7 +22,7 @@ from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import PARTS, Mark, StoredMark
 from sklearn_implicitreg.trajectory.r_factors import RFactors
 
-_FORMAT = 2
+_FORMAT = 3
 _BY_NAME = 2**30  # bytes of a file above which another process opens it instead of taking a copy
 _HEADER = ("marks", "names", "r_factors", "tensors")
 _LENGTHS, _ROWS, _R_FACTORS = "lengths of batches", "rows of batches", "R factors "

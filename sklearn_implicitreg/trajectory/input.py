@@ -41,7 +41,8 @@ def trajectory_targets(
 def _batch_size(trajectory: Any) -> int | None:
     """Rows of the largest batch of a recorded trajectory, if known."""
     held = getattr(trajectory, "trajectory", trajectory)
-    sizes = [step.batch_size for step in getattr(held, "steps", ()) if step.batch_size]
+    steps = getattr(held, "steps", ())
+    sizes = [n for step in steps for n in [n for n, _ in step.parts] or [step.batch_size] if n]
     return max(sizes, default=None)
 
 

@@ -15,8 +15,8 @@ from sklearn_implicitreg.trajectory.references import (
     by_steps,
     sub_windows,
 )
-from sklearn_implicitreg.trajectory.vectors import weighted_sum
-from sklearn_implicitreg.trajectory.window import Window
+from sklearn_implicitreg.trajectory.vectors import minus, weighted_sum
+from sklearn_implicitreg.trajectory.window import Step, Window
 
 NUISANCE = "minibatch"
 _PARTS = 50  # of the rows, where the batches are not known
@@ -62,7 +62,7 @@ def _gradient_and_column(
     """Both over the steps of a window that count."""
     batches = named_batches(window, whole)
     plain = reference.sub_window is None and reference.weighted and reference.n_nodes == 1
-    if plain and batches is not None:
+    if plain and batches is not None and _merged(window, whole):
         found = whole.at(window.mean("visited")).mean_and_spread(batches)
         if found is not None:
             return found
@@ -91,7 +91,9 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     there = whole.at(window.mean("visited"))
     batches = named_batches(window, whole)
     if batches is not None:
-        return there.spread_gradient(batches, gradient.value)
+        if _merged(window, whole):
+            return there.spread_gradient(batches, gradient.value)
+        return _accumulated_spread(whole, window, gradient)
     sizes = np.array([step.batch_size or 0 for step in window.counted], dtype=np.float64)
     n_rows = whole.n_rows or 0
     if sizes.min() < 1 or sizes.max() > n_rows:
@@ -101,9 +103,38 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     order = np.random.default_rng(window.start.step).permutation(n_rows)
     parts = np.array_split(order, min(n_rows, _PARTS))
     own = np.array([len(part) for part in parts])
-    factor = float(np.mean(n_rows / sizes - 1) / np.mean(n_rows / own - 1))
+    noise = np.mean([_noise(step, whole) for step in window.counted])
+    factor = float(noise / np.mean(n_rows / own - 1))
     spread = there.spread_gradient(parts, gradient.value)
     return {name: factor * column for name, column in spread.items()}
+
+
+def _noise(step: Step, whole: Problem) -> float:
+    """Mean square of a step's noise over that of the rows, times n - 1: n / B - 1 of one batch."""
+    sizes = np.array([size for size, _ in step.parts] or [step.batch_size], dtype=np.float64)
+    shares = step.factors(whole)
+    if whole.trained_sum:
+        shares = shares * sizes / (shares @ sizes)
+    return float((whole.n_rows or 0) * (shares**2 / sizes).sum() - shares.sum() ** 2)
+
+
+def _accumulated_spread(whole: Problem, window: Window, gradient: LossGradient) -> Params:
+    """The same of steps that are no mean over the rows of their batches."""
+    there = whole.at(window.mean("visited"))
+    total = zeros_of(gradient.value)
+    for step in window.counted:
+        used = step.used(whole) or []
+        alone = [(there.take(rows, np.ones(len(rows))), share) for rows, _, share in used]
+        own = weighted_sum([p.gradient().value for p, _ in alone], [share for _, share in alone])
+        away = minus(own, gradient.value)
+        for part, share in alone:
+            for name, product in part.hvp(away).items():
+                total[name] += product * (2 * share / window.n_steps)
+    return total
+
+
+def _merged(window: Window, whole: Problem) -> bool:
+    return all(step.merged(whole) for step in window.counted)
 
 
 def mean_columns(columns: Sequence[Params], windows: Sequence[Window]) -> tuple[Params, ...]:

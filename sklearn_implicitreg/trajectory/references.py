@@ -15,6 +15,11 @@ from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
+_UNNAMED = (
+    "reference='batch' and sub-windows need the rows of every batch; name them with "
+    "recorder.batch(rows) while recording, and give the data set they count in."
+)
+
 
 class Reference(Protocol):
     """A reference has one duty: the mean gradient over the steps of a window."""
@@ -71,7 +76,7 @@ class Gradient:
         gradients = [
             _at(problem, window, node, exact=exact)
             if exact or self.weighted
-            else problem.at(node).gradient()
+            else scaled(problem.at(node).gradient(), window.loss_factor(problem))
             for node in self._nodes(window)
         ]
         return _mean(problem, gradients, [window])
@@ -109,7 +114,7 @@ class Batch:
         """One pass over each batch."""
         parts = list(sub_windows(window, 1))
         gradients = [
-            by_steps(replace(problem, draw=self.n_draws * part.start.step + k), part, _of_batch)
+            by_steps(replace(problem, draw=self.n_draws * part.start.step + k), part, _of_step)
             for part in parts
             for k in range(self.n_draws)
         ]
@@ -154,19 +159,20 @@ class Flow:
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Displacement of the flow over its time."""
         start = {name: t.double() for name, t in window.start.weights.items()}
-        end, first, whole_time = dict(start), None, 0.0
+        end, first, unit = dict(start), None, 0.0
         for part in window.parts() if window.skipping else (window,):
-            moving = moved_by(problem, part)
+            moving, scales = moved_by(problem, part), part.scales(problem)
             rates = [step.lr for step in part.steps]
-            time = float(part.scales(problem) @ rates)  # of the flow of L
+            factors = [step.loss_factor(problem) for step in part.steps]
+            time = float(scales * factors @ rates)  # of the flow of L
             n = self.n_substeps * part.n_steps
-            whole_time += time
+            unit += float(scales @ rates)
             for _ in range(n if moving.params else 0):
                 end, slope = runge_kutta(moving, end, time / n)
                 first = first or slope
         if first is None:
             return _nothing(problem)
-        value = {name: (start[name] - end[name]) / whole_time for name in problem.params}
+        value = {name: (start[name] - end[name]) / unit for name in problem.params}
         return LossGradient(value, first.loss, first.weight, first.n_rows, first.scale, 0)
 
 
@@ -256,10 +262,6 @@ def _nothing(problem: Problem) -> LossGradient:
     return LossGradient(zeros_of(problem.params), float("nan"), 1.0, 1, 0.0, 0)
 
 
-def _of_batch(problem: Problem, window: Window) -> LossGradient:
-    return at_mean(problem, window, exact=True)
-
-
 def at_mean(problem: Problem, window: Window, exact: bool = False) -> LossGradient:
     """Gradient at the window's mean iterate, rows weighted as they were used."""
     return _at(problem, window, window.mean("visited"), exact=exact)
@@ -269,21 +271,36 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     """Gradient at some weights, rows weighted as the window used them."""
     there = problem.at(params)
     n_rows = there.n_rows
-    masses = None if n_rows is None else problem.masses
-    weights = None if n_rows is None else window.row_weights(n_rows, masses)
+    weights = None if n_rows is None else window.row_weights(problem)
+    if weights is None and exact:
+        raise ValueError(_UNNAMED)
+    factor = window.loss_factor(problem)
     if weights is None:
-        if exact:
-            raise ValueError(
-                "reference='batch' and sub-windows need the rows of every batch; name them with "
-                "recorder.batch(rows) while recording, and give the data set they count in."
-            )
-        return there.gradient()
+        return scaled(there.gradient(), factor)
     used = np.flatnonzero(weights)
     if len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max():
-        return there.gradient()
-    found = there.take(used, weights[used]).gradient()
+        return scaled(there.gradient(), factor)
+    found = scaled(there.take(used, weights[used]).gradient(), factor)
     # Shares of rows add up to one; what completes the gradient counts by the rows' own weights.
+    masses = problem.masses
     return replace(found, weight=float(len(weights) if masses is None else masses.sum()))
+
+
+def _of_step(problem: Problem, window: Window) -> LossGradient:
+    """Gradient that a step was made on; of accumulated ones each is of its own batch."""
+    if len(window.steps[0].parts) < 2:
+        return at_mean(problem, window, exact=True)
+    # Not all rows at once: a normalization has the statistics of each batch.
+    alone = window.batches(problem)
+    if alone is None:
+        raise ValueError(_UNNAMED)
+    gradients = [at_mean(problem, own, exact=True) for own, _ in alone]
+    return LossGradient.mean(gradients, [share for _, share in alone])
+
+
+def scaled(gradient: LossGradient, factor: float) -> LossGradient:
+    """Gradient of a multiple of the loss."""
+    return gradient if factor == 1 else LossGradient.mean([gradient], [factor])
 
 
 def sub_windows(window: Window, size: int) -> Iterator[Window]:

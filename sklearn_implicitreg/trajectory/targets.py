@@ -20,6 +20,7 @@ from sklearn_implicitreg.regression.solve import decompose
 from sklearn_implicitreg.regression.spread import observed
 from sklearn_implicitreg.trajectory.design import deviation, mean_of, window_design
 from sklearn_implicitreg.trajectory.expectations import minibatch_note, step_kinks, step_notes
+from sklearn_implicitreg.trajectory.factors import check_factors
 from sklearn_implicitreg.trajectory.minibatch import (
     NUISANCE,
     gradient_and_column,
@@ -27,7 +28,7 @@ from sklearn_implicitreg.trajectory.minibatch import (
     mean_columns,
     named_batches,
 )
-from sklearn_implicitreg.trajectory.references import Flow, Gradient, Reference, check_flow
+from sklearn_implicitreg.trajectory.references import Applied, Flow, Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.smoothness import Kinks
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Window
@@ -223,6 +224,8 @@ def targets_from_weights(
     windows = tuple(trajectory.windows(window))
     check_flow(reference, trajectory, windows)
     warn_of_single_steps(whole, windows, reference)
+    if not isinstance(reference, Applied):
+        check_factors(whole, windows)
     found, nuisances = [], []
     for part in progress(windows, "windows", len(windows), verbose):
         if has_nuisance(reference, window, windows):
@@ -300,13 +303,19 @@ def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference:
         return  # their rows are those of the steps
     n_rows = whole.n_rows or 0
     for window in windows:
-        weights = window.row_weights(n_rows)
-        unused = 1 - sum(step.batch_size or n_rows for step in window.steps) / max(n_rows, 1)
-        if weights is not None:
-            unused = float((weights == 0).mean())
+        used = [step.rows for step in window.steps if step.rows is not None]
+        sizes = [step.batch_size for step in window.steps if step.batch_size]
+        ended = window.stop.epoch > window.start.epoch
+        if len(used) == window.n_steps and max(rows.max() for rows in used) < n_rows:
+            unused = 1 - len(np.unique(np.concatenate(used))) / max(n_rows, 1)
+        elif len(sizes) == window.n_steps:
+            unused = 1 - sum(sizes) / max(n_rows, 1)
+        else:
+            unused = 0.0 if ended else 1.0
         if unused > 0.1:
+            named = "do not use all rows" if sizes else "may not use all rows (not named)"
             warn_user(
-                "The windows do not use all rows: within a shuffled epoch the batches left over "
+                f"The windows {named}: within a shuffled epoch the batches left over "
                 "pull against those used, which looks like a ridge that is not there. Use "
                 "window='epoch', or reference='batch'.",
                 PathNoiseWarning,

@@ -202,7 +202,7 @@ class Trajectory:
             "settings": self.settings,
             "n_dropped": self.n_dropped,
             "begins_epoch": self.begins_epoch,
-            "steps": [[step.lr, step.batch_size, step.rounding] for step in self.steps],
+            "steps": [[s.lr, s.batch_size, s.rounding, s.parts] for s in self.steps],
             "skipped": [sorted(own) for own in kinds],
             "skipped_by": [kinds[step.skipped] for step in self.steps],
         }
@@ -240,8 +240,8 @@ class Trajectory:
         kinds = [frozenset(own) for own in header.get("skipped", [()])]
         skipped = header.get("skipped_by", [0] * len(batches))
         steps = tuple(
-            Step(lr, rows, size, rounding, kinds[kind])
-            for rows, (lr, size, rounding), kind in zip(
+            Step(lr, rows, size, rounding, kinds[kind], tuple(map(tuple, parts)))
+            for rows, (lr, size, rounding, parts), kind in zip(
                 batches, header["steps"], skipped, strict=True
             )
         )

@@ -32,6 +32,10 @@ class Step:
         Norm of the rounding in the applied gradient; see :meth:`Trajectory.rounding`.
     skipped : frozenset of str, default=frozenset()
         Tensors that the step did not update: frozen, or without a gradient.
+    parts : tuple of (int or None, float or None), default=()
+        Number of rows of every batch whose gradients were accumulated, and the factor of its loss
+        in their sum; none where the step was on the loss of one batch. A factor None is 1 over
+        the number of batches, or 1 where the loss is a sum over rows.
     """
 
     lr: float
@@ -39,6 +43,46 @@ class Step:
     batch_size: int | None = None
     rounding: float = float("nan")
     skipped: frozenset[str] = frozenset()
+    parts: tuple[tuple[int | None, float | None], ...] = ()
+
+    def factors(self, problem: Problem) -> npt.NDArray[np.float64]:
+        """Factor of the loss of every batch in the gradient of the step."""
+        usual = 1.0 if problem.trained_sum else 1 / max(1, len(self.parts))
+        given = [usual if own is None else own for _, own in self.parts]
+        return np.array(given or [1.0])
+
+    def used(self, problem: Problem) -> list[tuple[Indices, float, float]] | None:
+        """Rows and mass of every batch, and the share of its mean loss in that of the step."""
+        if self.rows is None or self.rows.max() >= (problem.n_rows or 0):
+            return None
+        masses = problem.masses
+        ends = np.cumsum([size or 0 for size, _ in self.parts], dtype=np.int64)
+        batches = np.split(self.rows, ends[:-1])
+        sizes = [float(len(b) if masses is None else masses[b].sum()) for b in batches]
+        if not min(sizes) > 0:
+            raise ValueError(
+                "Expected batches whose rows count in the loss, got one in which all are "
+                "ignored or of weight zero."
+            )
+        shares = self.factors(problem)
+        if problem.trained_sum:  # each loss is its mean times its mass; together one mean
+            shares = shares * sizes / (shares @ sizes)
+        return list(zip(batches, sizes, shares.tolist(), strict=True))
+
+    def merged(self, problem: Problem) -> bool:
+        """Whether the step is one on the mean loss over all rows of its batches."""
+        if len(self.parts) < 2 and self.loss_factor(problem) == 1:
+            return True
+        used = None if problem.batch_normalized else self.used(problem)
+        if used is None:
+            return False
+        densities = np.array([share / size for _, size, share in used])
+        even = 1 / sum(size for _, size, _ in used)
+        return bool(np.allclose(densities, even, rtol=1e-12, atol=0))
+
+    def loss_factor(self, problem: Problem) -> float:
+        """What the shares of the batches sum to: 1 unless losses were not divided."""
+        return 1.0 if problem.trained_sum else float(self.factors(problem).sum())
 
 
 @dataclass(frozen=True)
@@ -121,7 +165,7 @@ class Window:
         masses = problem.masses
         if masses is not None and np.ptp(masses) == 0:
             scales, masses = scales * masses[0], None
-        sizes = [_mass(step, masses) for step in self.counted]
+        sizes = [_mass(step, problem, masses) for step in self.counted]
         if not all(sizes):
             what = "rows of every batch" if masses is not None else "size of every batch"
             raise ValueError(
@@ -197,24 +241,40 @@ class Window:
         updated = [name not in step.skipped for step in self.steps]
         return [sum(updated[first:last]) for first, last in pairs]
 
-    def row_weights(
-        self, n_rows: int, masses: npt.NDArray[np.float64] | None = None
-    ) -> npt.NDArray[np.float64] | None:
+    def batches_of_penalty(self, problem: Problem) -> tuple[Indices, ...] | None:
+        """Rows that penalties on batches take for those of a step; None where they are no mean."""
+        known = [(step, step.rows) for step in self.counted if step.rows is not None]
+        merged = all(step.merged(problem) for step, _ in known)
+        return tuple(rows for _, rows in known) or None if merged else None
+
+    def batches(self, problem: Problem) -> list[tuple[Window, float]] | None:
+        """The window with each batch alone, and its share in the mean; None if unknown."""
+        found = []
+        for step in self.counted:
+            used = step.used(problem)
+            if used is None:
+                return None
+            for rows, _, share in used:
+                alone = replace(step, rows=rows, batch_size=len(rows), parts=())
+                found.append((replace(self, steps=(alone,)), share / self.n_steps))
+        return found
+
+    def row_weights(self, problem: Problem) -> npt.NDArray[np.float64] | None:
         """``omega_i``: mean of 1 / batch size over the steps, 0 without row i; None if unknown."""
         # With masses of the rows it is one over the mass of the batch: what the loss multiplies
         # by the mass of the row.
-        weights = np.zeros(n_rows)
+        weights = np.zeros(problem.n_rows or 0)
         for step in self.counted:
-            if step.rows is None or step.rows.max() >= n_rows:
+            used = step.used(problem)
+            if used is None:
                 return None
-            size = len(step.rows) if masses is None else masses[step.rows].sum()
-            if not size > 0:
-                raise ValueError(
-                    "Expected batches whose rows count in the loss, got one in which all are "
-                    "ignored or of weight zero."
-                )
-            np.add.at(weights, step.rows, 1.0 / (size * self.n_steps))
+            for rows, mass, share in used:
+                np.add.at(weights, rows, share / (mass * self.n_steps))
         return weights
+
+    def loss_factor(self, problem: Problem) -> float:
+        """Loss of a step over a mean over rows, on average: 1 unless losses were not divided."""
+        return float(np.mean([step.loss_factor(problem) for step in self.counted]))
 
     @property
     def rounding(self) -> float:
@@ -222,9 +282,11 @@ class Window:
         return float(np.mean([step.rounding for step in self.steps]))
 
 
-def _mass(step: Step, masses: npt.NDArray[np.float64] | None) -> float | None:
-    if masses is None:
-        return step.batch_size
-    if step.rows is None or step.rows.max() >= len(masses):
+def _mass(step: Step, problem: Problem, masses: npt.NDArray[np.float64] | None) -> float | None:
+    """Mass of the rows of a step, each as often as its loss counts."""
+    sizes: list[float | None] = [size for size, _ in step.parts] or [step.batch_size]
+    if masses is not None:
+        sizes = [size for _, size, _ in step.used(problem) or []]
+    if not sizes or None in sizes:
         return None
-    return float(masses[step.rows].sum())
+    return float(step.factors(problem) @ np.array(sizes, dtype=np.float64))

@@ -5,6 +5,7 @@ import json
 import pickle
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,7 +64,9 @@ def test_windows():
     assert [w.n_steps for w in trajectory.windows(None)] == [1] * 9
     assert [w.n_steps for w in trajectory.windows(2)] == [2] * 4
     assert [w.n_steps for w in trajectory.windows("epoch")] == [3] * 3
-    weights = trajectory.windows("epoch")[1].row_weights(20)
+    weights = trajectory.windows("epoch")[1].row_weights(
+        SimpleNamespace(n_rows=20, masses=None, trained_sum=False)
+    )
     assert weights == pytest.approx([1 / 24] * 16 + [1 / 12] * 4)
     assert trajectory.rounding("epoch") < trajectory.rounding()
 
@@ -178,7 +181,7 @@ def changed(file, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content, _: content.update(format=99), "of format 2, got 99 in .*; read it with"),
+        (lambda content, _: content.update(format=99), "of format 3, got 99 in .*; read it with"),
         (lambda content, _: content.pop("format"), "cannot be read .'format'"),
         (
             lambda content, _: content["tensors"].pop("applied of 0.bias at mark 3"),

@@ -79,7 +79,13 @@ class LightningRecorder(SessionRecorder, _Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Name the batch, which joins those whose gradients it is accumulated with."""
-        self.session_.batch(batch, bool(batch_idx % trainer.accumulate_grad_batches))
+        n = trainer.accumulate_grad_batches
+        if not getattr(pl_module, "automatic_optimization", True):
+            self.session_.batch(batch, accumulate=True)
+        elif n == 1:
+            self.session_.batch(batch)
+        else:  # the loss is divided by n also where an epoch ends with fewer batches
+            self.session_.batch(batch, accumulate=bool(batch_idx % n), weight=1 / n)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Mark the end of an epoch."""

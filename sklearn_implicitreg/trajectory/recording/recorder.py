@@ -275,8 +275,8 @@ class Recorder:
         self._every = self._kept.end_epoch(self._epoch, self._every)
         self._mark()
 
-    def batch(self, rows: Any, *, accumulate: bool = False) -> None:
-        """Name the rows of the batch of the next step.
+    def batch(self, rows: Any, *, accumulate: bool = False, weight: float | None = None) -> None:
+        """Name the rows of the batch of the next step, once for each batch that it is made on.
 
         Parameters
         ----------
@@ -284,14 +284,23 @@ class Recorder:
             Positions of the rows in the data set, a mask of them, or only their number. The batch
             is looked up in ``data``; where a transform changed it, only its size is kept.
         accumulate : bool, default=False
-            Whether the rows join those named before, where gradients are accumulated.
+            Whether the batch joins those named since the last step, where gradients are
+            accumulated.
+        weight : float > 0, default=None
+            Factor by which the loss of this batch is multiplied before ``backward()``, for every
+            batch of a step or for none. None: each loss is divided by the number of batches; a
+            loss that is a sum over rows is not.
 
         Raises
         ------
         ValueError
-            For no rows, negative ones, or what is none of these.
+            For no rows, negative ones, or what is none of these; for a second batch before the
+            optimizer stepped without ``accumulate``; for weights of some batches only.
         """
-        self._batches.name(rows, accumulate)
+        # Gradients that come within a step are those of a closure.
+        given = [] if self._pending else [p.grad for p in self._params.values()]
+        waiting = (gradient for gradient in given if gradient is not None)
+        self._batches.name(rows, accumulate=accumulate, weight=weight, given=waiting)
 
     def rows_from(self, data: Any) -> None:
         """Data set that batches are looked up in.
@@ -364,7 +373,7 @@ class Recorder:
         self._pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        rows, size = self._batches.taken()
+        batches = self._batches.taken()
         if self._stopped:
             return
         if self._idle:
@@ -387,7 +396,8 @@ class Recorder:
         if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
             self._rounding, self._rounding_at = stretch.rounding(), self._step
         lr = self._watched.lr(optimizer)
-        self._steps.append(Step(lr, rows, size, self._rounding, self._skipped))
+        step = Step(lr, rounding=self._rounding, skipped=self._skipped, **batches)
+        self._steps.append(step)
         self._step += 1
         if self._step % self._every == 0:
             self._check(self._watched.replaced())

@@ -20,8 +20,13 @@ from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Probl
 from sklearn_implicitreg.problem.frozen import own_name
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.design import deviation, is_stochastic, window_design
+from sklearn_implicitreg.trajectory.factors import check_factors
 from sklearn_implicitreg.trajectory.marks import Kept, Mark, bare
-from sklearn_implicitreg.trajectory.minibatch import NUISANCE, gradient_and_column, named_batches
+from sklearn_implicitreg.trajectory.minibatch import (
+    NUISANCE,
+    gradient_and_column,
+    named_batches,
+)
 from sklearn_implicitreg.trajectory.r_factors import (
     Block,
     Cell,
@@ -180,6 +185,8 @@ class ReducedKept(Kept):
             return
         start, stop = (mark.on(self._reduction.device) for mark in self.marks[-2:])
         window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]))
+        if self._sums is None and self._reduction.reference != "applied":
+            check_factors(self._reduction.problem.whole(), [window])
         own = self._reduction.of_window(window)
         self._blocks += own.blocks
         if self._sums is None:

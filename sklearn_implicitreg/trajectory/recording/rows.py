@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,32 +41,87 @@ class RowFinder:
         return self._order[place] if known else None
 
 
+@dataclass(frozen=True)
+class _Named:
+    """One batch of the next step."""
+
+    rows: Indices | None
+    size: int | None
+    weight: float | None
+
+
 class Batches:
-    """What is named of the batch of the next step."""
+    """What is named of the batches of the next step."""
 
     def __init__(self) -> None:
         self.finder: RowFinder | None = None
-        self._named: list[tuple[Indices | None, int | None]] = []
+        self._named: list[_Named] = []
+        self._seen: list[tuple[int, int]] = []
 
-    def name(self, rows: Any, accumulate: bool) -> None:
-        """Take row numbers, their number, or the batch itself, which is looked up."""
-        if not accumulate:
-            self._named = []
+    def name(self, rows: Any, *, accumulate: bool, weight: Any, given: Iterable[Tensor]) -> None:
+        """Take row numbers, their number, or the batch itself, which is looked up.
+
+        ``given`` are the gradients that wait for the step.
+        """
+        own = None if weight is None else _weight(weight)
+        found, size = self._looked_up(rows)
+        gradients = list(given)
+        seen = [(id(gradient), gradient._version) for gradient in gradients]
+        if self._named and accumulate and (own is None) != (self._named[0].weight is None):
+            raise ValueError(
+                "Expected weight= for every batch of a step or for none, got it for some; give "
+                "each the factor by which its loss is multiplied."
+            )
+        if self._named and not accumulate and seen != self._seen and _waits(gradients):
+            raise ValueError(
+                "Expected one batch(...) for each step, got a second one after a backward pass and "
+                "before the optimizer stepped; where gradients are accumulated call "
+                "batch(rows, accumulate=True), with weight= unless each loss is divided by the "
+                "number of batches. Where a step was left out, call optimizer.zero_grad() first."
+            )
+        self._named = (
+            [*self._named, _Named(found, size, own)] if accumulate else [_Named(found, size, own)]
+        )
+        self._seen = seen
+
+    def _looked_up(self, rows: Any) -> tuple[Indices | None, int | None]:
         if not _has_rows(rows):
-            self._named.append((None, _size(rows)))
-            return
+            return None, _size(rows)
         found = _positions(rows, self.finder)
         if found is None and self.finder is not None:
             found = self.finder.find(rows)
-        self._named.append((found, _n_rows(rows) if found is None else len(found)))
+        return found, _n_rows(rows) if found is None else len(found)
 
-    def taken(self) -> tuple[Indices | None, int | None]:
-        """Rows and size of the batch, which is then forgotten."""
+    def taken(self) -> dict[str, Any]:
+        """What a step holds of its batches, which are then forgotten."""
         named, self._named = self._named, []
-        rows = [part for part, _ in named if part is not None]
-        sizes = [size for _, size in named if size is not None]
-        whole = np.concatenate(rows) if named and len(rows) == len(named) else None
-        return whole, sum(sizes) if named and len(sizes) == len(named) else None
+        rows = [batch.rows for batch in named if batch.rows is not None]
+        sizes = [batch.size for batch in named if batch.size is not None]
+        plain = len(named) < 2 and all(batch.weight in (None, 1.0) for batch in named)
+        return {
+            "rows": np.concatenate(rows) if named and len(rows) == len(named) else None,
+            "batch_size": sum(sizes) if named and len(sizes) == len(named) else None,
+            "parts": () if plain else tuple((batch.size, batch.weight) for batch in named),
+        }
+
+
+def _weight(weight: Any) -> float:
+    if isinstance(weight, Tensor | np.ndarray) and not weight.ndim:
+        weight = weight.item()
+    real = isinstance(weight, Real) and not isinstance(weight, bool | np.bool_)
+    if not real or not 0 < weight < float("inf"):
+        raise ValueError(
+            "Expected weight to be the factor > 0 by which the loss of the batch was multiplied, "
+            f"such as 1 / 4, got {weight!r}."
+        )
+    return float(weight)
+
+
+def _waits(gradients: list[Tensor]) -> bool:
+    """Whether the next step would be on these gradients."""
+    # Zeroed ones, and infinite ones that a scaler leaves out, are of a step that was not made.
+    sizes = [float(gradient.detach().norm()) for gradient in gradients]
+    return any(sizes) and bool(np.isfinite(sizes).all())
 
 
 def _n_rows(batch: Any) -> int | None:

@@ -58,10 +58,10 @@ class Session:
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
             return  # a stream, or samples that need the loader's own collate function
 
-    def batch(self, batch: Any, accumulate: bool = False) -> None:
+    def batch(self, batch: Any, accumulate: bool = False, weight: float | None = None) -> None:
         """Name the batch of the next step."""
         if self._attached is not None:
-            self._attached.batch(batch, accumulate=accumulate)
+            self._attached.batch(batch, accumulate=accumulate, weight=weight)
 
     def epoch(self) -> None:
         """End of an epoch."""

@@ -64,11 +64,12 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
         self.find_rows = find_rows
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Attach to the optimizer of the net."""
+        """Attach to the optimizer of the net, which Accelerate may have wrapped."""
         if "session_" not in vars(self):
             how = {"every": self.every, "gradients": self.gradients, "directory": self.directory}
             self.session_ = Session(**how)
-        self.session_.begin(net.module_, net.optimizer_)
+        optimizer = net.optimizer_
+        self.session_.begin(net.module_, getattr(optimizer, "optimizer", optimizer))
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
         """Learn the rows of the training part."""
@@ -78,13 +79,21 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     def on_batch_begin(
         self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any
     ) -> None:
-        """Name the batch."""
+        """Name the batch, which joins those that the optimizer has not stepped on."""
         if training:
-            self.session_.batch(batch)
+            self.session_.batch(batch, accumulate=True, weight=_factor(net))
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Mark the end of an epoch."""
         self.session_.epoch()
+
+
+def _factor(net: Any) -> float | None:
+    """Factor of the net's own loss in the gradients that its steps add up, where it is known."""
+    if type(net).train_step_single is NeuralNet.train_step_single:
+        return 1.0  # it calls backward() on what get_loss returns
+    accelerator = getattr(net, "accelerator", None)
+    return 1 / getattr(accelerator, "gradient_accumulation_steps", 1) if accelerator else None
 
 
 # They write files, print, stop, start over, or record: none of them changes a step.

@@ -63,13 +63,14 @@ class TransformersRecorder(SessionRecorder, _Callback):
         self._left = len(data) if counted else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say how many rows the next step uses."""
-        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if self._left is not None:
-            size = min(size, self._left)
-            self._left -= size
-        if size:
-            self.session_.batch(size)
+        """Say how many rows the batches of the next step have."""
+        for k in range(args.gradient_accumulation_steps):
+            size = args.train_batch_size * args.world_size
+            if self._left is not None:
+                size = min(size, self._left)
+                self._left -= size
+            if size:
+                self.session_.batch(size, accumulate=k > 0)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the end of an epoch."""

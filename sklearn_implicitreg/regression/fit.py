@@ -197,8 +197,12 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
 
 
 def _resolution(equations: Equations, solution: Solution) -> Array:
-    """What rounding moves each coefficient by: where all is explained, also the solver's."""
-    left = solution.residual if is_explained(solution) else 0.0
+    """What rounding moves each coefficient by: at an endpoint, also what the solver left."""
+    left = 0.0
+    if equations.mean is None and is_explained(solution):
+        # What it left, or four standard errors where it is spread over many equations.
+        df = solution.n_equations - solution.n_used
+        left = solution.residual * min(1.0, 4 / df**0.5)
     found: Array = solution.reach * max(equations.rounding, left)
     return found
 

@@ -7,7 +7,6 @@ import functools
 import random
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     reset_generators,
 )
 from sklearn_implicitreg.adapters.torch.structure import skeleton
-from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem.frozen import STATES, own_name, parts_of, tensors_in
 
 _FEW = 4  # rows on which states of a layer are compared
@@ -118,13 +117,12 @@ class CopyCall:
             active, drawn = self._outputs(copy, names, few)
             if not drawn and not _same(active, self._outputs(copy, [], few)[0]):
                 where = f" ({', '.join(names)})" if names != [""] else ""
-                warnings.warn(
+                warn_user(
                     f"{kind}{where} computes another function in training state than in "
                     "evaluation state, which is the one taken. If it was trained so, give "
                     "module_mode='train', and the training's batch_size if it computes "
                     "statistics of batches.",
                     ModelStateWarning,
-                    stacklevel=2,
                 )
 
     def _outputs(

@@ -381,7 +381,7 @@ class TestAnswers:
         found = []
         for kind in (Plain, make):
             net, trajectory = path_of(kind)
-            options = {"mode": "trajectory", "trajectory": trajectory, "window": 2}
+            options = {"mode": "trajectory", "trajectory": trajectory, "window": "epoch"}
             options |= {"reference": reference, "family": "l2", "batch_size": 10}
             found.append(estimate(net, X_, Y_[:, None], **options).coef_path_)
         np.testing.assert_allclose(found[1], found[0], rtol=1e-9)

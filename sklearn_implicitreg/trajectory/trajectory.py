@@ -189,6 +189,13 @@ class Trajectory:
         ----------
         path : str or path-like
             An existing file is replaced once the new one is whole.
+
+        Raises
+        ------
+        ValueError
+            If it is a folder, or in one that is not there.
+        OSError
+            If it cannot be written; a file that was there stays.
         """
         header = {
             "optimizer": self.optimizer,

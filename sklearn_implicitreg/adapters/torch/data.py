@@ -365,8 +365,9 @@ def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Tensor):
-        sample_weight = sample_weight.detach().cpu()
-    weight = torch.as_tensor(np.array(sample_weight, dtype=np.float64))
+        weight = sample_weight.detach().cpu().to(torch.float64, copy=True)
+    else:
+        weight = torch.as_tensor(np.array(sample_weight, dtype=np.float64))
     if n_rows is None:
         raise ValueError(
             "Expected no sample_weight with rows whose number is not known before they are read "

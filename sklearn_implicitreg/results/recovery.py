@@ -192,8 +192,8 @@ class _Task:
         # Every arm starts from the same random numbers, and the user's stay where they were.
         with preserved_rng(next(iter(self.problem.params.values())).device):
             estimator.fit(self.data.X, self.data.y, **weights)
+            away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
         problem = adapt(estimator, self.data, self.options)
-        away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
         rows = np.square(away).reshape(len(away), -1).sum(axis=1)
         rms = float(np.sqrt(np.average(rows, weights=weight)))
         return self.arm(flat(problem.params), problem.gradient().loss, rms)

@@ -295,11 +295,11 @@ class TestNoFloat64:
             penalty = rows.fit(X_, Y_).penalty_(net, X_, Y_) + est.penalty_(net)
             penalty.backward()
             slope = float(net[0].weight.grad.sum())
+            found = [*est.coef_, est.score(X_, Y_), float(penalty.detach()), slope]
             trajectory = train(net, families=["l2"], reference="applied")
             reduced = fitted(net, trajectory, reference="applied", window=None)
-            found = [*est.coef_, est.score(X_, Y_), float(penalty.detach()), slope, *reduced.coef_]
-            parts = [train(net), train(net)]
-            return [*found, *fitted(net, Trajectory.join(parts)).coef_]
+            joined = Trajectory.join([train(net), train(net)])
+            return [*found, *reduced.coef_, *fitted(net, joined).coef_]
 
         here_and_there(answer, float64=False)
 

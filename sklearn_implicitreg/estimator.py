@@ -112,7 +112,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
     device, dtype : "auto", str or torch.device; {"auto", "float32", "float64"}, default="auto"
-        Where and how gradients are computed; by default as the model. Sums are always float64.
+        Where and how gradients are computed; by default as the model. Sums are always float64: a
+        model on a device without it (MPS) is analyzed on the CPU.
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``.
     verbose : int, default=0

@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.adapters.torch.data import preserved_rng
 from sklearn_implicitreg.endpoints.templates import weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem, flat, norm_of, shaped
@@ -189,9 +190,11 @@ class _Task:
                     f"{type(estimator).__name__}."
                 )
             weights = {name: weight}
-        estimator.fit(self.data.X, self.data.y, **weights)
+        # Every arm starts from the same random numbers, and the user's stay where they were.
+        with preserved_rng(next(iter(self.problem.params.values())).device):
+            estimator.fit(self.data.X, self.data.y, **weights)
+            away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
         problem = adapt(estimator, self.data, self.options)
-        away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
         rows = np.square(away).reshape(len(away), -1).sum(axis=1)
         rms = float(np.sqrt(np.average(rows, weights=weight)))
         return self.arm(flat(problem.params), problem.gradient().loss, rms)

@@ -192,6 +192,13 @@ class Trajectory:
         ----------
         path : str or path-like
             An existing file is replaced once the new one is whole.
+
+        Raises
+        ------
+        ValueError
+            If it is a folder, or in one that is not there.
+        OSError
+            If it cannot be written; a file that was there stays.
         """
         check("Trajectory.save", {"path": path}, _PATH)
         kinds: dict[frozenset[str], int] = {}

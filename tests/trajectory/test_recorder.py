@@ -407,17 +407,6 @@ def test_a_mark_that_was_cut_short_is_refused(tmp_path):
         _ = recorder.trajectory.marks[1].weights
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    net, optimizer = new_run()
-    with pytest.raises(OSError, match="No space left"):  # noqa: SIM117
-        with record(net, optimizer, directory=tmp_path / "marks"):
-            monkeypatch.setattr(os, "open", full)
-            steps(net, optimizer, 3)
-
-
 def test_a_temporary_folder_goes_with_the_path():
     net, optimizer = new_run()
     with record(net, optimizer, memory_limit=0) as recorder:
@@ -437,7 +426,9 @@ def test_a_folder_with_marks_is_refused(tmp_path):
     net, optimizer = new_run()
     with record(net, optimizer, directory=tmp_path) as recorder:
         steps(net, optimizer, 2)
-    with pytest.raises(ValueError, match="without marks of another recording"):
+    with pytest.raises(
+        ValueError, match="Expected an empty folder for the marks, got .* with files in it"
+    ):
         record(net, optimizer, directory=tmp_path)
     kept = recorder.trajectory
     for file in tmp_path.iterdir():

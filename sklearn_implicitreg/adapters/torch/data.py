@@ -482,8 +482,9 @@ def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Tensor):
-        sample_weight = sample_weight.detach().cpu()
-    weight = torch.as_tensor(as_numbers("sample_weight", sample_weight).copy())
+        weight = sample_weight.detach().cpu().to(torch.float64, copy=True)
+    else:
+        weight = torch.as_tensor(as_numbers("sample_weight", sample_weight).copy())
     if n_rows is None:
         raise ValueError(
             "Expected no sample_weight with rows whose number is not known before they are read "

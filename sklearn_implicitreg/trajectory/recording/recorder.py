@@ -109,10 +109,11 @@ def record(  # noqa: PLR0913
         Whether to sum the gradients that the optimizer is given, for ``reference="applied"``;
         None: with ``every=1`` only.
     directory : path-like, default=None
-        Empty folder for the marks. None keeps them in memory up to ``memory_limit``, then in a
-        temporary folder.
+        Empty folder for the marks, or a new one. None keeps them in memory, on the devices that
+        the weights are on, up to ``memory_limit``, then in a temporary folder. Where the disk is
+        full a warning names the folder, the recording ends and the training goes on.
     memory_limit : int, default=2**30
-        Bytes.
+        Bytes of marks on one device.
     update_rule : callable(displacement, group, state_before, state_after), default=None
         Returns the gradient that a step applied, for other optimizers.
 
@@ -126,7 +127,8 @@ def record(  # noqa: PLR0913
     ------
     ValueError
         For an optimizer whose gradients do not follow from its steps, or one that is recorded
-        already; for ``families`` without what their reference needs.
+        already; for ``families`` without what their reference needs; for a ``directory`` that is
+        not empty or cannot be written to.
 
     Examples
     --------

@@ -1,6 +1,7 @@
 """Nothing of the user's changes: weights, flags, buffers, generators, memory."""
 
 import copy
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,11 +19,13 @@ from module_cases import (
     rng_states,
 )
 from sklearn.base import clone
+from skorch import NeuralNetRegressor
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sklearn_implicitreg import FrozenModel
+from sklearn_implicitreg import FrozenModel, ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import AugmentationWarning
+from sklearn_implicitreg.trajectory import ContinueTraining, record
 
 
 @pytest.fixture
@@ -158,3 +161,105 @@ class TestUntouched:
         est = estimate(model, X_, Y_)
         shared = est._equations.judged.problem.params["0.weight"]
         assert shared.data_ptr() == model[0].weight.data_ptr()
+
+
+class TestInterrupted:
+    """Ctrl-C at any call of the package."""
+
+    @staticmethod
+    def interrupted(run, state_of, n_places=25):
+        """Number of interrupts that came, each of which left the state as it was."""
+        calls, at = 0, None
+
+        def trace(frame, event, _):
+            nonlocal calls
+            if event == "call" and frame.f_globals.get("__name__", "").startswith("sklearn_imp"):
+                calls += 1
+                if calls == at:
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        def watched():
+            nonlocal calls
+            calls = 0
+            sys.setprofile(trace)
+            try:
+                run()
+            finally:
+                sys.setprofile(None)
+
+        watched()
+        before, found = state_of(), 0
+        for at in np.linspace(1, calls, n_places, dtype=int).tolist():
+            try:
+                watched()
+            except KeyboardInterrupt:
+                found += 1
+            assert state_of() == before, at
+        return found
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("module_mode", ["auto", "train"])
+    def test_fit_and_score(self, busy, module_mode):
+        def run():
+            options = dict(module_mode=module_mode, random_state=0, batch_size=10)
+            estimate(busy, X_[:30], Y_[:30], **options).score(X_[30:], Y_[30:])
+
+        assert self.interrupted(run, lambda: (fingerprint(busy), rng_states())) > 15
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_record_and_probe(self, busy):
+        optimizer = torch.optim.SGD(busy.parameters(), lr=0.01)
+
+        def train_epoch(model, optimizer, recorder):
+            for rows in np.split(np.arange(20), 4):
+                recorder.batch(rows)
+                optimizer.zero_grad()
+                (model(torch.as_tensor(X_[rows])).ravel() - 1).square().mean().backward()
+                optimizer.step()
+
+        def run():
+            probe = ContinueTraining(1, train_epoch, optimizer, random_state=0)
+            how = dict(mode="trajectory", trajectory=probe, window="epoch", batch_size=5)
+            estimate(busy, X_[:20], Y_[:20], **how)
+
+        def state():
+            hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+            return fingerprint(busy), rng_states(), [len(own) for own in hooks]
+
+        assert self.interrupted(run, state) > 15
+
+    def test_a_training_that_is_recorded(self):
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with pytest.raises(KeyboardInterrupt), record(model, optimizer, memory_limit=0) as recorder:
+            for i in range(5):
+                optimizer.zero_grad()
+                model(torch.as_tensor(X_)).square().mean().backward()
+                optimizer.step()
+                if i == 3:
+                    raise KeyboardInterrupt
+        assert not optimizer._optimizer_step_pre_hooks
+        assert recorder.trajectory.n_steps == 4
+
+
+def test_generators_stay_after_recover():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.drop, self.b = nn.Linear(P, 3), nn.Dropout(0.1), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.b(self.drop(torch.tanh(self.a(x))))
+
+    X, y = X_.astype(np.float32), Y_.reshape(-1, 1).astype(np.float32)
+    torch.manual_seed(0)
+    how = dict(max_epochs=20, lr=0.1, train_split=None, verbose=0, optimizer__weight_decay=0.1)
+    net = NeuralNetRegressor(Net, **how).fit(X, y)
+    est = ImplicitRegularizationEstimator(net, family="weight_decay", positive=True).fit(X, y)
+    before, states = fingerprint(net.module_), rng_states()
+    first, second = est.recover(X, y), est.recover(X, y)
+    assert first.recovered.loss == second.recovered.loss
+    assert first.ablated.loss == second.ablated.loss
+    assert fingerprint(net.module_) == before
+    assert rng_states() == states

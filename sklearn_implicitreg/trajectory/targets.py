@@ -31,6 +31,7 @@ from sklearn_implicitreg.trajectory.minibatch import (
 from sklearn_implicitreg.trajectory.references import Applied, Flow, Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.smoothness import Kinks
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
+from sklearn_implicitreg.trajectory.vectors import norm
 from sklearn_implicitreg.trajectory.window import Window
 
 # Places of a penalty, with the mean over them.
@@ -223,7 +224,6 @@ def targets_from_weights(
     whole = problem.whole()  # the reference moves all trained tensors
     windows = tuple(trajectory.windows(window))
     check_flow(reference, trajectory, windows)
-    warn_of_single_steps(whole, windows, reference)
     if not isinstance(reference, Applied):
         check_factors(whole, windows)
     found, nuisances = [], []
@@ -234,6 +234,7 @@ def targets_from_weights(
         else:
             gradient = reference.mean_gradient(whole, part)
         found.append(deviation(problem, part, gradient))
+    warn_of_single_steps(whole, windows, reference, found)
     columns, remarks = _shared(nuisances, windows, whole)
 
     def deviations(other: Problem | None) -> Sequence[LossGradient]:
@@ -297,27 +298,54 @@ def _unknown(windows: Sequence[Window], whole: Problem) -> str:
     )
 
 
-def warn_of_single_steps(whole: Problem, windows: tuple[Window, ...], reference: Reference) -> None:
+def warn_of_single_steps(
+    whole: Problem,
+    windows: tuple[Window, ...],
+    reference: Reference,
+    found: Sequence[LossGradient] = (),
+) -> None:
     """Warn where mini-batch steps are compared with the gradient on all rows."""
     if not isinstance(reference, Gradient) or reference.sub_window is not None:
         return  # their rows are those of the steps
-    n_rows = whole.n_rows or 0
-    for window in windows:
-        used = [step.rows for step in window.steps if step.rows is not None]
-        sizes = [step.batch_size for step in window.steps if step.batch_size]
-        ended = window.stop.epoch > window.start.epoch
-        if len(used) == window.n_steps and max(rows.max() for rows in used) < n_rows:
-            unused = 1 - len(np.unique(np.concatenate(used))) / max(n_rows, 1)
-        elif len(sizes) == window.n_steps:
-            unused = 1 - sum(sizes) / max(n_rows, 1)
-        else:
-            unused = 0.0 if ended else 1.0
-        if unused > 0.1:
-            named = "do not use all rows" if sizes else "may not use all rows (not named)"
-            warn_user(
-                f"The windows {named}: within a shuffled epoch the batches left over "
-                "pull against those used, which looks like a ridge that is not there. Use "
-                "window='epoch', or reference='batch'.",
-                PathNoiseWarning,
-            )
-            return
+    shares = [_share_of_rows(whole.n_rows or 0, window) for window in windows]
+    known = [share for share in shares if share is not None]
+    epochs = all(window.stop.epoch > window.start.epoch for window in windows)
+    unknown = len(known) < len(shares) and len(found) > 1 and not epochs
+    if min(known, default=1.0) < 0.9:
+        what = "do not use all rows"
+    elif unknown and _scattered(windows, found):
+        what = "differ as steps on a part of the rows do (their batches were not named)"
+    else:
+        return
+    warn_user(
+        f"The windows {what}: within a shuffled epoch the batches left over pull against those "
+        "used, which looks like a ridge that is not there. Use window='epoch', or "
+        "reference='batch'.",
+        PathNoiseWarning,
+    )
+
+
+def _share_of_rows(n_rows: int, window: Window) -> float | None:
+    """Share of the rows that the steps of a window used; None where it is not known."""
+    rows = [step.rows for step in window.steps if step.rows is not None]
+    if len(rows) == window.n_steps and max(int(own.max()) for own in rows) < n_rows:
+        return len(np.unique(np.concatenate(rows))) / n_rows
+    sizes = [step.batch_size for step in window.steps if step.batch_size]
+    return sum(sizes) / max(n_rows, 1) if len(sizes) == window.n_steps else None
+
+
+def _scattered(windows: Sequence[Window], found: Sequence[LossGradient]) -> bool:
+    """Whether deviations turn from window to window: those of steps on all rows hardly do."""
+    sizes = [own.norm() for own in found]
+    applied = [
+        norm({n: t for n, t in w.mean("applied").items() if n in found[0].value}) for w in windows
+    ]
+    if np.linalg.norm(sizes) <= 1e-2 * np.linalg.norm(applied):
+        return False  # such as rounding; batches leave more
+    values = [own.value for own in found]
+    along = sum(
+        float((before[name] * after[name]).sum())
+        for before, after in zip(values[:-1], values[1:], strict=True)
+        for name in before
+    )
+    return along < 0.5 * float(np.dot(sizes[:-1], sizes[1:]))

@@ -454,17 +454,22 @@ def test_the_noise_of_batches_whose_sizes_are_known():
     assert np.var(means) == pytest.approx(expected, rel=0.02)
 
 
-def test_steps_of_unknown_size_are_warned_of():
+@pytest.mark.parametrize("size", [10, 20, 40])
+def test_steps_of_unknown_size_are_warned_of(size):
     X, y = rows(40)
     net = new_net()
-    optimizer = SGD(net.parameters(), lr=0.02)
+    optimizer = SGD(net.parameters(), lr=0.02, weight_decay=DECAY)
     with record(net, optimizer) as path:
-        for _ in range(2):
-            for part in torch.arange(40).split(10):
+        for _ in range(4):
+            for part in torch.arange(40).split(size):
                 optimizer.zero_grad()
                 nn.functional.mse_loss(net(X[part]), y[part]).backward()
                 optimizer.step()
             path.epoch()
-    with pytest.warns(PathNoiseWarning, match="may not use all rows"):
-        fit((net, X, y, path.trajectory), reference="gradient", window=2)
-    fit((net, X, y, path.trajectory), reference="gradient", window="epoch")
+    case = (net, X, y, path.trajectory)
+    fit(case, reference="gradient", window="epoch")
+    if size < 40:
+        with pytest.warns(PathNoiseWarning, match="differ as steps on a part of the rows do"):
+            fit(case, reference="gradient", window=1)
+    else:
+        np.testing.assert_allclose(fit(case, reference="gradient", window=1).coef_, DECAY)

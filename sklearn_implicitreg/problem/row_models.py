@@ -63,8 +63,9 @@ def in_words(expected: Callable[[], str]) -> Iterator[None]:
     except _ERRORS as error:
         if isinstance(error, TypeError) and str(error).startswith("Expected"):
             raise  # a sentence of the package
+        found = f"{type(error).__name__}: {str(error).rstrip('.')}"
         raise ValueError(
-            f"Expected {expected()}: {type(error).__name__}: {error}. Give the data as in training."
+            f"Expected {expected()}: {found}. Give the data as in training."
         ) from error
 
 

@@ -256,7 +256,8 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
-        with in_forward(self.module, batch.inputs):
+        # Where a second derivative is asked for, callers look at the errors of torch.
+        with contextlib.nullcontext() if twice else in_forward(self.module, batch.inputs):
             output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)

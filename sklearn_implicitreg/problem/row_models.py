@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,9 @@ from sklearn_implicitreg.problem.frozen import own_name, tensors_in
 from sklearn_implicitreg.problem.vectors import Params
 
 Forward = Callable[[nn.Module, Any], Any]
+Calls = dict[tuple[str, bool], list[Any]]
+
+_COLLECTED: ContextVar[Calls | None] = ContextVar("collected", default=None)
 
 
 class RowModel(Protocol):
@@ -112,9 +116,9 @@ class LinearCall:
 
 
 @contextlib.contextmanager
-def collected(layers: Mapping[str, nn.Module]) -> Iterator[dict[tuple[str, bool], list[Any]]]:
+def collected(layers: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """First input and output of every call of the layers, with the tensors' versions."""
-    calls: dict[tuple[str, bool], list[Any]] = {}
+    calls: Calls = {}
     handles = []
     for name, layer in layers.items():
         before, after = calls.setdefault((name, True), []), calls.setdefault((name, False), [])
@@ -127,11 +131,19 @@ def collected(layers: Mapping[str, nn.Module]) -> Iterator[dict[tuple[str, bool]
 
         handles.append(layer.register_forward_pre_hook(received, with_kwargs=True))
         handles.append(layer.register_forward_hook(returned))
+    token = _COLLECTED.set(calls)
     try:
         yield calls
     finally:
+        _COLLECTED.reset(token)
         for handle in handles:
             handle.remove()
+
+
+def forget_calls() -> None:
+    """Forget the calls collected so far, of a forward pass that begins again."""
+    for found in (_COLLECTED.get() or {}).values():
+        found.clear()
 
 
 def _note(into: list[Any], tree: Any) -> None:

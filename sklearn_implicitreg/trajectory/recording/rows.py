@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -57,6 +58,7 @@ class Batches:
         self.finder: RowFinder | None = None
         self._named: list[_Named] = []
         self._seen: list[tuple[int, int]] = []
+        self._there: list[weakref.ref[Tensor]] = []
 
     def name(self, rows: Any, *, accumulate: bool, weight: Any, given: Iterable[Tensor]) -> None:
         """Take row numbers, their number, or the batch itself, which is looked up.
@@ -67,12 +69,16 @@ class Batches:
         found, size = self._looked_up(rows)
         gradients = list(given)
         seen = [(id(gradient), gradient._version) for gradient in gradients]
+        # Those that were there when the last batch was named, all freed since, were of a step that
+        # was not made: a scaler leaves out infinite ones.
+        freed = bool(self._there) and all(gradient() is None for gradient in self._there)
         if self._named and accumulate and (own is None) != (self._named[0].weight is None):
             raise ValueError(
                 "Expected weight= for every batch of a step or for none, got it for some; give "
                 "each the factor by which its loss is multiplied."
             )
-        if self._named and not accumulate and seen != self._seen and _waits(gradients):
+        again = self._named and not accumulate and not freed and seen != self._seen
+        if again and _waits(gradients):
             raise ValueError(
                 "Expected one batch(...) for each step, got a second one after a backward pass and "
                 "before the optimizer stepped; where gradients are accumulated call "
@@ -82,7 +88,7 @@ class Batches:
         self._named = (
             [*self._named, _Named(found, size, own)] if accumulate else [_Named(found, size, own)]
         )
-        self._seen = seen
+        self._seen, self._there = seen, [weakref.ref(gradient) for gradient in gradients]
 
     def _looked_up(self, rows: Any) -> tuple[Indices | None, int | None]:
         if not _has_rows(rows):

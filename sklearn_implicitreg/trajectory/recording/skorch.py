@@ -21,8 +21,10 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     """Callback that records the training of a skorch net.
 
     Epochs are marked, and the rows of every batch are looked up by their content; where a
-    transform changes them only their number is known. ``partial_fit`` goes on with the same
-    trajectory, but of a net that was pickled or copied: join both by ``Trajectory.join``.
+    transform changes them only their number is known. A ``train_step`` that steps at every n-th
+    batch is followed: the batches since the last step are its own. ``partial_fit`` goes on with
+    the same trajectory, but of a net that was pickled or copied: join both by
+    ``Trajectory.join``.
 
     Parameters
     ----------

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+from sklearn.pipeline import Pipeline
+from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.data import preserved_rng
@@ -296,7 +297,23 @@ def _refitted(
 
 
 def _predicted(model: Any, X: Any) -> Array:
-    for method in ("decision_function", "predict_proba", "predict"):
-        if hasattr(model, method):
-            return np.asarray(getattr(model, method)(X), dtype=np.float64)
+    """Predictions, after which the modules of a net are in the modes that they were in."""
+    modes = [(part, part.training) for module in _modules(model) for part in module.modules()]
+    try:
+        for method in ("decision_function", "predict_proba", "predict"):
+            if hasattr(model, method):
+                return np.asarray(getattr(model, method)(X), dtype=np.float64)
+    finally:
+        for part, training in modes:
+            part.training = training
     raise TypeError(f"Expected a model with predict, got {type(model).__name__}.")
+
+
+def _modules(model: Any) -> list[nn.Module]:
+    """Modules of a net, also of one inside a container."""
+    inner = model[-1] if isinstance(model, Pipeline) else model
+    for name in ("best_estimator_", "regressor_", "estimator"):
+        inner = getattr(inner, name, inner)
+    if inner is not model:
+        return _modules(inner)
+    return [own for own in vars(model).values() if isinstance(own, nn.Module)]

@@ -215,7 +215,7 @@ def test_weights_that_are_set_between_steps():
     ],
 )
 def test_counts_are_checked_where_they_are_given(kind, wrong):
-    with pytest.raises(ValueError, match=r"sub_window of Gradient .*got 2\.5\."):
+    with pytest.raises(ValueError, match="an integer >= 1, got"):
         kind(wrong)
     assert kind(np.int64(2))
 

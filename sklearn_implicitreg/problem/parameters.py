@@ -169,7 +169,7 @@ def _compiles(pattern: Any) -> bool:
 
 
 ANYTHING = Allowed(lambda value: True, ("anything",))
-FLAG = instance("True or False", bool, np.bool_)
+FLAG = Allowed(lambda v: isinstance(v, bool | np.bool_), ("True", "False"))
 NOTHING = choice(None)
 PATTERN = Allowed(_compiles, ("a regular expression",))
 SCOPE = PATTERN | function("(name, tensor) -> bool")

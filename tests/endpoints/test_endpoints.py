@@ -568,7 +568,7 @@ def test_what_belongs_to_the_endpoints_is_refused_beside_them():
         estimator(mode="trajectory").fit([OWN])
     with pytest.raises(ValueError, match="Expected a list of Endpoint to score"):
         estimator().fit([OWN, OWN]).score(X, Y)
-    with pytest.raises(ValueError, match="Expected verbose to be an integer >= 0"):
+    with pytest.raises(ValueError, match="Expected verbose of .* to be an integer >= 0"):
         estimator(verbose="much").fit([OWN])
     empty = endpoints(Ridge(), X, Y, 1)
     empty.clear()
@@ -593,7 +593,11 @@ def test_different_classes_in_a_resample_are_told():
     [
         ({"estimator": RIDGE.coef_}, TypeError, "can be cloned and trained"),
         ({"estimator": FrozenEstimator(RIDGE)}, TypeError, "can be cloned and trained"),
-        ({"n_endpoints": 0}, ValueError, "Expected n_endpoints >= 1, got 0"),
+        (
+            {"n_endpoints": 0},
+            ValueError,
+            "Expected n_endpoints of endpoints to be an integer >= 1, got 0",
+        ),
         ({"weights": np.ones(3)}, ValueError, r"Expected weights of shape \(442,\)"),
         ({"weights": -np.ones(N)}, ValueError, "finite and above zero"),
         ({"weights": np.arange(N) > 0}, ValueError, "cannot be weighted back"),
@@ -702,7 +706,7 @@ def test_the_advice_is_one_that_can_be_followed():
     with pytest.raises(ValueError, match="no trajectory in common"):
         estimator(trajectory=GradientDescentProbe(0.1, 3)).fit(mixture())
     for mode in ("endpoint", "trajectory"):
-        with pytest.raises(TypeError, match="Expected trajectory to be a Trajectory.*got 'bogus'"):
+        with pytest.raises(TypeError, match="Expected trajectory of .*a Trajectory.*got 'bogus'"):
             ImplicitRegularizationEstimator(RIDGE, trajectory="bogus", mode=mode).fit(X, Y)
 
 

@@ -72,9 +72,7 @@ class TestPrecision:
         assert all(p.dtype == torch.float32 for p in model.parameters())
 
     def test_unknown_dtype(self):
-        with pytest.raises(
-            ValueError, match="Expected dtype 'auto', 'float32' or 'float64', got 'in"
-        ):
+        with pytest.raises(ValueError, match=r"Expected dtype of .* or torch.float64, got 'int8'"):
             estimate(mlp(), X_, Y_, dtype="int8")
 
     def test_parameters_that_are_not_finite(self):
@@ -90,9 +88,7 @@ class TestPrecision:
             estimate(mlp(), X_, Y_, device=device)
 
     def test_no_device(self):
-        with pytest.raises(
-            ValueError, match="Expected device 'auto', 'cpu', 'cuda', ..., got 'gpu'"
-        ):
+        with pytest.raises(ValueError, match="Expected device of .* such as 'cpu' .*, got 'gpu'"):
             estimate(mlp(), X_, Y_, device="gpu")
 
 

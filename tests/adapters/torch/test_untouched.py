@@ -77,7 +77,7 @@ class TestUntouched:
     def test_by_a_fit_that_raised(self, busy, module_mode):
         model = Broken(busy)
         before, states = fingerprint(model), rng_states()
-        with pytest.raises(RuntimeError, match="broken"):
+        with pytest.raises(ValueError, match="as the forward of Broken takes it.*: broken"):
             estimate(model, X_, Y_, batch_size=10, module_mode=module_mode)
         assert fingerprint(model) == before
         assert rng_states() == states

@@ -191,7 +191,7 @@ LOSSES = {
         "Expected the loss to return a Tensor, got NoneType",
     ),
     "mean-with-sample-weight": (
-        (linear, {"loss": lambda o, y: (o[:, 0] - y).square().mean()}, X, Y, ONES),
+        (linear, {"loss": lambda o, y: (o[:, 0] - y).square().mean()}, X, Y, np.arange(1.0, N + 1)),
         ValueError,
         "Expected a loss that returns one number per row to go with sample_weight, got a single "
         "mean; return the unreduced losses",

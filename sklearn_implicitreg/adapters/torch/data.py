@@ -354,7 +354,7 @@ def _array_rows(data: Data) -> Rows:
     target, classes, names = _target_tensor(data.y)
     own, others = list(tensors_in(inputs)), list(tensors_in(target))
     together = _together(inputs, own, others)
-    check_consistent_length(*others, *(() if together else own))
+    check_consistent_length(*(() if together else own), *others)
     n_rows = len(others[0])
     if n_rows < 1:
         raise ValueError("Expected at least 1 row in X, got 0.")

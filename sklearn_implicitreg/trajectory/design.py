@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import torch
@@ -82,11 +82,29 @@ def at_weights(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
     return replace(problem, params=own)
 
 
+def recorded_part(problem: Problem, names: Collection[str]) -> Problem:
+    """The problem without equations of tensors that no recorded optimizer has."""
+    held = (*problem.params, *problem.left_out)
+    missing = [name for name in held if name not in names]
+    if not missing:
+        return problem
+    own = {name: tensor for name, tensor in problem.params.items() if name in names}
+    if not own or any(name not in held for name in names):
+        raise ValueError(
+            f"Expected a trajectory of this model, which has {list(problem.params)}, got one of "
+            f"{list(names)}."
+        )
+    left_out = tuple(name for name in problem.left_out if name in names)
+    note = f"In no recorded optimizer, and so without equations: {', '.join(missing)}."
+    return replace(problem, params=own, left_out=left_out, notes=(*problem.notes, note))
+
+
 def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:
     """Reference less applied gradient, in units of L: minus the target of the equations."""
     applied = window.mean_gradient("applied", problem)
     value = {
         name: gradient.value[name] - applied[name].to(gradient.value[name].device)
         for name in problem.params
+        if name in applied
     }
     return replace(gradient, value=value)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -237,6 +237,7 @@ class Kept:
 
     def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
         self.marks: list[Mark] = []
+        self.others: Mapping[str, Tensor | None] = {}  # what moves besides, as in a Window
         self._shelf = None if directory is None else Shelf(directory)
         self._limit = memory_limit
 

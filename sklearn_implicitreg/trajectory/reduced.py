@@ -44,7 +44,7 @@ def targets_from_r_factors(
             "them with recorder.batch(rows) while recording."
         )
     marks = trajectory.marks
-    whole = Window(marks[0], marks[-1], marks[:1], trajectory.steps)
+    whole = Window(marks[0], marks[-1], marks[:1], trajectory.steps, trajectory.others)
 
     def deviations(other: Problem | None) -> Sequence[LossGradient]:
         what = (
@@ -56,13 +56,13 @@ def targets_from_r_factors(
 
     def places(targets: TrajectoryTargets, penalty: Penalty) -> tuple[tuple[Place, ...], Place]:
         chosen = _chosen(penalty, problem, whole.stop.weights, held, targets)
-        mean = _mean_design(chosen, problem, held, whole.n_steps)
+        mean = _mean_design(chosen, problem, held, whole)
         own = [
             Place(problem, mean, _gradient({}, block, held), _system(chosen, block))
             for block in held.blocks
         ]
         value = {
-            name: held.deviation[name].to(tensor.device) / whole.n_steps
+            name: held.deviation[name].to(tensor.device) / whole.count(name)
             for name, tensor in problem.params.items()
         }
         return tuple(own), Place(problem, mean, _gradient(value, held.blocks[0], held))
@@ -128,13 +128,13 @@ def _system(chosen: _Chosen, block: Block) -> System:
     return System(chosen.term_names, tuple(tensors), merged, numbers, missing=_ROWLESS)
 
 
-def _mean_design(chosen: _Chosen, problem: Problem, held: RFactors, n_steps: int) -> Design:
+def _mean_design(chosen: _Chosen, problem: Problem, held: RFactors, whole: Window) -> Design:
     """Columns of the mean over the trajectory, whose sums were recorded."""
     designs: Params = {}
     knowns: Params = {}
     masks: Params = {}
     for name, tensor in problem.params.items():
-        design = held.design[name].to(tensor.device) / n_steps
+        design = held.design[name].to(tensor.device) / whole.count(name)
         designs[name] = design[:, chosen.free]
         if chosen.family.known_terms:
             knowns[name] = design @ torch.as_tensor(chosen.known).to(design)

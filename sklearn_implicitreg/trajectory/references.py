@@ -79,8 +79,9 @@ class Gradient:
         # Standard deviation of T even steps, over their length.
         away = ((window.n_steps**2 - 1) / 12) ** 0.5 / window.n_steps
         start, stop = window.start.weights, window.stop.weights
-        drift = {name: stop[name].double() - start[name].double() for name in mean}
-        return [moved(mean, drift, sign * away) for sign in (-1, 1)]
+        drift = {name: stop[name].double() - t.double() for name, t in start.items()}
+        own = {name: mean[name] for name in drift}
+        return [{**mean, **moved(own, drift, sign * away)} for sign in (-1, 1)]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Applied:
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """Read off the recorded sums, without a pass over data."""
         mean = window.mean_gradient("consumed", problem)
-        value = {name: mean[name] for name in problem.params}
+        value = {name: mean[name] for name in problem.params if name in mean}
         size = float(sum(float(g.square().sum()) for g in value.values())) ** 0.5
         return LossGradient(value, float("nan"), 1.0, 1, size, 0)
 
@@ -153,7 +154,7 @@ class Flow:
         time = float(window.scales(problem) @ rates)  # of the flow of L
         n = self.n_substeps * window.n_steps
         start = {name: t.double() for name, t in window.start.weights.items()}
-        end, first = dict(start), None
+        end, first = {**window.mean("visited"), **start}, None
         for _ in range(n):
             end, slope = runge_kutta(problem, end, time / n)
             first = first or slope
@@ -193,6 +194,22 @@ def _not_descent(window: Window) -> str:
             if float(away.norm()) > 1e-3 * float(step.norm()):
                 return f"steps of {name!r} other than lr={rates[0]:.4g} times the applied gradient"
     return ""
+
+
+def check_others(problem: Problem, trajectory: Trajectory, reference: Reference) -> None:
+    """Raise ValueError where the loss reads what changed while recording and was not kept."""
+    lost = [name for name, began in trajectory.others.items() if began is None]
+    if not lost or isinstance(reference, Applied):
+        return
+    reads = getattr(problem, "reads", None)
+    read = [name for name in lost if reads is None or reads(name)]
+    if read:
+        raise ValueError(
+            f"Expected a trajectory that knows all that the loss depends on, got one in which "
+            f"{', '.join(read)} changed while recording and was not recorded (it is larger than "
+            "memory_limit, or its shape changed); give its optimizer to record(model, "
+            "[optimizers]) or a larger memory_limit, or use reference='applied'."
+        )
 
 
 def as_reference(reference: Any, window: int | str | None = "epoch") -> Reference:
@@ -249,7 +266,23 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
                 "steps; record with a smaller `every`."
             )
         inside = tuple(mark for mark in window.inside if step <= mark.step < stop)
-        yield Window(marks[step], marks[stop], inside, window.steps[step - begin : stop - begin])
+        steps = window.steps[step - begin : stop - begin]
+        yield Window(marks[step], marks[stop], inside, steps, window.others)
+
+
+def mean_over(values: Sequence[Params], parts: Sequence[Window]) -> Params:
+    """Mean of one value for each window, by the steps of each tensor."""
+    if not any(step.still for part in parts for step in part.steps):
+        total = sum(part.n_steps for part in parts)
+        return weighted_sum(values, [part.n_steps / total for part in parts])
+    found: Params = {}
+    for name in dict.fromkeys(name for value in values for name in value):
+        held = [i for i, value in enumerate(values) if name in value]
+        counts = [parts[i].count(name) for i in held]
+        if n := sum(counts):
+            own = [{name: values[i][name]} for i in held]
+            found |= weighted_sum(own, [count / n for count in counts])
+    return found
 
 
 def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
@@ -257,7 +290,7 @@ def _mean(gradients: list[LossGradient], parts: list[Window]) -> LossGradient:
     shares = [part.n_steps / total for part in parts]
     pairs = list(zip(shares, gradients, strict=True))
     return LossGradient(
-        weighted_sum([g.value for g in gradients], shares),
+        mean_over([g.value for g in gradients], parts),
         sum(s * g.loss for s, g in pairs),
         sum(g.weight for g in gradients),
         sum(g.n_rows for g in gradients),

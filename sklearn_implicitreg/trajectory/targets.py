@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -18,7 +18,7 @@ from sklearn_implicitreg.regression.equations import Equations, Observed, Place,
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.solve import decompose
 from sklearn_implicitreg.regression.spread import observed
-from sklearn_implicitreg.trajectory.design import deviation, mean_of, window_design
+from sklearn_implicitreg.trajectory.design import deviation, mean_of, recorded_part, window_design
 from sklearn_implicitreg.trajectory.expectations import minibatch_note, step_kinks, step_notes
 from sklearn_implicitreg.trajectory.minibatch import (
     NUISANCE,
@@ -27,10 +27,15 @@ from sklearn_implicitreg.trajectory.minibatch import (
     mean_column,
     named_batches,
 )
-from sklearn_implicitreg.trajectory.references import Flow, Gradient, Reference, check_flow
+from sklearn_implicitreg.trajectory.references import (
+    Flow,
+    Gradient,
+    Reference,
+    check_flow,
+    mean_over,
+)
 from sklearn_implicitreg.trajectory.smoothness import Kinks
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
 # Places of a penalty, with the mean over them.
@@ -89,7 +94,7 @@ class TrajectoryTargets:
         """Equations of several penalties, with the noise at the mean iterate of the windows."""
         found = [self.equations(penalty) for penalty in penalties]
         first, last = self.windows[0], self.windows[-1]
-        visited = Window(first.start, last.stop, (), ()).mean("visited")
+        visited = Window(first.start, last.stop, (), (), first.others).mean("visited")
         designs = [equations.judged.design for equations in found]
         blocks, seen = observed(self.problem.at(visited).blocks(n_blocks), self.problem, designs)
         for _ in blocks:
@@ -105,14 +110,15 @@ class TrajectoryTargets:
 
     def completing(self, other: Problem) -> LossGradient:
         """Mean deviation against further rows, whose labels are numbered as in these."""
-        whole = other.numbered_like(self.problem).whole()
+        numbered = other.numbered_like(self.problem)
+        whole = recorded_part(numbered, self.trajectory.names).whole()
         own = self.problem
         whole = replace(whole, trained_factor=own.trained_factor, trained_sum=own.trained_sum)
         return self.mean_deviation(self.deviations(whole))
 
     def mean_deviation(self, deviations: Sequence[LossGradient]) -> LossGradient:
         """Mean over the windows, each by its steps."""
-        value = weighted_sum([part.value for part in deviations], self.shares)
+        value = mean_over([part.value for part in deviations], self.windows)
         return replace(deviations[0], value=value)
 
     @cached_property
@@ -227,13 +233,21 @@ def targets_from_weights(
             design = window_design(penalty, replace(problem, batches=batches or None), part)
             if targets.adds_nuisance(penalty):
                 design = design.joined(NUISANCE, columns[i])
-            own.append(Place(problem, design, away))
+            own.append(Place(_of_tensors(problem, away.value), design, away))
         mean = mean_of(zip([place.design for place in own], targets.shares, strict=True))
-        return tuple(own), Place(problem, mean, targets.mean_deviation(found))
+        away = targets.mean_deviation(found)
+        return tuple(own), Place(_of_tensors(problem, away.value), mean, away)
 
     remarks += _left_out(trajectory, windows)
     own = (deviations, places, bool(columns), trajectory, remarks)
     return TrajectoryTargets(problem, reference, windows, *own)
+
+
+def _of_tensors(problem: Problem, names: Collection[str]) -> Problem:
+    """The problem with equations of some tensors: in a window, those that made a step there."""
+    if len(names) == len(problem.params):
+        return problem
+    return replace(problem, params={n: t for n, t in problem.params.items() if n in names})
 
 
 def _shared(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,12 +33,15 @@ class Step:
     batch_size : int or None, default=None
     rounding : float, default=nan
         Norm of the rounding in the applied gradient; see :meth:`Trajectory.rounding`.
+    still : tuple of str, default=()
+        Recorded tensors that the step was none of, as their optimizer did not step.
     """
 
     lr: float
     rows: Indices | None = None
     batch_size: int | None = None
     rounding: float = float("nan")
+    still: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,21 @@ class Window:
     stop: Mark
     inside: tuple[Mark, ...]  # marks at which a step of the window began
     steps: tuple[Step, ...]
+    # What no recorded optimizer moved: values before the first change, None where not kept.
+    others: Mapping[str, Tensor | None] = field(default_factory=dict)
 
     @property
     def n_steps(self) -> int:
         """Number of steps, T."""
         return self.stop.step - self.start.step
+
+    @cached_property
+    def _still(self) -> Counter[str]:
+        return Counter(chain.from_iterable(step.still for step in self.steps))
+
+    def count(self, name: str) -> int:
+        """Number of the steps that were steps of a tensor."""
+        return self.n_steps - self._still[name]
 
     def mean_gradient(self, what: str, problem: Problem) -> Params:
         """Mean over the steps of "applied" or "consumed", in units of the mean loss L."""
@@ -67,7 +83,7 @@ class Window:
                     "'sum'; record with every=1, or drop the last batch of an epoch."
                 )
             for name, tensor in part.mean(what).items():
-                share = tensor * (part.n_steps / self.n_steps / own[0])
+                share = tensor * (part.count(name) / self.count(name) / own[0])
                 total[name] = total[name] + share if name in total else share
         return total
 
@@ -89,21 +105,25 @@ class Window:
         return np.asarray(scales * sizes)
 
     def mean(self, what: str) -> Params:
-        """Mean over the steps of "applied", "consumed" or "visited"."""
+        """Mean of "visited" over the steps, or of "applied" or "consumed" over a tensor's own."""
         first, last = getattr(self.start, what), getattr(self.stop, what)
+        if what == "visited":
+            first, last = (with_others(mark, self.others) for mark in (self.start, self.stop))
+            return {name: (last[name] - t).div_(self.n_steps) for name, t in first.items()}
         if not last:
             raise ValueError(
                 "reference='applied' needs the gradients that the optimizer was given, which this "
                 "trajectory does not hold; record with gradients=True (default with every=1 only)."
             )
-        return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
+        counts = {name: self.count(name) for name in last}
+        return {name: (last[name] - first[name]).div_(n) for name, n in counts.items() if n}
 
     def parts(self) -> Iterator[Window]:
         """The steps between any two marks."""
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
             first, last = mark.step - self.start.step, after.step - self.start.step
-            yield Window(mark, after, (mark,), self.steps[first:last])
+            yield Window(mark, after, (mark,), self.steps[first:last], self.others)
 
     def iterates(self) -> Iterator[tuple[Params, int]]:
         """Mean weights between any two marks, and for how many steps they stand."""
@@ -144,6 +164,13 @@ class Window:
     def rounding(self) -> float:
         """Norm of the rounding in the mean applied gradient, at most; nan where unknown."""
         return float(np.mean([step.rounding for step in self.steps]))
+
+
+def with_others(mark: Mark, others: Mapping[str, Tensor | None]) -> Params:
+    """Sums of what the steps visited, also of what had not moved yet at a mark."""
+    sums = mark.visited
+    begun = {name: t for name, t in others.items() if t is not None and name not in sums}
+    return {**sums, **{name: t.double() * mark.step for name, t in begun.items()}}
 
 
 def check_count(name: str, value: Any) -> None:

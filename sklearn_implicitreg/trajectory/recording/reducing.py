@@ -103,7 +103,8 @@ class Reduction:
         for name, slope in deviation(self.problem, window, gradient).value.items():
             design, masks[name] = self._joined(means, name, nuisance)
             cells += cells_of(name, design, -slope.reshape(-1), masks[name])
-            designs[name], deviations[name] = design.mul_(window.n_steps), slope * window.n_steps
+            n = window.count(name)
+            designs[name], deviations[name] = design.mul_(n), slope * n
         named_so = repr(reference), nuisance is not None
         block = Block(*named_so, gradient.scale, gradient.n_kinks, tuple(cells))
         names = [name for mean in means for name in mean.term_names]
@@ -172,7 +173,7 @@ class ReducedKept(Kept):
         if n < 2 or len(self._blocks) == n - 1:
             return
         start, stop = self.marks[-2:]
-        window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]))
+        window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]), self.others)
         own = self._reduction.of_window(window)
         self._blocks += own.blocks
         if self._sums is None:

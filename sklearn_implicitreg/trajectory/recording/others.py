@@ -1,0 +1,116 @@
+"""What a model has beside the recorded tensors, and which of it moves while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.adapters.torch.structure import state_of
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums
+
+_SAMPLE = 2**16  # entries of a tensor, never seen to move, that are compared at every step
+
+
+class Others:
+    """Parameters, buffers and attributes that no recorded optimizer has.
+
+    A step's gradient is taken where they are when it is made, so that they are looked at then.
+    Those that move join the sums of what the steps visited.
+
+    Parameters
+    ----------
+    model : nn.Module
+    recorded : set of int
+        The ``id`` of each tensor that an optimizer of the recording has.
+    limit : int
+        Bytes of copies, past which a change is only noticed.
+    """
+
+    def __init__(self, model: nn.Module, recorded: set[int], limit: int):
+        self._model, self._recorded, self._left = model, recorded, limit
+        # Values before the first change; None where that was not kept.
+        self.began: dict[str, Tensor | None] = {}
+        self._held: Params = {}  # as they were when last looked at
+        self._sums: Params = {}  # checksums of those that are not held
+
+    @torch.no_grad()
+    def look(self, whole: bool = False) -> None:
+        """Notice what changed since the last look; ``whole``: in every entry."""
+        pairs: list[tuple[str, Tensor, Tensor]] = []
+        now = dict(self._values())
+        for name, value in now.items():
+            old = self._held.get(name)
+            if old is None:
+                pairs += self._first_seen(name, value, whole)
+            elif old.shape != value.shape or old.dtype != value.dtype or value.is_complex():
+                self.began[name] = None
+            elif name in self.began or whole or value.numel() <= _SAMPLE:
+                pairs.append((name, old, value))
+            else:
+                pairs.append((name, _sample(old), _sample(value)))
+        for name in _different(pairs):
+            self._moved(name, now[name], late=whole)
+
+    def add_to(self, sums: RunningSums, n_before: int, sign: int) -> None:
+        """Add what moves to the sums of what the steps visited; before that it stood still."""
+        for name, began in self.began.items():
+            if began is None:
+                continue
+            if name not in sums.totals:  # also after steps were dropped
+                sums.totals[name] = began.double() * n_before
+            held = self._held[name]
+            sums.add(name, held if held.is_floating_point() else held.double(), sign)
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        for part in state_of(self._model):
+            value = part.value
+            yield part.name, value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+        for name, p in self._model.named_parameters():
+            if id(p) not in self._recorded:
+                yield own_name(name), p.detach()
+
+    def _first_seen(
+        self, name: str, value: Tensor, whole: bool
+    ) -> list[tuple[str, Tensor, Tensor]]:
+        """Hold a copy, or a checksum where there is no room; what to compare."""
+        if name in self._sums:
+            return [(name, self._sums[name], _checksum(value))] if whole else []
+        if value.nbytes > self._left:
+            self._sums[name] = _checksum(value)
+        else:
+            self._left -= value.nbytes
+            self._held[name] = value.clone()
+        return []
+
+    def _moved(self, name: str, value: Tensor, late: bool) -> None:
+        if name in self._sums:
+            self.began[name] = None
+        elif name in self.began:
+            self._held[name].copy_(value)
+        elif late and value.numel() > _SAMPLE:
+            self.began[name] = None  # in few entries, which nobody knows since when
+        else:
+            self.began[name] = self._held[name]
+            self._held[name] = value.clone()
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Evenly spread entries."""
+    return tensor.reshape(-1)[:: -(-tensor.numel() // _SAMPLE)]
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    return tensor.sum(dtype=torch.float64) if tensor.is_floating_point() else tensor.sum()
+
+
+def _different(pairs: list[tuple[str, Tensor, Tensor]]) -> list[str]:
+    """Names of the pairs that differ, waiting once for each device."""
+    flags: dict[torch.device, list[Tensor]] = {}
+    for _, old, value in pairs:
+        flags.setdefault(value.device, []).append((old != value).any())
+    found = {device: iter(torch.stack(own).tolist()) for device, own in flags.items()}
+    return [name for name, _, value in pairs if next(found[value.device])]

@@ -60,4 +60,5 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
             )
         trajectory = trajectory.run(model, data, problem.whole())
     found: Trajectory = trajectory
+    recorded_part(problem, found.names)  # raises for one of another model
     return found

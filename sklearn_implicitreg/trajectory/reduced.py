@@ -62,7 +62,7 @@ def targets_from_r_factors(
             for block in held.blocks
         ]
         value = {
-            name: held.deviation[name].to(tensor.device) / whole.count(name)
+            name: held.deviation[name].to(tensor.device) / max(1, whole.count(name))
             for name, tensor in problem.params.items()
         }
         return tuple(own), Place(problem, mean, _gradient(value, held.blocks[0], held))
@@ -134,7 +134,7 @@ def _mean_design(chosen: _Chosen, problem: Problem, held: RFactors, whole: Windo
     knowns: Params = {}
     masks: Params = {}
     for name, tensor in problem.params.items():
-        design = held.design[name].to(tensor.device) / whole.count(name)
+        design = held.design[name].to(tensor.device) / max(1, whole.count(name))
         designs[name] = design[:, chosen.free]
         if chosen.family.known_terms:
             knowns[name] = design @ torch.as_tensor(chosen.known).to(design)

@@ -9,9 +9,9 @@ import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params
 from sklearn_implicitreg.regression.equations import Equations, Place
-from sklearn_implicitreg.trajectory.design import deviation
+from sklearn_implicitreg.trajectory.design import deviation, recorded_part
 from sklearn_implicitreg.trajectory.marks import Mark
-from sklearn_implicitreg.trajectory.references import Gradient
+from sklearn_implicitreg.trajectory.references import Gradient, check_others
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Window
 
@@ -35,7 +35,11 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     if size <= equations.rounding:
         return equations
     place = equations.judged
-    problem = place.problem
+    problem = recorded_part(place.problem, trajectory.names)
+    if problem is not place.problem:
+        place = replace(place, problem=problem)
+        size = float(_vector(place.gradient, place).norm())
+    check_others(problem, trajectory, Gradient())
     windows = _beside(trajectory, problem.params)
     whole, reference = problem.whole(), Gradient()
     parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]

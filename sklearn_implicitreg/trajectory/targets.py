@@ -208,7 +208,8 @@ def targets_from_weights(
 ) -> TrajectoryTargets:
     """Deviations of a trajectory from a reference, in one pass over the rows per window."""
     whole = problem.whole()  # the reference moves all trained tensors
-    windows = tuple(trajectory.windows(window))
+    made = trajectory.windows(window)
+    windows = tuple(w for w in made if any(w.count(name) for name in problem.params))
     check_flow(reference, trajectory, windows)
     warn_of_single_steps(whole, windows, reference)
     found, nuisances = [], []
@@ -234,13 +235,25 @@ def targets_from_weights(
             if targets.adds_nuisance(penalty):
                 design = design.joined(NUISANCE, columns[i])
             own.append(Place(_of_tensors(problem, away.value), design, away))
-        mean = mean_of(zip([place.design for place in own], targets.shares, strict=True))
+        designs = [place.design for place in own]
+        mean = mean_of(zip(designs, _shares(windows, targets.shares), strict=True))
         away = targets.mean_deviation(found)
         return tuple(own), Place(_of_tensors(problem, away.value), mean, away)
 
     remarks += _left_out(trajectory, windows)
     own = (deviations, places, bool(columns), trajectory, remarks)
     return TrajectoryTargets(problem, reference, windows, *own)
+
+
+def _shares(
+    windows: Sequence[Window], even: Sequence[float]
+) -> Sequence[float | Callable[[str], float]]:
+    """Share of every window in the steps, or in those of each tensor where these differ."""
+    if not any(step.still for window in windows for step in window.steps):
+        return even
+    counts = [{n: w.count(n) for n in w.start.weights} for w in windows]
+    sums = {name: max(1, sum(own[name] for own in counts)) for name in counts[0]}
+    return [lambda name, own=own: own[name] / sums[name] for own in counts]
 
 
 def _of_tensors(problem: Problem, names: Collection[str]) -> Problem:

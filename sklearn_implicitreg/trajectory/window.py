@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -109,7 +109,12 @@ class Window:
         first, last = getattr(self.start, what), getattr(self.stop, what)
         if what == "visited":
             first, last = (with_others(mark, self.others) for mark in (self.start, self.stop))
-            return {name: (last[name] - t).div_(self.n_steps) for name, t in first.items()}
+            counts = {name: self.count(name) for name in first}
+            still = {
+                name: self.start.tensor("weights", name) for name, n in counts.items() if not n
+            }
+            moved = {name: (last[name] - first[name]).div_(n) for name, n in counts.items() if n}
+            return moved | {name: tensor.double() for name, tensor in still.items()}
         if not last:
             raise ValueError(
                 "reference='applied' needs the gradients that the optimizer was given, which this "
@@ -121,25 +126,30 @@ class Window:
     def parts(self) -> Iterator[Window]:
         """The steps between any two marks."""
         ends = (*self.inside, self.stop)
-        for mark, after in zip(ends[:-1], ends[1:], strict=True):
-            first, last = mark.step - self.start.step, after.step - self.start.step
-            yield Window(mark, after, (mark,), self.steps[first:last], self.others)
+        return (self._between(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True))
 
-    def iterates(self) -> Iterator[tuple[Params, int]]:
-        """Mean weights between any two marks, and for how many steps they stand."""
-        # A column that is linear in the weights is as exact there as with a mark at every step.
-        return ((part.mean("visited"), part.n_steps) for part in self.parts())
+    def _between(self, start: Mark, stop: Mark) -> Window:
+        first, last = start.step - self.start.step, stop.step - self.start.step
+        return Window(start, stop, (start,), self.steps[first:last], self.others)
+
+    def share_of(self, part: Window) -> Callable[[str], float]:
+        """Share of a part of the window in the steps of a tensor."""
+        return lambda name: part.count(name) / max(1, self.count(name))
 
     def stacks(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterates of one tensor in stacks, and the share of the steps that each stands for."""
         ends = (*self.inside, self.stop)
         size = max(1, _STACKED // max(1, self.start.tensor("visited", name).numel()))
+        still = self._still[name]
         for i in range(0, len(ends) - 1, size):
             part = ends[i : i + size + 1]
             visited = torch.stack([mark.tensor("visited", name) for mark in part])
             counts = visited.new_tensor([mark.step for mark in part]).diff()
-            stack = visited.diff(dim=0).div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
-            yield stack, counts / self.n_steps
+            if still:
+                own = zip(part[:-1], part[1:], strict=True)
+                counts = visited.new_tensor([self._between(a, b).count(name) for a, b in own])
+            widths = counts.clamp(min=1).reshape(-1, *[1] * (visited.ndim - 1))
+            yield visited.diff(dim=0).div_(widths), counts / max(1, self.n_steps - still)
 
     def row_weights(
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None

@@ -66,7 +66,9 @@ class Followed:
 def followed(model: nn.Module, optimizer: Any, update_rule: Any) -> tuple[Followed, ...]:
     """The optimizer, or each of several, with its own rule; ValueError where they overlap."""
     several = isinstance(optimizer, Sequence)
-    optimizers = list(optimizer) if several else [optimizer]
+    given = list(optimizer) if several else [optimizer]
+    # Lightning wraps them.
+    optimizers = [o if isinstance(o, Optimizer) else getattr(o, "optimizer", o) for o in given]
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise TypeError(

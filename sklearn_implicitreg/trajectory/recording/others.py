@@ -14,6 +14,8 @@ from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSum
 
 _SAMPLE = 2**16  # entries of a tensor, never seen to move, that are compared at every step
 
+_SMALL = 2**20  # bytes of a tensor that is copied in any case
+
 
 class Others:
     """Parameters, buffers and attributes that no recorded optimizer has.
@@ -42,6 +44,7 @@ class Others:
         """Notice what changed since the last look; ``whole``: in every entry."""
         pairs: list[tuple[str, Tensor, Tensor]] = []
         now = dict(self._values())
+        now = {n: t.to(self._held[n].device) if n in self._held else t for n, t in now.items()}
         for name, value in now.items():
             old = self._held.get(name)
             if old is None:
@@ -68,7 +71,9 @@ class Others:
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         for part in state_of(self._model):
             value = part.value
-            yield part.name, value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+            if id(value) not in self._recorded:
+                tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+                yield part.name, tensor
         for name, p in self._model.named_parameters():
             if id(p) not in self._recorded:
                 yield own_name(name), p.detach()
@@ -79,7 +84,7 @@ class Others:
         """Hold a copy, or a checksum where there is no room; what to compare."""
         if name in self._sums:
             return [(name, self._sums[name], _checksum(value))] if whole else []
-        if value.nbytes > self._left:
+        if value.nbytes > max(self._left, _SMALL):
             self._sums[name] = _checksum(value)
         else:
             self._left -= value.nbytes
@@ -91,11 +96,15 @@ class Others:
             self.began[name] = None
         elif name in self.began:
             self._held[name].copy_(value)
-        elif late and value.numel() > _SAMPLE:
+        elif late and value.numel() > _SAMPLE and _same(self._held[name], value):
             self.began[name] = None  # in few entries, which nobody knows since when
         else:
             self.began[name] = self._held[name]
             self._held[name] = value.clone()
+
+
+def _same(old: Tensor, value: Tensor) -> bool:
+    return torch.equal(_sample(old), _sample(value))
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -355,6 +355,7 @@ class Recorder:
             part.begin(self._each)
         if not self._open:
             self._begin_round()
+        self._visit(part, 1)
         part.pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -369,7 +370,7 @@ class Recorder:
             return
         part.pending = False
         if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
-            self._take_back()
+            self._take_back(part)
             return
         for name in self._sums["consumed"].keys() & part.params.keys():
             gradient = self._params[name].grad
@@ -393,7 +394,7 @@ class Recorder:
             self._others.look()
             self._pass = torch._C._current_graph_task_id()
         self._fresh = False
-        self._visit(1)
+        self._others.add_to(self._running["visited"], self._step, 1)
         self._open = True
 
     def _end_round(self) -> None:
@@ -424,17 +425,16 @@ class Recorder:
         else:
             users.add(id(part))
 
-    def _take_back(self) -> None:
+    def _take_back(self, part: Followed) -> None:
         """A step was not made; nor was the round, if it was the first."""
+        self._visit(part, -1)
         if not any(part.stepped for part in self._parts):
-            self._visit(-1)
+            self._others.add_to(self._running["visited"], self._step, -1)
             self._leave_round()
 
-    def _visit(self, sign: int) -> None:
-        visited = self._running["visited"]
-        for name, p in self._params.items():
-            visited.add(name, p.detach(), sign)
-        self._others.add_to(visited, self._step, sign)
+    def _visit(self, part: Followed, sign: int) -> None:
+        for name, p in part.params.items():
+            self._running["visited"].add(name, p.detach(), sign)
 
     def _settle(self) -> None:
         """Take back a step that raised before it was made, or all since a half-made one."""
@@ -446,7 +446,7 @@ class Recorder:
         if part.stretch.moved():
             self._roll_back("that raised")
         else:
-            self._take_back()
+            self._take_back(part)
 
     def _close(self, parts: Sequence[Followed]) -> None:
         """End stretches: their sums join the running ones, or all since the last mark is lost."""

@@ -100,9 +100,12 @@ class Reduction:
         designs: Params = {}
         deviations: Params = {}
         masks: Params = {}
-        for name, slope in deviation(self.problem, window, gradient).value.items():
+        slopes = deviation(self.problem, window, gradient).value
+        for name, tensor in self.problem.params.items():
             design, masks[name] = self._joined(means, name, nuisance)
-            cells += cells_of(name, design, -slope.reshape(-1), masks[name])
+            slope = slopes.get(name, torch.zeros_like(tensor, dtype=torch.float64))
+            if name in slopes:
+                cells += cells_of(name, design, -slope.reshape(-1), masks[name])
             n = window.count(name)
             designs[name], deviations[name] = design.mul_(n), slope * n
         named_so = repr(reference), nuisance is not None

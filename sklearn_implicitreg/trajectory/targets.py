@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -236,7 +237,7 @@ def targets_from_weights(
                 design = design.joined(NUISANCE, columns[i])
             own.append(Place(_of_tensors(problem, away.value), design, away))
         designs = [place.design for place in own]
-        mean = mean_of(zip(designs, _shares(windows, targets.shares), strict=True))
+        mean = mean_of(zip(designs, _shares(windows, problem.params, targets.shares), strict=True))
         away = targets.mean_deviation(found)
         return tuple(own), Place(_of_tensors(problem, away.value), mean, away)
 
@@ -246,14 +247,19 @@ def targets_from_weights(
 
 
 def _shares(
-    windows: Sequence[Window], even: Sequence[float]
+    windows: Sequence[Window], names: Collection[str], even: Sequence[float]
 ) -> Sequence[float | Callable[[str], float]]:
     """Share of every window in the steps, or in those of each tensor where these differ."""
     if not any(step.still for window in windows for step in window.steps):
         return even
-    counts = [{n: w.count(n) for n in w.start.weights} for w in windows]
-    sums = {name: max(1, sum(own[name] for own in counts)) for name in counts[0]}
-    return [lambda name, own=own: own[name] / sums[name] for own in counts]
+    whole = Counter[str]()
+    for window in windows:
+        whole.update({name: window.count(name) for name in names})
+    return [partial(_share, window, whole) for window in windows]
+
+
+def _share(window: Window, whole: Counter[str], name: str) -> float:
+    return window.count(name) / max(1, whole[name])
 
 
 def _of_tensors(problem: Problem, names: Collection[str]) -> Problem:

@@ -110,11 +110,9 @@ class Window:
         if what == "visited":
             first, last = (with_others(mark, self.others) for mark in (self.start, self.stop))
             counts = {name: self.count(name) for name in first}
-            still = {
-                name: self.start.tensor("weights", name) for name, n in counts.items() if not n
-            }
             moved = {name: (last[name] - first[name]).div_(n) for name, n in counts.items() if n}
-            return moved | {name: tensor.double() for name, tensor in still.items()}
+            still = counts.keys() - moved.keys()
+            return moved | {name: self.start.tensor("weights", name).double() for name in still}
         if not last:
             raise ValueError(
                 "reference='applied' needs the gradients that the optimizer was given, which this "

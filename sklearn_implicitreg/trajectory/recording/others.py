@@ -58,7 +58,7 @@ class Others:
         for name in _different(pairs):
             self._moved(name, now[name], late=whole)
 
-    def add_to(self, sums: RunningSums, n_before: int, sign: int) -> None:
+    def add_to(self, sums: RunningSums, n_before: int) -> None:
         """Add what moves to the sums of what the steps visited; before that it stood still."""
         for name, began in self.began.items():
             if began is None:
@@ -66,7 +66,7 @@ class Others:
             if name not in sums.totals:  # also after steps were dropped
                 sums.totals[name] = began.double() * n_before
             held = self._held[name]
-            sums.add(name, held if held.is_floating_point() else held.double(), sign)
+            sums.add(name, held if held.is_floating_point() else held.double())
 
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         for part in state_of(self._model):

@@ -326,9 +326,24 @@ class Recorder:
     def _on_gradient(self, p: Tensor) -> None:
         """Look at what else moves, when the first gradient of a backward pass arrives."""
         here = torch._C._current_graph_task_id()
-        if here != self._pass:
-            self._pass, self._fresh = here, True
-            self._others.look()
+        if here == self._pass:
+            return
+        self._pass, self._fresh = here, True
+        pending = next((part for part in self._parts if part.pending), None)
+        if pending is not None and any(part.stepped for part in self._parts):
+            self._begin_alone(pending)
+        self._others.look()
+
+    def _begin_alone(self, part: Followed) -> None:
+        """A closure takes gradients after others have stepped: another round."""
+        self._visit(part, -1)
+        part.pending = False
+        self._end_round()
+        if part.stretch is None:
+            part.begin(self._each)
+        self._begin_round()
+        self._visit(part, 1)
+        part.pending = True
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._settle()
@@ -376,6 +391,9 @@ class Recorder:
             gradient = self._params[name].grad
             if gradient is not None:
                 self._running["consumed"].add(name, gradient.detach())
+        self._fresh = False  # those that a closure took are of this step
+        if not any(part.stepped for part in self._parts):
+            self._others.add_to(self._running["visited"], self._step)
         part.after(self._step)
         if all(part.stepped for part in self._parts):
             self._end_round()
@@ -394,7 +412,6 @@ class Recorder:
             self._others.look()
             self._pass = torch._C._current_graph_task_id()
         self._fresh = False
-        self._others.add_to(self._running["visited"], self._step, 1)
         self._open = True
 
     def _end_round(self) -> None:
@@ -429,7 +446,6 @@ class Recorder:
         """A step was not made; nor was the round, if it was the first."""
         self._visit(part, -1)
         if not any(part.stepped for part in self._parts):
-            self._others.add_to(self._running["visited"], self._step, -1)
             self._leave_round()
 
     def _visit(self, part: Followed, sign: int) -> None:

@@ -61,8 +61,9 @@ class StatePart(NamedTuple):
 
 def state_of(module: nn.Module) -> Iterator[StatePart]:
     """What a forward pass may read and no parameter is, without what it computed itself."""
-    seen = {id(tensor) for tensor in module.parameters()}
-    for prefix, part in module.named_modules():
+    parts = list(module.named_modules())
+    seen = {id(p) for _, part in parts for p in vars(part).get("_parameters", {}).values()}
+    for prefix, part in parts:
         own = vars(part)
         if "_orig_mod" in own.get("_modules", ()):  # a wrapper of torch.compile
             continue

@@ -38,15 +38,24 @@ class Others:
         self.began: dict[str, Tensor | None] = {}
         self._held: Params = {}  # as they were when last looked at
         self._sums: Params = {}  # checksums of those that are not held
+        self._numbers: dict[str, float] = {}
+        self._rest = [
+            (own_name(name), p) for name, p in model.named_parameters() if id(p) not in recorded
+        ]
 
     @torch.no_grad()
     def look(self, whole: bool = False) -> None:
         """Notice what changed since the last look; ``whole``: in every entry."""
         pairs: list[tuple[str, Tensor, Tensor]] = []
-        now = dict(self._values())
-        now = {n: t.to(self._held[n].device) if n in self._held else t for n, t in now.items()}
-        for name, value in now.items():
+        now: Params = {}
+        for name, value in self._values():
+            if not isinstance(value, Tensor):
+                if self._numbers.setdefault(name, value) == value:
+                    continue
+                self._held.setdefault(name, torch.tensor(self._numbers[name]))
+                self._numbers[name], value = value, torch.tensor(value)
             old = self._held.get(name)
+            now[name] = value = value if old is None else value.to(old.device)
             if old is None:
                 pairs += self._first_seen(name, value, whole)
             elif old.shape != value.shape or old.dtype != value.dtype or value.is_complex():
@@ -68,15 +77,13 @@ class Others:
             held = self._held[name]
             sums.add(name, held if held.is_floating_point() else held.double())
 
-    def _values(self) -> Iterator[tuple[str, Tensor]]:
+    def _values(self) -> Iterator[tuple[str, Tensor | float]]:
         for part in state_of(self._model):
-            value = part.value
-            if id(value) not in self._recorded:
-                tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
-                yield part.name, tensor
-        for name, p in self._model.named_parameters():
-            if id(p) not in self._recorded:
-                yield own_name(name), p.detach()
+            if id(part.value) not in self._recorded:
+                value = part.value
+                yield part.name, value.detach() if isinstance(value, Tensor) else value
+        for name, p in self._rest:
+            yield name, p.detach()
 
     def _first_seen(
         self, name: str, value: Tensor, whole: bool
@@ -117,9 +124,17 @@ def _checksum(tensor: Tensor) -> Tensor:
 
 
 def _different(pairs: list[tuple[str, Tensor, Tensor]]) -> list[str]:
-    """Names of the pairs that differ, waiting once for each device."""
-    flags: dict[torch.device, list[Tensor]] = {}
-    for _, old, value in pairs:
-        flags.setdefault(value.device, []).append((old != value).any())
-    found = {device: iter(torch.stack(own).tolist()) for device, own in flags.items()}
-    return [name for name, _, value in pairs if next(found[value.device])]
+    """Names of the pairs that differ, waiting once for each device that is not a CPU."""
+    found = [name for name, old, value in pairs if _near(value) and not torch.equal(old, value)]
+    flags: dict[torch.device, dict[str, Tensor]] = {}
+    for name, old, value in pairs:
+        if not _near(value):
+            flags.setdefault(value.device, {})[name] = (old != value).any()
+    for own in flags.values():
+        differ = torch.stack(list(own.values())).tolist()
+        found += [name for name, flag in zip(own, differ, strict=True) if flag]
+    return found
+
+
+def _near(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"

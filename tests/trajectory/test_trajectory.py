@@ -303,7 +303,7 @@ def test_stacked_iterates(tmp_path, monkeypatch, every, on_disk, size):
     monkeypatch.setattr("sklearn_implicitreg.trajectory.window._STACKED", size)
     trajectory = recorded(every=every, directory=tmp_path / "marks" if on_disk else None)
     for window in trajectory.windows("epoch"):
-        iterates = list(window.iterates())
+        iterates = [(part.mean("visited"), part.n_steps) for part in window.parts()]
         for name in trajectory.names:
             stack, shares = map(torch.cat, zip(*window.stacks(name), strict=True))
             assert stack.dtype == shares.dtype == torch.float64

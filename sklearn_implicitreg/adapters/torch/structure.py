@@ -75,7 +75,7 @@ def state_of(module: nn.Module) -> Iterator[StatePart]:
                 yield from _parts(f"{start}{key}", setting, key, value, seen)
 
 
-_STRUCTURE = ("_parameters", "_buffers", "_modules", "training")
+_STRUCTURE = frozenset(vars(nn.Module()))  # of every module: its mode, its hooks, its parts
 
 
 def _parts(name: str, holder: Any, key: Any, value: Any, seen: set[int]) -> Iterator[StatePart]:

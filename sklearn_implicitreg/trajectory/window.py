@@ -139,6 +139,10 @@ class Window:
         ends = (*self.inside, self.stop)
         size = max(1, _STACKED // max(1, self.start.tensor("visited", name).numel()))
         still = self._still[name]
+        if still == self.n_steps:
+            stays = self.start.tensor("weights", name).double()[None]
+            yield stays, torch.ones(1).to(stays)
+            return
         for i in range(0, len(ends) - 1, size):
             part = ends[i : i + size + 1]
             visited = torch.stack([mark.tensor("visited", name) for mark in part])
@@ -146,8 +150,13 @@ class Window:
             if still:
                 own = zip(part[:-1], part[1:], strict=True)
                 counts = visited.new_tensor([self._between(a, b).count(name) for a, b in own])
-            widths = counts.clamp(min=1).reshape(-1, *[1] * (visited.ndim - 1))
-            yield visited.diff(dim=0).div_(widths), counts / max(1, self.n_steps - still)
+            made = visited.diff(dim=0)
+            if still:
+                made, counts = made[counts > 0], counts[counts > 0]
+                if not len(counts):
+                    continue
+            made = made.div_(counts.reshape(-1, *[1] * (visited.ndim - 1)))
+            yield made, counts / (self.n_steps - still)
 
     def row_weights(
         self, n_rows: int, masses: npt.NDArray[np.float64] | None = None

@@ -216,6 +216,15 @@ def test_marks_apart(loop, every):
             torch.testing.assert_close(b[name], tensor, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("loop", [every_second, in_turn])
+@pytest.mark.parametrize("window", ["epoch", None])
+def test_columns_with_kinks_are_of_the_own_steps(loop, window):
+    """Where a tensor made no step its sum of weights is no zero weight."""
+    net, trajectory = recorded(loop=loop)
+    est = fitted(net, trajectory, window=window, family="l1+weight_decay")
+    assert est.coef_ == pytest.approx([0.0, DECAY], abs=1e-9)
+
+
 def test_one_optimizer_per_layer_with_decays_of_their_own():
     decays = (0.05, 0.01)
 

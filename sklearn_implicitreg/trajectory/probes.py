@@ -256,7 +256,8 @@ def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         return own, its
     own = copy.deepcopy(plain)
     made = optimizer(own.parameters())
-    if not isinstance(made, Optimizer | list | tuple):
+    each = made if isinstance(made, list | tuple) else [made]
+    if not all(isinstance(one, Optimizer) for one in each):
         raise TypeError(
             "Expected `optimizer` to be an Optimizer or to make one from parameters, got "
             f"{type(made).__name__}."

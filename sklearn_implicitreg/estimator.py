@@ -30,7 +30,6 @@ from sklearn_implicitreg.problem.parameters import (
     Allowed,
     choice,
     function,
-    having,
     instance,
     integer,
     number,
@@ -60,6 +59,11 @@ def _is_device(device: Any) -> bool:
         return isinstance(device, str | torch.device) and torch.device(device) is not None
     except RuntimeError:
         return False
+
+
+def _is_path(given: Any) -> bool:
+    names = ("windows", "trajectory", "trajectory_", "run")
+    return not isinstance(given, type) and any(hasattr(given, name) for name in names)
 
 
 DEVICE = Allowed(_is_device, ("a device of torch, such as 'cpu' or 'cuda:0'",))
@@ -176,10 +180,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     _allowed: ClassVar = {
         "mode": choice("endpoint", "trajectory"),
         "trajectory": NOTHING
-        | having("a trajectory, such as that of a recorder", "windows")
-        | having("a recorder", "trajectory")
-        | having("a recorder", "trajectory_")
-        | having("a probe, such as ContinueTraining(...)", "run"),
+        | Allowed(_is_path, ("a Trajectory, a recorder", "a probe such as ContinueTraining(...)")),
         "reference": REFERENCE,
         "window": WINDOW,
         "loss": instance("a name", str) | function("(output, target)"),

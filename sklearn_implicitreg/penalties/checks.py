@@ -39,7 +39,8 @@ def check_penalty(
     Terms are named finite scalars or vectors; a clone and a pickled copy have the same; no global
     random generator is used; a closed-form ``gradient`` equals autograd to 1e-10, on pieces too
     where ``elementwise`` is set; autograd equals central differences to 1e-6 where the penalty is
-    smooth. What ``rows`` returns for a row does not depend on the other rows.
+    smooth; without a problem, ``smooth`` leaves out kinks where columns are zero. What ``rows``
+    returns for a row does not depend on the other rows.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,9 @@ from sklearn_implicitreg.problem.parameters import shown
 from sklearn_implicitreg.problem.vectors import Params
 
 Forward = Callable[[nn.Module, Any], Any]
+Calls = dict[tuple[str, bool], list[Any]]
+
+_COLLECTED: ContextVar[Calls | None] = ContextVar("collected", default=None)
 
 
 class RowModel(Protocol):
@@ -63,8 +67,9 @@ def in_words(expected: Callable[[], str]) -> Iterator[None]:
     except _ERRORS as error:
         if isinstance(error, TypeError) and str(error).startswith("Expected"):
             raise  # a sentence of the package
+        found = f"{type(error).__name__}: {str(error).rstrip('.')}"
         raise ValueError(
-            f"Expected {expected()}: {type(error).__name__}: {error}. Give the data as in training."
+            f"Expected {expected()}: {found}. Give the data as in training."
         ) from error
 
 
@@ -168,9 +173,9 @@ class LinearCall:
 
 
 @contextlib.contextmanager
-def collected(layers: Mapping[str, nn.Module]) -> Iterator[dict[tuple[str, bool], list[Any]]]:
+def collected(layers: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """First input and output of every call of the layers, with the tensors' versions."""
-    calls: dict[tuple[str, bool], list[Any]] = {}
+    calls: Calls = {}
     handles = []
     for name, layer in layers.items():
         before, after = calls.setdefault((name, True), []), calls.setdefault((name, False), [])
@@ -183,11 +188,19 @@ def collected(layers: Mapping[str, nn.Module]) -> Iterator[dict[tuple[str, bool]
 
         handles.append(layer.register_forward_pre_hook(received, with_kwargs=True))
         handles.append(layer.register_forward_hook(returned))
+    token = _COLLECTED.set(calls)
     try:
         yield calls
     finally:
+        _COLLECTED.reset(token)
         for handle in handles:
             handle.remove()
+
+
+def forget_calls() -> None:
+    """Forget the calls collected so far, of a forward pass that begins again."""
+    for found in (_COLLECTED.get() or {}).values():
+        found.clear()
 
 
 def _note(into: list[Any], tree: Any) -> None:

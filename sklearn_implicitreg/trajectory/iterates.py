@@ -46,6 +46,7 @@ def recorded(
     n_steps: int,
 ) -> tuple[list[Mark], list[Step], int]:
     """Marks and steps of gradient descent through the iterates, and how many were dropped."""
+    lr = lr.item() if isinstance(lr, np.ndarray | Tensor) and not lr.ndim else lr
     given = {"weights": weights, "lr": lr, "gradients": gradients, "n_steps": n_steps}
     check("from_iterates", given, _ALLOWED)
     iterates = iter(weights)

@@ -110,7 +110,9 @@ class TestWhatIsGivenAsPath:
 
     @pytest.mark.parametrize("wrong", ["path.npz", []])
     def test_others_are_refused(self, decayed, wrong):
-        with pytest.raises(TypeError, match="Expected trajectory to be a Trajectory"):
+        with pytest.raises(
+            TypeError, match=r"Expected trajectory of ImplicitRegularizationEstimator to be "
+        ):
             fit((*decayed[:3], wrong))
 
 

@@ -286,9 +286,12 @@ def test_rows_of_its_own_for_searches():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GradientDescentProbe(0.0), "lr > 0"),
-        (lambda: GradientDescentProbe(0.1, 0), "n_steps to be an integer >= 1"),
-        (lambda: ContinueTraining(0), "n_epochs to be an integer >= 1"),
+        (lambda: GradientDescentProbe(0.0), "lr of GradientDescentProbe to be a finite number > 0"),
+        (
+            lambda: GradientDescentProbe(0.1, 0),
+            "n_steps of GradientDescentProbe to be an integer >= 1",
+        ),
+        (lambda: ContinueTraining(0), "n_epochs of ContinueTraining to be an integer >= 1"),
     ],
     ids=["lr", "steps", "epochs"],
 )

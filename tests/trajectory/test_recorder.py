@@ -213,7 +213,7 @@ def test_nothing_recorded():
 @pytest.mark.parametrize("every", [0, 1.5, True, "3"], ids=str)
 def test_every_is_checked(every):
     net, optimizer = new_run()
-    with pytest.raises(ValueError, match="every to be an integer >= 1"):
+    with pytest.raises(ValueError, match="every of record to be None or an integer >= 1"):
         record(net, optimizer, every=every)
 
 

@@ -180,7 +180,7 @@ def test_evidence_is_of_the_coordinates_that_give_equations():
         net[0].weight[:, 1:] = 0.0
     problem = problem_of(net)
     place = Place(problem, Design.at(L1(), problem), problem.gradient())
-    vector = _vector(place.gradient, place).numpy()
+    vector = _vector(place.gradient, place, place.names).numpy()
     assert len(vector) == place.system.n_equations == 5 + 5 + 5 + 1
     upper = place.system.merged
     assert np.linalg.norm(vector) == pytest.approx(np.linalg.norm(upper[:, -1]), rel=1e-12)

@@ -201,10 +201,19 @@ def test_helpers():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: finite_step_factor(p, 0.0), "lr > 0"),
-        (lambda p: finite_step_factor(p, 0.1, n_lanczos=0), "n_lanczos >= 1"),
-        (lambda p: minibatch_factor(1.0, 5), "momentum < 1"),
-        (lambda p: minibatch_factor(0.5, 1), "at least 2 steps"),
+        (
+            lambda p: finite_step_factor(p, 0.0),
+            "lr of finite_step_factor to be a finite number > 0",
+        ),
+        (
+            lambda p: finite_step_factor(p, 0.1, n_lanczos=0),
+            "n_lanczos of finite_step_factor to be an integer >= 1",
+        ),
+        (
+            lambda p: minibatch_factor(1.0, 5),
+            "momentum of minibatch_factor to be a finite number >= 0 and < 1",
+        ),
+        (lambda p: minibatch_factor(0.5, 1), "n_steps of minibatch_factor to be an integer >= 2"),
     ],
     ids=["lr", "lanczos", "momentum", "one step"],
 )

@@ -447,7 +447,7 @@ def test_linear_models_and_modules_are_iterates():
     [
         ([], 0.1, "at least 2 iterates, got 0"),
         ([{"w": torch.ones(1)}], 0.1, "at least 2 finite iterates, got 1"),
-        ([{"w": torch.ones(1)}] * 2, 0.0, "positive learning rate, got 0.0"),
+        ([{"w": torch.ones(1)}] * 2, 0.0, r"lr of from_iterates .*got 0\.0\."),
         ([{"w": torch.ones(1)}] * 3, [0.1], "one lr .* for each step, got 1 of them"),
         ([{"w": torch.ones(1)}, {"w": torch.ones(2)}], 0.1, r"iterates of one model, .*\(2,\)"),
         ([{"w": torch.ones(1)}, {"v": torch.ones(1)}], 0.1, "iterates of one model"),

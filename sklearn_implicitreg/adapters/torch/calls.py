@@ -24,6 +24,7 @@ from sklearn_implicitreg.adapters.torch.data import (
 from sklearn_implicitreg.adapters.torch.structure import skeleton
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem.frozen import STATES, own_name, parts_of, tensors_in
+from sklearn_implicitreg.problem.row_models import forget_calls
 
 _FEW = 4  # rows on which states of a layer are compared
 _SAME = 100  # rounding units that outputs of one function may differ by
@@ -53,16 +54,9 @@ class CopyCall:
     def __call__(self, copy: nn.Module, inputs: Any) -> Any:
         """Outputs of the copy."""
         if self._borrows is None:
-            output = self._first(copy, inputs)
-            self._warn_of_states(copy, inputs)
-            return output
+            return self._first(copy, inputs)
         with self.state_of(copy):
             return self._forward(copy, inputs)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether a first call has found out what the copy calls."""
-        return self._borrows is not None
 
     @contextlib.contextmanager
     def state_of(self, copy: nn.Module) -> Iterator[None]:
@@ -96,6 +90,7 @@ class CopyCall:
                 if not isinstance(error, _Reached) and not watch.asked:
                     raise
             self._borrows = True
+            forget_calls()
             for part, state in zip(self._parts, states, strict=True):
                 vars(part).clear()  # of what was noted there until then
                 vars(part).update(state)
@@ -110,10 +105,11 @@ class CopyCall:
                 "computes with the module's own; read it as an attribute of the layer."
             ) from None
 
-    def _warn_of_states(self, copy: nn.Module, inputs: Any) -> None:
-        """Warn of layers that compute another function in training state, dropout aside."""
-        few = _few(inputs) if self._suspects else inputs
-        for kind, names in self._suspects.items():
+    def warn_of_states(self, copy: nn.Module, inputs: Any) -> None:
+        """Warn once of layers that compute another function in training state, dropout aside."""
+        suspects, self._suspects = self._suspects, {}
+        few = _few(inputs) if suspects else inputs
+        for kind, names in suspects.items():
             active, drawn = self._outputs(copy, names, few)
             if not drawn and not _same(active, self._outputs(copy, [], few)[0]):
                 where = f" ({', '.join(names)})" if names != [""] else ""

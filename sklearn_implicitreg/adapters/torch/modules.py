@@ -187,8 +187,6 @@ class TorchProblem(Problem):
         with preserved_rng(self.device, self._drawn), self._own_kernels():
             for read in _merged_last(self.rows.batches(self.batch_size), self):
                 batch = self._to_device(read)
-                if not self.forward.is_known:  # before layers are watched
-                    self.forward(self.module, batch.inputs)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
 
@@ -272,10 +270,12 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
-        with in_forward(self.module, batch.inputs):
+        # Where a second derivative is asked for, callers look at the errors of torch.
+        with contextlib.nullcontext() if twice else in_forward(self.module, batch.inputs):
             output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
+            self.forward.warn_of_states(self.module, batch.inputs)
         with in_words(lambda: self._loss_takes(output, batch.target)):
             target = self.row_loss.prepare(output, batch.target)
             total, weight = self.row_loss(output, target, batch.weight)

@@ -194,6 +194,18 @@ def in_a_global():
     return net
 
 
+def second_in_a_global():
+    """Found out when a layer of the copy has been called already."""
+
+    class Net(Plain):
+        def forward(self, x):
+            return HELD["b"](torch.tanh(self.a(x)))
+
+    net = Net()
+    HELD["b"] = net.b
+    return net
+
+
 def class_in_a_function():
     held = []
 
@@ -308,6 +320,7 @@ MADE_AGAIN = [
 ]
 LENT = [
     in_a_global,
+    second_in_a_global,
     class_in_a_function,
     weak_reference,
     hook_of_an_object_that_cannot_be_copied,
@@ -406,12 +419,13 @@ class TestOptions:
     def test_layers_are_watched(self):
         """Penalties on activations hook the copy's layers, which the module's own stand for."""
         found = []
-        for make in (Plain, default_argument, in_a_global, weak_reference):
+        for make in (Plain, default_argument, in_a_global, second_in_a_global, weak_reference):
             torch.manual_seed(1)
             net = make().double()
-            found.append(estimate(net, X_, Y_[:, None], family=ActivationL2("a")).coef_)
+            families = [ActivationL2("a"), ActivationL2("b")]
+            found.append(estimate(net, X_, Y_[:, None], family=families).coef_)
             assert not any(m._forward_hooks for m in net.modules())
-        np.testing.assert_allclose(found[1:], [found[0]] * 3, rtol=1e-10)
+        np.testing.assert_allclose(found[1:], [found[0]] * 4, rtol=1e-10)
 
     @pytest.mark.parametrize("make", [Plain, default_argument, in_a_global, class_in_a_function])
     def test_selection(self, make):

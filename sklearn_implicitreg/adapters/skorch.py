@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -226,14 +226,26 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
     return (replace(found, inside=own.inside_loss) if found.custom else found), own
 
 
+def optimizers_of(net: NeuralNet) -> list[Any]:
+    """Optimizers of a fitted net that have tensors of its module."""
+    own = set(map(id, net.module_.parameters()))
+    found = [getattr(net, f"{name}_", None) for name in net._optimizers]
+    found = [getattr(one, "optimizer", one) for one in found]  # Accelerate wraps them
+    return [one for one in found if one is not None and not own.isdisjoint(_held(one))]
+
+
+def _held(optimizer: Any) -> Iterator[int]:
+    return (id(p) for group in optimizer.param_groups for p in group["params"])
+
+
 def _optimizer_groups(net: NeuralNet) -> tuple[set[str], dict[str, str] | None]:
     """Names of the tensors that the optimizer decays, and the group of every tensor."""
-    optimizer = getattr(net, "optimizer_", None)
-    if optimizer is None:
+    optimizers = optimizers_of(net)
+    if not optimizers:
         return set(), None
     names = {id(p): name for name, p in net.module_.named_parameters()}
     decayed, groups = set(), {}
-    for number, group in enumerate(optimizer.param_groups):
+    for number, group in enumerate(g for one in optimizers for g in one.param_groups):
         for parameter in group["params"]:
             name = names.get(id(parameter))
             if name is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -124,6 +124,23 @@ def at_weights(penalty: Penalty, problem: Problem, weights: Params) -> Problem:
     if any(getattr(leaf.penalty, "gradient", None) is None for leaf in leaves):
         return problem.at(weights)
     return replace(problem, params={name: weights[name] for name in problem.params})
+
+
+def recorded_part(problem: Problem, names: Collection[str]) -> Problem:
+    """The problem without equations of tensors that no recorded optimizer has."""
+    held = (*problem.params, *problem.left_out)
+    missing = [name for name in held if name not in names]
+    if not missing:
+        return problem
+    own = {name: tensor for name, tensor in problem.params.items() if name in names}
+    if not own or any(name not in held for name in names):
+        raise ValueError(
+            f"Expected a trajectory of this model, which has {list(problem.params)}, got one of "
+            f"{list(names)}."
+        )
+    left_out = tuple(name for name in problem.left_out if name in names)
+    note = f"In no recorded optimizer, and so without equations: {', '.join(missing)}."
+    return replace(problem, params=own, left_out=left_out, notes=(*problem.notes, note))
 
 
 def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossGradient:

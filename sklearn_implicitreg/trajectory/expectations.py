@@ -39,7 +39,9 @@ def minibatch_note(
     """The coefficient that theory expects of the column of mini-batching."""
     settings = trajectory.settings
     if trajectory.optimizer not in ("SGD", "gradient descent"):
-        return "minibatch: no theory for a preconditioned optimizer."
+        several = "+" in trajectory.optimizer
+        kind = "several optimizers" if several else "a preconditioned optimizer"
+        return f"minibatch: no theory for {kind}."
     # What momentum multiplies lr / 4 by, mean over the windows of several steps.
     lengths = [min(sub_window or np.inf, w.n_steps) for w in windows if w.n_steps > 1]
     momentum, nesterov = float(settings.get("momentum", 0.0)), bool(settings.get("nesterov"))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.trajectory.references import at_mean
+from sklearn_implicitreg.trajectory.references import at_batches
 from sklearn_implicitreg.trajectory.vectors import minus, norm, weighted_sum
 from sklearn_implicitreg.trajectory.window import Step, Window
 
@@ -23,7 +23,9 @@ def check_factors(problem: Problem, windows: Sequence[Window]) -> None:
     # is; what the noise of batches adds does. So changes are compared.
     parts = _chosen(windows)
     counts = sorted({max(1, len(step.parts)) for part in parts for step in part.steps})
-    found = [_left(problem, part, counts) for part in parts]
+    some = frozenset().union(*[part.skipping for part in parts])
+    names = [name for name in problem.params if name not in some]  # the mean over all steps
+    found = [_left(problem, part, counts, names) for part in parts] if names else []
     if not found or any(left is None for left in found):
         return
     changes = {name: _change([left[name] for left in found if left]) for name in found[0] or {}}
@@ -40,17 +42,16 @@ def check_factors(problem: Problem, windows: Sequence[Window]) -> None:
         )
 
 
-def _left(problem: Problem, part: Window, counts: Sequence[int]) -> dict[str, Params] | None:
+def _left(
+    problem: Problem, part: Window, counts: Sequence[int], names: Sequence[str]
+) -> dict[str, Params] | None:
     """What was applied in a stretch, and what several factors of the batches leave of it."""
     alone = part.batches(problem)
     if alone is None:
         return None
-    gradients = [at_mean(problem, own, exact=True).value for own, _ in alone]
-    applied = {
-        name: tensor.to(gradients[0][name].device)
-        for name, tensor in part.mean_gradient("applied", problem).items()
-        if name in gradients[0]
-    }
+    gradients = [own.value for own in at_batches(problem, part, alone)]
+    mean = part.mean_gradient("applied", problem)
+    applied = {name: mean[name] for name in names}
     sizes = [own.steps[0].batch_size or 0 for own, _ in alone]
     left = {"applied": applied}
     for name, factors in _alternatives(problem, part.steps, sizes, counts).items():

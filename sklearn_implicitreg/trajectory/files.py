@@ -22,10 +22,11 @@ from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.marks import PARTS, Mark, StoredMark
 from sklearn_implicitreg.trajectory.r_factors import RFactors
 
-_FORMAT = 3
+_FORMAT = 4
 _BY_NAME = 2**30  # bytes of a file above which another process opens it instead of taking a copy
-_HEADER = ("marks", "names", "r_factors", "tensors")
+_HEADER = ("marks", "names", "others", "r_factors", "tensors")
 _LENGTHS, _ROWS, _R_FACTORS = "lengths of batches", "rows of batches", "R factors "
+_OTHERS = "before its first change "
 
 
 def write(
@@ -34,12 +35,15 @@ def write(
     marks: Sequence[Mark],
     rows: Sequence[Any],
     r_factors: RFactors | None,
+    others: dict[str, Tensor | None],
 ) -> None:
-    """Write marks, the rows of batches, R factors and a header that JSON can hold."""
+    """Write marks, the rows of batches, R factors, what else moved, and a header for JSON."""
     tensors = {key: tensor.detach().cpu() for key, tensor in _tensors(marks, rows, r_factors)}
+    tensors |= {_OTHERS + name: t.detach().cpu() for name, t in others.items() if t is not None}
     header |= {
         "marks": [[mark.step, mark.epoch] for mark in marks],
-        "names": list(marks[0].weights),
+        "names": list(dict.fromkeys([*marks[0].weights, *others])),
+        "others": list(others),
         "r_factors": None if r_factors is None else r_factors.header(),
         "tensors": {key: [*_kind(t), _checksum(t)] for key, t in tensors.items()},
     }
@@ -65,8 +69,8 @@ def write(
 
 def read(
     file: str | PathLike[str],
-) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any], RFactors | None]:
-    """Header, marks, rows of batches and R factors of a file that :func:`write` wrote."""
+) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any], RFactors | None, dict[str, Tensor | None]]:
+    """What :func:`write` wrote: header, marks, rows of batches, R factors, what else moved."""
     place = Path(file).absolute()
     content = _content(place)
     saved, header = _SavedFile(place, content["checksum"], content), content["header"]
@@ -77,11 +81,14 @@ def read(
     lengths, rows = saved.tensor(_LENGTHS).numpy(), saved.tensor(_ROWS).numpy()
     ends = np.cumsum(np.maximum(lengths, 0))
     batches = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+    kept = {name: f"{_OTHERS}{name}" for name in header["others"]}
+    known = header["tensors"]
+    others = {name: saved.tensor(key) if key in known else None for name, key in kept.items()}
     if header["r_factors"] is None:
-        return header, marks, batches, None
+        return header, marks, batches, None, others
     own = [key for key in header["tensors"] if key.startswith(_R_FACTORS)]
     arrays = {key.removeprefix(_R_FACTORS): saved.tensor(key).numpy() for key in own}
-    return header, marks, batches, RFactors.read(header["r_factors"], arrays)
+    return header, marks, batches, RFactors.read(header["r_factors"], arrays), others
 
 
 class _SavedFile:

@@ -7,8 +7,9 @@ from typing import Any
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
-from sklearn_implicitreg.trajectory.references import as_reference
+from sklearn_implicitreg.trajectory.references import as_reference, check_others
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
 from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
 
@@ -32,7 +33,9 @@ def trajectory_targets(
     trajectory = trajectory_of(model, data, problem, trajectory)
     if trajectory.settings.get("follows") == "mean loss":  # whatever the model was trained on
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
+    problem = recorded_part(problem, trajectory.names)
     named = as_reference(reference, window)
+    check_others(problem, trajectory, named)
     if trajectory.r_factors is not None:
         return targets_from_r_factors(problem, trajectory, named, window)
     return targets_from_weights(problem, trajectory, named, window, verbose)
@@ -58,9 +61,5 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
             )
         trajectory = trajectory.run(model, data, problem.whole())
     found: Trajectory = trajectory
-    if any(name not in found.names for name in problem.params):
-        raise ValueError(
-            f"Expected a trajectory of this model, which has {list(problem.params)}, got one of "
-            f"{list(found.names)}."
-        )
+    recorded_part(problem, found.names)  # raises for one of another model
     return on_device_of(found, problem.params)

@@ -177,7 +177,7 @@ class ContinueTraining(Probe):
     train_epoch : callable(model, optimizer, recorder) or (model, optimizer), default=None
         Trains a bare module for one epoch; ``recorder.batch(rows)`` names the rows of a batch,
         by their positions in the X that the estimator is fitted on.
-    optimizer : Optimizer, or callable(parameters) -> Optimizer, default=None
+    optimizer : Optimizer, list of them, or callable(parameters) -> one of these, default=None
         That of the training, of which a copy goes on from its state; or what makes a new one.
     every : int, default=1
         Steps between marks.
@@ -209,6 +209,7 @@ class ContinueTraining(Probe):
         train_epoch=NOTHING | function("(model, optimizer, recorder)"),
         optimizer=NOTHING
         | instance("an Optimizer", Optimizer)
+        | instance("a list of them", list, tuple)
         | Allowed(_makes_optimizer, ("a callable(parameters) -> Optimizer",)),
         every=integer(1),
         data=NOTHING | Allowed(_is_pair, ("a tuple (X, y)",)),
@@ -273,15 +274,16 @@ class ContinueTraining(Probe):
         return recorder.trajectory
 
 
-def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Optimizer]:
+def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
     """Copies that belong together; a compiled module's without what wraps it."""
     plain = getattr(model, "_orig_mod", model)
-    if isinstance(optimizer, Optimizer):
+    if isinstance(optimizer, Optimizer | list | tuple):
         own, its = copy.deepcopy((plain, optimizer))
         return own, its
     own = copy.deepcopy(plain)
     made = optimizer(own.parameters())
-    if not isinstance(made, Optimizer):
+    each = made if isinstance(made, list | tuple) else [made]
+    if not all(isinstance(one, Optimizer) for one in each):
         raise TypeError(
             "Expected `optimizer` to be an Optimizer or to make one from parameters, got "
             f"{type(made).__name__}."
@@ -290,7 +292,7 @@ def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Optimizer]:
 
 
 def _call(
-    train_epoch: Callable[..., Any], model: nn.Module, optimizer: Optimizer, recorder: Recorder
+    train_epoch: Callable[..., Any], model: nn.Module, optimizer: Any, recorder: Recorder
 ) -> None:
     """With the recorder where the function takes it."""
     given: tuple[Any, ...] = (model, optimizer, recorder)

@@ -110,7 +110,8 @@ class RFactors:
         """Names and arrays of the rest."""
         yield "signatures", self.signatures
         for i, block in enumerate(self.blocks):
-            yield f"block/{i}", np.stack([cell.r_factor for cell in block.cells])
+            uppers = [cell.r_factor for cell in block.cells]
+            yield f"block/{i}", np.stack(uppers) if uppers else np.empty((0, 0, 0))
         for what in _SUMS:
             for name, tensor in getattr(self, what).items():
                 yield f"{what}/{name}", tensor.cpu().numpy()

@@ -44,7 +44,7 @@ def targets_from_r_factors(
             "them with recorder.batch(rows) while recording."
         )
     marks = trajectory.marks
-    whole = Window(marks[0], marks[-1], marks[:1], trajectory.steps)
+    whole = Window(marks[0], marks[-1], marks[:1], trajectory.steps, trajectory.others)
 
     def deviations(other: Problem | None) -> Sequence[LossGradient]:
         what = (

@@ -89,8 +89,9 @@ class Gradient:
         # Standard deviation of T even steps, over their length.
         away = ((window.n_steps**2 - 1) / 12) ** 0.5 / window.n_steps
         start, stop = window.start.weights, window.stop.weights
-        drift = {name: stop[name].double() - start[name].double() for name in mean}
-        return [moved(mean, drift, sign * away) for sign in (-1, 1)]
+        drift = {name: stop[name].double() - t.double() for name, t in start.items()}
+        own = {name: mean[name] for name in drift}
+        return [{**mean, **moved(own, drift, sign * away)} for sign in (-1, 1)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Flow:
         """Displacement of the flow over its time."""
         start = {name: t.double() for name, t in window.start.weights.items()}
         end, first, unit = dict(start), None, 0.0
-        for part in window.parts() if window.skipping else (window,):
+        for part in window.parts() if window.skipping or window.others else (window,):
+            end |= {name: t for name, t in part.mean("visited").items() if name not in start}
             moving, scales = moved_by(problem, part), part.scales(problem)
             rates = [step.lr for step in part.steps]
             factors = [step.loss_factor(problem) for step in part.steps]
@@ -215,6 +217,22 @@ def _not_descent(window: Window) -> str:
             if float(away.norm()) > 1e-3 * float(step.norm()) + rounding:
                 return f"steps of {name!r} other than lr={rates[0]:.4g} times the applied gradient"
     return ""
+
+
+def check_others(problem: Problem, trajectory: Trajectory, reference: Reference) -> None:
+    """Raise ValueError where the loss reads what changed while recording and was not kept."""
+    lost = [name for name, began in trajectory.others.items() if began is None]
+    if not lost or isinstance(reference, Applied):
+        return
+    reads = getattr(problem, "reads", None)
+    read = [name for name in lost if reads is None or reads(name)]
+    if read:
+        raise ValueError(
+            f"Expected a trajectory that knows all that the loss depends on, got one in which "
+            f"{', '.join(read)} changed while recording and was not recorded (it is larger than "
+            "memory_limit, or its shape changed); give its optimizer to record(model, "
+            "[optimizers]) or a larger memory_limit, or use reference='applied'."
+        )
 
 
 _NAMED: dict[str, type] = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}
@@ -294,8 +312,15 @@ def _of_step(problem: Problem, window: Window) -> LossGradient:
     alone = window.batches(problem)
     if alone is None:
         raise ValueError(_UNNAMED)
-    gradients = [at_mean(problem, own, exact=True) for own, _ in alone]
-    return LossGradient.mean(gradients, [share for _, share in alone])
+    return LossGradient.mean(at_batches(problem, window, alone), [share for _, share in alone])
+
+
+def at_batches(
+    problem: Problem, window: Window, alone: Sequence[tuple[Window, float]]
+) -> list[LossGradient]:
+    """Gradient of each batch of a window alone, at the mean iterate of the window."""
+    mean = window.mean("visited")
+    return [_at(problem, own, mean, exact=True) for own, _ in alone]
 
 
 def scaled(gradient: LossGradient, factor: float) -> LossGradient:
@@ -316,7 +341,7 @@ def sub_windows(window: Window, size: int) -> Iterator[Window]:
             )
         inside = tuple(mark for mark in window.inside if step <= mark.step < stop)
         steps = window.steps[step - begin : stop - begin]
-        part = Window(marks[step], marks[stop], inside, steps, window.of)
+        part = replace(window, start=marks[step], stop=marks[stop], inside=inside, steps=steps)
         if part.n_steps:
             yield part
 

@@ -10,9 +10,9 @@ import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params
 from sklearn_implicitreg.regression.equations import Equations, Place
-from sklearn_implicitreg.trajectory.design import deviation
+from sklearn_implicitreg.trajectory.design import deviation, recorded_part
 from sklearn_implicitreg.trajectory.marks import Mark
-from sklearn_implicitreg.trajectory.references import Gradient
+from sklearn_implicitreg.trajectory.references import Gradient, check_others
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Window
 
@@ -36,18 +36,19 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     if size <= equations.rounding:
         return equations
     place = equations.judged
-    problem = place.problem
+    problem = recorded_part(place.problem, trajectory.names)
+    check_others(problem, trajectory, Gradient())
     windows = _beside(trajectory, problem.params)
     whole, reference = problem.whole(), Gradient()
     parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]
     # What only some of the steps updated says nothing of the mean over all of them.
     some = frozenset().union(*[window.skipping for window in windows])
-    names = [name for name in place.names if name not in some]
+    names = [name for name in place.names if name in problem.params and name not in some]
     if not names:
         return equations
     added = torch.stack([_vector(part, place, names) for part in parts])
     target_there = _vector(place.gradient, place, names)
-    if some:
+    if len(names) < len(place.names):
         size = float(target_there.norm())
     signal, raw = _squared_mean(added - target_there)
     share, noise = max(0.0, signal) / size**2, (raw - signal) / size**2

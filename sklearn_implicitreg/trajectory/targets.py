@@ -18,7 +18,7 @@ from sklearn_implicitreg.regression.equations import Equations, Observed, Place,
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.solve import decompose
 from sklearn_implicitreg.regression.spread import observed
-from sklearn_implicitreg.trajectory.design import deviation, mean_of, window_design
+from sklearn_implicitreg.trajectory.design import deviation, mean_of, recorded_part, window_design
 from sklearn_implicitreg.trajectory.expectations import minibatch_note, step_kinks, step_notes
 from sklearn_implicitreg.trajectory.factors import check_factors
 from sklearn_implicitreg.trajectory.minibatch import (
@@ -92,7 +92,7 @@ class TrajectoryTargets:
         first, last = self.windows[0], self.windows[-1]
         steps = tuple(step for window in self.windows for step in window.steps)
         inside = tuple(mark for window in self.windows for mark in window.inside)
-        visited = Window(first.start, last.stop, inside, steps).mean("visited")
+        visited = Window(first.start, last.stop, inside, steps, first.others).mean("visited")
         designs = [equations.judged.design for equations in found]
         blocks, seen = observed(self.problem.at(visited).blocks(n_blocks), self.problem, designs)
         for _ in blocks:
@@ -108,7 +108,8 @@ class TrajectoryTargets:
 
     def completing(self, other: Problem) -> Sequence[LossGradient]:
         """Deviations from further rows, whose labels are numbered as in these."""
-        whole = other.numbered_like(self.problem).whole()
+        numbered = other.numbered_like(self.problem)
+        whole = recorded_part(numbered, self.trajectory.names).whole()
         own = self.problem
         whole = replace(whole, trained_factor=own.trained_factor, trained_sum=own.trained_sum)
         return self.deviations(whole)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.parameters import NOTHING, check, choice, instance, integer, shown
@@ -16,7 +17,7 @@ from sklearn_implicitreg.trajectory.files import read, write
 from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
 from sklearn_implicitreg.trajectory.r_factors import RFactors
 from sklearn_implicitreg.trajectory.vectors import minus, moved
-from sklearn_implicitreg.trajectory.window import Step, Window
+from sklearn_implicitreg.trajectory.window import Step, Window, on_device, with_others
 
 WINDOW = NOTHING | choice("epoch") | integer(1)
 _PATH = {"path": instance("a path", str, PathLike)}
@@ -33,9 +34,9 @@ class Trajectory:
     steps : tuple of Step
         One for each step between the first and the last mark.
     optimizer : str
-        Class of the optimizer.
+        Class of the optimizer, or those of several whose settings differ, joined by " + ".
     settings : dict
-        Of its first parameter group (momentum, betas, ...).
+        Of its first parameter group (momentum, betas, ...); empty for optimizers that differ.
     n_dropped : int
         Steps that are left out: not finite, of step size zero, or with weights that something
         else than the optimizer changed.
@@ -44,6 +45,9 @@ class Trajectory:
         only the first and the last mark have tensors then.
     begins_epoch : bool, default=True
         Whether the first step is that of an epoch, which a slice may have cut.
+    others : dict of str to Tensor or None
+        What moved in the model and was in no recorded optimizer (buffers, frozen tensors), as it
+        was before its first change; None where it was not kept. The marks hold where it went.
 
     Examples
     --------
@@ -69,6 +73,7 @@ class Trajectory:
     n_dropped: int = 0
     r_factors: RFactors | None = None
     begins_epoch: bool = True
+    others: dict[str, Tensor | None] = field(default_factory=dict)
 
     def __sklearn_clone__(self) -> Trajectory:
         """Shared, not copied."""
@@ -163,7 +168,7 @@ class Trajectory:
         start, stop = self.marks[a], self.marks[b]
         offset = self.marks[0].step
         steps = self.steps[start.step - offset : stop.step - offset]
-        return Window(start, stop, self.marks[a:b], steps)
+        return Window(start, stop, self.marks[a:b], steps, self.others)
 
     def __getitem__(self, part: slice) -> Trajectory:
         """Part of the trajectory, by marks."""
@@ -213,7 +218,8 @@ class Trajectory:
             "skipped": [sorted(own) for own in kinds],
             "skipped_by": [kinds[step.skipped] for step in self.steps],
         }
-        write(path, header, self.marks, [step.rows for step in self.steps], self.r_factors)
+        rows = [step.rows for step in self.steps]
+        write(path, header, self.marks, rows, self.r_factors, self.others)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Trajectory:
@@ -239,7 +245,7 @@ class Trajectory:
             If the file is cut short, damaged, or of another version.
         """
         check("Trajectory.load", {"path": path}, _PATH)
-        header, marks, batches, r_factors = read(path)
+        header, marks, batches, r_factors, others = read(path)
         settings = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in header["settings"].items()
@@ -253,7 +259,7 @@ class Trajectory:
             )
         )
         begins = header.get("begins_epoch", True)
-        own = (header["optimizer"], settings, header["n_dropped"], r_factors, begins)
+        own = (header["optimizer"], settings, header["n_dropped"], r_factors, begins, others)
         return cls(marks, steps, *own)
 
     @classmethod
@@ -337,16 +343,18 @@ class Trajectory:
 def on_device_of(trajectory: Trajectory, params: Params) -> Trajectory:
     """The trajectory as it is read on the device of some tensors, wherever its marks are."""
     device = next(iter(params.values())).device
-    return replace(trajectory, marks=tuple(mark.on(device) for mark in trajectory.marks))
+    marks = tuple(mark.on(device) for mark in trajectory.marks)
+    return replace(trajectory, marks=marks, others=on_device(trajectory.others, device))
 
 
 def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
     """Two trajectories, one after the other."""
     part = on_device_of(part, total.marks[-1].visited)  # where float64 is
-    last, first = on_device_of(total, total.marks[-1].visited).marks[-1], part.marks[0]
-    before, begin = last.weights, first.weights
-    if before.keys() != begin.keys() or not all(
-        torch.equal(t, begin[name]) for name, t in before.items()
+    there = on_device_of(total, total.marks[-1].visited)
+    last, first = there.marks[-1], part.marks[0]
+    ends, starts = last.weights, first.weights
+    if ends.keys() != starts.keys() or not all(
+        torch.equal(t, starts[name]) for name, t in ends.items()
     ):
         raise ValueError(
             "Expected trajectories that continue each other, got a start that is not where the "
@@ -364,11 +372,17 @@ def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
             "factors; record both with the same families=, or both without."
         )
     r_factors = total.r_factors and part.r_factors and total.r_factors.joined(part.r_factors)
-    shift = {what: minus(getattr(last, what), getattr(first, what)) for what in SUMS}
+    # What moved in the first part alone stands in the second where nobody knows.
+    others = part.others | dict.fromkeys(total.others.keys() - part.others.keys())
+    others |= {n: t for n, t in there.others.items() if others[n] is not None}
+    its = {n: None if others[n] is None else t for n, t in part.others.items()}
+    before, begin = _sums(last, others), _sums(first, its)
+    shift = {what: minus(begin[what], before[what]) for what in SUMS}
     shifted = []
     for mark in part.marks[1:]:
         step, epoch = mark.step - first.step + last.step, mark.epoch - first.epoch + last.epoch
-        sums = [moved(getattr(mark, what), shift[what], 1.0) for what in SUMS]
+        own = _sums(mark, its)
+        sums = [moved(own[what], shift[what], -1.0) for what in SUMS]
         shifted.append(Mark(step, epoch, mark.weights, *sums))
     kept = total.marks if r_factors is None else (*total.marks[:-1], bare(last))
     return replace(
@@ -377,4 +391,11 @@ def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
         steps=(*total.steps, *part.steps),
         n_dropped=total.n_dropped + part.n_dropped,
         r_factors=r_factors,
+        others=others,
     )
+
+
+def _sums(mark: Mark, others: Mapping[str, Tensor | None]) -> dict[str, Params]:
+    """Sums of a mark, also of what had not moved yet."""
+    sums = {what: getattr(mark, what) for what in SUMS}
+    return sums | {"visited": with_others(mark, others)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Indices, Params, Problem
+from sklearn_implicitreg.problem.vectors import wide
 from sklearn_implicitreg.trajectory.marks import Mark
 
 _STACKED = 2**17  # numbers of one tensor's iterates at a time: they stay in the cache
@@ -93,6 +94,8 @@ class Window:
     stop: Mark
     inside: tuple[Mark, ...]  # marks at which a step of the window began
     steps: tuple[Step, ...]
+    # What no recorded optimizer moved: values before the first change, None where not kept.
+    others: Mapping[str, Tensor | None] = field(default_factory=dict)
     # Only the steps that updated this tensor count; None: all. What a tensor has in a window are
     # sums over its own steps, divided by the number of all steps.
     of: str | None = None
@@ -176,15 +179,19 @@ class Window:
 
     def mean(self, what: str) -> Params:
         """Mean over the steps of "applied", "consumed" or "visited"."""
-        first, last = getattr(self.start, what), getattr(self.stop, what)
+        if what == "visited" and self.skipping:
+            return self._position()
+        first, last = (self._sums(what, mark) for mark in (self.start, self.stop))
         if not last:
             raise ValueError(
                 "reference='applied' needs the gradients that the optimizer was given, which this "
                 "trajectory does not hold; record with gradients=True (default with every=1 only)."
             )
-        if what == "visited" and self.skipping:
-            return self._position()
-        return {name: (last[name] - first[name]).div_(self.n_steps) for name in last}
+        return {name: (last[name] - t).div_(self.n_steps) for name, t in first.items()}
+
+    def _sums(self, what: str, mark: Mark) -> Params:
+        """Sums at a mark, also of what moves without the recorded optimizers."""
+        return with_others(mark, self.others) if what == "visited" else getattr(mark, what)
 
     def _position(self) -> Params:
         """Mean weights over the steps that count, also of tensors that they did not update."""
@@ -198,13 +205,15 @@ class Window:
             return total
         own = replace(self, of=None)
         found: Params = {}
-        for name, before in self.start.visited.items():
+        first, last = (self._sums("visited", mark) for mark in (self.start, self.stop))
+        for name, before in first.items():
             # Between two marks a tensor that is updated stands where its own steps found it.
-            n, rest = own.n_updates(name), self.start.weights[name].double()
+            n = own.n_updates(name)
             if n:
-                found[name] = (self.stop.visited[name] - before).div_(n)
+                found[name] = (last[name] - before).div_(n)
             else:  # decay may move it
-                end, n = self.stop.weights[name].double(), len(self.steps)
+                rest, end = self.start.weights[name].double(), self.stop.weights[name].double()
+                n = len(self.steps)
                 found[name] = rest + (end - rest) * ((n - 1) / (2 * n))
         return found
 
@@ -213,7 +222,8 @@ class Window:
         ends = (*self.inside, self.stop)
         for mark, after in zip(ends[:-1], ends[1:], strict=True):
             first, last = mark.step - self.start.step, after.step - self.start.step
-            part = Window(mark, after, (mark,), self.steps[first:last], self.of)
+            steps = self.steps[first:last]
+            part = replace(self, start=mark, stop=after, inside=(mark,), steps=steps)
             if part.n_steps:
                 yield part
 
@@ -280,6 +290,22 @@ class Window:
     def rounding(self) -> float:
         """Norm of the rounding in the mean applied gradient, at most; nan where unknown."""
         return float(np.mean([step.rounding for step in self.steps]))
+
+
+def with_others(mark: Mark, others: Mapping[str, Tensor | None]) -> Params:
+    """Sums of what the steps visited, also of what had not moved yet at a mark."""
+    if not others:
+        return mark.visited
+    sums = {name: t for name, t in mark.visited.items() if others.get(name, t) is not None}
+    begun = {name: t for name, t in others.items() if t is not None and name not in sums}
+    return {**sums, **{name: wide(t) * mark.step for name, t in begun.items()}}
+
+
+def on_device(
+    others: Mapping[str, Tensor | None], device: torch.device
+) -> dict[str, Tensor | None]:
+    """What moves besides, on a device."""
+    return {name: None if t is None else t.to(device) for name, t in others.items()}
 
 
 def _mass(step: Step, problem: Problem, masses: npt.NDArray[np.float64] | None) -> float | None:

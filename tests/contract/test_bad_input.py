@@ -28,6 +28,7 @@ from sklearn_implicitreg import (
     equations,
 )
 from sklearn_implicitreg.exceptions import ModelStateWarning, OutputWarning
+from sklearn_implicitreg.trajectory import record
 
 Estimator = ImplicitRegularizationEstimator
 X, Y = X_DIABETES, Y_DIABETES
@@ -709,3 +710,61 @@ def test_failed_refit_keeps_the_last_results():
         with pytest.raises(ValueError, match="Unknown family"):
             est.set_params(family="l9").fit(X, Y)
     assert est.coef_ is coef
+
+
+def layered():
+    return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+
+
+def sgd(*modules):
+    return torch.optim.SGD([p for m in modules for p in m.parameters()], lr=0.1)
+
+
+OPTIMIZERS = {
+    "none": (lambda net: [], ValueError, "at least one optimizer, got an empty list"),
+    "twice": (lambda net: [sgd(net)] * 2, ValueError, "Expected optimizers that differ, got one"),
+    "overlap": (
+        lambda net: [sgd(net), sgd(net[1])],
+        ValueError,
+        r"Expected optimizers of different tensors, got 1\.weight in two of them",
+    ),
+    "foreign": (
+        lambda net: [sgd(net), sgd(torch.nn.Linear(1, 1))],
+        ValueError,
+        "Expected an optimizer of this model's parameters, got one of none of them",
+    ),
+    "no-optimizer": (
+        lambda net: [sgd(net), net],
+        TypeError,
+        "Expected a torch optimizer or a list of them, got Sequential in the list",
+    ),
+    "class": (
+        lambda net: torch.optim.SGD,
+        TypeError,
+        "Expected a torch optimizer or a list of them, got type",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizers_of_a_recording(kind):
+    made, error, text = OPTIMIZERS[kind]
+    net = layered()
+    with pytest.raises(error, match=text):
+        record(net, made(net))
+
+
+@pytest.mark.parametrize("rule", [lambda *given: 0, [None]])
+def test_rules_of_several_optimizers(rule):
+    net = layered()
+    with pytest.raises(ValueError, match="Expected update_rule to be a list of 2 rules"):
+        record(net, [sgd(net[0]), sgd(net[1])], update_rule=rule)
+
+
+def test_one_of_several_that_is_recorded_already():
+    net = layered()
+    first, second = sgd(net[0]), sgd(net[1])
+    with record(net, first), pytest.raises(ValueError, match="recorded already"):
+        record(net, [second, first]).__enter__()
+    with record(net, second):
+        pass

@@ -237,9 +237,30 @@ def test_lightning_hooks_with_accumulation(without_base):
     assert len(recorder.trajectory_.steps[0].rows) == 16
 
 
-def test_lightning_hooks_need_one_optimizer(without_base):
-    with pytest.raises(ValueError, match="Expected one optimizer, got 2"):
-        drive_lightning(lightning_recorder.LightningRecorder(), n_optimizers=2)
+def test_lightning_hooks_with_two_optimizers(without_base):
+    recorder = lightning_recorder.LightningRecorder()
+    net, foreign = module(), nn.Linear(1, 1)
+    first, *rest = net.parameters()
+    optimizers = [
+        SGD([first], lr=0.05, weight_decay=DECAY),
+        AdamW(rest, lr=0.05, weight_decay=DECAY),
+        SGD(foreign.parameters(), lr=0.1),
+    ]
+    loader = DataLoader(data(), batch_size=8, shuffle=True)
+    trainer = SimpleNamespace(
+        optimizers=optimizers, train_dataloader=loader, accumulate_grad_batches=1
+    )
+    recorder.on_train_start(trainer, net)
+    for i, batch in enumerate(loader):
+        recorder.on_train_batch_start(trainer, net, batch, i)
+        net.zero_grad()
+        (net(batch[0]) - batch[1]).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    recorder.on_train_epoch_end(trainer, net)
+    recorder.on_train_end(trainer, net)
+    assert recorder.trajectory_.optimizer == "SGD + AdamW"
+    assert decay_found(recorder.trajectory_) == pytest.approx(DECAY, rel=1e-9)
 
 
 @pytest.mark.parametrize(("accumulated", "sizes"), [(1, [8, 8, 8, 6]), (2, [16, 14])])

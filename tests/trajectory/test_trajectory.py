@@ -181,7 +181,7 @@ def changed(file, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content, _: content.update(format=99), "of format 3, got 99 in .*; read it with"),
+        (lambda content, _: content.update(format=99), "of format 4, got 99 in .*; read it with"),
         (lambda content, _: content.pop("format"), "cannot be read .'format'"),
         (
             lambda content, _: content["tensors"].pop("applied of 0.bias at mark 3"),

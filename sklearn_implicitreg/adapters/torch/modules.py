@@ -51,7 +51,12 @@ from sklearn_implicitreg.adapters.torch.options import (
     seed_of,
     set_modes,
 )
-from sklearn_implicitreg.adapters.torch.structure import skeleton, weight_matrices
+from sklearn_implicitreg.adapters.torch.structure import (
+    restore,
+    skeleton,
+    state_of,
+    weight_matrices,
+)
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -138,12 +143,23 @@ class TorchProblem(Problem):
         return None if (masses == 1).all() else masses
 
     def at(self, params: Params) -> TorchProblem:
-        """The same problem at other values of some parameters."""
+        """The same problem at other values of some parameters, buffers and attributes."""
         own = skeleton(self.module, self.device, None)
         named = dict(own.named_parameters())
-        for name, value in params.items():
-            named[name].data = value.to(self.device, self.dtype)
+        restore(own, {name: value for name, value in params.items() if name not in named})
+        for name in params.keys() & named.keys():
+            named[name].data = params[name].to(self.device, self.dtype)
         return replace(self, module=own, params={n: named[n].detach() for n in self.params})
+
+    def reads(self, name: str) -> bool:
+        """Whether the gradient depends on a frozen parameter, a buffer or an attribute."""
+        held = {part.name: part.value for part in state_of(self.module)}
+        held |= {n: p.detach() for n, p in self.module.named_parameters()}
+        if name not in held:
+            return False
+        changed = torch.as_tensor(held[name]).double() * 1.5 + 1.0
+        found = [self.at(values).gradient().value for values in ({}, {name: changed})]
+        return any(not torch.equal(t, found[1][n]) for n, t in found[0].items())
 
     def take(self, rows: Indices, weights: Weights) -> TorchProblem:
         """The same problem on some of the rows, with weights of their own."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.torch.options import BATCH_NORMS, INSTANCE_NORMS
-from sklearn_implicitreg.problem.frozen import rebuilt
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem.frozen import own_name, rebuilt
 
 _NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -43,3 +47,66 @@ def weight_matrices(module: nn.Module) -> set[str]:
     }
     every = {n: p for n, p in module.named_parameters() if p.requires_grad}
     return {n for n, p in every.items() if p.ndim >= 2 and n not in norms} or set(every)
+
+
+class StatePart(NamedTuple):
+    """A buffer, or a tensor or number that is an attribute of a module."""
+
+    name: str
+    holder: Any  # what it is set in
+    key: Any
+    value: Tensor | float
+
+
+def state_of(module: nn.Module) -> Iterator[StatePart]:
+    """What a forward pass may read and no parameter is, without what it computed itself."""
+    parts = list(module.named_modules())
+    seen = {id(p) for _, part in parts for p in vars(part).get("_parameters", {}).values()}
+    for prefix, part in parts:
+        own = vars(part)
+        if "_orig_mod" in own.get("_modules", ()):  # a wrapper of torch.compile
+            continue
+        start = own_name(f"{prefix}.") if prefix else ""
+        attributes = {k: v for k, v in own.items() if k not in _STRUCTURE}
+        for holder in (own.get("_buffers", {}), attributes):
+            setting = own if holder is attributes else holder
+            for key, value in holder.items():
+                yield from _parts(f"{start}{key}", setting, key, value, seen)
+
+
+_STRUCTURE = frozenset(vars(nn.Module()))  # of every module: its mode, its hooks, its parts
+
+
+def _parts(name: str, holder: Any, key: Any, value: Any, seen: set[int]) -> Iterator[StatePart]:
+    if isinstance(value, Tensor):
+        computed = value.grad_fn is not None or value.is_meta or value.layout != torch.strided
+        if not computed and id(value) not in seen:
+            seen.add(id(value))
+            yield StatePart(name, holder, key, value)
+    elif type(value) in (int, float, bool):
+        yield StatePart(name, holder, key, value)
+    elif isinstance(value, nn.Module):  # in a list, which keeps it out of the parameters
+        for own_key, tensor in value.named_parameters():
+            yield from _parts(f"{name}.{own_key}", None, None, tensor, seen)
+        for part in state_of(value):
+            yield part._replace(name=f"{name}.{part.name}")
+    elif type(value) in (dict, list, tuple):
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for place, own in inner:
+            if isinstance(own, Tensor | nn.Module | dict | list | tuple):
+                yield from _parts(f"{name}[{place!r}]", value, place, own, seen)
+
+
+def restore(module: nn.Module, values: Params) -> None:
+    """Set buffers and attributes of a copy; whole numbers to the nearest."""
+    for part in list(state_of(module)) if values else ():
+        value = values.get(part.name)
+        if value is None:
+            continue
+        old = part.value
+        if isinstance(old, Tensor):
+            exact = value if old.is_floating_point() else value.round()
+            old.data = exact.to(old.device, old.dtype)
+        else:
+            number = float(value)
+            part.holder[part.key] = number if isinstance(old, float) else type(old)(round(number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from os import PathLike
 from typing import Any
 
@@ -17,8 +18,12 @@ _Callback: Any = base_of(
 )
 
 
+def _held(optimizer: Any) -> Iterator[int]:
+    return (id(p) for group in optimizer.param_groups for p in group["params"])
+
+
 class LightningRecorder(SessionRecorder, _Callback):
-    """Callback that records the training of a LightningModule with one optimizer.
+    """Callback that records the training of a LightningModule, by one optimizer or several.
 
     Epochs are marked, and the rows of every batch are looked up by their content.
 
@@ -64,14 +69,11 @@ class LightningRecorder(SessionRecorder, _Callback):
         self.session_ = Session(every=every, gradients=gradients, directory=directory)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach to the optimizer."""
-        if len(trainer.optimizers) != 1:
-            raise ValueError(
-                f"Expected one optimizer, got {len(trainer.optimizers)}; record each by "
-                "record(model, optimizer)."
-            )
+        """Attach to the optimizers that have tensors of the model."""
         model = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)
-        self.session_.begin(model, trainer.optimizers[0])
+        own = set(map(id, model.parameters()))
+        optimizers = [o for o in trainer.optimizers if not own.isdisjoint(_held(o))]
+        self.session_.begin(model, optimizers or trainer.optimizers)
         if self.find_rows:
             self.session_.rows_from(getattr(trainer.train_dataloader, "dataset", None))
 

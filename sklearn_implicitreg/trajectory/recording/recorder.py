@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
@@ -24,26 +27,23 @@ from sklearn_implicitreg.problem.parameters import (
     integer,
 )
 from sklearn_implicitreg.problem.vectors import wide_zeros
+from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
-from sklearn_implicitreg.trajectory.recording.applied_gradient import (
-    RunningSums,
-    Stretch,
-    settings_of,
+from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums, settings_of
+from sklearn_implicitreg.trajectory.recording.followed import (
+    Followed,
+    described,
+    followed,
+    tensors_of,
 )
-from sklearn_implicitreg.trajectory.recording.optimizers import (
-    UpdateRule,
-    Watched,
-    number,
-    plain_settings,
-    rule_of,
-)
+from sklearn_implicitreg.trajectory.recording.optimizers import UpdateRule, number
+from sklearn_implicitreg.trajectory.recording.others import Others
 from sklearn_implicitreg.trajectory.recording.reducing import ReducedKept, Reduction
 from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Step
 
 _RECORDED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-_ROUNDING_EVERY = 10  # steps between two estimates of the rounding
 MEMORY = 2**30  # bytes
 
 
@@ -56,11 +56,13 @@ MEMORY = 2**30  # bytes
     gradients=NOTHING | FLAG,
     directory=NOTHING | instance("a path", str, PathLike),
     memory_limit=integer(0),
-    update_rule=NOTHING | function("(displacement, group, state_before, state_after)"),
+    update_rule=NOTHING
+    | function("(displacement, group, state_before, state_after)")
+    | instance("a list of them", list, tuple),
 )
 def record(  # noqa: PLR0913
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     *,
     every: int | None = None,
     data: Any = None,
@@ -71,9 +73,14 @@ def record(  # noqa: PLR0913
     gradients: bool | None = None,
     directory: str | PathLike[str] | None = None,
     memory_limit: int = MEMORY,
-    update_rule: UpdateRule | None = None,
+    update_rule: UpdateRule | Sequence[UpdateRule | None] | None = None,
 ) -> Recorder:
-    """Context manager that records the steps of an optimizer.
+    """Context manager that records the steps of an optimizer, or of several as one training.
+
+    A step of several optimizers is a round in which each steps once at most, on gradients of the
+    same weights: another backward pass begins the next round. What else moves in the model
+    (buffers, an average of the weights, what another optimizer trains) is kept with the marks, as
+    it was when each gradient was taken.
 
     With ``every`` above 1 what SGD and the Adam kinds applied follows from both ends of a stretch
     of constant settings. RMSprop, Adagrad and other rules, and step sizes that change at every
@@ -88,7 +95,7 @@ def record(  # noqa: PLR0913
     ----------
     model : nn.Module
         What is trained.
-    optimizer : torch.optim.Optimizer
+    optimizer : torch.optim.Optimizer, or list of them
         SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad.
     every : int, default=None
         Steps between marks; the sums lose no step. None is 1; with ``families`` it is the whole
@@ -113,9 +120,11 @@ def record(  # noqa: PLR0913
         the weights are on, up to ``memory_limit``, then in a temporary folder. Where the disk is
         full a warning names the folder, the recording ends and the training goes on.
     memory_limit : int, default=2**30
-        Bytes of marks on one device.
+        Bytes of marks on one device. Other tensors of the model of more bytes than this are not
+        kept where they move.
     update_rule : callable(displacement, group, state_before, state_after), default=None
-        Returns the gradient that a step applied, for other optimizers.
+        Returns the gradient that a step applied, for other optimizers; with several optimizers a
+        list of one for each, None for those of torch.
 
     Returns
     -------
@@ -125,10 +134,13 @@ def record(  # noqa: PLR0913
 
     Raises
     ------
+    TypeError
+        For what is no optimizer.
     ValueError
         For an optimizer whose gradients do not follow from its steps, or one that is recorded
-        already; for ``families`` without what their reference needs; for a ``directory`` that is
-        not empty or cannot be written to.
+        already; for no optimizers, one given twice, or two of the same tensor; for ``families``
+        without what their reference needs; for a ``directory`` that is not empty or cannot be
+        written to.
 
     Examples
     --------
@@ -141,6 +153,7 @@ def record(  # noqa: PLR0913
     >>> recorder.trajectory
     Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
+    parts = followed(model, optimizer, update_rule)
     if families is None:
         if loss is not None or reference != "gradient" or params != "auto":
             raise ValueError(
@@ -149,45 +162,44 @@ def record(  # noqa: PLR0913
             )
         kept = Kept(directory, memory_limit)
     else:
-        kept = ReducedKept(Reduction.of(model, families, reference, data, loss, params))
+        kept = ReducedKept(_reduction(model, parts, families, reference, data, loss, params))
         gradients = reference == "applied"
         every = sys.maxsize if every is None else every
     every = 1 if every is None else every
-    recorder = Recorder(model, optimizer, every, gradients, update_rule, kept)
+    others = Others(model, {id(p) for p in tensors_of(parts).values()}, memory_limit)
+    recorder = Recorder(parts, others, every, gradients, kept)
     if data is not None:
         recorder.rows_from(data)
     return recorder
 
 
 class Recorder:
-    """Hooks of one optimizer, and what they recorded; made by :func:`record`."""
+    """Hooks of the optimizers, and what they recorded; made by :func:`record`."""
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
+        parts: tuple[Followed, ...],
+        others: Others,
         every: int,
         gradients: bool | None,
-        update_rule: UpdateRule | None,
         kept: Kept,
     ):
-        self._rule = rule_of(optimizer, update_rule)
-        self._optimizer, self._every = optimizer, int(every)
-        self._watched = Watched(model, optimizer)
-        self._params = self._watched.params
+        self._parts, self._others, self._every = parts, others, int(every)
+        self._params = tensors_of(parts)
         self._kept, self._batches = kept, Batches()
+        kept.others = others.began
         self._handles: list[Any] = []
-        self._stretch: Stretch | None = None
-        self._spare: Stretch | None = None  # ended; its memory serves the next
         self._each = self._every == 1
-        self._pending = self._stale = self._called = False
+        self._stale = self._called = False
         self._stopped = False  # where the disk took no more
-        self._idle, self._n_changed = "", 0
-        self._skipped: frozenset[str] = frozenset()  # by the last step
-        self._frozen: frozenset[str] = frozenset()
+        self._open = False  # whether some of the optimizers made their step of this round
+        # The batches of the round, and the optimizers that stepped on them.
+        self._named: tuple[dict[str, Any], set[int]] = ({}, set())
+        self._pass, self._fresh = -1, False  # the backward pass; whether no round began since
+        self._skipped: frozenset[str] = frozenset()  # by the last round
+        self._n_changed = 0
         self._step = self._epoch = 0
         self._dropped: dict[str, int] = {}
-        self._rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
         self._steps: list[Step] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
         self._begin_sums(
@@ -195,7 +207,7 @@ class Recorder:
         )
 
     def __enter__(self) -> Recorder:
-        if self._optimizer in _RECORDED:
+        if any(part.optimizer in _RECORDED for part in self._parts):
             raise ValueError(
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
@@ -204,9 +216,14 @@ class Recorder:
         else:
             self._mark()
             self._end_if_full()  # at once, before hours of training
-        _RECORDED.add(self._optimizer)
-        pre = self._optimizer.register_step_pre_hook(self._before)
-        self._handles = [pre, self._optimizer.register_step_post_hook(self._after)]
+        for part in self._parts:
+            _RECORDED.add(part.optimizer)
+            self._handles.append(part.optimizer.register_step_pre_hook(self._before))
+            self._handles.append(part.optimizer.register_step_post_hook(self._after))
+        look = _weakly(self)
+        for p in self._params.values():
+            if p.requires_grad and p.is_leaf:
+                self._handles.append(p.register_post_accumulate_grad_hook(look))
         return self
 
     def __exit__(self, kind: Any = None, *details: Any) -> None:
@@ -214,17 +231,21 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        _RECORDED.discard(self._optimizer)
+        for part in self._parts:
+            _RECORDED.discard(part.optimizer)
         if self._stopped:
             self._kept.close(self._steps)
             return
         self._settle()
-        lost = self._watched.replaced()
+        self._end_round()
+        self._others.look(whole=True)
+        lost = self._replaced()
         if lost:
             self._roll_back("of another model")
         if self._marks[-1].step != self._step:
             self._mark()
-        self._spare = None
+        for part in self._parts:
+            part.spare(None)
         self._kept.close(self._steps)
         self._end_if_full()
         if kind is not None:
@@ -271,7 +292,8 @@ class Recorder:
                 "optimizer that was given to record(...) must be the one that steps."
             )
         self._settle()
-        self._check(self._watched.replaced())
+        self._end_round()
+        self._check(self._replaced())
         self._called = False
         self._epoch += 1
         self._every = self._kept.end_epoch(self._epoch, self._every)
@@ -300,7 +322,8 @@ class Recorder:
             optimizer stepped without ``accumulate``; for weights of some batches only.
         """
         # Gradients that come within a step are those of a closure.
-        given = [] if self._pending else [p.grad for p in self._params.values()]
+        within = any(part.pending for part in self._parts)
+        given = [] if within else [p.grad for p in self._params.values()]
         waiting = (gradient for gradient in given if gradient is not None)
         self._batches.name(rows, accumulate=accumulate, weight=weight, given=waiting)
 
@@ -343,111 +366,178 @@ class Recorder:
                 "record(...) must be the one that steps."
             )
         steps = tuple(self._steps[: marks[-1].step])
-        name, settings = type(self._optimizer).__name__, plain_settings(self._optimizer)
-        return Trajectory(marks, steps, name, settings, n_dropped, r_factors)
+        name, settings = described(self._parts)
+        others = dict(self._others.began)
+        return Trajectory(marks, steps, name, settings, n_dropped, r_factors, others=others)
+
+    def _on_gradient(self) -> None:
+        """Look at what else moves, when the first gradient of a backward pass arrives."""
+        here = torch._C._current_graph_task_id()
+        if self._stopped or here == self._pass:
+            return
+        self._pass, self._fresh = here, True
+        pending = next((part for part in self._parts if part.pending), None)
+        if pending is not None and any(part.stepped for part in self._parts):
+            self._begin_alone(pending)
+        self._others.look()
+
+    def _begin_alone(self, part: Followed) -> None:
+        """A closure takes gradients after others have stepped: another round."""
+        self._visit(part, -1)
+        part.pending = False
+        self._end_round()
+        self._begin(part)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._called = True
         if self._stopped:
             return
         self._settle()
-        self._check(self._watched.change(optimizer))
-        self._kept.settle(self._steps)
-        if self._stretch is not None and self._stretch.settings != settings_of(optimizer):
-            self._close()
-        if not self._stale and self._marks[-1].step == self._step and self._watched.changed():
+        part = next(part for part in self._parts if part.optimizer is optimizer)
+        self._check(part.watched.change(optimizer))
+        if self._open and (part.stepped or self._fresh):
+            self._end_round()
+        if not self._open:
+            self._kept.settle(self._steps)
+        if part.stretch is not None and part.stretch.settings != settings_of(optimizer):
+            self._close([part])
+        if not self._open:
+            self._look_back()
+        part.idle = part.watched.idle(optimizer)
+        if part.idle:
+            return
+        if part.stretch is not None:
+            part.stretch.before()
+            if part.stretch.spoilt():
+                self._close(self._parts)
+                self._refresh()
+        self._begin(part)
+
+    def _begin(self, part: Followed) -> None:
+        """Begin a step, which is the first of a round unless one is open."""
+        if part.stretch is None:
+            part.begin(self._each)
+        if not self._open:
+            self._begin_round()
+        self._visit(part, 1)
+        part.pending = True
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        part = next(part for part in self._parts if part.optimizer is optimizer)
+        self._take_rows(part)
+        if self._stopped:
+            return
+        if part.idle:
+            if len(self._parts) == 1:  # the others make the step
+                self._drop(1, part.idle)
+            self._stale = True
+            return
+        if part.stretch is None:
+            return
+        part.pending = False
+        if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
+            self._take_back(part)
+            return
+        self._count(part)
+        if all(part.stepped for part in self._parts):
+            self._end_round()
+
+    def _count(self, part: Followed) -> None:
+        """Add what a step that was made visited, consumed and applied."""
+        self._fresh = False  # those that a closure took are of this step
+        if not any(part.stepped for part in self._parts):
+            self._others.add_to(self._running["visited"], self._step)
+        # Not before the step: a closure makes the gradients in it.
+        for name in part.without:
+            self._running["visited"].add(name, self._params[name].detach(), -1)
+        part.after(self._step)
+        for name in self._sums["consumed"].keys() & part.params.keys() - part.skipped:
+            gradient = self._params[name].grad
+            if gradient is not None:
+                self._running["consumed"].add(name, gradient.detach())
+
+    def _look_back(self) -> None:
+        """Notice what changed the weights since the last round."""
+        here = self._marks[-1].step == self._step
+        if not self._stale and here and any([part.watched.changed() for part in self._parts]):
             self._n_changed += 1
             self._stale = True
         if self._stale:
             self._refresh()
-        self._idle = self._watched.idle(optimizer)
-        if self._idle:
-            return
-        if self._stretch is not None:
-            self._stretch.before()
-            if self._stretch.spoilt():
-                self._close()
-                self._refresh()
-        if self._stretch is None:
-            self._stretch = self._begin_stretch()
-        self._frozen = self._stretch.frozen
-        self._visit(1)
-        self._pending = True
 
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        batches = self._batches.taken()
-        if self._stopped:
+    def _begin_round(self) -> None:
+        if not self._fresh:  # gradients that no backward pass of these tensors made
+            self._others.look()
+            self._pass = torch._C._current_graph_task_id()
+        self._fresh = False
+        self._open = True
+
+    def _end_round(self) -> None:
+        """Count the steps that the optimizers made since the last round as one."""
+        if not self._open:
             return
-        if self._idle:
-            self._drop(1, self._idle)
-            self._stale = True
-            return
-        stretch = self._stretch
-        if stretch is None:
-            return
-        self._pending = False
-        if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
-            self._visit(-1)
-            return
-        stretch.after()
-        self._skip()
-        for name in self._sums["consumed"].keys() - self._skipped:
-            gradient = self._params[name].grad
-            if gradient is not None:
-                self._running["consumed"].add(name, gradient.detach())
-        if stretch.n_steps == 1 and self._step >= self._rounding_at + _ROUNDING_EVERY:
-            self._rounding, self._rounding_at = stretch.rounding(), self._step
-        lr = self._watched.lr(optimizer)
-        step = Step(lr, rounding=self._rounding, skipped=self._skipped, **batches)
+        made = [part for part in self._parts if part.stepped]
+        own = [part.skipped if part.stepped else part.params.keys() for part in self._parts]
+        skipped = frozenset[str]().union(*own)
+        self._skipped = self._skipped if skipped == self._skipped else skipped
+        rounding = math.hypot(*(part.rounding for part in made))
+        step = Step(made[0].lr, rounding=rounding, skipped=self._skipped, **self._named[0])
         self._steps.append(step)
+        self._leave_round()
         self._step += 1
         if self._step % self._every == 0:
-            self._check(self._watched.replaced())
+            self._check(self._replaced())
             self._mark()
 
-    def _begin_stretch(self) -> Stretch:
-        """Begin to measure here, in the memory of the last stretch where that is possible."""
-        stretch, self._spare = self._spare, None
-        if stretch is not None and stretch.fits(self._each):
-            stretch.restart()
+    def _leave_round(self) -> None:
+        self._open = False
+        for part in self._parts:
+            part.stepped = part.pending = False
+
+    def _take_rows(self, part: Followed) -> None:
+        """Batches of the round; optimizers that step one after the other share them."""
+        named, users = self._batches.taken(), self._named[1]
+        if named or id(part) in users:
+            self._named = (named, {id(part)})
         else:
-            stretch = Stretch(self._rule, self._optimizer, self._params, self._each)
-        stretch.before()
-        return stretch
+            users.add(id(part))
 
-    def _visit(self, sign: int) -> None:
-        for name in self._sums["visited"].keys() - self._frozen:
+    def _take_back(self, part: Followed) -> None:
+        """A step was not made; nor was the round, if it was the first."""
+        self._visit(part, -1)
+        if not any(part.stepped for part in self._parts):
+            self._leave_round()
+
+    def _visit(self, part: Followed, sign: int) -> None:
+        assert part.stretch is not None
+        part.frozen = part.stretch.frozen
+        for name in part.params.keys() - part.frozen:
             self._running["visited"].add(name, self._params[name].detach(), sign)
-
-    def _skip(self) -> None:
-        """Find the tensors that the step did not update, and take its visit to them back."""
-        # Not before the step: a closure makes the gradients in it.
-        without = {name for name, p in self._params.items() if p.grad is None}
-        for name in without - self._frozen:
-            self._running["visited"].add(name, self._params[name].detach(), -1)
-        skipped = self._frozen | without
-        self._skipped = self._skipped if skipped == self._skipped else skipped
 
     def _settle(self) -> None:
         """Take back a step that raised before it was made, or all since a half-made one."""
-        if not self._pending:
+        part = next((part for part in self._parts if part.pending), None)
+        if part is None:
             return
-        self._pending = False
-        assert self._stretch is not None
-        if self._stretch.moved():
+        part.pending = False
+        assert part.stretch is not None
+        if part.stretch.moved():
             self._roll_back("that raised")
         else:
-            self._visit(-1)
+            self._take_back(part)
 
-    def _close(self) -> None:
-        """End a stretch: its sum joins the running one, or all since the last mark is dropped."""
-        stretch, self._stretch = self._stretch, None
-        if stretch is None or not stretch.n_steps:
+    def _close(self, parts: Sequence[Followed]) -> None:
+        """End stretches: their sums join the running ones, or all since the last mark is lost."""
+        ended = [(part, part.ended()) for part in parts]
+        made = [(part, stretch) for part, stretch in ended if stretch is not None]
+        if not made:
             return
         given = self._running["consumed"].flush().values()
-        if stretch.sound() and all(bool(total.sum().isfinite()) for total in given):
-            stretch.add_to(self._sums["applied"])
-            self._spare = stretch
+        sound = all([stretch.sound() for _, stretch in made])
+        if sound and all(bool(total.sum().isfinite()) for total in given):
+            for part, stretch in made:
+                stretch.add_to(self._sums["applied"])
+                part.spare(stretch)
         elif self._finite():
             self._each = True  # weights are changed between steps: measure each alone
             self._roll_back("between which something else changed the weights")
@@ -461,7 +551,9 @@ class Recorder:
     def _roll_back(self, reason: str) -> None:
         self._end_if_full()
         last = self._marks[-1]
-        self._stretch = None
+        for part in self._parts:
+            part.stretch = None
+        self._leave_round()
         last = copied(last)
         self._begin_sums({what: getattr(last, what) for what in SUMS})
         self._drop(self._step - last.step, reason)
@@ -484,13 +576,14 @@ class Recorder:
 
     def _mark(self) -> None:
         """Keep the weights and sums; a mark of the same step is replaced."""
-        self._close()
+        self._close(self._parts)
         weights = {name: p.detach() for name, p in self._params.items()}
         if self._marks and self._marks[-1].step == self._step and not self._finite():
             self._end_if_full()
             weights = self._marks[-1].weights
         sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
-        self._watched.remember()
+        for part in self._parts:
+            part.watched.remember()
         self._kept.put(Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS)))
         if self._kept.failed is not None:
             self._end_if_full()
@@ -504,7 +597,10 @@ class Recorder:
         full = f"Marks cannot be written to {self._kept.folder} ({failed.strerror or failed})"
         if not self._marks:
             raise OSError(failed.errno, f"{full}; give directory= a folder with more room.")
-        self._stopped, self._pending, self._stretch = True, False, None
+        self._stopped = True
+        for part in self._parts:
+            part.stretch = None
+        self._leave_round()
         self._step = self._marks[-1].step
         del self._steps[self._step :]
         warn_user(
@@ -514,6 +610,10 @@ class Recorder:
             ModelStateWarning,
         )
 
+    def _replaced(self) -> str:
+        """Which recorded tensors the model has no longer; empty where it has all."""
+        return next(filter(None, (part.watched.replaced() for part in self._parts)), "")
+
     @property
     def _marks(self) -> list[Mark]:
         return self._kept.marks
@@ -522,3 +622,20 @@ class Recorder:
         if wrong:
             self._roll_back("of another model")
             raise ValueError(wrong)
+
+
+def _weakly(recorder: Recorder) -> Callable[[Tensor], None]:
+    """Hook of the parameters, which keep no recorder that is dropped without its end."""
+    kept = weakref.ref(recorder)
+
+    def look(p: Tensor) -> None:
+        own = kept()
+        if own is not None:
+            own._on_gradient()
+
+    return look
+
+
+def _reduction(model: nn.Module, parts: Sequence[Followed], *given: Any) -> Reduction:
+    own = Reduction.of(model, *given)
+    return replace(own, problem=recorded_part(own.problem, tuple(tensors_of(parts))))

@@ -36,7 +36,7 @@ from sklearn_implicitreg.trajectory.r_factors import (
     signature,
 )
 from sklearn_implicitreg.trajectory.references import Gradient, as_reference
-from sklearn_implicitreg.trajectory.window import Step, Window
+from sklearn_implicitreg.trajectory.window import Step, Window, on_device
 
 _NAMED = ("gradient", "applied")
 
@@ -184,15 +184,16 @@ class ReducedKept(Kept):
         if n < 2 or len(self._blocks) == n - 1:
             return
         start, stop = (mark.on(self._reduction.device) for mark in self.marks[-2:])
-        window = Window(start, stop, (start,), tuple(steps[start.step : stop.step]))
+        own = tuple(steps[start.step : stop.step])
+        window = Window(start, stop, (start,), own, on_device(self.others, self._reduction.device))
         if self._sums is None and self._reduction.reference != "applied":
             check_factors(self._reduction.problem.whole(), [window])
-        own = self._reduction.of_window(window)
-        self._blocks += own.blocks
+        found = self._reduction.of_window(window)
+        self._blocks += found.blocks
         if self._sums is None:
-            self._sums = own
+            self._sums = found
         else:
-            self._sums.add(own)
+            self._sums.add(found)
         if n > 2:
             self.marks[-2] = bare(self.marks[-2])
 

@@ -101,12 +101,14 @@ class Batches:
     def taken(self) -> dict[str, Any]:
         """What a step holds of its batches, which are then forgotten."""
         named, self._named = self._named, []
+        if not named:
+            return {}
         rows = [batch.rows for batch in named if batch.rows is not None]
         sizes = [batch.size for batch in named if batch.size is not None]
         plain = len(named) < 2 and all(batch.weight in (None, 1.0) for batch in named)
         return {
-            "rows": np.concatenate(rows) if named and len(rows) == len(named) else None,
-            "batch_size": sum(sizes) if named and len(sizes) == len(named) else None,
+            "rows": np.concatenate(rows) if len(rows) == len(named) else None,
+            "batch_size": sum(sizes) if len(sizes) == len(named) else None,
             "parts": () if plain else tuple((batch.size, batch.weight) for batch in named),
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -26,7 +28,7 @@ class Session:
     def __init__(self, **how: Any):
         self._how = how
         self.recorder: Recorder | None = None
-        self._recorded: tuple[Any, ...] = (None, None)
+        self._recorded: tuple[Any, ...] = ()
         self._kept: Trajectory | None = None
         self._searched = False
 
@@ -39,13 +41,15 @@ class Session:
             raise ValueError("Expected a recorder that has seen a training run, got a new one.")
         return self._kept
 
-    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Start, or go on where the same model and optimizer were recorded before."""
+    def begin(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Start, or go on where the same model and optimizers were recorded before."""
         self.end()  # where the run before raised
-        same = self._recorded[0] is model and self._recorded[1] is optimizer
+        given = (model, *optimizers)
+        before = self._recorded
+        same = len(given) == len(before) and all(map(operator.is_, given, before))
         if not same or self.recorder is None:
-            self.recorder = record(model, optimizer, **self._how)
-            self._recorded, self._searched = (model, optimizer), False
+            self.recorder = record(model, optimizers, **self._how)
+            self._recorded, self._searched = given, False
         self.recorder.__enter__()
 
     def rows_from(self, data: Any) -> None:
@@ -83,7 +87,7 @@ class Session:
             kept = self.trajectory
         except ValueError:
             kept = None
-        return {**vars(self), "recorder": None, "_recorded": (None, None), "_kept": kept}
+        return {**vars(self), "recorder": None, "_recorded": (), "_kept": kept}
 
 
 class SessionRecorder:

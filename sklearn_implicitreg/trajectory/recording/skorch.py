@@ -12,6 +12,7 @@ from skorch import NeuralNet, callbacks
 from torch.utils.data import DataLoader
 
 from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.adapters.skorch import optimizers_of
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
@@ -66,12 +67,11 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
         self.find_rows = find_rows
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Attach to the optimizer of the net, which Accelerate may have wrapped."""
+        """Attach to the optimizer of the net, or to each that it has."""
         if "session_" not in vars(self):
             how = {"every": self.every, "gradients": self.gradients, "directory": self.directory}
             self.session_ = Session(**how)
-        optimizer = net.optimizer_
-        self.session_.begin(net.module_, getattr(optimizer, "optimizer", optimizer))
+        self.session_.begin(net.module_, optimizers_of(net))
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
         """Learn the rows of the training part."""

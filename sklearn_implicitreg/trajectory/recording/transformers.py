@@ -54,7 +54,7 @@ class TransformersRecorder(SessionRecorder, _Callback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the optimizer, which Accelerate has wrapped."""
         optimizer = kwargs["optimizer"]
-        self.session_.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
+        self.session_.begin(kwargs["model"], [getattr(optimizer, "optimizer", optimizer)])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the rows of the epoch."""

@@ -1,0 +1,130 @@
+"""One of the optimizers of a recording: its tensors, its rule and the stretch it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.recording.applied_gradient import Stretch
+from sklearn_implicitreg.trajectory.recording.optimizers import (
+    UpdateRule,
+    Watched,
+    plain_settings,
+    rule_of,
+)
+
+_ROUNDING_EVERY = 10  # steps between two estimates of the rounding
+
+
+class Followed:
+    """An optimizer whose steps are measured; its tensors, and what it did in this round."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, update_rule: UpdateRule | None):
+        self.rule = rule_of(optimizer, update_rule)
+        self.optimizer = optimizer
+        self.watched = Watched(model, optimizer)
+        self.params: Params = self.watched.params
+        self.stretch: Stretch | None = None
+        self._spare: Stretch | None = None  # ended; its memory serves the next
+        self.pending = self.stepped = False
+        self.idle, self.lr = "", float("nan")
+        self.frozen: frozenset[str] = frozenset()  # at its last step
+        self.skipped: frozenset[str] = frozenset()  # by its last step
+        self.rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
+
+    def begin(self, each: bool) -> None:
+        """Begin to measure here, in the memory of the last stretch where that is possible."""
+        stretch, self._spare = self._spare, None
+        if stretch is not None and stretch.fits(each):
+            stretch.restart()
+        else:
+            stretch = Stretch(self.rule, self.optimizer, self.params, each)
+        stretch.before()
+        self.stretch = stretch
+
+    def ended(self) -> Stretch | None:
+        """The stretch that ends here, if it has steps."""
+        stretch, self.stretch = self.stretch, None
+        return stretch if stretch is not None and stretch.n_steps else None
+
+    def spare(self, stretch: Stretch | None) -> None:
+        """Keep the memory of a stretch, or let it go."""
+        self._spare = stretch
+
+    @property
+    def without(self) -> frozenset[str]:
+        """Tensors that the step did not update, frozen ones aside: no gradient reached them."""
+        return frozenset(name for name, p in self.params.items() if p.grad is None) - self.frozen
+
+    def after(self, n_steps: int) -> None:
+        """Measure the step that was made, after so many of the recording."""
+        assert self.stretch is not None
+        self.stretch.after()
+        skipped = self.frozen | self.without
+        self.skipped = self.skipped if skipped == self.skipped else skipped
+        if self.stretch.n_steps == 1 and n_steps >= self._rounding_at + _ROUNDING_EVERY:
+            self.rounding, self._rounding_at = self.stretch.rounding(), n_steps
+        self.lr = self.watched.lr(self.optimizer)
+        self.stepped = True
+
+
+def followed(model: nn.Module, optimizer: Any, update_rule: Any) -> tuple[Followed, ...]:
+    """The optimizer, or each of several, with its own rule; ValueError where they overlap."""
+    several = isinstance(optimizer, Sequence)
+    given = list(optimizer) if several else [optimizer]
+    # Lightning wraps them.
+    optimizers = [o if isinstance(o, Optimizer) else getattr(o, "optimizer", o) for o in given]
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise TypeError(
+                "Expected a torch optimizer or a list of them, got "
+                f"{type(one).__name__}{' in the list' if several else ''}."
+            )
+    if not optimizers:
+        raise ValueError("Expected at least one optimizer, got an empty list.")
+    rules = _rules(update_rule, len(optimizers)) if several else [update_rule]
+    if len({id(one) for one in optimizers}) < len(optimizers):
+        raise ValueError("Expected optimizers that differ, got one of them twice; give it once.")
+    found = tuple(Followed(model, one, r) for one, r in zip(optimizers, rules, strict=True))
+    owners: dict[int, str] = {}
+    for one in found:
+        for name, p in one.params.items():
+            if id(p) in owners:
+                raise ValueError(
+                    f"Expected optimizers of different tensors, got {name} in two of them; what "
+                    "each of them applied to it does not follow from where it went."
+                )
+            owners[id(p)] = name
+    return found
+
+
+def _rules(update_rule: Any, n: int) -> list[Any]:
+    if update_rule is None:
+        return [None] * n
+    if not isinstance(update_rule, Sequence) or len(update_rule) != n:
+        raise ValueError(
+            f"Expected update_rule to be a list of {n} rules, one for each optimizer and None for "
+            f"those that have their own, got {update_rule!r}."
+        )
+    return list(update_rule)
+
+
+def described(parts: Sequence[Followed]) -> tuple[str, dict[str, Any]]:
+    """Class and settings of the optimizers; no settings where they differ in more than the lr."""
+    kinds = [type(one.optimizer).__name__ for one in parts]
+    settings = [plain_settings(one.optimizer) for one in parts]
+    first = settings[0]
+    own = ("lr", "initial_lr", "weight_decay")
+    shared = [{k: v for k, v in one.items() if k not in own} for one in settings]
+    if len(set(kinds)) == 1 and all(one == shared[0] for one in shared):
+        return kinds[0], first
+    return " + ".join(kinds), {}
+
+
+def tensors_of(parts: Sequence[Followed]) -> dict[str, Tensor]:
+    """Recorded tensors of all optimizers."""
+    return {name: p for one in parts for name, p in one.params.items()}

@@ -1,0 +1,427 @@
+"""What moves while a trajectory is recorded and is in no recorded optimizer."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils import parametrizations, spectral_norm
+from torch.optim import SGD, AdamW
+
+from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.trajectory import Trajectory, record
+
+DECAY = 0.03
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(48, 4, generator=GENERATOR, dtype=torch.float64)
+Y = torch.tanh(X.sum(1, keepdim=True)) + 0.2 * torch.randn(
+    48, 1, generator=GENERATOR, dtype=torch.float64
+)
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 1)
+        self.extra()
+
+    def extra(self):
+        """State of its own."""
+
+    def between(self):
+        """Between the gradient and the step."""
+
+    def after(self):
+        """After the step."""
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+class Spectral(Base):
+    def extra(self):
+        self.a = parametrizations.spectral_norm(self.a)
+
+
+class OldSpectral(Base):
+    def extra(self):
+        self.a = spectral_norm(self.a)
+
+
+class Attribute(Base):
+    """A tensor that is no buffer, replaced in every forward pass of the training."""
+
+    def extra(self):
+        self.center = torch.zeros(3, dtype=torch.float64)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.a(x))
+        if self.training:
+            self.center = 0.7 * self.center + 0.3 * hidden.detach().mean(0)
+        return self.b(hidden - self.center)
+
+
+class Counter(Base):
+    """A number of Python that a layer is scaled by."""
+
+    def extra(self):
+        self.n_steps = 0
+
+    def after(self):
+        self.n_steps += 1
+
+    def forward(self, x):
+        return super().forward(x) / (1 + 0.2 * self.n_steps)
+
+
+class Queue(Base):
+    """Rows that are replaced in turn, and where the next goes."""
+
+    def extra(self):
+        self.register_buffer("queue", torch.ones(6, 3, dtype=torch.float64))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def after(self):
+        row = torch.tanh(self.a(X[:1])).detach()[0]
+        self.queue[int(self.place)] = row
+        self.place.add_(1).remainder_(6)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.a(x))
+        return self.b(hidden) + 0.3 * (hidden @ self.queue.T).mean(1, keepdim=True)
+
+
+class Target(Base):
+    """A copy that is set to the net at every fifth step."""
+
+    def extra(self):
+        self.target, self.n = copy.deepcopy(self.a).requires_grad_(False), 0
+
+    def after(self):
+        self.n += 1
+        if self.n % 5 == 0:
+            self.target.load_state_dict(self.a.state_dict())
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)) - 0.5 * torch.tanh(self.target(x)))
+
+
+class Hidden(Target):
+    """A teacher in a list, which keeps it out of the parameters, moved by ``.data``."""
+
+    def extra(self):
+        self.list = [copy.deepcopy(self.a).double().requires_grad_(False)]
+
+    @property
+    def target(self):
+        return self.list[0]
+
+    def after(self):
+        for slow, fast in zip(self.target.parameters(), self.a.parameters(), strict=True):
+            slow.data = 0.8 * slow.data + 0.2 * fast.data
+
+
+class Between(Target):
+    """A teacher that follows before the step is made."""
+
+    def between(self):
+        with torch.no_grad():
+            for slow, fast in zip(self.target.parameters(), self.a.parameters(), strict=True):
+                slow.lerp_(fast, 0.3)
+
+    def after(self):
+        pass
+
+
+class Trained(Base):
+    """A layer that another optimizer trains, which steps first."""
+
+    def between(self):
+        if not hasattr(self, "other"):
+            object.__setattr__(self, "other", AdamW(self.b.parameters(), lr=0.05))
+        self.other.step()
+
+
+KINDS = [
+    Spectral,
+    OldSpectral,
+    Attribute,
+    Counter,
+    Queue,
+    Target,
+    Hidden,
+    Between,
+    Trained,
+]
+
+
+def trained(kind, n_epochs=4, size=12, net=None, **how):
+    """Net and trajectory of plain descent with a decay on the first layer."""
+    torch.manual_seed(0)
+    net = kind().double() if net is None else net
+    own = [p for n, p in net.named_parameters() if n.startswith("a.")]
+    optimizer = SGD(own, lr=0.1, weight_decay=DECAY)
+    with record(net, optimizer, **how) as recorder:
+        run(net, optimizer, recorder, n_epochs, size)
+    return net, recorder.trajectory
+
+
+def run(net, optimizer, recorder, n_epochs=4, size=12):
+    for _ in range(n_epochs):
+        for rows in torch.randperm(len(X)).split(size):
+            recorder.batch(rows)
+            net.zero_grad()
+            mse_loss(net(X[rows]), Y[rows]).backward()
+            net.between()
+            optimizer.step()
+            net.after()
+        recorder.epoch()
+
+
+def fitted(net, trajectory, reference="batch", **how):
+    own = {"window": "epoch", "loss": "mse", "params": r"^a\.", "family": "weight_decay", **how}
+    est = ImplicitRegularizationEstimator(
+        net, mode="trajectory", trajectory=trajectory, reference=reference, **own
+    )
+    return est.fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute computes another function")
+@pytest.mark.parametrize("kind", KINDS)
+def test_decay_beside_what_moves(kind):
+    net, trajectory = trained(kind)
+    assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Spectral, Queue, Between, Counter])
+def test_without_the_values_of_each_step_the_decay_is_another(kind):
+    """The mechanism: at the last values the same batches have other gradients."""
+    net, trajectory = trained(kind)
+    est = fitted(
+        net,
+        Trajectory(
+            trajectory.marks[:1]
+            + tuple(bare_of_others(mark, trajectory) for mark in trajectory.marks[1:]),
+            trajectory.steps,
+            "SGD",
+            trajectory.settings,
+        ),
+    )
+    assert abs(est.coef_[0] - DECAY) > 1e-4
+
+
+def bare_of_others(mark, trajectory):
+    kept = {name: t for name, t in mark.visited.items() if name not in trajectory.others}
+    return type(mark)(mark.step, mark.epoch, mark.weights, mark.applied, mark.consumed, kept)
+
+
+def test_values_are_those_at_the_gradient():
+    """Known from a plain loop: what the teacher was when each gradient was taken."""
+    torch.manual_seed(0)
+    net = Between().double()
+    seen = []
+    own = [p for n, p in net.named_parameters() if n.startswith("a.")]
+    optimizer = SGD(own, lr=0.1)
+    net.a.weight.register_hook(lambda g: seen.append(net.target.weight.clone()))
+    with record(net, optimizer) as recorder:
+        run(net, optimizer, recorder, n_epochs=1)
+    for window, value in zip(recorder.trajectory.windows(None), seen, strict=True):
+        torch.testing.assert_close(window.mean("visited")["target.weight"], value)
+    whole = recorder.trajectory.windows("epoch")[0].mean("visited")["target.weight"]
+    torch.testing.assert_close(whole, torch.stack(seen).mean(0))
+
+
+def test_statistics_of_a_net_that_uses_its_own():
+    """BatchNorm in eval state, whose statistics something else updates."""
+    torch.manual_seed(0)
+    net = Base().double()
+    net.norm = nn.BatchNorm1d(3).double()
+    net.norm.requires_grad_(False)
+    net.forward_hidden = None
+    net.a = nn.Sequential(net.a, net.norm)
+    net.eval()
+    net.after = lambda: net.norm.running_mean.add_(0.05)
+    path = trained(None, net=net)[1]
+    net.after = None
+    found = fitted(net, path, module_mode="eval", params=r"^a\.0").coef_[0]
+    assert found == pytest.approx(DECAY, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute computes another function")
+@pytest.mark.parametrize("kind", [Spectral, Attribute, Queue])
+def test_gradients_within_a_closure(kind):
+    """As skorch takes them: what a forward pass changes changes within the step."""
+    torch.manual_seed(0)
+    net = kind().double()
+    optimizer = SGD([p for n, p in net.named_parameters() if n.startswith("a.")], 0.1, 0, 0, DECAY)
+    with record(net, optimizer) as recorder:
+        for rows in torch.randperm(len(X)).split(12):
+            recorder.batch(rows)
+
+            def closure(rows=rows):
+                net.zero_grad()
+                loss = mse_loss(net(X[rows]), Y[rows])
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+            net.after()
+    found = fitted(net, recorder.trajectory, window=None).coef_[0]
+    assert found == pytest.approx(DECAY, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Spectral, Target, Between])
+@pytest.mark.parametrize("every", [2, 4])
+def test_mean_over_steps_between_marks(kind, every):
+    """The mean of what moves loses no step."""
+    means = []
+    for own in (1, every):
+        _, trajectory = trained(kind, every=own)
+        means.append([w.mean("visited") for w in trajectory.windows("epoch")])
+    for a, b in zip(*means, strict=True):
+        assert a.keys() == b.keys()
+        for name, tensor in a.items():
+            torch.testing.assert_close(b[name], tensor, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Spectral, Target, Hidden])
+def test_files_and_folders_keep_what_moves(kind, tmp_path):
+    net, trajectory = trained(kind)
+    trajectory.save(tmp_path / "path.pt")
+    copies = [Trajectory.load(tmp_path / "path.pt"), pickle.loads(pickle.dumps(trajectory))]
+    copies.append(pickle.loads(pickle.dumps(copies[0])))
+    copies.append(trained(kind, directory=tmp_path / "marks")[1])
+    copies.append(trained(kind, memory_limit=1)[1])
+    for own in copies:
+        assert fitted(net, own).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Spectral, Target, Counter])
+def test_parts_and_joined_parts(kind):
+    net, trajectory = trained(kind)
+    assert fitted(net, trajectory[8:]).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    own = [p for n, p in net.named_parameters() if n.startswith("a.")]
+    optimizer = SGD(own, lr=0.1, weight_decay=DECAY)
+    with record(net, optimizer) as recorder:
+        run(net, optimizer, recorder)
+    joined = Trajectory.join([trajectory, recorder.trajectory])
+    assert fitted(net, joined).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Target, Between, Trained])
+def test_reduced_recording(kind):
+    found = []
+    for families in (None, ["weight_decay"]):
+        how = {} if families is None else {"data": (X, Y), "loss": "mse", "params": r"^a\."}
+        net, trajectory = trained(kind, families=families, **how)
+        found.append(fitted(net, trajectory, "gradient").coef_)
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
+class Grown(Base):
+    """A tensor whose shape changes."""
+
+    def extra(self):
+        self.log = torch.ones(1, dtype=torch.float64)
+
+    def after(self):
+        self.log = torch.cat([self.log, self.log[-1:] * 0.8])
+
+    def forward(self, x):
+        return super().forward(x) * self.log.mean()
+
+
+class Kept(Base):
+    """What the last forward pass left behind, of as many rows as the batch had."""
+
+    def forward(self, x):
+        hidden = torch.tanh(self.a(x))
+        self.last = hidden.detach()
+        return self.b(hidden)
+
+
+def test_what_was_not_kept_is_named():
+    net, trajectory = trained(Grown)
+    for reference in ("batch", "gradient", "flow"):
+        with pytest.raises(ValueError, match="Expected .* got one in which log changed while rec"):
+            fitted(net, trajectory, reference)
+    assert fitted(net, trajectory, "applied").coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    net, trajectory = trained(Kept, size=10)
+    assert trajectory.others["last"] is None
+    assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+class Wide(Target):
+    """A frozen layer that is larger than the limit."""
+
+    def extra(self):
+        super().extra()
+        self.wide = nn.Linear(4, 2**16).requires_grad_(False)
+
+    def after(self):
+        self.wide.weight.mul_(0.98)
+
+    def forward(self, x):
+        return super().forward(x) + self.wide(x).mean(1, keepdim=True)
+
+
+def test_large_frozen_tensors_are_noticed():
+    net, trajectory = trained(Wide, n_epochs=2, memory_limit=1000)
+    with pytest.raises(ValueError, match=r"wide\.weight changed while recording"):
+        fitted(net, trajectory)
+    assert fitted(net, trajectory, "applied").coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    net, trajectory = trained(Wide, n_epochs=2)
+    assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+def test_one_entry_of_a_large_tensor():
+    """Too few to be seen at once: at the end they are, and named."""
+    net = Wide().double()
+    net.after = lambda: net.wide.weight[1, 1].add_(0.5)
+    trajectory = trained(None, n_epochs=2, net=net)[1]
+    net.after = None
+    with pytest.raises(ValueError, match=r"wide\.weight changed while recording"):
+        fitted(net, trajectory)
+
+
+def test_flow_of_a_part():
+    """The rest is frozen: the flow is that of the same net in which it cannot move."""
+    found = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        net = Base().double()
+        net.b.requires_grad_(not frozen)
+        optimizer = SGD(net.a.parameters(), lr=0.01, weight_decay=DECAY)
+        with record(net, optimizer) as recorder:
+            for _ in range(6):
+                net.zero_grad()
+                mse_loss(net(X), Y).backward()
+                optimizer.step()
+        found.append(fitted(net, recorder.trajectory, "flow", params="all", window=None))
+    assert found[0].coef_ == pytest.approx(found[1].coef_, rel=1e-12)
+    assert found[0].coef_[0] == pytest.approx(DECAY, rel=0.2)
+    assert "In no recorded optimizer, and so without equations: b.weight, b.bias" in str(
+        found[0].summary()
+    )
+
+
+@pytest.mark.parametrize("reference", ["applied", "gradient", "batch", "flow"])
+def test_optimizer_of_a_part(reference):
+    net, trajectory = trained(Base)
+    est = fitted(net, trajectory, reference, params="all")
+    assert est.n_equations_ == 4 * 15
+    if reference in ("applied", "batch"):
+        assert est.coef_[0] == pytest.approx(DECAY, rel=1e-9)
+        assert est.score(X, Y) == pytest.approx(1.0)
+
+
+def test_model_is_as_it_was_after_recording_and_fit():
+    net, trajectory = trained(Spectral)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    fitted(net, trajectory)
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    assert all(not p._post_accumulate_grad_hooks for p in net.parameters())

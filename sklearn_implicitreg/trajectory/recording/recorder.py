@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.exceptions import ModelStateWarning
@@ -176,6 +176,7 @@ class Recorder:
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
         _RECORDED.add(self._optimizer)
+        self._batches.taken(())  # of a step that was interrupted
         pre = self._optimizer.register_step_pre_hook(self._before)
         self._handles = [pre, self._optimizer.register_step_post_hook(self._after)]
         if self._marks:
@@ -270,9 +271,8 @@ class Recorder:
             optimizer stepped without ``accumulate``; for weights of some batches only.
         """
         # Gradients that come within a step are those of a closure.
-        given = [] if self._pending else [p.grad for p in self._params.values()]
-        waiting = (gradient for gradient in given if gradient is not None)
-        self._batches.name(rows, accumulate=accumulate, weight=weight, given=waiting)
+        given = [] if self._pending else self._gradients()
+        self._batches.name(rows, accumulate=accumulate, weight=weight, given=given)
 
     def rows_from(self, data: Any) -> None:
         """Data set that batches are looked up in.
@@ -336,7 +336,7 @@ class Recorder:
         self._pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        batches = self._batches.taken()
+        batches = self._batches.taken(self._gradients())
         if self._idle:
             self._drop(1, self._idle)
             self._stale = True
@@ -361,6 +361,9 @@ class Recorder:
         if self._step % self._every == 0:
             self._check(self._watched.replaced())
             self._mark()
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._params.values() if p.grad is not None]
 
     def _begin_stretch(self) -> Stretch:
         """Begin to measure here, in the memory of the last stretch where that is possible."""

@@ -29,6 +29,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     Rows,
     few_rows,
     generator_states,
+    joined,
     map_tensors,
     preserved_rng,
     read_rows,
@@ -145,10 +146,8 @@ class TorchProblem(Problem):
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters, buffers and attributes."""
         own = skeleton(self.module, self.device, None)
+        restore(own, params)
         named = dict(own.named_parameters())
-        restore(own, {name: value for name, value in params.items() if name not in named})
-        for name in params.keys() & named.keys():
-            named[name].data = params[name].to(self.device, self.dtype)
         return replace(self, module=own, params={n: named[n].detach() for n in self.params})
 
     def reads(self, name: str) -> bool:
@@ -392,24 +391,13 @@ def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Ba
     held: Batch | None = None
     for batch in batches:
         if held is not None and rows_in(batch) == 1:
-            batch = _joined(held, batch)
+            batch = joined(held, batch)
             held = None
         if held is not None:
             yield held
         held = batch
     if held is not None:
         yield held
-
-
-def _joined(first: Batch, second: Batch) -> Batch:
-    def join(a: Any, b: Any) -> Any:
-        if isinstance(a, Tensor):
-            return torch.cat([a, b])
-        if isinstance(a, dict):
-            return {key: join(a[key], b[key]) for key in a}
-        return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
-
-    return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))
 
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:

@@ -77,6 +77,7 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
+from sklearn_implicitreg.problem.vectors import wide
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -156,7 +157,7 @@ class TorchProblem(Problem):
         held |= {n: p.detach() for n, p in self.module.named_parameters()}
         if name not in held:
             return False
-        changed = torch.as_tensor(held[name]).double() * 1.5 + 1.0
+        changed = wide(torch.as_tensor(held[name])) * 1.5 + 1.0
         found = [self.at(values).gradient().value for values in ({}, {name: changed})]
         return any(not torch.equal(t, found[1][n]) for n, t in found[0].items())
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from sklearn_implicitreg.adapters import Data, adapt
 from sklearn_implicitreg.base import (
@@ -183,7 +184,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         | Allowed(_is_path, ("a Trajectory, a recorder", "a probe such as ContinueTraining(...)")),
         "reference": REFERENCE,
         "window": WINDOW,
-        "loss": instance("a name", str) | function("(output, target)"),
+        "loss": instance("a name", str)
+        | instance("an nn loss", nn.Module)
+        | function("(output, target)"),
         "params": SCOPE,
         "group_by": NOTHING | GROUPS,
         "known": NOTHING | KNOWN,

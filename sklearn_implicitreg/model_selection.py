@@ -327,7 +327,8 @@ def equations(
         estimator = clone(model).set_params(**params)
         estimator.model = getattr(model, "model_", model.model)
     else:
-        estimator = ImplicitRegularizationEstimator(model, **params)
+        estimator = ImplicitRegularizationEstimator(model)
+        estimator.set_params(**params)
     if isinstance(estimator.model, str):
         raise ValueError(
             f"Expected a model, got {estimator.model!r}: its equations are the X and y given."

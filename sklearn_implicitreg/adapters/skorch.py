@@ -83,6 +83,7 @@ def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
             f"Expected arrays, a DataFrame or a dict of arrays as X, got {type(X).__name__}, of "
             "which searches cannot take folds; fit on all of it, or give its arrays."
         )
+    _dataset(net, _plain(X), y)
     index = _training_index(net, _plain(X), y)
     if index is None:
         return _marked(X), y

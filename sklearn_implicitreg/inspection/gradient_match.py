@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
-from sklearn_implicitreg.problem.parameters import as_numbers, check, number
+from sklearn_implicitreg.problem.parameters import NOTHING, as_numbers, check, having, number
 
 _MAX_POINTS = 20_000  # more are drawn as a sample
 _MAX_NAMES = 10  # more tensors go without a legend
@@ -145,6 +145,8 @@ class GradientMatchDisplay:
         ImportError
             Without matplotlib; the extra ``plot`` installs it.
         """
+        axes = {"ax": NOTHING | having("Axes of matplotlib", "scatter", "plot", "figure")}
+        check("plot", {"ax": ax}, axes)
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:

@@ -15,7 +15,15 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
-from sklearn_implicitreg.problem.parameters import GROUPS, SCOPE, Allowed, Checked, instance, number
+from sklearn_implicitreg.problem.parameters import (
+    GROUPS,
+    SCOPE,
+    Allowed,
+    Checked,
+    instance,
+    number,
+    shown,
+)
 
 GroupBy = str | Mapping[str, str] | Callable[[str, Tensor], str]
 Scope = str | Callable[[str, Tensor], bool]
@@ -147,7 +155,10 @@ class Penalty(Checked, BaseEstimator):
     def __add__(self, other: Penalty) -> Sum:
         """Join two families: the coefficients of both are estimated together."""
         if not isinstance(other, Penalty):
-            return NotImplemented
+            raise TypeError(
+                f"Expected a Penalty to join to {self!r}, got {shown(other)}; give an instance, "
+                "such as SmoothL1(), or a list of families to the estimator."
+            )
         return Sum([*self._parts(), *other._parts()])
 
     def _parts(self) -> list[Penalty]:
@@ -155,7 +166,9 @@ class Penalty(Checked, BaseEstimator):
 
     def __rmul__(self, coef: float) -> Fixed:
         """Fix the coefficient: the penalty is known, and moved to the side of the loss."""
-        return Fixed(self, float(coef))
+        fixed = Fixed(self, coef)
+        fixed.check_parameters()
+        return fixed
 
     def on(self, params: Scope) -> Scoped:
         """Restrict the penalty to some of the tensors.

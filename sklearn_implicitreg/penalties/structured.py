@@ -84,6 +84,12 @@ class StructuredPenalty:
         -------
         ndarray of the shape of theta
         """
+        theta = as_numbers("theta", theta)
+        if theta.shape[:1] != (len(self.coefficients),):
+            raise ValueError(
+                f"Expected theta of shape ({len(self.coefficients)},) or with a column for each "
+                f"set of parameters, got {theta.shape}."
+            )
         if self.coefficients.ndim == 2:
             return 2 * (self.coefficients @ theta)
         return 2 * (self.coefficients * theta.T).T

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.problem import Params, Problem, as_tensor
 from sklearn_implicitreg.problem.frozen import own_names
-from sklearn_implicitreg.problem.parameters import NOTHING, instance, number
+from sklearn_implicitreg.problem.parameters import NOTHING, check, instance, number
+
+_PARAMS = {"params": instance("a dict of tensor name to Tensor", Mapping)}
 
 
 class _OfTensors(Penalty):
@@ -22,6 +24,7 @@ class _OfTensors(Penalty):
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         self.check_parameters()
+        check(f"{type(self).__name__}.terms", {"params": params}, _PARAMS)
         return {self._term: cast(Tensor, sum(map(self._value, params.values())))}
 
     def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from sklearn_implicitreg.exceptions import ParameterError
 
@@ -157,8 +158,10 @@ def having(words: str, *methods: str) -> Allowed:
 
 
 def function(signature: str = "") -> Allowed:
-    """Functions and other callables; a class is none."""
-    return having(f"a callable{signature}", "__call__")
+    """Functions and other callables; a class and a module are none."""
+    return Allowed(
+        lambda v: callable(v) and not isinstance(v, type | nn.Module), (f"a callable{signature}",)
+    )
 
 
 def _compiles(pattern: Any) -> bool:

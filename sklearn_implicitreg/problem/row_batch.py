@@ -201,7 +201,7 @@ class RowBatch:
             If the layer is not there or not called, or its rows are not as computed.
         """
         layers = self.model.layers
-        if name not in layers:
+        if not isinstance(name, str) or name not in layers:
             near = difflib.get_close_matches(str(name), layers, n=1, cutoff=0.0)
             hint = f"Did you mean {near[0]!r}?" if near else "The model has none; use outputs."
             raise ValueError(f"Expected a layer among {list(layers)}, got {name!r}. {hint}")

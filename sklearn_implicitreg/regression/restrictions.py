@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from sklearn_implicitreg.problem.parameters import as_numbers
 from sklearn_implicitreg.regression.inference import Inference
 from sklearn_implicitreg.regression.system import Array
 
@@ -150,7 +151,7 @@ def _as_matrix(
             f"Expected text such as '{names[0]} = 0', a list of these or a matrix of shape "
             f"(q, {len(names)}), got {restrictions!r}."
         ) from None
-    target = np.zeros(len(matrix)) if value is None else np.atleast_1d(np.asarray(value, float))
+    target = np.zeros(len(matrix)) if value is None else np.atleast_1d(as_numbers("value", value))
     fits = matrix.ndim == 2 and matrix.shape[1] == len(names) and len(matrix) > 0
     if not fits or target.shape != (len(matrix),):
         raise ValueError(

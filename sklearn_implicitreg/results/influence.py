@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sklearn_implicitreg.problem.parameters import NOTHING, check, integer
 from sklearn_implicitreg.regression.inference import FULL_LEVERAGE
 from sklearn_implicitreg.regression.solve import Solution, decompose
 from sklearn_implicitreg.regression.system import Array, Index, System
@@ -24,8 +25,7 @@ def influence(system: System, solution: Solution, top: int | None = None) -> pd.
         raise ValueError(
             "Expected a coefficient above zero, got none: positive=True left all at 0."
         )
-    if top is not None and not (isinstance(top, int | np.integer) and top > 0):
-        raise ValueError(f"Expected top above zero, or None for all equations, got {top!r}.")
+    check("influence", {"top": top}, {"top": NOTHING | integer(1)})
     powers, unit = system.powers(), 1.0
     if powers is not None:  # squares would be out of range; the other measures have no units
         system, unit = system.scaled(powers), float(powers[-1])

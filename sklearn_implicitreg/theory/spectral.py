@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.linalg import solve_triangular, svdvals
 from scipy.special import exprel
 
+from sklearn_implicitreg.problem.parameters import FLAG, check, function
 from sklearn_implicitreg.theory.inputs import check_eigenvalues, check_steps
 
 Array = npt.NDArray[np.float64]
@@ -56,6 +57,10 @@ class SpectralFilter:
     limit: float = math.inf
     needs_y: bool = False
     drops: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = {"response": function("(s)"), "needs_y": FLAG, "drops": FLAG}
+        check("SpectralFilter", vars(self), allowed)
 
     def values(self, s: npt.ArrayLike) -> Array:
         """The share f(s) of the least-squares solution that is taken.

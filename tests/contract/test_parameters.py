@@ -29,7 +29,7 @@ from sklearn_implicitreg import (
     theory,
     trajectory,
 )
-from sklearn_implicitreg.adapters import Data, Options, adapt, register
+from sklearn_implicitreg.adapters import Data, Options, adapt, linear_problem, register
 
 NAN, INF = float("nan"), float("inf")
 RNG = np.random.default_rng(0)
@@ -521,20 +521,25 @@ def made(value):
 
 
 def outcome(name, parameter, i):
-    """Empty if the call raised a sentence of the package or of scikit-learn, else what it did."""
+    """What :func:`raised` says of a malformed call."""
     thing, make, valid, kinds = CALLS[name]
     call = thing if make is None else make(thing)
-    value = KINDS[kinds[parameter].rstrip("?")][i]
     given = {k: made(v) for k, v in valid.items() if k != parameter}
+    value = KINDS[kinds[parameter].rstrip("?")][i]
+    return raised(lambda v: call(**given, **{parameter: v}), value)
+
+
+def raised(call, value):
+    """Empty if a call raised a sentence of the package or of scikit-learn, else what it did."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call(**given, **{parameter: value})
+            call(value)
     except NotFittedError:
         return ""
     except (ValueError, TypeError) as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        sklearns = "sklearn/utils" in frame.f_code.co_filename
+        sklearns = re.search("sklearn/(utils|base.py)", frame.f_code.co_filename)
         said = re.search(r"\bexpected\b|\bgive\b", str(error), re.IGNORECASE)
         foreign = re.match("could not convert|float[(][)]|.*positional argument", str(error))
         return "" if (said or sklearns) and not foreign else f"raw {error!r}"
@@ -618,6 +623,73 @@ def test_what_was_set_later_is_checked(how):
         estimator = ImplicitRegularizationCV(RIDGE, families=["l2", bad])
     with pytest.raises(ValueError, match="Expected (delta of SmoothL1|known of .*) to be"):
         estimator.fit(X, Y)
+
+
+ANY = [
+    *(None, "a", 1j, [], object(), {1}, 3, True, -1, NAN, X[:, 0], X[:, :2], np.ones(5), Ridge),
+    *(NET, ["a"], {"a": 1}),
+]
+FITTED = ImplicitRegularizationEstimator(RIDGE).fit(X, Y)
+WHOLE = ImplicitRegularizationEstimator(RIDGE, family="quadratic").fit(X, Y).penalty_
+IMPLIED = theory.implicit_penalty(X, FLOW)
+TWO = on_net(family="l2+l1")
+METHODS = {
+    "wald_test": lambda v: TWO.wald_test(v),
+    "wald_test, value": lambda v: TWO.wald_test(np.eye(2), v),
+    "influence": lambda v: TWO.influence(v),
+    "score, X": lambda v: FITTED.score(v, Y),
+    "score, y": lambda v: FITTED.score(X, v),
+    "score, sample_weight": lambda v: FITTED.score(X, Y, v),
+    "score of a net, X": lambda v: TWO.score(v, Y[:, None]),
+    "score of a net, y": lambda v: TWO.score(X, v),
+    "recover, X": lambda v: FITTED.recover(v, Y),
+    "recover, y": lambda v: FITTED.recover(X, v),
+    "recover a net": lambda v: TWO.recover(v, Y[:, None]),
+    "search in folds, X": lambda v: searched(model=RIDGE, families=["l2"], X=v, y=Y, cv=3),
+    "search in folds, y": lambda v: searched(model=RIDGE, families=["l2"], X=X, y=v, cv=3),
+    "predict": lambda v: FITTED.predict(v),
+    "predict of a LinearModel": lambda v: package.LinearModel(np.ones(3)).predict(v),
+    "a fitted penalty": lambda v: TWO.penalty_(v),
+    "a structured penalty": lambda v: WHOLE(v),
+    "its value": lambda v: WHOLE.value(v),
+    "its gradient": lambda v: WHOLE.gradient(v),
+    "solve, thetas": lambda v: penalties.Quadratic().solve(v, X),
+    "solve, targets": lambda v: penalties.Quadratic().solve(X, v),
+    "values of a filter": lambda v: FLOW.values(v),
+    "value of an implied penalty": lambda v: IMPLIED.value(v),
+    "theta of an implied penalty": lambda v: IMPLIED.theta(v),
+    "a filter": lambda v: theory.SpectralFilter("name", v),
+    "rounding": lambda v: run()[1].rounding(v),
+    "save": lambda v: isinstance(v, str) or run()[1].save(v),
+    "slice": lambda v: run()[1][v],
+    "StepFactor.at": lambda v: trajectory.StepFactor(0.1, np.ones(2), np.ones(2)).at(v),
+    "terms": lambda v: isinstance(v, dict) or penalties.L2().terms(v, None),
+    "on": lambda v: on_net(family=penalties.L2().on(v)),
+    "per": lambda v: on_net(family=penalties.L2().per(v)),
+    "a sum": lambda v: penalties.L2() + v,
+    "a product": lambda v: v * penalties.L2() if v is not NET else None,
+    "activation": lambda v: penalties.RowBatch.of(NET, X).activation(v),
+    "what a function gives": lambda v: on_net(family={"a": lambda params: v}),
+    "what a function of rows gives": lambda v: on_net(family={"a": lambda params, batch: v}),
+    "rows of training_rows": lambda v: package.training_rows(net(), v, Y[:, None]),
+    "targets of training_rows": lambda v: package.training_rows(net(), X, v),
+    "coef of linear_problem": lambda v: linear_problem(Data(X, Y), Options(), coef=v),
+    "unknown parameter": lambda v: package.equations(RIDGE, X, Y, nope=v),
+    "axes": lambda v: inspection.GradientMatchDisplay.from_estimator(FITTED, X, Y, ax=v),
+    "data of families": lambda v: entered(
+        model=NET, optimizer=optimizer(), families=["l2"], data=v, loss="mse"
+    ),
+    "a list of endpoints": lambda v: ImplicitRegularizationEstimator(None).fit(v),
+    "one among endpoints": lambda v: ImplicitRegularizationEstimator(None).fit(
+        [package.Endpoint(RIDGE, X, Y), v]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name):
+    found = {f"{value!r:.60}": raised(METHODS[name], value) for value in ANY}
+    assert {v: what for v, what in found.items() if what not in ("", "accepted")} == {}
 
 
 def test_a_message_is_short_whatever_the_value():

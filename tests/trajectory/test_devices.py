@@ -131,7 +131,7 @@ def test_optimizers(optimizer, every, tmp_path):
         {"family": {"size": lambda params, batch: batch.outputs.square().mean(1)}},
         {"family": L2(center={n: p.detach() + 0.1 for n, p in new_net().named_parameters()})},
     ],
-    ids=str,
+    ids=["layers", "l21", "quadratic", "known", "activation", "terms", "rows", "center"],
 )
 def test_families(store, how, tmp_path):
     def answer(net):

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from sklearn_implicitreg.trajectory.probes import ContinueTraining, GradientDescentProbe, Probe
-from sklearn_implicitreg.trajectory.recording.recorder import record
+from sklearn_implicitreg.trajectory.recording.record import record
 from sklearn_implicitreg.trajectory.references import Applied, Batch, Flow, Gradient
 from sklearn_implicitreg.trajectory.smoothness import Kinks, drift_ratio, find_kinks
 from sklearn_implicitreg.trajectory.step_size import (

@@ -29,7 +29,8 @@ from sklearn_implicitreg.problem.parameters import (
     number,
 )
 from sklearn_implicitreg.trajectory.marks import Mark
-from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
+from sklearn_implicitreg.trajectory.recording.record import record
+from sklearn_implicitreg.trajectory.recording.recorder import Recorder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm
 from sklearn_implicitreg.trajectory.window import Step

@@ -741,7 +741,7 @@ OPTIMIZERS = {
     "class": (
         lambda net: torch.optim.SGD,
         TypeError,
-        "Expected a torch optimizer or a list of them, got type",
+        "Expected optimizer of record to be an Optimizer or a list of them, got <class",
     ),
 }
 

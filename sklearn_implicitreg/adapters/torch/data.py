@@ -500,3 +500,16 @@ def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
             "rows."
         )
     return weight
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """Rows of two batches as one."""
+
+    def join(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor):
+            return torch.cat([a, b])
+        if isinstance(a, dict):
+            return {key: join(a[key], b[key]) for key in a}
+        return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
+
+    return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))

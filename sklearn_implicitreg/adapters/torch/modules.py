@@ -29,6 +29,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     Rows,
     few_rows,
     generator_states,
+    joined,
     map_tensors,
     preserved_rng,
     read_rows,
@@ -76,6 +77,7 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
+from sklearn_implicitreg.problem.vectors import wide
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -145,10 +147,8 @@ class TorchProblem(Problem):
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters, buffers and attributes."""
         own = skeleton(self.module, self.device, None)
+        restore(own, params)
         named = dict(own.named_parameters())
-        restore(own, {name: value for name, value in params.items() if name not in named})
-        for name in params.keys() & named.keys():
-            named[name].data = params[name].to(self.device, self.dtype)
         return replace(self, module=own, params={n: named[n].detach() for n in self.params})
 
     def reads(self, name: str) -> bool:
@@ -157,7 +157,7 @@ class TorchProblem(Problem):
         held |= {n: p.detach() for n, p in self.module.named_parameters()}
         if name not in held:
             return False
-        changed = torch.as_tensor(held[name]).double() * 1.5 + 1.0
+        changed = wide(torch.as_tensor(held[name])) * 1.5 + 1.0
         found = [self.at(values).gradient().value for values in ({}, {name: changed})]
         return any(not torch.equal(t, found[1][n]) for n, t in found[0].items())
 
@@ -392,24 +392,13 @@ def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Ba
     held: Batch | None = None
     for batch in batches:
         if held is not None and rows_in(batch) == 1:
-            batch = _joined(held, batch)
+            batch = joined(held, batch)
             held = None
         if held is not None:
             yield held
         held = batch
     if held is not None:
         yield held
-
-
-def _joined(first: Batch, second: Batch) -> Batch:
-    def join(a: Any, b: Any) -> Any:
-        if isinstance(a, Tensor):
-            return torch.cat([a, b])
-        if isinstance(a, dict):
-            return {key: join(a[key], b[key]) for key in a}
-        return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
-
-    return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))
 
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:

@@ -98,9 +98,13 @@ def _parts(name: str, holder: Any, key: Any, value: Any, seen: set[int]) -> Iter
 
 
 def restore(module: nn.Module, values: Params) -> None:
-    """Set buffers and attributes of a copy; whole numbers to the nearest."""
-    for part in list(state_of(module)) if values else ():
-        value = values.get(part.name)
+    """Set parameters, buffers and attributes of a copy; whole numbers to the nearest."""
+    named = dict(module.named_parameters())
+    for name in values.keys() & named.keys():
+        named[name].data = values[name].to(named[name])
+    rest = {name: value for name, value in values.items() if name not in named}
+    for part in list(state_of(module)) if rest else ():
+        value = rest.get(part.name)
         if value is None:
             continue
         old = part.value

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sklearn_implicitreg.adapters.torch.structure import state_of
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.vectors import wide
 from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums
 
 _SAMPLE = 2**16  # entries of a tensor, never seen to move, that are compared at every step
@@ -73,9 +74,9 @@ class Others:
             if began is None:
                 continue
             if name not in sums.totals:  # also after steps were dropped
-                sums.totals[name] = began.double() * n_before
+                sums.totals[name] = wide(began) * n_before
             held = self._held[name]
-            sums.add(name, held if held.is_floating_point() else held.double())
+            sums.add(name, held if held.is_floating_point() else wide(held))
 
     def _values(self) -> Iterator[tuple[str, Tensor | float]]:
         for part in state_of(self._model):
@@ -120,7 +121,12 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    return tensor.sum(dtype=torch.float64) if tensor.is_floating_point() else tensor.sum()
+    if not tensor.is_floating_point():
+        return tensor.sum()
+    try:
+        return tensor.sum(dtype=torch.float64)
+    except TypeError:  # MPS has no float64
+        return tensor.sum(dtype=torch.float32)
 
 
 def _different(pairs: list[tuple[str, Tensor, Tensor]]) -> list[str]:

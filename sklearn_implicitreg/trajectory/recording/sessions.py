@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sklearn_implicitreg.trajectory.recording.recorder import Recorder, record
+from sklearn_implicitreg.trajectory.recording.record import record
+from sklearn_implicitreg.trajectory.recording.recorder import Recorder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 

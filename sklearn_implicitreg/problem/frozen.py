@@ -6,6 +6,7 @@ import copy
 import itertools
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -113,7 +114,8 @@ def rebuilt(
         state = vars(memo[id(part)])
         for key, value in vars(part).items():
             if key != "_compiled_call_impl":  # calls the module that it was compiled for
-                state[key] = turned(_copied(value, memo), own, made)
+                simple = _simple_copy(value, memo)
+                state[key] = turned(_copied(value, memo), own, made) if simple is None else simple
     return memo[id(module)]  # type: ignore[no-any-return]
 
 
@@ -155,6 +157,16 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, Mapping | list | tuple):
         for value in tree.values() if isinstance(tree, Mapping) else tree:
             yield from tensors_in(value)
+
+
+def _simple_copy(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy of a number, a string or an empty container, which most attributes are; else None."""
+    kind = type(value)
+    if kind in (bool, int, float, str):
+        return value
+    if kind in (dict, OrderedDict, list, set) and not value:
+        return memo.setdefault(id(value), kind())
+    return None
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

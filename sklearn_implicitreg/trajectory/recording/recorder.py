@@ -330,6 +330,9 @@ class Recorder:
         if not self._open:
             return
         made = [part for part in self._parts if part.stepped]
+        if not made:  # interrupted within the first step
+            self._leave_round()
+            return
         own = [part.skipped if part.stepped else part.params.keys() for part in self._parts]
         skipped = frozenset[str]().union(*own)
         self._skipped = self._skipped if skipped == self._skipped else skipped

@@ -287,11 +287,13 @@ class Recorder:
             return
         if part.stretch is None:
             return
-        part.pending = False
         if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
+            part.pending = False
             self._take_back(part)
             return
+        part.made = True
         self._count(part)
+        part.pending = part.made = False
         if all(part.stepped for part in self._parts):
             self._end_round()
 
@@ -327,9 +329,10 @@ class Recorder:
 
     def _end_round(self) -> None:
         """Count the steps that the optimizers made since the last round as one."""
-        if not self._open:
-            return
         made = [part for part in self._parts if part.stepped]
+        if not made:
+            self._open = False
+            return
         own = [part.skipped if part.stepped else part.params.keys() for part in self._parts]
         skipped = frozenset[str]().union(*own)
         self._skipped = self._skipped if skipped == self._skipped else skipped
@@ -345,7 +348,7 @@ class Recorder:
     def _leave_round(self) -> None:
         self._open = False
         for part in self._parts:
-            part.stepped = part.pending = False
+            part.stepped = part.pending = part.made = False
 
     def _take_rows(self, part: Followed) -> None:
         """Batches of the round; optimizers that step one after the other share them."""
@@ -374,7 +377,7 @@ class Recorder:
             return
         part.pending = False
         assert part.stretch is not None
-        if part.stretch.moved():
+        if part.made or part.stretch.moved():
             self._roll_back("that raised")
         else:
             self._take_back(part)

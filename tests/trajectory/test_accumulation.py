@@ -225,49 +225,53 @@ def test_factors_are_saved(tmp_path):
     ]
 
 
+ORDERS = {  # of one iteration: when the batch is named, and when gradients are zeroed
+    "zeroed first": "zero name backward",
+    "zeroed after naming": "name zero backward",
+    "named last": "zero backward name",
+}
+
+
 class TestASecondBatch:
     """Named before the optimizer stepped."""
 
-    def loop(self, between, accumulate=False, zero_first=True):
-        X, y = rows(16)
+    def loop(self, order, *, every, skipped=(), to_none=True, factor=1.0):
+        """Iterations that step at every n-th one, unless that is left out."""
+        X, y = rows(48)
         net = new_net()
         optimizer = SGD(net.parameters(), lr=0.02)
         with record(net, optimizer) as path:
-            for part in (range(8), range(8, 16)):
-                path.batch(part, accumulate=accumulate)
-                nn.functional.mse_loss(net(X[part]), y[part]).backward()
-                between(optimizer)
-            optimizer.step()
+            for k, part in enumerate(torch.arange(48).split(4)):
+                for what in order.split():
+                    if what == "zero" and k % every == 0:
+                        optimizer.zero_grad(set_to_none=to_none)
+                    elif what == "name":
+                        path.batch(part)
+                    elif what == "backward":
+                        loss = nn.functional.mse_loss(net(X[part]), y[part])
+                        (loss * (factor if k in skipped else 1.0)).backward()
+                if k % every == every - 1 and k not in skipped:
+                    optimizer.step()
         return path.trajectory
 
-    def test_is_accumulated_only_if_said(self):
+    @pytest.mark.parametrize("to_none", [True, False])
+    @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+    @pytest.mark.parametrize("every", [2, 3])
+    def test_is_accumulated_only_if_said(self, order, every, to_none):
         with pytest.raises(ValueError, match=r"accumulate=True.*weight="):
-            self.loop(lambda optimizer: None)
-        assert self.loop(lambda optimizer: None, accumulate=True).steps[0].batch_size == 16
+            self.loop(order, every=every, to_none=to_none)
 
     @pytest.mark.parametrize("to_none", [True, False])
-    def test_replaces_one_whose_gradients_were_zeroed(self, to_none):
-        path = self.loop(lambda optimizer: optimizer.zero_grad(set_to_none=to_none))
-        assert path.n_steps == 1
+    @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+    def test_replaces_those_that_a_scaler_left_out(self, order, to_none):
+        path = self.loop(order, every=1, skipped=(0, 3, 4, 7), to_none=to_none, factor=float("inf"))
+        assert [step.rows[0] for step in path.steps] == [4, 8, 20, 24, 32, 36, 40, 44]
+        assert {step.batch_size for step in path.steps} == {4}
 
-    def test_replaces_one_that_a_scaler_left_out(self):
-        def overflow(optimizer):
-            for p in optimizer.param_groups[0]["params"]:
-                p.grad.fill_(float("inf"))
-
-        X, _ = rows(16)
-        net = new_net()
-        optimizer = SGD(net.parameters(), lr=0.02)
-        with record(net, optimizer) as path:
-            for k, part in enumerate((range(8), range(8, 16))):
-                path.batch(part)
-                optimizer.zero_grad()
-                net(X[part]).square().mean().backward()
-                if k:
-                    optimizer.step()
-                else:
-                    overflow(optimizer)
-        assert path.trajectory.steps[0].rows.tolist() == list(range(8, 16))
+    @pytest.mark.parametrize("to_none", [True, False])
+    def test_replaces_those_that_the_loop_left_out(self, to_none):
+        path = self.loop(ORDERS["named last"], every=1, skipped=(0, 3, 4), to_none=to_none)
+        assert path.n_steps == 9
 
     def test_replaces_one_without_a_backward_pass(self):
         X, y = rows(16)
@@ -278,7 +282,30 @@ class TestASecondBatch:
             path.batch(range(8))
             path.batch(range(4))
             optimizer.step()
-        assert path.trajectory.steps[0].batch_size == 4
+            path.batch(range(8))
+            path.batch(range(4))
+            optimizer.step()
+        assert [step.batch_size for step in path.trajectory.steps] == [4, 4]
+
+    @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+    def test_replaces_one_that_was_interrupted(self, order):
+        X, y = rows(16)
+        net = new_net()
+        optimizer = SGD(net.parameters(), lr=0.02)
+        path = record(net, optimizer)
+        for part in (range(8), range(4)):
+            with pytest.raises(KeyboardInterrupt), path:
+                for what in order.split():
+                    if what == "zero":
+                        optimizer.zero_grad()
+                    elif what == "name":
+                        path.batch(part)
+                    else:
+                        nn.functional.mse_loss(net(X[part]), y[part]).backward()
+                if len(part) == 4:
+                    optimizer.step()
+                raise KeyboardInterrupt
+        assert [step.batch_size for step in path.trajectory.steps] == [4]
 
     def test_within_a_closure(self):
         X, y = rows(16)

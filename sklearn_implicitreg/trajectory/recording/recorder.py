@@ -64,6 +64,7 @@ class Recorder:
             raise ValueError(
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
+        self._batches.taken(())  # of a step that was interrupted
         if self._marks:
             self._stale = True  # weights may have changed outside
         else:
@@ -176,9 +177,8 @@ class Recorder:
         """
         # Gradients that come within a step are those of a closure.
         within = any(part.pending for part in self._parts)
-        given = [] if within else [p.grad for p in self._params.values()]
-        waiting = (gradient for gradient in given if gradient is not None)
-        self._batches.name(rows, accumulate=accumulate, weight=weight, given=waiting)
+        given = [] if within else self._gradients()
+        self._batches.name(rows, accumulate=accumulate, weight=weight, given=given)
 
     def rows_from(self, data: Any) -> None:
         """Data set that batches are looked up in.
@@ -350,9 +350,12 @@ class Recorder:
         for part in self._parts:
             part.stepped = part.pending = part.made = False
 
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._params.values() if p.grad is not None]
+
     def _take_rows(self, part: Followed) -> None:
         """Batches of the round; optimizers that step one after the other share them."""
-        named, users = self._batches.taken(), self._named[1]
+        named, users = self._batches.taken(self._gradients()), self._named[1]
         if named or id(part) in users:
             self._named = (named, {id(part)})
         else:

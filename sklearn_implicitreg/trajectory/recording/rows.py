@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -57,8 +56,8 @@ class Batches:
     def __init__(self) -> None:
         self.finder: RowFinder | None = None
         self._named: list[_Named] = []
-        self._seen: list[tuple[int, int]] = []
-        self._there: list[weakref.ref[Tensor]] = []
+        # One gradient when a batch was named, and after the last step.
+        self._seen = self._spent = _smallest(())
 
     def name(self, rows: Any, *, accumulate: bool, weight: Any, given: Iterable[Tensor]) -> None:
         """Take row numbers, their number, or the batch itself, which is looked up.
@@ -68,17 +67,12 @@ class Batches:
         own = None if weight is None else _weight(weight)
         found, size = self._looked_up(rows)
         gradients = list(given)
-        seen = [(id(gradient), gradient._version) for gradient in gradients]
-        # Those that were there when the last batch was named, all freed since, were of a step that
-        # was not made: a scaler leaves out infinite ones.
-        freed = bool(self._there) and all(gradient() is None for gradient in self._there)
         if self._named and accumulate and (own is None) != (self._named[0].weight is None):
             raise ValueError(
                 "Expected weight= for every batch of a step or for none, got it for some; give "
                 "each the factor by which its loss is multiplied."
             )
-        again = self._named and not accumulate and not freed and seen != self._seen
-        if again and _waits(gradients):
+        if self._named and not accumulate and self._added(gradients):
             raise ValueError(
                 "Expected one batch(...) for each step, got a second one after a backward pass and "
                 "before the optimizer stepped; where gradients are accumulated call "
@@ -88,7 +82,7 @@ class Batches:
         self._named = (
             [*self._named, _Named(found, size, own)] if accumulate else [_Named(found, size, own)]
         )
-        self._seen, self._there = seen, [weakref.ref(gradient) for gradient in gradients]
+        self._seen = _smallest(gradients)
 
     def _looked_up(self, rows: Any) -> tuple[Indices | None, int | None]:
         if not _has_rows(rows):
@@ -98,8 +92,19 @@ class Batches:
             found = self.finder.find(rows)
         return found, _n_rows(rows) if found is None else len(found)
 
-    def taken(self) -> dict[str, Any]:
-        """What a step holds of its batches, which are then forgotten."""
+    def _added(self, gradients: list[Tensor]) -> bool:
+        """Whether the gradients of the batch that was named last wait for a step."""
+        (now, version), (then, before) = _smallest(gradients), self._seen
+        spent, last = self._spent
+        if then is not None and (then is not spent or before != last):
+            # It was named after its backward pass: another tensor, or one that was zeroed in place
+            # first, is of a step that was not made.
+            return now is then and version == before + 1
+        return (now is not then or version != before) and _waits(gradients)
+
+    def taken(self, given: Iterable[Tensor]) -> dict[str, Any]:
+        """What a step holds of its batches, which are then forgotten; nothing of none."""
+        self._spent = _smallest(given)
         named, self._named = self._named, []
         if not named:
             return {}
@@ -123,6 +128,12 @@ def _weight(weight: Any) -> float:
             f"such as 1 / 4, got {weight!r}."
         )
     return float(weight)
+
+
+def _smallest(gradients: Iterable[Tensor]) -> tuple[Tensor | None, int]:
+    """One gradient, which costs little to hold, and how often it was changed in place."""
+    one = min(gradients, key=Tensor.numel, default=None)
+    return one, 0 if one is None else one._version
 
 
 def _waits(gradients: list[Tensor]) -> bool:

@@ -81,8 +81,12 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     def on_batch_begin(
         self, net: Any, batch: Any = None, training: bool | None = None, **kwargs: Any
     ) -> None:
-        """Name the batch, which joins those that the optimizer has not stepped on."""
-        if training:
+        """Name the batch; where the net has a step of its own it may join others."""
+        if not training:
+            return
+        if getattr(net.train_step, "__func__", None) is NeuralNet.train_step:
+            self.session_.batch(batch)
+        else:
             self.session_.batch(batch, accumulate=True, weight=_factor(net))
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
@@ -92,7 +96,7 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
 
 def _factor(net: Any) -> float | None:
     """Factor of the net's own loss in the gradients that its steps add up, where it is known."""
-    if type(net).train_step_single is NeuralNet.train_step_single:
+    if getattr(net.train_step_single, "__func__", None) is NeuralNet.train_step_single:
         return 1.0  # it calls backward() on what get_loss returns
     accelerator = getattr(net, "accelerator", None)
     return 1 / getattr(accelerator, "gradient_accumulation_steps", 1) if accelerator else None

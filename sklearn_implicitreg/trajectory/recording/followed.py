@@ -30,7 +30,8 @@ class Followed:
         self.params: Params = self.watched.params
         self.stretch: Stretch | None = None
         self._spare: Stretch | None = None  # ended; its memory serves the next
-        self.pending = self.stepped = False
+        # In a step; in one whose weights have moved; whether it made its step of this round.
+        self.pending = self.made = self.stepped = False
         self.idle, self.lr = "", float("nan")
         self.frozen: frozenset[str] = frozenset()  # at its last step
         self.skipped: frozenset[str] = frozenset()  # by its last step
@@ -86,7 +87,7 @@ def followed(model: nn.Module, optimizer: Any, update_rule: Any) -> tuple[Follow
             )
     if not optimizers:
         raise ValueError("Expected at least one optimizer, got an empty list.")
-    rules = _rules(update_rule, len(optimizers)) if several else [update_rule]
+    rules = _rules(update_rule, len(optimizers), several)
     if len({id(one) for one in optimizers}) < len(optimizers):
         raise ValueError("Expected optimizers that differ, got one of them twice; give it once.")
     found = tuple(Followed(model, one, r) for one, r in zip(optimizers, rules, strict=True))
@@ -102,10 +103,17 @@ def followed(model: nn.Module, optimizer: Any, update_rule: Any) -> tuple[Follow
     return found
 
 
-def _rules(update_rule: Any, n: int) -> list[Any]:
+def _rules(update_rule: Any, n: int, several: bool) -> list[Any]:
     if update_rule is None:
         return [None] * n
-    if not isinstance(update_rule, Sequence) or len(update_rule) != n:
+    if not several:
+        if not callable(update_rule):
+            raise ValueError(
+                f"Expected update_rule to be a callable for one optimizer, got {update_rule!r}."
+            )
+        return [update_rule]
+    given = isinstance(update_rule, Sequence) and len(update_rule) == n
+    if not given or not all(rule is None or callable(rule) for rule in update_rule):
         raise ValueError(
             f"Expected update_rule to be a list of {n} rules, one for each optimizer and None for "
             f"those that have their own, got {update_rule!r}."

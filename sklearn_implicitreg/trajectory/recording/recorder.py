@@ -287,11 +287,13 @@ class Recorder:
             return
         if part.stretch is None:
             return
-        part.pending = False
         if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
+            part.pending = False
             self._take_back(part)
             return
+        part.made = True
         self._count(part)
+        part.pending = part.made = False
         if all(part.stepped for part in self._parts):
             self._end_round()
 
@@ -327,11 +329,9 @@ class Recorder:
 
     def _end_round(self) -> None:
         """Count the steps that the optimizers made since the last round as one."""
-        if not self._open:
-            return
         made = [part for part in self._parts if part.stepped]
-        if not made:  # interrupted within the first step
-            self._leave_round()
+        if not made:
+            self._open = False
             return
         own = [part.skipped if part.stepped else part.params.keys() for part in self._parts]
         skipped = frozenset[str]().union(*own)
@@ -348,7 +348,7 @@ class Recorder:
     def _leave_round(self) -> None:
         self._open = False
         for part in self._parts:
-            part.stepped = part.pending = False
+            part.stepped = part.pending = part.made = False
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._params.values() if p.grad is not None]
@@ -380,7 +380,7 @@ class Recorder:
             return
         part.pending = False
         assert part.stretch is not None
-        if part.stretch.moved():
+        if part.made or part.stretch.moved():
             self._roll_back("that raised")
         else:
             self._take_back(part)

@@ -14,7 +14,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem import Params, Problem, RowBatch, closing
 from sklearn_implicitreg.problem.parameters import (
     GROUPS,
     SCOPE,
@@ -115,13 +115,14 @@ class Penalty(Checked, BaseEstimator):
         kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
         totals: Params = {}
         weight = 0.0
-        for batch in problem.row_batches(params):
-            with torch.enable_grad():  # a penalty may differentiate the model
-                sums = batch.summed(self.rows(batch), type(self).__name__)
-            for term, value in sums.items():
-                totals[term] = totals.get(term, 0) + (value if kept else value.detach())
-            weight += batch.total_weight
-            del batch, sums, value  # with them a graph that is not kept
+        with closing(problem.row_batches(params)) as batches:
+            for batch in batches:
+                with torch.enable_grad():  # a penalty may differentiate the model
+                    sums = batch.summed(self.rows(batch), type(self).__name__)
+                for term, value in sums.items():
+                    totals[term] = totals.get(term, 0) + (value if kept else value.detach())
+                weight += batch.total_weight
+                del batch, sums, value  # with them a graph that is not kept
         return {term: value / weight for term, value in totals.items()}
 
     def rows(self, batch: RowBatch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem import Params, Problem, closing
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 
@@ -111,8 +111,8 @@ def _mean_gradients(
     seen = _as_leaves(params, tuple(dict.fromkeys(n for leaf in leaves for n in leaf.names)))
     totals: list[dict[str, Params]] = [{} for _ in leaves]
     weight = 0.0
-    with torch.enable_grad():
-        for batch in problem.row_batches(seen):
+    with torch.enable_grad(), closing(problem.row_batches(seen)) as batches:
+        for batch in batches:
             for leaf, total in zip(leaves, totals, strict=True):
                 own = {name: seen[name] for name in leaf.names}
                 values = leaf.penalty.rows(batch.seeing(leaf.names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, closing
 from sklearn_implicitreg.problem.problem import (
     Indices,
     ParamsSpec,
@@ -33,6 +33,7 @@ __all__ = [
     "as_tensor",
     "call_module",
     "check_finite_params",
+    "closing",
     "flat",
     "norm_of",
     "profiled",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,18 @@ import torch
 from sklearn_implicitreg.problem.vectors import Params, add_to, norm_of
 
 Array = npt.NDArray[np.float64]
+Item = TypeVar("Item")
+
+
+@contextlib.contextmanager
+def closing(blocks: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """A generator over rows, which ends where its loop is left: an error would keep it waiting."""
+    # As long as the error is kept, so would be the seeds and modes that it restores at its end.
+    try:
+        yield blocks
+    finally:
+        if isinstance(blocks, Generator):
+            blocks.close()
 
 
 @dataclass(frozen=True)
@@ -52,16 +66,17 @@ class LossGradient:
         loss = weight = scale = 0.0
         n_rows = n_kinks = 0
         rest: Array | None = None
-        for block in blocks:
-            _accumulate(total, block.sums)
-            loss += block.loss
-            weight += block.weight
-            scale += block.scale
-            n_rows += block.n_rows
-            n_kinks += block.n_kinks
-            absent = block.absent if absent is None else absent & block.absent
-            rest = joined_rest(rest, block.rest)
-            del block  # freed before the next is made
+        with closing(blocks):
+            for block in blocks:
+                _accumulate(total, block.sums)
+                loss += block.loss
+                weight += block.weight
+                scale += block.scale
+                n_rows += block.n_rows
+                n_kinks += block.n_kinks
+                absent = block.absent if absent is None else absent & block.absent
+                rest = joined_rest(rest, block.rest)
+                del block  # freed before the next is made
         if n_rows < 1:
             raise ValueError("Expected at least 1 row of data, got 0.")
         if not weight > 0:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
+from sklearn_implicitreg.regression.blocks import Block, as_rows, device_r_factor, streamed_r_factor
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
 from sklearn_implicitreg.regression.solve import Solution, norm_of
@@ -24,9 +25,7 @@ from sklearn_implicitreg.regression.system import (
     Rows,
     System,
     explained,
-    merge,
     r_factor,
-    summed_r_factor,
 )
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -34,9 +33,6 @@ _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of sm
 _SLACK = 3.0  # root mean square residuals of the equations that an inequality may miss by
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
 _SMALL = 2**14  # numbers of one tensor's columns that are kept for a second pass
-# Where in the tensor they start and which they are (None: all from there), columns, target and
-# instruments of some equations.
-Block = tuple[tuple[int, Tensor | None], Tensor, Tensor, Tensor | None, Tensor | None]
 _NO_INSTRUMENTS = (
     "a family with random draws along a trajectory, whose coefficients come from instruments: "
     "least squares on its noisy columns is biased; use ImplicitRegularizationEstimator.fit"
@@ -219,7 +215,7 @@ class Place:
 
     def _rows(self, labels: Sequence[str]) -> Iterable[Rows]:
         """The equations of some tensors as arrays."""
-        parts = [mapped(partial(_as_rows, name), self._blocks(name)) for name in labels]
+        parts = [mapped(partial(as_rows, name), self._blocks(name)) for name in labels]
         return chained(parts)
 
     @cached_property
@@ -496,43 +492,6 @@ class Equations:
             f"Expected at least as many equations as coefficients, got {m} equations for the "
             f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
         )
-
-
-def _as_rows(name: str, block: Block) -> Rows:
-    """Some equations of a tensor as arrays."""
-    (start, kept), design, target, *_ = block
-    places = np.arange(len(target)) if kept is None else kept.cpu().numpy()
-    return (name,), start + places, design.cpu().numpy(), target.cpu().numpy()
-
-
-def _side_by_side(block: Block) -> Array:
-    """Columns and target of some equations as the rows of one array."""
-    _, design, target, _, room = block
-    both: Array = (torch.cat([design.T, target[None]]) if room is None else room).numpy()
-    return both
-
-
-def streamed_r_factor(blocks: Chunks[Block], device: torch.device) -> tuple[Array, int]:
-    """R factor of a large tensor's equations and their number, on the device where they are."""
-    if device.type == "cpu":
-        return summed_r_factor(blocks.then(_side_by_side))
-    factors, n = [], 0
-    for _, design, target, *_ in blocks:
-        factors.append(device_r_factor(design, target))
-        n += len(target)
-    return merge(factors), n
-
-
-def device_r_factor(design: Tensor, target: Tensor) -> Array:
-    """R factor of equations, reduced on the device where they are."""
-    if target.device.type == "cpu":
-        return r_factor(design.numpy(), target.numpy())
-    both = torch.cat([design, target[:, None]], dim=1)
-    upper = torch.linalg.qr(both, mode="r").R.cpu().numpy()
-    width = both.shape[1]
-    padded = np.zeros((width, width))
-    padded[: len(upper)] = upper
-    return padded
 
 
 # Equations of a family, and the spread of row gradients at each of its endpoints.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.regression.blocks import device_r_factor
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import device_r_factor
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.trajectory.design import at_weights
 

@@ -162,7 +162,8 @@ class Flow:
         start = {name: t.double() for name, t in window.start.weights.items()}
         end, first, unit = dict(start), None, 0.0
         for part in window.parts() if window.skipping or window.others else (window,):
-            end |= {name: t for name, t in part.mean("visited").items() if name not in start}
+            if window.others:
+                end |= {name: t for name, t in part.mean("visited").items() if name not in start}
             moving, scales = moved_by(problem, part), part.scales(problem)
             rates = [step.lr for step in part.steps]
             factors = [step.loss_factor(problem) for step in part.steps]

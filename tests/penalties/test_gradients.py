@@ -318,7 +318,7 @@ def test_mean_and_spread_in_one_pass(monkeypatch, room):
     for name, column in spread.items():
         torch.testing.assert_close(again[name], column, rtol=1e-12, atol=1e-15)
     assert mean.loss == pytest.approx(np.mean([own.loss for own in gradients]), rel=1e-12)
-    assert (mean.weight, mean.n_rows) == (1.0, 50)
+    assert (mean.weight, mean.n_rows) == (pytest.approx(problem.masses.sum()), 50)
 
 
 def test_batches_larger_than_what_fits_at_once():

@@ -467,5 +467,5 @@ class TestInfluence:
         est = ImplicitRegularizationEstimator(LinearRegression().fit(X, y)).fit(X, y)
         with pytest.raises(ValueError, match="no gradient to explain"):
             est.influence()
-        with pytest.raises(ValueError, match="top above zero"):
+        with pytest.raises(ValueError, match="top of influence .* integer >= 1, got 0"):
             ImplicitRegularizationEstimator("precomputed").fit(X, y).influence(top=0)

@@ -21,6 +21,7 @@ from sklearn_implicitreg.problem import (
     Params,
     Problem,
     Weights,
+    closing,
     flat,
     profiled,
     zeros_of,
@@ -140,19 +141,20 @@ def spread_about(
     """``2 mean_k H_k (g_k - center)`` by reverse mode twice, from graphs where they are held."""
     total = zeros_of(problem.params)
     about = {name: g.to(problem.params[name]) for name, g in center.items()}
-    for block in itertools.chain(held, problem.graphs(batches[len(held) :])):
-        mass, outputs, vectors = block.weight, [], []
-        for name, g in about.items():
-            own = block.sums[name]
-            if own.requires_grad:
-                outputs.append(own)
-                vectors.append(own.detach() / mass - g)
-        if not outputs:
-            continue  # the loss has no second derivative
-        products = torch.autograd.grad(outputs, problem.leaves, vectors, allow_unused=True)
-        for into, product in zip(total.values(), products, strict=True):
-            if product is not None:
-                into.add_(product, alpha=2 / (mass * len(batches)))
+    with closing(problem.graphs(batches[len(held) :])) as graphs:
+        for block in itertools.chain(held, graphs):
+            mass, outputs, vectors = block.weight, [], []
+            for name, g in about.items():
+                own = block.sums[name]
+                if own.requires_grad:
+                    outputs.append(own)
+                    vectors.append(own.detach() / mass - g)
+            if not outputs:
+                continue  # the loss has no second derivative
+            products = torch.autograd.grad(outputs, problem.leaves, vectors, allow_unused=True)
+            for into, product in zip(total.values(), products, strict=True):
+                if product is not None:
+                    into.add_(product, alpha=2 / (mass * len(batches)))
     return total
 
 

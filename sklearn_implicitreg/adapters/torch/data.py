@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
-from sklearn_implicitreg.exceptions import AugmentationWarning, warn_user
+from sklearn_implicitreg.exceptions import AugmentationWarning, ParameterError, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
-from sklearn_implicitreg.problem.parameters import as_numbers
+from sklearn_implicitreg.problem.parameters import as_numbers, shown
 
 _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
@@ -353,6 +353,8 @@ def _array_rows(data: Data) -> Rows:
         raise ValueError("Expected y with arrays, got None; or give a Dataset or DataLoader.")
     target, classes, names = _target_tensor(data.y)
     own, others = list(tensors_in(inputs)), list(tensors_in(target))
+    if not others or not all(tensor.ndim for tensor in others):
+        raise ParameterError(f"Expected an entry for every row in y, got {shown(data.y)}.")
     together = _together(inputs, own, others)
     check_consistent_length(*(() if together else own), *others)
     n_rows = len(others[0])

@@ -522,7 +522,7 @@ class TestSharing:
         net(X).sum().backward()
         before, states = fingerprint(net), rng_states()
         inside = [vars(part) for part in net.modules()]
-        with pytest.raises(ValueError, match="broken"):
+        with pytest.raises((ValueError, RuntimeError), match="broken"):
             estimate(net, X_, Y_[:, None], batch_size=10, dtype="float32")
         assert fingerprint(net) == before
         assert rng_states() == states

@@ -119,7 +119,7 @@ class TestIntegers:
             (lambda m, x: m["f"](F.one_hot(x, 5).double()), nn.Linear(5, 1), IDS),
             (lambda m, s, a: m["f"](s).gather(1, a[:, None]), nn.Linear(P, 5), (X, IDS)),
             (lambda m, s, a: m["f"](s)[torch.arange(len(a)), a, None], nn.Linear(P, 5), (X, IDS)),
-            (lambda m, a: m["f"].weight.sum(1)[a, None], nn.Linear(4, 5), IDS),
+            (lambda m, a: m["f"].weight.sum(1)[a, None], nn.Linear(4, 5, bias=False), IDS),
             (lambda m, c: m["f"](c), nn.Linear(2, 1), COUNTS),
             (lambda m, a, c: m["f"](torch.cat([F.one_hot(a, 5), c], 1).double()),
              nn.Linear(7, 1), (IDS, COUNTS)),

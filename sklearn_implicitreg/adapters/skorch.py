@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from sklearn_implicitreg.adapters.registry import Data, Options
-from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, preserved_rng, read_rows
+from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, read_rows
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user

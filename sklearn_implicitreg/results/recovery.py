@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.torch.data import preserved_rng
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.endpoints.templates import weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem, flat, norm_of, shaped

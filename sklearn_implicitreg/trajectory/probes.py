@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.adapters.torch.data import preserved_rng
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.frozen import FrozenModel
 from sklearn_implicitreg.problem.parameters import (

@@ -102,17 +102,23 @@ def in_turn(net, optimizers, recorder):
             recorder.epoch()
 
 
+def closure_of(net, rows):
+    """Takes the gradients of a batch within a step."""
+
+    def closure():
+        net.zero_grad()
+        loss = mse_loss(net(X[rows]), Y[rows])
+        loss.backward()
+        return loss
+
+    return closure
+
+
 def closures(net, optimizers, recorder):
     """Each takes its gradients within its step, as in skorch."""
     for i, rows in enumerate(batches()):
         recorder.batch(rows)
-
-        def closure(rows=rows):
-            net.zero_grad()
-            loss = mse_loss(net(X[rows]), Y[rows])
-            loss.backward()
-            return loss
-
+        closure = closure_of(net, rows)
         for optimizer in optimizers:
             optimizer.step(closure)
         if i % 4 == 3:
@@ -123,13 +129,7 @@ def first_closure(net, optimizers, recorder):
     """The second uses the gradients that the first took."""
     for i, rows in enumerate(batches()):
         recorder.batch(rows)
-
-        def closure(rows=rows):
-            net.zero_grad()
-            loss = mse_loss(net(X[rows]), Y[rows])
-            loss.backward()
-            return loss
-
+        closure = closure_of(net, rows)
         optimizers[0].step(closure)
         optimizers[1].step()
         if i % 4 == 3:

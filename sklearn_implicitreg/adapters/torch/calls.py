@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sklearn_implicitreg.adapters.torch.data import (
+from sklearn_implicitreg.adapters.torch.data import map_tensors
+from sklearn_implicitreg.adapters.torch.generators import (
+    all_states,
     generator_states,
-    map_tensors,
     preserved_rng,
     reset_generators,
 )
@@ -130,11 +129,11 @@ class CopyCall:
         for name in active:
             own.get_submodule(name).training = True
         with preserved_rng(device), torch.no_grad():
-            before = _drawn_from(device)
+            before = all_states(device)
             # Where a layer cannot be run on few rows there is nothing to compare.
             with contextlib.suppress(Exception), self.state_of(own):
                 output = next(tensors_in(self._forward(own, inputs)), None)
-                return output, before != _drawn_from(device)
+                return output, before != all_states(device)
         return None, True
 
 
@@ -201,13 +200,6 @@ def _few(inputs: Any) -> Any:
     """A few rows, where rows are the first axis of everything."""
     sizes = {tensor.shape[:1] for tensor in tensors_in(inputs)}
     return map_tensors(lambda t: t[:_FEW], inputs) if len(sizes) == 1 else inputs
-
-
-def _drawn_from(device: torch.device) -> list[Any]:
-    """States of all generators, to be compared."""
-    numbers = np.random.get_state(legacy=False)["state"]
-    own = [state.numpy().tobytes() for state in generator_states(device)]
-    return [random.getstate(), numbers["pos"], numbers["key"].tobytes(), *own]
 
 
 def _same(first: Tensor | None, second: Tensor | None) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import random
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Number
@@ -21,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.exceptions import AugmentationWarning, ParameterError, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
@@ -38,10 +37,6 @@ class Batch(NamedTuple):
     inputs: Any
     target: Any
     weight: Tensor | None
-
-
-# Two threads in torch.get_rng_state and torch.set_rng_state at once wait for each other forever.
-_GENERATORS = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -137,56 +132,6 @@ class Rows:
             return renamed(self.pick(rows))
 
         return replace(self, read=read, pick=pick, names=fitted.names, classes=fitted.classes)
-
-
-@contextlib.contextmanager
-def preserved_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Leave the global generators of torch, NumPy and Python as they were."""
-    # With a seed other threads wait, so that the numbers drawn in the block are the seed's.
-    with _GENERATORS if seed is not None else contextlib.nullcontext():
-        with _GENERATORS:
-            states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-            cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        try:
-            if seed is not None:
-                _seed_all(device, seed)
-            yield
-        finally:
-            with _GENERATORS:
-                random.setstate(states[0])
-                np.random.set_state(states[1])
-                torch.set_rng_state(states[2])
-                if cuda is not None:
-                    torch.cuda.set_rng_state(cuda, device)
-
-
-def generator_states(device: torch.device) -> list[Tensor]:
-    """States of torch's generators on the processor and on the device."""
-    states = [torch.get_rng_state()]
-    return states if device.type != "cuda" else [*states, torch.cuda.get_rng_state(device)]
-
-
-def reset_generators(device: torch.device, states: list[Tensor], seed: int | None) -> None:
-    """Begin again with the same random numbers, where some were drawn."""
-    now = generator_states(device)
-    if all(map(torch.equal, now, states)):
-        return
-    if seed is not None:
-        _seed_all(device, seed)
-        return
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-def _seed_all(device: torch.device, seed: int) -> None:
-    """Seed what is preserved; torch.manual_seed would seed every device there is."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 def few_rows(batch: Batch, n: int) -> Batch | None:
@@ -331,14 +276,19 @@ def _warn_of_augmentation(
         first, second = (next(read(size, None), None) for _ in range(2))
         if first is None or second is None:
             return first
-        pairs = zip(tensors_in(first[:2]), tensors_in(second[:2]), strict=False)
-        if not all(_same(a, b) for a, b in pairs):
+        if not same_numbers(first[:2], second[:2]):
             warn_user(
                 "The first batch differs when it is read twice: random augmentation, or a "
                 "stream that cannot be read again. The gradient is that of one draw.",
                 AugmentationWarning,
             )
         return first
+
+
+def same_numbers(first: Any, second: Any) -> bool:
+    """Whether two batches or outputs hold the same tensors."""
+    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
+    return all(_same(a, b) for a, b in pairs)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
@@ -504,7 +454,24 @@ def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
     return weight
 
 
-def joined(first: Batch, second: Batch) -> Batch:
+def merged_last(batches: Iterator[Batch], merging: bool) -> Iterator[Batch]:
+    """With batch statistics a last batch of one row joins the one before it."""
+    if not merging:
+        yield from batches
+        return
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and rows_in(batch) == 1:
+            batch = _joined(held, batch)
+            held = None
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
     """Rows of two batches as one."""
 
     def join(a: Any, b: Any) -> Any:

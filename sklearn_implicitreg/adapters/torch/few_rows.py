@@ -12,20 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     cuts_into_rows,
     few_rows,
-    generator_states,
-    preserved_rng,
     rows_in,
+    same_numbers,
 )
+from sklearn_implicitreg.adapters.torch.generators import all_states, preserved_rng
 from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, Trial, examined
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
-from sklearn_implicitreg.problem.frozen import tensors_in
 
 TorchProblem = Any  # which imports this module
 
@@ -137,12 +136,12 @@ def warn_if_random(problem: TorchProblem, batch: Batch, before: list[Any]) -> No
     module = problem.module
     if problem.seed is not None and any(part.training for part in module.modules()):
         return
-    if not differ(before, states(problem.device)) and not holds_generator(module):
+    if before == all_states(problem.device) and not holds_generator(module):
         return
     few = problem._to_device(few_rows(batch, TRIED_ROWS) or batch)
     with torch.no_grad():
         first, second = (problem.forward(module, few.inputs) for _ in range(2))
-    if not equal_outputs(first, second):
+    if not same_numbers(first, second):
         warn_user(
             f"{type(module).__name__} gives other outputs each time in eval state: its "
             "forward draws random numbers (dropout without self.training, noise). The "
@@ -171,27 +170,6 @@ def integers_kept(
     return next((kept for kept in tries if works(kept)), tries[0])
 
 
-def states(device: torch.device) -> list[Any]:
-    """States of the global generators, to see whether a forward pass draws from them."""
-    drawn: Any = np.random.get_state()
-    return [random.getstate(), (drawn[1].tobytes(), drawn[2]), *generator_states(device)]
-
-
-def differ(first: list[Any], second: list[Any]) -> bool:
-    """Whether two lists of states are not the same."""
-    return not all(
-        torch.equal(a, b) if isinstance(a, Tensor) else a == b
-        for a, b in zip(first, second, strict=True)
-    )
-
-
 def holds_generator(module: nn.Module) -> bool:
     """Whether a module has a generator of its own."""
     return any(isinstance(v, _GENERATORS) for part in module.modules() for v in vars(part).values())
-
-
-def equal_outputs(first: Any, second: Any) -> bool:
-    """Whether two forward passes gave the same numbers."""
-    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
-    return all(a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
-               for a, b in pairs)  # fmt: skip

@@ -28,19 +28,21 @@ from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
     few_rows,
-    generator_states,
-    joined,
     map_tensors,
-    preserved_rng,
+    merged_last,
     read_rows,
-    reset_generators,
     rows_in,
 )
 from sklearn_implicitreg.adapters.torch.few_rows import (
-    states,
     warn_if_random,
     with_custom_loss,
     with_integers,
+)
+from sklearn_implicitreg.adapters.torch.generators import (
+    all_states,
+    generator_states,
+    preserved_rng,
+    reset_generators,
 )
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
@@ -104,8 +106,10 @@ class TorchProblem(Problem):
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
-            for index, batch in enumerate(_merged_last(self.rows.batches(size, split), self)):
-                before = states(self.device) if index == 0 else []
+            for index, batch in enumerate(
+                merged_last(self.rows.batches(size, split), self.batch_normalized)
+            ):
+                before = all_states(self.device) if index == 0 else []
                 block = self._block(self._to_device(batch), first=index == 0)
                 if index == 0:
                     warn_if_random(self, batch, before)
@@ -185,7 +189,7 @@ class TorchProblem(Problem):
         model = ModuleCall(self.module, self.forward)
         rng = np.random.default_rng([0, self.draw])
         with preserved_rng(self.device, self._drawn), self._own_kernels():
-            for read in _merged_last(self.rows.batches(self.batch_size), self):
+            for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
                 batch = self._to_device(read)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
@@ -204,7 +208,7 @@ class TorchProblem(Problem):
         total = zeros_of(own)
         weight = mass = 0.0
         with preserved_rng(self.device, self._drawn), self._own_kernels():
-            for read in _merged_last(self.rows.batches(self.batch_size), self):
+            for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
                 batch = self._to_device(read)
 
                 def loss(params: Params, batch: Batch = batch) -> Tensor:
@@ -382,23 +386,6 @@ class TorchProblem(Problem):
 def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
     """A block with its scale, from that of a few rows and its own norm."""
     return replace(block, scale=max(row_scale * block.n_rows, norm_of(block.sums)))
-
-
-def _merged_last(batches: Iterator[Batch], problem: TorchProblem) -> Iterator[Batch]:
-    """With batch statistics a last batch of one row joins the one before it."""
-    if not problem.batch_normalized:
-        yield from batches
-        return
-    held: Batch | None = None
-    for batch in batches:
-        if held is not None and rows_in(batch) == 1:
-            batch = joined(held, batch)
-            held = None
-        if held is not None:
-            yield held
-        held = batch
-    if held is not None:
-        yield held
 
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:

@@ -14,7 +14,8 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from sklearn_implicitreg.adapters.registry import Options
-from sklearn_implicitreg.adapters.torch.data import Rows, preserved_rng
+from sklearn_implicitreg.adapters.torch.data import Rows
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.vectors import wide

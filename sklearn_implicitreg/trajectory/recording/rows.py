@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sklearn_implicitreg.adapters.torch.data import preserved_rng
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.problem import Indices
 
 _CHUNK = 4096  # rows that are turned into keys at once

@@ -76,7 +76,7 @@ def main() -> None:
     }
     if not args.no_cv:
         functions["ten families"] = lambda: ImplicitRegularizationCV(
-            net, families=TEN, estimator_params=options
+            net, families=TEN, **options
         ).fit(X, y)
     found = rounds(functions, args.rounds)
     for name, values in found.items():

@@ -29,9 +29,7 @@ def picks(trained) -> dict[str, str]:
             cv=KFold(folds, shuffle=True, random_state=0),
         ).fit(X, y)
         found[f"GridSearchCV, {folds} folds"] = names[search.best_index_]
-    criterion = ImplicitRegularizationCV(
-        trained.net, families=FAMILIES, estimator_params=options
-    ).fit(X, y)
+    criterion = ImplicitRegularizationCV(trained.net, families=FAMILIES, **options).fit(X, y)
     found["ImplicitRegularizationCV"] = criterion.best_name_
     return found
 

@@ -28,9 +28,7 @@ def picks(case: RecordedNet, with_search: bool) -> dict[str, str]:
     along = {**options, "mode": "trajectory", "trajectory": case.path, "window": "epoch"}
     found = {}
     for rule, params in {"epochs": along, "endpoint": options}.items():
-        choice = ImplicitRegularizationCV(case.net, families=FAMILIES, estimator_params=params).fit(
-            X, y
-        )
+        choice = ImplicitRegularizationCV(case.net, families=FAMILIES, **params).fit(X, y)
         found[rule] = choice.best_name_
     if with_search:
         search = GridSearchCV(

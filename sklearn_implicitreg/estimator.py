@@ -22,6 +22,7 @@ from sklearn_implicitreg.endpoints.precomputed import given_equations
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import Fixed, Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     GROUPS,
@@ -36,9 +37,11 @@ from sklearn_implicitreg.problem.parameters import (
     number,
 )
 from sklearn_implicitreg.regression.equations import Equations
-from sklearn_implicitreg.regression.fit import Settings, completed_r2, fit
+from sklearn_implicitreg.regression.fit import Settings, fit
 from sklearn_implicitreg.results.attributes import FittedResult
+from sklearn_implicitreg.results.criterion import completed_r2
 from sklearn_implicitreg.results.fit_description import Description
+from sklearn_implicitreg.results.folds import warn_of_order, warn_of_score
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
 from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
 from sklearn_implicitreg.trajectory.references import REFERENCE
@@ -130,6 +133,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         One per term, in units of ``L / R_k``; NaN where there is no gradient to explain.
     term_names_ : list of str
         Names of the terms, ``"l2[fc1]"`` for a grouped one.
+    n_terms_ : int
+        Number of coefficients of the family: those without the column of mini-batching.
     std_err_, pvalues_ : ndarray of shape (k,)
         Standard errors and two-sided p-values, over equations; None for a structured family.
     conf_int_ : ndarray of shape (k, 2)
@@ -201,6 +206,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "verbose": integer(0) | FLAG,
     }
     _equations: Equations
+    _fitted_y: Any = None
 
     def __init__(  # noqa: PLR0913
         self,
@@ -278,6 +284,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             self._publish(*fit_structured(family, targets, float(self.confidence_level)))
             return self
         targets = self._targets(X, y, sample_weight)
+        self._fitted_y = y
         penalty = self._penalty(targets.problem, family)
         return self._fit_on(targets.equations(penalty))
 
@@ -285,8 +292,10 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         """Share of the gradient that the coefficients explain once these rows are added.
 
         A trained model is stationary on its *whole* training set only, so the rows complete those
-        of ``fit``: R2 is against the gradient of both, with the noise of the rows left out scaled
-        to one row in a hundred. Give disjoint parts of the training set, or all of it again.
+        of ``fit``: R2 is against the gradient of both, less ``min(N, 10 k max(rho, 1e-10))``. N is
+        the R2 that the rows left out cost, scaled to one row in a hundred; rho = (1 - R2) d / (d -
+        k) is what k coefficients leave of d equations. Give disjoint parts of the training set, or
+        all of it again.
 
         Parameters
         ----------
@@ -295,8 +304,14 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
         Returns
         -------
-        r2 : float
+        score : float
             At most 1; 0 where the gradient is zero.
+
+        Warns
+        -----
+        SelectionWarning
+            Once a process, where scores cannot tell families apart: below 0; fitted and scored
+            rows that are not those of the training; targets outside those of the fitted rows.
 
         Raises
         ------
@@ -333,7 +348,11 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self._check_features(X, reset=False)
         options = self._options(completing=True)
         others = fitted.targets.completing(adapt(self.model_, Data(X, y, sample_weight), options))
-        return completed_r2(fitted, others, coef, positive=self.positive)
+        found, unrest = completed_r2(fitted, others, coef, positive=self.positive)
+        warn_of_order(self._fitted_y, y)
+        if is_trained(self.model):  # a template was trained on the fitted rows alone
+            warn_of_score(found, unrest)
+        return found
 
     def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | TrajectoryTargets:
         """What the equations of every family have in common; trains a template."""
@@ -396,5 +415,5 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        lost = ("_equations", "_evidence")
+        lost = ("_equations", "_evidence", "_fitted_y")
         return {key: value for key, value in state.items() if key not in lost}

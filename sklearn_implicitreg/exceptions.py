@@ -14,6 +14,7 @@ __all__ = [
     "OutputWarning",
     "ParameterError",
     "PathNoiseWarning",
+    "SelectionWarning",
     "StepSizeWarning",
 ]
 
@@ -49,12 +50,26 @@ class IndefinitePenaltyWarning(ImplicitRegularizationWarning):
     """An implied penalty is negative in some directions; with the loss it is still convex."""
 
 
+class SelectionWarning(ImplicitRegularizationWarning):
+    """The scores of a search cannot tell families apart."""
+
+
 class StepSizeWarning(ImplicitRegularizationWarning):
     """The step size is so large that the iteration diverges."""
 
 
 class ParameterError(ValueError, TypeError):
     """A parameter is of another type than expected, or out of its range."""
+
+
+_GIVEN: set[str] = set()
+
+
+def warn_once(key: str, message: str, category: type[Warning]) -> None:
+    """Warn at the user's line, once a process: of what each fold of a search would repeat."""
+    if key not in _GIVEN:
+        _GIVEN.add(key)
+        warn_user(message, category)
 
 
 def warn_user(message: str, category: type[Warning]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
@@ -16,27 +16,44 @@ from sklearn_implicitreg.base import AboutModel
 from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
 from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
-from sklearn_implicitreg.penalties import penalty_with_terms
+from sklearn_implicitreg.penalties import as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
     Allowed,
     checked,
+    choice,
     having,
     instance,
     integer,
 )
+from sklearn_implicitreg.regression.fit import verdict_on
 from sklearn_implicitreg.results.attributes import FittedResult
-from sklearn_implicitreg.results.criterion import compared
+from sklearn_implicitreg.results.criterion import (
+    compared,
+    errors_of_differences,
+    ranked,
+    smallest_within,
+)
+from sklearn_implicitreg.results.families import table_of_families
+from sklearn_implicitreg.results.summary import Summary
 
-__all__ = ["ImplicitRegularizationCV", "equations", "simplest_within_one_se"]
+__all__ = ["ImplicitRegularizationCV", "equations", "family_score", "simplest_within_one_se"]
+
+_SHARED = [
+    name
+    for name in inspect.signature(ImplicitRegularizationEstimator).parameters
+    if name not in ("model", "family")
+]
 
 
 class ImplicitRegularizationCV(FittedResult, AboutModel):
     """The family of penalties that a trained model shows, among several.
 
-    Families are compared, from one pass over the data, by ``R2 - (1/99) tr(P S) / (n |g|^2)``: P
-    projects on the family's columns, S is the covariance of the row gradients. It is the mean of
-    :meth:`ImplicitRegularizationEstimator.score` with one row in a hundred left out.
+    Families are compared, from one pass over the data, by ``R2 - min(N, 10 k max(rho, 1e-10))``
+    with ``N = tr(P S) / (99 n |g|^2)``: P projects on the family's k columns, S is the covariance
+    of the row gradients, g their mean, and rho the least that any of the families leaves
+    unexplained, (1 - R2) d / (d - k) over d equations. N is the loss of R2 expected where one row
+    in a hundred is left out; what it costs is tied to rho, since a weak penalty is no less real.
 
     Parameters
     ----------
@@ -46,21 +63,26 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         Values of ``family``; a dict names them. Structured ones need folds of endpoints (``cv``).
     cv : cross-validation splitter, int or None, default=None
         None: the criterion above. Else the completed score on these (shuffled) folds.
-    estimator_params : dict or None, default=None
-        Further parameters of the estimator, such as ``{"loss": "mse", "params": "all"}``.
+    refit : {"smallest", "best"}, default="smallest"
+        Which family is taken: the one of fewest coefficients whose criterion is within one
+        standard error of the best, or the best.
+    mode, trajectory, reference, window, loss, params, group_by, known, positive, covariance, \
+            confidence_level, module_mode, batch_size, device, dtype, random_state, verbose : object
+        As for :class:`ImplicitRegularizationEstimator`, for every family.
 
     Attributes
     ----------
     best_family_, best_name_, best_index_ : object, str, int
-        The winning entry of ``families``, its name and its place.
+        The entry of ``families`` that was taken, its name and its place.
     best_score_, best_estimator_ : float, ImplicitRegularizationEstimator
         Its criterion, or its mean score over folds; fitted with it.
     cv_results_ : dict of str to list or ndarray
         ``name``, ``params``, ``param_family``, ``mean_test_score`` (the criterion), its rank,
-        ``r2`` and ``n_terms``; with ``cv`` ``name`` and those of ``GridSearchCV``.
+        ``se_difference`` (standard error of its difference to the best, over blocks of rows or
+        folds), ``r2``, ``n_terms`` and ``verdict``; with ``cv`` those of ``GridSearchCV`` too.
     coef_, term_names_, std_err_, conf_int_, pvalues_, r2_, cosine_, condition_number_, vif_, \
             n_equations_, verdict_, penalty_
-        As in :class:`ImplicitRegularizationEstimator`, for the best family.
+        As in :class:`ImplicitRegularizationEstimator`, for the family that was taken.
     model_ : object
         The trained model that was analyzed.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
@@ -69,7 +91,12 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     See Also
     --------
     ImplicitRegularizationEstimator : One family.
-    simplest_within_one_se : For searches over nested families.
+    family_score, simplest_within_one_se : For searches of scikit-learn.
+
+    References
+    ----------
+    Breiman, Friedman, Olshen, Stone (1984), Classification and Regression Trees, section 3.4.3,
+    for one standard error.
 
     Examples
     --------
@@ -84,6 +111,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     """
 
     _allowed: ClassVar = {
+        **{name: ImplicitRegularizationEstimator._allowed[name] for name in _SHARED},
         "families": Allowed(
             lambda given: isinstance(given, Mapping | list | tuple) and len(given) > 0,
             ("a list or dict of at least one family",),
@@ -92,24 +120,58 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         | integer(2)
         | having("a splitter", "split")
         | having("an iterable of splits", "__iter__"),
-        "estimator_params": NOTHING | instance("a dict", Mapping),
+        "refit": choice("smallest", "best"),
     }
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Any,
         *,
         families: Sequence[Any] | Mapping[str, Any],
         cv: Any = None,
-        estimator_params: Mapping[str, Any] | None = None,
+        refit: str = "smallest",
+        mode: str = "endpoint",
+        trajectory: Any = None,
+        reference: Any = "gradient",
+        window: int | str | None = None,
+        loss: Any = "auto",
+        params: Any = "auto",
+        group_by: Any = None,
+        known: Mapping[str, float] | None = None,
+        positive: bool = False,
+        covariance: str = "auto",
+        confidence_level: float = 0.95,
+        module_mode: str = "auto",
+        batch_size: Any = "auto",
+        device: Any = "auto",
+        dtype: Any = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
     ):
         self.model = model
         self.families = families
         self.cv = cv
-        self.estimator_params = estimator_params
+        self.refit = refit
+        self.mode = mode
+        self.trajectory = trajectory
+        self.reference = reference
+        self.window = window
+        self.loss = loss
+        self.params = params
+        self.group_by = group_by
+        self.known = known
+        self.positive = positive
+        self.covariance = covariance
+        self.confidence_level = confidence_level
+        self.module_mode = module_mode
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Compare the families, and fit the best one.
+        """Compare the families, and fit the one that is taken.
 
         Parameters
         ----------
@@ -123,7 +185,8 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         Raises
         ------
         ValueError
-            If there is no family, or as the estimator raises.
+            If two families are the same, if data cannot be divided into the folds of ``cv``, or as
+            the estimator raises.
         """
         self.check_parameters()
         named = self._named_families()
@@ -132,6 +195,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         compare(estimator, named, X, y, sample_weight)
         self.best_name_ = list(named)[self.best_index_]
         self.best_family_ = named[self.best_name_]
+        self.best_score_ = float(self.cv_results_["mean_test_score"][self.best_index_])
         self.model_ = self.best_estimator_.model_
         self._check_features(X[0].X if holds_endpoints(X) else X, reset=True)
         self._publish(self.best_estimator_._result, self.best_estimator_._description)
@@ -152,33 +216,42 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         check_is_fitted(self, "best_estimator_")
         return float(self.best_estimator_.score(X, y, sample_weight))
 
+    def summary(self) -> Summary:
+        """Table of all families, with the coefficients of the one that was taken.
+
+        Returns
+        -------
+        summary : Summary
+            Text when printed, HTML in notebooks, ``to_latex()``. A caution stands in it where the
+            family that was taken is not ``supported``.
+        """
+        check_is_fitted(self, "best_estimator_")
+        best = self.best_estimator_.summary()
+        return table_of_families(best, self.cv_results_, self.best_index_)
+
     def _estimator(self) -> ImplicitRegularizationEstimator:
-        params = dict(self.estimator_params or {})
-        known = set(ImplicitRegularizationEstimator(None).get_params()) - {"model", "family"}
-        if not set(params) <= known:
-            raise ValueError(
-                f"Expected estimator_params among {sorted(known)}, got "
-                f"{sorted(set(params) - known)}; the model and the families are given as such."
-            )
         if isinstance(self.model, str):
             raise ValueError(
                 f"Expected a model, got {self.model!r}: families are functions of its weights. "
                 "Choose columns of given equations by any search of scikit-learn."
             )
-        estimator = ImplicitRegularizationEstimator(self.model, **params)
-        estimator.check_parameters()
-        return estimator
+        own = {name: getattr(self, name) for name in _SHARED}
+        return ImplicitRegularizationEstimator(self.model, **own)
 
     def _named_families(self) -> dict[str, Any]:
         if isinstance(self.families, Mapping):
-            return dict(self.families)
-        names = [f if isinstance(f, str) else repr(f) for f in self.families]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"Expected families of different names, got {twice} twice; name them by a dict."
-            )
-        return dict(zip(names, self.families, strict=True))
+            named = dict(self.families)
+        else:
+            names = [f if isinstance(f, str) else repr(f) for f in self.families]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(
+                    f"Expected families of different names, got {twice} twice; name them by a dict."
+                )
+            named = dict(zip(names, self.families, strict=True))
+        for family in named.values():
+            as_penalty(family)  # an unknown one is an error before any pass over the data
+        return named
 
     def _compare(
         self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
@@ -189,42 +262,110 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
             estimator._penalty(targets.problem, penalty_with_terms(family)) for family in families
         ]
         candidates = compared(targets, penalties, estimator.positive)
-        scores = np.array([candidate.score for candidate in candidates])
-        self.best_index_ = int(np.argmax(scores))
-        self.best_score_ = float(scores[self.best_index_])
+        found = ranked(candidates)
+        self.best_index_ = found.best if self.refit == "best" else found.smallest
+        best = estimator.set_params(family=families[self.best_index_])
+        self.best_estimator_ = best._fit_on(candidates[self.best_index_].equations)
         self.cv_results_ = {
             "name": list(named),
             "params": [{"family": family} for family in families],
             "param_family": families,
-            "mean_test_score": scores,
-            "rank_test_score": np.array([1 + int((scores > s).sum()) for s in scores]),
+            "mean_test_score": found.scores,
+            "rank_test_score": np.array([1 + int((found.scores > s).sum()) for s in found.scores]),
+            "se_difference": found.errors,
             "r2": np.array([candidate.r2 for candidate in candidates]),
             "n_terms": np.array([candidate.n_terms for candidate in candidates]),
+            "verdict": [verdict_on(own.equations, self.positive).label for own in candidates],
         }
-        best = estimator.set_params(family=families[self.best_index_])
-        self.best_estimator_ = best._fit_on(candidates[self.best_index_].equations)
 
     def _search(
         self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
         X, y, sample_weight = rows
+        if not hasattr(X, "shape") and not isinstance(X, list | tuple):
+            raise ValueError(
+                f"Expected rows that can be divided into folds, got {type(X).__name__}; leave out "
+                "cv: families are compared on all rows then."
+            )
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         if weights and routing_enabled():
             estimator.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
         search = GridSearchCV(
-            estimator, {"family": list(named.values())}, cv=self.cv, error_score="raise"
+            estimator,
+            {"family": list(named.values())},
+            cv=self.cv,
+            refit=False,
+            error_score="raise",
         ).fit(X, y, **weights)
-        self.cv_results_ = search.cv_results_ | {"name": list(named)}
-        self.best_index_ = int(search.best_index_)
-        self.best_score_ = float(search.best_score_)
-        self.best_estimator_ = search.best_estimator_
+        fitted = [
+            clone(estimator).set_params(**params).fit(X, y, **weights)
+            for params in search.cv_results_["params"]
+        ]
+        sizes = np.array([own.n_terms_ for own in fitted])
+        scores = search.cv_results_["mean_test_score"]
+        errors = errors_of_differences(search.cv_results_)
+        smallest = smallest_within(scores, errors, sizes)
+        self.best_index_ = int(np.argmax(scores)) if self.refit == "best" else smallest
+        self.best_estimator_ = fitted[self.best_index_]
+        self.cv_results_ = search.cv_results_ | {
+            "name": list(named),
+            "se_difference": errors,
+            "r2": np.array([own.r2_ for own in fitted]),
+            "n_terms": sizes,
+            "verdict": [own.verdict_ for own in fitted],
+        }
+
+
+def family_score(
+    estimator: Any, X: Any, y: Any = None, sample_weight: Any = None
+) -> dict[str, float]:
+    """Score of a fitted estimator, and the number of its coefficients, for a search.
+
+    ``GridSearchCV(est, {"family": [...]}, scoring=family_score, refit=simplest_within_one_se)``
+    takes the smallest family within one standard error, counted at the model at hand.
+
+    Parameters
+    ----------
+    estimator : ImplicitRegularizationEstimator
+        Fitted, or a fitted pipeline that ends in one.
+    X, y, sample_weight
+        As for ``estimator.score``.
+
+    Returns
+    -------
+    scores : dict
+        ``score`` and ``n_terms``: the search has ``mean_test_score`` and ``mean_test_n_terms``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> est = ImplicitRegularizationEstimator(Ridge().fit(X, y))
+    >>> family_score(est.fit(X, y), X, y)["n_terms"]
+    1
+    >>> search = GridSearchCV(est, {"family": ["l2+l1", "l2"]}, scoring=family_score,
+    ...                       refit=simplest_within_one_se)
+    >>> search.fit(X, y).best_params_
+    {'family': 'l2'}
+    """
+    weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+    score = float(estimator.score(X, y, **weights))
+    while hasattr(estimator, "steps"):
+        estimator = estimator.steps[-1][1]
+    return {"score": score, "n_terms": estimator.n_terms_}
 
 
 @checked(cv_results=instance("the cv_results_ of a search", Mapping))
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     """Index of the family with the fewest coefficients within one standard error of the best.
 
-    Pass it as ``GridSearchCV(..., refit=simplest_within_one_se)`` where families are nested.
+    The standard error is that of the difference to the best over the folds. Pass the function as
+    ``GridSearchCV(..., scoring=family_score, refit=simplest_within_one_se)``: :func:`family_score`
+    counts the coefficients at the model. Without it they are counted by the family alone, and one
+    with a coefficient per group (``per``) counts as more than any sum of families.
 
     Parameters
     ----------
@@ -236,6 +377,11 @@ def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     index : int
         The best-scoring one among the simplest.
 
+    Raises
+    ------
+    ValueError
+        If the search is not over one parameter ``family``, or has no ``mean_test_score``.
+
     References
     ----------
     Breiman, Friedman, Olshen, Stone (1984), Classification and Regression Trees, section 3.4.3.
@@ -244,18 +390,21 @@ def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     --------
     >>> simplest_within_one_se({
     ...     "params": [{"family": "l2+l1"}, {"family": "l2"}],
-    ...     "mean_test_score": [0.91, 0.90], "std_test_score": [0.1, 0.1],
+    ...     "mean_test_score": [0.91, 0.90],
     ...     "split0_test_score": [0.9, 0.8], "split1_test_score": [0.92, 1.0]})
     1
     """
-    mean = np.asarray(cv_results["mean_test_score"], dtype=float)
-    std = np.asarray(cv_results["std_test_score"], dtype=float)
-    n_splits = sum(key.startswith("split") and key.endswith("_test_score") for key in cv_results)
-    best = int(np.nanargmax(mean))
-    within = mean >= mean[best] - std[best] / np.sqrt(max(1, n_splits))
-    sizes = np.array([_n_terms(_family_in(params)) for params in cv_results["params"]])
-    smallest = within & (sizes == sizes[within].min())
-    return int(np.nanargmax(np.where(smallest, mean, -np.inf)))
+    if "mean_test_score" not in cv_results:
+        raise ValueError(
+            f"Expected the results of a search with one score, or with scoring=family_score, got "
+            f"{sorted(key for key in cv_results if key.startswith('mean_'))}."
+        )
+    sizes = cv_results.get("mean_test_n_terms")
+    if sizes is None:
+        families = [_family_in(params) for params in cv_results["params"]]
+        sizes = [penalty_with_terms(family).count_terms() for family in families]
+    scores = np.asarray(cv_results["mean_test_score"], dtype=float)
+    return smallest_within(scores, errors_of_differences(cv_results), np.asarray(sizes))
 
 
 def _family_in(params: Mapping[str, Any]) -> Any:
@@ -267,11 +416,6 @@ def _family_in(params: Mapping[str, Any]) -> Any:
             "use this rule where families are compared."
         )
     return found[0]
-
-
-def _n_terms(family: Any) -> int:
-    values = penalty_with_terms(family).terms({"layer.weight": torch.ones(2, 2)}, None)
-    return sum(value.numel() for value in values.values())
 
 
 def equations(

@@ -127,7 +127,7 @@ def test_true_family_of_a_network_by_grid_search(networks, truth):
 def test_true_family_of_a_network_without_folds(networks, truth):
     x, y = draw(list(PENALTIES).index(truth))
     search = ImplicitRegularizationCV(
-        networks[truth], families=FAMILIES, estimator_params={"loss": "mse", "params": "all"}
+        networks[truth], families=FAMILIES, loss="mse", params="all"
     ).fit(x, y)
     assert search.best_name_ == truth
     assert search.verdict_ == "supported"
@@ -175,9 +175,7 @@ def test_search_makes_no_copies(monkeypatch):
     assert copied == []
     assert search.best_estimator_.model is net
     assert search.best_estimator_.model_ is net
-    ImplicitRegularizationCV(
-        net, families=["l2", "l1"], cv=3, estimator_params={"loss": "mse"}
-    ).fit(X, Y)
+    ImplicitRegularizationCV(net, families=["l2", "l1"], cv=3, loss="mse").fit(X, Y)
     assert Counted.copies == 0
 
 
@@ -363,7 +361,7 @@ def test_criterion_is_the_mean_completed_score(kind, family):
         params = {"loss": "mse"}
     else:
         model, params = ridge, {}
-    search = ImplicitRegularizationCV(model, families=[family], estimator_params=params).fit(x, y)
+    search = ImplicitRegularizationCV(model, families=[family], **params).fit(x, y)
     scores = cross_val_score(Estimator(model, family=family, **params), x, y, cv=LeaveOneOut())
     assert search.best_score_ == pytest.approx(scores.mean(), abs=1e-10)
     assert search.cv_results_["r2"][0] == pytest.approx(search.r2_, abs=1e-14)
@@ -482,7 +480,9 @@ def test_search_with_parameters_of_the_estimator():
     search = ImplicitRegularizationCV(
         model,
         families=["l1", "smooth_l1"],
-        estimator_params={"known": {"l2": 0.2}, "positive": True, "covariance": "ols"},
+        known={"l2": 0.2},
+        positive=True,
+        covariance="ols",
     ).fit(X, Y)
     assert search.best_family_ == "l1"
     assert search.coef_ == pytest.approx([0.6], rel=1e-6)
@@ -507,7 +507,7 @@ def test_criterion_does_not_depend_on_the_order_of_the_rows():
         (net, (TensorDataset(inputs, target),)),
     ):
         params = {"loss": "mse"} if trained is net else None
-        search = ImplicitRegularizationCV(trained, families=families, estimator_params=params)
+        search = ImplicitRegularizationCV(trained, families=families, **params)
         found = search.fit(*data).cv_results_
         shares = (found["r2"] - found["mean_test_score"]) / noise
         assert np.all((shares > 0.4) & (shares < 2.5)), shares  # 19 degrees of freedom

@@ -26,7 +26,7 @@ from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.spread import observed
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
-_AT_REST = 0.3  # at the end of a training at most .1, on other rows about 1
+AT_REST = 0.3  # at the end of a training at most .1, on other rows about 1
 _VIF_NOTE = 10.0  # the same, by the usual rule
 _ROUNDING = 1e-9  # of total weights
 
@@ -152,7 +152,7 @@ def places_notes(problems: Sequence[Problem], gradients: Sequence[LossGradient])
     """Notes of the problems, each once, and what gives no equations."""
     notes = list(dict.fromkeys(note for problem in problems for note in problem.notes))
     unrest = max(gradient.unrest for gradient in gradients)
-    if unrest > _AT_REST:
+    if unrest > AT_REST:
         notes.append(
             f"The gradient in the unpenalized intercept is {unrest:.2g} of its standard error over "
             "rows and not zero: these are other rows or sample weights than those of the training, "

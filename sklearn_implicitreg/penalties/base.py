@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -148,6 +149,17 @@ class Penalty(Checked, BaseEstimator):
         """Whether the penalty is a mean over rows of data: a class without ``terms``."""
         return type(self).terms is Penalty.terms
 
+    def count_terms(self) -> float:
+        """Number of coefficients as far as the family alone says; inf where the model decides."""
+        counts = set()
+        for size in (2, 3):
+            try:
+                values = self.terms({"layer.weight": torch.ones(size, size)}, None)
+            except Exception:  # needs a model or other tensors: as written, it is one term
+                return 1.0
+            counts.add(sum(value.numel() for value in values.values()))
+        return float(counts.pop()) if len(counts) == 1 else math.inf
+
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """The concrete penalties that this one is made of (only itself, unless combined)."""
         self.check_parameters()
@@ -278,6 +290,10 @@ class Sum(_Combined):
             named[name].set_params(**{parameter: value})
         return self
 
+    def count_terms(self) -> float:
+        """Those of all parts."""
+        return sum(part.count_terms() for part in self.parts)
+
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of all parts."""
         self.check_parameters()
@@ -300,6 +316,10 @@ class Scoped(_Combined):
     def __init__(self, penalty: Penalty, params: Scope):
         self.penalty = penalty
         self.params = params
+
+    def count_terms(self) -> float:
+        """Those of the penalty."""
+        return self.penalty.count_terms()
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty on the chosen tensors."""
@@ -335,6 +355,10 @@ class Grouped(_Combined):
     def __init__(self, penalty: Penalty, by: GroupBy):
         self.penalty = penalty
         self.by = by
+
+    def count_terms(self) -> float:
+        """As many as the model has groups."""
+        return math.inf
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty for each group of tensors, labeled by the group."""
@@ -390,6 +414,10 @@ class Fixed(_Combined):
     def __init__(self, penalty: Penalty, coef: float):
         self.penalty = penalty
         self.coef = coef
+
+    def count_terms(self) -> float:
+        """None: its coefficients are known."""
+        return 0.0
 
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Leaves of the penalty, with their coefficient."""

@@ -69,6 +69,10 @@ class Callables(Penalty):
         """Whether all functions are of rows."""
         return all(_takes_batch(function) for function in self.functions.values())
 
+    def count_terms(self) -> float:
+        """One for each function."""
+        return float(len(self.functions))
+
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """Functions of parameters and functions of rows apart, in the order given."""
         self.check_parameters()

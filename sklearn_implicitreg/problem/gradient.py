@@ -55,8 +55,7 @@ class LossGradient:
     n_kinks: int
     # Tensors that training did not act on: zeros in ``value``, and no equations.
     absent: frozenset[str] = frozenset()
-    # Largest gradient of an unpenalized intercept that gives no equation, over its standard error.
-    unrest: float = 0.0
+    rest: Array | None = None  # as of a block, of all rows
 
     @classmethod
     def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
@@ -84,7 +83,7 @@ class LossGradient:
         for tensor in total.values():
             tensor.div_(weight)
         mean = (total, loss / weight, weight, n_rows, scale / weight, n_kinks)
-        return cls(*mean, absent or frozenset(), 0.0 if rest is None else _unrest(*rest))
+        return cls(*mean, absent or frozenset(), rest)
 
     def completed(self, other: LossGradient) -> LossGradient:
         """Mean over the rows of both, each by its total weight."""
@@ -99,7 +98,13 @@ class LossGradient:
             mine * self.scale + theirs * other.scale,
             self.n_kinks + other.n_kinks,
             self.absent & other.absent,
+            joined_rest(self.rest, other.rest),
         )
+
+    @property
+    def unrest(self) -> float:
+        """Largest gradient of an unpenalized intercept over its standard error; 0 for rounding."""
+        return 0.0 if self.rest is None else _unrest(*self.rest)
 
     @classmethod
     def mean(cls, parts: Sequence[LossGradient], shares: Sequence[float]) -> LossGradient:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
-from sklearn_implicitreg.problem import LossGradient
 from sklearn_implicitreg.regression.equations import Equations, Inequalities
 from sklearn_implicitreg.regression.inference import (
     Inference,
@@ -20,7 +19,7 @@ from sklearn_implicitreg.regression.inference import (
 )
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
-from sklearn_implicitreg.regression.system import Array, System, explained
+from sklearn_implicitreg.regression.system import Array, System
 from sklearn_implicitreg.regression.verdict import (
     Measures,
     Verdict,
@@ -28,8 +27,6 @@ from sklearn_implicitreg.regression.verdict import (
     is_explained,
     judge,
 )
-
-_HIDDEN_SHARE = 0.01  # the completed score acts as if one row in a hundred had been left out
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,16 @@ def fit(equations: Equations, settings: Settings) -> Result:
     """Solve the equations, infer and judge, each once."""
     ready = equations.in_range()
     result = _fitted(ready, settings)
+    solution = result.solution
+    if solution is not None and solution.rank < solution.n_terms and solution.tss > 0:
+        _warn_of_dependence(solution, equations.system)
     return result if ready is equations else _unscaled(result, ready)
+
+
+def verdict_on(equations: Equations, positive: bool) -> Verdict:
+    """The verdict of a fit, with no more computed than it goes by."""
+    covariance = "ols" if equations.mean is None else "auto"
+    return _fitted(equations.in_range(), Settings(positive, covariance)).verdict
 
 
 def _unscaled(result: Result, ready: Equations) -> Result:
@@ -122,8 +128,6 @@ def _unscaled(result: Result, ready: Equations) -> Result:
 def _fitted(equations: Equations, settings: Settings) -> Result:
     eps, system = equations.eps, equations.system
     solution = _solved(equations, system, eps, settings.positive)
-    if solution.rank < system.n_terms and solution.tss > 0:
-        _warn_of_dependence(solution, system)
     alone: list[Solution] = []
     path = bands = None
     if equations.cluster != "tensor":
@@ -162,25 +166,6 @@ def judged_solution(equations: Equations, positive: bool) -> Solution:
     """Coefficients of the family, with R2 where it is judged: of the mean over windows."""
     found = _solved(equations, equations.system, equations.eps, positive)
     return _of_mean(equations, found)[1] if equations.mean else found
-
-
-def completed_r2(
-    equations: Equations, others: Sequence[LossGradient], coef: Array, *, positive: bool
-) -> float:
-    """R2 of coefficients against the gradient over the fit's rows and others together."""
-    # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
-    # scores of different numbers of folds compare.
-    whole = equations.completed(others).in_range()
-    coef = coef / whole.units
-    best = judged_solution(whole, positive)
-    if best.norm <= whole.rounding:
-        return 0.0
-    ratio = equations.judged.gradient.weight / others[0].weight
-    shrink = (_HIDDEN_SHARE / (1 - _HIDDEN_SHARE) * ratio) ** 0.5
-    upper = whole.without_nuisance(whole.judged.system)
-    away = coef[whole.family] - best.coef
-    lost = explained(upper, best.coef) - explained(upper, best.coef + shrink * away)
-    return best.r2 - lost
 
 
 def _solved(equations: Equations, system: System, eps: float, positive: bool) -> Solution:

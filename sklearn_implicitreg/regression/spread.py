@@ -54,16 +54,16 @@ def observed(
     return passed(), seen
 
 
-def noise_of_mean(seen: Spread, whitener: Array) -> float:
-    """``tr(P S) / n``: variance of the mean gradient inside the columns that a whitener spans."""
+def parts_of_noise(seen: Spread, whitener: Array) -> Array:
+    """What every block adds to ``tr(P S) / n``, the variance of the mean gradient in columns."""
     if len(seen) < 2:
-        return 0.0
+        return np.zeros(len(seen))
     weights, products = (np.array(part) for part in zip(*seen, strict=True))
     center = weights @ products / weights.sum()
     with np.errstate(over="ignore", invalid="ignore"):  # the caller sees what is out of range
         deviations = (products - center) @ whitener
-        trace = float(weights @ np.square(deviations).sum(axis=1)) / (len(weights) - 1)
-    return trace / float(weights.sum())
+        parts: Array = weights * np.square(deviations).sum(axis=1) / (len(weights) - 1)
+    return parts / float(weights.sum())
 
 
 def share_of_pairs(systems: Sequence[System], shares: Sequence[float], mean: System) -> float:

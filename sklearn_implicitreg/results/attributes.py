@@ -45,6 +45,7 @@ class FittedResult:
         self._result, self._description = result, description
         solution, inference = result.solution, result.inference
         self.term_names_ = result.term_names
+        self.n_terms_ = len(result.family) or len(result.coef)
         self.coef_ = result.coef
         self.conf_int_ = result.conf_int
         self.r2_ = result.r2

@@ -1,64 +1,186 @@
-"""Families against each other, from one pass over the rows."""
+"""Families against each other: how a score weighs what a family explains against noise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.problem import LossGradient
 from sklearn_implicitreg.regression.equations import Equations, Targets
 from sklearn_implicitreg.regression.fit import judged_solution
-from sklearn_implicitreg.regression.solve import decompose
-from sklearn_implicitreg.regression.spread import Spread, noise_of_mean
-from sklearn_implicitreg.regression.system import System
+from sklearn_implicitreg.regression.solve import Solution, decompose
+from sklearn_implicitreg.regression.spread import Spread, parts_of_noise
+from sklearn_implicitreg.regression.system import Array, System, explained
 
 _BLOCKS = 20  # of rows: the covariance of the row gradients is read off their spread
 _SMALLEST = 1e-140
-_ODDS = 1 / 99  # one row in a hundred left out
+_ODDS = 1 / 99  # noise is that of one row in a hundred left out
+_COST = 10.0  # noise costs at most so many times what a family leaves, for each coefficient
+_EXACT = 1e-10  # what is left of an exact family: the floor of the cost
+_TIE = 10 * _EXACT  # scores that differ by less are of families that explain the same
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A family at a problem: ``score`` is R2 less the share of it that noise would give."""
+    """A family at a problem, and the noise of the rows that fell inside its columns."""
 
     equations: Equations
-    score: float
-    r2: float
-    n_terms: int
+    solution: Solution
+    noise: tuple[Array, ...]  # what every block of rows adds to it, of each endpoint
+
+    @property
+    def n_terms(self) -> int:
+        """Number of coefficients."""
+        return self.solution.n_terms
+
+    @property
+    def r2(self) -> float:
+        """R2, 0 where there is no gradient."""
+        return self.solution.r2 if self.is_signal else 0.0
+
+    @property
+    def is_signal(self) -> bool:
+        """Whether the target is above rounding."""
+        return self.solution.norm > self.equations.rounding
+
+    def cost(self, unexplained: float) -> float:
+        """What the noise costs, where the best of the families leaves so much unexplained."""
+        total = float(sum(part.sum() for part in self.noise))
+        return tied(total, self.solution, unexplained) if self.is_signal else 0.0
+
+    def level(self, unexplained: float) -> float:
+        """The cost as a share of the noise."""
+        total = float(sum(part.sum() for part in self.noise))
+        return self.cost(unexplained) / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of families, the errors of their differences to the best, and the one to take."""
+
+    scores: Array
+    errors: Array
+    best: int
+    smallest: int
+
+
+def unexplained(solution: Solution) -> float:
+    """Share of the target that a family leaves, for each equation that was free to differ."""
+    d, k = solution.n_equations, solution.n_terms
+    return solution.shortfall * d / (d - k) if k < d else np.inf
+
+
+def tied(noise: float, solution: Solution, left: float) -> float:
+    """Cost of noise in a score: tied to what is left unexplained, for it has no scale of its own.
+
+    Of as many coefficients as equations, which explain everything, it costs all.
+    """
+    k = solution.n_terms
+    return noise if k >= solution.n_equations else min(noise, _COST * k * max(left, _EXACT))
+
+
+def completed_r2(
+    equations: Equations, others: Sequence[LossGradient], coef: Array, *, positive: bool
+) -> tuple[float, float]:
+    """Score of coefficients on the fit's rows and others together, and ``unrest`` of all these."""
+    # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
+    # scores of different numbers of folds compare.
+    whole = equations.completed(others).in_range()
+    coef = coef / whole.units
+    best = judged_solution(whole, positive)
+    unrest = whole.judged.gradient.unrest
+    if best.norm <= whole.rounding:
+        return 0.0, unrest
+    shrink = (_ODDS * equations.judged.gradient.weight / others[0].weight) ** 0.5
+    upper = whole.without_nuisance(whole.judged.system)
+    away = coef[whole.family] - best.coef
+    lost = explained(upper, best.coef) - explained(upper, best.coef + shrink * away)
+    return best.r2 - tied(lost, best, unexplained(best)), unrest
 
 
 def compared(targets: Targets, penalties: Sequence[Penalty], positive: bool) -> list[Candidate]:
-    """Every family by ``R2 - (1/99) tr(P S) / (n |g|^2)``, the expected completed score."""
+    """Every family with the noise ``(1/99) tr(P S) / (n |g|^2)`` that a row in a hundred adds."""
     seen = targets.observed(penalties, _BLOCKS)
     return [_candidate(equations, spreads, positive) for equations, spreads in seen]
+
+
+def ranked(candidates: Sequence[Candidate]) -> Comparison:
+    """Scores ``R2 - min(noise, 10 k max(rho, 1e-10))``, rho the smallest of all families."""
+    left = min(unexplained(own.solution) for own in candidates)
+    scores = np.array([own.r2 - own.cost(left) for own in candidates])
+    best = int(np.argmax(scores))
+    errors = np.array([_error_of_difference(own, candidates[best], left) for own in candidates])
+    rounding = max(
+        (own.equations.rounding / own.solution.norm) ** 2 if own.is_signal else 0.0
+        for own in candidates
+    )
+    sizes = np.array([own.n_terms for own in candidates])
+    smallest = smallest_within(scores, errors + max(_TIE, rounding), sizes)
+    return Comparison(scores, errors, best, smallest)
+
+
+def smallest_within(scores: Array, margins: Array, sizes: Array) -> int:
+    """Index of the best among the smallest families whose scores are within their margins."""
+    within = scores >= np.nanmax(scores) - margins
+    smallest = within & (sizes == sizes[within].min())
+    return int(np.nanargmax(np.where(smallest, scores, -np.inf)))
+
+
+def errors_of_differences(cv_results: Mapping[str, Any]) -> Array:
+    """Standard errors over the folds of a search, of every mean score less the best."""
+    scores = np.asarray(cv_results["mean_test_score"], dtype=float)
+    folds = [
+        np.asarray(values, dtype=float)
+        for key, values in cv_results.items()
+        if key.startswith("split") and key.endswith("_test_score")
+    ]
+    if len(folds) < 2:
+        return np.zeros(len(scores))
+    best = int(np.nanargmax(scores))
+    errors: Array = np.std([own - own[best] for own in folds], axis=0, ddof=1) / len(folds) ** 0.5
+    return errors
+
+
+def _error_of_difference(own: Candidate, best: Candidate, left: float) -> float:
+    """Standard error of a difference of scores over the blocks of rows."""
+    levels, variance = (own.level(left), best.level(left)), 0.0
+    for part, other in zip(own.noise, best.noise, strict=True):
+        if len(part) > 1:
+            difference = levels[0] * part - levels[1] * other
+            variance += len(part) * float(np.var(difference, ddof=1))
+    return float(variance**0.5)
 
 
 def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) -> Candidate:
     solution = judged_solution(equations, positive)
     if solution.norm <= equations.rounding:
-        return Candidate(equations, 0.0, 0.0, solution.n_terms)
+        return Candidate(equations, solution, tuple(np.zeros(len(s)) for s in spreads))
     system = equations.system if equations.mean is None else equations.mean.system
     noise = _noise(system, spreads, equations.eps)
     if equations.nuisance is not None:  # what lies along it is projected out of the columns
-        noise -= _noise(system, spreads, equations.eps, equations.nuisance)
-    share = noise / solution.norm / solution.norm
-    if not np.isfinite(share) or solution.norm < _SMALLEST:
+        along = _noise(system, spreads, equations.eps, equations.nuisance)
+        noise = [own - other for own, other in zip(noise, along, strict=True)]
+    shares = [_ODDS * own / solution.norm / solution.norm for own in noise]
+    if not np.isfinite([own.sum() for own in shares]).all() or solution.norm < _SMALLEST:
         raise ValueError(
             "Expected gradients whose squares are in the range of float64 to compare families, got "
             f"a norm of {solution.norm:.3g}; compare them for targets in other units, or fit one "
             "family by ImplicitRegularizationEstimator."
         )
-    score = solution.r2 - _ODDS * share
-    return Candidate(equations, score, solution.r2, solution.n_terms)
+    return Candidate(equations, solution, tuple(shares))
 
 
-def _noise(system: System, spreads: Sequence[Spread], eps: float, only: str | None = None) -> float:
-    """Variance of the mean gradients inside the columns, or inside one of them."""
+def _noise(
+    system: System, spreads: Sequence[Spread], eps: float, only: str | None = None
+) -> list[Array]:
+    """What blocks of rows add to the noise inside the columns, or inside one of them."""
     columns = [i for i, name in enumerate(system.term_names) if only in (None, name)]
     found = decompose(system.r_factor[:, [*columns, -1]], eps=eps).whitener
     whitener = np.zeros((system.n_terms, found.shape[1]))
     whitener[columns] = found
     # Of several endpoints, whose noises are independent, they add up.
-    return sum(noise_of_mean(spread, whitener) for spread in spreads)
+    return [parts_of_noise(spread, whitener) for spread in spreads]

@@ -649,17 +649,9 @@ SEARCHES = {
         {"families": ["l2", "l1", "l2"]},
         r"Expected families of different names, got \['l2'\] twice; name them by a dict",
     ),
-    "unknown-parameter": (
-        {"families": ["l2"], "estimator_params": {"los": "mse"}},
-        r"Expected estimator_params among .*'loss'.*, got \['los'\]; the model and the famil",
-    ),
-    "family-as-parameter": (
-        {"families": ["l2"], "estimator_params": {"family": "l1"}},
-        r"Expected estimator_params among .*, got \['family'\]",
-    ),
     "wrong-parameter": (
-        {"families": ["l2"], "estimator_params": {"covariance": "x"}},
-        "Expected covariance of ImplicitRegularizationEstimator to be ",
+        {"families": ["l2"], "covariance": "x"},
+        "Expected covariance of ImplicitRegularizationCV to be ",
     ),
 }
 

@@ -135,7 +135,7 @@ SITUATIONS = {
     "search of a net": lambda: Situation(
         mlp(), X, Y,
         lambda m, X, y: ImplicitRegularizationCV(
-            m, families=["l2", "l1"], estimator_params={"loss": "mse"}
+            m, families=["l2", "l1"], loss="mse"
         ).fit(X, y),
     ),
     "gradient": lambda: along("gradient"),

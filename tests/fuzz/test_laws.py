@@ -161,7 +161,7 @@ def test_a_search_fits_each_family_as_it_is_fitted_alone(case):
     options = {"params": case.params}
     if case.is_net:
         options |= {"loss": case.loss, "batch_size": case.batch_size}
-    search = ImplicitRegularizationCV(model, families=families, estimator_params=options)
+    search = ImplicitRegularizationCV(model, families=families, **options)
     search.fit(X, y)
     for family, r2 in zip(families, search.cv_results_["r2"], strict=True):
         assert r2 == pytest.approx(fitted(case, model, X, y, family=family).r2_, abs=1e-9)

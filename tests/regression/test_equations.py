@@ -11,9 +11,9 @@ from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import L1, L2, L21, Power, SmoothL1, as_penalty
-from sklearn_implicitreg.regression.fit import completed_r2
 from sklearn_implicitreg.regression.solve import solve
 from sklearn_implicitreg.regression.system import explained
+from sklearn_implicitreg.results.criterion import completed_r2
 
 SHAPES = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "2.bias": (1,)}
 
@@ -259,7 +259,7 @@ class TestCompletedScore:
         coef, expected = self.by_hand("l2+l1", model, parts, positive)
         own = equations("l2+l1", model, parts[0])
         rest = adapt(model, Data(*parts[1]), Options(loss="mse", params="all"))
-        found = completed_r2(own, own.targets.completing(rest), coef, positive=positive)
+        found, _ = completed_r2(own, own.targets.completing(rest), coef, positive=positive)
         assert found == pytest.approx(expected, rel=1e-9)
 
     def test_weights_of_rows_count(self):
@@ -274,20 +274,20 @@ class TestCompletedScore:
         fitted = adapt(model, Data(X[10:], y[10:], counts[10:]), options)
         own = EndpointTargets((fitted,)).equations(L2())
         rest = adapt(model, Data(X[:10], y[:10], counts[:10]), options).gradient()
-        found = completed_r2(own, [rest], coef, positive=False)
+        found, _ = completed_r2(own, [rest], coef, positive=False)
         assert found == pytest.approx(expected, rel=1e-9)
 
     def test_the_same_rows_again_change_nothing(self):
         own = equations("l2+l1")
         solution = solve(own.system.r_factor, own.system.n_equations)
-        again = completed_r2(own, [own.judged.gradient], solution.coef, positive=False)
+        again, _ = completed_r2(own, [own.judged.gradient], solution.coef, positive=False)
         assert again == pytest.approx(solution.r2, rel=1e-10)
 
     def test_zero_target_scores_zero(self):
         X, y = load_diabetes(return_X_y=True)
         fitted = LinearRegression().fit(X, y)
         own = equations("l2", linear(fitted.coef_, fitted.intercept_), (X, y))
-        assert completed_r2(own, [own.judged.gradient], np.array([0.0]), positive=False) == 0.0
+        assert completed_r2(own, [own.judged.gradient], np.array([0.0]), positive=False)[0] == 0.0
 
     def test_explained_of_a_zero_target(self):
         assert explained(np.zeros((2, 2)), np.array([1.0])) == 0.0

@@ -198,7 +198,7 @@ def test_loaders_searches_and_equations(tmp_path):
         loader = torch.utils.data.DataLoader(rows, batch_size=5)
         endpoint = ImplicitRegularizationEstimator(net, loss="mse").fit(loader)
         how = {"mode": "trajectory", "trajectory": trajectory, "window": "epoch", "loss": "mse"}
-        search = ImplicitRegularizationCV(net, families=["l2", "l1"], estimator_params=how)
+        search = ImplicitRegularizationCV(net, families=["l2", "l1"], **how)
         table = equations(ImplicitRegularizationEstimator(net, **how), X_, Y_, ["l2", "l1"])
         scores = search.fit(X_, Y_).cv_results_["mean_test_score"]
         return [*endpoint.coef_, *scores, *table.data.to_numpy().ravel(), *table.target]

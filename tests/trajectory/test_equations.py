@@ -412,9 +412,7 @@ class TestSelection:
     def test_criterion_and_row_folds_agree(self, penalized):
         net, X, y, trajectory = penalized
         options = OPTIONS | {"trajectory": trajectory}
-        search = ImplicitRegularizationCV(
-            net, families=list(self.FAMILIES), estimator_params=options
-        ).fit(X, y)
+        search = ImplicitRegularizationCV(net, families=list(self.FAMILIES), **options).fit(X, y)
         assert search.best_family_ == "elastic_net"
         folds = GridSearchCV(
             ImplicitRegularizationEstimator(net, **options),

@@ -206,9 +206,7 @@ def test_selection_among_what_was_recorded():
     how = {"mode": "trajectory", "window": "epoch", "loss": "mse", "params": "all"}
     families = ["l2", "smooth_l1", "l1"]
     found = [
-        ImplicitRegularizationCV(
-            net, families=families, estimator_params={"trajectory": trajectory, **how}
-        ).fit(X, Y)
+        ImplicitRegularizationCV(net, families=families, trajectory=trajectory, **how).fit(X, Y)
         for net, trajectory in cases
     ]
     scores = [search.cv_results_["mean_test_score"] for search in found]

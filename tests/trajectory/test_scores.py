@@ -106,7 +106,7 @@ def test_the_criterion_is_of_what_the_estimator_fits(positive):
     params = {"mode": "trajectory", "window": "epoch", "loss": "mse", "params": "all"}
     params |= {"trajectory": trajectory, "positive": positive}
     families = ["l2", "l1", "l2+l1"]
-    found = ImplicitRegularizationCV(net, families=families, estimator_params=params).fit(X, Y)
+    found = ImplicitRegularizationCV(net, families=families, **params).fit(X, Y)
     own = [fitted(net, trajectory, family=f, positive=positive).r2_ for f in families]
     np.testing.assert_allclose(found.cv_results_["r2"], own, rtol=0, atol=1e-12)
     assert found.cv_results_["n_terms"].tolist() == [1, 1, 2]

@@ -121,7 +121,7 @@ class TestEndpoint:
         net, trajectory = converged
         params = {"trajectory": trajectory, "loss": "mse", "params": "all"}
         search = ImplicitRegularizationCV(
-            net, families=["weight_decay", "smooth_l1"], estimator_params=params
+            net, families=["weight_decay", "smooth_l1"], **params
         ).fit(X, Y)
         assert search.best_family_ == "weight_decay"
         assert "The trajectory confirms it" in sentence(search)

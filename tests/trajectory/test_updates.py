@@ -356,13 +356,11 @@ def test_score_and_search():
     search = ImplicitRegularizationCV(
         net,
         families=["weight_decay", "l1"],
-        estimator_params={
-            "mode": "trajectory",
-            "trajectory": path,
-            "reference": "applied",
-            "loss": "mse",
-            "params": "all",
-        },
+        mode="trajectory",
+        trajectory=path,
+        reference="applied",
+        loss="mse",
+        params="all",
     ).fit(*rows())
     assert search.best_family_ == "weight_decay"
     assert search.best_estimator_.coef_ == pytest.approx([WD], abs=1e-9)

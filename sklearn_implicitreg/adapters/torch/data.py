@@ -191,6 +191,11 @@ def read_rows(data: Data) -> Rows:
     loader = data.X
     if isinstance(loader, Dataset):
         return _dataset_rows(data, loader, default_collate, None)
+    if isinstance(loader, list) and loader and isinstance(loader[0], tuple | Mapping):
+        raise TypeError(
+            "Expected arrays, a Dataset or a DataLoader, got a list of rows, as searches of "
+            "scikit-learn make of a Dataset: use ImplicitRegularizationCV, which needs no folds."
+        )
     if not isinstance(loader, DataLoader):
         return _array_rows(data)
     if loader.batch_sampler is None and loader.batch_size is None:  # of batches, as items
@@ -397,7 +402,10 @@ def _as_tensors(X: Any, name: str) -> Any:
     if isinstance(X, tuple) or (isinstance(X, list) and X and hasattr(X[0], "ndim")):
         values: list[Any] = [None if v is None else _as_tensors(v, name) for v in X]
         return type(X)(*values) if hasattr(X, "_fields") else tuple(values)
-    array = np.asarray(X)
+    try:
+        array = np.asarray(X)
+    except ValueError as error:  # rows of different lengths
+        raise ParameterError(f"Expected {name} with rows of one shape, got {shown(X)}.") from error
     if array.dtype == object:
         with contextlib.suppress(ValueError, TypeError):
             array = array.astype(np.float64)

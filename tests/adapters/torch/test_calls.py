@@ -432,7 +432,7 @@ class TestOptions:
         net = trained(make)
         families = ["l1", "l2", "power"]
         options = {"loss": "mse", "params": "all"}
-        search = ImplicitRegularizationCV(net, families=families, estimator_params=options)
+        search = ImplicitRegularizationCV(net, families=families, **options)
         search.fit(X_, Y_[:, None])
         assert search.best_family_ == "l2"
         np.testing.assert_allclose(search.best_estimator_.coef_, DECAY, rtol=1e-6)

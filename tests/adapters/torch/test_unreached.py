@@ -121,7 +121,7 @@ def test_known_and_completed_scores():
 
 def test_search_over_families():
     options = {"loss": "mse", "params": "all"}
-    search = ImplicitRegularizationCV(Linear(), families=["l2", "l1"], estimator_params=options)
+    search = ImplicitRegularizationCV(Linear(), families=["l2", "l1"], **options)
     search.fit(*rows())
     assert search.best_family_ == "l2"
     assert search.best_estimator_.coef_ == pytest.approx([ALPHA], rel=1e-9)

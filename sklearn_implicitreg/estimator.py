@@ -295,7 +295,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         of ``fit``: R2 is against the gradient of both, less ``min(N, 10 k max(rho, 1e-10))``. N is
         the R2 that the rows left out cost, scaled to one row in a hundred; rho = (1 - R2) d / (d -
         k) is what k coefficients leave of d equations. Give disjoint parts of the training set, or
-        all of it again.
+        all of it again. A template was trained on the rows of ``fit`` alone: R2 is theirs, and the
+        others give N.
 
         Parameters
         ----------
@@ -348,10 +349,12 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self._check_features(X, reset=False)
         options = self._options(completing=True)
         others = fitted.targets.completing(adapt(self.model_, Data(X, y, sample_weight), options))
-        found, unrest = completed_r2(fitted, others, coef, positive=self.positive)
+        retrained = not is_trained(self.model)
+        found, unrest = completed_r2(
+            fitted, others, coef, positive=self.positive, retrained=retrained
+        )
         warn_of_order(self._fitted_y, y)
-        if is_trained(self.model):  # a template was trained on the fitted rows alone
-            warn_of_score(found, unrest)
+        warn_of_score(found, 0.0 if retrained else unrest)
         return found
 
     def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | TrajectoryTargets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -217,17 +218,17 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         return float(self.best_estimator_.score(X, y, sample_weight))
 
     def summary(self) -> Summary:
-        """Table of all families, with the coefficients of the one that was taken.
+        """Table of all families, and below it the fit of the one that was taken.
 
         Returns
         -------
         summary : Summary
-            Text when printed, HTML in notebooks, ``to_latex()``. A caution stands in it where the
-            family that was taken is not ``supported``.
+            Text when printed, HTML in notebooks. A caution stands in it where the family that was
+            taken is not ``supported``.
         """
         check_is_fitted(self, "best_estimator_")
-        best = self.best_estimator_.summary()
-        return table_of_families(best, self.cv_results_, self.best_index_)
+        own = FittedResult.summary(self)
+        return replace(own, before=table_of_families(own, self.cv_results_, self.best_index_))
 
     def _estimator(self) -> ImplicitRegularizationEstimator:
         if isinstance(self.model, str):
@@ -266,7 +267,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_index_ = found.best if self.refit == "best" else found.smallest
         best = estimator.set_params(family=families[self.best_index_])
         self.best_estimator_ = best._fit_on(candidates[self.best_index_].equations)
-        self.cv_results_ = {
+        self.cv_results_: dict[str, Any] = {
             "name": list(named),
             "params": [{"family": family} for family in families],
             "param_family": families,
@@ -362,7 +363,7 @@ def family_score(
 def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     """Index of the family with the fewest coefficients within one standard error of the best.
 
-    The standard error is that of the difference to the best over the folds. Pass the function as
+    Pass the function as
     ``GridSearchCV(..., scoring=family_score, refit=simplest_within_one_se)``: :func:`family_score`
     counts the coefficients at the model. Without it they are counted by the family alone, and one
     with a coefficient per group (``per``) counts as more than any sum of families.
@@ -390,7 +391,7 @@ def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
     --------
     >>> simplest_within_one_se({
     ...     "params": [{"family": "l2+l1"}, {"family": "l2"}],
-    ...     "mean_test_score": [0.91, 0.90],
+    ...     "mean_test_score": [0.91, 0.90], "std_test_score": [0.1, 0.1],
     ...     "split0_test_score": [0.9, 0.8], "split1_test_score": [0.92, 1.0]})
     1
     """
@@ -404,7 +405,10 @@ def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
         families = [_family_in(params) for params in cv_results["params"]]
         sizes = [penalty_with_terms(family).count_terms() for family in families]
     scores = np.asarray(cv_results["mean_test_score"], dtype=float)
-    return smallest_within(scores, errors_of_differences(cv_results), np.asarray(sizes))
+    spread = float(np.asarray(cv_results["std_test_score"], dtype=float)[np.nanargmax(scores)])
+    n_splits = sum(key.startswith("split") and key.endswith("_test_score") for key in cv_results)
+    margin = spread / max(1, n_splits) ** 0.5
+    return smallest_within(scores, np.full(len(scores), margin), np.asarray(sizes))
 
 
 def _family_in(params: Mapping[str, Any]) -> Any:

@@ -261,8 +261,11 @@ LINEAR = {
 }
 
 
-# Of 20 shuffles (seeds 0 to 19) all are right, but for Lasso-0.1, where 0 and 12 are not.
-@pytest.mark.parametrize("seed", [1, 2, 3])
+LOW = "ignore:A score is:sklearn_implicitreg.exceptions.SelectionWarning"  # of the false families
+
+
+@pytest.mark.filterwarnings(LOW)
+@pytest.mark.parametrize("seed", [0, 1, 12])
 @pytest.mark.parametrize("kind", LINEAR)
 def test_family_of_a_linear_model(kind, seed):
     model, truth = LINEAR[kind]
@@ -304,7 +307,10 @@ def test_completed_score_by_hand(family, weighted):
     a, b = (column @ t / (column @ column) for t in (own, whole))
     assert est.coef_[0] == pytest.approx(a, rel=1e-10)
     coef = b + np.sqrt(1 / 99 * w[fit].sum() / w[held].sum()) * (a - b)
-    expected = 1 - np.sum((whole - coef * column) ** 2) / np.sum(whole**2)
+    left, lost = (np.sum((whole - c * column) ** 2) / np.sum(whole**2) for c in (b, coef))
+    cost = min(lost - left, 10 * max(left * 10 / 9, 1e-10))  # 10 equations, 1 coefficient
+    assert (cost < lost - left) == (family == "l2")  # both sides of the minimum
+    expected = 1 - left - cost
     assert est.score(X[held], Y[held], w[held]) == pytest.approx(expected, rel=1e-10)
 
 
@@ -368,13 +374,12 @@ def test_criterion_is_the_mean_completed_score(kind, family):
     assert search.best_score_ < search.r2_
 
 
+@pytest.mark.filterwarnings(LOW)
 def test_criterion_is_near_the_mean_over_folds():
-    """By a hundred blocks of rows the noise is estimated; both it and the folds vary."""
-    model = Ridge(2.0).fit(X, Y)
-    search = ImplicitRegularizationCV(model, families=["l2", "l1", "l2+l1"]).fit(X, Y)
-    for family, criterion in zip(
-        search.cv_results_["param_family"], search.cv_results_["mean_test_score"], strict=True
-    ):
+    """By twenty blocks of rows the noise is estimated; both it and the folds vary."""
+    model = Lasso(2.0, **CD).fit(X, Y)
+    for family in ("l2", "power"):
+        criterion = ImplicitRegularizationCV(model, families=[family]).fit(X, Y).best_score_
         folds = [
             cross_val_score(
                 Estimator(model, family=family),
@@ -415,6 +420,8 @@ def test_results_are_those_of_the_best_estimator():
     assert search.model_ is model
     assert search.in_model_units() == pytest.approx({"alpha": 50.0}, rel=1e-8)
     assert search.summary().header == alone.summary().header
+    assert list(search.summary().before.table["verdict"]) == search.cv_results_["verdict"]
+    assert search.summary().before.table.index[search.best_index_] == "> l2"
     assert search.to_frame().shape == alone.to_frame().shape
     assert search.explicit_estimator().alpha == pytest.approx(50.0, rel=1e-8)
     assert search.score(X, Y) == pytest.approx(search.r2_)
@@ -506,7 +513,7 @@ def test_criterion_does_not_depend_on_the_order_of_the_rows():
         (net, (inputs, target)),
         (net, (TensorDataset(inputs, target),)),
     ):
-        params = {"loss": "mse"} if trained is net else None
+        params = {"loss": "mse"} if trained is net else {}
         search = ImplicitRegularizationCV(trained, families=families, **params)
         found = search.fit(*data).cv_results_
         shares = (found["r2"] - found["mean_test_score"]) / noise

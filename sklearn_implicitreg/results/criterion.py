@@ -84,20 +84,30 @@ def tied(noise: float, solution: Solution, left: float) -> float:
 
 
 def completed_r2(
-    equations: Equations, others: Sequence[LossGradient], coef: Array, *, positive: bool
+    equations: Equations,
+    others: Sequence[LossGradient],
+    coef: Array,
+    *,
+    positive: bool,
+    retrained: bool = False,
 ) -> tuple[float, float]:
-    """Score of coefficients on the fit's rows and others together, and ``unrest`` of all these."""
+    """Score of coefficients on the fit's rows and others together, and ``unrest`` of all these.
+
+    A model that was retrained on the fit's rows is at rest on those alone: the others only show
+    what the noise of rows costs.
+    """
     # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
     # scores of different numbers of folds compare.
     whole = equations.completed(others).in_range()
-    coef = coef / whole.units
-    best = judged_solution(whole, positive)
-    unrest = whole.judged.gradient.unrest
-    if best.norm <= whole.rounding:
+    own = equations.in_range() if retrained else whole
+    completed, unrest = judged_solution(whole, positive), whole.judged.gradient.unrest
+    best = judged_solution(own, positive) if retrained else completed
+    if best.norm <= own.rounding:
         return 0.0, unrest
     shrink = (_ODDS * equations.judged.gradient.weight / others[0].weight) ** 0.5
-    upper = whole.without_nuisance(whole.judged.system)
-    away = coef[whole.family] - best.coef
+    upper = own.without_nuisance(own.judged.system)
+    away = (coef / whole.units)[whole.family] - completed.coef
+    away *= np.broadcast_to(whole.units / own.units, coef.shape)[own.family]
     lost = explained(upper, best.coef) - explained(upper, best.coef + shrink * away)
     return best.r2 - tied(lost, best, unexplained(best)), unrest
 

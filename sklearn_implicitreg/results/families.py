@@ -25,20 +25,15 @@ def table_of_families(best: Summary, results: Mapping[str, Any], index: int) -> 
         },
         index=[("> " if i == index else "  ") + str(name) for i, name in enumerate(names)],
     )
-    facts = ("Model", "Loss", "Rows", "Trajectory")
-    header = [pair for pair in best.header if pair[0] in facts]
-    header.append(("Taken", str(names[index])))
-    verdict = results["verdict"][index]
-    coefficients = ", ".join(f"{name} = {c:.4g}" for name, c in best.table["coef"].items())
     notes = [
-        f"Coefficients of {names[index]}: {coefficients}; more in best_estimator_.summary().",
         "criterion: R2 less what leaving out one row in a hundred costs; behind: the best one's "
         "less this; s.e.: the standard error of that difference.",
     ]
+    verdict = results["verdict"][index]
     if verdict != "supported":
         notes.insert(
             0,
             f"Caution: {names[index]} is the best of these families, and its verdict is "
             f"{verdict!r}. {best.notes[0]}",
         )
-    return Summary("Families of implicit regularization", header, table, notes)
+    return Summary("Families of implicit regularization", [], table, notes)

@@ -10,6 +10,7 @@ from sklearn_implicitreg.endpoints.targets import AT_REST
 from sklearn_implicitreg.exceptions import SelectionWarning, warn_once
 from sklearn_implicitreg.regression.system import Array
 
+_FEWEST = 5  # of rows: the largest target alone lies outside those of the others
 _INSTEAD = "use ImplicitRegularizationCV, which needs no folds"
 
 
@@ -49,7 +50,7 @@ def warn_of_score(score: float, unrest: float) -> None:
 def _outside(fitted: Any, scored: Any) -> float:
     """Share of the scored targets outside the range, or the classes, of the fitted ones."""
     known, new = _numbers(fitted), _numbers(scored)
-    if known is None or new is None or known.shape[1:] != new.shape[1:]:
+    if known is None or new is None or known.shape[1:] != new.shape[1:] or len(new) < _FEWEST:
         return 0.0
     if known.dtype.kind in "OUSb" or _are_classes(known):
         return float(np.mean(~np.isin(new, np.unique(known))))

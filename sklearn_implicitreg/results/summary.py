@@ -43,6 +43,8 @@ class Summary:
         Numbers, one row per term, such as :func:`coefficient_table` makes.
     notes : list of str
         Sentences below the table, numbered.
+    before : Summary or None
+        Another summary, which is printed above this one.
 
     Examples
     --------
@@ -56,6 +58,7 @@ class Summary:
     header: list[tuple[str, str]]
     table: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    before: Summary | None = None
 
     def as_text(self) -> str:
         """Fixed-width text, 79 columns wide where the table allows it.
@@ -81,7 +84,8 @@ class Summary:
         for number, note in enumerate(self.notes, 1):
             mark = f"[{number}] "
             lines += textwrap.wrap(note, width, initial_indent=mark, subsequent_indent="    ")
-        return "\n".join(line.rstrip() for line in lines)
+        above = [self.before.as_text(), ""] if self.before else []
+        return "\n".join([*above, *(line.rstrip() for line in lines)])
 
     def as_html(self) -> str:
         """HTML: two tables and a list of notes.
@@ -96,8 +100,9 @@ class Summary:
         facts, body = ("".join(map(_html_row, rows)) for rows in (top, grid[1:]))
         head = "".join(f"<th>{cell}</th>" for cell in grid[0])
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        above = self.before.as_html() if self.before else ""
         return (
-            f"<table><caption>{html.escape(self.title)}</caption><tbody>{facts}</tbody></table>"
+            f"{above}<table><caption>{html.escape(self.title)}</caption><tbody>{facts}</tbody></table>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             + (f"<ol>{notes}</ol>" if notes else "")
         )
@@ -112,7 +117,8 @@ class Summary:
         """
         grid = [[cell.translate(_LATEX) for cell in row] for row in _grid(self.table)]
         n = len(grid[0])
-        lines = [
+        lines = [self.before.as_latex(), r"\par"] if self.before else []
+        lines += [
             rf"\begin{{tabular}}{{l{'r' * (n - 1)}}}",
             r"\hline",
             rf"\multicolumn{{{n}}}{{c}}{{{self.title.translate(_LATEX)}}} \\",

@@ -462,7 +462,7 @@ CALLS = {
     "ImplicitRegularizationCV": (
         ImplicitRegularizationCV, lambda _: searched,
         {"model": RIDGE, "families": ["l2", "l1"], "X": X, "y": Y},
-        {"model": "model", "families": "families", "cv": "cv", "estimator_params": "dict"},
+        {"model": "model", "families": "families", "cv": "cv", "refit": "name"} | SHARED,
     ),
     "simplest_within_one_se": (
         model_selection.simplest_within_one_se, None, {}, {"cv_results": "dict"}

@@ -245,6 +245,15 @@ class System:
         parts = tuple(part * own(i) for i, part in enumerate(self.r_factors))
         return replace(self, r_factors=parts, rows=again and rows)
 
+    @cached_property
+    def full_r_factors(self) -> tuple[Array, ...]:
+        """R factors of the clusters in all columns, those that do not reach a cluster zero there."""
+        if self.supports is None:
+            return self.r_factors
+        every = [*range(self.n_terms), -1]
+        pairs = zip(self.r_factors, self.supports, strict=True)
+        return tuple(_upper(_widened(part, (*own, -1), every)) for part, own in pairs)
+
     def single(self, what: str) -> Iterable[Rows]:
         """The single equations, for what cannot be read off R factors."""
         if self.rows is None:

@@ -1,0 +1,147 @@
+"""One coefficient for all places: the two F tests against fits of their models written out."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sklearn_implicitreg.regression.constancy import constancy
+from sklearn_implicitreg.regression.system import System
+
+W, G, M, K = 6, 4, 12, 2
+NAMES = ("a", "b")
+
+
+def stack(coefs, noise, rng, k=K, nuisance=False, n_tensors=G, by_tensor=0.0):
+    """Systems of W places, and their equations as arrays (places, tensors, rows, columns)."""
+    systems, designs, targets = [], [], []
+    of_tensors = by_tensor * rng.normal(size=(n_tensors, k))
+    for own in coefs:
+        design = rng.normal(size=(n_tensors, M, k + nuisance))
+        design *= np.array([1.0, 5.0, 2.0])[: k + nuisance]
+        target = design[..., :k] @ own + noise * rng.normal(size=(n_tensors, M))
+        target += np.einsum("gmk,gk->gm", design[..., :k], of_tensors)
+        if nuisance:
+            target += design[..., k] * rng.normal()
+        names = (*NAMES[:k], "minibatch")[: k + nuisance]
+        groups = np.repeat([f"t{g}" for g in range(n_tensors)], M)
+        flat = design.reshape(-1, k + nuisance)
+        systems.append(System.from_arrays(flat, target.ravel(), names, groups))
+        designs.append(design)
+        targets.append(target)
+    return systems, np.array(designs), np.array(targets)
+
+
+def residual(columns, target):
+    coef, _, rank, _ = np.linalg.lstsq(columns, target, rcond=None)
+    return float(np.sum((target - columns @ coef) ** 2)), rank
+
+
+def shared(designs, targets):
+    """Coefficients of one fit for all places, each with its own nuisance coefficient."""
+    n_places, *_, width = designs.shape
+    rows = designs.reshape(n_places, -1, width)
+    own = np.zeros((*rows.shape[:2], n_places * (width - K)))
+    for place in range(n_places):
+        if width > K:
+            own[place, :, place] = rows[place, :, K]
+    columns = np.concatenate([rows[..., :K], own], axis=2)
+    columns = columns.reshape(-1, columns.shape[2])
+    return np.linalg.lstsq(columns, targets.ravel(), rcond=None)[0][:K]
+
+
+def test_the_statistics_are_those_of_the_models_written_out():
+    rng = np.random.default_rng(0)
+    systems, designs, targets = stack([[0.3, -0.1]] * W, 0.5, rng)
+    coef = np.linalg.lstsq(designs.reshape(-1, K), targets.ravel(), rcond=None)[0]
+    found = constancy(systems, coef, [0, 1], 0.0)
+
+    def block(by_place, by_tensor, crossed=False):
+        parts = []
+        for w in range(W):
+            for g in range(G):
+                own = np.zeros((M, K * (W * G if crossed else W * by_place + G * by_tensor)))
+                if crossed:
+                    at = K * (w * G + g)
+                    own[:, at : at + K] = designs[w, g]
+                else:
+                    if by_tensor:
+                        own[:, K * g : K * (g + 1)] = designs[w, g]
+                    if by_place:
+                        at = K * (G * by_tensor + w)
+                        own[:, at : at + K] = designs[w, g]
+                parts.append(own)
+        return np.concatenate(parts)
+
+    y = targets.ravel()
+    one, _ = residual(designs.reshape(-1, K), y)
+    each, rank = residual(block(True, False), y)
+    df, df_noise = (W - 1) * K, y.size - rank
+    statistic = (one - each) / df / (each / df_noise)
+    assert found.equations[0] == pytest.approx(statistic)
+    assert found.equations[1] == pytest.approx(stats.f.sf(statistic, df, df_noise))
+    (rss0, r0), (rss1, r1) = residual(block(False, True), y), residual(block(True, True), y)
+    rss2, r2 = residual(block(False, False, crossed=True), y)
+    assert (r1 - r0, r2 - r1) == (df, (W - 1) * (G - 1) * K)
+    statistic = (rss0 - rss1) / (r1 - r0) / ((rss1 - rss2) / (r2 - r1))
+    assert found.tensors[0] == pytest.approx(statistic)
+    assert found.tensors[1] == pytest.approx(stats.f.sf(statistic, r1 - r0, r2 - r1))
+
+
+def test_the_share_is_the_one_that_a_shared_coefficient_explains():
+    rng = np.random.default_rng(1)
+    coefs = np.array([[0.5 + 0.2 * (w % 2), 0.3] for w in range(W)])
+    systems, designs, targets = stack(coefs, 0.0, rng)
+    coef = np.linalg.lstsq(designs.reshape(-1, K), targets.ravel(), rcond=None)[0]
+    found = constancy(systems, coef, [0, 1], 1e-9)
+    fitted = np.einsum("wgmk,k->wgm", designs, coef)
+    assert 1 - found.same == pytest.approx(np.sum((targets - fitted) ** 2) / np.sum(targets**2))
+    assert found.differs
+
+
+@pytest.mark.parametrize("nuisance", [False, True], ids=["plain", "nuisance"])
+@pytest.mark.parametrize("n_tensors", [1, 4], ids=["one-tensor", "four-tensors"])
+def test_a_constant_coefficient_is_seldom_rejected(nuisance, n_tensors):
+    rng = np.random.default_rng(2)
+    n_rejected = 0
+    for _ in range(200):
+        systems, designs, targets = stack([[0.3, -0.1]] * W, 0.5, rng, K, nuisance, n_tensors)
+        found = constancy(systems, shared(designs, targets), [0, 1], 0.0)
+        n_rejected += found.differs
+    assert n_rejected <= 12  # 5 % is 10, and both tests must reject
+
+
+def test_coefficients_that_differ_between_tensors_are_no_change():
+    rng = np.random.default_rng(3)
+    n_rejected = 0
+    for _ in range(100):
+        systems, designs, targets = stack([[0.3, -0.1]] * W, 0.1, rng, by_tensor=0.3)
+        found = constancy(systems, shared(designs, targets), [0, 1], 0.0)
+        n_rejected += found.differs
+    assert n_rejected <= 8
+
+
+@pytest.mark.parametrize("changed", [[1.3] * 3 + [1.0] * 3, [1, 1, 1, 1, 1, 2], [0, 1] * 3])
+def test_a_change_is_seen(changed):
+    rng = np.random.default_rng(4)
+    coefs = [[0.3 * c, -0.1] for c in changed]
+    systems, designs, targets = stack(coefs, 0.02, rng, nuisance=True)
+    assert constancy(systems, shared(designs, targets), [0, 1], 0.0).differs
+
+
+def test_a_change_of_rounding_size_is_none():
+    rng = np.random.default_rng(5)
+    systems, designs, targets = stack([[0.3, -0.1]] * W, 1e-15, rng)
+    found = constancy(systems, shared(designs, targets), [0, 1], 1e-10)
+    assert not found.above_rounding
+    assert not found.differs
+    assert found.same == pytest.approx(1.0)
+
+
+def test_nothing_is_tested_where_nothing_can_be():
+    rng = np.random.default_rng(6)
+    systems, *_ = stack([[0.3, -0.1]] * W, 0.1, rng)
+    assert constancy(systems[:1], np.array([0.3, -0.1]), [0, 1], 0.0) is None
+    small = [System.from_arrays(np.eye(2), np.ones(2), NAMES)] * 3
+    assert constancy(small, np.ones(2), [0, 1], 0.0) is None
+    zero = [System.from_arrays(np.zeros((5, 2)), np.ones(5), NAMES)] * 3
+    assert constancy(zero, np.zeros(2), [0, 1], 0.0) is None

@@ -12,13 +12,14 @@ from sklearn_implicitreg.inspection.drawing import (
     GREY,
     WIDTH,
     check_names,
+    few_ticks,
+    legend_above,
     limits,
     panels,
-    scientific,
     styled,
 )
 from sklearn_implicitreg.inspection.fits import Array, check_columns, fit_of, verdict_title
-from sklearn_implicitreg.problem.parameters import as_numbers, shown
+from sklearn_implicitreg.problem.parameters import as_numbers, check, choice, shown
 
 _MAX_TERMS = 6  # panels, unless terms= says otherwise
 
@@ -88,6 +89,7 @@ class CoefficientPathDisplay:
         if shared is not None and as_numbers("shared", shared).shape != shape[1:]:
             raise ValueError(f"Expected shared of shape {shape[1:]}, got {np.shape(shared)}.")
         check_names("term_names", term_names, shape[1])
+        check(type(self).__name__, {"place": place}, {"place": choice("window", "endpoint")})
         theories(theory, term_names, shape[0])
         self.path = path
         self.bands = bands
@@ -210,12 +212,9 @@ class CoefficientPathDisplay:
             own.set_xlim(0.5, len(path) + 0.5)
             own.tick_params(labelbottom=own is self.axes_[-1])
             own.locator_params(axis="x", integer=True)
-            scientific(own, "y")
-        self.axes_[0].set_title(self.name or "")
+            few_ticks(own, "y")
         self.axes_[-1].set_xlabel(self.place)
-        handles, labels = self.axes_[0].get_legend_handles_labels()
-        if len(labels) > 1:
-            self.axes_[0].legend(handles, labels, fontsize="small", framealpha=0.8, loc="best")
+        legend_above(self.axes_[0], self.name, n_columns=3)
         self.ax_, self.figure_ = self.axes_[0], self.axes_[0].figure
         return self
 

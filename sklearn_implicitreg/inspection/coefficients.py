@@ -11,8 +11,8 @@ from sklearn_implicitreg.inspection.drawing import (
     COLORS,
     WIDTH,
     check_names,
+    few_ticks,
     panels,
-    scientific,
     styled,
 )
 from sklearn_implicitreg.inspection.fits import fit_of, verdict_title
@@ -176,6 +176,8 @@ class CoefficientDisplay:
             own.set_yticklabels(rows[::step] if j == 0 else [])
             what = "coefficient" if self.groups is None else f"coefficient of {terms[j]}"
             own.set_xlabel(what)
+        if self.groups is not None:
+            self.axes_[0].set_ylabel("group")
         self.ax_, self.figure_ = self.axes_[0], self.axes_[0].figure
         if self.name is not None:
             if n == 1:
@@ -197,4 +199,4 @@ class CoefficientDisplay:
         self.errorbars_.append(ax.errorbar(coef, places, xerr=bars, **style))
         ax.grid(axis="y", color="0.9")
         ax.set_axisbelow(True)
-        scientific(ax, "x")
+        few_ticks(ax, "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,29 @@ def look(i: int) -> tuple[str, str, Any]:
     return COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]
 
 
-def scientific(axis: Any, which: str = "both") -> None:
-    """Few ticks, with a common power of ten where numbers are small or large."""
+def few_ticks(axis: Any, which: str = "both") -> None:
+    """Few ticks with short numbers, which need no common power of ten above the axes."""
+    from matplotlib.ticker import FuncFormatter
+
     axis.locator_params(axis=which, nbins=5)
-    axis.ticklabel_format(axis=which, style="sci", scilimits=(-2, 3), useMathText=True)
+    for one in (axis.xaxis, axis.yaxis):
+        if which in ("both", one.axis_name):
+            one.set_major_formatter(FuncFormatter(partial(_tick, one)))
+
+
+def _tick(axis: Any, value: float, _: int | None) -> str:
+    low, high = axis.get_view_interval()
+    return "0" if abs(value) < 1e-9 * abs(high - low) else f"{value:.4g}"
+
+
+def legend_above(ax: Any, title: str | None, n_columns: int = 2) -> None:
+    """Title and legend above the axes, where they hide nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        ax.set_title(title or "")
+        return
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
+    ax.legend(ncols=n_columns, title=title, frameon=False, fontsize="small", **place)
 
 
 def limits(*values: Any, margin: float = 0.08) -> tuple[float, float]:

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.inspection.drawing import COLORS, WIDTH, panels, styled
+from sklearn_implicitreg.inspection.drawing import (
+    COLORS,
+    WIDTH,
+    check_names,
+    legend_above,
+    panels,
+    styled,
+)
 from sklearn_implicitreg.problem.parameters import as_numbers, shown
 
 _LOWEST = -1.0  # a criterion below is drawn at the edge: it is not of this model
@@ -82,8 +89,8 @@ class FamilyComparisonDisplay:
                     f"Expected {label} of shape ({len(names)},), one per family, got "
                     f"{np.shape(own)}."
                 )
-        if verdicts is not None and len(verdicts) != len(names):
-            raise ValueError(f"Expected {len(names)} verdicts, got {len(verdicts)}.")
+        if verdicts is not None:
+            check_names("verdicts", verdicts, len(names))
         self.names = names
         self.scores = scores
         self.errors = errors
@@ -189,7 +196,7 @@ class FamilyComparisonDisplay:
         ax.set_xlim(low - 0.04 * (1.05 - low), 1.05)
         ax.grid(axis="y", color="0.9")
         ax.set_axisbelow(True)
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small")
+        legend_above(ax, None)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sklearn_implicitreg.inspection.drawing import WIDTH, look, panels, sampled, scientific, styled
+from sklearn_implicitreg.inspection.drawing import WIDTH, few_ticks, look, panels, sampled, styled
 from sklearn_implicitreg.inspection.fits import (
     check_columns,
     coef_title,
@@ -179,7 +179,7 @@ class GradientMatchDisplay:
             ylabel="minus gradient of the loss",
             title="\n".join([*title, f"$R^2$ = {self.r2:.4f}"]),
         )
-        scientific(ax)
+        few_ticks(ax)
         if 1 < len(self.scatters_) <= _MAX_NAMES:
             legend = ax.legend(frameon=False, loc="upper left", fontsize="small")
             for handle in legend.legend_handles:

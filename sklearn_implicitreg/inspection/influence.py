@@ -12,12 +12,12 @@ from sklearn_implicitreg.inspection.drawing import (
     GREY,
     WIDTH,
     check_names,
+    few_ticks,
     panels,
-    scientific,
     styled,
 )
 from sklearn_implicitreg.inspection.fits import check_columns, fit_of, verdict_title
-from sklearn_implicitreg.problem.parameters import as_numbers, check, integer, shown
+from sklearn_implicitreg.problem.parameters import NOTHING, as_numbers, check, integer, number
 
 _UNUSUAL = 2.0  # student residuals, and multiples of the mean leverage
 _LARGEST = 600.0  # square points of a marker
@@ -89,9 +89,9 @@ class InfluenceDisplay:
             )
         if labels is not None:
             check_names("labels", labels, shapes[0][0])
-        check("InfluenceDisplay", {"n_labels": n_labels}, {"n_labels": integer(0)})
-        if mean_leverage is not None and as_numbers("mean_leverage", mean_leverage).shape:
-            raise ValueError(f"Expected mean_leverage to be a number, got {shown(mean_leverage)}.")
+        numbers = {"n_labels": n_labels, "mean_leverage": mean_leverage}
+        allowed = {"n_labels": integer(0), "mean_leverage": NOTHING | number(least=0)}
+        check("InfluenceDisplay", numbers, allowed)
         self.leverage = leverage
         self.residual = residual
         self.cooks_distance = cooks_distance
@@ -200,31 +200,30 @@ class InfluenceDisplay:
         ax.axhline(0, color="0.85", linewidth=1, zorder=0)
         ax.set(xlabel="leverage", ylabel="studentized residual")
         ax.margins(0.12)
-        scientific(ax)
-        self._write(ax, leverage, residual, cook)
+        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
+        few_ticks(ax)
+        self._write(ax, leverage, residual, area)
         if self.name is not None:
             ax.set_title(self.name)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
-    def _write(self, ax: Any, leverage: Any, residual: Any, cook: Any) -> None:
-        """Names of the equations with the largest Cook's distance."""
+    def _write(self, ax: Any, leverage: Any, residual: Any, area: Any) -> None:
+        """Names of the equations with the largest Cook's distance, left and right in turn."""
         self.texts_ = []
-        order = np.argsort(-np.nan_to_num(cook, nan=-1.0, posinf=np.inf), kind="stable")
-        middle = float(np.mean([leverage.min(), leverage.max()]))
-        labels = self.labels if self.labels is not None else [""] * len(order)
-        for i in order[: self.n_labels] if self.labels is not None else ():
-            right = leverage[i] > middle
-            self.texts_.append(
-                ax.annotate(
-                    labels[i],
-                    (leverage[i], np.nan_to_num(residual[i])),
-                    xytext=(-6 if right else 6, 4),
-                    textcoords="offset points",
-                    ha="right" if right else "left",
-                    fontsize="small",
-                )
-            )
+        if self.labels is None:
+            return
+        cook = np.nan_to_num(as_numbers("", self.cooks_distance), nan=-1.0, posinf=np.inf)
+        named = np.argsort(-cook, kind="stable")[: self.n_labels]
+        left_end, right_end = ax.get_xlim()
+        for turn, i in enumerate(named[np.argsort(np.nan_to_num(residual[named]))]):
+            at = (leverage[i] - left_end) / (right_end - left_end)
+            left = at > 0.75 or (at > 0.2 and turn % 2 == 1)
+            away = 3 + float(np.sqrt(area[i] / np.pi))
+            place = {"xytext": (-away if left else away, 0), "textcoords": "offset points"}
+            style = {"ha": "right" if left else "left", "va": "center", "fontsize": "small"}
+            at_point = (leverage[i], np.nan_to_num(residual[i]))
+            self.texts_.append(ax.annotate(self.labels[i], at_point, **place, **style))
 
 
 def _label(place: Any) -> str:

@@ -11,13 +11,13 @@ from sklearn.base import clone
 
 from sklearn_implicitreg.inspection.drawing import (
     COLORS,
-    GREY,
     WIDTH,
+    few_ticks,
+    legend_above,
     limits,
     look,
     panels,
     sampled,
-    scientific,
     styled,
 )
 from sklearn_implicitreg.inspection.fits import (
@@ -31,7 +31,7 @@ from sklearn_implicitreg.inspection.fits import (
     verdict_title,
 )
 from sklearn_implicitreg.penalties import FittedPenalty, WeightDecay, penalty_with_terms
-from sklearn_implicitreg.problem.parameters import as_numbers
+from sklearn_implicitreg.problem.parameters import as_numbers, shown
 
 _MAX_POINTS = 20_000  # more are drawn as a sample
 _MAX_CURVES = len(COLORS)
@@ -219,23 +219,16 @@ class PenaltyShapeDisplay:
         pairs = [*(self.fitted or {}).values()]
         span = limits(weights, *(x for x, _ in pairs))
         top.set(xlim=span, ylim=limits(target, margin=0.12), ylabel=self.target_name)
-        if self.name is not None:
-            top.set_title(self.name)
-        scientific(top)
+        few_ticks(top)
         top.tick_params(labelbottom=False)
-        top.xaxis.get_offset_text().set_visible(False)
-        if self.lines_:
-            rising = float(weights @ target) >= 0
-            top.legend(
-                loc="upper left" if rising else "upper right", fontsize="small", framealpha=0.8
-            )
+        legend_above(top, self.name)
         from matplotlib.patches import Patch
 
         bins = int(np.clip(np.sqrt(len(weights)), 10, 60))
         style = styled(Patch, hist_kwargs, color="0.6", bins=bins, range=span)
         _, _, self.histogram_ = below.hist(weights, **style)
         below.set(xlim=span, xlabel="weight", ylabel="count")
-        scientific(below, "x")
+        few_ticks(below, "x")
         below.locator_params(axis="y", nbins=2, integer=True)
         self.ax_, self.figure_ = top, top.figure
         return self
@@ -246,13 +239,13 @@ class PenaltyShapeDisplay:
         chosen = sampled(len(weights), _MAX_POINTS)
         m = len(weights[chosen])
         size = float(np.clip(6000 / max(1, m), 8, 36))
-        style: dict[str, Any] = {"sizes": [size], "alpha": 0.7, "rasterized": m > 2000}
+        style: dict[str, Any] = {"sizes": [size], "alpha": 0.7, "rasterized": m > 2000, "zorder": 3}
         smooth = np.ones(len(weights), bool) if self.smooth is None else np.asarray(self.smooth)
         groups = np.full(len(weights), "") if self.groups is None else np.asarray(self.groups, str)
         names = list(dict.fromkeys(groups.tolist()))
         self.scatters_, self.kinks_ = [], None
         for i, name in enumerate(names):
-            color, marker, _ = look(i) if len(names) > 1 else ("0.35", "o", "")
+            color, marker, _ = look(i) if len(names) > 1 else ("0.25", "o", "")
             own = np.zeros(len(weights), bool)
             own[chosen] = True
             own &= smooth & (groups == name)
@@ -263,9 +256,9 @@ class PenaltyShapeDisplay:
             at = np.zeros(len(weights), bool)
             at[chosen] = True
             at &= ~smooth
-            hollow = {"facecolors": "none", "edgecolors": GREY, "linewidths": 1, "s": size}
+            hollow = {"facecolors": "white", "edgecolors": "black", "linewidths": 1, "s": size}
             self.kinks_ = ax.scatter(
-                weights[at], target[at], **hollow, label="at a kink: no equation", zorder=1
+                weights[at], target[at], **hollow, label="at a kink: no equation", zorder=4
             )
 
     def _plot_lines(self, ax: Any, given: Any) -> None:
@@ -299,7 +292,9 @@ def check_pairs(name: str, given: Any) -> None:
     if given is None:
         return
     if not isinstance(given, Mapping):
-        raise ValueError(f"Expected {name} to be a dict of label to two arrays, got {given!r}.")
+        raise ValueError(
+            f"Expected {name} to be a dict of label to two arrays, got {shown(given)}."
+        )
     for label, pair in given.items():
         shapes = [as_numbers(f"{name}[{label!r}]", own).shape for own in pair]
         if len(shapes) != 2 or len(shapes[0]) != 1 or shapes[0] != shapes[1]:

@@ -11,8 +11,8 @@ from sklearn_implicitreg.inspection.drawing import (
     COLORS,
     WIDTH,
     check_names,
+    few_ticks,
     panels,
-    scientific,
     styled,
 )
 from sklearn_implicitreg.inspection.fits import Array, fit_of, verdict_title
@@ -248,7 +248,7 @@ class SpectrumDisplay:
         (self.eigenvalues_,) = ax.plot(order, values, label=r"$\Lambda$", **style)
         ax.axhline(0, color="0.8", linewidth=1, zorder=0)
         ax.set(xlabel="eigenvalue, by size", ylabel="penalty along its eigenvector")
-        scientific(ax, "y")
+        few_ticks(ax, "y")
         ax.locator_params(axis="x", nbins=5, integer=True)
         ax.legend(fontsize="small", framealpha=0.8)
 

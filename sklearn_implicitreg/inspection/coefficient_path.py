@@ -90,7 +90,7 @@ class CoefficientPathDisplay:
             raise ValueError(f"Expected shared of shape {shape[1:]}, got {np.shape(shared)}.")
         check_names("term_names", term_names, shape[1])
         check(type(self).__name__, {"place": place}, {"place": choice("window", "endpoint")})
-        theories(theory, term_names, shape[0])
+        _theories(theory, term_names, shape[0])
         self.path = path
         self.bands = bands
         self.shared = shared
@@ -204,7 +204,7 @@ class CoefficientPathDisplay:
         self.bands_: list[Any] = []
         self.shared_: list[Any] = []
         self.theory_: list[Any] = []
-        lines = theories(self.theory, self.term_names, len(path))
+        lines = _theories(self.theory, self.term_names, len(path))
         for j, (own, term) in enumerate(zip(self.axes_, self.term_names, strict=True)):
             self._plot_term(own, path, j, (line_kwargs, band_kwargs))
             self._plot_constant(own, j, lines.get(term), shared_kwargs)
@@ -285,7 +285,7 @@ def _among(terms: Sequence[str], names: Sequence[str]) -> list[str]:
     return list(terms)
 
 
-def theories(theory: Any, term_names: Sequence[str], n: int) -> dict[str, Array]:
+def _theories(theory: Any, term_names: Sequence[str], n: int) -> dict[str, Array]:
     """Theory of each term that has one, as an array over the windows."""
     if theory is None:
         return {}

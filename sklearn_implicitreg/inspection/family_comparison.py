@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.inspection.drawing import (
@@ -113,7 +115,7 @@ class FamilyComparisonDisplay:
         Parameters
         ----------
         estimator : ImplicitRegularizationCV or search of scikit-learn
-            Fitted; a search such as ``GridSearchCV`` over ``family``.
+            Fitted, also in a pipeline; a search such as ``GridSearchCV`` over ``family``.
         ax : matplotlib Axes, default=None
             A new figure if None.
         score_kwargs, r2_kwargs : dict, default=None
@@ -133,6 +135,9 @@ class FamilyComparisonDisplay:
         """
         if isinstance(estimator, type) or not hasattr(estimator, "fit"):
             raise TypeError(_expected(estimator))
+        while isinstance(estimator, Pipeline | FrozenEstimator):
+            is_pipeline = isinstance(estimator, Pipeline)
+            estimator = estimator[-1] if is_pipeline else estimator.estimator
         results = getattr(estimator, "cv_results_", None)
         if results is None:
             check_is_fitted(estimator)

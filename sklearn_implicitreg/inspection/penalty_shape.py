@@ -31,11 +31,12 @@ from sklearn_implicitreg.inspection.fits import (
     verdict_title,
 )
 from sklearn_implicitreg.penalties import FittedPenalty, WeightDecay, penalty_with_terms
-from sklearn_implicitreg.problem.parameters import as_numbers, shown
+from sklearn_implicitreg.problem.parameters import NOTHING, as_numbers, check, instance, shown
 
 _MAX_POINTS = 20_000  # more are drawn as a sample
 _MAX_CURVES = len(COLORS)
 _N_GRID = 801
+_FAMILIES = NOTHING | instance("a list of families", list, tuple)
 Pair = tuple[Array, Array]
 
 
@@ -114,8 +115,8 @@ class PenaltyShapeDisplay:
                 raise ValueError(
                     f"Expected smooth and groups of shape {shape} or None, got {np.shape(own)}."
                 )
-        check_pairs("curves", curves)
-        check_pairs("fitted", fitted)
+        _check_pairs("curves", curves)
+        _check_pairs("fitted", fitted)
         self.weights = weights
         self.target = target
         self.curves = curves
@@ -168,6 +169,7 @@ class PenaltyShapeDisplay:
             If the family is solved as a whole, or there are no weights: equations were given, or
             a trajectory was recorded as R factors.
         """
+        check(cls.__name__, {"families": families}, {"families": _FAMILIES})
         fit, X = fit_of(estimator, X)
         check_columns(cls.__name__, fit)
         equations = equations_of(fit, X, y, sample_weight)
@@ -276,7 +278,7 @@ class PenaltyShapeDisplay:
                 chosen = sampled(len(x), _MAX_POINTS)
                 x, values = np.asarray(x)[chosen], np.asarray(values)[chosen]
                 style = {"color": color, "linestyle": "", "marker": "x+1234|"[i % 7]}
-                style |= {"markersize": 5}
+                style |= {"markersize": 5, "zorder": 5}
             style = styled(Line2D, given, **style)
             self.lines_ += ax.plot(x, values, label=label, **style)
 
@@ -287,7 +289,7 @@ class _Weight(WeightDecay):
     _term = "weight of the picture"
 
 
-def check_pairs(name: str, given: Any) -> None:
+def _check_pairs(name: str, given: Any) -> None:
     """Raise ValueError unless it maps labels to pairs of arrays of one length."""
     if given is None:
         return

@@ -71,8 +71,8 @@ class SpectrumDisplay:
         parameter_names: Sequence[str] | None = None,
         name: str | None = None,
     ):
-        p = len(eigenvalues("matrix", matrix))
-        if theory is not None and len(eigenvalues("theory", theory)) != p:
+        p = len(_eigenvalues("matrix", matrix))
+        if theory is not None and len(_eigenvalues("theory", theory)) != p:
             raise ValueError(f"Expected theory for {p} parameters, got shape {np.shape(theory)}.")
         if parameter_names is not None:
             check_names("parameter_names", parameter_names, p)
@@ -231,13 +231,13 @@ class SpectrumDisplay:
     def _plot_eigenvalues(self, ax: Any, matrix: Array, given: Any) -> None:
         from matplotlib.lines import Line2D
 
-        values = eigenvalues("matrix", matrix)
+        values = _eigenvalues("matrix", matrix)
         order = np.arange(1, len(values) + 1)
         mean = float(values.mean())
         self.theory_ = None
         self.ridge_ = ax.axhline(mean, color=COLORS[1], linestyle="--", label=f"ridge {mean:.3g}")
         if self.theory is not None:
-            expected = eigenvalues("theory", as_numbers("theory", self.theory))
+            expected = _eigenvalues("theory", as_numbers("theory", self.theory))
             (self.theory_,) = ax.plot(
                 order, expected, color="black", marker="_", markersize=10, linestyle="",
                 label="theory", zorder=3,
@@ -269,7 +269,7 @@ class SpectrumDisplay:
         ax.set_title(r"$\Lambda$", fontsize="medium")
 
 
-def eigenvalues(name: str, matrix: Any) -> Array:
+def _eigenvalues(name: str, matrix: Any) -> Array:
     """Eigenvalues of a symmetric matrix or of a diagonal, by decreasing size."""
     array = as_numbers(name, matrix)
     square = array.ndim == 2 and array.shape[0] == array.shape[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from displays import RIDGE, X, Y
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -88,6 +89,12 @@ def test_searches_of_scikit_learn(refit):
 
 def search_target():
     return ImplicitRegularizationEstimator(RIDGE)
+
+
+def test_a_search_at_the_end_of_a_pipeline():
+    pipeline = make_pipeline(StandardScaler(), ImplicitRegularizationCV(RIDGE, families=["l2"]))
+    display = FamilyComparisonDisplay.from_estimator(FrozenEstimator(pipeline.fit(X, Y)))
+    assert display.names == ["l2"]
 
 
 def test_without_a_refit_no_verdict_is_known():

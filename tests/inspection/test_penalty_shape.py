@@ -184,6 +184,19 @@ def test_many_points_are_sampled():
     assert display.histogram_.datavalues.sum() == 30_000
 
 
+@pytest.mark.parametrize(
+    ("families", "text"),
+    [
+        ("l2", "Expected families of PenaltyShapeDisplay to be None or a list of families"),
+        (["quadratic"], "Expected a family with terms"),
+        (["l9"], "Unknown family 'l9'"),
+    ],
+)
+def test_wrong_families(families, text):
+    with pytest.raises(ValueError, match=text):
+        PenaltyShapeDisplay.from_estimator(fit(), families=families)
+
+
 def test_data_alone_are_drawn():
     display = PenaltyShapeDisplay(weights=[1.0, 2.0], target=[0.0, 0.0], name="a net").plot()
     assert display.ax_.get_title() == "a net"

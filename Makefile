@@ -8,7 +8,10 @@ THEORY := bounds.py early_stopping.py filters.py implicit.py kernels.py noise.py
 	strength.py units.py
 PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
 	weights.py
-PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py inspection/gradient_match.py model_selection.py \
+DISPLAYS := coefficient_path.py coefficients.py family_comparison.py gradient_match.py influence.py \
+	penalty_shape.py spectrum.py
+PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
+	$(addprefix inspection/,$(DISPLAYS)) \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
 	regression/restrictions.py $(addprefix results/,attributes.py recovery.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))

@@ -6,21 +6,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
-from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
-from sklearn_implicitreg.problem.parameters import NOTHING, as_numbers, check, having, number
+from sklearn_implicitreg.inspection.drawing import WIDTH, few_ticks, look, panels, sampled, styled
+from sklearn_implicitreg.inspection.fits import (
+    check_columns,
+    coef_title,
+    drawn_rows,
+    equations_of,
+    fit_of,
+)
+from sklearn_implicitreg.problem.parameters import as_numbers, check, number
 
 _MAX_POINTS = 20_000  # more are drawn as a sample
 _MAX_NAMES = 10  # more tensors go without a legend
-_MAX_TITLE = 45  # characters
 
 
 class GradientMatchDisplay:
     """Minus the gradient of the loss against the gradient of the fitted penalty.
 
-    Every point is an equation: a trained parameter. The penalty explains points on the diagonal.
+    Every point is an equation: a trained parameter; along a trajectory that of the mean over the
+    windows. The penalty explains points on the diagonal.
 
     Parameters
     ----------
@@ -75,8 +80,8 @@ class GradientMatchDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator: ImplicitRegularizationEstimator | ImplicitRegularizationCV,
-        X: Any,
+        estimator: Any,
+        X: Any = None,
         y: Any = None,
         sample_weight: Any = None,
         *,
@@ -90,9 +95,9 @@ class GradientMatchDisplay:
         Parameters
         ----------
         estimator : ImplicitRegularizationEstimator or ImplicitRegularizationCV
-            Fitted.
+            Fitted; also in a pipeline or a search of scikit-learn.
         X, y, sample_weight
-            The rows that it was fitted on.
+            The rows that it was fitted on; by default the equations that the fit keeps.
         name, ax : str, matplotlib Axes, default=None
             Title, by default the fitted terms and the verdict; a new figure if None.
         scatter_kwargs, line_kwargs : dict, default=None
@@ -107,16 +112,18 @@ class GradientMatchDisplay:
         ------
         NotFittedError
             If the estimator is not fitted.
+        ValueError
+            If the family is solved as a whole, or there are no rows to draw.
         """
-        check_is_fitted(estimator, "coef_")
-        regression = equations(estimator, X, y, sample_weight=sample_weight)
-        fitted = regression.data.to_numpy() @ np.nan_to_num(estimator.coef_)
+        fit, X = fit_of(estimator, X)
+        check_columns(cls.__name__, fit)
+        target, fitted, groups = _points(fit, equations_of(fit, X, y, sample_weight))
         display = cls(
-            target=regression.target.to_numpy(),
+            target=target,
             fitted=fitted,
-            groups=regression.groups.to_numpy(),
-            r2=estimator.r2_,
-            name=_title(estimator) if name is None else name,
+            groups=groups,
+            r2=fit.r2_,
+            name=coef_title(fit) if name is None else name,
         )
         return display.plot(ax, scatter_kwargs=scatter_kwargs, line_kwargs=line_kwargs)
 
@@ -145,29 +152,23 @@ class GradientMatchDisplay:
         ImportError
             Without matplotlib; the extra ``plot`` installs it.
         """
-        axes = {"ax": NOTHING | having("Axes of matplotlib", "scatter", "plot", "figure")}
-        check("plot", {"ax": ax}, axes)
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ImportError(
-                "GradientMatchDisplay.plot needs matplotlib: pip install sklearn_implicitreg[plot]"
-            ) from error
-        if ax is None:
-            _, ax = plt.subplots(figsize=(5.0, 5.0), layout="constrained")
+        (ax,) = panels(type(self).__name__, ax, size=(WIDTH, WIDTH - 1.0))
+        from matplotlib.collections import PathCollection
+        from matplotlib.lines import Line2D
+
         frame = self.frame()
-        if len(frame) > _MAX_POINTS:
-            frame = frame.sample(_MAX_POINTS, random_state=0)
+        frame = frame.iloc[sampled(len(frame), _MAX_POINTS)]
         size = float(np.clip(6000 / max(1, len(frame)), 8, 36))
-        style = {"s": size, "alpha": 0.6, "linewidths": 0, "rasterized": len(frame) > 2000}
-        style |= scatter_kwargs or {}
-        self.scatters_ = [
-            ax.scatter(part["fitted"], part["target"], label=name, **style)
-            for name, part in frame.groupby("tensor", sort=False)
-        ]
+        style = {"alpha": 0.7, "linewidths": 0, "rasterized": len(frame) > 2000}
+        self.scatters_ = []
+        for i, (name, part) in enumerate(frame.groupby("tensor", sort=False)):
+            color, marker, _ = look(i)
+            own = styled(PathCollection, scatter_kwargs, **style, color=color)
+            own = {"s": size, "marker": marker} | own
+            self.scatters_.append(ax.scatter(part["fitted"], part["target"], label=name, **own))
         values = frame[["fitted", "target"]].to_numpy()
         limit = 1.08 * float(np.abs(values).max(initial=0.0)) or 1.0
-        line_style = {"color": "0.3", "linewidth": 1, "zorder": 0} | (line_kwargs or {})
+        line_style = styled(Line2D, line_kwargs, color="0.3", linewidth=1, zorder=0)
         (self.line_,) = ax.plot([-limit, limit], [-limit, limit], **line_style)
         title = [] if self.name is None else [self.name]
         ax.set(
@@ -178,8 +179,7 @@ class GradientMatchDisplay:
             ylabel="minus gradient of the loss",
             title="\n".join([*title, f"$R^2$ = {self.r2:.4f}"]),
         )
-        ax.locator_params(nbins=5)
-        ax.ticklabel_format(style="sci", scilimits=(-2, 3), useMathText=True)
+        few_ticks(ax)
         if 1 < len(self.scatters_) <= _MAX_NAMES:
             legend = ax.legend(frameon=False, loc="upper left", fontsize="small")
             for handle in legend.legend_handles:
@@ -199,9 +199,17 @@ class GradientMatchDisplay:
         return pd.DataFrame({"tensor": self.groups, "target": self.target, "fitted": self.fitted})
 
 
-def _title(estimator: ImplicitRegularizationEstimator | ImplicitRegularizationCV) -> str:
-    pairs = zip(estimator.term_names_, estimator.coef_, strict=True)
-    terms = ", ".join(f"{name}: {coef:.3g}" for name, coef in pairs)
-    if len(terms) > _MAX_TITLE:
-        terms = f"{len(estimator.term_names_)} terms"
-    return f"{terms} ({estimator.verdict_})"
+def _points(fit: Any, equations: Any) -> tuple[Any, Any, Any]:
+    """Target and fitted gradient of every equation, with its tensor or endpoint."""
+    names, family = list(fit.term_names_), equations.family
+    coef = np.nan_to_num([fit.coef_[names.index(equations.term_names[i])] for i in family])
+    aside = [i for i in range(len(equations.term_names)) if i not in family]
+    parts = [
+        (target, design[:, family] @ coef, design[:, aside].sum(axis=1), [label] * len(target))
+        for label, design, target in drawn_rows(equations)
+    ]
+    target, fitted, nuisance, groups = (np.concatenate(own) for own in zip(*parts, strict=True))
+    size = float(nuisance @ nuisance)
+    if size:  # projected out of both, as R2 is defined
+        target, fitted = (v - nuisance * (nuisance @ v / size) for v in (target, fitted))
+    return target, fitted, groups

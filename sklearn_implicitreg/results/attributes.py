@@ -206,6 +206,34 @@ class FittedResult:
         penalty = self._result.penalty
         return explicit_estimator(self._first_model(), stated, self._description, penalty)
 
+    def plot(self, ax: Any = None) -> Any:
+        """The picture that shows this fit best; :mod:`sklearn_implicitreg.inspection` has all.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            A new figure if None.
+
+        Returns
+        -------
+        display : object
+            Of a search ``FamilyComparisonDisplay``, of a trajectory or a list of endpoints
+            ``CoefficientPathDisplay``, of a quadratic family ``SpectrumDisplay``, of groups
+            ``CoefficientDisplay``, of one endpoint ``PenaltyShapeDisplay``, or
+            ``GradientMatchDisplay`` where the penalty is no function of the single weight.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ImportError
+            Without matplotlib; the extra ``plot`` installs it.
+        """
+        from sklearn_implicitreg.inspection.chosen import chosen_display  # a light import stays so
+
+        check_is_fitted(self, "coef_")
+        return chosen_display(self).from_estimator(self, ax=ax)
+
     def recover(self, X: Any, y: Any = None, sample_weight: Any = None) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.
 

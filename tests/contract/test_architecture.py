@@ -30,9 +30,9 @@ LAYERS = [
     ["exceptions", "progress", "problem", "datasets"],
     ["theory", "adapters", "penalties"],
     ["regression"],
-    ["endpoints", "trajectory"],
+    ["endpoints", "trajectory", "inspection"],
     ["results"],
-    ["base", "estimator", "model_selection", "inspection", "__init__"],
+    ["base", "estimator", "model_selection", "__init__"],
 ]
 ORDER = [part for layer in LAYERS for part in layer]
 OPTIONAL = ("skorch", "matplotlib", "lightning", "transformers", "statsmodels", "dask")

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from functools import cache
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -177,6 +178,12 @@ PUBLIC = (
 FREE = None  # anything goes: ignored, or passed on to matplotlib
 
 
+@pytest.fixture(autouse=True)
+def no_windows():
+    yield
+    plt.close("all")
+
+
 def fit(model, **params):
     data = {name: params.pop(name) for name in ("X", "y", "sample_weight") if name in params}
     estimator = ImplicitRegularizationEstimator(model, **params)
@@ -216,9 +223,8 @@ def searched(**params):
     return ImplicitRegularizationCV(**params).fit(**data)
 
 
-def displayed(**params):
-    display = inspection.GradientMatchDisplay(**params)
-    return display.frame(), display.plot()
+def displayed(display):
+    return lambda **params: display(**params).plot()
 
 
 def ran(**params):
@@ -262,6 +268,11 @@ RECORD = {
 }  # fmt: skip
 FLOW = theory.gradient_flow(0.5)
 # name: (public object, what calls it, valid arguments, kind of every parameter)
+FITTED = ImplicitRegularizationEstimator(RIDGE).fit(X, Y)
+OF_L1 = ImplicitRegularizationEstimator(RIDGE, family="l1").fit(X, Y)
+OF_MATRIX = ImplicitRegularizationEstimator(RIDGE, family="quadratic").fit(X, Y)
+SEARCHED = ImplicitRegularizationCV(RIDGE, families=["l1", "l2"]).fit(X, Y)
+OF_ENDPOINTS = ImplicitRegularizationEstimator(None).fit([package.Endpoint(RIDGE, X, Y)] * 2)
 CALLS = {
     "ridge": (theory.ridge, None, {"coef": 1.0}, {"coef": "positive"}),
     "principal_components": (theory.principal_components, None, {"k": 1}, {"k": "count"}),
@@ -470,14 +481,55 @@ CALLS = {
     "GradientMatchDisplay.from_estimator": (
         inspection.GradientMatchDisplay.from_estimator, None,
         {"estimator": ImplicitRegularizationEstimator(RIDGE).fit(X, Y), "X": X, "y": Y},
-        FIT | {"estimator": "estimator"}
+        FIT | {"X": "X?", "estimator": "estimator"}
         | {"name": FREE, "ax": FREE, "scatter_kwargs": FREE, "line_kwargs": FREE},
     ),
     "GradientMatchDisplay": (
-        inspection.GradientMatchDisplay, lambda _: displayed,
+        inspection.GradientMatchDisplay, displayed,
         {"target": [1.0], "fitted": [1.0], "groups": ["a"], "r2": 1.0},
         {"target": "vector", "fitted": "vector", "groups": FREE, "r2": "number", "name": FREE},
     ),
+    "PenaltyShapeDisplay": (
+        inspection.PenaltyShapeDisplay, displayed, {"weights": [1.0], "target": [1.0]},
+        {"weights": "vector", "target": "vector", "smooth": "vector?", "groups": "vector?"}
+        | {"curves": "dict", "fitted": "dict", "name": FREE, "target_name": FREE},
+    ),
+    "FamilyComparisonDisplay": (
+        inspection.FamilyComparisonDisplay, displayed, {"names": ["l2"], "scores": [1.0]},
+        {"names": "vector", "scores": "vector", "errors": "vector?", "r2": "vector?"}
+        | {"verdicts": "vector?", "score_name": FREE, "error_name": FREE},
+    ),
+    "CoefficientPathDisplay": (
+        inspection.CoefficientPathDisplay, displayed, {"path": [[1.0]], "term_names": ["l2"]},
+        {"path": "vector", "bands": "vector?", "shared": "vector?", "term_names": "vector"}
+        | {"theory": "coef?", "place": "name", "name": FREE},
+    ),
+    "CoefficientDisplay": (
+        inspection.CoefficientDisplay, displayed, {"coef": [1.0], "term_names": ["l2"]},
+        {"coef": "vector", "conf_int": "vector?", "term_names": "vector", "groups": "vector?"}
+        | {"name": FREE},
+    ),
+    "SpectrumDisplay": (
+        inspection.SpectrumDisplay, displayed, {"matrix": np.eye(2)},
+        {"matrix": "matrix", "theory": "matrix?", "parameter_names": "vector?", "name": FREE},
+    ),
+    "InfluenceDisplay": (
+        inspection.InfluenceDisplay, displayed,
+        {"leverage": [0.5], "residual": [1.0], "cooks_distance": [1.0]},
+        {"leverage": "vector", "residual": "vector", "cooks_distance": "vector"}
+        | {"labels": "vector?", "mean_leverage": "number?", "n_labels": "size", "name": FREE},
+    ),
+    **{
+        f"{name}.from_estimator": (
+            getattr(inspection, name).from_estimator, None,
+            {"estimator": fitted}, {"estimator": "estimator"},
+        )
+        for name, fitted in {
+            "PenaltyShapeDisplay": FITTED, "FamilyComparisonDisplay": SEARCHED,
+            "CoefficientPathDisplay": OF_ENDPOINTS, "CoefficientDisplay": FITTED,
+            "SpectrumDisplay": OF_MATRIX, "InfluenceDisplay": OF_L1,
+        }.items()
+    },
     "load_mnist": (
         datasets.load_mnist, None, {"data_home": "/no/such", "download": False},
         {"data_home": "folder", "download": "flag"},
@@ -629,8 +681,7 @@ ANY = [
     *(None, "a", 1j, [], object(), {1}, 3, True, -1, NAN, X[:, 0], X[:, :2], np.ones(5), Ridge),
     *(NET, ["a"], {"a": 1}),
 ]
-FITTED = ImplicitRegularizationEstimator(RIDGE).fit(X, Y)
-WHOLE = ImplicitRegularizationEstimator(RIDGE, family="quadratic").fit(X, Y).penalty_
+WHOLE = OF_MATRIX.penalty_
 IMPLIED = theory.implicit_penalty(X, FLOW)
 TWO = on_net(family="l2+l1")
 METHODS = {

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import sys
 
-import matplotlib as mpl
+import matplotlib.colors as mcolors
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from cases import X_DIABETES, Y_DIABETES
+from displays import trained
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
 from sklearn_implicitreg.inspection import GradientMatchDisplay
+from sklearn_implicitreg.inspection.drawing import COLORS
 
 X, Y = X_DIABETES, Y_DIABETES
 RIDGE = Ridge(50.0).fit(X, Y)
-
-
-@pytest.fixture(autouse=True)
-def no_window():
-    with mpl.rc_context({"backend": "agg"}):
-        yield
-        plt.close("all")
 
 
 def layered(n_layers=2):
@@ -127,10 +126,55 @@ def test_unfitted_is_refused():
         GradientMatchDisplay.from_estimator(ImplicitRegularizationEstimator(RIDGE), X, Y)
 
 
-def test_given_equations_are_refused():
+def test_given_equations_are_those_of_the_fit():
     est = ImplicitRegularizationEstimator("precomputed").fit(X, Y)
+    display = GradientMatchDisplay.from_estimator(est)
+    np.testing.assert_allclose(display.fitted, X @ est.coef_, rtol=1e-12)
+    np.testing.assert_array_equal(display.target, Y)
     with pytest.raises(ValueError, match="Expected a model, got 'precomputed': its equations are"):
         GradientMatchDisplay.from_estimator(est, X, Y)
+
+
+def test_pipelines_are_looked_into():
+    """The picture is that of the inner estimator on what the steps before it make of X."""
+    scaled = StandardScaler().fit_transform(X)
+    pipeline = make_pipeline(
+        StandardScaler(),
+        ImplicitRegularizationEstimator(Ridge(5.0).fit(scaled, Y), family="l1"),
+    ).fit(X, Y)
+    target = 2 / len(Y) * scaled.T @ (Y - pipeline[-1].model_.predict(scaled))
+    search = GridSearchCV(pipeline[-1], {"family": ["l1"]}, cv=KFold(5, shuffle=True))
+    for estimator, rows in (
+        (pipeline, (X, Y)),
+        (pipeline, ()),
+        (FrozenEstimator(pipeline), (X, Y)),
+        (search.fit(scaled, Y), (scaled, Y)),
+    ):
+        display = GradientMatchDisplay.from_estimator(estimator, *rows)
+        np.testing.assert_allclose(display.target, target, rtol=1e-9)
+        assert display.r2 == pytest.approx(pipeline[-1].r2_, rel=1e-12)
+
+
+def test_points_of_a_trajectory_have_its_r2():
+    """They are those of the mean, with the column of mini-batching projected out."""
+    net, path = trained()
+    est = ImplicitRegularizationEstimator(
+        net, family="weight_decay", loss="mse", params="all", mode="trajectory", trajectory=path,
+        window="epoch",
+    ).fit(X, Y[:, None] / 100)  # fmt: skip
+    assert est.term_names_ == ["weight_decay", "minibatch"]
+    display = GradientMatchDisplay.from_estimator(est)
+    left = np.sum((display.target - display.fitted) ** 2) / np.sum(display.target**2)
+    assert display.r2 == pytest.approx(1 - left, rel=1e-9)
+    assert len(display.target) == sum(p.numel() for p in net.parameters())
+
+
+def test_colors_are_for_everyone():
+    display = GradientMatchDisplay.from_estimator(layered(2), X, Y / 100)
+    colors = [mcolors.to_hex(s.get_facecolor()[0]).upper() for s in display.scatters_]
+    assert colors == list(COLORS[:6])
+    shapes = {s.get_paths()[0].vertices.tobytes() for s in display.scatters_}
+    assert len(shapes) == 6
 
 
 def test_without_matplotlib(monkeypatch):

@@ -90,7 +90,10 @@ class EndpointTargets:
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
         """Model, loss, rows and size of the gradient."""
-        return places_header(self.problems, [p.gradient for p in equations.places], self.place)
+        header = places_header(self.problems, [p.gradient for p in equations.places], self.place)
+        if result.same is not None:
+            header.append(("Same in all endpoints", f"{result.same:.4f}"))
+        return header
 
     def notes(self, equations: Equations, result: Result) -> list[str]:
         """Notes of the models, and what the fit says about its columns."""

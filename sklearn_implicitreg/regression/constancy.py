@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from scipy.linalg import block_diag, lstsq, qr
+from scipy.linalg import lstsq, qr
 
 from sklearn_implicitreg.regression.system import Array, System, merge
 
@@ -15,6 +15,7 @@ _LEVEL = 0.05
 _LOST = 0.0025  # of what the own coefficients explain: a change of 5 % root mean square
 _SINGLE = 4.0  # F over the equations is divided by it where tensors give no replicates
 _RANK = 1e-10
+_MOST = 1000  # coefficients of places in one solve; beyond it tensors are no replicates
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,17 @@ class Constancy:
     same: float  # share that one coefficient explains of what each place's own explain
     equations: tuple[float, float]  # F and p, residuals of the equations as noise
     tensors: tuple[float, float]  # F and p, tensors as replicates
+    df: tuple[int, int]  # of the first F
     change: float  # squared size of the variation, a place, without noise
     above_rounding: bool
+
+    def in_words(self) -> str:
+        """The tests and the share that one coefficient explains."""
+        (first, p_first), (second, p_second), (df, rest) = self.equations, self.tensors, self.df
+        return (
+            f"F({df}, {rest}) = {first:.3g}, p = {p_first:.2g}, with tensors as replicates F = "
+            f"{second:.3g}, p = {p_second:.2g}; one explains {self.same:.4f} of what their own do"
+        )
 
     @property
     def differs(self) -> bool:
@@ -50,12 +60,12 @@ class _Place:
 
 
 def constancy(
-    systems: Sequence[System], coef: Array, family: Sequence[int], rounding: float
+    systems: Sequence[System], family: Sequence[int], rounding: float
 ) -> Constancy | None:
     """Test one coefficient for all places; None where there is nothing to test.
 
-    ``family`` are the columns of the family, the others are nuisance columns; ``rounding`` is the
-    norm below which a variation is rounding.
+    ``family`` are the columns of the family, the others are nuisance columns, each place with its
+    own coefficient; ``rounding`` is the norm below which a variation is rounding.
     """
     k = len(family)
     spare = [own.n_equations - own.n_terms for own in systems]
@@ -65,7 +75,8 @@ def constancy(
     scale = _scale([own.merged[:, family] for own in systems])
     places = [_place(own, family, scale) for own in systems]
     # The coefficients of a place are about differences to the shared ones, which cancel exactly.
-    shared = coef * scale
+    together = merge([place.whole for place in places])
+    shared = lstsq(together[:, :k], together[:, k], cond=_RANK)[0]
     variation = np.array([np.sum(np.square(p.whole[:, :k] @ (p.coef - shared))) for p in places])
     explained = sum(float(np.sum(np.square(p.whole[:, :k] @ p.coef))) for p in places)
     between, df = float(variation.sum()), (len(places) - 1) * k
@@ -83,6 +94,7 @@ def constancy(
         same=1.0 - max(0.0, beyond / explained),
         equations=by_equations,
         tensors=by_tensors,
+        df=(df, sum(spare)),
         change=max(0.0, beyond) / len(places),
         above_rounding=between**0.5 > rounding,
     )
@@ -118,20 +130,27 @@ def _tensor_test(places: Sequence[_Place], k: int) -> tuple[float, float] | None
     """F and p of coefficients by place beside those by tensor, against both together."""
     # Model 0: t_wg = D_wg a_g, of tensor g at place w. Model 1 adds D_wg b_w. Model 2: D_wg c_wg.
     n = len(places)
+    if n * k > _MOST:
+        return None
     gram, slope = np.zeros((n * k, n * k)), np.zeros(n * k)
     within, df = 0.0, 0
     for label in {name: None for place in places for name in place.tensors}:
         # Rows in the span of a place's own columns: model 2 explains the target there.
         parts = [_spanned(place.tensors.get(label), k) for place in places]
-        columns = block_diag(*[part[:, :k] for part in parts])
-        target = np.concatenate([part[:, k] for part in parts])
-        basis = _basis(np.concatenate([part[:, :k] for part in parts]))
-        columns = columns - basis @ (basis.T @ columns)
-        target = target - basis @ (basis.T @ target)
-        gram += columns.T @ columns
-        slope += columns.T @ target
-        within += float(target @ target)
-        df += len(target) - basis.shape[1]
+        rows = np.concatenate(parts)
+        basis = _basis(rows[:, :k])
+        start, along = 0, np.zeros((basis.shape[1], n * k))
+        for w, part in enumerate(parts):
+            own, stop = slice(w * k, (w + 1) * k), start + len(part)
+            along[:, own] = basis[start:stop].T @ part[:, :k]
+            gram[own, own] += part[:, :k].T @ part[:, :k]
+            slope[own] += part[:, :k].T @ part[:, k]
+            start = stop
+        away = basis.T @ rows[:, k]
+        gram -= along.T @ along
+        slope -= along.T @ away
+        within += float(np.square(rows[:, k] - basis @ away).sum())
+        df += len(rows) - basis.shape[1]
     coef, _, rank, _ = lstsq(gram, slope, cond=_RANK)
     between = float(coef @ slope)
     rest, df_rest = max(0.0, within - between), df - rank

@@ -17,6 +17,7 @@ from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.blocks import Block, as_rows, device_r_factor, streamed_r_factor
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
+from sklearn_implicitreg.regression.constancy import Constancy, constancy
 from sklearn_implicitreg.regression.design import Design, Piece
 from sklearn_implicitreg.regression.solve import Solution, norm_of
 from sklearn_implicitreg.regression.spread import Spread, share_of_pairs
@@ -110,6 +111,14 @@ class Place:
         """Norm below which the target is zero to rounding."""
         size = self.gradient.rounding(self.problem.eps)
         return size if self.powers is None else size * float(self.powers[-1])
+
+    @property
+    def per_row(self) -> float:
+        """What a parameter of the model's convention is multiplied by to be a coefficient."""
+        convention = self.problem.convention
+        if convention is None or not convention.per_row:
+            return 1.0
+        return 1.0 / (self.problem.n_effective or self.gradient.weight)
 
     @property
     def n_dropped(self) -> int:
@@ -290,6 +299,7 @@ class Equations:
     objection: str = ""
     evidence: str = ""
     agreement: str = ""
+    step_rounding: float = 0.0  # norm over all windows of what rounding did to the steps
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -327,6 +337,25 @@ class Equations:
         if self.mean is not None:
             return self.mean.rounding
         return norm_of(np.array([place.rounding for place in self.places]))
+
+    @cached_property
+    def variation(self) -> Constancy | None:
+        """Test of one coefficient for all places; of endpoints, in the units of their models."""
+        if len(self.places) < 2:
+            return None
+        systems = [place.system for place in self.places]
+        size = self.rounding
+        if self.cluster == "endpoint":
+            factors = [place.per_row for place in self.places]
+            systems = [
+                own if factor == 1 else own.scaled(np.append(np.full(own.n_terms, factor), 1.0))
+                for own, factor in zip(systems, factors, strict=True)
+            ]
+        elif self.mean is not None:
+            powers = self.judged.powers
+            steps = self.step_rounding * (1.0 if powers is None else float(powers[-1]))
+            size = norm_of(np.array([steps, *[place.rounding for place in self.places]]))
+        return constancy(systems, self.family, size)
 
     @cached_property
     def eps(self) -> float:
@@ -394,12 +423,22 @@ class Equations:
         signal = float((whole - np.square(self.shares) @ sizes) / pairs) if pairs else whole
         return signal, whole
 
-    def noise_share(self) -> float:
-        """Share of the mean target's squared norm that differs between the windows."""
+    def noise_share(self, alone: Sequence[Solution] = ()) -> float:
+        """Share of noise in the mean target's squared norm, from how the windows differ.
+
+        Where their own solutions, ``alone``, leave less than that, they differ in coefficients.
+        """
         if not self.noisy:
             return 0.0
         signal, whole = self.signal()
-        return float(np.clip(1.0 - signal / whole, 0.0, 1.0)) if whole else 0.0
+        if not whole:
+            return 0.0
+        share = 1.0 - signal / whole
+        spare = [own.n_equations - own.n_terms for own in alone]
+        if alone and min(spare) > 0:
+            left = [own.rss * own.n_equations / n for own, n in zip(alone, spare, strict=True)]
+            share = min(share, float(np.square(self.shares) @ left) / whole)
+        return float(np.clip(share, 0.0, 1.0))
 
     def r2(self, coef: Array) -> float:
         """Uncentered R2 of given coefficients; 0 where the targets are zero."""

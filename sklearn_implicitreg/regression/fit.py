@@ -59,6 +59,7 @@ class Result:
     signal_share: float | None = None  # what the family explains of the rest
     resolution: Array | None = None  # (k,): a coefficient up to it is zero to rounding
     tested: Inequalities | None = None  # of coordinates at a kink
+    same: float | None = None  # share that one coefficient explains of what each place's do
     scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
     whole: tuple[Any, Any] | None = None  # family solved as a whole, what its solver found
 
@@ -136,8 +137,9 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
         path, bands = _coef_path(systems, alone, settings)
     inference = _inferred(equations, solution, path, settings)
     shown, family = _of_mean(equations, solution) if equations.mean else (solution, solution)
-    noise_share = equations.noise_share() if equations.noisy else 0.0
-    tested, invariant, verdict = _judged(equations, family, inference, alone, noise_share)
+    noise_share = equations.noise_share(() if system.instrumented else alone)
+    solutions = (solution, family, alone)
+    tested, invariant, verdict = _judged(equations, solutions, inference, noise_share)
     if equations.mean is None and solution.norm <= equations.rounding:
         shown, inference = without_numbers(solution, inference)
     return Result(
@@ -155,6 +157,7 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
         path=path,
         bands=bands,
         noise_share=noise_share,
+        same=None if equations.variation is None else equations.variation.same,
         resolution=_resolution(equations, solution),
         signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
@@ -256,12 +259,13 @@ def _of_mean(equations: Equations, stacked: Solution) -> tuple[Solution, Solutio
 
 def _judged(
     equations: Equations,
-    family: Solution,
+    solutions: tuple[Solution, Solution, Sequence[Solution]],
     inference: Inference,
-    alone: Sequence[Solution],
     noise_share: float,
 ) -> tuple[Inequalities | None, tuple[str, ...], Verdict]:
     """Inequalities at kinks, tensors of no scale, and the verdict."""
+    solution, family, alone = solutions
+    changes, differences = _variation(equations, solution)
     along = equations.mean is not None
     tested = None if along else equations.tested(family)
     invariant, dominates = ((), False) if along else equations.scale_invariant()
@@ -287,10 +291,29 @@ def _judged(
         ),
         insignificant=_insignificant(equations, family.coef, inference) if noisy else None,
         n_violated=(tested and tested.n_violated) or 0,
+        changes=changes,
+        differences=differences,
     )
     if equations.objection:
         verdict = replace(verdict, label="out of family", sentence=equations.objection)
     return tested, invariant, verdict
+
+
+def _variation(equations: Equations, solution: Solution) -> tuple[str, str]:
+    """Sentences where one coefficient for all places is rejected, and where less is known."""
+    found = equations.variation
+    if found is None or not found.differs:
+        return "", ""
+    along = equations.mean is not None
+    places = "windows" if along else "endpoints"
+    missing = max(0.0, equations.signal(solution.coef)[0]) if along else 0.0
+    if found.change > missing:
+        return (
+            f"the coefficients change from one of the {places} to another (coef_path_): one for "
+            f"all is rejected ({found.in_words()}).",
+            "",
+        )
+    return "", f"The coefficients of the {places} differ ({found.in_words()})."
 
 
 def _insignificant(equations: Equations, coef: Array, inference: Inference) -> str:

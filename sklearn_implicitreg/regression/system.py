@@ -247,7 +247,7 @@ class System:
 
     @cached_property
     def full_r_factors(self) -> tuple[Array, ...]:
-        """R factors of the clusters in all columns, those that do not reach a cluster zero there."""
+        """R factors of the clusters in all columns, with zeros for those that do not reach one."""
         if self.supports is None:
             return self.r_factors
         every = [*range(self.n_terms), -1]

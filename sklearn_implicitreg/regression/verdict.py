@@ -13,6 +13,7 @@ from sklearn_implicitreg.regression.solve import Solution
 VERDICTS = (
     "no signal",
     "not identifiable",
+    "not constant",
     "not stationary",
     "supported",
     "partial",
@@ -88,14 +89,16 @@ class Measures:
 # The first of these rules that applies:
 # 1. "no signal": the target's norm is at most ``rounding``, or R2 is not above the 95 % quantile of
 #    Beta(k/2, (m - k)/2), what k random directions reach in m > k equations. Over windows a joint
-#    test replaces it: ``insignificant`` says why it finds no signal, and is empty where it does.
+#    test replaces the latter, after rule 3: ``insignificant`` says why it finds no signal, and is
+#    empty where it does.
 # 2. "not identifiable": rank below k, condition number above 1/sqrt(eps), or layers on whose scale
 #    the model does not depend dominate the columns.
-# 3. "not stationary": ``evidence`` was found that the weights are no endpoint.
-# 4. "supported": 1 - R2 <= 0.01 + noise_share, with m > k, no kinks, no violated inequality and a
-#    noise share of at most 0.1.
-# 5. "partial": R2 >= 0.1.
-# 6. "out of family": below.
+# 3. "not constant": one coefficient for all windows or endpoints is rejected, as ``changes`` says.
+# 4. "not stationary": ``evidence`` was found that the weights are no endpoint.
+# 5. "supported": 1 - R2 <= 0.01 + noise_share, with m > k, no kinks, no violated inequality, no
+#    ``differences`` of the coefficients and a noise share of at most 0.1.
+# 6. "partial": R2 >= 0.1.
+# 7. "out of family": below.
 def judge(  # noqa: PLR0913
     measures: Measures,
     *,
@@ -108,12 +111,17 @@ def judge(  # noqa: PLR0913
     cause: str = _NOISE_OR_TERM,
     insignificant: str | None = None,
     n_violated: int = 0,
+    changes: str = "",
+    differences: str = "",
 ) -> Verdict:
     """Verdict on the coefficients, by the first rule that applies."""
     noise = float(np.clip(noise_share, 0.0, 1.0))
     verdict = (
-        _no_signal(measures, rounding, insignificant)
+        _no_gradient(measures, rounding)
+        or (_no_better_than_chance(measures) if insignificant is None else None)
         or _not_identifiable(measures, tuple(scale_invariant))
+        or (Verdict("not constant", changes) if changes else None)
+        or (Verdict("no signal", insignificant) if insignificant else None)
         or (Verdict("not stationary", evidence) if evidence else None)
         or _explained(
             measures,
@@ -121,6 +129,7 @@ def judge(  # noqa: PLR0913
             noise,
             n_violated,
             cause=_ON_TRAJECTORY if agreement else cause,
+            differences=differences,
         )
     )
     sentence = f"{verdict.sentence} {agreement}".rstrip()
@@ -141,17 +150,20 @@ def cause_at(*, has_paths: bool, each_explained: bool = False, along: bool = Fal
     return _RECORD_IT if has_paths else _NOISE_OR_TERM
 
 
-def _no_signal(measures: Measures, rounding: float, insignificant: str | None) -> Verdict | None:
-    """Rule 1."""
+def _no_gradient(measures: Measures, rounding: float) -> Verdict | None:
+    """Rule 1, of any target."""
     norm = measures.norm
-    if norm <= rounding:
-        return Verdict(
-            "no signal",
-            f"the gradient is zero to rounding: its norm {norm:.3g} is at most {rounding:.3g} "
-            "(100 eps times the size of its summands).",
-        )
-    if insignificant is not None:
-        return Verdict("no signal", insignificant) if insignificant else None
+    if norm > rounding:
+        return None
+    return Verdict(
+        "no signal",
+        f"the gradient is zero to rounding: its norm {norm:.3g} is at most {rounding:.3g} "
+        "(100 eps times the size of its summands).",
+    )
+
+
+def _no_better_than_chance(measures: Measures) -> Verdict | None:
+    """Rule 1, of an endpoint."""
     m, k = measures.n_equations, measures.rank
     if not 0 < k < m:
         return None
@@ -190,9 +202,15 @@ def _not_identifiable(measures: Measures, scale_invariant: tuple[str, ...]) -> V
 
 
 def _explained(
-    measures: Measures, n_kinks: int, noise: float, n_violated: int, *, cause: str
+    measures: Measures,
+    n_kinks: int,
+    noise: float,
+    n_violated: int,
+    *,
+    cause: str,
+    differences: str,
 ) -> Verdict:
-    """Rules 4 to 6: by how much of the target the columns explain."""
+    """Rules 5 to 7: by how much of the target the columns explain."""
     m, k, r2 = measures.n_equations, measures.n_terms, measures.r2
     found = f"R2 = {r2:.4f} over {m} equations"
     bound = _SUPPORTED + noise
@@ -213,7 +231,7 @@ def _explained(
         label = "partial"
         sentence = f"{found}, but {noise:.3g} of the target is noise, more than {_MAX_NOISE}."
     else:
-        label = "partial" if n_kinks or n_violated else "supported"
+        label = "partial" if n_kinks or n_violated or differences else "supported"
         sentence = f"{found}, {gap} is at most {bound:.3g}."
     if n_violated:
         sentence += (
@@ -223,4 +241,4 @@ def _explained(
         sentence += (
             f" The loss has a kink at {n_kinks} rows, where its gradient is a set: never supported."
         )
-    return Verdict(label, sentence)
+    return Verdict(label, f"{sentence} {differences}".rstrip())

@@ -81,6 +81,7 @@ class TrajectoryTargets:
             shares=self.shares,
             nuisance=NUISANCE if self.adds_nuisance(penalty) else None,
             noisy=self._noisy,
+            step_rounding=float(np.nan_to_num(self._step_rounding)),
         )
         if self._of_step_size(equations) and not self.kinks.smooth:
             return replace(equations, objection=self.kinks.note)
@@ -134,6 +135,8 @@ class TrajectoryTargets:
             ("|mean deviation|", f"{solution.norm:.4g}"),
             ("Noise share", f"{result.noise_share:.3g}"),
         ]
+        if result.same is not None:
+            header.append(("Same in all windows", f"{result.same:.4f}"))
         if result.signal_share is not None:
             header.append(("R2, noise removed", f"{result.signal_share:.4f}"))
         return header
@@ -201,10 +204,15 @@ class TrajectoryTargets:
         flow = isinstance(self.reference, Flow)
         return not flow or min(step.batch_size or 0 for step in steps) < n_rows
 
+    @cached_property
+    def _step_rounding(self) -> float:
+        """Norm of what rounding did to the recorded steps of all windows; nan if unknown."""
+        sizes = [w.rounding / w.scales(self.problem).min() for w in self.windows]
+        return float(np.linalg.norm(sizes))
+
     def _rounding(self, equations: Equations) -> list[str]:
         """What rounding of the recorded steps moves each coefficient by, at most, if known."""
-        sizes = [w.rounding / w.scales(self.problem).min() for w in self.windows]
-        size = np.linalg.norm(sizes)
+        size = self._step_rounding
         spectrum = decompose(equations.system.r_factor, eps=equations.eps)
         bounds = size * spectrum.reach
         if not np.isfinite(bounds).all():

@@ -27,6 +27,7 @@ def test_labels_are_these():
     assert VERDICTS == (
         "no signal",
         "not identifiable",
+        "not constant",
         "not stationary",
         "supported",
         "partial",

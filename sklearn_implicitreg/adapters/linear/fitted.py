@@ -104,7 +104,9 @@ def _parameters(
 ) -> Params:
     """All trained parameters by name."""
     if columns is not None:
-        return {name: torch.from_numpy(coef[places]) for name, places in columns.items()}
+        matrix = np.atleast_2d(coef)
+        flat = np.column_stack([matrix, np.zeros(len(matrix))]).reshape(-1)
+        return {name: torch.from_numpy(flat[places]) for name, places in columns.items()}
     whole = {"coef": coef} if intercept is None else {"coef": coef, "intercept": intercept}
     if per_output:
         rows = ((name, k, row) for name, value in whole.items() for k, row in enumerate(value))

@@ -52,7 +52,9 @@ class LinearProblem(Problem):
     intercept_unit: float = 1.0  # constant feature that the intercept parameter multiplies
     at_rest: bool = False  # whether training leaves no gradient in an intercept out of scope
     feature_names: tuple[str, ...] | None = None
-    # Features of each parameter, where they are not "coef" and "intercept"; K is 1.
+    output_names: tuple[str, ...] | None = None
+    # Where each parameter stands in the flattened [coef, intercept], if not as "coef" and
+    # "intercept"; its shape is that of the parameter.
     columns: Mapping[str, NDArray[np.intp]] | None = None
 
     def gradient(self) -> LossGradient:
@@ -169,7 +171,7 @@ class LinearProblem(Problem):
     def places(self, name: str) -> NDArray[np.intp]:
         """Where a parameter's entries stand in the flattened ``[coef, intercept]``."""
         if self.columns is not None:
-            return self.columns[name]
+            return self.columns[name].reshape(-1)
         base, output = parsed(name)
         n_outputs, p = self.coef.shape
         every = np.arange(n_outputs * (p + 1)).reshape(n_outputs, p + 1)
@@ -185,7 +187,7 @@ class LinearProblem(Problem):
     def _constant(self) -> int | None:
         """Place of the feature that is one for all rows, p for a fitted intercept."""
         if self.columns is not None:
-            return int(self.columns["const"][0]) if "const" in self.columns else None
+            return int(self.columns["const"].flat[0]) if "const" in self.columns else None
         return None if self.intercept is None else self.X.shape[1]
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,6 +177,19 @@ class LinearProblem(Problem):
         every = np.arange(n_outputs * (p + 1)).reshape(n_outputs, p + 1)
         own = every[:, :p] if base == "coef" else every[:, p:]
         return (own if output is None else own[output]).reshape(-1)
+
+    def entry_names(self, name: str) -> Sequence[str] | None:
+        """Features, with the output before them where the tensor has several."""
+        n_outputs, p = self.coef.shape
+        if self.feature_names is None and self.output_names is None:
+            return None
+        features = [*(self.feature_names or map(str, range(p))), "intercept"]
+        outputs, places = np.divmod(self.places(name), p + 1)
+        if n_outputs == 1 or len(np.unique(outputs)) < n_outputs:
+            return [features[j] for j in places]
+        named = self.output_names or tuple(map(str, range(n_outputs)))
+        pairs = zip(outputs, places, strict=True)
+        return [named[k] if j == p else f"{named[k]},{features[j]}" for k, j in pairs]
 
     def matrix(self) -> Array:
         """Trained ``[coef, intercept]`` of shape (K, p + 1), zero where there is no intercept."""

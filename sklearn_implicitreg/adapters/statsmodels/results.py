@@ -208,10 +208,10 @@ def _one_predictor(results: Any, data: Data, options: Options) -> LinearProblem:
         _check_own(rows, "offset or exposure")
     offset = np.zeros(len(rows.y)) + sum(parts)
     loss, y = with_offset(binary_or_count(results), rows.y, offset)
-    dispersion, notes = dispersion_of(results), ()
+    dispersion = dispersion_of(results)
+    known: dict[str, Any] = {"convention": CONVENTIONS["Logit"]}
     if dispersion is not None:
-        notes = (f"The dispersion is held at its value, {dispersion:.4g}.",)
-    known = {"convention": CONVENTIONS["Logit"], "notes": notes}
+        known["notes"] = (f"The dispersion is held at its value, {dispersion:.4g}.",)
     return _problem(results, (rows.X, y, rows.sample_weight), loss, options, **known)
 
 

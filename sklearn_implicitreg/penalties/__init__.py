@@ -181,6 +181,6 @@ def _named(name: str) -> Penalty | Structured:
         return known[name]()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise ValueError(
-        f"Unknown family {name!r}; expected one of {list(known)}, joined by '+'. "
+        f"Unknown family {name!r}; expected one of {[*FAMILIES, *STRUCTURED]}, joined by '+'. "
         f"Did you mean {near[0]!r}?"
     )

@@ -134,6 +134,4 @@ def binary_or_count(results: Any) -> Loss:
 
 def dispersion_of(results: Any) -> float | None:
     """The parameter behind the coefficients, where a discrete model has one."""
-    n_features = results.model.exog.shape[1]
-    params = np.asarray(results.params)
-    return float(params[n_features]) if len(params) > n_features else None
+    return float(np.asarray(results.params)[-1]) if results.model.k_extra else None

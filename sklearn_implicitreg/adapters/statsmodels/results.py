@@ -43,17 +43,19 @@ class _Given:
 
 def _coefficients(results: Any) -> LinearModel:
     """Coefficients without a dispersion behind them; one row for each class but the first."""
-    params = np.asarray(results.params)[: _n_features(results.model)]
-    return LinearModel(params.T)
+    params = np.asarray(results.params)
+    return LinearModel(params[: len(params) - _n_behind(results.model)].T)
 
 
-def _n_features(model: Any) -> int:
-    # Of a discrete model also the dispersion has a name.
-    return len(model.exog_names) - int(getattr(model, "k_extra", 0))
+def _n_behind(model: Any) -> int:
+    """Number of parameters behind the coefficients, which have names as well."""
+    return int(getattr(model, "k_extra", 0))
 
 
 def _names(model: Any) -> list[str]:
-    return list(model.exog_names)[: _n_features(model)]
+    """Names of the columns; none after ``remove_data``."""
+    names = list(map(str, model.exog_names or ()))
+    return names[: len(names) - _n_behind(model)]
 
 
 def _rows(results: Any, data: Data) -> _Given:
@@ -86,8 +88,8 @@ def _ordered(X: Any, model: Any) -> Any:
 def _named(results: Any) -> dict[str, Any]:
     """Model, parameters and features by the names of statsmodels."""
     model = results.model
-    names = tuple(map(str, _names(model)))
-    coef, p = _coefficients(results).coef_, len(names)
+    coef, names = _coefficients(results).coef_, tuple(_names(model)) or None
+    p = coef.shape[-1]
     every = np.arange(p) if coef.ndim == 1 else np.arange(len(coef) * (p + 1)).reshape(-1, p + 1)
     constant = getattr(model.data, "const_idx", None)
     columns = {"coef": every[..., :p]}

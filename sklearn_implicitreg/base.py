@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from sklearn_implicitreg.adapters import Options
+from sklearn_implicitreg.adapters.registry import held_rows
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
 from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
 from sklearn_implicitreg.problem.parameters import Checked, shown
@@ -139,6 +140,14 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
             )
         _check_template(model)
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
+
+    def _rows(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """X and y as given, or those that the model holds."""
+        if X is not None or self.model is None or isinstance(self.model, str):
+            return X, y
+        if y is not None:
+            raise ValueError("Expected X with y, got None; give both, or neither.")
+        return held_rows(self.model)
 
     def _options(self, completing: bool = False) -> Options:
         names = [field.name for field in fields(Options) if hasattr(self, field.name)]

@@ -86,8 +86,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         never changed. An unfitted estimator is a template, cloned and trained. With
         ``"precomputed"`` X and y are the regression; None for a list of :class:`Endpoint` as X.
     family : str, Penalty, Structured, list, or dict of str to callable, default="l2"
-        Names of :data:`sklearn_implicitreg.penalties.FAMILIES` joined by ``+``, functions of the
-        parameters, or one of :data:`sklearn_implicitreg.penalties.STRUCTURED`.
+        Names of :data:`sklearn_implicitreg.penalties.FAMILIES` (also "ridge", "lasso", "dropout")
+        joined by ``+``, functions of the parameters, or one of
+        :data:`sklearn_implicitreg.penalties.STRUCTURED`.
     mode : {"endpoint", "trajectory"}, default="endpoint"
         How equations are made: at the trained weights, or from the steps of a trajectory.
     trajectory : Trajectory or probe, default=None
@@ -251,13 +252,14 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the coefficients at the trained weights.
 
         Parameters
         ----------
-        X : array-like, sparse matrix, DataFrame, tensor, dict of arrays, Dataset or DataLoader
+        X : array-like, sparse matrix, DataFrame, tensor, dict, Dataset or DataLoader, default=None
             The rows that the model was trained on; or a list of :class:`Endpoint`, without y.
+            None for results of statsmodels, which hold their rows.
         y, sample_weight : array-like of shape (n,) or, of y, (n, outputs), default=None
             Targets (None with a Dataset or DataLoader) and weights of the training.
 
@@ -271,6 +273,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             For data that do not fit, unknown names, or more coefficients than equations.
         """
         self.check_parameters()
+        X, y = self._rows(X, y)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             check_precomputed(self)
             equations = given_equations(X, y, sample_weight)
@@ -288,7 +291,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         penalty = self._penalty(targets.problem, family)
         return self._fit_on(targets.equations(penalty))
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
 
         A trained model is stationary on its *whole* training set only, so the rows complete those
@@ -320,6 +323,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             If the estimator was unpickled, or a fit that needs endpoints gets other data.
         """
         check_is_fitted(self, "coef_")
+        X, y = self._rows(X, y)
         coef = np.nan_to_num(self.coef_)
         if isinstance(self.model, str):
             self._check_features(X, reset=False)

@@ -171,7 +171,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Compare the families, and fit the one that is taken.
 
         Parameters
@@ -190,6 +190,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
             the estimator raises.
         """
         self.check_parameters()
+        X, y = self._rows(X, y)
         named = self._named_families()
         estimator = self._estimator()
         compare = self._compare if self.cv is None else self._search
@@ -202,7 +203,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self._publish(self.best_estimator_._result, self.best_estimator_._description)
         return self
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Completed R2 of the best family; see :meth:`ImplicitRegularizationEstimator.score`.
 
         Parameters
@@ -424,7 +425,7 @@ def _family_in(params: Mapping[str, Any]) -> Any:
 
 def equations(
     model: Any,
-    X: Any,
+    X: Any = None,
     y: Any = None,
     families: Any = None,
     sample_weight: Any = None,
@@ -439,7 +440,8 @@ def equations(
     model : trained model or fitted ImplicitRegularizationEstimator
         With a fitted estimator (or ``ImplicitRegularizationCV``) its parameters are used.
     X, y
-        The rows that the model was trained on; or a list of :class:`Endpoint` as X.
+        The rows that the model was trained on; or a list of :class:`Endpoint` as X. None for
+        results of statsmodels, which hold their rows.
     families : family or list of families, default=None
         Joined to one design; by default the estimator's own, or "l2".
     sample_weight : array-like of shape (n,), default=None
@@ -482,7 +484,7 @@ def equations(
             f"Expected a model, got {estimator.model!r}: its equations are the X and y given."
         )
     estimator.check_parameters()
-    targets = estimator._targets(X, y, sample_weight)
+    targets = estimator._targets(*estimator._rows(X, y), sample_weight)
     family = estimator.family if families is None else families
     penalty = estimator._penalty(targets.problem, penalty_with_terms(family))
     data, target, groups = targets.equations(penalty).frame()

@@ -150,6 +150,18 @@ def adapt_many(models: Sequence[Any], data: Sequence[Data], options: Options) ->
     return problems
 
 
+def held_rows(model: Any) -> tuple[Any, Any]:
+    """X and y that a trained model holds itself; ValueError if it holds none."""
+    libraries = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    if "statsmodels" in libraries and hasattr(model, "model"):
+        rows: tuple[Any, Any] = _module(_LIBRARIES["statsmodels"]).held(model)
+        return rows
+    raise ValueError(
+        f"Expected X, the rows that {type(model).__name__} was trained on, got None; only results "
+        "of statsmodels hold their rows."
+    )
+
+
 def linear_problem(
     data: Data,
     options: Options,

@@ -32,6 +32,7 @@ from sklearn_implicitreg.problem import RowBatch
 from sklearn_implicitreg.problem.parameters import shown
 
 __all__ = [
+    "ALIASES",
     "FAMILIES",
     "L1",
     "L2",
@@ -74,6 +75,9 @@ FAMILIES: dict[str, type[Penalty]] = {
     "l21": L21,
 }
 
+# Other words for families, whose terms have the names of the family.
+ALIASES: dict[str, type[Penalty]] = {"ridge": L2, "lasso": L1, "dropout": Dropout}
+
 STRUCTURED: dict[str, type[Structured]] = {
     "diagonal": Diagonal,
     "quadratic": Quadratic,
@@ -87,7 +91,8 @@ def as_penalty(family: Any) -> Penalty | Structured:
     Parameters
     ----------
     family : str, Penalty, Structured, list, or dict of str to callable
-        Names of :data:`FAMILIES` joined by ``+``, a list to join, or a name of :data:`STRUCTURED`;
+        Names of :data:`FAMILIES`, or of :data:`ALIASES` such as ``"ridge"``, joined by ``+``, a
+        list to join, or a name of :data:`STRUCTURED`;
         ``f(params)`` or ``f(params, batch)`` with a number per row of a :class:`RowBatch`.
 
     Returns
@@ -109,6 +114,8 @@ def as_penalty(family: Any) -> Penalty | Structured:
     --------
     >>> as_penalty("l2+l1")
     Sum(parts=[L2(), L1()])
+    >>> as_penalty("ridge")
+    L2()
     >>> as_penalty("quadratic")
     Quadratic()
     """
@@ -169,11 +176,11 @@ def penalty_with_terms(family: Any) -> Penalty:
 
 
 def _named(name: str) -> Penalty | Structured:
-    known: dict[str, type[Penalty | Structured]] = {**FAMILIES, **STRUCTURED}
+    known: dict[str, type[Penalty | Structured]] = {**FAMILIES, **ALIASES, **STRUCTURED}
     if name in known:
         return known[name]()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise ValueError(
-        f"Unknown family {name!r}; expected one of {list(known)}, joined by '+'. "
+        f"Unknown family {name!r}; expected one of {[*FAMILIES, *STRUCTURED]}, joined by '+'. "
         f"Did you mean {near[0]!r}?"
     )

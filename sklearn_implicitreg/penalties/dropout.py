@@ -60,6 +60,12 @@ class Dropout(OfGradient):
         self.n_draws = n_draws
         self.random_state = random_state
 
+    def _problem(self, problem: Problem | None) -> Problem:
+        found = super()._problem(problem)
+        if not found.has_paths:
+            found.with_dropout(self.q, 0)  # raises ValueError for a model without such layers
+        return found
+
     def _value(self, scope: Scope) -> float:
         losses = [drawn.loss for drawn in self._drawn(scope.problem)]
         return float(np.mean(losses)) - scope.problem.gradient().loss

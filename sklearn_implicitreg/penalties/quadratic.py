@@ -10,7 +10,6 @@ import numpy as np
 
 from sklearn_implicitreg.penalties.structured import (
     Endpoints,
-    ScalarNames,
     Structured,
     StructuredPenalty,
     StructuredSolution,
@@ -47,7 +46,7 @@ class Diagonal(Structured):
         coef[used] = (unit[used] * targets[used]).sum(axis=1) / squares
         penalty = StructuredPenalty(coef, endpoints.shapes)
         fitted = penalty.gradient(thetas)
-        names = ScalarNames(endpoints.shapes, "diagonal[{}]")
+        names = endpoints.names("diagonal[{}]")
         zero = tuple(names[int(j)] for j in np.flatnonzero(~used))
         notes = [f"{endpoints.unexplained(fitted):.2g} of the squared gradient is left over"]
         if zero:
@@ -113,7 +112,7 @@ class Quadratic(Structured):
         return StructuredSolution(
             penalty,
             coef=fit.matrix[np.triu_indices(p)],
-            term_names=TriangleNames(ScalarNames(endpoints.shapes)),
+            term_names=TriangleNames(endpoints.names()),
             fitted=fitted,
             rank=fit.rank,
             n_equations=thetas.size,

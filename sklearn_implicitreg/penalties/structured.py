@@ -150,6 +150,13 @@ class Endpoints:
     confidence_level: float
     sampling: Sampling
 
+    def names(self, pattern: str = "{}") -> ScalarNames:
+        """Names of the parameters, by features where the model has them."""
+        problem = self.problems[0] if self.problems else None
+        known = {n: problem.entry_names(n) for n in self.shapes} if problem is not None else {}
+        entries = {name: names for name, names in known.items() if names is not None}
+        return ScalarNames(self.shapes, pattern, entries)
+
     def unexplained(self, fitted: Array) -> float:
         """Share of the squared target that is left over; 0 for a zero target."""
         size = float(np.linalg.norm(self.targets))
@@ -249,11 +256,17 @@ class _Names(Sequence[str]):
 
 
 class ScalarNames(_Names):
-    """Names of the entries of tensors, such as ``"coef[0]"`` and ``"fc.weight[2,1]"``."""
+    """Names of the entries of tensors, such as ``"coef[age]"`` and ``"fc.weight[2,1]"``."""
 
-    def __init__(self, shapes: Shapes, pattern: str = "{}"):
+    def __init__(
+        self,
+        shapes: Shapes,
+        pattern: str = "{}",
+        entries: Mapping[str, Sequence[str]] | None = None,
+    ):
         self.shapes = dict(shapes)
         self.pattern = pattern
+        self.entries = entries or {}
         self._ends = list(accumulate(prod(shape) for shape in self.shapes.values()))
 
     def __len__(self) -> int:
@@ -262,9 +275,12 @@ class ScalarNames(_Names):
     def _name(self, index: int) -> str:
         place = bisect_right(self._ends, index)
         name, shape = list(self.shapes.items())[place]
-        where = np.unravel_index(index - self._ends[place] + prod(shape), shape)
-        inside = ",".join(str(int(i)) for i in where)
-        return self.pattern.format(f"{name}[{inside}]" if shape else name)
+        entry = index - self._ends[place] + prod(shape)
+        inside = ",".join(str(int(i)) for i in np.unravel_index(entry, shape))
+        if name in self.entries:
+            inside = self.entries[name][entry]
+        alone = not shape or inside == name  # such as an intercept
+        return self.pattern.format(name if alone else f"{name}[{inside}]")
 
 
 class TriangleNames(_Names):

@@ -114,4 +114,5 @@ CONVENTIONS: dict[str, Convention] = {
     # fit_regularized of statsmodels; the row OLS is that of WLS and GLS too.
     "OLS": Convention(l2=1.0, l1=2.0, ratio="L1_wt"),
     "GLM": Convention(l2=0.5, l1=1.0, ratio="L1_wt"),
+    "Logit": Convention(l1=1.0, per_row=True),  # also of the other discrete models
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,15 @@ class Problem(ABC):
         """Weight of every row in the mean loss; None where all count as one."""
         return None
 
+    def entry_names(self, name: str) -> Sequence[str] | None:
+        """Names of the entries of a flattened tensor; None where they have numbers alone."""
+        return None
+
+    def labels(self, name: str, entries: Indices) -> npt.NDArray[Any]:
+        """Names of some entries of a flattened tensor, or their numbers."""
+        names = self.entry_names(name)
+        return entries if names is None else np.asarray(names, dtype=object)[entries]
+
     def at(self, params: Params) -> Problem:
         """The same problem at other values of some parameters."""
         raise self._no_path()
@@ -127,7 +136,8 @@ class Problem(ABC):
     def with_dropout(self, rate: float | None, seed: int) -> Problem:
         """The same problem with its dropout layers on, at a given rate or at their own."""
         raise ValueError(
-            f"Expected a torch module or skorch net with dropout layers, got {self.model_name}."
+            f"Expected a torch module or skorch net with dropout layers, got {self.model_name}, "
+            "which has no rate p; give a module with the layers that it was trained with."
         )
 
     def hessian(self) -> npt.NDArray[np.float64]:

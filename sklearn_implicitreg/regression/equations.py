@@ -474,7 +474,7 @@ class Equations:
         parts = []
         for i, place in enumerate(self.places):
             for (tensor,), index, design, target in place.system.single("for a table of them"):
-                labels: list[Any] = [[tensor] * len(index), index]
+                labels: list[Any] = [[tensor] * len(index), place.problem.labels(tensor, index)]
                 names = ["tensor", "coordinate"]
                 if self.cluster != "tensor":
                     labels, names = [[i] * len(index), *labels], [self.cluster, *names]

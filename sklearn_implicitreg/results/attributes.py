@@ -139,7 +139,7 @@ class FittedResult:
             raise ValueError(
                 "influence needs the equations of the fit, which are not pickled; fit again."
             )
-        return influence(equations.system, solution, top)
+        return influence(equations.system, solution, equations.places[0].problem, top)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy table of the coefficients for programs.
@@ -234,7 +234,7 @@ class FittedResult:
         check_is_fitted(self, "coef_")
         return chosen_display(self).from_estimator(self, ax=ax)
 
-    def recover(self, X: Any, y: Any = None, sample_weight: Any = None) -> Recovery:
+    def recover(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.
 
         In closed form for a linear model with squared error and a quadratic penalty, where the
@@ -264,8 +264,11 @@ class FittedResult:
                 "of them, and recover it."
             )
         stated = self._coefficients() if isinstance(self.penalty_, FittedPenalty) else {}
-        data, options = Data(X, y, sample_weight), source._options()
-        return recover(source.model_, stated, self._description, self.penalty_, data, options)
+        X, y = source._rows(X, y)
+        data = Data(X, y, sample_weight)
+        return recover(
+            source.model_, stated, self._description, self.penalty_, data, source._options()
+        )
 
 
 def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:

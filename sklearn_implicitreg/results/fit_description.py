@@ -113,13 +113,13 @@ def _regression_header(result: Result) -> list[tuple[str, str]]:
     solution, inference = result.regression()
     m, k, kept, exact = solution.n_equations, solution.n_used, result.family, inference.exact
     name = f"F({len(kept)}, {inference.df:g})" if inference.df > 0 else "F"
-    # Of an exact fit the test is not what rounding errors are compared with.
-    test = ("inf", "0") if inference.df > 0 else ("none", "none")
-    criteria = ["exact fit"] * 3
+    test, criteria = ["none"] * 2, ["exact fit"] * 3
+    if inference.df > 0 and exact:
+        test = ["exact fit"] * 2  # rounding errors are nothing to compare with
     if inference.df > 0 and not exact:
         family = np.eye(solution.n_terms)[kept]
         statistic, p_value = wald(family, solution.coef[kept], inference)
-        test = f"{statistic:.4g}", f"{p_value:.3g}"
+        test = [f"{statistic:.4g}", f"{p_value:.3g}"]
     if not exact:
         numbers = (inference.log_likelihood, inference.aic, inference.bic)
         criteria = [f"{value:.2f}" for value in numbers]

@@ -6,18 +6,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.parameters import NOTHING, check, integer
 from sklearn_implicitreg.regression.inference import FULL_LEVERAGE
 from sklearn_implicitreg.regression.solve import Solution, decompose
-from sklearn_implicitreg.regression.system import Array, Index, System
+from sklearn_implicitreg.regression.system import Array, System
 
 _CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 _MEASURES = ("hat_diag", "resid", "standard_resid", "student_resid", "cooks_d", "dffits")
 
 
-def influence(system: System, solution: Solution, top: int | None = None) -> pd.DataFrame:
+def influence(
+    system: System, solution: Solution, problem: Problem, top: int | None = None
+) -> pd.DataFrame:
     """Influence of every equation, or of those with the largest Cook's distance."""
     if not np.isfinite(solution.coef).all():
         raise ValueError("Expected coefficients, got NaN: there is no gradient to explain.")
@@ -39,7 +43,8 @@ def influence(system: System, solution: Solution, top: int | None = None) -> pd.
             rows = slice(start, start + step)
             values = hat.measures(design[rows], target[rows])
             values[:, _MEASURES.index("resid")] /= unit
-            chunks.append(pd.DataFrame(values, index=_index(label, index[rows]), columns=names))
+            places = problem.labels(label[-1], index[rows]) if label else index[rows]
+            chunks.append(pd.DataFrame(values, index=_index(label, places), columns=names))
             if top is not None:
                 joined = pd.concat(chunks).sort_values("cooks_d", ascending=False, kind="stable")
                 chunks = [joined.head(top)]
@@ -92,7 +97,7 @@ class _Hat:
         return np.column_stack([leverage, resid, standard, student, cook, fits, change])
 
 
-def _index(label: tuple[str, ...], places: Index) -> pd.Index[Any]:
+def _index(label: tuple[str, ...], places: npt.NDArray[Any]) -> pd.Index[Any]:
     """Name of the window or endpoint where there is one, tensor and coordinate."""
     if not label:
         return pd.Index(places)

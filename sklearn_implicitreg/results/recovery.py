@@ -204,7 +204,8 @@ class _Task:
         self, recovered: Arm, ablated: Arm, notes: tuple[str, ...], **judged: Any
     ) -> Recovery:
         params = self.problem.params
-        rows = [(name, i) for name, tensor in params.items() for i in range(tensor.numel())]
+        entries = ((n, self.problem.labels(n, np.arange(t.numel()))) for n, t in params.items())
+        rows = [(name, label) for name, labels in entries for label in labels]
         index = pd.MultiIndex.from_tuples(rows, names=["tensor", "coordinate"])
         model = self.arm(self.theta, self.problem.gradient().loss, 0.0)
         return Recovery(model, recovered, ablated, index, notes, **judged)

@@ -14,7 +14,10 @@ import pandas as pd
 from sklearn_implicitreg.regression.inference import Inference
 from sklearn_implicitreg.regression.solve import Solution
 
+Fact = tuple[str, str]  # a name and its value
+
 _WIDTH = 79
+_HALF = (_WIDTH - 2) // 2
 _GROUPED = re.compile(r"(?P<term>[^\[]+)\[(?P<group>.*)\]", re.DOTALL)
 _LATEX = str.maketrans(
     {
@@ -108,7 +111,7 @@ class Summary:
         )
 
     def as_latex(self) -> str:
-        """LaTeX: one ``tabular`` that needs no package, and the notes.
+        """LaTeX: a ``tabular`` of the header, one of the numbers, and the notes; no package.
 
         Returns
         -------
@@ -118,16 +121,12 @@ class Summary:
         grid = [[cell.translate(_LATEX) for cell in row] for row in _grid(self.table)]
         n = len(grid[0])
         lines = [self.before.as_latex(), r"\par"] if self.before else []
-        lines += [
-            rf"\begin{{tabular}}{{l{'r' * (n - 1)}}}",
-            r"\hline",
-            rf"\multicolumn{{{n}}}{{c}}{{{self.title.translate(_LATEX)}}} \\",
-            r"\hline",
-        ]
-        for key, value in self.header:
-            fact = f"{key}: {value}".translate(_LATEX)
-            lines.append(rf"\multicolumn{{{n}}}{{l}}{{{fact}}} \\")
+        lines += [r"\begin{tabular}{lrlr}", r"\hline"]
+        lines += [rf"\multicolumn{{4}}{{c}}{{{self.title.translate(_LATEX)}}} \\", r"\hline"]
+        for facts in _paired(self.header, _HALF):
+            lines.append(_latex_facts(facts) + r" \\")
         lines += [r"\hline"] if self.header else []
+        lines += [r"\end{tabular}", "", rf"\begin{{tabular}}{{l{'r' * (n - 1)}}}", r"\hline"]
         lines += [" & ".join(grid[0]) + r" \\", r"\hline"]
         lines += [" & ".join(row) + r" \\" for row in grid[1:]]
         lines += [r"\hline", r"\end{tabular}"]
@@ -177,6 +176,8 @@ def coefficient_table(
         "vif": "VIF",
     }
     table = coefficient_frame(term_names, solution, inference)[list(names)].rename(columns=names)
+    if inference.exact and inference.df > 0:  # rounding errors are no standard errors
+        table = table.assign(**{"std err": "exact", "t": "-", "P>|t|": "-"})
     return table.set_axis(list(term_names))
 
 
@@ -203,20 +204,38 @@ def _formatted(name: str, value: object) -> str:
     return format(value, "#.3g" if name == "std err" else "#.4g").removesuffix(".")
 
 
-def _header_lines(header: Sequence[tuple[str, str]], width: int) -> list[str]:
+def _header_lines(header: Sequence[Fact], width: int) -> list[str]:
     """Header in two columns, what is too long on lines of its own."""
     half = (width - 2) // 2
     lines: list[str] = []
-    left = ""
-    for key, value in header:
-        fact = f"{key}:" + value.rjust(half - len(key) - 1)
-        if len(key) + len(value) + 2 > half:
-            lines += [left] if left else []
-            lines += textwrap.wrap(f"{key}: {value}", width, subsequent_indent="    ")
-            left = ""
-        elif left:
-            lines.append(f"{left}  {fact}")
-            left = ""
+    for facts in _paired(header, half):
+        if _is_long(facts[0], half):
+            line = ": ".join(facts[0])
+            lines += textwrap.wrap(line, width, subsequent_indent="    ")
         else:
-            left = fact
-    return lines + ([left] if left else [])
+            lines.append("  ".join(f"{k}:" + v.rjust(half - len(k) - 1) for k, v in facts))
+    return lines
+
+
+def _latex_facts(facts: Sequence[Fact]) -> str:
+    """A line of the header in four columns."""
+    cells = [[f"{key}:".translate(_LATEX), value.translate(_LATEX)] for key, value in facts]
+    if _is_long(facts[0], _HALF):
+        return rf"\multicolumn{{4}}{{l}}{{{' '.join(cells[0])}}}"
+    return " & ".join(map(" & ".join, cells))
+
+
+def _paired(header: Sequence[Fact], half: int) -> list[list[Fact]]:
+    """Lines of two facts, or of one that is longer than half a line or has no partner."""
+    lines: list[list[Fact]] = []
+    for fact in header:
+        alone = not lines or len(lines[-1]) == 2 or _is_long(lines[-1][0], half)
+        if alone or _is_long(fact, half):
+            lines.append([fact])
+        else:
+            lines[-1].append(fact)
+    return lines
+
+
+def _is_long(fact: Fact, half: int) -> bool:
+    return sum(map(len, fact)) + 2 > half

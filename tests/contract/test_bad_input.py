@@ -578,7 +578,39 @@ SHAPES = {
         "Expected X and y that the net can be fitted on, got .* as many rows of X as of y",
     ),
 }
-ALL = {**SHAPES, **MODELS, **LOSSES, **FAMILIES, **DATA, **CHOICES, **SKORCH, **GIVEN}
+HELD = {
+    "no-rows": (
+        (lambda: RIDGE, {}, None, None, None),
+        ValueError,
+        "Expected X, the rows that Ridge was trained on, got None; only results of statsmodels",
+    ),
+    "no-rows-of-a-net": (
+        (linear, {"loss": "mse"}, None, None, None),
+        ValueError,
+        "Expected X, the rows that Linear was trained on, got None",
+    ),
+    "no-rows-of-a-template": (
+        (Ridge, {}, None, None, None),
+        ValueError,
+        "Expected X, the rows that Ridge was trained on, got None",
+    ),
+    "targets-alone": (
+        (lambda: RIDGE, {}, None, Y, None),
+        ValueError,
+        "Expected X with y, got None; give both, or neither",
+    ),
+    "alias-with-a-typo": (
+        (lambda: RIDGE, {"family": "ridgee"}, X, Y, None),
+        ValueError,
+        "Unknown family 'ridgee'; expected one of .*Did you mean 'ridge'",
+    ),
+    "dropout-without-a-rate": (
+        (linear, {"loss": "mse", "family": "dropout"}, X, Y, None),
+        ValueError,
+        "Expected a model with dropout layers .*so the rate p is not known",
+    ),
+}
+ALL = {**SHAPES, **MODELS, **LOSSES, **FAMILIES, **DATA, **CHOICES, **SKORCH, **GIVEN, **HELD}
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

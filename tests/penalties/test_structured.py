@@ -37,8 +37,9 @@ def endpoints(p=6, n_endpoints=9, seed=0):
 
 
 def problem(shapes, eps=EPS):
-    """What a family asks of a Problem: its parameters and its rounding unit."""
-    return SimpleNamespace(params={n: torch.zeros(s) for n, s in shapes.items()}, eps=eps)
+    """What a family asks of a Problem: its parameters, their names and its rounding unit."""
+    params = {n: torch.zeros(s) for n, s in shapes.items()}
+    return SimpleNamespace(params=params, eps=eps, entry_names=lambda name: None)
 
 
 class TestQuadratic:

@@ -73,7 +73,7 @@ def given():
 KINDS = {
     "endpoint": (at_endpoint, {"solution", "inference"}),
     "endpoints": (at_endpoints, {"solution", "inference", "path", "bands", "same"}),
-    "windows": (along, {"solution", "inference", "path", "bands", "same"}),
+    "windows": (along, {"solution", "inference", "path", "bands"}),
     "arrays": (given, {"solution", "inference"}),
     "structured endpoint": (lambda: at_endpoint("diagonal"), {"whole"}),
     "structured endpoints": (lambda: at_endpoints("quadratic"), {"whole"}),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -158,7 +159,18 @@ class TestCriteria:
         est = ImplicitRegularizationEstimator(model).fit(X, y)
         header = dict(est.summary().header)
         assert header["AIC"] == header["BIC"] == header["Log-likelihood"] == "exact fit"
-        assert (header["F(1, 9)"], header["Prob (F)"]) == ("inf", "0")
+        assert (header["F(1, 9)"], header["Prob (F)"]) == ("exact fit", "exact fit")
+        table = est.summary().table.loc["l2"]
+        assert table[["std err", "t", "P>|t|"]].tolist() == ["exact", "-", "-"]
+        summary = est.summary()
+        for text in (summary.as_text(), summary.as_html(), summary.as_latex()):
+            assert not re.search(r"e[+]\d\d", text)
+        assert est.to_frame()["statistic"][0] > 1e10
+
+    def test_rounding_errors_of_two_exact_terms_are_no_errors(self):
+        rows = np.random.default_rng(0).normal(size=(20, 2))
+        est = ImplicitRegularizationEstimator("precomputed").fit(rows, rows @ [1.0, 0.0])
+        assert est.summary().table["std err"].tolist() == ["exact", "exact"]
 
     @pytest.mark.parametrize("column", [[1.0, 0.0, 0.0], [1.0, 2.0, 4.0]])
     def test_zero_residual(self, column):

@@ -129,19 +129,28 @@ def test_latex_is_escaped_and_balanced(summary):
     assert r"50 \% \& more" in latex
     assert r"P\textgreater{}\textbar{}t\textbar{}" in latex
     assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
-    rows = [line for line in latex.splitlines() if line.endswith(r"\\") and "multi" not in line]
+    top, numbers = (part.splitlines() for part in latex.split("\n\n"))
+    rows = [line for line in numbers if line.endswith(r"\\")]
     assert {line.count(" & ") for line in rows} == {8}
+    assert {line.count(" & ") for line in top if ":" in line and "multi" not in line} <= {1, 3}
 
 
-def test_latex_is_one_table_and_the_notes():
+def test_latex_is_a_header_in_columns_a_table_and_the_notes():
     table = pd.DataFrame({"coef": [0.01]}, index=["l2"])
-    latex = Summary("Ridge", [("R2", "1.000")], table, ["Exact."]).as_latex()
+    header = [("R2", "1.000"), ("Rows", "5"), ("Loss", "squared " * 9), ("Verdict", "a_b")]
+    latex = Summary("Ridge", header, table, ["Exact."]).as_latex()
     assert latex.splitlines() == [
+        r"\begin{tabular}{lrlr}",
+        r"\hline",
+        r"\multicolumn{4}{c}{Ridge} \\",
+        r"\hline",
+        r"R2: & 1.000 & Rows: & 5 \\",
+        r"\multicolumn{4}{l}{Loss: " + "squared " * 9 + r"} \\",
+        r"Verdict: & a\_b \\",
+        r"\hline",
+        r"\end{tabular}",
+        "",
         r"\begin{tabular}{lr}",
-        r"\hline",
-        r"\multicolumn{2}{c}{Ridge} \\",
-        r"\hline",
-        r"\multicolumn{2}{l}{R2: 1.000} \\",
         r"\hline",
         r" & coef \\",
         r"\hline",

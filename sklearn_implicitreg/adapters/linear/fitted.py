@@ -44,15 +44,15 @@ def fitted_problem(
     whole = liblinear is not None or columns is not None
     default = {name for name in every if whole or name.startswith("coef")}
     summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
-    seen = getattr(model, "feature_names_in_", None)
     eps = _rounding_unit(model)
     own = {
         "model_name": type(model).__name__,
         "eps": eps,
-        "feature_names": None if seen is None else tuple(map(str, seen)),
         "loss_weight": weight[:, None],
         "loss_name": loss.described(how or summed),
+        **_names(model, n_outputs),
     }
+    named = known.get("output_names") or tuple(map(str, range(n_outputs)))
     check_finite_params(every)
     check_linear(model, X, coef, intercept, eps)
     chosen = select_params(options.params, every, default)
@@ -62,7 +62,7 @@ def fitted_problem(
         params=params,
         left_out=tuple(name for name in every if name not in params),
         free={n: t != 0 for n, t in params.items() if n.startswith("coef")} if bounded else {},
-        groups={n: f"output {parsed(n)[1]}" for n in chosen} if per_output else None,
+        groups={n: f"output {named[parsed(n)[1] or 0]}" for n in chosen} if per_output else None,
         X=X,
         y=y,
         coef=np.atleast_2d(coef),
@@ -104,12 +104,25 @@ def _parameters(
 ) -> Params:
     """All trained parameters by name."""
     if columns is not None:
-        return {name: torch.from_numpy(coef[places]) for name, places in columns.items()}
+        matrix = np.atleast_2d(coef)
+        flat = np.column_stack([matrix, np.zeros(len(matrix))]).reshape(-1)
+        return {name: torch.from_numpy(flat[places]) for name, places in columns.items()}
     whole = {"coef": coef} if intercept is None else {"coef": coef, "intercept": intercept}
     if per_output:
         rows = ((name, k, row) for name, value in whole.items() for k, row in enumerate(value))
         whole = {f"{name}[{k}]": np.array(row) for name, k, row in rows}
     return {name: torch.from_numpy(np.asarray(value)) for name, value in whole.items()}
+
+
+def _names(model: Any, n_outputs: int) -> dict[str, tuple[str, ...] | None]:
+    """Names of features as in training, and of the outputs of a classifier of several classes."""
+    features = getattr(model, "feature_names_in_", None)
+    classes = np.asarray(getattr(model, "classes_", ()))
+    several = n_outputs > 1 and classes.shape == (n_outputs,)
+    return {
+        "feature_names": None if features is None else tuple(map(str, features)),
+        "output_names": tuple(map(str, classes)) if several else None,
+    }
 
 
 def _check_targets(y: Array, n_outputs: int, loss: Loss) -> None:

@@ -16,6 +16,7 @@ from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.rows import (
     classification_rows,
     one_hot,
+    output_names,
     regression_rows,
     row_class_weights,
 )
@@ -46,6 +47,7 @@ def adapt_given(model: Any, data: Data, options: Options, **known: Any) -> Linea
 def _regressor(model: Any, data: Data, options: Options, known: dict[str, Any]) -> LinearProblem:
     """Problem of a regressor."""
     loss, (X, y, weight) = options.loss, regression_rows(model, data)
+    known = {"output_names": output_names(data.y)} | known
     if type(loss) is nn.MSELoss:  # the same in closed form; a sum is over outputs
         loss = "squared_error" if loss.reduction == "sum" else "mse"
     named = _closed_form(loss, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,9 @@ class LinearProblem(Problem):
     intercept_unit: float = 1.0  # constant feature that the intercept parameter multiplies
     at_rest: bool = False  # whether training leaves no gradient in an intercept out of scope
     feature_names: tuple[str, ...] | None = None
-    # Features of each parameter, where they are not "coef" and "intercept"; K is 1.
+    output_names: tuple[str, ...] | None = None
+    # Where each parameter stands in the flattened [coef, intercept], if not as "coef" and
+    # "intercept"; its shape is that of the parameter.
     columns: Mapping[str, NDArray[np.intp]] | None = None
 
     def gradient(self) -> LossGradient:
@@ -169,12 +171,25 @@ class LinearProblem(Problem):
     def places(self, name: str) -> NDArray[np.intp]:
         """Where a parameter's entries stand in the flattened ``[coef, intercept]``."""
         if self.columns is not None:
-            return self.columns[name]
+            return self.columns[name].reshape(-1)
         base, output = parsed(name)
         n_outputs, p = self.coef.shape
         every = np.arange(n_outputs * (p + 1)).reshape(n_outputs, p + 1)
         own = every[:, :p] if base == "coef" else every[:, p:]
         return (own if output is None else own[output]).reshape(-1)
+
+    def entry_names(self, name: str) -> Sequence[str] | None:
+        """Features, with the output before them where the tensor has several."""
+        n_outputs, p = self.coef.shape
+        if self.feature_names is None and self.output_names is None:
+            return None
+        features = [*(self.feature_names or map(str, range(p))), "intercept"]
+        outputs, places = np.divmod(self.places(name), p + 1)
+        if n_outputs == 1 or len(np.unique(outputs)) < n_outputs:
+            return [features[j] for j in places]
+        named = self.output_names or tuple(map(str, range(n_outputs)))
+        pairs = zip(outputs, places, strict=True)
+        return [named[k] if j == p else f"{named[k]},{features[j]}" for k, j in pairs]
 
     def matrix(self) -> Array:
         """Trained ``[coef, intercept]`` of shape (K, p + 1), zero where there is no intercept."""
@@ -185,7 +200,7 @@ class LinearProblem(Problem):
     def _constant(self) -> int | None:
         """Place of the feature that is one for all rows, p for a fitted intercept."""
         if self.columns is not None:
-            return int(self.columns["const"][0]) if "const" in self.columns else None
+            return int(self.columns["const"].flat[0]) if "const" in self.columns else None
         return None if self.intercept is None else self.X.shape[1]
 
     @property

@@ -33,6 +33,12 @@ def regression_rows(model: Any, data: Data) -> Rows:
     return X, y.reshape(-1, 1) if y.ndim == 1 else y, _sample_weight(model, data, X.shape[0])
 
 
+def output_names(y: Any) -> tuple[str, ...] | None:
+    """Names of several targets, from the columns of a table."""
+    names = tuple(map(str, getattr(y, "columns", ())))
+    return names if len(set(names)) == len(names) > 1 else None
+
+
 def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]:
     """Features, positions in ``classes_``, labels and sample weights of a fitted classifier."""
     check_is_fitted(model)

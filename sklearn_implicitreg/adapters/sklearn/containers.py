@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
+from sklearn_implicitreg.adapters.linear.rows import output_names
 from sklearn_implicitreg.adapters.linear.streams import TransformedBlocks, is_stream
 from sklearn_implicitreg.adapters.registry import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
@@ -21,6 +24,10 @@ def _pipeline(model: Any, data: Data, options: Options) -> Problem:
     _check_steps(model)
     if len(model.steps) == 1:
         return adapt(model[-1], data, options)
+    if isinstance(model[-1], Pipeline):  # one pipeline, whose steps know the names
+        inner = model[-1].steps
+        steps = [(str(i), step) for i, (_, step) in enumerate([*model.steps[:-1], *inner])]
+        return _pipeline(Pipeline(steps), data, options)
     before = model[:-1]
     streamed = data.y is None and is_stream(data.X)
     X = TransformedBlocks(data.X, before.transform) if streamed else before.transform(data.X)
@@ -60,6 +67,8 @@ def _transformed_target(model: Any, data: Data, options: Options) -> Problem:
     transformed = model.transformer_.transform(y.reshape(len(y), -1) if y.ndim == 1 else y)
     if transformed.ndim == 2 and transformed.shape[1] == 1:
         transformed = transformed[:, 0]
+    elif output_names(data.y) and transformed.shape == y.shape:
+        transformed = pd.DataFrame(transformed, columns=data.y.columns)
     return adapt(model.regressor_, replace(data, y=transformed), options)
 
 

@@ -26,6 +26,7 @@ from sklearn_implicitreg.adapters.linear.rows import (
     class_weights,
     classification_rows,
     one_hot,
+    output_names,
     regression_rows,
     row_class_weights,
 )
@@ -70,7 +71,7 @@ class _Estimator:
 def _regressor(row: _Estimator, model: Any, data: Data, options: Options) -> LinearProblem:
     """Losses of numbers, outputs summed."""
     loss = row.loss_of(model)
-    known = row.known_of(model, loss)
+    known = row.known_of(model, loss) | {"output_names": output_names(data.y)}
     return fitted_problem(model, regression_rows(model, data), loss, options, **known)
 
 
@@ -84,7 +85,10 @@ def _ridge_classifier(row: _Estimator, model: Any, data: Data, options: Options)
         target = one_hot(codes, len(model.classes_), low=-1.0)
     rows = (X, target, weight * row_class_weights(model, labels))
     loss = replace(row.loss_of(model), words="squared error against targets -1 and +1")
-    return fitted_problem(model, rows, loss, options, **row.known_of(model, loss))
+    known = row.known_of(model, loss)
+    if output_names(data.y):
+        known["output_names"] = output_names(data.y)
+    return fitted_problem(model, rows, loss, options, **known)
 
 
 def _logistic(row: _Estimator, model: Any, data: Data, options: Options) -> LinearProblem:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sklearn_implicitreg.adapters.linear.fitted import fitted_problem
 from sklearn_implicitreg.adapters.linear.given import adapt_given
@@ -16,6 +17,13 @@ from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.rows import Rows, regression_rows
 from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.statsmodels.families import deviance_of, with_offset
+from sklearn_implicitreg.adapters.statsmodels.likelihoods import (
+    binary_or_count,
+    dispersion_of,
+    multinomial,
+    quantile,
+    robust,
+)
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
@@ -33,12 +41,28 @@ class _Given:
     own: bool
 
 
+def _coefficients(results: Any) -> LinearModel:
+    """Coefficients without a dispersion behind them; one row for each class but the first."""
+    params = np.asarray(results.params)
+    return LinearModel(params[: len(params) - _n_behind(results.model)].T)
+
+
+def _n_behind(model: Any) -> int:
+    """Number of parameters behind the coefficients, which have names as well."""
+    return int(getattr(model, "k_extra", 0))
+
+
+def _names(model: Any) -> list[str]:
+    """Names of the columns; none after ``remove_data``."""
+    names = list(map(str, model.exog_names or ()))
+    return names[: len(names) - _n_behind(model)]
+
+
 def _rows(results: Any, data: Data) -> _Given:
     """Rows in the order of the parameters."""
     model = results.model
-    given = LinearModel(np.asarray(results.params))
     ordered = replace(data, X=_ordered(data.X, model))
-    X, y, weight = regression_rows(given, ordered)
+    X, y, weight = regression_rows(_coefficients(results), ordered)
     exog, endog = (np.asarray(getattr(model, name, None)) for name in ("exog", "endog"))
     own = np.array_equal(exog, X) and np.array_equal(endog.reshape(-1), y[:, 0])
     return _Given(X, y, weight, data.sample_weight is not None, own)
@@ -48,15 +72,15 @@ def _ordered(X: Any, model: Any) -> Any:
     """Columns of a DataFrame in the order of the parameters, as an array."""
     if not isinstance(X, pd.DataFrame):
         return X[:, None] if isinstance(X, np.ndarray) and X.ndim == 1 else X
-    names = list(model.exog_names)
+    names = _names(model)
     missing = [name for name in names if name not in X.columns]
     if not missing and len(X.columns) == len(names):
         return X[names].to_numpy()
     if isinstance(getattr(model.data, "orig_exog", None), pd.DataFrame):
         raise ValueError(
             f"Expected the columns {names} of the design, got {list(X.columns)}, missing "
-            f"{missing}; give the matrix that the model was made with, or what a formula made "
-            "of it: results.model.exog."
+            f"{missing}; call fit() without X and y, which takes those that the results hold, or "
+            "give what a formula made of the data: results.model.exog."
         )
     return X.to_numpy()
 
@@ -64,18 +88,20 @@ def _ordered(X: Any, model: Any) -> Any:
 def _named(results: Any) -> dict[str, Any]:
     """Model, parameters and features by the names of statsmodels."""
     model = results.model
-    every = np.arange(len(model.exog_names))
+    coef, names = _coefficients(results).coef_, tuple(_names(model)) or None
+    p = coef.shape[-1]
+    every = np.arange(p) if coef.ndim == 1 else np.arange(len(coef) * (p + 1)).reshape(-1, p + 1)
     constant = getattr(model.data, "const_idx", None)
-    columns = {"coef": every}
-    if constant is not None and len(every) > 1:  # a parameter of its own
-        columns = {"coef": np.delete(every, constant), "const": every[[constant]]}
-    names = tuple(str(name) for name in model.exog_names)
+    columns = {"coef": every[..., :p]}
+    if constant is not None and p > 1:  # a parameter of its own
+        kept = np.arange(p) != constant
+        columns = {"coef": every[..., :p][..., kept], "const": every[..., [constant]]}
     return {"model_name": type(model).__name__, "columns": columns, "feature_names": names}
 
 
 def _problem(results: Any, rows: Rows, loss: Loss, options: Options, **known: Any) -> LinearProblem:
     """Problem of coefficients under the names of their model."""
-    given = LinearModel(np.asarray(results.params))
+    given = _coefficients(results)
     return fitted_problem(given, rows, loss, options, **_named(results), **known)
 
 
@@ -128,7 +154,7 @@ def _precision(model: Any, n_rows: int) -> Array:
 def _glm(results: Any, data: Data, options: Options) -> LinearProblem:
     """Half-deviances; frequency weights and trials count rows, variance weights do not."""
     model = results.model
-    y, trials = _trials(data.y)
+    y, trials = _trials(_successes(data.y, model))
     rows = _rows(results, replace(data, y=y))
     count, variance, offset = rows.sample_weight, np.ones(len(rows.y)), np.zeros(len(rows.y))
     if rows.own:
@@ -158,6 +184,15 @@ def _glm(results: Any, data: Data, options: Options) -> LinearProblem:
     )
 
 
+def _successes(y: Any, model: Any) -> Any:
+    """1.0 for rows of the category that a formula made the success, as patsy names it."""
+    names = model.endog_names
+    if np.ndim(y) != 1 or isinstance(names, str) or len(names) != 2:
+        return y
+    ends = [[str(name).endswith(f"[{value}]") for value in np.asarray(y)] for name in names]
+    return np.array(ends[0], dtype=np.float64) if np.any(ends, axis=0).all() else y
+
+
 def _trials(y: Any) -> tuple[Any, Any]:
     """Proportions and numbers of trials of (successes, failures)."""
     pairs = np.asarray(y)
@@ -165,6 +200,69 @@ def _trials(y: Any) -> tuple[Any, Any]:
         return y, 1.0
     trials = pairs.sum(axis=1)
     return pairs[:, 0] / trials, trials
+
+
+def _one_predictor(results: Any, data: Data, options: Options) -> LinearProblem:
+    """Discrete models of one predictor: minus the log-likelihood, its dispersion held."""
+    model, rows = results.model, _rows(results, data)
+    parts = [getattr(model, name, 0.0) for name in ("offset", "exposure")]  # logarithms
+    if any(part is None or np.any(np.asarray(part) != 0) for part in parts):
+        _check_own(rows, "offset or exposure")
+    offset = np.zeros(len(rows.y)) + sum(parts)
+    loss, y = with_offset(binary_or_count(results), rows.y, offset)
+    dispersion = dispersion_of(results)
+    known: dict[str, Any] = {"convention": CONVENTIONS["Logit"]}
+    if dispersion is not None:
+        known["notes"] = (f"The dispersion is held at its value, {dispersion:.4g}.",)
+    return _problem(results, (rows.X, y, rows.sample_weight), loss, options, **known)
+
+
+def _multinomial(results: Any, data: Data, options: Options) -> LinearProblem:
+    """MNLogit: cross-entropy, a row of coefficients for each class but the first."""
+    model = results.model
+    codes = _codes(data.y, model)
+    several = np.arange(model.J)[1:] == codes[:, None]
+    rows = _rows(results, replace(data, y=several.astype(np.float64)))
+    known = {"how": "mean over rows", "convention": CONVENTIONS["Logit"]}
+    known["output_names"] = tuple(str(model._ynames_map[j]) for j in range(1, model.J))
+    return _problem(
+        results, (rows.X, rows.y, rows.sample_weight), multinomial(results), options, **known
+    )
+
+
+def _codes(y: Any, model: Any) -> NDArray[np.intp]:
+    """Numbers of the classes of rows, from their labels or from a column for each class."""
+    labels = np.asarray(y)
+    if labels.ndim == 2 and labels.shape[1] == model.J:
+        return np.asarray(labels.argmax(axis=1))
+    places = {str(name): code for code, name in model._ynames_map.items()}
+    given = [_label(value) for value in labels.reshape(-1).tolist()]
+    unknown = sorted(set(given) - set(places))
+    if unknown:
+        raise ValueError(
+            f"Expected y with the classes {list(places)} of the training, got {unknown[:5]}; call "
+            "fit() without X and y, which takes those that the results hold."
+        )
+    return np.array([places[value] for value in given], dtype=np.intp)
+
+
+def _label(value: Any) -> str:
+    """A class as statsmodels names it."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _robust(results: Any, data: Data, options: Options) -> LinearProblem:
+    """RLM: mean of the norm of residuals over the scale, which is held."""
+    rows = _rows(results, data)
+    notes = (f"The scale of the residuals is held at its value, {results.scale:.4g}.",)
+    whole = (rows.X, rows.y, rows.sample_weight)
+    return _problem(results, whole, robust(results), options, notes=notes)
+
+
+def _quantiles(results: Any, data: Data, options: Options) -> LinearProblem:
+    """QuantReg: mean of the quantile loss."""
+    rows = _rows(results, data)
+    return _problem(results, (rows.X, rows.y, rows.sample_weight), quantile(results), options)
 
 
 def _ridge_scale(results: Any) -> float:
@@ -182,6 +280,11 @@ _MODELS: dict[str, Callable[[Any, Data, Options], LinearProblem]] = {
     "GLS": _generalized,
     "GLSAR": _generalized,
     "GLM": _glm,
+    **dict.fromkeys(["Logit", "Probit", "Poisson", "GeneralizedPoisson"], _one_predictor),
+    **dict.fromkeys(["NegativeBinomial", "NegativeBinomialP"], _one_predictor),
+    "MNLogit": _multinomial,
+    "RLM": _robust,
+    "QuantReg": _quantiles,
 }
 
 
@@ -190,14 +293,36 @@ def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
     kind = type(getattr(results, "model", None)).__name__
     if kind not in _MODELS:
         raise TypeError(
-            f"Expected results of one of statsmodels' {sorted(_MODELS)}, got {kind}; give "
-            "LinearModel(results.params, loss=...) with the loss that it minimizes."
+            f"Expected results of one of statsmodels' {sorted(_MODELS)}, whose loss is of one "
+            f"linear predictor, got {kind}; where its loss is one as well, give "
+            "LinearModel(results.params, loss=...) with a callable(output, target), else a torch "
+            "module with its loss."
         )
-    if options.loss != "auto":
-        given = LinearModel(np.asarray(results.params))
-        ordered = replace(data, X=_ordered(data.X, results.model))
-        return adapt_given(given, ordered, options, **_named(results))
-    return _MODELS[kind](results, data, options)
+    if options.loss == "auto":
+        return _MODELS[kind](results, data, options)
+    if kind == "MNLogit":
+        raise ValueError(
+            f"Expected loss='auto' for MNLogit, got {options.loss!r}: its first class has no "
+            "coefficients; give LinearModel(coef, loss=...) with a row for each class."
+        )
+    ordered = replace(data, X=_ordered(data.X, results.model))
+    return adapt_given(_coefficients(results), ordered, options, **_named(results))
+
+
+def held(results: Any) -> tuple[Any, Any]:
+    """Rows that the results hold, the design as a DataFrame where the model was made with one."""
+    model = results.model
+    if model.exog is None or model.endog is None:
+        raise ValueError(
+            "Expected X and y, got none, and the results hold none since remove_data(); give the "
+            "rows of the training."
+        )
+    X, y = model.exog, model.endog
+    if isinstance(getattr(model.data, "orig_exog", None), pd.DataFrame):
+        X = pd.DataFrame(X, columns=_names(model))
+    if type(model).__name__ == "MNLogit":
+        y = np.array([str(model._ynames_map[code]) for code in y.tolist()])
+    return X, y
 
 
 HANDLERS = {"Results": _adapt_results, "ResultsWrapper": _adapt_results}

@@ -164,8 +164,14 @@ def draw_masks(module: nn.Module, rate: float | None) -> None:
             found.append((part, "dropout"))
     if not found:
         raise ValueError(
-            "Expected a model with dropout layers such as nn.Dropout, got none; give the model "
-            "with the layers that it was trained with (masks drawn by functions are not seen)."
+            "Expected a model with dropout layers such as nn.Dropout(p), got none, so the rate p "
+            "is not known; give the model with the layers that it was trained with (masks drawn "
+            "by functions are not seen)."
+        )
+    if rate is None and not any(getattr(part, name) for part, name in found):
+        raise ValueError(
+            "Expected dropout layers with a rate p above 0, got rates of 0; give the rate of the "
+            "training, as family=Dropout(p)."
         )
     if any(part.training for part, _ in found):
         raise ValueError(

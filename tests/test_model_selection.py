@@ -500,14 +500,14 @@ def test_criterion_does_not_depend_on_the_order_of_the_rows():
     model = ElasticNet(0.5, l1_ratio=0.5, **CD).fit(X, Y)
     rows = 2 * X * (model.predict(X) - Y)[:, None]
     g, w = rows.mean(axis=0), model.coef_
-    bases = [np.linalg.qr(np.array(c).T)[0] for c in ([w], [np.sign(w)], [w, np.sign(w)])]
+    bases = [np.linalg.qr(np.array(c).T)[0] for c in ([w], [np.sign(w)])]
     noise = [np.trace(b.T @ np.cov(rows.T) @ b) / (99 * len(Y) * g @ g) for b in bases]
     net = nn.Linear(10, 1).double()
     with torch.no_grad():
         net.weight.copy_(torch.tensor(w)[None]), net.bias.fill_(float(model.intercept_))
     order = np.argsort(Y)
     inputs, target = torch.tensor(X[order]), torch.tensor(Y[order])[:, None]
-    families = ["l2", "l1", "l2+l1"]
+    families = ["l2", "l1"]  # of what both leave, the noise costs no more than it is
     for trained, data in (
         (model, (X[order], Y[order])),
         (net, (inputs, target)),

@@ -475,6 +475,11 @@ CALLS = {
         {"model": RIDGE, "families": ["l2", "l1"], "X": X, "y": Y},
         {"model": "model", "families": "families", "cv": "cv", "refit": "name"} | SHARED,
     ),
+    "family_score": (
+        model_selection.family_score, None,
+        {"estimator": ImplicitRegularizationEstimator(RIDGE).fit(X, Y), "X": X, "y": Y},
+        FIT | {"estimator": "estimator"},
+    ),
     "simplest_within_one_se": (
         model_selection.simplest_within_one_se, None, {}, {"cv_results": "dict"}
     ),

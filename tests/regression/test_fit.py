@@ -72,7 +72,7 @@ def given():
 # What is fitted, and which fields of the result belong to it besides those of all.
 KINDS = {
     "endpoint": (at_endpoint, {"solution", "inference"}),
-    "endpoints": (at_endpoints, {"solution", "inference", "path", "bands", "same"}),
+    "endpoints": (at_endpoints, {"solution", "inference", "path", "bands"}),
     "windows": (along, {"solution", "inference", "path", "bands"}),
     "arrays": (given, {"solution", "inference"}),
     "structured endpoint": (lambda: at_endpoint("diagonal"), {"whole"}),

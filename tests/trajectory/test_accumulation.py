@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
-from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.trajectory import (
     ImplicitRegularizationRecorder,
@@ -500,3 +500,56 @@ def test_steps_of_unknown_size_are_warned_of(size):
             fit(case, reference="gradient", window=1)
     else:
         np.testing.assert_allclose(fit(case, reference="gradient", window=1).coef_, DECAY)
+
+
+# --- undivided losses and the noise of rows ------------------------------------------------------
+
+
+def shuffled(weight, named=True, lr=1e-4, decay=0.0, n_epochs=25, m=3):
+    """Six batches of eight in steps of m, their losses times ``weight``."""
+    X, y = rows(48)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=lr, weight_decay=decay)
+    order = torch.Generator().manual_seed(1)
+    with record(net, optimizer) as path:
+        for _ in range(n_epochs):
+            for step in chunks(torch.randperm(48, generator=order), 8, m):
+                optimizer.zero_grad()
+                for part in step:
+                    path.batch(part if named else len(part), accumulate=True, weight=weight)
+                    (weight * nn.functional.mse_loss(net(X[part]), y[part])).backward()
+                optimizer.step()
+            path.epoch()
+    return net, X, y, path.trajectory
+
+
+def test_the_column_of_batches_of_known_size_goes_with_the_square_of_the_factor():
+    """Also where the rows of the batches are not known, and their noise is that expected."""
+    from sklearn_implicitreg.adapters import Data, Options, adapt
+    from sklearn_implicitreg.trajectory.minibatch import gradient_and_column
+    from sklearn_implicitreg.trajectory.references import Gradient
+
+    for named in (True, False):
+        columns = []
+        for weight in (1 / 3, 1.0):
+            net, X, y, path = shuffled(weight, named, lr=1e-7 / weight, n_epochs=2)
+            whole = adapt(net, Data(X, y), Options(loss="mse", params="all"))
+            window = path.windows("epoch")[0]
+            columns.append(gradient_and_column(whole, window, Gradient())[1])
+        for name, undivided in columns[1].items():
+            torch.testing.assert_close(undivided, 9 * columns[0][name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_criterion_does_not_depend_on_how_losses_are_divided():
+    """The same iterates: losses undivided, half the step and twice the decay."""
+    scores = []
+    for weight, lr, decay in ((0.5, 0.1, 0.05), (1.0, 0.05, 0.1)):
+        net, X, y, path = shuffled(weight, lr=lr, decay=decay, n_epochs=8, m=2)
+        search = ImplicitRegularizationCV(
+            net, families=["l2", "power"], mode="trajectory", trajectory=path, window="epoch",
+            loss="mse", params="all",
+        ).fit(X, y)  # fmt: skip
+        scores.append(search.cv_results_["mean_test_score"])
+        said = "on 2 times L" in " ".join(str(search.summary()).split())
+        assert said == (weight == 1.0)
+    np.testing.assert_allclose(*scores, rtol=1e-9)

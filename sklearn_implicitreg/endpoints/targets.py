@@ -156,7 +156,8 @@ def places_notes(problems: Sequence[Problem], gradients: Sequence[LossGradient])
         notes.append(
             f"The gradient in the unpenalized intercept is {unrest:.2g} of its standard error over "
             "rows and not zero: these are other rows or sample weights than those of the training, "
-            "the model's weights were changed, or its training had not ended."
+            "the model's weights were changed, its training had not ended, or the intercept was "
+            "penalized too (params='all')."
         )
     if problems[0].left_out:
         notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")

@@ -70,7 +70,7 @@ def fitted_problem(
         loss=loss,
         weight=weight,
         intercept_unit=unit,
-        at_rest=intercept is not None and not whole and not loss.kinked,
+        at_rest=not (intercept is None or whole or loss.kinked or options.penalized_intercept),
         **{**own, **known},
     )
 

@@ -140,9 +140,13 @@ def integer(least: int, most: float = math.inf) -> Allowed:
 
 def choice(*values: Any) -> Allowed:
     """One of a few values, mostly names."""
-    kinds = {type(value) for value in values}
-    words = tuple(map(repr, values))
-    return Allowed(lambda v: type(v) in kinds and v in values, words)
+
+    def holds(given: Any) -> bool:  # a string of NumPy is one, and True is not 1
+        bools = [isinstance(value, bool) == isinstance(given, bool) for value in values]
+        pairs = zip(values, bools, strict=True)
+        return any(same and isinstance(given, type(v)) and given == v for v, same in pairs)
+
+    return Allowed(holds, tuple(map(repr, values)))
 
 
 def instance(words: str, *kinds: type) -> Allowed:
@@ -171,7 +175,6 @@ def _compiles(pattern: Any) -> bool:
         return False
 
 
-ANYTHING = Allowed(lambda value: True, ("anything",))
 FLAG = Allowed(lambda v: isinstance(v, bool | np.bool_), ("True", "False"))
 NOTHING = choice(None)
 PATTERN = Allowed(_compiles, ("a regular expression",))

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from sklearn_implicitreg.exceptions import ParameterError
@@ -83,14 +84,22 @@ def shown(value: Any) -> str:
     return " ".join(_SHORT.repr(value).split())
 
 
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """Array of what is given; of a tensor its numbers alone."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    return np.asarray(values)
+
+
 def as_numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
     """Array of floats of what is given; ParameterError where it holds something else."""
     try:
-        array = np.asarray(values)
+        array = as_array(values)
         if array.dtype.kind in "cSUmM":
             raise TypeError
         return np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ParameterError(
             f"Expected {name} to be an array of real numbers, got {shown(values)}."
         ) from error

@@ -127,6 +127,10 @@ class RowLoss:
         value = (self.evaluate or self.criterion)(output, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
+        if not value.is_floating_point():
+            raise TypeError(
+                f"Expected the loss to return real floating-point numbers, got {value.dtype}."
+            )
         return value
 
     def _weighted_mean(

@@ -261,7 +261,7 @@ class TestFormulas:
         with pytest.raises(ValueError, match="Expected q of Power to be a finite number > 0, got"):
             Power(q=q).terms(tensors(), None)
         with pytest.raises(ValueError, match="Expected q of Power to be a finite number > 0, got"):
-            Power(q=q).gradient("w", torch.ones(2))
+            Power(q=q).leaves(tensors(), None)
 
 
 class TestCombinations:

@@ -101,8 +101,8 @@ class EndpointTargets:
         notes += _inequality_notes(result.tested)
         if result.scale_invariant:
             notes.append(
-                f"The loss does not see the scale of {', '.join(result.scale_invariant)} (they "
-                "feed a normalization): an endpoint shows no L2 there."
+                f"A normalization follows {', '.join(result.scale_invariant)}, so that their scale "
+                "does not change the loss: an endpoint shows no L2 there."
             )
         solution = result.solution
         assert solution is not None
@@ -183,9 +183,14 @@ def _inequality_notes(tested: Inequalities | None) -> list[str]:
     if tested.n_violated is None:
         end = "their inequalities were not tested"
     elif tested.n_violated:
-        end = f"{tested.n_violated} of their inequalities do not hold"
-    what = f"{tested.n} coordinates at a kink of the penalty or a bound give no equation"
-    return [f"{what}; {end}."]
+        holds = "does" if tested.n_violated == 1 else "do"
+        end = f"{tested.n_violated} of their inequalities {holds} not hold"
+    what = "1 coordinate" if tested.n == 1 else f"{tested.n} coordinates"
+    end = (
+        end.replace("all their inequalities hold", "its inequality holds") if tested.n == 1 else end
+    )
+    gives = "gives" if tested.n == 1 else "give"
+    return [f"{what} at a kink of the penalty or a bound {gives} no equation; {end}."]
 
 
 def _range(numbers: Sequence[float]) -> str:

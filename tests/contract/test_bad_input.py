@@ -23,6 +23,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from skorch import NeuralNetRegressor
 from skorch.dataset import ValidSplit
+from statsmodels.api import OLS
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -185,6 +186,31 @@ LOSSES = {
         (linear, {"loss": "cross-entropy"}, X, Y, None),
         ValueError,
         f"Unknown loss 'cross-entropy'; expected one of {LOSS_NAMES}. Did you mean 'cross_entropy'",
+    ),
+    "loss-in-capitals": (
+        (linear, {"loss": "MSE"}, X, Y, None),
+        ValueError,
+        "Unknown loss 'MSE'; expected one of .*Did you mean 'mse'",
+    ),
+    "loss-of-scikit-learn": (
+        (linear, {"loss": "squared_error"}, X, Y, None),
+        ValueError,
+        "Unknown loss 'squared_error'.*Did you mean 'mse'",
+    ),
+    "loss-of-torch": (
+        (linear, {"loss": "BCEWithLogitsLoss"}, X, Y, None),
+        ValueError,
+        "Unknown loss.*Did you mean 'bce_with_logits'",
+    ),
+    "loss-like-none": (
+        (linear, {"loss": "???"}, X, Y, None),
+        ValueError,
+        r"Unknown loss '\?\?\?'; expected one of \[[^]]*\]\.$",
+    ),
+    "statsmodels-before-fit": (
+        (lambda: OLS(Y, X), {}, X, Y, None),
+        TypeError,
+        r"Expected results of statsmodels, got OLS before its fit; give .*model\.fit\(\)",
     ),
     "loss-class": (
         (linear, {"loss": nn.MSELoss}, X, Y, None),
@@ -388,7 +414,7 @@ CHOICES = {
     "device-that-is-not-there": (
         (linear, {**MSE, "device": "cuda:77"}, X, Y, None),
         ValueError,
-        r"Expected a device that is there, one of \['cpu'.*\], got 'cuda:77'",
+        r"Expected a device that is there, one of \['cpu'.*\], got 'cuda:77'; use device='cpu'",
     ),
     "device-of-no-kind": (
         (linear, {**MSE, "device": "gpu"}, X, Y, None),

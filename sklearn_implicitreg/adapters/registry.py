@@ -55,6 +55,8 @@ class Options:
         Size of the batches of the training, where the rows do not say it.
     completing : bool, default=False
         Whether the rows complete those of a fit and are taken as they come.
+    penalized_intercept : bool, default=False
+        Whether the penalty of a linear model covers the intercept.
     """
 
     loss: Any = "auto"
@@ -66,6 +68,7 @@ class Options:
     random_state: Any = None
     trained_batch_size: int | None = None
     completing: bool = False
+    penalized_intercept: bool = False
 
 
 Handler = Callable[[Any, Data, Options], Problem]
@@ -211,13 +214,11 @@ def linear_problem(
     [-1.0, -2.0]
     """
     model = LinearModel(coef, intercept, loss=loss, classes=classes)
-    if penalized_intercept and isinstance(options.params, str) and options.params == "auto":
-        options = replace(options, params="all")
-    problem: Any = adapt(model, data, options)
-    if penalized_intercept and getattr(problem, "at_rest", False):
-        problem = replace(problem, at_rest=False)
-    found: Problem = replace(problem, convention=convention if options.loss == "auto" else None)
-    return found
+    if penalized_intercept:
+        params = "all" if isinstance(options.params, str) and options.params == "auto" else None
+        options = replace(options, penalized_intercept=True, params=params or options.params)
+    problem = adapt(model, data, options)
+    return replace(problem, convention=convention if options.loss == "auto" else None)
 
 
 def _module(name: str) -> Any:

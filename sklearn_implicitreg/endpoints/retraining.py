@@ -26,12 +26,14 @@ from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
     RANDOM_STATE,
+    Allowed,
     as_numbers,
     checked,
     integer,
 )
 from sklearn_implicitreg.progress import progress
 
+_INTEGER = integer(-(2**31))
 Learned = npt.NDArray[Any]
 Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 
@@ -39,7 +41,7 @@ Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 @checked(
     n_endpoints=integer(1),
     bootstrap=FLAG,
-    n_jobs=NOTHING | integer(1) | integer(-(2**31), -1),
+    n_jobs=NOTHING | Allowed(lambda n: n != 0 and _INTEGER.holds(n), ("an integer other than 0",)),
     random_state=RANDOM_STATE,
     verbose=integer(0) | FLAG,
 )

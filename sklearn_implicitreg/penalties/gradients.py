@@ -42,7 +42,6 @@ class OfGradient(Penalty):
 
     def full_gradient(self, params: Params, problem: Problem | None) -> dict[str, Params]:
         """Gradient of the term at the problem's weights, for all tensors that it reaches."""
-        self.check_parameters()
         return {self._term: self._gradient(Scope(params, self._problem(problem)))}
 
     def _problem(self, problem: Problem | None) -> Problem:

@@ -117,6 +117,8 @@ class RowBatch:
         if sample_weight is not None:
             sample_weight = as_numbers("sample_weight", sample_weight)
         batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)
+        if not batch.n_rows:
+            raise ValueError("Expected at least 1 row of data, got 0.")
         shape, weight = (batch.n_rows,), batch.weight
         if weight.shape != shape or not bool((weight >= 0).all()) or not 0 < weight.sum() < np.inf:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.design import recorded_part
+from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
 from sklearn_implicitreg.trajectory.references import as_reference, check_others
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
@@ -54,7 +55,7 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
     for own in ("trajectory", "trajectory_"):  # of a recorder
         trajectory = getattr(trajectory, own, trajectory)
     if not isinstance(trajectory, Trajectory):
-        if isinstance(trajectory, type) or not hasattr(trajectory, "run"):
+        if not isinstance(trajectory, Probe):
             raise TypeError(
                 "Expected trajectory to be a Trajectory, such as the `trajectory` of a recorder, "
                 f"or a probe, such as ContinueTraining(...), got {trajectory!r}."

@@ -55,7 +55,7 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     n_steps = sum(window.n_steps for window in windows)
     target = "-grad L" + " less what is known" * bool(place.design.known_terms)
     measured = f"noise {noise:.2g}" if len(windows) > 1 else "one window: its noise is not known"
-    steps = f"what {n_steps} steps of the trajectory beside these weights added"
+    steps = f"the penalty gradient that the {n_steps} steps next to these weights added"
     if share <= _DIFFERENT + noise:
         return replace(
             equations,
@@ -64,10 +64,10 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
         )
     norm = float(added.mean(0).norm())
     evidence = (
-        f"{target} has norm {size:.4g}, {steps} has {norm:.4g}, and their difference is "
-        f"{share:.3g} of the squared norm of the former, more than {_DIFFERENT + noise:.2g} "
-        f"({measured}): this is the gradient of noise, or of a training that had not ended. Read "
-        "what the steps add with mode='trajectory' and this trajectory."
+        f"{target} has norm {size:.4g} and {steps} has norm {norm:.4g}; they differ by {share:.3g} "
+        f"of the squared norm of the first, more than {_DIFFERENT + noise:.2g} ({measured}): "
+        f"{target} holds noise, or the training had not ended. Measure what the steps added, with "
+        "mode='trajectory' and this trajectory."
     )
     return replace(equations, evidence=evidence)
 

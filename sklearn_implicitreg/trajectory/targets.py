@@ -347,9 +347,8 @@ def warn_of_single_steps(
     else:
         return
     warn_user(
-        f"The windows {what}: within a shuffled epoch the batches left over pull against those "
-        "used, which looks like a ridge that is not there. Use window='epoch', or "
-        "reference='batch'.",
+        f"The windows {what}: within a shuffled epoch the batches that they leave out bias the "
+        "estimate towards a decay that does not exist. Use window='epoch', or reference='batch'.",
         PathNoiseWarning,
     )
 

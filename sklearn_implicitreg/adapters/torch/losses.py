@@ -127,6 +127,10 @@ class RowLoss:
         value = (self.evaluate or self.criterion)(output, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
+        if not value.is_floating_point():
+            raise TypeError(
+                f"Expected the loss to return real floating-point numbers, got {value.dtype}."
+            )
         return value
 
     def _weighted_mean(
@@ -288,8 +292,13 @@ def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
                 "A bare nn.Module does not say what it was trained with: give `loss=`, one of "
                 f"{known}, an nn loss, or a callable(output, target)."
             )
-        near = difflib.get_close_matches(loss, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"Unknown loss {loss!r}; expected one of {known}. Did you mean {near!r}?")
+        words = {name: name for name in known}
+        words |= {make.__name__.lower(): name for name, make in LOSSES.items()}
+        words |= {_WORDS.get(make.__name__, name): name for name, make in LOSSES.items()}
+        near = difflib.get_close_matches(loss.lower().replace("_", " "), words, n=1)
+        near = near or difflib.get_close_matches(loss.lower(), words, n=1)
+        hint = f" Did you mean {words[near[0]]!r}?" if near else ""
+        raise ValueError(f"Unknown loss {loss!r}; expected one of {known}.{hint}")
     if isinstance(loss, type) or not callable(loss):
         raise TypeError(
             f"Expected loss to be one of {list(LOSSES)}, an nn loss instance or a "

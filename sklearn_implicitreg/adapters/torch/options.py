@@ -52,7 +52,9 @@ def device_of(spec: Any, params: Params) -> torch.device:
         there = False
     if not there:
         found = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
-        raise ValueError(f"Expected a device that is there, one of {found}, got {spec!r}.")
+        raise ValueError(
+            f"Expected a device that is there, one of {found}, got {spec!r}; use device='cpu'."
+        )
     if wide(torch.empty(0, device=device)).device != torch.empty(0, device=device).device:
         raise ValueError(
             f"Expected a device with float64, in which gradients are summed, got {spec!r}; use "
@@ -121,8 +123,8 @@ def _set_batch_norms(
     if options.batch_size == "auto" and rows.train_batch_size is None:
         warn_user(
             "The model has BatchNorm layers and the size of its training batches is not known: "
-            "their running statistics are used, whose gradient is another function's. Give "
-            "`batch_size`, the size it was trained with.",
+            "their running statistics are used, and the gradient is that of another loss than the "
+            "net was trained on. Give `batch_size`, the size it was trained with.",
             ModelStateWarning,
         )
         return False, ["BatchNorm by running statistics (training batch size not known)"]

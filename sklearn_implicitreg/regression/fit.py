@@ -27,6 +27,7 @@ from sklearn_implicitreg.regression.verdict import (
     is_explained,
     judge,
 )
+from sklearn_implicitreg.regression.zeros import with_zeros
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Result:
     bands: Array | None = None  # (W, k, 2), their intervals
     noise_share: float = 0.0  # of the mean target
     signal_share: float | None = None  # what the family explains of the rest
-    resolution: Array | None = None  # (k,): a coefficient up to it is zero to rounding
+    stated: Array | None = None  # (k,), the coefficients without those that can be left out
     tested: Inequalities | None = None  # of coordinates at a kink
     scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
     whole: tuple[Any, Any] | None = None  # family solved as a whole, what its solver found
@@ -97,7 +98,7 @@ def _unscaled(result: Result, ready: Equations) -> Result:
     """The result of equations that were multiplied, in the units of those given."""
     solution, inference = result.regression()
     units, powers = ready.units, ready.judged.powers
-    assert powers is not None and isinstance(units, np.ndarray) and result.resolution is not None
+    assert powers is not None and isinstance(units, np.ndarray) and result.stated is not None
     coef, conf_int = solution.coef * units, inference.conf_int * units[:, None]
     log = solution.n_equations * float(np.log(powers[-1]))
     return replace(
@@ -121,7 +122,7 @@ def _unscaled(result: Result, ready: Equations) -> Result:
         ),
         path=None if result.path is None else result.path * units,
         bands=None if result.bands is None else result.bands * units[:, None],
-        resolution=result.resolution * units,
+        stated=result.stated * units,
     )
 
 
@@ -155,7 +156,13 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
         path=path,
         bands=bands,
         noise_share=noise_share,
-        resolution=_resolution(equations, solution),
+        stated=with_zeros(
+            system,
+            solution,
+            rounding=equations.rounding,
+            pvalues=inference.pvalues,
+            at_end=equations.mean is None,
+        ),
         signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
         scale_invariant=invariant,
@@ -179,17 +186,6 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
     if turned.residual < found.residual:
         found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
     return replace(found, active=found.active | (sign < 0))
-
-
-def _resolution(equations: Equations, solution: Solution) -> Array:
-    """What rounding moves each coefficient by: at an endpoint, also what the solver left."""
-    left = 0.0
-    if equations.mean is None and is_explained(solution):
-        # What it left, or four standard errors where it is spread over many equations.
-        df = solution.n_equations - solution.n_used
-        left = solution.residual * min(1.0, 4 / df**0.5)
-    found: Array = solution.reach * max(equations.rounding, left)
-    return found
 
 
 def _warn_of_dependence(solution: Solution, system: System) -> None:

@@ -67,10 +67,8 @@ class FittedResult:
     def _coefficients(self) -> dict[str, float]:
         result = self._fitted()
         result.regression()
-        coef, near = result.coef, result.resolution
-        if near is not None:
-            coef = np.where(np.abs(coef) <= near, 0.0, coef)
-        return {self.term_names_[i]: float(coef[i]) for i in result.family}
+        assert result.stated is not None
+        return {self.term_names_[i]: float(result.stated[i]) for i in result.family}
 
     def _first_model(self) -> Any:
         return self.model_[0] if isinstance(self.model_, list) else self.model_
@@ -168,8 +166,8 @@ class FittedResult:
     def in_model_units(self) -> dict[str, Any]:
         """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
 
-        A coefficient that is zero to rounding is zero here, in an explained fit also one within
-        what the solver left of the gradient.
+        A coefficient is zero here if leaving it out costs nothing above rounding, in an explained
+        fit nothing above what the solver left of the gradient; the others are those without it.
 
         Returns
         -------

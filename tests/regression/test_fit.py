@@ -139,7 +139,7 @@ def test_result_names_its_fields():
     assert {field.name for field in fields(Result)} == {
         *("term_names", "coef", "conf_int", "r2", "cosine", "n_equations", "verdict", "penalty"),
         *("solution", "inference", "family", "path", "bands", "noise_share", "signal_share"),
-        *("resolution", "tested", "scale_invariant", "whole"),
+        *("stated", "tested", "scale_invariant", "whole"),
     }
 
 

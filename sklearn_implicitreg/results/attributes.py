@@ -172,15 +172,23 @@ class FittedResult:
         Returns
         -------
         params : dict of str to float, str or ndarray
-            What ``set_params`` of the model takes, with what states the kind of the penalty
-            (``l1_ratio``, ``penalty``, a ``solver`` that has it); with statsmodels what
-            ``fit_regularized`` takes. An array with one parameter per output;
-            ``"weight_decay[fc1]"`` of a grouped family.
+            Parameters of the model, with those that state the kind of the penalty (``l1_ratio``,
+            ``penalty``, a ``solver`` that has it): what its ``set_params`` takes. In the names of
+            the model inside where it is in a pipeline, a search or another container, of ``Ridge``
+            for ``RidgeCV`` and the like, of torch for a net (``weight_decay``), and of
+            ``fit_regularized`` for statsmodels; :meth:`explicit_estimator` puts them in their
+            place. An array with one parameter per output; ``"weight_decay[fc1]"`` of a grouped
+            family.
 
         Raises
         ------
         ValueError
-            If the model has no parameter for a term.
+            If the model has no parameter for a term, or a coefficient is negative.
+
+        Notes
+        -----
+        The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
+        gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
         """
         coefficients = self._coefficients()
         return model_units(self._first_model(), coefficients, self._description)
@@ -191,14 +199,16 @@ class FittedResult:
         Returns
         -------
         estimator : object
-            A scikit-learn or skorch estimator.
+            A scikit-learn or skorch estimator: the container with the model inside replaced; of a
+            search, its best estimator, and ``Ridge`` instead of ``RidgeCV``.
 
         Raises
         ------
         ValueError
-            If the model has no parameter for a term, or a coefficient is negative or NaN.
+            If the model has no parameter for a term, or a coefficient is negative.
         TypeError
-            For a bare module: add ``penalty_`` to its training loop.
+            For a bare module, whose training loop takes ``penalty_``, and for results of
+            statsmodels, whose ``fit_regularized`` takes :meth:`in_model_units`.
         """
         stated = self._coefficients()
         penalty = self._result.penalty

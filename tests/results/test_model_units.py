@@ -7,16 +7,21 @@ import pytest
 import statsmodels.api as sm
 from cases import CASES
 from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import (
     ElasticNet,
+    ElasticNetCV,
     HuberRegressor,
     Lasso,
+    LassoCV,
     LogisticRegression,
     LogisticRegressionCV,
     PoissonRegressor,
     Ridge,
+    RidgeCV,
     SGDClassifier,
     SGDRegressor,
 )
@@ -28,6 +33,7 @@ from statsmodels.base.elastic_net import RegularizedResults
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator as Estimator
 from sklearn_implicitreg import LinearModel, equations
+from sklearn_implicitreg.endpoints.templates import inner_model
 from sklearn_implicitreg.results.explicit import model_units
 
 X, Y = load_diabetes(return_X_y=True)
@@ -397,3 +403,100 @@ def test_a_small_lasso_that_is_there_stays(share):
     model = LinearModel(weights, loss="squared_error")
     est = Estimator(model, family="l2+l1").fit(ROWS, target)
     np.testing.assert_allclose(list(est._coefficients().values()), [0.1, share], rtol=1e-5)
+
+
+# --- containers, and what no model has a parameter for ------------------------------------------
+
+SCALED = ROWS * np.arange(1, 7) + 2
+NOISY = SCALED @ SLOPES + np.random.default_rng(6).normal(size=300)
+CLASSES = NOISY > np.median(NOISY) + np.random.default_rng(7).normal(size=300)
+
+
+def in_containers(model, **grid):
+    """A model in everything that a penalty is looked for through."""
+    pipe = make_pipeline(StandardScaler(), model)
+    return [
+        model,
+        pipe,
+        FrozenEstimator(clone(model).fit(SCALED, CLASSES if hasattr(model, "C") else NOISY)),
+        GridSearchCV(pipe, {f"{pipe.steps[-1][0]}__{k}": [v] for k, v in grid.items()}, cv=2),
+    ]
+
+
+CONTAINERS = [
+    *((model, NOISY, "l2") for model in in_containers(Ridge(7.0), alpha=7.0)),
+    *(
+        (model, CLASSES, "l2")
+        for model in in_containers(LogisticRegression(C=0.02, **TIGHT), C=0.02)
+    ),
+    (TransformedTargetRegressor(Ridge(7.0), transformer=StandardScaler()), NOISY, "l2"),
+    (
+        make_pipeline(
+            StandardScaler(),
+            TransformedTargetRegressor(Lasso(0.1, **TIGHT), transformer=StandardScaler()),
+        ),
+        NOISY,
+        "l1",
+    ),
+    (make_pipeline(StandardScaler(), RidgeCV([7.0, 8.0])), NOISY, "l2"),
+    (RidgeCV([7.0]), NOISY, "l2"),
+    (LassoCV(cv=3, **TIGHT), NOISY, "l1"),
+    (ElasticNetCV(l1_ratio=0.4, cv=3, **TIGHT), NOISY, "l2+l1"),
+]
+
+
+@pytest.mark.parametrize("kind", range(len(CONTAINERS)))
+def test_the_explicit_estimator_of_a_container_trains_the_penalty_found(kind):
+    template, target, family = CONTAINERS[kind]
+    model = template.fit(SCALED, target)
+    est = Estimator(model, family=family).fit(SCALED, target)
+    explicit = est.explicit_estimator()
+    again = Estimator(clone(explicit).fit(SCALED, target), family=family).fit(SCALED, target)
+    np.testing.assert_allclose(again.coef_, est.coef_, rtol=1e-5)
+    method = "decision_function" if hasattr(model, "classes_") else "predict"
+    old, new = getattr(model, method)(SCALED), getattr(explicit.fit(SCALED, target), method)(SCALED)
+    assert np.linalg.norm(old - new) <= 1e-5 * np.linalg.norm(old)
+    inner = inner_model(explicit).get_params()
+    assert {key: inner[key] for key in est.in_model_units()} == est.in_model_units()
+
+
+def test_liblinear_penalizes_the_intercept_and_no_other_solver_does():
+    both = {"l2": 0.01, "l1": 0.02}
+    for intercept, dual in ((True, False), (True, True), (False, False), (False, True)):
+        model = LogisticRegression(solver="liblinear", fit_intercept=intercept, dual=dual)
+        found = Estimator(model.fit(CANCER, LABELS)).fit(CANCER, LABELS)._description
+        if intercept:
+            with pytest.raises(ValueError, match="Expected one kind of penalty for solver='libl"):
+                model_units(model, both, found)
+        else:
+            units = model_units(model, both, found)
+            assert units["solver"] == "saga"
+            clone(model).set_params(**units, tol=0.1).fit(CANCER, LABELS)
+        for kind, ratio in (("l2", 0.0), ("l1", 1.0)):  # the solver stays
+            units = model_units(model, {kind: 0.01}, found)
+            again = clone(model).set_params(**units)
+            assert (again.solver, again.l1_ratio) == ("liblinear", ratio)
+            again.fit(CANCER, LABELS)
+
+
+def test_zero_or_impossible_penalties():
+    plain = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-13)
+    noisy = np.random.default_rng(8).random(300) < 1 / (1 + np.exp(-ROWS[:, 0]))
+    for family in ("l2", "l2+l1"):
+        est = Estimator(plain.fit(ROWS, noisy), family=family).fit(ROWS, noisy)
+        assert est.verdict_ == "no signal"
+        assert est.in_model_units() == {"C": np.inf, "l1_ratio": 0.0}
+        est.explicit_estimator().fit(ROWS, noisy)
+    ridge = Ridge(2.0).fit(ROWS, NOISY)
+    ridge.coef_ = ridge.coef_ * 1.2
+    est = Estimator(ridge).fit(ROWS, NOISY)
+    for method in (est.in_model_units, est.explicit_estimator):
+        with pytest.raises(ValueError, match="Expected coefficients at or above zero, got {'l2'"):
+            method()
+
+
+def test_statsmodels_has_no_constructor_with_a_penalty():
+    results = sm.OLS(Y, X).fit_regularized(alpha=0.7, L1_wt=0.0)
+    est = Estimator(results).fit(X, Y)
+    with pytest.raises(TypeError, match=r"give in_model_units\(\) to the training of its library"):
+        est.explicit_estimator()

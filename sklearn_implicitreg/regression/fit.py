@@ -81,11 +81,13 @@ class Result:
 def fit(equations: Equations, settings: Settings) -> Result:
     """Solve the equations, infer and judge, each once."""
     ready = equations.in_range()
-    result = _fitted(ready, settings)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is out of range raises an error
+        result = _fitted(ready, settings)
+        given = result if ready is equations else _unscaled(result, ready)
     solution = result.solution
     if solution is not None and solution.rank < solution.n_terms and solution.tss > 0:
         _warn_of_dependence(solution, equations.system)
-    return result if ready is equations else _unscaled(result, ready)
+    return given
 
 
 def verdict_on(equations: Equations, positive: bool) -> Verdict:
@@ -100,6 +102,13 @@ def _unscaled(result: Result, ready: Equations) -> Result:
     units, powers = ready.units, ready.judged.powers
     assert powers is not None and isinstance(units, np.ndarray) and result.stated is not None
     coef, conf_int = solution.coef * units, inference.conf_int * units[:, None]
+    stated = result.stated * units
+    size = np.abs(stated[result.stated != 0])
+    if ((size < np.finfo(np.float64).tiny) | ~np.isfinite(size)).any():
+        raise ValueError(
+            f"Expected coefficients in the range of float64, got {stated.tolist()}; give the data "
+            "in other units, such as X divided by its largest number."
+        )
     log = solution.n_equations * float(np.log(powers[-1]))
     return replace(
         result,
@@ -122,7 +131,7 @@ def _unscaled(result: Result, ready: Equations) -> Result:
         ),
         path=None if result.path is None else result.path * units,
         bands=None if result.bands is None else result.bands * units[:, None],
-        stated=result.stated * units,
+        stated=stated,
     )
 
 

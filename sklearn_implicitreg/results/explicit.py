@@ -52,6 +52,7 @@ def explicit_estimator(
     model: Any, coef: Mapping[str, float], description: Description, penalty: FittedPenalty | None
 ) -> Any:
     """Unfitted estimator of the model's kind with the penalty as its own parameters."""
+    _check_no_reward(coef)
     description.check_all_unknown()
     coef = _stated(coef)
     inside = getattr(model, "best_estimator_", None)
@@ -140,6 +141,7 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
 def model_units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
     """Coefficients as the model's own parameters, with those that state the kind of penalty."""
     params = description.in_model_units(_stated(coef))
+    _check_no_reward(coef)
     inside = inner_model(model)
     own = inside.get_params(deep=False) if hasattr(inside, "get_params") else {}
     if "l1_ratio" not in params or "penalty" not in own:
@@ -162,8 +164,8 @@ def model_units(model: Any, coef: Mapping[str, float], description: Description)
     return params
 
 
-def _stated(coef: Mapping[str, float]) -> dict[str, float]:
-    """Coefficients of the terms that are not zero everywhere, of all if none is."""
+def _check_no_reward(coef: Mapping[str, float]) -> None:
+    """Raise ValueError for a negative coefficient, which no model takes."""
     negative = {term: c for term, c in coef.items() if not c >= 0}
     if negative:
         raise ValueError(
@@ -171,6 +173,10 @@ def _stated(coef: Mapping[str, float]) -> dict[str, float]:
             "a penalty that rewards large weights. Fit with positive=True, or read verdict_ and "
             "coef_."
         )
+
+
+def _stated(coef: Mapping[str, float]) -> dict[str, float]:
+    """Coefficients of the terms that are not zero everywhere, of all if none is."""
     terms = {name.partition("[")[0] for name, value in coef.items() if value != 0}
     kept = {name: value for name, value in coef.items() if name.partition("[")[0] in terms}
     return kept or dict(coef)

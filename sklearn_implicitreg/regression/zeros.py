@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import fdtrc
 
 from sklearn_implicitreg.regression.solve import Solution, norm_of, solve
 from sklearn_implicitreg.regression.system import Array, System
@@ -61,7 +61,7 @@ def _of_part(  # noqa: PLR0913
         if change > rounding:
             if firm[first] or change > most or df < 1 or not left:
                 break
-            if not stats.f.sf((change / left) ** 2 * df / q, q, df) >= _LEVEL:
+            if not fdtrc(q, df, (change / left) ** 2 * df / q) >= _LEVEL:
                 break
         found = without
     return found

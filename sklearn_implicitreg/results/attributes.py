@@ -183,7 +183,8 @@ class FittedResult:
         Raises
         ------
         ValueError
-            If the model has no parameter for a term, or a coefficient is negative.
+            If the model has no parameter for a term, or none for a negative coefficient: an
+            inverse (``C``), or a share of both terms (``l1_ratio``).
 
         Notes
         -----

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.frozen import FrozenEstimator
@@ -140,8 +141,12 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
 
 def model_units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
     """Coefficients as the model's own parameters, with those that state the kind of penalty."""
-    params = description.in_model_units(_stated(coef))
-    _check_no_reward(coef)
+    params, convention = description.in_model_units(_stated(coef)), description.convention
+    assert convention is not None
+    ratios = [np.ravel(value) for key, value in params.items() if key.startswith(convention.ratio)]
+    # The inverse of a negative number, or a share of two signs, is no smaller penalty.
+    if convention.inverse or any(((own < 0) | (own > 1)).any() for own in ratios):
+        _check_no_reward(coef)
     inside = inner_model(model)
     own = inside.get_params(deep=False) if hasattr(inside, "get_params") else {}
     if "l1_ratio" not in params or "penalty" not in own:

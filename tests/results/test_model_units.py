@@ -490,9 +490,26 @@ def test_zero_or_impossible_penalties():
     ridge = Ridge(2.0).fit(ROWS, NOISY)
     ridge.coef_ = ridge.coef_ * 1.2
     est = Estimator(ridge).fit(ROWS, NOISY)
-    for method in (est.in_model_units, est.explicit_estimator):
-        with pytest.raises(ValueError, match="Expected coefficients at or above zero, got {'l2'"):
-            method()
+    assert est.in_model_units()["alpha"] < 0  # a number in other units, which no estimator takes
+    with pytest.raises(ValueError, match="Expected coefficients at or above zero, got {'l2'"):
+        est.explicit_estimator()
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (LogisticRegression(), {"l2": -1e-3}),
+        (LogisticRegression(), {"l2": 1e-3, "l1": -1e-4}),
+        (LinearSVC(), {"l2": -1e-3}),
+        (SGDClassifier(random_state=0), {"l2": -0.1, "l1": 0.2}),
+    ],
+    ids=str,
+)
+def test_no_inverse_and_no_share_of_a_negative_penalty(model, found):
+    model.fit(CANCER, LABELS)
+    description = Estimator(model).fit(CANCER, LABELS)._description
+    with pytest.raises(ValueError, match="Expected coefficients at or above zero, got {'l"):
+        model_units(model, found, description)
 
 
 def test_statsmodels_has_no_constructor_with_a_penalty():

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.frozen import FrozenEstimator
@@ -143,9 +142,10 @@ def model_units(model: Any, coef: Mapping[str, float], description: Description)
     """Coefficients as the model's own parameters, with those that state the kind of penalty."""
     params, convention = description.in_model_units(_stated(coef)), description.convention
     assert convention is not None
-    ratios = [np.ravel(value) for key, value in params.items() if key.startswith(convention.ratio)]
-    # The inverse of a negative number, or a share of two signs, is no smaller penalty.
-    if convention.inverse or any(((own < 0) | (own > 1)).any() for own in ratios):
+    terms = {name.partition("[")[0] for name in _stated(coef)}
+    # The inverse of a negative number, or a share of terms of two signs, is no smaller penalty.
+    shared = len(terms) > 1 and any(key.startswith(convention.ratio) for key in params)
+    if convention.inverse or shared:
         _check_no_reward(coef)
     inside = inner_model(model)
     own = inside.get_params(deep=False) if hasattr(inside, "get_params") else {}

@@ -74,7 +74,7 @@ def given_equations(
         )
     if sample_weight is not None:
         weight = _numbers(sample_weight, "sample_weight")
-        if weight.shape != y.shape or (weight < 0).any() or not weight.sum() > 0:
+        if weight.shape != y.shape or (weight < 0).any() or not (weight > 0).any():
             raise ValueError(
                 f"Expected sample_weight of shape ({len(X)},), at or above zero and not all zero, "
                 f"got shape {weight.shape} with a smallest weight of "

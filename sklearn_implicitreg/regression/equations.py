@@ -320,7 +320,11 @@ class Equations:
     def units(self) -> Array | float:
         """What takes coefficients of the multiplied columns and target back, (k,)."""
         powers = self.judged.powers
-        return 1.0 if powers is None else powers[:-1] / powers[-1]
+        if powers is None:
+            return 1.0
+        with np.errstate(over="ignore"):  # coefficients that are out of range raise an error
+            units: Array = powers[:-1] / powers[-1]
+        return units
 
     def in_range(self) -> Equations:
         """These equations, multiplied by powers of two where squares would be out of range."""
@@ -442,9 +446,10 @@ class Equations:
 
     def r2(self, coef: Array) -> float:
         """Uncentered R2 of given coefficients; 0 where the targets are zero."""
-        if norm_of(self.system.r_factor[:, -1]) <= self.rounding:
+        ready = self.in_range()
+        if norm_of(ready.system.r_factor[:, -1]) <= ready.rounding:
             return 0.0
-        return explained(self.system.r_factor, coef)
+        return explained(ready.system.r_factor, coef / ready.units)
 
     def completed(self, others: Sequence[LossGradient]) -> Equations:
         """The same columns against the gradients over these rows and others together."""

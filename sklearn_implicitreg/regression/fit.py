@@ -27,6 +27,7 @@ from sklearn_implicitreg.regression.verdict import (
     is_explained,
     judge,
 )
+from sklearn_implicitreg.regression.zeros import with_zeros
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Result:
     bands: Array | None = None  # (W, k, 2), their intervals
     noise_share: float = 0.0  # of the mean target
     signal_share: float | None = None  # what the family explains of the rest
-    resolution: Array | None = None  # (k,): a coefficient up to it is zero to rounding
+    stated: Array | None = None  # (k,), the coefficients without those that can be left out
     tested: Inequalities | None = None  # of coordinates at a kink
     same: float | None = None  # share that one coefficient explains of what each place's do
     scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
@@ -81,11 +82,13 @@ class Result:
 def fit(equations: Equations, settings: Settings) -> Result:
     """Solve the equations, infer and judge, each once."""
     ready = equations.in_range()
-    result = _fitted(ready, settings)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is out of range raises an error
+        result = _fitted(ready, settings)
+        given = result if ready is equations else _unscaled(result, ready)
     solution = result.solution
     if solution is not None and solution.rank < solution.n_terms and solution.tss > 0:
         _warn_of_dependence(solution, equations.system)
-    return result if ready is equations else _unscaled(result, ready)
+    return given
 
 
 def verdict_on(equations: Equations, positive: bool) -> Verdict:
@@ -98,8 +101,15 @@ def _unscaled(result: Result, ready: Equations) -> Result:
     """The result of equations that were multiplied, in the units of those given."""
     solution, inference = result.regression()
     units, powers = ready.units, ready.judged.powers
-    assert powers is not None and isinstance(units, np.ndarray) and result.resolution is not None
+    assert powers is not None and isinstance(units, np.ndarray) and result.stated is not None
     coef, conf_int = solution.coef * units, inference.conf_int * units[:, None]
+    stated = result.stated * units
+    size = np.abs(stated[result.stated != 0])
+    if ((size < np.finfo(np.float64).tiny) | ~np.isfinite(size)).any():
+        raise ValueError(
+            f"Expected coefficients in the range of float64, got {stated.tolist()}; give the data "
+            "in other units, such as X divided by its largest number."
+        )
     log = solution.n_equations * float(np.log(powers[-1]))
     return replace(
         result,
@@ -122,7 +132,7 @@ def _unscaled(result: Result, ready: Equations) -> Result:
         ),
         path=None if result.path is None else result.path * units,
         bands=None if result.bands is None else result.bands * units[:, None],
-        resolution=result.resolution * units,
+        stated=stated,
     )
 
 
@@ -158,7 +168,13 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
         bands=bands,
         noise_share=noise_share,
         same=None if equations.variation is None else equations.variation.same,
-        resolution=_resolution(equations, solution),
+        stated=with_zeros(
+            system,
+            solution,
+            rounding=equations.rounding,
+            pvalues=inference.pvalues,
+            at_end=equations.mean is None,
+        ),
         signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
         scale_invariant=invariant,
@@ -182,17 +198,6 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
     if turned.residual < found.residual:
         found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
     return replace(found, active=found.active | (sign < 0))
-
-
-def _resolution(equations: Equations, solution: Solution) -> Array:
-    """What rounding moves each coefficient by: at an endpoint, also what the solver left."""
-    left = 0.0
-    if equations.mean is None and is_explained(solution):
-        # What it left, or four standard errors where it is spread over many equations.
-        df = solution.n_equations - solution.n_used
-        left = solution.residual * min(1.0, 4 / df**0.5)
-    found: Array = solution.reach * max(equations.rounding, left)
-    return found
 
 
 def _warn_of_dependence(solution: Solution, system: System) -> None:

@@ -139,7 +139,7 @@ def test_result_names_its_fields():
     assert {field.name for field in fields(Result)} == {
         *("term_names", "coef", "conf_int", "r2", "cosine", "n_equations", "verdict", "penalty"),
         *("solution", "inference", "family", "path", "bands", "noise_share", "signal_share"),
-        *("resolution", "tested", "scale_invariant", "whole"),
+        *("stated", "same", "tested", "scale_invariant", "whole"),
     }
 
 
@@ -242,5 +242,5 @@ def test_scale_that_no_place_sees_counts_where_it_dominates(size, dominates):
     result = fit(explained, Settings())
     assert result.scale_invariant == ("0.weight",)
     assert result.verdict.label == ("not identifiable" if dominates else "supported")
-    words = "the model does not depend on the scale of 1 tensors"
+    words = "the model does not depend on the scale of tensors that carry"
     assert (words in result.verdict.sentence) == dominates

@@ -25,6 +25,9 @@ Rows = tuple[Any, Array, Array]
 _INTEGERS = [f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)]
 _KEPT = [np.dtype(name) for name in ("f8", "f4", *_INTEGERS)]
 
+# Products of derivatives with the largest weight keep their digits, and sums of them are finite.
+_SMALLEST, _LARGEST = float(np.finfo(np.float64).tiny), 1e300
+
 
 def regression_rows(model: Any, data: Data) -> Rows:
     """Rows of a fitted regressor, validated in scikit-learn's words."""
@@ -112,6 +115,14 @@ def _sample_weight(model: Any, data: Data, n_rows: int) -> Array:
     if np.any(weight < 0):
         raise ValueError(
             f"Expected sample_weight at or above zero, got {weight.min():g}; drop those rows."
+        )
+    with np.errstate(over="ignore"):
+        largest, total = weight.max(initial=0.0), weight.sum()
+    if 0 < largest < _SMALLEST or total > _LARGEST:
+        raise ValueError(
+            f"Expected sample_weight of {_SMALLEST:.3g} or more, with a total of {_LARGEST:g} or "
+            f"less, got {largest:.3g} as the largest and a total of {total:.3g}; divide all by one "
+            "number, and train with them."
         )
     if not has_fit_parameter(model, "sample_weight") and np.ptp(weight) > 0:
         raise ValueError(

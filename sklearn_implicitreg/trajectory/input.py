@@ -35,8 +35,9 @@ def trajectory_targets(
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
     problem = recorded_part(problem, trajectory.names)
     named = as_reference(reference, window)
-    check_others(problem, trajectory, named)
-    if trajectory.r_factors is not None:
+    reduced = trajectory.r_factors is not None
+    check_others(problem, trajectory, named, () if reduced else trajectory.windows(window))
+    if reduced:
         return targets_from_r_factors(problem, trajectory, named, window)
     return targets_from_weights(problem, trajectory, named, window, verbose)
 

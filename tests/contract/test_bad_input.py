@@ -760,3 +760,9 @@ def test_one_of_several_that_is_recorded_already():
         record(net, [second, first]).__enter__()
     with record(net, second):
         pass
+
+
+def test_recording_of_complex_parameters():
+    net = torch.nn.Linear(2, 1, dtype=torch.cfloat)
+    with pytest.raises(ValueError, match="Expected an optimizer of real parameters, got complex"):
+        record(net, sgd(net))

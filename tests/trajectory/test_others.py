@@ -677,3 +677,39 @@ def test_switches_that_stand_still_in_a_window():
         part = recorder.trajectory[start : start + 5]
         alone = fitted(net, replace(part, others={}), "gradient")
         assert path[row, 0] == pytest.approx(alone.coef_[0], rel=1e-9)
+
+
+class Ensemble(nn.Module):
+    """Three nets in one set of tensors, called by a net that has none."""
+
+    def __init__(self, frozen, first):
+        super().__init__()
+        nets = [nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)) for _ in range(3)]
+        stacked, _ = torch.func.stack_module_state(nets)
+        parts = {"base": copy.deepcopy(nets[0]).to("meta").requires_grad_(not frozen)}
+        named = {name.replace(".", "_"): t.detach() for name, t in stacked.items()}
+        parts["a"] = nn.ParameterDict({name: nn.Parameter(t) for name, t in named.items()})
+        for name in sorted(parts, reverse=first):
+            setattr(self, name, parts[name])
+        self.names = {name.replace(".", "_"): name for name in stacked}
+
+    def forward(self, x):
+        def one(params):
+            return torch.func.functional_call(self.base, params, (x,))
+
+        return torch.func.vmap(one)({self.names[n]: p for n, p in self.a.items()}).mean(0)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_nets_without_tensors_of_their_own(frozen, first):
+    torch.manual_seed(0)
+    net = Ensemble(frozen, first).double()
+    net.between = net.after = lambda: None
+    optimizer = SGD(net.a.parameters(), lr=0.1, weight_decay=DECAY)
+    with record(net, optimizer) as recorder:
+        run(net, optimizer, recorder)
+    net.between = net.after = None
+    found = fitted(net, recorder.trajectory)
+    assert found.coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    assert found.n_equations_ == 4 * 3 * 19

@@ -458,7 +458,8 @@ def module_problem(
 
 def _trained(module: nn.Module) -> Params:
     """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
-    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    named = [(n, p) for n, p in module.named_parameters() if not p.is_meta]
+    trained: Params = {own_name(n): p for n, p in named if p.requires_grad}
     if not trained:
         raise ValueError(
             "Expected a model with trainable parameters, got one with requires_grad=False "

@@ -32,6 +32,8 @@ def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None)
             written |= {id(p) for p in part.parameters(recurse=False)}
 
     def moved(tensor: Tensor) -> Tensor:
+        if tensor.is_meta:  # of a module that is called with the tensors of others
+            return tensor.detach()
         return tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
 
     def named(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
-from sklearn_implicitreg.trajectory.references import as_reference, check_others
+from sklearn_implicitreg.trajectory.references import as_reference, check_others, warn_of_loss
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
 from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
 
@@ -37,8 +37,9 @@ def trajectory_targets(
     named = as_reference(reference, window)
     reduced = trajectory.r_factors is not None
     check_others(problem, trajectory, named, () if reduced else trajectory.windows(window))
-    if reduced:
+    if reduced:  # of a loss as it was while recording
         return targets_from_r_factors(problem, trajectory, named, window)
+    warn_of_loss(problem, named)
     return targets_from_weights(problem, trajectory, named, window, verbose)
 
 

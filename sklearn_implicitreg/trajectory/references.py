@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, check, choice, having, integer
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
@@ -247,6 +248,20 @@ def check_others(
             "Expected whole numbers that the loss depends on to stay the same in a window, got one "
             f"in which {', '.join(read)} changes, whose mean is another function's; record with "
             "every=1 and use window=None or reference='batch', or use reference='applied'."
+        )
+
+
+def warn_of_loss(problem: Problem, reference: Reference) -> None:
+    """Warn where the loss reads what may have moved, at values that the marks do not hold."""
+    found = getattr(problem, "moved_with_loss", None)
+    names = [] if found is None or isinstance(reference, Applied) else found()
+    if names:
+        warn_user(
+            f"The loss reads {', '.join(names)}, as it is now: a trajectory holds the model's own "
+            "tensors. If it moved while recording, let the model hold it and return what the loss "
+            "needs, or use reference='applied'; if a parameter stood still, freeze it by "
+            "requires_grad_(False).",
+            ModelStateWarning,
         )
 
 

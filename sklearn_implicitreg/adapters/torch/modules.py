@@ -54,12 +54,8 @@ from sklearn_implicitreg.adapters.torch.options import (
     seed_of,
     set_modes,
 )
-from sklearn_implicitreg.adapters.torch.structure import (
-    restore,
-    skeleton,
-    state_of,
-    weight_matrices,
-)
+from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
+from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -79,7 +75,6 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
-from sklearn_implicitreg.problem.vectors import wide
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -157,25 +152,11 @@ class TorchProblem(Problem):
 
     def reads(self, names: Sequence[str]) -> bool:
         """Whether the gradient depends on frozen parameters, buffers or attributes."""
-        held = {part.name: part.value for part in state_of(self.module)}
-        held |= {n: p.detach() for n, p in self.module.named_parameters()}
-        own = {name: torch.as_tensor(held[name]) for name in names if name in held}
-        if not own:
-            return False
-        found = self.at({}).gradient().value
-        # A switch may take the same way at several numbers, and an index be out of range.
-        for factor, shift in ((1.5, 1.0), (0.0, 0.0), (0.0, 1.0)):
-            moved = {n: t * factor + shift if t.is_complex() else wide(t) * factor + shift
-                     for n, t in own.items()}  # fmt: skip
-            try:
-                changed = self.at(moved).gradient().value
-            except Exception:
-                return True
-            if any(not torch.equal(t, changed[n]) for n, t in found.items()):
-                return True
-            if all(t.is_floating_point() for t in own.values()):
-                break
-        return False
+        return depends_on(self, names)
+
+    def moved_with_loss(self) -> list[str]:
+        """What the loss reads beside outputs and targets, and a training may have moved."""
+        return moved_with_loss(self)
 
     def take(self, rows: Indices, weights: Weights) -> TorchProblem:
         """The same problem on some of the rows, with weights of their own."""

@@ -12,6 +12,7 @@ from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
 from sklearn_implicitreg.trajectory.references import as_reference, check_others, warn_of_loss
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
 from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
+from sklearn_implicitreg.trajectory.written import as_read
 
 
 def trajectory_targets(
@@ -36,6 +37,8 @@ def trajectory_targets(
     problem = recorded_part(problem, trajectory.names)
     named = as_reference(reference, window)
     reduced = trajectory.r_factors is not None
+    if not reduced:
+        trajectory = as_read(problem, trajectory, named)
     check_others(problem, trajectory, named, () if reduced else trajectory.windows(window))
     if reduced:  # of a loss as it was while recording
         return targets_from_r_factors(problem, trajectory, named, window)

@@ -48,6 +48,11 @@ class Others:
         # Looks since the last step, what moved between them, and whether a step was made.
         self._n_looks, self._within, self._begun = 0, set[str](), False
 
+    def begin(self) -> None:
+        """Look before the first forward pass, which may write to what it read."""
+        self.look()
+        self._n_looks, self._within = 0, set()
+
     @torch.no_grad()
     def look(self, whole: bool = False) -> None:
         """Notice what changed since the last look; ``whole``: in every entry."""

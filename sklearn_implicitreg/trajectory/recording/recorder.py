@@ -65,6 +65,7 @@ class Recorder:
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
         self._batches.taken(())  # of a step that was interrupted
+        self._others.begin()
         if self._marks:
             self._stale = True  # weights may have changed outside
         else:

@@ -10,9 +10,10 @@ from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
-from sklearn_implicitreg.trajectory.references import as_reference, check_others
+from sklearn_implicitreg.trajectory.references import as_reference, check_others, warn_of_loss
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
 from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
+from sklearn_implicitreg.trajectory.written import as_read
 
 
 def trajectory_targets(
@@ -36,9 +37,13 @@ def trajectory_targets(
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
     problem = recorded_part(problem, trajectory.names)
     named = as_reference(reference, window)
-    check_others(problem, trajectory, named)
-    if trajectory.r_factors is not None:
+    reduced = trajectory.r_factors is not None
+    if not reduced:
+        trajectory = as_read(problem, trajectory, named)
+    check_others(problem, trajectory, named, () if reduced else trajectory.windows(window))
+    if reduced:  # of a loss as it was while recording
         return targets_from_r_factors(problem, trajectory, named, window)
+    warn_of_loss(problem, named)
     return targets_from_weights(problem, trajectory, named, window, verbose)
 
 

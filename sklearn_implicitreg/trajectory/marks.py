@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -300,7 +300,7 @@ class Kept:
     def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
         self.marks: list[Mark] = []
         self.failed: OSError | None = None  # what ends the recording
-        self.others: Mapping[str, Tensor | None] = {}  # what moves besides, as in a Window
+        self.others: dict[str, Tensor | None] = {}  # what moves besides, as in a Window
         self._shelf = None if directory is None else Shelf(directory)
         self._limit = memory_limit
 

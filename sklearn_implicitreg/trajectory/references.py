@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, check, choice, having, integer
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
@@ -220,20 +221,66 @@ def _not_descent(window: Window) -> str:
     return ""
 
 
-def check_others(problem: Problem, trajectory: Trajectory, reference: Reference) -> None:
-    """Raise ValueError where the loss reads what changed while recording and was not kept."""
-    lost = [name for name, began in trajectory.others.items() if began is None]
-    if not lost or isinstance(reference, Applied):
+def check_others(
+    problem: Problem, trajectory: Trajectory, reference: Reference, windows: Sequence[Window]
+) -> None:
+    """Raise ValueError where the loss reads what moved and has no value for a window."""
+    if isinstance(reference, Applied) or not trajectory.others:
         return
-    reads = getattr(problem, "reads", None)
-    read = [name for name in lost if reads is None or reads(name)]
+    lost = [name for name, began in trajectory.others.items() if began is None]
+    read = read_by(problem, lost)
     if read:
         raise ValueError(
             f"Expected a trajectory that knows all that the loss depends on, got one in which "
             f"{', '.join(read)} changed while recording and was not recorded (it is larger than "
-            "memory_limit, or its shape changed); give its optimizer to record(model, "
-            "[optimizers]) or a larger memory_limit, or use reference='applied'."
+            "memory_limit, was added or got another shape or type, changed between the batches of "
+            "one step, or is a whole number that changed between two marks); give its optimizer to "
+            "record(model, [optimizers]), a larger memory_limit or every=1, or use "
+            "reference='applied'."
         )
+    changing = set[str]()
+    for window in windows:
+        for part in _averaged(window, reference):
+            changing.update(*(own.changing() for _, _, own in part.groups(problem.params)))
+    read = read_by(problem, sorted(changing))
+    if read:
+        raise ValueError(
+            "Expected whole numbers that the loss depends on to stay the same in a window, got one "
+            f"in which {', '.join(read)} changes, whose mean is another function's; record with "
+            "every=1 and use window=None or reference='batch', or use reference='applied'."
+        )
+
+
+def warn_of_loss(problem: Problem, reference: Reference) -> None:
+    """Warn where the loss reads what may have moved, at values that the marks do not hold."""
+    found = getattr(problem, "moved_with_loss", None)
+    names = [] if found is None or isinstance(reference, Applied) else found()
+    if names:
+        warn_user(
+            f"The loss reads {', '.join(names)}, as it is now: a trajectory holds the model's own "
+            "tensors. If it moved while recording, let the model hold it and return what the loss "
+            "needs, or use reference='applied'; if a parameter stood still, freeze it by "
+            "requires_grad_(False).",
+            ModelStateWarning,
+        )
+
+
+def _averaged(window: Window, reference: Reference) -> Iterator[Window]:
+    """Steps of a window that the reference evaluates at one mean."""
+    if isinstance(reference, Flow):
+        return window.parts()
+    size = 1 if isinstance(reference, Batch) else getattr(reference, "sub_window", None)
+    return iter([window]) if size is None else sub_windows(window, size)
+
+
+def read_by(problem: Problem, names: Sequence[str]) -> list[str]:
+    """Those of the names that the loss depends on; all where that cannot be found out."""
+    reads = getattr(problem, "reads", None)
+    if reads is None or not names:
+        return list(names)
+    if not reads(names):
+        return []
+    return [name for name in names if len(names) == 1 or reads([name])] or list(names)
 
 
 _NAMED: dict[str, type] = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}

@@ -37,8 +37,8 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
         return equations
     place = equations.judged
     problem = recorded_part(place.problem, trajectory.names)
-    check_others(problem, trajectory, Gradient())
     windows = _beside(trajectory, problem.params)
+    check_others(problem, trajectory, Gradient(), windows)
     whole, reference = problem.whole(), Gradient()
     parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]
     # What only some of the steps updated says nothing of the mean over all of them.

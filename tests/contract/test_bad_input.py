@@ -1022,3 +1022,9 @@ def test_a_penalty_takes_axes_of_length_one():
     for penalty in (PENALTY, WHOLE):
         assert penalty({"coef": coef[None]}) == penalty({"coef": coef})
         assert penalty({"coef": coef[:, None]}) == penalty({"coef": coef})
+
+
+def test_recording_of_complex_parameters():
+    net = torch.nn.Linear(2, 1, dtype=torch.cfloat)
+    with pytest.raises(ValueError, match="Expected an optimizer of real parameters, got complex"):
+        record(net, sgd(net))

@@ -74,7 +74,7 @@ class CopyCall:
                     object.__setattr__(part, "__dict__", state)
 
     def _first(self, copy: nn.Module, inputs: Any) -> Any:
-        device = next(copy.parameters()).device
+        device = _device_of(copy)
         start = generator_states(device)
         with STATES, _eager():
             states = [dict(vars(part)) for part in self._parts]
@@ -124,7 +124,7 @@ class CopyCall:
         self, copy: nn.Module, active: Sequence[str], inputs: Any
     ) -> tuple[Tensor | None, bool]:
         """First output with some layers in training state, and whether numbers were drawn."""
-        device = next(copy.parameters()).device
+        device = _device_of(copy)
         own = skeleton(copy, device, None)
         for name in active:
             own.get_submodule(name).training = True
@@ -194,6 +194,10 @@ def _eager() -> contextlib.AbstractContextManager[None]:
     eager: contextlib.AbstractContextManager[None]
     eager = torch.compiler.set_stance("force_eager")
     return eager
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(p.device for p in module.parameters() if not p.is_meta)
 
 
 def _few(inputs: Any) -> Any:

@@ -54,12 +54,8 @@ from sklearn_implicitreg.adapters.torch.options import (
     seed_of,
     set_modes,
 )
-from sklearn_implicitreg.adapters.torch.structure import (
-    restore,
-    skeleton,
-    state_of,
-    weight_matrices,
-)
+from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
+from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -79,7 +75,6 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
-from sklearn_implicitreg.problem.vectors import wide
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -155,15 +150,13 @@ class TorchProblem(Problem):
         named = dict(own.named_parameters())
         return replace(self, module=own, params={n: named[n].detach() for n in self.params})
 
-    def reads(self, name: str) -> bool:
-        """Whether the gradient depends on a frozen parameter, a buffer or an attribute."""
-        held = {part.name: part.value for part in state_of(self.module)}
-        held |= {n: p.detach() for n, p in self.module.named_parameters()}
-        if name not in held:
-            return False
-        changed = wide(torch.as_tensor(held[name])) * 1.5 + 1.0
-        found = [self.at(values).gradient().value for values in ({}, {name: changed})]
-        return any(not torch.equal(t, found[1][n]) for n, t in found[0].items())
+    def reads(self, names: Sequence[str]) -> bool:
+        """Whether the gradient depends on frozen parameters, buffers or attributes."""
+        return depends_on(self, names)
+
+    def moved_with_loss(self) -> list[str]:
+        """What the loss reads beside outputs and targets, and a training may have moved."""
+        return moved_with_loss(self)
 
     def take(self, rows: Indices, weights: Weights) -> TorchProblem:
         """The same problem on some of the rows, with weights of their own."""
@@ -446,7 +439,8 @@ def module_problem(
 
 def _trained(module: nn.Module) -> Params:
     """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
-    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    named = [(n, p) for n, p in module.named_parameters() if not p.is_meta]
+    trained: Params = {own_name(n): p for n, p in named if p.requires_grad}
     if not trained:
         raise ValueError(
             "Expected a model with trainable parameters, got one with requires_grad=False "

@@ -65,6 +65,7 @@ class Recorder:
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
         self._batches.taken(())  # of a step that was interrupted
+        self._others.begin()
         if self._marks:
             self._stale = True  # weights may have changed outside
         else:
@@ -301,7 +302,8 @@ class Recorder:
         """Add what a step that was made visited, consumed and applied."""
         self._fresh = False  # those that a closure took are of this step
         if not any(part.stepped for part in self._parts):
-            self._others.add_to(self._running["visited"], self._step)
+            n_batches = len(self._named[0].get("parts", ()))
+            self._others.add_to(self._running["visited"], self._step, n_batches)
         # Not before the step: a closure makes the gradients in it.
         for name in part.without:
             self._running["visited"].add(name, self._params[name].detach(), -1)

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from skorch.helper import SliceDict
+from skorch.history import History
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -21,6 +22,7 @@ from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, read_rows
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
+from sklearn_implicitreg.adapters.torch.structure import skeleton
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.parameters import check, instance, shown
@@ -120,14 +122,25 @@ def _plain(X: Any) -> Any:
     return np.asarray(X) if X.flags.writeable else np.array(X)
 
 
+def _apart(value: Any) -> Any:
+    """What a net notes its training in, as a copy; anything else as it is."""
+    if not isinstance(value, list | dict | set):
+        return value
+    own = copy.copy(value)
+    if isinstance(own, History) and own:  # batches are noted in its last epoch
+        own.append(copy.deepcopy(own.pop()))
+    return own
+
+
 class _OwnNet:
     """Shallow copy of a net around a skeleton of its module: its ``infer`` and ``get_loss``."""
 
     def __init__(self, net: NeuralNet, criterion: Any):
         # copy.copy uses pickle, which copies the weights and the optimizer's state.
         self._net = object.__new__(type(net))
-        vars(self._net).update(vars(net))
-        self._trained = vars(net).get("module_")
+        vars(self._net).update({name: _apart(value) for name, value in vars(net).items()})
+        # A loss may call the module or write to its buffers.
+        self.trained = skeleton(net.module_, None, None)
         self._inputs: Any = None
         self._rows: Any = None
         # Not by setattr, which registers modules in state that the copy shares with the net.
@@ -148,7 +161,7 @@ class _OwnNet:
         """Loss as the net computes it in training; a penalty in it is on the trained module."""
         # The equations are differentiated by the skeleton's tensors, which a penalty on the
         # module's parameters does not reach.
-        vars(self._net)["module_"] = self._trained
+        vars(self._net)["module_"] = self.trained
         return self.inside_loss(output, target)
 
     def inside_loss(self, output: Any, target: Any) -> Tensor:
@@ -225,7 +238,9 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
         row_loss = RowLoss(own_copy, words, scalar_is_sum=summed, trained_sum=summed, custom=True)
     own = _OwnNet(net, row_loss.criterion)
     found = replace(row_loss, words=words, evaluate=own.loss, strict=True, on_rows=own.on_rows)
-    return (replace(found, inside=own.inside_loss) if found.custom else found), own
+    if found.custom:
+        found = replace(found, inside=own.inside_loss, model=own.trained)
+    return found, own
 
 
 def optimizers_of(net: NeuralNet) -> list[Any]:

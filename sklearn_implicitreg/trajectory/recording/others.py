@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from sklearn_implicitreg.adapters.torch.options import running_norms
 from sklearn_implicitreg.adapters.torch.structure import state_of
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
@@ -40,6 +41,10 @@ class Others:
         self._held: Params = {}  # as they were when last looked at
         self._sums: Params = {}  # checksums of those that are not held
         self._numbers: dict[str, float] = {}
+        self._norms = running_norms(model)
+        self._training: dict[str, bool] = {}  # when last looked at
+        # Whether they were in training state in the steps; None: in some.
+        self.norms_in_training: dict[str, bool | None] = {}
         self._rest = [
             (own_name(name), p) for name, p in model.named_parameters() if id(p) not in recorded
         ]
@@ -47,6 +52,7 @@ class Others:
     @torch.no_grad()
     def look(self, whole: bool = False) -> None:
         """Notice what changed since the last look; ``whole``: in every entry."""
+        self._training = {name: norm.training for name, norm in self._norms.items()}
         pairs: list[tuple[str, Tensor, Tensor]] = []
         now: Params = {}
         for name, value in self._values():
@@ -70,6 +76,9 @@ class Others:
 
     def add_to(self, sums: RunningSums, n_before: int) -> None:
         """Add what moves to the sums of what the steps visited; before that it stood still."""
+        for name, training in self._training.items():
+            if self.norms_in_training.setdefault(name, training) != training:
+                self.norms_in_training[name] = None
         for name, began in self.began.items():
             if began is None:
                 continue

@@ -311,8 +311,8 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
         used = np.flatnonzero(weights)
     else:  # what depends on which rows are together, and in which order, is as it was
         weights = weights / np.maximum(1, np.bincount(used, minlength=len(weights)))
-    even = np.ptp(weights) <= 1e-12 * weights.max()
-    if even and np.array_equal(used, np.arange(n_rows or 0)):
+    every = len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max()
+    if every and (not problem.batch_normalized or bool((np.diff(used) > 0).all())):
         return scaled(there.gradient(), factor)
     found = scaled(there.take(used, weights[used]).gradient(), factor)
     # Shares of rows add up to one; what completes the gradient counts by the rows' own weights.

@@ -294,7 +294,9 @@ class TestNormsAtRest:
         before = fingerprint(net)
         est = estimate(net, X, Y, family="weight_decay")
         assert est.coef_ == pytest.approx([0.05], rel=1e-5)
-        assert "normalizations trained at rest, by running statistics: 1" in " ".join(str(est.summary()).split())
+        assert "normalizations trained at rest, by running statistics: 1" in " ".join(
+            str(est.summary()).split()
+        )
         assert fingerprint(net) == before
 
     @pytest.mark.parametrize("training", [True, False])

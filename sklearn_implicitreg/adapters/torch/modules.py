@@ -279,6 +279,7 @@ class TorchProblem(Problem):
             output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
+            self.forward.warn_of_hooks()
             self.forward.warn_of_states(self.module, batch.inputs)
         with in_words(lambda: self._loss_takes(output, batch.target)):
             target = self.row_loss.prepare(output, batch.target)
@@ -288,8 +289,15 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        with self.forward.state_of(self.module):  # checkpoints call the layers once more
-            grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
+        try:
+            with self.forward.state_of(self.module):  # checkpoints call the layers once more
+                grads = torch.autograd.grad(
+                    total, self.leaves, create_graph=twice, allow_unused=True
+                )
+        except RuntimeError as error:
+            if twice or "use_reentrant" not in str(error):
+                raise
+            grads = self._by_backward(batch)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
             sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
@@ -297,6 +305,19 @@ class TorchProblem(Problem):
         n_kinks = self.row_loss.n_kinks(output, target)
         absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
+
+    def _by_backward(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """Gradients by ``backward``, the only way of reentrant checkpoints, of a new graph."""
+        output = self.forward(self.module, batch.inputs)
+        target = self.row_loss.prepare(output, batch.target)
+        total, _ = self.row_loss(output, target, batch.weight)
+        try:
+            with self.forward.state_of(self.module):
+                total.backward()  # type: ignore[no-untyped-call]
+            return tuple(leaf.grad for leaf in self.leaves)
+        finally:
+            for parameter in self.module.parameters():
+                parameter.grad = None
 
     def _loss_takes(self, output: Any, target: Any) -> str:
         words = f"outputs and y as the loss {self.row_loss.words!r} takes them"

@@ -165,6 +165,22 @@ class TestNested:
         check(model, (DataLoader(items, batch_size=7),), want)
         check(model, (Pair(X[:, :2], X[:, 2:]), Y), want)
 
+    def test_named_tuples_whose_fields_are_arguments(self):
+        class Optional(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.f = nn.Linear(2, 1).double()
+
+            def forward(self, left, right=None):
+                return self.f(left if right is None else left + right)
+
+        torch.manual_seed(0)
+        model = Optional()
+        want = expected(model, X[:, :2], X[:, 2:4])
+        items = [(Pair(x[:2], x[2:4]), y) for x, y in zip(X, Y, strict=True)]
+        check(model, (DataLoader(items, batch_size=7),), want)
+        check(model, (Pair(X[:, :2], X[:, 2:4]), Y), want)
+
     def test_packed_sequences(self):
         def collate(items):
             sequences = pack_sequence([x for x, _ in items], enforce_sorted=False)

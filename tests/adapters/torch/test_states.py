@@ -382,3 +382,79 @@ class TestMergingLayers:
         before = fingerprint(net)
         assert along(net, path).coef_ == pytest.approx([0.03], rel=1e-9)
         assert fingerprint(net) == before
+
+
+class Remembering(nn.Module):
+    """Computes its weight once for evaluation, without a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw, self.known = nn.Parameter(torch.randn(4, P, dtype=torch.float64)), None
+
+    def forward(self, x):
+        if self.training or self.known is None:
+            weight = torch.tanh(self.raw)
+            self.known = None if self.training else weight.detach()
+        return x @ (weight if self.training else self.known).T
+
+
+class TestWeightsWithoutAGradientAtRest:
+    def net(self):
+        torch.manual_seed(0)
+        return nn.Sequential(Remembering(), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def test_warns_and_names_them(self):
+        net = minimized(self.net(), 0.05).eval()
+        with pytest.warns(
+            ModelStateWarning, match=r"Remembering \(0\) .*reaches 0.raw\).*mode='tr"
+        ):
+            estimate(net, X, Y)
+
+    def test_as_it_was_trained(self):
+        net = minimized(self.net(), 0.05).eval()
+        est = estimate(net, X, Y, family="weight_decay", module_mode="train")
+        assert est.coef_ == pytest.approx([0.05], rel=1e-5)
+        net = self.net()
+        path = trained_along(net)
+        net.eval()(X)
+        est = along(net, path, module_mode="train")
+        assert est.coef_ == pytest.approx([0.1], rel=1e-9)
+
+
+class TestGradientHooks:
+    MESSAGE = r"without the gradient hooks of 0.weight\. A decay"
+
+    @pytest.fixture
+    def net(self):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(P, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    @pytest.mark.parametrize("after", [False, True])
+    def test_masks(self, net, after):
+        weight = net[0].weight
+        mask = (torch.rand(4, P) > 0.5).double()
+
+        def masked(p):
+            p.grad.mul_(mask)
+
+        if after:
+            weight.register_post_accumulate_grad_hook(masked)
+        else:
+            weight.register_hook(lambda g: g * mask)
+        path = trained_along(net, 0.05)
+        for fitted in (lambda: estimate(net, X, Y), lambda: along(net, path)):
+            with pytest.warns(ModelStateWarning, match=self.MESSAGE):
+                fitted()
+        est = along(net, path, reference="applied")  # what the optimizer added
+        assert est.coef_ == pytest.approx([0.05], rel=1e-9)
+
+    def test_a_decay_is_found(self, net):
+        for p in net.parameters():
+            p.register_hook(lambda g, p=p: g + 0.5 * p.detach())
+        path = trained_along(net, 0.0)
+        with pytest.warns(ModelStateWarning, match="hooks of 0.weight, 0.bias, 2.weight, 2.bias"):
+            assert along(net, path).coef_ == pytest.approx([0.5], rel=1e-9)
+
+    def test_those_of_a_recorder_are_none(self, net):
+        with record(net, torch.optim.SGD(net.parameters(), lr=0.1)):
+            estimate(net, X, Y)

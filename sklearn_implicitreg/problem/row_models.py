@@ -83,7 +83,7 @@ def in_forward(module: nn.Module, inputs: Any) -> contextlib.AbstractContextMana
     """Say what X was and what the first layer is where a forward pass raises an error."""
 
     def expected() -> str:
-        first = next(part for part in module.modules() if not list(part.children()))
+        first = next(part for part in module.modules() if not part._modules)
         kinds = {str(p.dtype)[6:] for p in module.parameters() if p.is_floating_point()}
         words = f"X as the forward of {type(module).__name__} takes it, whose first layer is"
         return f"{words} {first!r} ({', '.join(sorted(kinds))}), got {shapes_of(inputs)}"

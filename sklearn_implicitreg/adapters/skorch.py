@@ -299,9 +299,10 @@ def _dataset(net: NeuralNet, X: Any, y: Any) -> Dataset[Any]:
         made: Dataset[Any] = net.get_dataset(X, y)
         len(made)  # type: ignore[arg-type]
     except (TypeError, ValueError, IndexError) as error:
+        advice = "Give as many rows of X as of y." if "consistent length" in str(error) else ""
         raise ValueError(
             f"Expected X and y that the net can be fitted on, got {shown(X)} and {shown(y)}: "
-            f"{error} Give as many rows of X as of y."
+            f"{error} {advice}".rstrip()
         ) from error
     return made
 

@@ -219,7 +219,7 @@ def _eager() -> contextlib.AbstractContextManager[None]:
 
 def _hooks(p: Tensor) -> bool:
     """Whether a parameter has hooks of the user's on its gradient."""
-    after = (p._post_accumulate_grad_hooks or {}).values()  # type: ignore[attr-defined]
+    after = (p._post_accumulate_grad_hooks or {}).values()
     # A recorder's hooks only look.
     return bool(p._backward_hooks) or any(
         not str(hook.__module__).startswith(__name__.partition(".")[0]) for hook in after

@@ -105,12 +105,12 @@ class TorchProblem(Problem):
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
-        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
             for index, batch in enumerate(
                 merged_last(self.rows.batches(size, split), self.batch_normalized)
             ):
                 before = all_states(self.device) if index == 0 else []
-                block = self._block(self._to_device(batch), first=index == 0)
+                block = self._block(self.to_device(batch), first=index == 0)
                 if index == 0:
                     warn_if_random(self, batch, before)
                 if index == 0 and not self.batch_normalized:
@@ -136,7 +136,7 @@ class TorchProblem(Problem):
         found: list[Tensor] = []
         with preserved_rng(self.device, self.seed), torch.no_grad():
             for read in self.rows.batches(self.batch_size):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
                 target = batch.target
                 if self.row_loss.by_class:  # labels are numbered by the number of outputs
                     output = self.forward(self.module, batch.inputs)
@@ -188,9 +188,9 @@ class TorchProblem(Problem):
         """Batches as they are read, the module at these parameters in its own type."""
         model = ModuleCall(self.module, self.forward)
         rng = np.random.default_rng([0, self.draw])
-        with preserved_rng(self.device, self._drawn), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
 
@@ -207,9 +207,9 @@ class TorchProblem(Problem):
         call = ModuleCall(self.module, self.forward)
         total = zeros_of(own)
         weight = mass = 0.0
-        with preserved_rng(self.device, self._drawn), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
 
                 def loss(params: Params, batch: Batch = batch) -> Tensor:
                     nonlocal mass
@@ -253,12 +253,12 @@ class TorchProblem(Problem):
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:
         """Gradients of the loss on batches, which can be differentiated once more."""
         seed = self._drawn
-        with preserved_rng(self.device, seed), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, seed), torch.enable_grad(), self.own_kernels():
             start = generator_states(self.device)
             for index, batch in enumerate(self.rows.picked(batches)):
                 reset_generators(self.device, start, seed)
                 with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-                    block = self._block(self._to_device(batch), index == 0, twice=True)
+                    block = self._block(self.to_device(batch), index == 0, twice=True)
                 if not block.weight > 0:
                     raise ValueError(
                         "Expected batches whose rows count in the loss, got one in which all are "
@@ -289,6 +289,7 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
+        grads: Sequence[Tensor | None] = [None]
         try:
             with self.forward.state_of(self.module):  # checkpoints call the layers once more
                 grads = torch.autograd.grad(
@@ -297,6 +298,10 @@ class TorchProblem(Problem):
         except RuntimeError as error:
             if twice or "use_reentrant" not in str(error):
                 raise
+        # The parameters in a reentrant checkpoint are no part of the graph outside.
+        if any(g is None for g in grads) and _is_reentrant(total):
+            if twice:
+                raise RuntimeError("A reentrant checkpoint has no second derivative.")
             grads = self._by_backward(batch)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
@@ -306,15 +311,15 @@ class TorchProblem(Problem):
         absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
 
-    def _by_backward(self, batch: Batch) -> tuple[Tensor | None, ...]:
+    def _by_backward(self, batch: Batch) -> list[Tensor | None]:
         """Gradients by ``backward``, the only way of reentrant checkpoints, of a new graph."""
         output = self.forward(self.module, batch.inputs)
         target = self.row_loss.prepare(output, batch.target)
         total, _ = self.row_loss(output, target, batch.weight)
         try:
             with self.forward.state_of(self.module):
-                total.backward()  # type: ignore[no-untyped-call]
-            return tuple(leaf.grad for leaf in self.leaves)
+                total.backward()
+            return [leaf.grad for leaf in self.leaves]
         finally:
             for parameter in self.module.parameters():
                 parameter.grad = None
@@ -336,9 +341,9 @@ class TorchProblem(Problem):
             return 0.0
         with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
             if rows is not None:
-                block = self._block(self._to_device(rows))
+                block = self._block(self.to_device(rows))
                 return norm_of(block.sums) / block.n_rows
-        return self._scale_together(self._to_device(batch))
+        return self._scale_together(self.to_device(batch))
 
     def _scale_together(self, batch: Batch) -> float:
         """The same where rows pass through the module together only, as a graph's nodes."""
@@ -352,7 +357,8 @@ class TorchProblem(Problem):
         named = zip(self.params, grads, strict=True)
         return norm_of({n: g for n, g in named if g is not None}) / rows_in(few)
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def to_device(self, batch: Batch) -> Batch:
+        """A copy of a batch on the device, in the type that the module takes."""
         alone = isinstance(batch.inputs, Tensor)
         places = itertools.count()
 
@@ -393,7 +399,7 @@ class TorchProblem(Problem):
             return self.seed
         return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
 
-    def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
+    def own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
         if self.device.type != "cuda" or not recurrent:
@@ -407,6 +413,20 @@ class TorchProblem(Problem):
 def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
     """A block with its scale, from that of a few rows and its own norm."""
     return replace(block, scale=max(row_scale * block.n_rows, norm_of(block.sums)))
+
+
+def _is_reentrant(value: Tensor) -> bool:
+    """Whether a reentrant checkpoint is in the graph of a value."""
+    open_, seen = [value.grad_fn], set()
+    while open_:
+        node = open_.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        open_ += [inner for inner, _ in node.next_functions]
+    return False
 
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:

@@ -25,6 +25,7 @@ from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_prob
 from sklearn_implicitreg.adapters.torch.structure import skeleton
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
+from sklearn_implicitreg.problem.frozen import STATES
 from sklearn_implicitreg.problem.parameters import check, instance, shown
 
 _OWN_LOSSES = tuple(
@@ -139,8 +140,10 @@ class _OwnNet:
         # copy.copy uses pickle, which copies the weights and the optimizer's state.
         self._net = object.__new__(type(net))
         vars(self._net).update({name: _apart(value) for name, value in vars(net).items()})
-        # A loss may call the module or write to its buffers.
-        self.trained = skeleton(net.module_, None, None)
+        self.trained: nn.Module | None = vars(net).get("module_")
+        if type(net).get_loss not in _OWN_LOSSES:  # which may call it or write to its buffers
+            with STATES:
+                self.trained = skeleton(net.module_, None, None)
         self._inputs: Any = None
         self._rows: Any = None
         # Not by setattr, which registers modules in state that the copy shares with the net.

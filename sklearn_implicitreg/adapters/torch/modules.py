@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +32,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     read_rows,
     rows_in,
 )
+from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
     with_custom_loss,
@@ -53,6 +53,7 @@ from sklearn_implicitreg.adapters.torch.options import (
     dtype_of,
     seed_of,
     set_modes,
+    stored_notes,
 )
 from sklearn_implicitreg.adapters.torch.structure import (
     restore,
@@ -289,20 +290,7 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        grads: Sequence[Tensor | None] = [None]
-        try:
-            with self.forward.state_of(self.module):  # checkpoints call the layers once more
-                grads = torch.autograd.grad(
-                    total, self.leaves, create_graph=twice, allow_unused=True
-                )
-        except RuntimeError as error:
-            if twice or "use_reentrant" not in str(error):
-                raise
-        # The parameters in a reentrant checkpoint are no part of the graph outside.
-        if any(g is None for g in grads) and _is_reentrant(total):
-            if twice:
-                raise RuntimeError("A reentrant checkpoint has no second derivative.")
-            grads = self._by_backward(batch)
+        grads = self._gradients(total, batch, twice)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
             sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
@@ -311,18 +299,16 @@ class TorchProblem(Problem):
         absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
 
-    def _by_backward(self, batch: Batch) -> list[Tensor | None]:
-        """Gradients by ``backward``, the only way of reentrant checkpoints, of a new graph."""
-        output = self.forward(self.module, batch.inputs)
+    def _gradients(self, total: Tensor, batch: Batch, twice: bool) -> Sequence[Tensor | None]:
+        with self.forward.state_of(self.module):  # checkpoints call the layers once more
+            grads = gradients_of(total, self.leaves, twice)
+        if grads is not None:
+            return grads
+        output = self.forward(self.module, batch.inputs)  # the graph was used up
         target = self.row_loss.prepare(output, batch.target)
         total, _ = self.row_loss(output, target, batch.weight)
-        try:
-            with self.forward.state_of(self.module):
-                total.backward()
-            return [leaf.grad for leaf in self.leaves]
-        finally:
-            for parameter in self.module.parameters():
-                parameter.grad = None
+        with self.forward.state_of(self.module):
+            return by_backward(total, self.module, self.leaves)
 
     def _loss_takes(self, output: Any, target: Any) -> str:
         words = f"outputs and y as the loss {self.row_loss.words!r} takes them"
@@ -415,20 +401,6 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
     return replace(block, scale=max(row_scale * block.n_rows, norm_of(block.sums)))
 
 
-def _is_reentrant(value: Tensor) -> bool:
-    """Whether a reentrant checkpoint is in the graph of a value."""
-    open_, seen = [value.grad_fn], set()
-    while open_:
-        node = open_.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        open_ += [inner for inner, _ in node.next_functions]
-    return False
-
-
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     rows = read_rows(data)
@@ -471,7 +443,7 @@ def module_problem(
         eps=torch.finfo(dtype).eps,
         left_out=tuple(n for n in trained if n not in names),
         batch_normalized=normalized,
-        notes=(*notes, *_stored_notes(names), *fields.pop("notes", ())),
+        notes=(*notes, *stored_notes(names), *fields.pop("notes", ())),
         module=own,
         rows=rows,
         row_loss=_moved_loss(row_loss, device, dtype),
@@ -495,17 +467,6 @@ def _trained(module: nn.Module) -> Params:
         )
     check_finite_params(trained)
     return trained
-
-
-def _stored_notes(names: list[str]) -> list[str]:
-    """Say which tensors a penalty sees where a layer computes its weights from others."""
-    stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
-    if not stored:
-        return []
-    return [
-        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
-        "computed from them."
-    ]
 
 
 def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:

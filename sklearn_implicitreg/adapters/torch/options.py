@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import re
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -188,6 +189,17 @@ def _asks_for_training(cls: type) -> bool:
 def _names_training(code: types.CodeType) -> bool:
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return "training" in code.co_names or any(map(_names_training, inner))
+
+
+def stored_notes(names: list[str]) -> list[str]:
+    """Say which tensors a penalty sees where a layer computes its weights from others."""
+    stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
+    if not stored:
+        return []
+    return [
+        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
+        "computed from them."
+    ]
 
 
 def draw_masks(module: nn.Module, rate: float | None) -> None:

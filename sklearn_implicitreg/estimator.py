@@ -119,7 +119,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
         State of a module's copy: "auto" is eval, with BatchNorm by batch statistics and
-        InstanceNorm by those of each instance.
+        InstanceNorm by those of each instance, but for layers that were trained at rest: those of a
+        recording, or those in evaluation state in a model in training state.
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
     device, dtype : "auto", str or torch.device; "auto", str or torch.dtype, default="auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -53,6 +53,8 @@ class Options:
         Those of `sklearn_implicitreg.ImplicitRegularizationEstimator`.
     trained_batch_size : int or None, default=None
         Size of the batches of the training, where the rows do not say it.
+    norms_in_training : dict of str to bool or None, default=None
+        Whether each normalization was in training state in the steps of a recorded training.
     completing : bool, default=False
         Whether the rows complete those of a fit and are taken as they come.
     penalized_intercept : bool, default=False
@@ -67,6 +69,7 @@ class Options:
     dtype: Any = "auto"
     random_state: Any = None
     trained_batch_size: int | None = None
+    norms_in_training: Mapping[str, bool | None] | None = None
     completing: bool = False
     penalized_intercept: bool = False
 

@@ -170,11 +170,28 @@ def having(words: str, *methods: str) -> Allowed:
     )
 
 
-def function(signature: str = "") -> Allowed:
+def function(signature: str = "", n_arguments: int | None = None) -> Allowed:
     """Functions and other callables; a class and a module are none."""
-    return Allowed(
-        lambda v: callable(v) and not isinstance(v, type | nn.Module), (f"a callable{signature}",)
-    )
+
+    def holds(value: Any) -> bool:
+        if not callable(value) or isinstance(value, type | nn.Module):
+            return False
+        return n_arguments is None or takes(value, n_arguments)
+
+    return Allowed(holds, (f"a callable{signature}",))
+
+
+def takes(called: Callable[..., Any], n_arguments: int) -> bool:
+    """Whether a callable takes so many arguments by position, as far as Python knows."""
+    try:
+        own = inspect.signature(called)
+    except (TypeError, ValueError):  # written in C
+        return True
+    try:
+        own.bind(*(None,) * n_arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def _compiles(pattern: Any) -> bool:
@@ -187,11 +204,11 @@ def _compiles(pattern: Any) -> bool:
 FLAG = Allowed(lambda v: isinstance(v, bool | np.bool_), ("True", "False"))
 NOTHING = choice(None)
 PATTERN = Allowed(_compiles, ("a regular expression",))
-SCOPE = PATTERN | function("(name, tensor) -> bool")
+SCOPE = PATTERN | function("(name, tensor) -> bool", 2)
 GROUPS = (
     choice("layer", "param_group")
     | instance("a dict of tensor name to group", Mapping)
-    | function("(name, tensor)")
+    | function("(name, tensor)", 2)
 )
 SEED = integer(0, 2**32 - 1)
 RANDOM_STATE = NOTHING | SEED | instance("a RandomState", np.random.RandomState)

@@ -254,6 +254,8 @@ class RowBatch:
                     f"Expected {term!r} of {owner} to be one number for each of {self.n_rows} "
                     f"rows, got {shape}; sum over the other axes."
                 )
+            if value.is_complex():
+                raise TypeError(f"Expected real values for every row, got {term!r} of {owner}.")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Expected finite values for every row, got {term!r} of {owner}.")
         weight = wide(self.weight)

@@ -194,7 +194,9 @@ class _Task:
         with preserved_rng(next(iter(self.problem.params.values())).device):
             estimator.fit(self.data.X, self.data.y, **weights)
             away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
-        problem = adapt(estimator, self.data, self.options)
+        names = set(self.problem.params)  # whatever the arm's optimizer decays
+        options = replace(self.options, params=lambda name, _: name in names)
+        problem = adapt(estimator, self.data, options)
         rows = np.square(away).reshape(len(away), -1).sum(axis=1)
         rms = float(np.sqrt(np.average(rows, weights=weight)))
         return self.arm(flat(problem.params), problem.gradient().loss, rms)

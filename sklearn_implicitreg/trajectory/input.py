@@ -30,7 +30,9 @@ def trajectory_targets(
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
-    options = replace(options, trained_batch_size=_batch_size(trajectory))
+    held = getattr(trajectory, "trajectory", trajectory)  # of a recorder
+    norms = getattr(held, "settings", {}).get("norms_in_training")
+    options = replace(options, trained_batch_size=_batch_size(trajectory), norms_in_training=norms)
     problem = adapt(model, data, options)
     trajectory = trajectory_of(model, data, problem, trajectory)
     if trajectory.settings.get("follows") == "mean loss":  # whatever the model was trained on

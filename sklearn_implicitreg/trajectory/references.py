@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
-from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
+from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, check, choice, having, integer
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm, weighted_sum
@@ -225,7 +225,17 @@ def check_others(
     problem: Problem, trajectory: Trajectory, reference: Reference, windows: Sequence[Window]
 ) -> None:
     """Raise ValueError where the loss reads what moved and has no value for a window."""
-    if isinstance(reference, Applied) or not trajectory.others:
+    if isinstance(reference, Applied):
+        return
+    norms = trajectory.settings.get("norms_in_training", {})
+    mixed = [name for name, training in norms.items() if training is None]
+    if mixed:
+        raise ValueError(
+            "Expected normalizations that are in training state in all recorded steps, or at rest "
+            f"in all, got others: {', '.join(mixed)}; record the steps before and after the change "
+            "apart, or use reference='applied'."
+        )
+    if not trajectory.others:
         return
     lost = [name for name, began in trajectory.others.items() if began is None]
     read = read_by(problem, lost)
@@ -343,13 +353,24 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     factor = window.loss_factor(problem)
     if weights is None:
         return scaled(there.gradient(), factor)
-    used = np.flatnonzero(weights)
-    if len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max():
+    used = _in_order(window)
+    if used is None:
+        used = np.flatnonzero(weights)
+    else:  # what depends on which rows are together, and in which order, is as it was
+        weights = weights / np.maximum(1, np.bincount(used, minlength=len(weights)))
+    every = len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max()
+    if every and (not problem.batch_normalized or bool((np.diff(used) > 0).all())):
         return scaled(there.gradient(), factor)
     found = scaled(there.take(used, weights[used]).gradient(), factor)
     # Shares of rows add up to one; what completes the gradient counts by the rows' own weights.
     masses = problem.masses
     return replace(found, weight=float(len(weights) if masses is None else masses.sum()))
+
+
+def _in_order(window: Window) -> Indices | None:
+    """Rows of the one batch of a window, as they came; None where it has several."""
+    (step, *others) = window.counted
+    return step.rows if not others and len(step.parts) < 2 else None
 
 
 def _of_step(problem: Problem, window: Window) -> LossGradient:

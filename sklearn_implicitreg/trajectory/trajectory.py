@@ -36,7 +36,8 @@ class Trajectory:
     optimizer : str
         Class of the optimizer, or those of several whose settings differ, joined by " + ".
     settings : dict
-        Of its first parameter group (momentum, betas, ...); empty for optimizers that differ.
+        Of its first parameter group (momentum, betas, ...), none for optimizers that differ; under
+        "norms_in_training" whether each normalization was in training state (None: in some steps).
     n_dropped : int
         Steps that are left out: not finite, of step size zero, or with weights that something
         else than the optimizer changed.

@@ -1028,3 +1028,68 @@ def test_recording_of_complex_parameters():
     net = torch.nn.Linear(2, 1, dtype=torch.cfloat)
     with pytest.raises(ValueError, match="Expected an optimizer of real parameters, got complex"):
         record(net, sgd(net))
+
+
+def doubled(params):
+    return params["coef"].mul_(2).sum()
+
+
+CALLED = {
+    "params of one argument": (
+        {"params": lambda name: True},
+        r"or a callable\(name, tensor\) -> bool, got",
+    ),
+    "params that answer in words": (
+        {"params": lambda name, tensor: "no"},
+        "Expected True or False from params= for each tensor, got {'coef': 'no'",
+    ),
+    "groups of one argument": (
+        {"group_by": lambda name: "a"},
+        r"a callable\(name, tensor\)",
+    ),
+    "a penalty of nothing": (
+        {"family": {"a": lambda: 1}},
+        r"a dict of name to callable\(params\) or callable\(params, batch\)",
+    ),
+    "a penalty of three": (
+        {"family": {"a": lambda params, batch, more: 1}},
+        r"a dict of name to callable\(params\) or callable\(params, batch\)",
+    ),
+    "a penalty in place": (
+        {"family": {"a": doubled}},
+        "Expected Callables to leave its parameters as they are, got an operation in place",
+    ),
+    "a complex penalty": (
+        {"family": {"a": lambda params: (params["coef"] * 1j).sum()}},
+        "Expected real values, got 'a' of Callables",
+    ),
+    "a complex penalty of rows": (
+        {"family": {"a": lambda params, batch: batch.inputs[:, 0] * 1j}},
+        "Expected real values for every row, got 'a' of Callables",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLED)
+def test_callables(kind):
+    options, text = CALLED[kind]
+    before = RIDGE.coef_.copy()
+    with pytest.raises((TypeError, ValueError), match=text):
+        Estimator(RIDGE, **options).fit(X, Y)
+    assert np.array_equal(RIDGE.coef_, before)
+
+
+class Broken(Dataset):
+    """A data set that fails for a reason of its own."""
+
+    def __len__(self):
+        raise ValueError("No file of this name.")
+
+
+def test_an_error_of_a_data_set_is_not_one_of_lengths():
+    net = NeuralNetRegressor(linear(), max_epochs=1, train_split=None, verbose=0)
+    net.fit(X, Y[:, None])
+    with pytest.raises(ValueError, match=r"can be fitted on, got .*No file of this name\.$"):
+        Estimator(net).fit(Broken())
+    with pytest.raises(ValueError, match="Give as many rows of X as of y"):
+        Estimator(net).fit(X, Y[:-1, None])

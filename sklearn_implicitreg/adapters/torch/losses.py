@@ -55,6 +55,7 @@ class RowLoss:
     named_labels: bool = False  # labels number the names in y, one for each class
     evaluate: Callable[[Any, Any], Tensor] | None = None  # the loss, if more than the criterion
     inside: Callable[[Any, Any], Tensor] | None = None  # the same where it calls the model itself
+    model: nn.Module | None = None  # what the loss has as the trained model; None: the user's own
     strict: bool = False  # targets pass unchanged and must have the shape of the outputs
     scalar_is_sum: bool = False  # a loss that is one number is a sum over rows, not a mean
     trained_sum: bool = False  # the reduction that was undone is a sum over rows

@@ -21,7 +21,9 @@ from sklearn_implicitreg.problem.frozen import own_name, rebuilt
 _NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def skeleton(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+def skeleton(
+    module: nn.Module, device: torch.device | None, dtype: torch.dtype | None
+) -> nn.Module:
     """Copy of a module's structure that shares its parameters' memory."""
     # Buffers and what a forward pass writes to are copied: nothing reaches the user's module.
     written = set()

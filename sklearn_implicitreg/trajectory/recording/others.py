@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklearn_implicitreg.adapters.torch.options import running_norms
 from sklearn_implicitreg.adapters.torch.structure import state_of
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
@@ -47,6 +48,10 @@ class Others:
         self._squares: dict[str, str] = {}  # of whole numbers, by the names of their squares
         # Looks since the last step, what moved between them, and whether a step was made.
         self._n_looks, self._within, self._begun = 0, set[str](), False
+        self._norms = running_norms(model)
+        self._training: dict[str, bool] = {}  # when last looked at
+        # Whether they were in training state in the steps; None: in some.
+        self.norms_in_training: dict[str, bool | None] = {}
 
     def begin(self) -> None:
         """Look before the first forward pass, which may write to what it read."""
@@ -56,6 +61,7 @@ class Others:
     @torch.no_grad()
     def look(self, whole: bool = False) -> None:
         """Notice what changed since the last look; ``whole``: in every entry."""
+        self._training = {name: norm.training for name, norm in self._norms.items()}
         pairs: list[tuple[str, Tensor, Tensor]] = []
         now: Params = {}
         for name, value in self._values():
@@ -88,6 +94,9 @@ class Others:
         if n_batches > 1:  # one value does not stand for the gradients of several batches
             self.began |= dict.fromkeys(self._within)
         self._n_looks, self._within, self._begun = 0, set(), True
+        for name, training in self._training.items():
+            if self.norms_in_training.setdefault(name, training) != training:
+                self.norms_in_training[name] = None
         for name, began in self.began.items():
             if began is None:
                 continue

@@ -221,6 +221,8 @@ class Recorder:
             )
         steps = tuple(self._steps[: marks[-1].step])
         name, settings = described(self._parts)
+        if self._others.norms_in_training:
+            settings["norms_in_training"] = dict(self._others.norms_in_training)
         others = dict(self._others.began)
         return Trajectory(marks, steps, name, settings, n_dropped, r_factors, others=others)
 

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -538,3 +539,61 @@ def test_rows_that_are_none(rows):
         pytest.raises(ValueError, match="Expected row numbers"),
     ):
         recorder.batch(rows)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("several", [False, True], ids=["one", "two optimizers"])
+def test_an_interrupt_anywhere_in_the_recorder_loses_steps_but_mixes_none(every, several):
+    def run(at):
+        """Interrupt at one line of what the recorder does within the sixth step."""
+        net = new_net()
+        heads = [net[0], net[2]] if several else [net]
+        optimizers = [SGD(head.parameters(), lr=0.1, weight_decay=0.2) for head in heads]
+        n_lines = 0
+
+        def trace(frame, event, arg):
+            nonlocal n_lines
+            if "sklearn_implicitreg" not in frame.f_code.co_filename:
+                return None
+            n_lines += event == "line"
+            if n_lines == at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        with record(net, optimizers, every=every, gradients=True) as recorder:
+            for k in range(14):
+                rows = torch.arange(5) + k
+                net.zero_grad()
+                recorder.batch(rows)
+                loss_of(net, rows).backward()
+                before = sys.gettrace()
+                try:
+                    sys.settrace(trace if k == 5 else before)
+                    for optimizer in optimizers:
+                        optimizer.step()
+                except KeyboardInterrupt:
+                    net.zero_grad()
+                finally:
+                    sys.settrace(before)
+        return recorder.trajectory, n_lines
+
+    _, n_lines = run(-1)
+    assert n_lines > 100
+    for at in range(1, n_lines, 29):
+        trajectory, _ = run(at)
+        assert len(trajectory.steps) == trajectory.n_steps
+        assert 14 - every - several <= trajectory.n_steps <= 14
+        for window in trajectory.windows(None):
+            visited, given = window.mean("visited"), window.mean("consumed")
+            applied = window.mean("applied")
+            # An optimizer that the interrupt left out has fewer steps than the window.
+            shares = {name: 0.2 * window.n_updates(name) / window.n_steps for name in given}
+            decay = {name: given[name] + shares[name] * visited[name] for name in given}
+            assert close(applied, decay, tol=1e-4), at
+            if every == 1:
+                net = new_net()
+                net.load_state_dict(window.start.weights)
+                loss_of(net, window.steps[0].rows).backward()
+                gradients = {n: p.grad for n, p in net.named_parameters() if window.n_updates(n)}
+                assert close(gradients, given, tol=1e-4), at

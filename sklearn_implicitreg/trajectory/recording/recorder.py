@@ -45,13 +45,14 @@ class Recorder:
         self._each = self._every == 1
         self._stale = self._called = False
         self._stopped = False  # where the disk took no more
+        self._busy = False  # counting; still so after an interrupt that came in between
         self._open = False  # whether some of the optimizers made their step of this round
         # The batches of the round, and the optimizers that stepped on them.
         self._named: tuple[dict[str, Any], set[int]] = ({}, set())
         self._pass, self._fresh = -1, False  # the backward pass; whether no round began since
         self._skipped: frozenset[str] = frozenset()  # by the last round
         self._n_changed = 0
-        self._step = self._epoch = 0
+        self._epoch = 0
         self._dropped: dict[str, int] = {}
         self._steps: list[Step] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
@@ -98,6 +99,7 @@ class Recorder:
             self._roll_back("of another model")
         if self._marks[-1].step != self._step:
             self._mark()
+        self._busy = False
         for part in self._parts:
             part.spare(None)
         self._kept.close(self._steps)
@@ -152,6 +154,7 @@ class Recorder:
         self._epoch += 1
         self._every = self._kept.end_epoch(self._epoch, self._every)
         self._mark()
+        self._busy = False
 
     def batch(self, rows: Any, *, accumulate: bool = False, weight: float | None = None) -> None:
         """Name the rows of the batch of the next step, once for each batch that it is made on.
@@ -176,8 +179,7 @@ class Recorder:
             optimizer stepped without ``accumulate``; for weights of some batches only.
         """
         # Gradients that come within a step are those of a closure.
-        within = any(part.pending for part in self._parts)
-        given = [] if within else self._gradients()
+        given = [] if self._pending else self._gradients()
         self._batches.name(rows, accumulate=accumulate, weight=weight, given=given)
 
     def rows_from(self, data: Any) -> None:
@@ -229,9 +231,11 @@ class Recorder:
         if self._stopped or here == self._pass:
             return
         self._pass, self._fresh = here, True
-        pending = next((part for part in self._parts if part.pending), None)
-        if pending is not None and any(part.stepped for part in self._parts):
+        pending = self._pending
+        if pending and not self._busy and any(part.stepped for part in self._parts):
+            self._busy = True
             self._begin_alone(pending)
+            self._busy = False
         self._others.look()
 
     def _begin_alone(self, part: Followed) -> None:
@@ -246,7 +250,12 @@ class Recorder:
         if self._stopped:
             return
         self._settle()
-        part = next(part for part in self._parts if part.optimizer is optimizer)
+        self._prepare(self._part_of(optimizer))
+        self._busy = False
+
+    def _prepare(self, part: Followed) -> None:
+        """Begin the step of an optimizer, and end the round before where it belongs to another."""
+        optimizer = part.optimizer
         self._check(part.watched.change(optimizer))
         if self._open and (part.stepped or self._fresh):
             self._end_round()
@@ -276,26 +285,28 @@ class Recorder:
         part.pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        part = next(part for part in self._parts if part.optimizer is optimizer)
+        self._busy = True
+        part = self._part_of(optimizer)
         self._take_rows(part)
-        if self._stopped:
-            return
+        if not self._stopped:
+            self._made(part)
+        self._busy = False
+
+    def _made(self, part: Followed) -> None:
+        """Count the step of an optimizer, unless it shows nothing or was skipped."""
         if part.idle:
             if len(self._parts) == 1:  # the others make the step
                 self._drop(1, part.idle)
             self._stale = True
+        elif part.stretch is None:
             return
-        if part.stretch is None:
-            return
-        if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
-            part.pending = False
+        elif number(getattr(part.optimizer, "found_inf", 0.0)):  # fused ones skip it under AMP
             self._take_back(part)
-            return
-        part.made = True
-        self._count(part)
-        part.pending = part.made = False
-        if all(part.stepped for part in self._parts):
-            self._end_round()
+        else:
+            self._count(part)
+            part.pending = False
+            if all(part.stepped for part in self._parts):
+                self._end_round()
 
     def _count(self, part: Followed) -> None:
         """Add what a step that was made visited, consumed and applied."""
@@ -338,9 +349,8 @@ class Recorder:
         self._skipped = self._skipped if skipped == self._skipped else skipped
         rounding = math.hypot(*(part.rounding for part in made))
         step = Step(made[0].lr, rounding=rounding, skipped=self._skipped, **self._named[0])
-        self._steps.append(step)
         self._leave_round()
-        self._step += 1
+        self._steps.append(step)
         if self._step % self._every == 0:
             self._check(self._replaced())
             self._mark()
@@ -348,7 +358,7 @@ class Recorder:
     def _leave_round(self) -> None:
         self._open = False
         for part in self._parts:
-            part.stepped = part.pending = part.made = False
+            part.stepped = part.pending = False
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._params.values() if p.grad is not None]
@@ -363,6 +373,7 @@ class Recorder:
 
     def _take_back(self, part: Followed) -> None:
         """A step was not made; nor was the round, if it was the first."""
+        part.pending = False
         self._visit(part, -1)
         if not any(part.stepped for part in self._parts):
             self._leave_round()
@@ -374,15 +385,16 @@ class Recorder:
             self._running["visited"].add(name, self._params[name].detach(), sign)
 
     def _settle(self) -> None:
-        """Take back a step that raised before it was made, or all since a half-made one."""
-        part = next((part for part in self._parts if part.pending), None)
-        if part is None:
-            return
-        part.pending = False
-        assert part.stretch is not None
-        if part.made or part.stretch.moved():
+        """Take back a step that raised before it was made, or all since a half-made or -counted one.
+
+        What follows counts, until ``_busy`` ends.
+        """
+        cut, self._busy = self._busy, True
+        part = self._pending
+        moved = part is not None and part.stretch is not None and part.stretch.moved()
+        if cut or moved:
             self._roll_back("that raised")
-        else:
+        elif part is not None:
             self._take_back(part)
 
     def _close(self, parts: Sequence[Followed]) -> None:
@@ -416,7 +428,6 @@ class Recorder:
         last = copied(last)
         self._begin_sums({what: getattr(last, what) for what in SUMS})
         self._drop(self._step - last.step, reason)
-        self._step = last.step
         del self._steps[last.step :]
         self._stale = True
 
@@ -460,8 +471,7 @@ class Recorder:
         for part in self._parts:
             part.stretch = None
         self._leave_round()
-        self._step = self._marks[-1].step
-        del self._steps[self._step :]
+        del self._steps[self._marks[-1].step :]
         warn_user(
             f"{full}: the recording ends after step {self._step}, and the training goes on. What "
             "was recorded until there can be used; give directory= a folder with more room, or "
@@ -476,6 +486,19 @@ class Recorder:
     @property
     def _marks(self) -> list[Mark]:
         return self._kept.marks
+
+    @property
+    def _step(self) -> int:
+        """Number of steps so far."""
+        return len(self._steps)
+
+    @property
+    def _pending(self) -> Followed | None:
+        """The optimizer that is in a step."""
+        return next((part for part in self._parts if part.pending), None)
+
+    def _part_of(self, optimizer: Optimizer) -> Followed:
+        return next(part for part in self._parts if part.optimizer is optimizer)
 
     def _check(self, wrong: str) -> None:
         if wrong:

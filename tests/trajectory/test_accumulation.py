@@ -500,3 +500,88 @@ def test_steps_of_unknown_size_are_warned_of(size):
             fit(case, reference="gradient", window=1)
     else:
         np.testing.assert_allclose(fit(case, reference="gradient", window=1).coef_, DECAY)
+
+
+LEFT_OUT = {(1, 1), (2, 0), (4, 2), (6, 0), (7, 1), (8, 0), (8, 2)}  # batch of a step
+
+
+def with_left_out(order, *, size=7, left_out=LEFT_OUT, weight=1 / 3, loss=None, joint=False):
+    """A loop over three batches for a step, of which some get no backward pass."""
+    X, y = rows(63)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=0.02, weight_decay=DECAY)
+    loss = nn.MSELoss() if loss is None else loss
+    with record(net, optimizer) as path:
+        for k, step in enumerate([*torch.arange(63).split(size)] * 3):
+            optimizer.zero_grad(set_to_none=bool(k % 2))
+            losses = []
+            for i, part in enumerate(step.chunk(3)):
+                if order == "before":
+                    path.batch(part, accumulate=True, weight=weight)
+                if (k, i) in left_out:
+                    if order == "after, also those left out":
+                        path.batch(part, accumulate=True, weight=weight)
+                    continue
+                losses.append(loss(net(X[part]), y[part]) / 3)
+                if not joint:
+                    losses.pop().backward()
+                if order != "before":
+                    path.batch(part, accumulate=True, weight=weight)
+            if losses:
+                sum(losses).backward()
+            optimizer.step()
+    return net, X, y, path.trajectory
+
+
+class TestABatchWithoutABackwardPass:
+    """Named for accumulation, and then left out by the loop."""
+
+    @pytest.mark.parametrize("order", ["before", "after", "after, also those left out"])
+    def test_is_no_part_of_the_step(self, order):
+        case = with_left_out(order)
+        np.testing.assert_allclose(fit(case).coef_, DECAY, rtol=1e-9)
+        sizes = [step.batch_size for step in case[3].steps[:3]]
+        assert sizes == [7, 4, 4]
+
+    def test_leaves_the_batches_of_a_first_step_unknown(self):
+        """Named before its passes, and one left out, or after them?"""
+        case = with_left_out("before", left_out={(0, 2)})
+        assert [k for k, step in enumerate(case[3].steps) if step.rows is None] == [0]
+
+    def test_leaves_the_batches_of_a_step_without_factors_unknown(self):
+        case = with_left_out("before", weight=None)
+        known = [k for k, step in enumerate(case[3].steps) if step.rows is not None]
+        assert known == [k for k in range(27) if k not in {k for k, _ in LEFT_OUT}]
+
+    def test_is_not_known_where_one_pass_serves_all(self):
+        case = with_left_out("before", left_out=(), joint=True)
+        np.testing.assert_allclose(fit(case).coef_, DECAY, rtol=1e-9)
+        case = with_left_out("before", left_out=(), joint=True, weight=None)
+        np.testing.assert_allclose(fit(case).coef_, DECAY, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("stale", ["zero", "of another loss"])
+def test_a_second_batch_is_noticed_beside_a_tensor_that_no_pass_reaches(order, stale):
+    X, y = rows(48)
+    net = new_net()
+    net.scale = nn.Parameter(torch.ones(1).double())  # the smallest; it gets no new gradient
+    optimizer = SGD(net.parameters(), lr=0.02)
+    (net.scale * nn.functional.mse_loss(net(X), y)).sum().backward()
+    optimizer.zero_grad(set_to_none=False)
+    if stale != "zero":
+        net.scale.grad += 0.3
+    body = [p for name, p in net.named_parameters() if name != "scale"]
+    with record(net, optimizer) as path, pytest.raises(ValueError, match="accumulate=True"):
+        net.scale.requires_grad_(stale != "zero")
+        for k, part in enumerate(torch.arange(48).split(8)):
+            for what in order.split():
+                if what == "zero" and k % 2 == 0:
+                    for p in body:
+                        p.grad.zero_()
+                elif what == "name":
+                    path.batch(part)
+                elif what == "backward":
+                    (nn.functional.mse_loss(net(X[part]), y[part]) / 2).backward()
+            if k % 2:
+                optimizer.step()

@@ -45,11 +45,12 @@ class Recorder:
         self._each = self._every == 1
         self._stale = self._called = False
         self._stopped = False  # where the disk took no more
-        self._busy = False  # counting; still so after an interrupt that came in between
+        self._busy = False  # counting; also where an interrupt ended that half-way
         self._open = False  # whether some of the optimizers made their step of this round
         # The batches of the round, and the optimizers that stepped on them.
         self._named: tuple[dict[str, Any], set[int]] = ({}, set())
         self._pass, self._fresh = -1, False  # the backward pass; whether no round began since
+        self._reached: set[int] = set()  # the ``id`` of each tensor that it reached
         self._skipped: frozenset[str] = frozenset()  # by the last round
         self._n_changed = 0
         self._epoch = 0
@@ -177,6 +178,11 @@ class Recorder:
         ValueError
             For no rows, negative ones, or what is none of these; for a second batch before the
             optimizer stepped without ``accumulate``; for weights of some batches only.
+
+        Notes
+        -----
+        Where the batches of a step have a backward pass each, those without one are left out of
+        it; without ``weight`` the batches of such a step are not known.
         """
         # Gradients that come within a step are those of a closure.
         given = [] if self._pending else self._gradients()
@@ -225,12 +231,14 @@ class Recorder:
         others = dict(self._others.began)
         return Trajectory(marks, steps, name, settings, n_dropped, r_factors, others=others)
 
-    def _on_gradient(self) -> None:
+    def _on_gradient(self, p: Tensor) -> None:
         """Look at what else moves, when the first gradient of a backward pass arrives."""
         here = torch._C._current_graph_task_id()
         if self._stopped or here == self._pass:
+            self._reached.add(id(p))
             return
-        self._pass, self._fresh = here, True
+        self._pass, self._fresh, self._reached = here, True, {id(p)}
+        self._batches.passed()
         pending = self._pending
         if pending and not self._busy and any(part.stepped for part in self._parts):
             self._busy = True
@@ -361,7 +369,10 @@ class Recorder:
             part.stepped = part.pending = False
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._params.values() if p.grad is not None]
+        """Gradients of the tensors that the last backward pass reached; of all before the first."""
+        params = self._params.values()
+        reached = [p for p in params if id(p) in self._reached] or params
+        return [p.grad for p in reached if p.grad is not None]
 
     def _take_rows(self, part: Followed) -> None:
         """Batches of the round; optimizers that step one after the other share them."""
@@ -385,10 +396,7 @@ class Recorder:
             self._running["visited"].add(name, self._params[name].detach(), sign)
 
     def _settle(self) -> None:
-        """Take back a step that raised before it was made, or all since a half-made or -counted one.
-
-        What follows counts, until ``_busy`` ends.
-        """
+        """Take back a step that raised before it was made, or all since one half made or counted."""
         cut, self._busy = self._busy, True
         part = self._pending
         moved = part is not None and part.stretch is not None and part.stretch.moved()
@@ -513,6 +521,6 @@ def _weakly(recorder: Recorder) -> Callable[[Tensor], None]:
     def look(p: Tensor) -> None:
         own = kept()
         if own is not None:
-            own._on_gradient()
+            own._on_gradient(p)
 
     return look

@@ -196,12 +196,13 @@ class Trajectory:
         Parameters
         ----------
         path : str or path-like
-            An existing file is replaced once the new one is whole.
+            An existing file, or the one that a link leads to, is replaced once the new one is
+            whole.
 
         Raises
         ------
         ValueError
-            If it is a folder, or in one that is not there.
+            If it is a folder or a device, in a folder that is not there, or no name of a file.
         OSError
             If it cannot be written; a file that was there stays.
         """

@@ -396,7 +396,7 @@ class Recorder:
             self._running["visited"].add(name, self._params[name].detach(), sign)
 
     def _settle(self) -> None:
-        """Take back a step that raised before it was made, or all since one half made or counted."""
+        """Take back a step that raised before it was made, or all since a half-counted one."""
         cut, self._busy = self._busy, True
         part = self._pending
         moved = part is not None and part.stretch is not None and part.stretch.moved()
@@ -419,7 +419,9 @@ class Recorder:
                 part.spare(stretch)
         elif self._finite():
             self._each = True  # weights are changed between steps: measure each alone
-            self._roll_back("between which something else changed the weights")
+            self._roll_back(
+                "between which something else changed the weights or the optimizer's state"
+            )
         else:
             self._roll_back("with NaN or inf")
 

@@ -409,6 +409,29 @@ def test_a_mark_that_was_cut_short_is_refused(tmp_path):
         _ = recorder.trajectory.marks[1].weights
 
 
+@pytest.mark.parametrize("how", ["of one process", "of another process"])
+@pytest.mark.parametrize("what", ["weights", "applied", "visited"])
+def test_a_mark_that_was_damaged_is_refused(tmp_path, what, how):
+    net, optimizer = new_run()
+    with record(net, optimizer, directory=tmp_path / "marks") as recorder:
+        steps(net, optimizer, 4)
+    trajectory = recorder.trajectory
+    if how == "of another process":
+        trajectory = pickle.loads(pickle.dumps(trajectory))
+    file = sorted((tmp_path / "marks").iterdir())[2]
+    places = trajectory.marks[2]._source.places
+    place = next(p for p in places if (p.what, p.name) == (what, "2.weight"))
+    content = bytearray(file.read_bytes())
+    content[place.start + 3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"got {what} of 2.weight with another checksum; the"):
+        trajectory.marks[2].tensor(what, "2.weight")
+    with pytest.raises(ValueError, match="the file is damaged: record again"):
+        getattr(trajectory.marks[2], what)
+    assert trajectory.marks[2].tensor(what, "0.weight").isfinite().all()
+    assert trajectory.marks[1].tensor(what, "2.weight").isfinite().all()
+
+
 def test_a_temporary_folder_goes_with_the_path():
     net, optimizer = new_run()
     with record(net, optimizer, memory_limit=0) as recorder:

@@ -1,5 +1,8 @@
 """Steps on accumulated gradients: the decay that was applied, or words."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from sklearn_implicitreg.trajectory import (
     record,
 )
 from sklearn_implicitreg.trajectory.recording import lightning as lightning_recorder
+from sklearn_implicitreg.trajectory.window import Step
 
 DECAY = 0.05
 
@@ -585,3 +589,34 @@ def test_a_second_batch_is_noticed_beside_a_tensor_that_no_pass_reaches(order, s
                     (nn.functional.mse_loss(net(X[part]), y[part]) / 2).backward()
             if k % 2:
                 optimizer.step()
+
+
+@pytest.mark.parametrize("m", [3, 6, 7, 10, 49])
+def test_factors_that_sum_to_one_are_one(m):
+    step = Step(0.1, parts=((2, 1 / m),) * m)
+    assert step.loss_factor(SimpleNamespace(trained_sum=False)) == 1.0
+    assert replace(step, parts=((2, 1.01 / m),) * m).loss_factor(
+        SimpleNamespace(trained_sum=False)
+    ) == pytest.approx(1.01, rel=1e-12)
+
+
+def test_sums_over_batches_of_many_sizes_where_a_tensor_rested():
+    """The steps of a tensor have their own sizes, not those of the first steps of the window."""
+    X, y = rows(48)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=2e-3, weight_decay=DECAY)
+    loss = nn.MSELoss(reduction="sum")
+    with record(net, optimizer) as path:
+        for k, part in enumerate([*torch.arange(48).split([3, 9, 5, 12, 4, 15])] * 3):
+            net[2].requires_grad_(k % 2 == 1)
+            optimizer.zero_grad()
+            path.batch(part)
+            loss(net(X[part]), y[part]).backward()
+            optimizer.step()
+    (window,) = path.trajectory.windows(18)
+    alone = replace(window, of="2.weight")
+    steps = [one for one in path.trajectory.windows(None) if "2.weight" not in one.steps[0].skipped]
+    wanted = sum(one.mean("applied")["2.weight"] / one.steps[0].batch_size for one in steps)
+    problem = SimpleNamespace(trained_sum=True, trained_factor=1.0, masses=None)
+    found = alone.mean_gradient("applied", problem)["2.weight"]
+    assert torch.allclose(found, wanted / len(steps), rtol=1e-12)

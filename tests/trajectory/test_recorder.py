@@ -631,3 +631,32 @@ def test_an_interrupt_anywhere_in_the_recorder_loses_steps_but_mixes_none(every,
                 loss_of(net, window.steps[0].rows).backward()
                 gradients = {n: p.grad for n, p in net.named_parameters() if window.n_updates(n)}
                 assert close(gradients, given, tol=1e-4), at
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_what_a_hook_of_the_user_does_after_a_step_is_no_part_of_it(every):
+    """Hooks that were registered before the recorder's zero the gradients and clip the weights."""
+
+    def clip(optimizer, args, kwargs):
+        with torch.no_grad():
+            net[0].weight.clamp_(-0.3, 0.3)
+
+    net, optimizer = new_run(weight_decay=0.2)
+    optimizer.register_step_post_hook(lambda own, args, kwargs: own.zero_grad())
+    if every == 1:
+        optimizer.register_step_post_hook(clip)
+    own = list(optimizer._optimizer_step_post_hooks)
+    recorder = record(net, optimizer, every=every, gradients=True)
+    with contextlib.ExitStack() as stack:
+        if every == 1:
+            stack.enter_context(pytest.warns(ModelStateWarning, match="changed the weights"))
+        stack.enter_context(recorder)
+        for k in range(8):
+            loss_of(net, torch.arange(5) + k).backward()
+            optimizer.step()
+    assert list(optimizer._optimizer_step_post_hooks) == own
+    assert not any(step.skipped for step in recorder.trajectory.steps)
+    for window in recorder.trajectory.windows(None):
+        visited, given = window.mean("visited"), window.mean("consumed")
+        decay = {name: t + 0.2 * visited[name] for name, t in given.items()}
+        assert close(window.mean("applied"), decay)

@@ -93,7 +93,7 @@ def test_epochs_that_were_not_marked():
     with record(net, optimizer) as recorder:
         net(X).sum().backward()
         optimizer.step()
-    with pytest.raises(ValueError, match=r"call recorder.epoch\(\) at the end of every epoch"):
+    with pytest.raises(ValueError, match=r"call recorder.epoch\(\) at the end of every epoch\.$"):
         recorder.trajectory.windows("epoch")
 
 
@@ -516,3 +516,16 @@ def test_what_is_no_file_stays(tmp_path, kind):
 def test_what_is_no_file_is_not_loaded(tmp_path, kind):
     with pytest.raises(ValueError, match="Expected a file written by Trajectory.save, got"):
         Trajectory.load(odd_places(tmp_path)[kind])
+
+
+@pytest.mark.parametrize("key", ["skipped", "skipped_by", "begins_epoch", "n_dropped", "steps"])
+def test_a_header_without_a_part_is_refused(tmp_path, key):
+    file = tmp_path / "path.pt"
+    recorded(n_epochs=1).save(file)
+    content = torch.load(file)
+    header = json.loads(content["header"])
+    del header[key]
+    text = json.dumps(header)
+    torch.save({**content, "header": text, "checksum": zlib.crc32(text.encode())}, file)
+    with pytest.raises(ValueError, match="Expected a file written by Trajectory.save, got"):
+        Trajectory.load(file)

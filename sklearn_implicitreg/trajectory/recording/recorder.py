@@ -75,7 +75,11 @@ class Recorder:
         for part in self._parts:
             _RECORDED.add(part.optimizer)
             self._handles.append(part.optimizer.register_step_pre_hook(self._before))
-            self._handles.append(part.optimizer.register_step_post_hook(self._after))
+            handle = part.optimizer.register_step_post_hook(self._after)
+            # Before the user's own, which may zero the gradients or change the weights.
+            hooks: Any = part.optimizer._optimizer_step_post_hooks
+            hooks.move_to_end(handle.id, last=False)
+            self._handles.append(handle)
         look = _weakly(self)
         for p in self._params.values():
             if p.requires_grad and p.is_leaf:
@@ -224,7 +228,7 @@ class Recorder:
         if len(marks) < 2:
             raise ValueError(
                 "Expected at least one recorded step, got none; the optimizer that was given to "
-                "record(...) must be the one that steps."
+                "record(...) must be the one that steps, in the block of `with record(...)`."
             )
         steps = tuple(self._steps[: marks[-1].step])
         name, settings = described(self._parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,13 @@ class Recorder:
             hooks: Any = part.optimizer._optimizer_step_post_hooks
             hooks.move_to_end(handle.id, last=False)
             self._handles.append(handle)
-        look = _weakly(self)
+        # The parameters keep no recorder that is dropped without its end.
+        on_gradient = weakref.WeakMethod(self._on_gradient)
+
+        def look(p: Tensor) -> None:
+            if (own := on_gradient()) is not None:
+                own(p)
+
         for p in self._params.values():
             if p.requires_grad and p.is_leaf:
                 self._handles.append(p.register_post_accumulate_grad_hook(look))
@@ -518,15 +524,3 @@ class Recorder:
         if wrong:
             self._roll_back("of another model")
             raise ValueError(wrong)
-
-
-def _weakly(recorder: Recorder) -> Callable[[Tensor], None]:
-    """Hook of the parameters, which keep no recorder that is dropped without its end."""
-    kept = weakref.ref(recorder)
-
-    def look(p: Tensor) -> None:
-        own = kept()
-        if own is not None:
-            own._on_gradient(p)
-
-    return look

@@ -273,17 +273,16 @@ class Recorder:
 
     def _prepare(self, part: Followed) -> None:
         """Begin the step of an optimizer, and end the round before where it belongs to another."""
-        optimizer = part.optimizer
-        self._check(part.watched.change(optimizer))
+        self._check(part.watched.change(part.optimizer))
         if self._open and (part.stepped or self._fresh):
             self._end_round()
         if not self._open:
             self._kept.settle(self._steps)
-        if part.stretch is not None and part.stretch.settings != settings_of(optimizer):
+        if part.stretch is not None and part.stretch.settings != settings_of(part.optimizer):
             self._close([part])
         if not self._open:
             self._look_back()
-        part.idle = part.watched.idle(optimizer)
+        part.idle = part.watched.idle(part.optimizer)
         if part.idle:
             return
         if part.stretch is not None:

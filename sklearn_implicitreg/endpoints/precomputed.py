@@ -11,8 +11,9 @@ import pandas as pd
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
 from sklearn_implicitreg.problem.parameters import as_numbers
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Equations, Place, Units
+from sklearn_implicitreg.regression.equations import Equations, Units
 from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.system import Array, System
 
 

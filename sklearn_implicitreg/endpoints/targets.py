@@ -14,15 +14,9 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import (
-    Cluster,
-    Equations,
-    Inequalities,
-    Observed,
-    Place,
-    Units,
-)
+from sklearn_implicitreg.regression.equations import Cluster, Equations, Observed, Units
 from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.place import Inequalities, Place
 from sklearn_implicitreg.regression.spread import observed
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
-from sklearn_implicitreg.regression.equations import Equations, Inequalities
+from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.inference import (
     Inference,
     infer,
@@ -17,6 +17,7 @@ from sklearn_implicitreg.regression.inference import (
     spread,
     without_numbers,
 )
+from sklearn_implicitreg.regression.place import Inequalities
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
 from sklearn_implicitreg.regression.system import Array, System

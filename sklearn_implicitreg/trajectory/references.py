@@ -22,6 +22,18 @@ _UNNAMED = (
 )
 
 
+def _unknown(problem: Problem, window: Window) -> ValueError:
+    """Error of a window whose batches are not known, or are of a larger data set."""
+    rows = [step.rows for step in window.counted]
+    if any(own is None for own in rows):
+        return ValueError(_UNNAMED)
+    last = max(own.max() for own in rows if own is not None)
+    return ValueError(
+        f"Expected the data set that the batches count in, got X with {problem.n_rows} rows and "
+        f"batches that name rows up to {last}; give the rows of training in their order."
+    )
+
+
 class Reference(Protocol):
     """A reference has one duty: the mean gradient over the steps of a window."""
 
@@ -349,7 +361,7 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     n_rows = there.n_rows
     weights = None if n_rows is None else window.row_weights(problem)
     if weights is None and exact:
-        raise ValueError(_UNNAMED)
+        raise _unknown(problem, window)
     factor = window.loss_factor(problem)
     if weights is None:
         return scaled(there.gradient(), factor)
@@ -380,7 +392,7 @@ def _of_step(problem: Problem, window: Window) -> LossGradient:
     # Not all rows at once: a normalization has the statistics of each batch.
     alone = window.batches(problem)
     if alone is None:
-        raise ValueError(_UNNAMED)
+        raise _unknown(problem, window)
     return LossGradient.mean(at_batches(problem, window, alone), [share for _, share in alone])
 
 

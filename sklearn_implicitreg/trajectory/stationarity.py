@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params
-from sklearn_implicitreg.regression.equations import Equations, Place
+from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.trajectory.design import deviation, recorded_part
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.references import Gradient, check_others

@@ -14,8 +14,9 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, Sampling
 from sklearn_implicitreg.progress import progress
-from sklearn_implicitreg.regression.equations import Equations, Observed, Place, Units
+from sklearn_implicitreg.regression.equations import Equations, Observed, Units
 from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.solve import decompose
 from sklearn_implicitreg.regression.spread import observed
 from sklearn_implicitreg.trajectory.design import deviation, mean_of, recorded_part, window_design

@@ -15,8 +15,9 @@ from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import L1, L2, SmoothL1, as_penalty
 from sklearn_implicitreg.problem import LossGradient
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Equations, Place
+from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings, fit
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.system import System
 from sklearn_implicitreg.regression.verdict import VERDICTS
 from sklearn_implicitreg.trajectory import record

@@ -294,3 +294,22 @@ def test_flow_of_iterates():
     trajectory = Trajectory.from_iterates(weights, lr=0.01)
     est = fit((net, X, y, trajectory), GradientNorm(), reference="flow", window=None)
     assert est.coef_[0] == pytest.approx(0.01 / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_fewer_rows_than_the_batches_name(accumulate):
+    X, y = rows()
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=0.05)
+    with record(net, optimizer) as recorder:
+        for part in torch.arange(N).split(20):
+            optimizer.zero_grad()
+            for own in part.split(10 if accumulate else 20):
+                recorder.batch(own, accumulate=accumulate)
+                (nn.functional.mse_loss(net(X[own]), y[own]) * (len(own) / 20)).backward()
+            optimizer.step()
+    est = ImplicitRegularizationEstimator(
+        net, mode="trajectory", trajectory=recorder.trajectory, reference="batch", loss="mse"
+    )
+    with pytest.raises(ValueError, match="got X with 50 rows and batches that name rows up to"):
+        est.fit(X[:50], y[:50])

@@ -54,7 +54,7 @@ def moved_with_loss(problem: TorchProblem) -> list[str]:
     criterion = row_loss.criterion
     with (
         preserved_rng(problem.device, problem.seed),
-        problem._own_kernels(),
+        problem.own_kernels(),
         contextlib.suppress(Exception),  # what fails here fails in the fit, with its reason
     ):
         if isinstance(criterion, nn.Module) and row_loss.inside is None:

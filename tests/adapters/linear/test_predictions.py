@@ -115,6 +115,12 @@ class Rounding(Ridge):
         return np.round(super().predict(X), 2)
 
 
+def shortly(value):
+    """Name of a model or loss; the same in every process, without addresses of functions."""
+    name = getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, str) else name
+
+
 class Linked(Plain):
     """A mean of a predictor, by a link of its own; trained on a line."""
 
@@ -187,7 +193,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "rows", "loss"), OTHERS, ids=str)
+@pytest.mark.parametrize(("model", "rows", "loss"), OTHERS, ids=shortly)
 def test_other_predictions_raise(model, rows, loss):
     model.fit(*rows)
     est = ImplicitRegularizationEstimator(model, loss=loss)
@@ -248,7 +254,7 @@ LINEAR = [
 ]
 
 
-@pytest.mark.parametrize(("model", "y", "loss"), LINEAR, ids=str)
+@pytest.mark.parametrize(("model", "y", "loss"), LINEAR, ids=shortly)
 def test_linear_predictors_are_taken(model, y, loss):
     model.fit(X, y)
     est = ImplicitRegularizationEstimator(model, loss=loss).fit(X, y)
@@ -317,7 +323,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize("model", MODELS, ids=shortly)
 def test_other_rows_are_noted(model):
     ours = Y < 200
     model.fit(X[ours], Y[ours])

@@ -40,7 +40,7 @@ from sklearn_implicitreg.regression.fit import Settings, completed_r2, fit
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
-from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
+from sklearn_implicitreg.trajectory.input import in_groups_of, trajectory_of, trajectory_targets
 from sklearn_implicitreg.trajectory.references import REFERENCE
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
@@ -350,6 +350,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         problem = adapt(self.model_, data, options)
         if self.trajectory is not None:
             self._evidence = trajectory_of(self.model_, data, problem, self.trajectory)
+            problem = in_groups_of(problem, self._evidence)
         return EndpointTargets((problem,))
 
     def _endpoint_targets(

@@ -12,22 +12,47 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.streams import TransformedBlocks, is_stream
 from sklearn_implicitreg.adapters.registry import Data, Options, adapt
+from sklearn_implicitreg.adapters.training_rows import is_marked, marked
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem.frozen import FrozenModel
 
 
-def _pipeline(model: Any, data: Data, options: Options) -> Problem:
+def adapt_container(model: Any, data: Data, options: Options) -> Problem:
+    """Problem of the model inside, on the rows as it saw them."""
+    inner, own = _opened(model, data)
+    problem = adapt(inner, own, options)
+    named = isinstance(problem, LinearProblem) and problem.feature_names is None
+    if not named or not hasattr(model, "steps") or len(model.steps) == 1:
+        return problem
+    return replace(problem, feature_names=_names_out(model[:-1]))
+
+
+def innermost(model: Any, data: Data) -> tuple[Any, Data]:
+    """The trained model inside of all containers, and the rows as it saw them."""
+    while True:
+        if isinstance(model, FrozenModel):
+            model = model.model
+        if not any(cls.__name__ in CONTAINERS for cls in type(model).__mro__):
+            return model, data
+        model, data = _opened(model, data)
+
+
+def _opened(model: Any, data: Data) -> tuple[Any, Data]:
+    names = (cls.__name__ for cls in type(model).__mro__)
+    return CONTAINERS[next(name for name in names if name in CONTAINERS)](model, data)
+
+
+def _pipeline(model: Any, data: Data) -> tuple[Any, Data]:
     """Last step, on the rows as the earlier steps transform them."""
     check_is_fitted(model)
     _check_steps(model)
     if len(model.steps) == 1:
-        return adapt(model[-1], data, options)
+        return model[-1], data
     before = model[:-1]
-    streamed = data.y is None and is_stream(data.X)
-    X = TransformedBlocks(data.X, before.transform) if streamed else before.transform(data.X)
-    problem = adapt(model[-1], replace(data, X=X), options)
-    if not isinstance(problem, LinearProblem) or problem.feature_names is not None:
-        return problem
-    return replace(problem, feature_names=_names_out(before))
+    if data.y is None and is_stream(data.X):
+        return model[-1], replace(data, X=TransformedBlocks(data.X, before.transform))
+    X = before.transform(data.X)
+    return model[-1], replace(data, X=marked(X) if is_marked(data.X) else X)
 
 
 def _check_steps(model: Any) -> None:
@@ -51,7 +76,7 @@ def _names_out(steps: Any) -> tuple[str, ...] | None:
         return None
 
 
-def _transformed_target(model: Any, data: Data, options: Options) -> Problem:
+def _transformed_target(model: Any, data: Data) -> tuple[Any, Data]:
     """Regressor inside, on the targets as transformed for it."""
     check_is_fitted(model)
     if data.y is None:
@@ -60,10 +85,10 @@ def _transformed_target(model: Any, data: Data, options: Options) -> Problem:
     transformed = model.transformer_.transform(y.reshape(len(y), -1) if y.ndim == 1 else y)
     if transformed.ndim == 2 and transformed.shape[1] == 1:
         transformed = transformed[:, 0]
-    return adapt(model.regressor_, replace(data, y=transformed), options)
+    return model.regressor_, replace(data, y=transformed)
 
 
-def _search(model: Any, data: Data, options: Options) -> Problem:
+def _search(model: Any, data: Data) -> tuple[Any, Data]:
     """Best estimator of a search."""
     if not model.refit:
         raise ValueError(
@@ -71,15 +96,15 @@ def _search(model: Any, data: Data, options: Options) -> Problem:
             "trained model. Fit it with refit=True, or give the model itself."
         )
     check_is_fitted(model)
-    return adapt(model.best_estimator_, data, options)
+    return model.best_estimator_, data
 
 
-def _frozen(model: Any, data: Data, options: Options) -> Problem:
+def _frozen(model: Any, data: Data) -> tuple[Any, Data]:
     """Estimator inside."""
-    return adapt(model.estimator, data, options)
+    return model.estimator, data
 
 
-CONTAINERS: dict[str, Callable[[Any, Data, Options], Problem]] = {
+CONTAINERS: dict[str, Callable[[Any, Data], tuple[Any, Data]]] = {
     "Pipeline": _pipeline,
     "TransformedTargetRegressor": _transformed_target,
     "GridSearchCV": _search,

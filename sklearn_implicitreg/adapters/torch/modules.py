@@ -77,7 +77,7 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import STATES, own_name
+from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
 from sklearn_implicitreg.problem.vectors import wide
 
@@ -390,6 +390,7 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
+    model = inner_module(model)
     rows = read_rows(data)
     row_loss = resolve_loss(options.loss, rows.classes)
     row_loss = replace(row_loss, named_labels=rows.names is not None)

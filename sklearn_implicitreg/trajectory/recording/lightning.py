@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
+from sklearn_implicitreg.problem import ParamsSpec
 from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder, base_of
 
 # Of the two names that Lightning has, the one that is in use.
@@ -35,6 +36,8 @@ class LightningRecorder(SessionRecorder, _Callback):
         Whether to look up batches, which costs one pass over the data.
     submodule : str, default=None
         Part of the LightningModule that is recorded, such as "net"; None: all of it.
+    families, reference, data, loss, params
+        As for :func:`record`; the default data are those of the trainer's loader.
 
     Raises
     ------
@@ -54,26 +57,37 @@ class LightningRecorder(SessionRecorder, _Callback):
     >>> recorder.trajectory_  # doctest: +SKIP
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         every: int = 1,
         gradients: bool | None = None,
         directory: str | PathLike[str] | None = None,
         find_rows: bool = True,
         submodule: str | None = None,
+        *,
+        families: Sequence[Any] | None = None,
+        reference: str = "gradient",
+        data: Any = None,
+        loss: Any = None,
+        params: ParamsSpec = "auto",
     ):
         if _Callback is object:
             raise ImportError("LightningRecorder needs the package lightning; install it.")
         super().__init__()
         self.find_rows, self.submodule = find_rows, submodule
-        self.session_ = Session(every=every, gradients=gradients, directory=directory)
+        how = {"every": every, "gradients": gradients, "directory": directory, "data": data}
+        self.session_ = Session(
+            **how, families=families, reference=reference, loss=loss, params=params
+        )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers that have tensors of the model."""
         model = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)
         own = set(map(id, model.parameters()))
         optimizers = [o for o in trainer.optimizers if not own.isdisjoint(_held(o))]
-        self.session_.begin(model, optimizers or trainer.optimizers)
+        self.session_.begin(
+            model, optimizers or trainer.optimizers, lambda: trainer.train_dataloader
+        )
         if self.find_rows:
             self.session_.rows_from(getattr(trainer.train_dataloader, "dataset", None))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from os import PathLike
 from typing import Any
 
+from sklearn_implicitreg.problem import ParamsSpec
 from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder, base_of
 
 _Callback: Any = base_of("transformers", "TrainerCallback")
@@ -21,6 +22,9 @@ class TransformersRecorder(SessionRecorder, _Callback):
     ----------
     every, gradients, directory
         As for :func:`record`.
+    families, reference, data, loss, params
+        As for :func:`record`; the default data are those of the Trainer's loader, and the default
+        loss is the one that the model returns.
 
     Raises
     ------
@@ -40,21 +44,30 @@ class TransformersRecorder(SessionRecorder, _Callback):
     >>> recorder.trajectory_  # doctest: +SKIP
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         every: int = 1,
         gradients: bool | None = None,
         directory: str | PathLike[str] | None = None,
+        *,
+        families: Sequence[Any] | None = None,
+        reference: str = "gradient",
+        data: Any = None,
+        loss: Any = None,
+        params: ParamsSpec = "auto",
     ):
         if _Callback is object:
             raise ImportError("TransformersRecorder needs the package transformers; install it.")
-        self.session_ = Session(every=every, gradients=gradients, directory=directory)
+        how = {"every": every, "gradients": gradients, "directory": directory, "data": data}
+        self.session_ = Session(
+            **how, families=families, reference=reference, loss=loss, params=params
+        )
         self._left: int | None = None  # rows of the epoch that are still to come
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the optimizer, which Accelerate has wrapped."""
-        optimizer = kwargs["optimizer"]
-        self.session_.begin(kwargs["model"], [getattr(optimizer, "optimizer", optimizer)])
+        loader = kwargs.get("train_dataloader")
+        self.session_.begin(kwargs["model"], [kwargs["optimizer"]], lambda: loader)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the rows of the epoch."""

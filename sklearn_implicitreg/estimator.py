@@ -95,8 +95,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         what was added, the gradient flow, or what the optimizer was given.
     window : None, int or "epoch", default=None
         Steps in one block of equations; None takes the stretch between two marks.
-    loss : "auto", str, nn loss or callable(output, target), default="auto"
-        The data term; known for scikit-learn and skorch models, needed for a bare module.
+    loss : "auto", None, str, nn loss or callable(output, target), default="auto"
+        The data term; known (also as None) for scikit-learn and skorch models and for modules that
+        return their loss where labels are given, as Hugging Face's do; else a bare module needs it.
     params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
         The tensors that give equations and are covered by the penalty: by default what the
         model's own penalty covers, else the weight matrices; a string is a regular expression.
@@ -184,7 +185,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         | Allowed(_is_path, ("a Trajectory, a recorder", "a probe such as ContinueTraining(...)")),
         "reference": REFERENCE,
         "window": WINDOW,
-        "loss": instance("a name", str)
+        "loss": NOTHING
+        | instance("a name", str)
         | instance("an nn loss", nn.Module)
         | function("(output, target)"),
         "params": SCOPE,

@@ -148,9 +148,9 @@ def own_names(values: Any, what: str) -> dict[str, Any]:
             f"Expected a torch module or a dict of tensor name to array as {what}, got "
             f"{type(values).__name__}."
         )
-    module = isinstance(values, nn.Module)
-    given = inner_module(values).named_parameters() if module else values.items()
-    return {own_name(name): value for name, value in given}
+    if isinstance(values, nn.Module):
+        values = dict(inner_module(values).named_parameters())
+    return {own_name(name): value for name, value in values.items()}
 
 
 def _is_wrapper(module: nn.Module) -> bool:

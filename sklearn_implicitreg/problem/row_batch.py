@@ -113,7 +113,7 @@ class RowBatch:
         given = {"module": module, "X": X, "random_state": random_state}
         check("RowBatch.of", given, _OF)
         module = inner_module(module)
-        params = {own_name(name): p for name, p in module.named_parameters()}
+        params: Params = {own_name(name): p for name, p in module.named_parameters()}
         if sample_weight is not None:
             sample_weight = as_numbers("sample_weight", sample_weight)
         batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)

@@ -21,10 +21,10 @@ def adapt_container(model: Any, data: Data, options: Options) -> Problem:
     """Problem of the model inside, on the rows as it saw them."""
     inner, own = _opened(model, data)
     problem = adapt(inner, own, options)
-    named = isinstance(problem, LinearProblem) and problem.feature_names is None
-    if not named or not hasattr(model, "steps") or len(model.steps) == 1:
+    if len(getattr(model, "steps", ())) < 2 or not isinstance(problem, LinearProblem):
         return problem
-    return replace(problem, feature_names=_names_out(model[:-1]))
+    names = problem.feature_names
+    return replace(problem, feature_names=_names_out(model[:-1]) if names is None else names)
 
 
 def innermost(model: Any, data: Data) -> tuple[Any, Data]:

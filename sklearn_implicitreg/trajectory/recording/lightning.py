@@ -39,22 +39,36 @@ class LightningRecorder(SessionRecorder, _Callback):
     families, reference, data, loss, params
         As for :func:`record`; the default data are those of the trainer's loader.
 
-    Raises
-    ------
-    ImportError
-        If Lightning is not installed.
-
     Attributes
     ----------
     trajectory_ : Trajectory
         What was recorded.
 
+    Raises
+    ------
+    ImportError
+        If Lightning is not installed.
+
     Examples
     --------
-    >>> from sklearn_implicitreg.trajectory import LightningRecorder  # doctest: +SKIP
-    >>> recorder = LightningRecorder(every=10)  # doctest: +SKIP
-    >>> Trainer(max_epochs=20, callbacks=[recorder]).fit(model, loader)  # doctest: +SKIP
-    >>> recorder.trajectory_  # doctest: +SKIP
+    >>> import lightning, torch
+    >>> from sklearn_implicitreg.trajectory import LightningRecorder
+    >>> class Mean(lightning.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.net = torch.nn.Linear(2, 1)
+    ...     def training_step(self, batch, index):
+    ...         return self.net(batch).square().mean()
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+    >>> recorder = LightningRecorder()
+    >>> settings = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    >>> trainer = lightning.Trainer(
+    ...     max_epochs=2, callbacks=[recorder], accelerator="cpu", **dict.fromkeys(settings, False)
+    ... )
+    >>> trainer.fit(Mean(), torch.utils.data.DataLoader(torch.eye(8, 2), batch_size=4))
+    >>> recorder.trajectory_
+    Trajectory(4 steps of SGD, 5 marks, 2 epochs, batches known for 4 steps)
     """
 
     def __init__(  # noqa: PLR0913

@@ -26,22 +26,37 @@ class TransformersRecorder(SessionRecorder, _Callback):
         As for :func:`record`; the default data are those of the Trainer's loader, and the default
         loss is the one that the model returns.
 
-    Raises
-    ------
-    ImportError
-        If Transformers is not installed.
-
     Attributes
     ----------
     trajectory_ : Trajectory
         What was recorded.
 
+    Raises
+    ------
+    ImportError
+        If Transformers is not installed.
+
     Examples
     --------
-    >>> from sklearn_implicitreg.trajectory import TransformersRecorder  # doctest: +SKIP
-    >>> recorder = TransformersRecorder(every=10)  # doctest: +SKIP
-    >>> Trainer(model, args, train_dataset=data, callbacks=[recorder]).train()  # doctest: +SKIP
-    >>> recorder.trajectory_  # doctest: +SKIP
+    >>> import tempfile, torch, transformers
+    >>> from sklearn_implicitreg.trajectory import TransformersRecorder
+    >>> class Mean(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.net = torch.nn.Linear(2, 1)
+    ...     def forward(self, x, labels):
+    ...         return {"loss": (self.net(x) - labels).square().mean()}
+    >>> recorder = TransformersRecorder()
+    >>> settings = transformers.TrainingArguments(
+    ...     output_dir=tempfile.mkdtemp(), num_train_epochs=2, per_device_train_batch_size=4,
+    ...     report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
+    ... )
+    >>> rows = [{"x": x, "labels": x[:1]} for x in torch.eye(8, 2)]
+    >>> trainer = transformers.Trainer(Mean(), settings, train_dataset=rows, callbacks=[recorder])
+    >>> _ = trainer.train()  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    >>> recorder.trajectory_
+    Trajectory(4 steps of AdamW, 5 marks, 2 epochs, batches known for 0 steps)
     """
 
     def __init__(  # noqa: PLR0913

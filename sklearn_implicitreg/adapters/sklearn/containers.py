@@ -83,7 +83,7 @@ def _transformed_target(model: Any, data: Data) -> tuple[Any, Data]:
         raise ValueError("This TransformedTargetRegressor requires y, but the target y is None.")
     y = np.asarray(check_array(data.y, ensure_2d=False, dtype="numeric", input_name="y"))
     transformed = model.transformer_.transform(y.reshape(len(y), -1) if y.ndim == 1 else y)
-    if transformed.ndim == 2 and transformed.shape[1] == 1:
+    if transformed.ndim == 2 and transformed.shape[1] == 1 and y.ndim == 1:
         transformed = transformed[:, 0]
     return model.regressor_, replace(data, y=transformed)
 

@@ -100,7 +100,9 @@ class LightningRecorder(SessionRecorder, _Callback):
         own = set(map(id, model.parameters()))
         optimizers = [o for o in trainer.optimizers if not own.isdisjoint(_held(o))]
         self.session_.begin(
-            model, optimizers or trainer.optimizers, lambda: trainer.train_dataloader
+            model,
+            optimizers or trainer.optimizers,
+            lambda needed: trainer.train_dataloader if needed else None,
         )
         if self.find_rows:
             self.session_.rows_from(getattr(trainer.train_dataloader, "dataset", None))

@@ -43,11 +43,12 @@ class Session:
         return self._kept
 
     def begin(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], rows: Callable[[], Any]
+        self, model: nn.Module, optimizers: Sequence[Optimizer], rows: Callable[[bool], Any]
     ) -> None:
         """Start, or go on where the same model and optimizers were recorded before.
 
-        ``rows`` makes what the reference of families is taken on, where the user gave no data.
+        ``rows`` makes the data of families, where the user gave none; a flag says whether their
+        reference is taken on rows.
         """
         self.end()  # where the run before raised
         given = (model, *optimizers)
@@ -55,9 +56,8 @@ class Session:
         same = len(given) == len(before) and all(map(operator.is_, given, before))
         if not same or self.recorder is None:
             how = dict(self._how)
-            reduced = how.get("families") is not None and how.get("reference") != "applied"
-            if reduced and how.get("data") is None:
-                how["data"] = rows()
+            if how.get("families") is not None and how.get("data") is None:
+                how["data"] = rows(how["reference"] != "applied")
             self.recorder = record(model, optimizers, **how)
             self._recorded, self._searched = given, False
         self.recorder.__enter__()

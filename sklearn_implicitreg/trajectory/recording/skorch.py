@@ -84,7 +84,7 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
         """Attach to the optimizer of the net, or to each that it has; learn the training rows."""
 
-        def problem() -> Problem:
+        def problem(needed: bool) -> Problem:  # also for the tensors that a penalty covers
             rows = Data(net.get_iterator(dataset_train, training=True))
             return adapt(net, rows, Options(params=self.params))
 

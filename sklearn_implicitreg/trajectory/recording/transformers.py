@@ -82,7 +82,8 @@ class TransformersRecorder(SessionRecorder, _Callback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the optimizer, which Accelerate has wrapped."""
         loader = kwargs.get("train_dataloader")
-        self.session_.begin(kwargs["model"], [kwargs["optimizer"]], lambda: loader)
+        trained = kwargs["model"], [kwargs["optimizer"]]
+        self.session_.begin(*trained, lambda needed: loader if needed else None)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the rows of the epoch."""

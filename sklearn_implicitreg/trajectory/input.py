@@ -61,7 +61,8 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
             )
         trajectory = trajectory.run(model, data, problem.whole())
     found: Trajectory = trajectory
-    if found.r_factors is None and not {*problem.params, *problem.left_out} & {*found.names}:
+    known = {*problem.params, *problem.left_out}
+    if known.isdisjoint(found.names) and found.r_factors is None and problem.has_paths:
         found = with_names_of(found, problem.whole().params)
     recorded_part(problem, found.names)  # raises for one of another model
     return on_device_of(found, problem.params)

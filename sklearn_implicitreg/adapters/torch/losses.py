@@ -283,8 +283,10 @@ def _positions(classes: Tensor, labels: Tensor, used: Tensor | None = None) -> T
     return found
 
 
-def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
-    """Row loss that the ``loss=`` argument of a bare module stands for."""
+def resolve_loss(loss: Any, classes: Tensor | None = None, returned: bool = False) -> RowLoss:
+    """Row loss that the ``loss=`` argument of a bare module stands for; its own if returned."""
+    if returned:
+        return RowLoss(_returned, "loss that the model returns, mean over rows", custom=True)
     if isinstance(loss, str) and loss in LOSSES:
         loss = LOSSES[loss]()
     if isinstance(loss, str) or loss is None:
@@ -304,12 +306,8 @@ def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
     return undo_reduction(loss, classes)
 
 
-def loss_of_model() -> RowLoss:
-    """Row loss of a model that returns it where labels are given."""
-    return RowLoss(_returned, "loss that the model returns, mean over rows", custom=True)
-
-
 def _returned(output: Any, target: Any) -> Tensor:
+    """Loss that a model returns where labels are given."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(output, tuple) and loss is None and output:
         loss = output[0]

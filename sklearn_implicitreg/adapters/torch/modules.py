@@ -45,12 +45,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
     reset_generators,
 )
 from sklearn_implicitreg.adapters.torch.labels import label_names, with_labels
-from sklearn_implicitreg.adapters.torch.losses import (
-    RowLoss,
-    loss_of_model,
-    resolve_loss,
-    warn_of_probabilities,
-)
+from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
     device_of,
@@ -402,7 +397,7 @@ def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     model = inner_module(model)
     rows = read_rows(data)
     labels = label_names(model) if options.loss == "auto" else ()
-    row_loss = loss_of_model() if labels else resolve_loss(options.loss, rows.classes)
+    row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
     row_loss = replace(row_loss, named_labels=rows.names is not None)
     convention = CONVENTIONS["torch"]
     return module_problem(model, row_loss, rows, options, convention=convention, labels=labels)

@@ -15,7 +15,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.adapters.sklearn.containers import innermost
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.frozen import inner_module
@@ -251,6 +250,8 @@ class ContinueTraining(Probe):
         return () if own else super()._rows(data)
 
     def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:
+        from sklearn_implicitreg.adapters.sklearn.containers import innermost
+
         model, rows = innermost(model, data if self.data is None else Data(*self.data))
         first = next(iter(whole.params.values()))
         with preserved_rng(first.device, self.random_state), torch.enable_grad():

@@ -43,7 +43,7 @@ from sklearn_implicitreg.results.criterion import completed_r2
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.folds import warn_of_order, warn_of_score
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
-from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
+from sklearn_implicitreg.trajectory.input import in_groups_of, trajectory_of, trajectory_targets
 from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.references import REFERENCE
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
@@ -101,8 +101,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         what was added, the gradient flow, or what the optimizer was given.
     window : None, int or "epoch", default=None
         Steps in one block of equations; None takes the stretch between two marks.
-    loss : "auto", str, nn loss or callable(output, target), default="auto"
-        The data term; known for scikit-learn and skorch models, needed for a bare module.
+    loss : "auto", None, str, nn loss or callable(output, target), default="auto"
+        The data term; known (also as None) for scikit-learn and skorch models and for modules that
+        return their loss where labels are given, as Hugging Face's do; else a bare module needs it.
     params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
         The tensors that give equations and are covered by the penalty: by default what the
         model's own penalty covers, else the weight matrices; a string is a regular expression.
@@ -193,7 +194,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         | Allowed(_is_path, ("a Trajectory, a recorder", "a probe such as ContinueTraining(...)")),
         "reference": REFERENCE,
         "window": WINDOW,
-        "loss": instance("a name", str)
+        "loss": NOTHING
+        | instance("a name", str)
         | instance("an nn loss", nn.Module)
         | function("(output, target)"),
         "params": SCOPE,
@@ -379,6 +381,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         problem = adapt(self.model_, data, options)
         if self.trajectory is not None:
             self._evidence = trajectory_of(self.model_, data, problem, self.trajectory)
+            problem = in_groups_of(problem, self._evidence)
         return EndpointTargets((problem,))
 
     def _endpoint_targets(

@@ -124,6 +124,8 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
     """Problem of a trained model, by the first class of its MRO that an adapter knows."""
     if isinstance(model, FrozenModel):
         model = model.model
+    if options.loss is None:
+        options = replace(options, loss="auto")
     for cls in type(model).__mro__:
         for name in names_of_class(cls) if _REGISTERED else ():
             if name in _REGISTERED:

@@ -405,7 +405,13 @@ class Grouped(_Combined):
         if groups is None:
             raise ValueError(
                 "group_by='param_group' needs a model that knows its optimizer, such as a "
-                "fitted skorch net; use 'layer' or a callable(name, tensor)."
+                "fitted skorch net, or its recorded trajectory; use 'layer' or a callable(name, "
+                "tensor)."
+            )
+        if name not in groups:
+            raise ValueError(
+                f"Expected tensors of a recorded optimizer with group_by='param_group', got "
+                f"{name!r}, which is in none; leave it out by params=."
             )
         return str(groups[name])
 

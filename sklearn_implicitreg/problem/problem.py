@@ -152,8 +152,8 @@ class Problem(ABC):
 
     def _no_path(self) -> ValueError:
         return ValueError(
-            f"Expected a torch module or skorch net for a trajectory, got {self.model_name}; a "
-            "trajectory needs the loss at other weights than the trained ones."
+            f"Expected a torch module, skorch net or MLP for a trajectory, got {self.model_name}; "
+            "a trajectory needs the loss at other weights than the trained ones."
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.frozen import inner_module, own_name
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
     SEED,
@@ -112,8 +112,8 @@ class RowBatch:
         """
         given = {"module": module, "X": X, "random_state": random_state}
         check("RowBatch.of", given, _OF)
-        module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-        params = {own_name(name): p for name, p in module.named_parameters()}
+        module = inner_module(module)
+        params: Params = {own_name(name): p for name, p in module.named_parameters()}
         if sample_weight is not None:
             sample_weight = as_numbers("sample_weight", sample_weight)
         batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)

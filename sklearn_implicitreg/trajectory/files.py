@@ -25,7 +25,7 @@ from sklearn_implicitreg.trajectory.r_factors import RFactors
 _FORMAT = 4
 _BY_NAME = 2**30  # bytes of a file above which another process opens it instead of taking a copy
 _OF_RUN = ("optimizer", "settings", "n_dropped", "begins_epoch", "steps", "skipped", "skipped_by")
-_HEADER = (*_OF_RUN, "marks", "names", "others", "r_factors", "tensors")
+_HEADER = (*_OF_RUN, "param_groups", "marks", "names", "others", "r_factors", "tensors")
 _LENGTHS, _ROWS, _R_FACTORS = "lengths of batches", "rows of batches", "R factors "
 _OTHERS = "before its first change "
 

@@ -12,7 +12,7 @@ from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
 from sklearn_implicitreg.trajectory.references import as_reference, check_others, warn_of_loss
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
-from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
+from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of, with_names_of
 from sklearn_implicitreg.trajectory.written import as_read
 
 
@@ -37,7 +37,7 @@ def trajectory_targets(
     trajectory = trajectory_of(model, data, problem, trajectory)
     if trajectory.settings.get("follows") == "mean loss":  # whatever the model was trained on
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
-    problem = recorded_part(problem, trajectory.names)
+    problem = in_groups_of(recorded_part(problem, trajectory.names), trajectory)
     named = as_reference(reference, window)
     reduced = trajectory.r_factors is not None
     if not reduced:
@@ -69,5 +69,15 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
             )
         trajectory = trajectory.run(model, data, problem.whole())
     found: Trajectory = trajectory
+    known = {*problem.params, *problem.left_out}
+    if known.isdisjoint(found.names) and found.r_factors is None and problem.has_paths:
+        found = with_names_of(found, problem.whole().params)
     recorded_part(problem, found.names)  # raises for one of another model
     return on_device_of(found, problem.params)
+
+
+def in_groups_of(problem: Problem, trajectory: Trajectory) -> Problem:
+    """The problem with the parameter groups that were recorded, where it knows none."""
+    if problem.param_groups is not None or not trajectory.param_groups:
+        return problem
+    return replace(problem, param_groups=trajectory.param_groups)

@@ -11,7 +11,7 @@ import tempfile
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -62,6 +62,10 @@ class Mark:
         """The mark with its tensors on a device, where they are moved when they are read."""
         there = all(t.device == device for what in PARTS for t in vars(self)[what].values())
         return self if there else StoredMark(self.step, self.epoch, _Moved(self, device))
+
+    def named(self, names: Mapping[str, str]) -> Mark:
+        """The mark with other names for its tensors."""
+        return StoredMark(self.step, self.epoch, _Renamed(self, names))
 
 
 class Source(Protocol):
@@ -114,6 +118,24 @@ class _Moved:
         if only is not None:
             return {only: self.mark.tensor(what, only).to(self.device)}
         return {name: t.to(self.device) for name, t in getattr(self.mark, what).items()}
+
+    def kept(self) -> Source | None:
+        """The mark knows how it travels."""
+        return self
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A mark by other names for its tensors."""
+
+    mark: Mark
+    names: Mapping[str, str]
+
+    def read(self, what: str, only: str | None = None) -> Params:
+        if only is not None:
+            old = next(old for old, new in self.names.items() if new == only)
+            return {only: self.mark.tensor(what, old)}
+        return {self.names[name]: t for name, t in getattr(self.mark, what).items()}
 
     def kept(self) -> Source | None:
         """The mark knows how it travels."""

@@ -138,7 +138,7 @@ class TrajectoryTargets:
 
     def units(self, equations: Equations) -> Units:
         """As at an endpoint; a trajectory is recorded in units of L."""
-        return 1.0, self.problem.convention, False
+        return self.problem.n_effective or 1.0, self.problem.convention, False
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
         """Model, loss, steps, size of the mean deviation and its noise."""

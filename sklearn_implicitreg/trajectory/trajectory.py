@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -49,6 +50,9 @@ class Trajectory:
     others : dict of str to Tensor or None
         What moved in the model and was in no recorded optimizer (buffers, frozen tensors), as it
         was before its first change; None where it was not kept. The marks hold where it went.
+    param_groups : dict of str to str
+        Name or number of the optimizer's parameter group of every recorded tensor, by which
+        ``group_by="param_group"`` groups; empty where it is not known.
 
     Examples
     --------
@@ -75,6 +79,7 @@ class Trajectory:
     r_factors: RFactors | None = None
     begins_epoch: bool = True
     others: dict[str, Tensor | None] = field(default_factory=dict)
+    param_groups: dict[str, str] = field(default_factory=dict)
 
     def __sklearn_clone__(self) -> Trajectory:
         """Shared, not copied."""
@@ -221,6 +226,7 @@ class Trajectory:
             "steps": [[s.lr, s.batch_size, s.rounding, s.parts] for s in self.steps],
             "skipped": [sorted(own) for own in kinds],
             "skipped_by": [kinds[step.skipped] for step in self.steps],
+            "param_groups": self.param_groups,
         }
         rows = [step.rows for step in self.steps]
         write(path, header, self.marks, rows, self.r_factors, self.others)
@@ -263,7 +269,7 @@ class Trajectory:
         )
         begins, dropped = header["begins_epoch"], header["n_dropped"]
         own = (header["optimizer"], settings, dropped, r_factors, begins, others)
-        return cls(marks, steps, *own)
+        return cls(marks, steps, *own, header["param_groups"])
 
     @classmethod
     def from_iterates(
@@ -348,6 +354,37 @@ def on_device_of(trajectory: Trajectory, params: Params) -> Trajectory:
     device = next(iter(params.values())).device
     marks = tuple(mark.on(device) for mark in trajectory.marks)
     return replace(trajectory, marks=marks, others=on_device(trajectory.others, device))
+
+
+def with_names_of(trajectory: Trajectory, params: Params) -> Trajectory:
+    """The trajectory by the names of a model that wraps the recorded one, or is wrapped by it."""
+    # All tensors of one of the two have one prefix before their names in the other.
+    shapes = {name: t.shape for name, t in params.items()}
+    own = {name: t.shape for name, t in trajectory.marks[0].weights.items()}
+    every = [*own, *trajectory.others]
+    ways = [{n: n.removeprefix(prefix) for n in every} for prefix in _prefixes(own)]
+    ways += [{n: prefix + n for n in every} for prefix in _prefixes(shapes)]
+    for names in ways:
+        if all(shapes.get(names[name]) == shape for name, shape in own.items()):
+            return _renamed(trajectory, names)
+    return trajectory
+
+
+def _renamed(trajectory: Trajectory, names: Mapping[str, str]) -> Trajectory:
+    kinds = {own: frozenset(names[n] for n in own) for own in {s.skipped for s in trajectory.steps}}
+    return replace(
+        trajectory,
+        marks=tuple(mark.named(names) for mark in trajectory.marks),
+        steps=tuple(replace(step, skipped=kinds[step.skipped]) for step in trajectory.steps),
+        others={names[name]: t for name, t in trajectory.others.items()},
+        param_groups={names[name]: group for name, group in trajectory.param_groups.items()},
+    )
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """All prefixes that end with a dot and are in all of the names."""
+    common = os.path.commonprefix(list(names))
+    return [common[: i + 1] for i, letter in enumerate(common) if letter == "."]
 
 
 def _continued(total: Trajectory, part: Trajectory) -> Trajectory:

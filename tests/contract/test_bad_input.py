@@ -39,7 +39,7 @@ from sklearn_implicitreg import (
 from sklearn_implicitreg.exceptions import ModelStateWarning, OutputWarning
 from sklearn_implicitreg.penalties import RowBatch
 from sklearn_implicitreg.theory import l2_boosting, ridge, scalar_equivalent
-from sklearn_implicitreg.trajectory import record
+from sklearn_implicitreg.trajectory import ImplicitRegularizationRecorder, record
 
 Estimator = ImplicitRegularizationEstimator
 X, Y = X_DIABETES, Y_DIABETES
@@ -950,6 +950,31 @@ def test_optimizers_of_a_recording(kind):
     net = layered()
     with pytest.raises(error, match=text):
         record(net, made(net))
+
+
+RECORDERS = {
+    "families": ({"families": "l2"}, "Expected families to be a list such as"),
+    "no families": ({"families": []}, "Expected families to be a list such as"),
+    "reference": ({"families": ["l2"], "reference": "batch"}, "Expected reference among"),
+    "without": ({"reference": "applied"}, "Expected families= with loss=, reference= or params="),
+    "params": (
+        {"families": ["l2"], "params": "nothing"},
+        "params='nothing' selects none of the trained",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDERS)
+def test_recorder_of_a_skorch_net(kind):
+    how, text = RECORDERS[kind]
+    net = NeuralNetRegressor(
+        linear(),
+        max_epochs=1,
+        verbose=0,
+        callbacks=[ImplicitRegularizationRecorder(**how)],
+    )
+    with pytest.raises(ValueError, match=text):
+        net.fit(X, Y.reshape(-1, 1))
 
 
 @pytest.mark.parametrize("rule", [lambda *given: 0, [None]])

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -32,6 +33,7 @@ PUBLIC_MODULES = [
     "sklearn_implicitreg.theory",
     "sklearn_implicitreg.trajectory",
 ]
+RECORD = ROOT / "doc" / "record.md"
 EXTENDING = ROOT / "doc" / "extending.md"
 SVG = "{http://www.w3.org/2000/svg}"
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -80,6 +82,28 @@ def test_errors_that_extending_explains_exist(part):
         for piece in row.split("…"):
             words = piece.strip().strip("`")
             assert any(words in text for text in texts), words
+
+
+RECORDED = RECORD.read_text().split("\n## ")
+LIBRARIES = re.compile(r"^(?:from|import) (accelerate|lightning|transformers)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("part", RECORDED[1:], ids=lambda part: part.splitlines()[0])
+def test_part_of_record_alone(part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    libraries = LIBRARIES.findall(part)
+    if libraries:  # which warn of themselves
+        warnings.simplefilter("default")
+    for library in libraries:
+        pytest.importorskip(library)
+    blocks = [text for _, text in BLOCK.findall(RECORDED[0] + part)]
+    namespace = {"__name__": "record"}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        for code in blocks[:-1]:
+            exec(compile(code, RECORD.name, "exec"), namespace)
+    shown = blocks[-1].splitlines(keepends=True)
+    printed = out.getvalue().splitlines(keepends=True)[-len(shown) :]  # libraries print as well
+    assert printed == shown
 
 
 def _texts():

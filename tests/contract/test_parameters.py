@@ -166,6 +166,8 @@ KINDS = {
 RESULTS = {
     *("FittedPenalty", "ImplicitPenalty", "Kinks", "SpectralFilter", "StructuredPenalty"),
     *("RowBatch", "StructuredSolution", "Trajectory"),
+    # Which hand their parameters on to record, and need libraries.
+    *("LightningRecorder", "TransformersRecorder"),
 }
 PUBLIC = (
     "",
@@ -219,6 +221,12 @@ def entered(**params):
         return recorder
 
 
+def called_back(**params):
+    recorder = trajectory.ImplicitRegularizationRecorder(**params)
+    how = {"max_epochs": 1, "train_split": None, "verbose": 0, "callbacks": [recorder]}
+    return NeuralNetRegressor(module(), **how).fit(X, Y[:, None])
+
+
 def searched(**params):
     data = {name: params.pop(name) for name in ("X", "y", "sample_weight") if name in params}
     return ImplicitRegularizationCV(**params).fit(**data)
@@ -253,7 +261,7 @@ def structured(cls):
 
 ESTIMATOR = {
     "model": "model", "family": "family", "mode": "name", "trajectory": "trajectory?",
-    "reference": "reference", "window": "window", "loss": "loss", "params": "pattern",
+    "reference": "reference", "window": "window", "loss": "loss?", "params": "pattern",
     "group_by": "groups?", "known": "known", "positive": "flag", "covariance": "name",
     "confidence_level": "level", "module_mode": "name", "batch_size": "batch_size",
     "device": "device", "dtype": "dtype", "random_state": "seed", "verbose": "verbose",
@@ -432,6 +440,11 @@ CALLS = {
     ),
     "record": (
         trajectory.record, lambda _: entered, {"model": NET, "optimizer": optimizer}, RECORD
+    ),
+    "ImplicitRegularizationRecorder": (
+        trajectory.ImplicitRegularizationRecorder, lambda _: called_back, {},
+        {name: RECORD[name] for name in ("every", "gradients", "directory", "families")}
+        | {"reference": "name?", "params": "pattern", "find_rows": FREE},
     ),
     "Trajectory.from_iterates": (
         trajectory.Trajectory.from_iterates, None,

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -387,6 +388,111 @@ def test_transformers(tmp_path):
         assert torch.allclose(extra, decay * column, atol=1e-11)
 
 
+def same_fit(model, reduced, kept, **how):
+    """A fit of R factors against one of weights."""
+    how = {"mode": "trajectory", "family": "l2", "window": "epoch"} | how
+    data = (X.astype(np.float64), Y.astype(np.float64))
+    own, other = (
+        ImplicitRegularizationEstimator(model, trajectory=t, **how).fit(*data)
+        for t in (reduced, kept)
+    )
+    assert "R factors of l2" in repr(reduced)
+    np.testing.assert_allclose(own.coef_, other.coef_, rtol=1e-7)
+    assert own.r2_ == pytest.approx(other.r2_, rel=1e-9)
+
+
+@pytest.mark.parametrize("reference", ["gradient", "applied"])
+@pytest.mark.parametrize("split", [None, ValidSplit(5)], ids=["all rows", "split"])
+def test_skorch_with_families(split, reference):
+    reduced = ImplicitRegularizationRecorder(families=["l2", "l1"], reference=reference)
+    kept = ImplicitRegularizationRecorder(gradients=True)
+    net = skorch_net(reduced, train_split=split)
+    net.set_params(callbacks=[("reduced", reduced)])
+    net.fit(X.astype(np.float64), Y.astype(np.float64))
+    other = skorch_net(kept, train_split=split).fit(X.astype(np.float64), Y.astype(np.float64))
+    assert torch.equal(other.module_[0].weight, net.module_[0].weight)
+    window = {"window": "epoch"} if reference == "gradient" else {}
+    same_fit(net, reduced.trajectory_, kept.trajectory_, reference=reference, **window)
+    net.partial_fit(X.astype(np.float64), Y.astype(np.float64))
+    assert len(reduced.trajectory_.windows("epoch")) == 6
+    assert clone(reduced).get_params()["families"] == ["l2", "l1"]
+
+
+def test_skorch_with_families_takes_the_loss_of_the_net():
+    labels = (Y[:, 0] > 0).astype(np.int64)
+    trajectories = []
+    for how in ({"families": ["l2"]}, {}):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=-1))
+        recorder = ImplicitRegularizationRecorder(**how)
+        net = NeuralNetClassifier(
+            layers, max_epochs=3, batch_size=8, train_split=None, verbose=0, callbacks=[recorder]
+        ).fit(X, labels)
+        trajectories.append(recorder.trajectory_)
+    how = {"mode": "trajectory", "window": "epoch"}
+    own, other = (
+        ImplicitRegularizationEstimator(net, trajectory=t, **how).fit(X, labels)
+        for t in trajectories
+    )
+    np.testing.assert_allclose(own.coef_, other.coef_, rtol=1e-4)
+
+
+def test_lightning_with_families(without_base):
+    reduced = lightning_recorder.LightningRecorder(families=["l2"], loss="mse")
+    kept = lightning_recorder.LightningRecorder()
+    for recorder in (reduced, kept):
+        torch.manual_seed(1)
+        drive_lightning(recorder)
+    same_fit(module(), reduced.trajectory_, kept.trajectory_, loss="mse")
+    applied = lightning_recorder.LightningRecorder(families=["l2"], reference="applied")
+    drive_lightning(applied)
+    how = {"mode": "trajectory", "reference": "applied", "trajectory": applied, "loss": "mse"}
+    est = ImplicitRegularizationEstimator(module(), **how).fit(X, Y)
+    assert est.coef_[0] == pytest.approx(DECAY / 2, rel=1e-9)
+    with pytest.raises(ValueError, match="give `loss=`"):
+        drive_lightning(lightning_recorder.LightningRecorder(families=["l2"]))
+
+
+def test_transformers_with_families(without_base):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = module()
+
+        def forward(self, x, labels):
+            return {"loss": (self.net(x) - labels).square().mean()}
+
+    rows = [{"x": x, "labels": y} for x, y in data()]
+    found = []
+    for how in ({"families": ["l2"]}, {}):
+        model = Model()
+        optimizer = SGD(model.parameters(), lr=0.05, weight_decay=DECAY)
+        loader = DataLoader(rows, batch_size=8)
+        args = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=1)
+        shown = {"model": model, "optimizer": optimizer, "train_dataloader": loader}
+        recorder = hf_recorder.TransformersRecorder(**how)
+        recorder.on_train_begin(args, None, None, **shown)
+        for _ in range(2):
+            recorder.on_epoch_begin(args, None, None, **shown)
+            for batch in loader:
+                recorder.on_step_begin(args, None, None, **shown)
+                optimizer.zero_grad()
+                model(**batch)["loss"].backward()
+                optimizer.step()
+            recorder.on_epoch_end(args, None, None, **shown)
+        recorder.on_train_end(args, None, None, **shown)
+        found.append((model, recorder.trajectory_))
+    (_, reduced), (model, kept) = found
+    # The column of batches whose rows are not known would be a mean over the trajectory.
+    kept = replace(kept, steps=tuple(replace(step, batch_size=None) for step in kept.steps))
+    how = {"mode": "trajectory", "window": "epoch"}
+    own, other = (
+        ImplicitRegularizationEstimator(model, trajectory=t, **how).fit(rows)
+        for t in (reduced, kept)
+    )
+    np.testing.assert_allclose(own.coef_, other.coef_, rtol=1e-7)
+
+
 def test_logistic_regression_hands_out_its_iterates():
     pytest.importorskip("sklearn.callback")
     from sklearn.linear_model import LogisticRegression
@@ -406,7 +512,8 @@ def test_logistic_regression_hands_out_its_iterates():
 
 def test_libraries_are_not_imported_unasked():
     code = (
-        "import sys; from sklearn_implicitreg.trajectory import record, Trajectory; "
+        "import sys; from sklearn_implicitreg import record; "
+        "from sklearn_implicitreg.trajectory import Trajectory; "
         "print([m for m in ('skorch', 'lightning', 'transformers') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -32,7 +32,7 @@ from sklearn_implicitreg.adapters.linear.rows import (
 from sklearn_implicitreg.adapters.linear.streams import streamed
 from sklearn_implicitreg.adapters.registry import Data, Handler, Options
 from sklearn_implicitreg.adapters.sklearn import checks
-from sklearn_implicitreg.adapters.sklearn.containers import CONTAINERS
+from sklearn_implicitreg.adapters.sklearn.containers import CONTAINERS, adapt_container
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
 
@@ -215,5 +215,5 @@ _ESTIMATORS: dict[tuple[str, ...], _Estimator] = {
 HANDLERS: dict[str, Handler] = {
     **{n: streamed(partial(_own_loss, row)) for names, row in _ESTIMATORS.items() for n in names},
     **dict.fromkeys(["MLPRegressor", "MLPClassifier"], _mlp),
-    **CONTAINERS,
+    **dict.fromkeys(CONTAINERS, adapt_container),
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
@@ -172,7 +173,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, PackedSequence):  # its lengths stay as they are
         return tree._replace(data=function(tree.data))
     if isinstance(tree, Mapping):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
+        named = {key: map_tensors(function, value) for key, value in tree.items()}
+        # Outputs of Hugging Face's models are dicts whose items are attributes as well.
+        return type(tree)(**named) if is_dataclass(tree) else named
     if isinstance(tree, list | tuple):
         values = [map_tensors(function, value) for value in tree]
         return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
@@ -189,7 +192,7 @@ def all_finite(tensor: Tensor) -> bool:
 def read_rows(data: Data) -> Rows:
     """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader."""
     loader = data.X
-    if isinstance(loader, Dataset):
+    if isinstance(loader, Dataset) or is_of_dicts(loader):
         return _dataset_rows(data, loader, default_collate, None)
     if isinstance(loader, list) and loader and isinstance(loader[0], tuple | Mapping):
         raise TypeError(
@@ -203,6 +206,15 @@ def read_rows(data: Data) -> Rows:
         return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return _dataset_rows(data, loader.dataset, loader.collate_fn, size)
+
+
+def is_of_dicts(data: Any) -> bool:
+    """Whether rows are dicts, as in the data sets of Hugging Face, which are none of torch."""
+    if isinstance(data, Mapping | Tensor | np.ndarray | pd.DataFrame):
+        return False
+    with contextlib.suppress(TypeError, KeyError, IndexError, AttributeError):
+        return len(data) > 0 and isinstance(data[0], Mapping)
+    return False
 
 
 def _dataset_rows(
@@ -258,11 +270,31 @@ def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
 def _unpack(item: Any) -> tuple[Any, Any]:
     if isinstance(item, list | tuple) and len(item) == 2:
         return map_tensors(lambda t: t, item[0]), item[1]
+    if isinstance(item, Mapping):
+        return _apart(item)
     size = f" of {len(item)}" if hasattr(item, "__len__") else ""
     raise TypeError(
         f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
         "collate_fn that returns such pairs."
     )
+
+
+def names_labels(name: str) -> bool:
+    """Whether an argument or a key has labels, as Hugging Face names them."""
+    return "label" in name or name in ("start_positions", "end_positions")
+
+
+def _apart(item: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Inputs of a dict by the arguments of a model, and its labels; a dict of these if several."""
+    labels = {key: value for key, value in item.items() if names_labels(key)}
+    if not labels:
+        raise TypeError(
+            f"Expected batches (inputs, target) or dicts with 'labels', got a dict of "
+            f"{list(item)}; give the loader a collate_fn that returns one of these."
+        )
+    inputs = {key: value for key, value in item.items() if key not in labels}
+    target = labels if len(labels) > 1 else next(iter(labels.values()))
+    return map_tensors(lambda t: t, inputs), target
 
 
 def _integers(inputs: Any) -> tuple[bool, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,8 @@ class RowLoss:
                 return target
             raise TypeError(
                 f"Expected the module to return one Tensor for the loss {self.words!r}, got "
-                f"{type(output).__name__}; give a callable loss(output, target)."
+                f"{type(output).__name__}; give a callable loss(output, target), or loss='auto' "
+                "where the model returns its own."
             )
         if self.kind == "classes":
             return self._class_indices(output, target)
@@ -158,6 +159,11 @@ class RowLoss:
 
     def _value_on(self, rows: Tensor, output: Any, target: Any) -> Tensor:
         """Value of the loss on some of the rows."""
+        if any(not t.ndim for t in tensors_in((output, target))):
+            raise ValueError(
+                "Expected no weights of rows with a loss that comes with the outputs, as a mean; "
+                "give a callable(output, target) that returns one number per row as `loss=`."
+            )
         if self.on_rows is not None:
             self.on_rows(rows)
         try:
@@ -282,8 +288,10 @@ def _positions(classes: Tensor, labels: Tensor, used: Tensor | None = None) -> T
     return found
 
 
-def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
-    """Row loss that the ``loss=`` argument of a bare module stands for."""
+def resolve_loss(loss: Any, classes: Tensor | None = None, returned: bool = False) -> RowLoss:
+    """Row loss that the ``loss=`` argument of a bare module stands for; its own if returned."""
+    if returned:
+        return RowLoss(_returned, "loss that the model returns, mean over rows", custom=True)
     if isinstance(loss, str) and loss in LOSSES:
         loss = LOSSES[loss]()
     if isinstance(loss, str) or loss is None:
@@ -306,6 +314,19 @@ def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
             f"callable(output, target), got {loss!r}."
         )
     return undo_reduction(loss, classes)
+
+
+def _returned(output: Any, target: Any) -> Tensor:
+    """Loss that a model returns where labels are given."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(output, tuple) and loss is None and output:
+        loss = output[0]
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            "Expected a model that returns its loss where labels are given, as `output.loss`, got "
+            f"{type(output).__name__} without one; give `loss=`."
+        )
+    return loss
 
 
 def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:

@@ -44,6 +44,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
     preserved_rng,
     reset_generators,
 )
+from sklearn_implicitreg.adapters.torch.labels import label_names, with_labels
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
@@ -74,7 +75,7 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import STATES, own_name
+from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
@@ -93,6 +94,7 @@ class TorchProblem(Problem):
     seed: int | None = None
     forward: CopyCall
     kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
+    label_args: tuple[str, ...] = ()  # arguments for the target of a module that returns its loss
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """One block per batch; batches are made smaller where more blocks are asked for."""
@@ -358,11 +360,13 @@ class TorchProblem(Problem):
             return tensor.to(self.device, dtype, copy=True)
 
         weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
-        if alone and isinstance(batch.target, Tensor):
+        if alone and isinstance(batch.target, Tensor) and not self.label_args:
             return Batch(move(batch.inputs), move_target(batch.target), weight)
-        return Batch(
-            map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight
-        )
+        target = map_tensors(move_target, batch.target)
+        inputs = map_tensors(move, batch.inputs)
+        if self.label_args:
+            inputs = with_labels(self.module, inputs, target, self.label_args)
+        return Batch(inputs, target, weight)
 
     def numbered_like(self, fitted: Problem) -> TorchProblem:
         """The same problem with labels numbered as they are in the fitted rows."""
@@ -396,10 +400,13 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
+    model = inner_module(model)
     rows = read_rows(data)
-    row_loss = resolve_loss(options.loss, rows.classes)
+    labels = label_names(model) if options.loss == "auto" else ()
+    row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
     row_loss = replace(row_loss, named_labels=rows.names is not None)
-    return module_problem(model, row_loss, rows, options, convention=CONVENTIONS["torch"])
+    convention = CONVENTIONS["torch"]
+    return module_problem(model, row_loss, rows, options, convention=convention, label_args=labels)
 
 
 def module_problem(

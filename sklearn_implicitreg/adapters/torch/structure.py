@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -57,6 +57,16 @@ def weight_matrices(module: nn.Module) -> set[str]:
     }
     every = {n: p for n, p in module.named_parameters() if p.requires_grad}
     return {n for n, p in every.items() if p.ndim >= 2 and n not in norms} or set(every)
+
+
+def groups_of(optimizers: Iterable[Any], names: Mapping[int, str]) -> dict[str, str]:
+    """Group of every tensor that optimizers have, by the names that ``id`` gives them."""
+    groups: dict[str, str] = {}
+    for number, group in enumerate(own for one in optimizers for own in one.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) in names:
+                groups[names[id(parameter)]] = str(group.get("name", number))
+    return groups
 
 
 class Place(NamedTuple):

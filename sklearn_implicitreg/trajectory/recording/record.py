@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
-from sklearn_implicitreg.problem import ParamsSpec
+from sklearn_implicitreg.problem import ParamsSpec, Problem
+from sklearn_implicitreg.problem.frozen import inner_module
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
@@ -24,7 +26,12 @@ from sklearn_implicitreg.problem.parameters import (
 )
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.marks import Kept
-from sklearn_implicitreg.trajectory.recording.followed import Followed, followed, tensors_of
+from sklearn_implicitreg.trajectory.recording.followed import (
+    Followed,
+    followed,
+    param_groups,
+    tensors_of,
+)
 from sklearn_implicitreg.trajectory.recording.optimizers import UpdateRule
 from sklearn_implicitreg.trajectory.recording.others import Others
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder
@@ -86,11 +93,11 @@ def record(  # noqa: PLR0913
     every : int, default=None
         Steps between marks; the sums lose no step. None is 1; with ``families`` it is the whole
         training, and ``every`` counts only where no epoch is marked.
-    data : array, tensor, tuple of these or Dataset, default=None
+    data : array, tensor, tuple of these, Dataset or DataLoader, default=None
         All that a batch holds, so that ``recorder.batch`` can be given the batch itself. With
-        ``families`` the rows (X, y) that the reference is taken on.
+        ``families`` the rows (X, y) that the reference is taken on, or a Problem of the model.
     loss : str, nn loss or callable(output, target), default=None
-        The data term, for ``families``.
+        The data term, for ``families``; None is that of a model that returns its own loss.
     families : list of families, default=None
         Penalties whose R factors are kept, in memory, instead of weights.
     reference : {"gradient", "applied"}, default="gradient"
@@ -139,6 +146,7 @@ def record(  # noqa: PLR0913
     >>> recorder.trajectory
     Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
+    model = inner_module(model)
     parts = followed(model, optimizer, update_rule)
     if families is None:
         named = isinstance(reference, str) and reference == "gradient"
@@ -155,11 +163,12 @@ def record(  # noqa: PLR0913
     every = 1 if every is None else every
     others = Others(model, {id(p) for p in tensors_of(parts).values()}, memory_limit)
     recorder = Recorder(parts, others, every, gradients, kept)
-    if data is not None:
-        recorder.rows_from(data)
+    if data is not None and not isinstance(data, Problem):
+        recorder.rows_from(data.dataset if isinstance(data, DataLoader) else data)
     return recorder
 
 
 def _reduction(model: nn.Module, parts: Sequence[Followed], *given: Any) -> Reduction:
-    own = Reduction.of(model, *given)
-    return replace(own, problem=recorded_part(own.problem, tuple(tensors_of(parts))))
+    groups = param_groups(parts)
+    own = Reduction.of(model, groups, *given)
+    return replace(own, problem=recorded_part(own.problem, tuple(groups)))

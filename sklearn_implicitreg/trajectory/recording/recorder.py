@@ -16,7 +16,12 @@ from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.vectors import wide_zeros
 from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
 from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums, settings_of
-from sklearn_implicitreg.trajectory.recording.followed import Followed, described, tensors_of
+from sklearn_implicitreg.trajectory.recording.followed import (
+    Followed,
+    described,
+    param_groups,
+    tensors_of,
+)
 from sklearn_implicitreg.trajectory.recording.optimizers import number
 from sklearn_implicitreg.trajectory.recording.others import Others
 from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
@@ -242,7 +247,8 @@ class Recorder:
         if self._others.norms_in_training:
             settings["norms_in_training"] = dict(self._others.norms_in_training)
         others = dict(self._others.began)
-        return Trajectory(marks, steps, name, settings, n_dropped, r_factors, others=others)
+        own = (marks, steps, name, settings, n_dropped, r_factors)
+        return Trajectory(*own, others=others, param_groups=param_groups(self._parts))
 
     def _on_gradient(self, p: Tensor) -> None:
         """Look at what else moves, when the first gradient of a backward pass arrives."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from sklearn_implicitreg.adapters.torch.data import is_of_dicts
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.problem import Indices
 
@@ -213,7 +214,7 @@ def _is_nested(batch: Any) -> bool:
 
 
 def _chunks(data: Any) -> Iterator[Any]:
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) or is_of_dicts(data):
         if isinstance(data, IterableDataset):
             raise ValueError("Expected a data set with numbered rows, got a stream.")
         with preserved_rng(torch.device("cpu")):

@@ -402,6 +402,19 @@ class Kept:
         if self._shelf is not None:
             self._shelf.close()
 
+    def check_steps(self, n: int, stopped: bool) -> None:
+        """Raise ValueError where no step is kept."""
+        if n < 1 and stopped:
+            raise ValueError(
+                f"Expected at least one recorded step, got none: {self.folder} was full; "
+                "give directory= a folder with more room."
+            )
+        if n < 1:
+            raise ValueError(
+                "Expected at least one recorded step, got none; the optimizer that was given to "
+                "record(...) must be the one that steps, in the block of `with record(...)`."
+            )
+
     def recorded(self) -> tuple[tuple[Mark, ...], Any]:
         """The marks, and the R factors where they hold these instead of weights."""
         self.wait()

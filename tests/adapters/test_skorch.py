@@ -477,12 +477,12 @@ def grouped_net(**kwargs):
 
 def test_auto_scope_is_what_the_optimizer_decays():
     est = fitted(grouped_net())
-    assert est.penalty_.tensors == ("0.weight", "2.weight")
+    assert list(est.penalty_.tensors) == ["0.weight", "2.weight"]
     assert "Parameters without equations: 0.bias, 2.bias." in str(est.summary())
     everything = trained(NeuralNetRegressor, network(), Y, optimizer__weight_decay=0.02)
     assert len(fitted(everything).penalty_.tensors) == 4
     none = trained(NeuralNetRegressor, network(), Y)
-    assert fitted(none).penalty_.tensors == ("0.weight", "2.weight")
+    assert list(fitted(none).penalty_.tensors) == ["0.weight", "2.weight"]
 
 
 def test_each_param_group_has_its_own_decay():

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 
 from sklearn_implicitreg.adapters.registry import Data
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
+from sklearn_implicitreg.adapters.torch.labels import inputs_and_labels
 from sklearn_implicitreg.exceptions import AugmentationWarning, ParameterError, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
@@ -271,30 +272,12 @@ def _unpack(item: Any) -> tuple[Any, Any]:
     if isinstance(item, list | tuple) and len(item) == 2:
         return map_tensors(lambda t: t, item[0]), item[1]
     if isinstance(item, Mapping):
-        return _apart(item)
+        return inputs_and_labels(item)
     size = f" of {len(item)}" if hasattr(item, "__len__") else ""
     raise TypeError(
         f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
         "collate_fn that returns such pairs."
     )
-
-
-def names_labels(name: str) -> bool:
-    """Whether an argument or a key has labels, as Hugging Face names them."""
-    return "label" in name or name in ("start_positions", "end_positions")
-
-
-def _apart(item: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Inputs of a dict by the arguments of a model, and its labels; a dict of these if several."""
-    labels = {key: value for key, value in item.items() if names_labels(key)}
-    if not labels:
-        raise TypeError(
-            f"Expected batches (inputs, target) or dicts with 'labels', got a dict of "
-            f"{list(item)}; give the loader a collate_fn that returns one of these."
-        )
-    inputs = {key: value for key, value in item.items() if key not in labels}
-    target = labels if len(labels) > 1 else next(iter(labels.values()))
-    return map_tensors(lambda t: t, inputs), target
 
 
 def _integers(inputs: Any) -> tuple[bool, ...]:

@@ -8,7 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from sklearn_implicitreg.adapters.torch.data import names_labels
+
+def names_labels(name: str) -> bool:
+    """Whether an argument or a key has labels, as Hugging Face names them."""
+    return "label" in name or name in ("start_positions", "end_positions")
+
+
+def inputs_and_labels(item: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Inputs of a dict by the arguments of a model, and its labels; a dict of these if several."""
+    labels = {key: value for key, value in item.items() if names_labels(key)}
+    if not labels:
+        raise TypeError(
+            f"Expected batches (inputs, target) or dicts with 'labels', got a dict of "
+            f"{list(item)}; give the loader a collate_fn that returns one of these."
+        )
+    inputs = {key: value for key, value in item.items() if key not in labels}
+    target = labels if len(labels) > 1 else next(iter(labels.values()))
+    return inputs, target
 
 
 def label_names(module: nn.Module) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def moved_with_loss(problem: TorchProblem) -> list[str]:
             criterion = copy.deepcopy(criterion)  # a loss may write to its buffers
             row_loss = replace(row_loss, criterion=criterion)
         before = _state(criterion)
-        batch = problem._to_device(few)
+        batch = problem.to_device(few)
         with torch.no_grad():
             output = map_tensors(_leaf, problem.forward(problem.module, batch.inputs))
         with torch.enable_grad(), _calls() as called:

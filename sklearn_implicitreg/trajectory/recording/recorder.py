@@ -232,16 +232,7 @@ class Recorder:
             )
         self._end_if_full()
         marks, r_factors = self._kept.recorded()
-        if len(marks) < 2 and self._stopped:
-            raise ValueError(
-                f"Expected at least one recorded step, got none: {self._kept.folder} was full; "
-                "give directory= a folder with more room."
-            )
-        if len(marks) < 2:
-            raise ValueError(
-                "Expected at least one recorded step, got none; the optimizer that was given to "
-                "record(...) must be the one that steps, in the block of `with record(...)`."
-            )
+        self._kept.check_steps(len(marks) - 1, self._stopped)
         steps = tuple(self._steps[: marks[-1].step])
         name, settings = described(self._parts)
         if self._others.norms_in_training:

@@ -48,8 +48,7 @@ class Recorder:
         kept.others = others.began
         self._handles: list[Any] = []
         self._each = self._every == 1
-        self._stale = self._called = False
-        self._stopped = False  # where the disk took no more
+        self._stale = self._called = self._stopped = False  # stopped: the disk took no more
         self._busy = False  # counting; also where an interrupt ended that half-way
         self._open = False  # whether some of the optimizers made their step of this round
         # The batches of the round, and the optimizers that stepped on them.
@@ -224,7 +223,7 @@ class Recorder:
             If there was no step, or most had to be dropped.
         """
         n_dropped = sum(self._dropped.values())
-        if n_dropped > (self._step + n_dropped) / 2:
+        if n_dropped > self._step:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self._dropped.items())
             raise ValueError(
                 f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
@@ -237,9 +236,9 @@ class Recorder:
         name, settings = described(self._parts)
         if self._others.norms_in_training:
             settings["norms_in_training"] = dict(self._others.norms_in_training)
-        others = dict(self._others.began)
         own = (marks, steps, name, settings, n_dropped, r_factors)
-        return Trajectory(*own, others=others, param_groups=param_groups(self._parts))
+        moved, groups = dict(self._others.began), param_groups(self._parts)
+        return Trajectory(*own, others=moved, param_groups=groups)
 
     def _on_gradient(self, p: Tensor) -> None:
         """Look at what else moves, when the first gradient of a backward pass arrives."""

@@ -290,9 +290,7 @@ def test_r_factors_and_choice_of_a_family_take_it_too():
     model = Classifier()
     kept = how | {"trajectory": trained(model), "window": "epoch"}
     assert reduced.coef_[0] == pytest.approx(fitted(model, DATA["list"](), **kept).coef_[0])
-    search = ImplicitRegularizationCV(
-        model, families=["l2", "l1"], params="all"
-    )
+    search = ImplicitRegularizationCV(model, families=["l2", "l1"], params="all")
     assert search.fit(rows_of()).best_name_ in ("l2", "l1")
 
 

@@ -207,6 +207,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "verbose": integer(0) | FLAG,
     }
     _equations: Equations
+    _settings: Settings
     _fitted_y: Any = None
 
     def __init__(  # noqa: PLR0913
@@ -417,7 +418,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         settings = Settings(self.positive, self.covariance, float(self.confidence_level))
         result = fit(equations, settings)
         self._publish(result, Description.of(equations, result))
-        self._equations = equations
+        self._equations, self._settings = equations, settings
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Place:
     gradient: LossGradient
     given: System | None = None
     powers: Array | None = None  # of two, (k + 1,), that multiply columns and target
+    made: System | None = None  # the R factors, where they were made before
 
     @cached_property
     def system(self) -> System:
@@ -69,8 +70,9 @@ class Place:
 
     @cached_property
     def _system(self) -> System:
-        if self.given is not None:
-            return self.given
+        before = self.made if self.given is None else self.given
+        if before is not None:
+            return before
         labels, r_factors, counts, supports = [], [], [], []
         for name in self.names:
             blocks = self._blocks(name)
@@ -99,6 +101,18 @@ class Place:
             _NO_INSTRUMENTS,
             instrumented,
             None if set(map(len, supports)) == {k} else tuple(supports),
+        )
+
+    def on(self, names: Sequence[str], columns: list[int]) -> Place:
+        """The same place at some tensors alone, in the columns that reach them."""
+        params = {name: self.problem.params[name] for name in names}
+        system = self._system.on(names, columns)
+        return Place(
+            replace(self.problem, params=params),
+            self.design.on(names, columns),
+            self.gradient,
+            None if self.given is None else system,
+            made=system,
         )
 
     @property
@@ -330,6 +344,21 @@ class Equations:
         places = tuple(replace(place, powers=powers) for place in self.places)
         mean = self.mean and replace(self.mean, powers=powers)
         return replace(self, places=places, mean=mean)
+
+    def reaching(self, names: Sequence[str]) -> list[int]:
+        """The columns that can differ from zero at some tensors."""
+        every = self.places if self.mean is None else (*self.places, self.mean)
+        return sorted(set().union(*[place.design.reaching(names) for place in every]))
+
+    def on(self, names: Sequence[str], columns: list[int]) -> Equations:
+        """The equations of some tensors in the columns that reach them, from the R factors."""
+        left = {self.term_names[j] for j in columns}
+        return replace(
+            self,
+            places=tuple(place.on(names, columns) for place in self.places),
+            mean=self.mean and self.mean.on(names, columns),
+            nuisance=self.nuisance if self.nuisance in left else None,
+        )
 
     @cached_property
     def rounding(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from sklearn_implicitreg.results.explicit import explicit_estimator, model_units
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
+from sklearn_implicitreg.results.next_steps import NextSteps, steps_for
 from sklearn_implicitreg.results.recovery import Recovery, recover
+from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
 
 
@@ -37,6 +40,7 @@ class FittedResult:
     penalty_: FittedPenalty | StructuredPenalty | None
     aic_: float | None
     bic_: float | None
+    _given: tuple[str, str]  # the rows of fit, as its caller writes them, and what they are
     _result: Result
     _description: Description
 
@@ -85,7 +89,24 @@ class FittedResult:
         summary : Summary
         """
         result = self._fitted()
-        return self._description.summary(result)
+        first = self.next_steps()[0]
+        return replace(
+            self._description.summary(result), last=f"Next: {first.title} (est.next_steps())."
+        )
+
+    def next_steps(self) -> NextSteps:
+        """What this verdict on this model calls for, as code that runs.
+
+        Returns
+        -------
+        steps : NextSteps
+            At most three, the best first, each with title, why, code and cost; text when printed,
+            HTML in notebooks. The code calls the fitted estimator ``est`` and its rows X and y.
+        """
+        result = self._fitted()
+        source: Any = getattr(self, "best_estimator_", self)
+        kept = getattr(source, "_equations", None)
+        return steps_for(Situation(source, result, kept, source is not self, *self._given))
 
     def wald_test(self, restrictions: Any, value: Any = None) -> WaldTest:
         """Test linear restrictions on the coefficients, by the covariance of the fit.

@@ -66,8 +66,7 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     evidence = (
         f"{target} has norm {size:.4g}, {steps} has {norm:.4g}, and their difference is "
         f"{share:.3g} of the squared norm of the former, more than {_DIFFERENT + noise:.2g} "
-        f"({measured}): this is the gradient of noise, or of a training that had not ended. Read "
-        "what the steps add with mode='trajectory' and this trajectory."
+        f"({measured}): this is the gradient of noise, or of a training that had not ended."
     )
     return replace(equations, evidence=evidence)
 

@@ -45,6 +45,7 @@ from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.folds import warn_of_order, warn_of_score
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
 from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
+from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.references import REFERENCE
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
@@ -67,8 +68,9 @@ def _is_device(device: Any) -> bool:
 
 
 def _is_path(given: Any) -> bool:
-    names = ("windows", "trajectory", "trajectory_", "run")
-    return not isinstance(given, type) and any(hasattr(given, name) for name in names)
+    names = ("windows", "trajectory", "trajectory_")
+    held = not isinstance(given, type) and any(hasattr(given, name) for name in names)
+    return held or isinstance(given, Probe)
 
 
 def in_words(X: Any, y: Any, sample_weight: Any) -> tuple[str, str]:
@@ -129,12 +131,13 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
         State of a module's copy: "auto" is eval, with BatchNorm by batch statistics and
-        InstanceNorm by those of each instance.
+        InstanceNorm by those of each instance, but for layers that were trained at rest: those of a
+        recording, or those in evaluation state in a model in training state.
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
-    device, dtype : "auto", str or torch.device; {"auto", "float32", "float64"}, default="auto"
-        Where and how gradients are computed; by default as the model. Sums are always float64: a
-        model on a device without it (MPS) is analyzed on the CPU.
+    device, dtype : "auto", str or torch.device; "auto", str or torch.dtype, default="auto"
+        Where and how gradients are computed (float32 or float64); by default as the model. Sums
+        are always float64: a model on a device without it (MPS) is analyzed on the CPU.
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``.
     verbose : int, default=0

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from skorch.helper import SliceDict
+from skorch.history import History
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -21,8 +22,10 @@ from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, read_rows
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
+from sklearn_implicitreg.adapters.torch.structure import skeleton
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
+from sklearn_implicitreg.problem.frozen import STATES
 from sklearn_implicitreg.problem.parameters import check, instance, shown
 
 _OWN_LOSSES = tuple(
@@ -120,14 +123,27 @@ def _plain(X: Any) -> Any:
     return np.asarray(X) if X.flags.writeable else np.array(X)
 
 
+def _apart(value: Any) -> Any:
+    """What a net notes its training in, as a copy; anything else as it is."""
+    if not isinstance(value, list | dict | set):
+        return value
+    own = copy.copy(value)
+    if isinstance(own, History) and own:  # batches are noted in its last epoch
+        own.append(copy.deepcopy(own.pop()))
+    return own
+
+
 class _OwnNet:
     """Shallow copy of a net around a skeleton of its module: its ``infer`` and ``get_loss``."""
 
     def __init__(self, net: NeuralNet, criterion: Any):
         # copy.copy uses pickle, which copies the weights and the optimizer's state.
         self._net = object.__new__(type(net))
-        vars(self._net).update(vars(net))
-        self._trained = vars(net).get("module_")
+        vars(self._net).update({name: _apart(value) for name, value in vars(net).items()})
+        self.trained: nn.Module | None = vars(net).get("module_")
+        if type(net).get_loss not in _OWN_LOSSES:  # which may call it or write to its buffers
+            with STATES:
+                self.trained = skeleton(net.module_, None, None)
         self._inputs: Any = None
         self._rows: Any = None
         # Not by setattr, which registers modules in state that the copy shares with the net.
@@ -148,7 +164,7 @@ class _OwnNet:
         """Loss as the net computes it in training; a penalty in it is on the trained module."""
         # The equations are differentiated by the skeleton's tensors, which a penalty on the
         # module's parameters does not reach.
-        vars(self._net)["module_"] = self._trained
+        vars(self._net)["module_"] = self.trained
         return self.inside_loss(output, target)
 
     def inside_loss(self, output: Any, target: Any) -> Tensor:
@@ -225,7 +241,9 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
         row_loss = RowLoss(own_copy, words, scalar_is_sum=summed, trained_sum=summed, custom=True)
     own = _OwnNet(net, row_loss.criterion)
     found = replace(row_loss, words=words, evaluate=own.loss, strict=True, on_rows=own.on_rows)
-    return (replace(found, inside=own.inside_loss) if found.custom else found), own
+    if found.custom:
+        found = replace(found, inside=own.inside_loss, model=own.trained)
+    return found, own
 
 
 def optimizers_of(net: NeuralNet) -> list[Any]:
@@ -284,9 +302,10 @@ def _dataset(net: NeuralNet, X: Any, y: Any) -> Dataset[Any]:
         made: Dataset[Any] = net.get_dataset(X, y)
         len(made)  # type: ignore[arg-type]
     except (TypeError, ValueError, IndexError) as error:
+        advice = "Give as many rows of X as of y." if "consistent length" in str(error) else ""
         raise ValueError(
             f"Expected X and y that the net can be fitted on, got {shown(X)} and {shown(y)}: "
-            f"{error} Give as many rows of X as of y."
+            f"{error} {advice}".rstrip()
         ) from error
     return made
 

@@ -11,6 +11,7 @@ from itertools import chain
 from numbers import Number
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -165,14 +166,25 @@ class Penalty(Checked, BaseEstimator):
         self.check_parameters()
         return [Leaf(self, tuple(params))]
 
-    def __add__(self, other: Penalty) -> Sum:
+    def __add__(self, other: Any) -> Any:
         """Join two families: the coefficients of both are estimated together."""
-        if not isinstance(other, Penalty):
-            raise TypeError(
-                f"Expected a Penalty to join to {self!r}, got {shown(other)}; give an instance, "
-                "such as SmoothL1(), or a list of families to the estimator."
-            )
-        return Sum([*self._parts(), *other._parts()])
+        if isinstance(other, Penalty):
+            return Sum([*self._parts(), *other._parts()])
+        if hasattr(type(other), "__radd__") and not isinstance(other, Number | np.ndarray | Tensor):
+            return NotImplemented  # the other may know how
+        raise self._no_penalty(other)
+
+    def __radd__(self, other: Any) -> Penalty:
+        """Join to the zero that ``sum`` of a list of penalties starts from."""
+        if isinstance(other, int) and not isinstance(other, bool) and other == 0:
+            return self
+        raise self._no_penalty(other)
+
+    def _no_penalty(self, other: Any) -> TypeError:
+        return TypeError(
+            f"Expected a Penalty to join to {self!r}, got {shown(other)}; give an instance, "
+            "such as SmoothL1(), or a list of families to the estimator."
+        )
 
     def _parts(self) -> list[Penalty]:
         return [self]

@@ -109,6 +109,9 @@ def rebuilt(
                 memo[id(tensor)] = loose(tensor)
     for part in module.modules():
         memo[id(part)] = memo[id(_unwrapped(part))]
+        for child in vars(part)["_modules"].values():
+            if child is not None and id(child) not in memo:  # a weak proxy of a part
+                memo[id(child)] = memo[id(_unwrapped(next(child.modules())))]
     own, made = dict(memo), Made()
     for part in parts:
         state = vars(memo[id(part)])

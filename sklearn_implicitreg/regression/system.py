@@ -35,6 +35,8 @@ _SMALLEST = 1e-7
 # The same for sums of products, whose digits are those of its square.
 _NEARLY_DEPENDENT = 1e-3
 _IN_RANGE = 250  # exponents of two: squares of smaller numbers, and their sums, are in range
+_LARGEST = 1000  # power that is multiplied with: neither it nor its inverse is out of range
+_LOST = -1040  # exponent below which numbers have lost digits
 _ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
 
 
@@ -220,7 +222,15 @@ class System:
             tops[places] = np.maximum(tops[places], found)
         exponents = np.frexp(tops)[1]
         out = (np.abs(exponents) > _IN_RANGE) & (tops > 0)
-        return np.ldexp(1.0, np.where(out, -exponents, 0)) if out.any() else None
+        if not out.any():
+            return None
+        if (exponents[tops > 0] < _LOST).any():
+            raise ValueError(
+                "Expected equations of numbers that have all their digits in float64, got a column "
+                f"or target of at most {tops[tops > 0].min():.3g}; give the data in other units."
+            )
+        powers: Array = np.ldexp(1.0, np.clip(np.where(out, -exponents, 0), -_LARGEST, _LARGEST))
+        return powers
 
     def scaled(self, powers: Array) -> System:
         """System of columns and target times powers of two."""

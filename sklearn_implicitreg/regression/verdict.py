@@ -191,7 +191,7 @@ def _not_identifiable(measures: Measures, scale_invariant: tuple[str, ...]) -> V
     if scale_invariant:
         return Verdict(
             "not identifiable",
-            f"the model does not depend on the scale of {len(scale_invariant)} tensors that carry "
+            f"the model does not depend on the scale of tensors that carry "
             f"most of the columns ({', '.join(scale_invariant)}): an endpoint shows no L2 there, "
             "whatever the decay was.",
         )
@@ -231,11 +231,13 @@ def _explained(
         label = "partial" if n_kinks or n_violated or differences else "supported"
         sentence = f"{found}, {gap} is at most {bound:.3g}."
     if n_violated:
-        sentence += (
-            f" {n_violated} coordinates at a kink or bound pull away from it: never supported."
+        pull = (
+            "1 coordinate at a kink or bound pulls"
+            if n_violated == 1
+            else (f"{n_violated} coordinates at a kink or bound pull")
         )
+        sentence += f" {pull} away from it: never supported."
     if n_kinks:
-        sentence += (
-            f" The loss has a kink at {n_kinks} rows, where its gradient is a set: never supported."
-        )
+        rows = "1 row" if n_kinks == 1 else f"{n_kinks} rows"
+        sentence += f" The loss has a kink at {rows}, where its gradient is a set: never supported."
     return Verdict(label, f"{sentence} {differences}".rstrip())

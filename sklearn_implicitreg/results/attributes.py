@@ -73,10 +73,8 @@ class FittedResult:
     def _coefficients(self) -> dict[str, float]:
         result = self._fitted()
         result.regression()
-        coef, near = result.coef, result.resolution
-        if near is not None:
-            coef = np.where(np.abs(coef) <= near, 0.0, coef)
-        return {self.term_names_[i]: float(coef[i]) for i in result.family}
+        assert result.stated is not None
+        return {self.term_names_[i]: float(result.stated[i]) for i in result.family}
 
     def _first_model(self) -> Any:
         return self.model_[0] if isinstance(self.model_, list) else self.model_
@@ -221,21 +219,30 @@ class FittedResult:
     def in_model_units(self) -> dict[str, Any]:
         """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
 
-        A coefficient that is zero to rounding is zero here, in an explained fit also one within
-        what the solver left of the gradient.
+        A coefficient is zero here if leaving it out costs nothing above rounding, in an explained
+        fit nothing above what the solver left of the gradient; the others are those without it.
 
         Returns
         -------
         params : dict of str to float, str or ndarray
-            What ``set_params`` of the model takes, with what states the kind of the penalty
-            (``l1_ratio``, ``penalty``, a ``solver`` that has it); with statsmodels what
-            ``fit_regularized`` takes. An array with one parameter per output;
-            ``"weight_decay[fc1]"`` of a grouped family.
+            Parameters of the model, with those that state the kind of the penalty (``l1_ratio``,
+            ``penalty``, a ``solver`` that has it): what its ``set_params`` takes. In the names of
+            the model inside where it is in a pipeline, a search or another container, of ``Ridge``
+            for ``RidgeCV`` and the like, of torch for a net (``weight_decay``), and of
+            ``fit_regularized`` for statsmodels; :meth:`explicit_estimator` puts them in their
+            place. An array with one parameter per output; ``"weight_decay[fc1]"`` of a grouped
+            family.
 
         Raises
         ------
         ValueError
-            If the model has no parameter for a term.
+            If the model has no parameter for a term, or none for a negative coefficient: an
+            inverse (``C``), or a share of both terms (``l1_ratio``).
+
+        Notes
+        -----
+        The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
+        gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
         """
         coefficients = self._coefficients()
         return model_units(self._first_model(), coefficients, self._description)
@@ -246,14 +253,16 @@ class FittedResult:
         Returns
         -------
         estimator : object
-            A scikit-learn or skorch estimator.
+            A scikit-learn or skorch estimator: the container with the model inside replaced; of a
+            search, its best estimator, and ``Ridge`` instead of ``RidgeCV``.
 
         Raises
         ------
         ValueError
-            If the model has no parameter for a term, or a coefficient is negative or NaN.
+            If the model has no parameter for a term, or a coefficient is negative.
         TypeError
-            For a bare module: add ``penalty_`` to its training loop.
+            For a bare module, whose training loop takes ``penalty_``, and for results of
+            statsmodels, whose ``fit_regularized`` takes :meth:`in_model_units`.
         """
         stated = self._coefficients()
         penalty = self._result.penalty

@@ -9,9 +9,10 @@ import os
 import shutil
 import tempfile
 import weakref
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from threading import Thread
@@ -155,6 +156,9 @@ class _Block:
     file: Path
     places: tuple[_Place, ...]
     shelf: Shelf | None  # folder that must live as long as the mark
+    # Of the bytes of each place, by the thread that writes them; and where they were found again.
+    checksums: dict[_Place, int] = field(default_factory=dict, compare=False)
+    sound: set[_Place] = field(default_factory=set, compare=False)
 
     def read(self, what: str, only: str | None = None) -> Params:
         if self.shelf is not None:
@@ -177,8 +181,23 @@ class _Block:
                 f"Expected a mark in {self.file}, which cannot be read ({error.strerror}); give "
                 "it back, or record again."
             ) from error
-        own = [place for place in self.places if place.what == what]
-        return {place.name: place.of(block) for place in own if only in (None, place.name)}
+        own = [p for p in self.places if p.what == what and only in (None, p.name)]
+        for place in own:
+            if place not in self.sound:
+                self._check(place, block)
+        return {place.name: place.of(block) for place in own}
+
+    def summed(self, block: memoryview) -> None:
+        """Take the checksums."""
+        self.checksums.update({p: zlib.crc32(block[p.start : p.stop]) for p in self.places})
+
+    def _check(self, place: _Place, block: npt.NDArray[np.uint8]) -> None:
+        if zlib.crc32(block[place.start : place.stop].data) != self.checksums[place]:
+            raise ValueError(
+                f"Expected the numbers that were recorded in {self.file}, got {place.what} of "
+                f"{place.name} with another checksum; the file is damaged: record again."
+            )
+        self.sound.add(place)
 
     def kept(self) -> Source | None:
         """The file alone, unless its folder goes with this process."""
@@ -196,9 +215,8 @@ class Shelf:
         self.temporary = directory is None
         self._writer: Thread | None = None
         self.failed: OSError | None = None  # what the disk did not take
-        self._stage: npt.NDArray[np.uint8] | None = (
-            None  # bytes that are being written, in memory that is reused
-        )
+        # Bytes that are being written, in memory that is reused.
+        self._stage: npt.NDArray[np.uint8] | None = None
         if directory is None:
             self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
             weakref.finalize(self, _remove, self.path, os.getpid())
@@ -216,7 +234,7 @@ class Shelf:
         for place in block.places:
             place.of(self._stage).copy_(getattr(mark, place.what)[place.name].detach())
         # One call with one block: the writer holds up nobody while it waits for the disk.
-        self._writer = Thread(target=self._write, args=(block.file, self._stage.data))
+        self._writer = Thread(target=self._write, args=(block, self._stage.data))
         self._writer.start()
         return StoredMark(mark.step, mark.epoch, block)
 
@@ -231,14 +249,15 @@ class Shelf:
             self._writer.join()
             self._writer = None
 
-    def _write(self, file: Path, block: memoryview) -> None:
+    def _write(self, block: _Block, content: memoryview) -> None:
         """Write; what stops it is kept for the thread that records, and no part of a mark."""
         try:
-            _write(file, block)
+            block.summed(content)
+            _write(block.file, content)
         except OSError as error:
             self.failed = error
             with contextlib.suppress(OSError):
-                file.unlink()
+                block.file.unlink()
 
 
 def _empty_folder(folder: Path) -> Path:
@@ -300,7 +319,7 @@ class Kept:
     def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
         self.marks: list[Mark] = []
         self.failed: OSError | None = None  # what ends the recording
-        self.others: Mapping[str, Tensor | None] = {}  # what moves besides, as in a Window
+        self.others: dict[str, Tensor | None] = {}  # what moves besides, as in a Window
         self._shelf = None if directory is None else Shelf(directory)
         self._limit = memory_limit
 

@@ -36,7 +36,8 @@ class Trajectory:
     optimizer : str
         Class of the optimizer, or those of several whose settings differ, joined by " + ".
     settings : dict
-        Of its first parameter group (momentum, betas, ...); empty for optimizers that differ.
+        Of its first parameter group (momentum, betas, ...), none for optimizers that differ; under
+        "norms_in_training" whether each normalization was in training state (None: in some steps).
     n_dropped : int
         Steps that are left out: not finite, of step size zero, or with weights that something
         else than the optimizer changed.
@@ -148,9 +149,11 @@ class Trajectory:
                 if (mark.epoch > self.marks[i - 1].epoch if i else self.begins_epoch)
             ]
             if len(ends) < 2:
+                cut = self.marks[-1].epoch > 0
                 raise ValueError(
                     "window='epoch' needs a trajectory with marks of epochs; call recorder.epoch() "
-                    "at the end of every epoch, and slice so that a whole one is left."
+                    "at the end of every epoch"
+                    + (", and slice so that a whole one is left." if cut else ".")
                 )
             return ends
         place = {mark.step: i for i, mark in enumerate(self.marks)}
@@ -196,12 +199,13 @@ class Trajectory:
         Parameters
         ----------
         path : str or path-like
-            An existing file is replaced once the new one is whole.
+            An existing file, or the one that a link leads to, is replaced once the new one is
+            whole.
 
         Raises
         ------
         ValueError
-            If it is a folder, or in one that is not there.
+            If it is a folder or a device, in a folder that is not there, or no name of a file.
         OSError
             If it cannot be written; a file that was there stays.
         """
@@ -250,16 +254,15 @@ class Trajectory:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in header["settings"].items()
         }
-        kinds = [frozenset(own) for own in header.get("skipped", [()])]
-        skipped = header.get("skipped_by", [0] * len(batches))
+        kinds = [frozenset(own) for own in header["skipped"]]
         steps = tuple(
             Step(lr, rows, size, rounding, kinds[kind], tuple(map(tuple, parts)))
             for rows, (lr, size, rounding, parts), kind in zip(
-                batches, header["steps"], skipped, strict=True
+                batches, header["steps"], header["skipped_by"], strict=True
             )
         )
-        begins = header.get("begins_epoch", True)
-        own = (header["optimizer"], settings, header["n_dropped"], r_factors, begins, others)
+        begins, dropped = header["begins_epoch"], header["n_dropped"]
+        own = (header["optimizer"], settings, dropped, r_factors, begins, others)
         return cls(marks, steps, *own)
 
     @classmethod

@@ -8,6 +8,7 @@ import re
 import traceback
 import warnings
 from functools import cache
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -596,10 +597,12 @@ def raised(call, value):
         return ""
     except (ValueError, TypeError) as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        sklearns = re.search("sklearn/(utils|base.py)", frame.f_code.co_filename)
+        file = frame.f_code.co_filename
         said = re.search(r"\bexpected\b|\bgive\b", str(error), re.IGNORECASE)
+        ours = file.startswith(str(Path(package.__file__).parent)) and said
+        sklearns = re.search("sklearn/(utils|base.py)", file)
         foreign = re.match("could not convert|float[(][)]|.*positional argument", str(error))
-        return "" if (said or sklearns) and not foreign else f"raw {error!r}"
+        return "" if (ours or sklearns) and not foreign else f"raw {error!r} at {file}"
     except Exception as error:  # whatever it is, the message of the test shows it
         return f"raw {error!r}"
     return "accepted"

@@ -163,7 +163,7 @@ def test_modules_share_the_coefficient():
 
     est = estimator(loss="mse").fit([module(0.3, seed) for seed in range(4)])
     assert est.coef_[0] == pytest.approx(0.3, rel=1e-9)
-    penalty = est.penalty_({"weight": torch.ones(2, 2, dtype=torch.float64)})
+    penalty = est.penalty_({"weight": torch.ones(1, 4, dtype=torch.float64)})
     assert float(penalty) == pytest.approx(1.2)
 
 

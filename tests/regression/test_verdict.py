@@ -125,7 +125,7 @@ def test_scale_invariant_layers():
     names = ["conv.weight", "fc.weight"]
     verdict = verdict_at(1.0, scale_invariant=names)
     assert verdict.label == "not identifiable"
-    assert "2 tensors" in verdict.sentence
+    assert "scale of tensors" in verdict.sentence
     assert "conv.weight, fc.weight" in verdict.sentence
 
 

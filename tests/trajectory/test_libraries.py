@@ -190,7 +190,7 @@ def test_skorch_classifier_learns_as_without():
     assert all(torch.equal(p, recorded[name]) for name, p in plain.items())
 
 
-def drive_lightning(recorder, n_epochs=2, accumulated=1, n_optimizers=1):
+def drive_lightning(recorder, n_epochs=2, accumulated=1, n_optimizers=1, left_out=()):
     """Call the hooks in the order in which Lightning's fit loop documents them."""
     net = module()
     optimizer = SGD(net.parameters(), lr=0.05, weight_decay=DECAY)
@@ -204,9 +204,10 @@ def drive_lightning(recorder, n_epochs=2, accumulated=1, n_optimizers=1):
     for _ in range(n_epochs):
         for i, batch in enumerate(loader):
             recorder.on_train_batch_start(trainer, net, batch, i)
-            if i % accumulated == 0:
-                optimizer.zero_grad()
-            ((net(batch[0]) - batch[1]).square().mean() / accumulated).backward()
+            if i not in left_out:
+                loss = (net(batch[0]) - batch[1]).square().mean() / accumulated
+                recorder.on_before_backward(trainer, net, loss)
+                loss.backward()
             if (i + 1) % accumulated == 0 or i + 1 == len(loader):
                 optimizer.step()
         recorder.on_train_epoch_end(trainer, net)
@@ -235,6 +236,14 @@ def test_lightning_hooks_with_accumulation(without_base):
     drive_lightning(recorder, accumulated=2)
     assert [step.batch_size for step in recorder.trajectory_.steps] == [16, 14] * 2
     assert len(recorder.trajectory_.steps[0].rows) == 16
+
+
+@pytest.mark.parametrize(("i", "sizes"), [(0, [8, 14]), (1, [8, 14]), (2, [16, 6]), (3, [16, 8])])
+def test_lightning_hooks_where_a_training_step_returns_none(without_base, i, sizes):
+    recorder = lightning_recorder.LightningRecorder()
+    drive_lightning(recorder, accumulated=2, left_out=(i,))
+    assert [step.batch_size for step in recorder.trajectory_.steps] == sizes * 2
+    assert decay_found(recorder.trajectory_) == pytest.approx(DECAY, rel=1e-9)
 
 
 def test_lightning_hooks_with_two_optimizers(without_base):

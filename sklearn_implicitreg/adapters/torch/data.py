@@ -15,7 +15,7 @@ import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
@@ -487,6 +487,12 @@ def _joined(first: Batch, second: Batch) -> Batch:
             return torch.cat([a, b])
         if isinstance(a, dict):
             return {key: join(a[key], b[key]) for key in a}
-        return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, PackedSequence):
+            own = [x for packed in (a, b) for x in unpack_sequence(packed)]
+            return pack_sequence(own, enforce_sorted=False)
+        if a is None:
+            return None
+        items = [join(x, y) for x, y in zip(a, b, strict=True)]
+        return type(a)(*items) if hasattr(a, "_fields") else tuple(items)
 
     return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))

@@ -55,6 +55,7 @@ class RowLoss:
     named_labels: bool = False  # labels number the names in y, one for each class
     evaluate: Callable[[Any, Any], Tensor] | None = None  # the loss, if more than the criterion
     inside: Callable[[Any, Any], Tensor] | None = None  # the same where it calls the model itself
+    model: nn.Module | None = None  # what the loss has as the trained model; None: the user's own
     strict: bool = False  # targets pass unchanged and must have the shape of the outputs
     scalar_is_sum: bool = False  # a loss that is one number is a sum over rows, not a mean
     trained_sum: bool = False  # the reduction that was undone is a sum over rows
@@ -127,6 +128,10 @@ class RowLoss:
         value = (self.evaluate or self.criterion)(output, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
+        if not value.is_floating_point():
+            raise TypeError(
+                f"Expected the loss to return real floating-point numbers, got {value.dtype}."
+            )
         return value
 
     def _weighted_mean(
@@ -288,8 +293,13 @@ def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
                 "A bare nn.Module does not say what it was trained with: give `loss=`, one of "
                 f"{known}, an nn loss, or a callable(output, target)."
             )
-        near = difflib.get_close_matches(loss, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"Unknown loss {loss!r}; expected one of {known}. Did you mean {near!r}?")
+        words = {name: name for name in known}
+        words |= {make.__name__.lower(): name for name, make in LOSSES.items()}
+        words |= {_WORDS.get(make.__name__, name): name for name, make in LOSSES.items()}
+        near = difflib.get_close_matches(loss.lower().replace("_", " "), words, n=1)
+        near = near or difflib.get_close_matches(loss.lower(), words, n=1)
+        hint = f" Did you mean {words[near[0]]!r}?" if near else ""
+        raise ValueError(f"Unknown loss {loss!r}; expected one of {known}.{hint}")
     if isinstance(loss, type) or not callable(loss):
         raise TypeError(
             f"Expected loss to be one of {list(LOSSES)}, an nn loss instance or a "

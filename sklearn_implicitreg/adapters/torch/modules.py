@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +32,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     read_rows,
     rows_in,
 )
+from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
     with_custom_loss,
@@ -53,13 +53,10 @@ from sklearn_implicitreg.adapters.torch.options import (
     dtype_of,
     seed_of,
     set_modes,
+    stored_notes,
 )
-from sklearn_implicitreg.adapters.torch.structure import (
-    restore,
-    skeleton,
-    state_of,
-    weight_matrices,
-)
+from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
+from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -79,7 +76,6 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
-from sklearn_implicitreg.problem.vectors import wide
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -105,12 +101,12 @@ class TorchProblem(Problem):
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
-        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
             for index, batch in enumerate(
                 merged_last(self.rows.batches(size, split), self.batch_normalized)
             ):
                 before = all_states(self.device) if index == 0 else []
-                block = self._block(self._to_device(batch), first=index == 0)
+                block = self._block(self.to_device(batch), first=index == 0)
                 if index == 0:
                     warn_if_random(self, batch, before)
                 if index == 0 and not self.batch_normalized:
@@ -136,7 +132,7 @@ class TorchProblem(Problem):
         found: list[Tensor] = []
         with preserved_rng(self.device, self.seed), torch.no_grad():
             for read in self.rows.batches(self.batch_size):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
                 target = batch.target
                 if self.row_loss.by_class:  # labels are numbered by the number of outputs
                     output = self.forward(self.module, batch.inputs)
@@ -155,15 +151,13 @@ class TorchProblem(Problem):
         named = dict(own.named_parameters())
         return replace(self, module=own, params={n: named[n].detach() for n in self.params})
 
-    def reads(self, name: str) -> bool:
-        """Whether the gradient depends on a frozen parameter, a buffer or an attribute."""
-        held = {part.name: part.value for part in state_of(self.module)}
-        held |= {n: p.detach() for n, p in self.module.named_parameters()}
-        if name not in held:
-            return False
-        changed = wide(torch.as_tensor(held[name])) * 1.5 + 1.0
-        found = [self.at(values).gradient().value for values in ({}, {name: changed})]
-        return any(not torch.equal(t, found[1][n]) for n, t in found[0].items())
+    def reads(self, names: Sequence[str]) -> bool:
+        """Whether the gradient depends on frozen parameters, buffers or attributes."""
+        return depends_on(self, names)
+
+    def moved_with_loss(self) -> list[str]:
+        """What the loss reads beside outputs and targets, and a training may have moved."""
+        return moved_with_loss(self)
 
     def take(self, rows: Indices, weights: Weights) -> TorchProblem:
         """The same problem on some of the rows, with weights of their own."""
@@ -188,9 +182,9 @@ class TorchProblem(Problem):
         """Batches as they are read, the module at these parameters in its own type."""
         model = ModuleCall(self.module, self.forward)
         rng = np.random.default_rng([0, self.draw])
-        with preserved_rng(self.device, self._drawn), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
 
@@ -207,9 +201,9 @@ class TorchProblem(Problem):
         call = ModuleCall(self.module, self.forward)
         total = zeros_of(own)
         weight = mass = 0.0
-        with preserved_rng(self.device, self._drawn), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
 
                 def loss(params: Params, batch: Batch = batch) -> Tensor:
                     nonlocal mass
@@ -253,12 +247,12 @@ class TorchProblem(Problem):
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:
         """Gradients of the loss on batches, which can be differentiated once more."""
         seed = self._drawn
-        with preserved_rng(self.device, seed), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, seed), torch.enable_grad(), self.own_kernels():
             start = generator_states(self.device)
             for index, batch in enumerate(self.rows.picked(batches)):
                 reset_generators(self.device, start, seed)
                 with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-                    block = self._block(self._to_device(batch), index == 0, twice=True)
+                    block = self._block(self.to_device(batch), index == 0, twice=True)
                 if not block.weight > 0:
                     raise ValueError(
                         "Expected batches whose rows count in the loss, got one in which all are "
@@ -279,6 +273,7 @@ class TorchProblem(Problem):
             output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
+            self.forward.warn_of_hooks()
             self.forward.warn_of_states(self.module, batch.inputs)
         with in_words(lambda: self._loss_takes(output, batch.target)):
             target = self.row_loss.prepare(output, batch.target)
@@ -288,8 +283,7 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        with self.forward.state_of(self.module):  # checkpoints call the layers once more
-            grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
+        grads = self._gradients(total, batch, twice)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
             sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
@@ -297,6 +291,17 @@ class TorchProblem(Problem):
         n_kinks = self.row_loss.n_kinks(output, target)
         absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
+
+    def _gradients(self, total: Tensor, batch: Batch, twice: bool) -> Sequence[Tensor | None]:
+        with self.forward.state_of(self.module):  # checkpoints call the layers once more
+            grads = gradients_of(total, self.leaves, twice)
+        if grads is not None:
+            return grads
+        output = self.forward(self.module, batch.inputs)  # the graph was used up
+        target = self.row_loss.prepare(output, batch.target)
+        total, _ = self.row_loss(output, target, batch.weight)
+        with self.forward.state_of(self.module):
+            return by_backward(total, self.module, self.leaves)
 
     def _loss_takes(self, output: Any, target: Any) -> str:
         words = f"outputs and y as the loss {self.row_loss.words!r} takes them"
@@ -315,9 +320,9 @@ class TorchProblem(Problem):
             return 0.0
         with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
             if rows is not None:
-                block = self._block(self._to_device(rows))
+                block = self._block(self.to_device(rows))
                 return norm_of(block.sums) / block.n_rows
-        return self._scale_together(self._to_device(batch))
+        return self._scale_together(self.to_device(batch))
 
     def _scale_together(self, batch: Batch) -> float:
         """The same where rows pass through the module together only, as a graph's nodes."""
@@ -331,7 +336,8 @@ class TorchProblem(Problem):
         named = zip(self.params, grads, strict=True)
         return norm_of({n: g for n, g in named if g is not None}) / rows_in(few)
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def to_device(self, batch: Batch) -> Batch:
+        """A copy of a batch on the device, in the type that the module takes."""
         alone = isinstance(batch.inputs, Tensor)
         places = itertools.count()
 
@@ -372,7 +378,7 @@ class TorchProblem(Problem):
             return self.seed
         return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
 
-    def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
+    def own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
         if self.device.type != "cuda" or not recurrent:
@@ -430,7 +436,7 @@ def module_problem(
         eps=torch.finfo(dtype).eps,
         left_out=tuple(n for n in trained if n not in names),
         batch_normalized=normalized,
-        notes=(*notes, *_stored_notes(names), *fields.pop("notes", ())),
+        notes=(*notes, *stored_notes(names), *fields.pop("notes", ())),
         module=own,
         rows=rows,
         row_loss=_moved_loss(row_loss, device, dtype),
@@ -446,7 +452,8 @@ def module_problem(
 
 def _trained(module: nn.Module) -> Params:
     """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
-    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    named = [(n, p) for n, p in module.named_parameters() if not p.is_meta]
+    trained: Params = {own_name(n): p for n, p in named if p.requires_grad}
     if not trained:
         raise ValueError(
             "Expected a model with trainable parameters, got one with requires_grad=False "
@@ -454,17 +461,6 @@ def _trained(module: nn.Module) -> Params:
         )
     check_finite_params(trained)
     return trained
-
-
-def _stored_notes(names: list[str]) -> list[str]:
-    """Say which tensors a penalty sees where a layer computes its weights from others."""
-    stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
-    if not stored:
-        return []
-    return [
-        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
-        "computed from them."
-    ]
 
 
 def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:

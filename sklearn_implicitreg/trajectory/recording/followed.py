@@ -30,8 +30,8 @@ class Followed:
         self.params: Params = self.watched.params
         self.stretch: Stretch | None = None
         self._spare: Stretch | None = None  # ended; its memory serves the next
-        # In a step; in one whose weights have moved; whether it made its step of this round.
-        self.pending = self.made = self.stepped = False
+        # In a step; whether it made its step of this round.
+        self.pending = self.stepped = False
         self.idle, self.lr = "", float("nan")
         self.frozen: frozenset[str] = frozenset()  # at its last step
         self.skipped: frozenset[str] = frozenset()  # by its last step

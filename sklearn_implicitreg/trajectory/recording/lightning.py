@@ -67,6 +67,7 @@ class LightningRecorder(SessionRecorder, _Callback):
         super().__init__()
         self.find_rows, self.submodule = find_rows, submodule
         self.session_ = Session(every=every, gradients=gradients, directory=directory)
+        self._batch: tuple[Any, int] | None = None  # what waits for its backward pass
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers that have tensors of the model."""
@@ -81,12 +82,20 @@ class LightningRecorder(SessionRecorder, _Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Name the batch, which joins those whose gradients it is accumulated with."""
-        n = trainer.accumulate_grad_batches
+        n, self._batch = trainer.accumulate_grad_batches, None
         if not getattr(pl_module, "automatic_optimization", True):
             self.session_.batch(batch, accumulate=True)
         elif n == 1:
             self.session_.batch(batch)
-        else:  # the loss is divided by n also where an epoch ends with fewer batches
+        else:  # a training_step that returns None leaves a batch out
+            self._batch = batch, batch_idx
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Name a batch whose gradients are accumulated."""
+        if self._batch is not None:
+            # The loss is divided by n also where an epoch ends with fewer batches.
+            n, (batch, batch_idx) = trainer.accumulate_grad_batches, self._batch
+            self._batch = None
             self.session_.batch(batch, accumulate=bool(batch_idx % n), weight=1 / n)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

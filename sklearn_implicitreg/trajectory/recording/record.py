@@ -141,7 +141,8 @@ def record(  # noqa: PLR0913
     """
     parts = followed(model, optimizer, update_rule)
     if families is None:
-        if loss is not None or reference != "gradient" or params != "auto":
+        named = isinstance(reference, str) and reference == "gradient"
+        if loss is not None or not named or params != "auto":
             raise ValueError(
                 "Expected families= with loss=, reference= or params=, got none; give the "
                 "penalties, or leave these to the estimator."

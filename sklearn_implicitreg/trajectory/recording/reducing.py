@@ -186,6 +186,7 @@ class ReducedKept(Kept):
         start, stop = (mark.on(self._reduction.device) for mark in self.marks[-2:])
         own = tuple(steps[start.step : stop.step])
         window = Window(start, stop, (start,), own, on_device(self.others, self._reduction.device))
+        self.others.update(dict.fromkeys(window.changing()))  # a mean of them is of no use
         if self._sums is None and self._reduction.reference != "applied":
             check_factors(self._reduction.problem.whole(), [window])
         found = self._reduction.of_window(window)

@@ -48,6 +48,7 @@ class _Named:
     rows: Indices | None
     size: int | None
     weight: float | None
+    n_before: int  # backward passes since the batch before it was named, or since the last step
 
 
 class Batches:
@@ -56,6 +57,10 @@ class Batches:
     def __init__(self) -> None:
         self.finder: RowFinder | None = None
         self._named: list[_Named] = []
+        self._n_passes = 0  # since a batch was named, or since the last step
+        # Whether batches of one step were seen to have passes of their own; named before these?
+        self._apart = False
+        self._first: bool | None = None
         # One gradient when a batch was named, and after the last step.
         self._seen = self._spent = _smallest(())
 
@@ -79,10 +84,14 @@ class Batches:
                 "batch(rows, accumulate=True), with weight= unless each loss is divided by the "
                 "number of batches. Where a step was left out, call optimizer.zero_grad() first."
             )
-        self._named = (
-            [*self._named, _Named(found, size, own)] if accumulate else [_Named(found, size, own)]
-        )
+        before = self._named if accumulate else []
+        self._named = [*before, _Named(found, size, own, self._n_passes)]
+        self._n_passes = 0
         self._seen = _smallest(gradients)
+
+    def passed(self) -> None:
+        """Count a backward pass."""
+        self._n_passes += 1
 
     def _looked_up(self, rows: Any) -> tuple[Indices | None, int | None]:
         if not _has_rows(rows):
@@ -105,7 +114,8 @@ class Batches:
     def taken(self, given: Iterable[Tensor]) -> dict[str, Any]:
         """What a step holds of its batches, which are then forgotten; nothing of none."""
         self._spent = _smallest(given)
-        named, self._named = self._named, []
+        named, self._named = self._with_passes(), []
+        self._n_passes = 0
         if not named:
             return {}
         rows = [batch.rows for batch in named if batch.rows is not None]
@@ -116,6 +126,21 @@ class Batches:
             "batch_size": sum(sizes) if len(sizes) == len(named) else None,
             "parts": () if plain else tuple((batch.size, batch.weight) for batch in named),
         }
+
+    def _with_passes(self) -> list[_Named]:
+        """The named batches that had a backward pass; none where the factors are not known then."""
+        # Batches may be named before their passes or after them, or all at once for one pass. Only
+        # where the passes were seen to come between is a batch without one known to be left out.
+        before = [batch.n_before for batch in self._named]
+        after = [*before[1:], self._n_passes]
+        self._apart = self._apart or any(before[1:])
+        if before and bool(before[0]) != bool(after[-1]):
+            self._first = not before[0]
+        if not self._apart or all(before) or all(after):
+            return self._named
+        own = after if self._first else before
+        known = self._first is not None and all(b.weight is not None for b in self._named)
+        return [b for b, n in zip(self._named, own, strict=True) if n and known]
 
 
 def _weight(weight: Any) -> float:

@@ -225,7 +225,7 @@ RULES = (
         "Let a search keep one of the terms",
         "Their gradients are linearly dependent at these weights: any of them explains what "
         "the others do, so that one is all that can be known.",
-        "{search}",
+        "{search_parts}",
         "{search_passes}",
     ),
     Rule(

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from sklearn_implicitreg.penalties import Structured, as_penalty
+from sklearn_implicitreg.penalties.base import layer_of
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.results.layers import table_of_layers
@@ -234,12 +235,14 @@ class Situation:
     @property
     def n_layers(self) -> int:
         """Number of layers of a network."""
-        return 0 if self._layers is None else len(self._layers)
+        if self.equations is None or self.module is None:
+            return 0
+        return len(set(map(layer_of, self.equations.judged.names)))
 
     @property
     def layers_differ(self) -> bool:
         """Whether a coefficient for each layer explains what one for all does not."""
-        if self._layers is None or self.est.group_by is not None or self.n_layers < 2:
+        if self.n_layers < 2 or self.est.group_by is not None or self._layers is None:
             return False
         held, _ = self.path
         several = self.along and " + " in str(getattr(held, "optimizer", ""))

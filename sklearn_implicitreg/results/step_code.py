@@ -82,6 +82,7 @@ def fields_of(s: Situation) -> Mapping[str, object]:
         "family": "est.family",
         "n_endpoints": max(20, 2 * s.result.n_equations),
         "search": search,
+        "search_parts": _search(s, _parts(s)) if _parts(s) else search,
         "fewer": _dropped(s.rows) if s.est.group_by is not None else single,
         "search_passes": passes.get(s.reference if s.along else "", "one pass over the data"),
     }
@@ -135,12 +136,24 @@ def _families(s: Situation) -> list[str]:
     return names
 
 
+def _parts(s: Situation) -> list[str]:
+    """The parts of the family as code has them; none of a single one."""
+    given = s.est.family
+    if isinstance(given, str):
+        names = [name.strip() for name in given.split("+")]
+        return names if len(names) > 1 else []
+    if isinstance(given, list | tuple):
+        return ["*est.family"]
+    return ["*est.family.parts"] if hasattr(given, "parts") else []
+
+
 def _search(s: Situation, names: list[str]) -> str:
+    """Code that compares families, with the one of the fit where it is none of them."""
     if s.searched:
         return f"est.set_params(families={_quoted(names)}).fit({s.rows})"
-    given = s.est.family
+    given, parts = s.est.family, names == _parts(s)
     own = isinstance(given, str) and given in names
-    listed = _quoted(names if own or s.structured else ["est.family", *names])
+    listed = _quoted(names if own or parts or s.structured else ["est.family", *names])
     return (
         "from sklearn_implicitreg import ImplicitRegularizationCV\n\n"
         "given = est.get_params(deep=False)\n"

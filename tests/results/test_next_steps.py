@@ -20,6 +20,7 @@ from sklearn_implicitreg import (
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
 )
+from sklearn_implicitreg.penalties import L2, WeightDecay
 from sklearn_implicitreg.regression.verdict import VERDICTS
 from sklearn_implicitreg.results.next_steps import RULES
 from sklearn_implicitreg.trajectory import record
@@ -301,12 +302,16 @@ def test_a_solver_that_stopped_early(tol):
     assert found.in_model_units()["alpha"] == pytest.approx(1.0, rel=1e-4)
 
 
-def test_terms_that_are_dependent():
+@pytest.mark.parametrize(
+    "family", ["l2 + weight_decay", ["l2", WeightDecay()], L2() + WeightDecay()], ids=str
+)
+def test_terms_that_are_dependent(family):
     with pytest.warns(match="linearly dependent"):
-        est = fit(Ridge(3.0).fit(X, Y), family="l2+weight_decay")
+        est = fit(Ridge(3.0).fit(X, Y), family=family)
     assert est.verdict_ == "not identifiable"
     found = taken(est, X=X, y=Y)
     assert found.verdict_ == "supported"
+    assert len(found.cv_results_["name"]) == 2
 
 
 def test_a_matrix_of_one_endpoint():

@@ -209,7 +209,7 @@ RULES = (
     ),
     Rule(
         ("not identifiable",),
-        lambda s: s.structured and s.kind == "linear",
+        lambda s: s.structured and s.kind == "linear" and not s.listed,
         "Give it many endpoints",
         "One endpoint has fewer equations than the family has unknowns; retrained on resamples of "
         "the rows, the model gives one set of them each time.",

@@ -75,7 +75,13 @@ class Situation:
     @cached_property
     def model(self) -> Any:
         """The trained model inside of containers."""
-        return inside(self.est.model_)
+        held = self.est.model_
+        return inside(held[0] if self.listed and len(held) == 1 else held)
+
+    @property
+    def listed(self) -> bool:
+        """Whether the rows of the fit are a list of endpoints, be it of one."""
+        return isinstance(self.est.model_, list)
 
     @cached_property
     def kind(self) -> str:
@@ -118,7 +124,7 @@ class Situation:
     @property
     def trainable(self) -> bool:
         """Whether training can go on from the model: not by second-order solvers."""
-        if self.structured or self.kind in ("arrays", "endpoints", "linear"):
+        if self.structured or self.listed or self.kind in ("arrays", "endpoints", "linear"):
             return False
         return getattr(self.model, "solver", "") != "lbfgs"
 
@@ -286,6 +292,7 @@ class Situation:
             kept is not None
             and self.kind == "torch"
             and not self.along
+            and not self.listed
             and kept.places[0].problem.batch_normalized
             and self.est.batch_size == "auto"
             and self.rows != "X"
@@ -294,7 +301,7 @@ class Situation:
     @property
     def iterative(self) -> bool:
         """Whether the model is a linear one of scikit-learn whose solver has a tolerance."""
-        if self.kind != "linear" or getattr(self.model, "n_iter_", None) is None:
+        if self.kind != "linear" or self.listed or getattr(self.model, "n_iter_", None) is None:
             return False
         zero = self.verdict == "no signal" and self.result.r2 == 0
         return {"tol", "max_iter"} <= set(self.est.model_.get_params()) and not zero

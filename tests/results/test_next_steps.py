@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sklearn_implicitreg import (
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
 )
+from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.penalties import L2, WeightDecay
 from sklearn_implicitreg.regression.verdict import VERDICTS
 from sklearn_implicitreg.results.next_steps import RULES
@@ -328,6 +330,17 @@ def test_endpoints_of_different_strengths():
     space = {"est": est, "X": ends}
     exec(est.next_steps()[0].code, space)  # noqa: S102
     assert space["verdicts"] == ["supported"] * 5
+
+
+@pytest.mark.parametrize("family", ["l2", "quadratic", "l2+weight_decay"])
+def test_a_list_of_one_endpoint(family):
+    ends = [Endpoint(Lasso(alpha=0.5, tol=1e-12, max_iter=100_000).fit(X, Y), X, Y)]
+    est = ImplicitRegularizationEstimator(None, family=family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollinearTermsWarning)
+        est.fit(ends)
+        for step in est.next_steps():
+            exec(step.code, {"est": est, "X": ends})  # noqa: S102
 
 
 def test_a_supported_penalty_is_stated():

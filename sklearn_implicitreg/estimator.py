@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,6 +71,17 @@ def _is_path(given: Any) -> bool:
     names = ("windows", "trajectory", "trajectory_")
     held = not isinstance(given, type) and any(hasattr(given, name) for name in names)
     return held or isinstance(given, Probe)
+
+
+def in_words(X: Any, y: Any, sample_weight: Any) -> tuple[str, str]:
+    """The rows that fit was given as its caller writes them, and what they are."""
+    named = {"X": X, "y": y, "sample_weight": sample_weight}
+    given = [name for name, rows in named.items() if rows is not None]
+    if given[2:]:
+        given[2] = "sample_weight=sample_weight"
+    tensors = isinstance(X, torch.Tensor) and isinstance(y, torch.Tensor)
+    loader = getattr(X, "batch_sampler", None) is not None
+    return ", ".join(given), "loader" if loader else "tensors" if tensors else "arrays"
 
 
 DEVICE = Allowed(_is_device, ("a device of torch, such as 'cpu' or 'cuda:0'",))
@@ -212,6 +224,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "verbose": integer(0) | FLAG,
     }
     _equations: Equations
+    _settings: Settings
     _fitted_y: Any = None
 
     def __init__(  # noqa: PLR0913
@@ -278,6 +291,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             For data that do not fit, unknown names, or more coefficients than equations.
         """
         self.check_parameters()
+        self._given = in_words(X, y, sample_weight)
         X, y = self._rows(X, y)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             check_precomputed(self)
@@ -289,7 +303,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if isinstance(family, Structured):
             check_structured(self, family)
             targets = self._targets(X, y, sample_weight)
-            self._publish(*fit_structured(family, targets, float(self.confidence_level)))
+            result, description = fit_structured(family, targets, float(self.confidence_level))
+            self._publish(result, self._with_unused(description))
             return self
         targets = self._targets(X, y, sample_weight)
         self._fitted_y = y
@@ -422,9 +437,20 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             equations = with_evidence(equations, evidence)
         settings = Settings(self.positive, self.covariance, float(self.confidence_level))
         result = fit(equations, settings)
-        self._publish(result, Description.of(equations, result))
-        self._equations = equations
+        self._publish(result, self._with_unused(Description.of(equations, result)))
+        self._equations, self._settings = equations, settings
         return self
+
+    def _with_unused(self, description: Description) -> Description:
+        """The description with a note on parameters of a trajectory that an endpoint leaves."""
+        unused = [] if self.reference == "gradient" else ["reference="]
+        unused += [] if self.window is None else ["window="]
+        given = [] if self.trajectory is None else ["trajectory= is evidence only"]
+        given += [f"{' and '.join(unused)} {'are' if unused[1:] else 'is'} not used"] * bool(unused)
+        if self.mode != "endpoint" or not given:
+            return description
+        note = f"With mode='endpoint' {', '.join(given)}; mode='trajectory' reads the steps."
+        return replace(description, notes=(*description.notes, note))
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

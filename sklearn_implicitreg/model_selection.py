@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_implicitreg.base import AboutModel
 from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
 from sklearn_implicitreg.endpoints.templates import routing_enabled
-from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
+from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
 from sklearn_implicitreg.exceptions import ParameterError
 from sklearn_implicitreg.penalties import as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem.parameters import (
@@ -192,6 +192,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
             the estimator raises.
         """
         self.check_parameters()
+        self._given = in_words(X, y, sample_weight)
         X, y = self._rows(X, y)
         named = self._named_families()
         estimator = self._estimator()

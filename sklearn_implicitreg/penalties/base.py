@@ -398,9 +398,7 @@ class Grouped(_Combined):
                 )
             return str(self.by[name])
         if self.by == "layer":
-            # A parametrized layer owns the tensors that its weights are computed from.
-            owner = re.split(r"\.?\bparametrizations\.", name)[0]
-            return (owner if owner != name else name.rpartition(".")[0]) or name
+            return layer_of(name)
         groups = getattr(problem, "param_groups", None)
         if groups is None:
             raise ValueError(
@@ -444,6 +442,13 @@ class Fixed(_Combined):
             replace(leaf, coef=self.coef * (1.0 if leaf.coef is None else leaf.coef))
             for leaf in self.penalty.leaves(params, problem)
         ]
+
+
+def layer_of(name: str) -> str:
+    """Name of the module that owns a tensor, or of the tensor itself where none has a name."""
+    # A parametrized layer owns the tensors that its weights are computed from.
+    owner = re.split(r"\.?\bparametrizations\.", name)[0]
+    return (owner if owner != name else name.rpartition(".")[0]) or name
 
 
 def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[str]]:

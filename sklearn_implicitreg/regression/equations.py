@@ -116,6 +116,21 @@ class Equations:
         mean = self.mean and replace(self.mean, powers=powers)
         return replace(self, places=places, mean=mean)
 
+    def reaching(self, names: Sequence[str]) -> list[int]:
+        """The columns that can differ from zero at some tensors."""
+        every = self.places if self.mean is None else (*self.places, self.mean)
+        return sorted(set().union(*[place.design.reaching(names) for place in every]))
+
+    def on(self, names: Sequence[str], columns: list[int]) -> Equations:
+        """The equations of some tensors in the columns that reach them, from the R factors."""
+        left = {self.term_names[j] for j in columns}
+        return replace(
+            self,
+            places=tuple(place.on(names, columns) for place in self.places),
+            mean=self.mean and self.mean.on(names, columns),
+            nuisance=self.nuisance if self.nuisance in left else None,
+        )
+
     @cached_property
     def rounding(self) -> float:
         """Norm below which the target is zero to rounding."""

@@ -81,15 +81,20 @@ class Result:
 
 
 def fit(equations: Equations, settings: Settings) -> Result:
-    """Solve the equations, infer and judge, each once."""
-    ready = equations.in_range()
-    with np.errstate(over="ignore", invalid="ignore"):  # what is out of range raises an error
-        result = _fitted(ready, settings)
-        given = result if ready is equations else _unscaled(result, ready)
+    """Solve the equations, infer and judge, each once; warn of dependent columns."""
+    result = judged_fit(equations, settings)
     solution = result.solution
     if solution is not None and solution.rank < solution.n_terms and solution.tss > 0:
         _warn_of_dependence(solution, equations.system)
-    return given
+    return result
+
+
+def judged_fit(equations: Equations, settings: Settings) -> Result:
+    """The same without the warning, which the verdict says as well."""
+    ready = equations.in_range()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is out of range raises an error
+        result = _fitted(ready, settings)
+        return result if ready is equations else _unscaled(result, ready)
 
 
 def verdict_on(equations: Equations, positive: bool) -> Verdict:

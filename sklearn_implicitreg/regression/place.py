@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ class Place:
     gradient: LossGradient
     given: System | None = None
     powers: Array | None = None  # of two, (k + 1,), that multiply columns and target
+    made: System | None = None  # the R factors, where they were made before
 
     @cached_property
     def system(self) -> System:
@@ -50,8 +51,9 @@ class Place:
 
     @cached_property
     def _system(self) -> System:
-        if self.given is not None:
-            return self.given
+        before = self.made if self.given is None else self.given
+        if before is not None:
+            return before
         labels, r_factors, counts, supports = [], [], [], []
         for name in self.names:
             blocks = self._blocks(name)
@@ -80,6 +82,18 @@ class Place:
             _NO_INSTRUMENTS,
             instrumented,
             None if set(map(len, supports)) == {k} else tuple(supports),
+        )
+
+    def on(self, names: Sequence[str], columns: list[int]) -> Place:
+        """The same place at some tensors alone, in the columns that reach them."""
+        params = {name: self.problem.params[name] for name in names}
+        system = self._system.on(names, columns)
+        return Place(
+            replace(self.problem, params=params),
+            self.design.on(names, columns),
+            self.gradient,
+            None if self.given is None else system,
+            made=system,
         )
 
     @property

@@ -25,10 +25,7 @@ _PARTIAL = 0.1
 _MAX_NOISE = 0.1
 _NOISE_OR_TERM = "a missing term, or training that had not ended"
 _ON_TRAJECTORY = "a missing term"
-_RECORD_IT = (
-    "training noise or a missing term. Record the training, or let trajectory.ContinueTraining "
-    "make one, and give it as trajectory="
-)
+_NOISE = "training noise or a missing term"
 _THEY_DIFFER = (
     "the coefficients of the endpoints differ (coef_path_), each of which is explained by its own"
 )
@@ -147,7 +144,7 @@ def cause_at(*, has_paths: bool, each_explained: bool = False, along: bool = Fal
         return _ON_TRAJECTORY
     if each_explained:
         return _THEY_DIFFER
-    return _RECORD_IT if has_paths else _NOISE_OR_TERM
+    return _NOISE if has_paths else _NOISE_OR_TERM
 
 
 def _no_gradient(measures: Measures, rounding: float) -> Verdict | None:

@@ -67,8 +67,7 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     evidence = (
         f"{target} has norm {size:.4g} and {steps} has norm {norm:.4g}; they differ by {share:.3g} "
         f"of the squared norm of the first, more than {_DIFFERENT + noise:.2g} ({measured}): "
-        f"{target} holds noise, or the training had not ended. Measure what the steps added, with "
-        "mode='trajectory' and this trajectory."
+        f"{target} holds noise, or the training had not ended."
     )
     return replace(equations, evidence=evidence)
 

@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 import pytest
 
 import sklearn_implicitreg
+from sklearn_implicitreg.regression.verdict import VERDICTS
+from sklearn_implicitreg.results.next_steps import RULES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -112,6 +114,25 @@ def _texts():
     trees = [ast.parse(path.read_text()) for path in package.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def test_the_page_of_next_steps_is_the_table():
+    sys.path.insert(0, str(ROOT / "doc"))
+    text = importlib.import_module("next_steps_page").page()
+    heads = re.findall(r"^## `(.*)`$", text, re.MULTILINE)
+    for verdict, section in zip(
+        heads, re.split(r"^## .*$", text, flags=re.MULTILINE)[1:], strict=True
+    ):
+        rules = [rule for rule in RULES if verdict in rule.verdicts]
+        assert rules
+        codes = CODE.findall(section)
+        assert len(codes) == len(rules)
+        for code in codes:
+            compile(code, "next_steps.md", "exec")
+        for rule in rules:
+            assert rule.title.partition("{")[0] in section
+            assert rule.why.partition("{")[0] in section
+    assert heads == list(VERDICTS)
 
 
 @pytest.mark.parametrize("page", ["doc/design.md", "CONTRIBUTING.md"])

@@ -331,16 +331,16 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         score : float
             At most 1; 0 where the gradient is zero.
 
+        Raises
+        ------
+        ValueError
+            If the estimator was unpickled, or a fit that needs endpoints gets other data.
+
         Warns
         -----
         SelectionWarning
             Once a process, where scores cannot tell families apart: below 0; fitted and scored
             rows that are not those of the training; targets outside those of the fitted rows.
-
-        Raises
-        ------
-        ValueError
-            If the estimator was unpickled, or a fit that needs endpoints gets other data.
         """
         check_is_fitted(self, "coef_")
         X, y = self._rows(X, y)

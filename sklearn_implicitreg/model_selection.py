@@ -69,9 +69,12 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     refit : {"smallest", "best"}, default="smallest"
         Which family is taken: the one of fewest coefficients whose criterion is within one
         standard error of the best, or the best.
-    mode, trajectory, reference, window, loss, params, group_by, known, positive, covariance, \
-            confidence_level, module_mode, batch_size, device, dtype, random_state, verbose : object
+    mode, trajectory, reference, window, loss, params, group_by, known, positive : object
         As for :class:`ImplicitRegularizationEstimator`, for every family.
+    covariance, confidence_level, module_mode, batch_size, device, dtype : object
+        As for :class:`ImplicitRegularizationEstimator`.
+    random_state, verbose : object
+        As for :class:`ImplicitRegularizationEstimator`.
 
     Attributes
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,15 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
-from sklearn_implicitreg.trajectory.references import as_reference, check_others
+from sklearn_implicitreg.trajectory.references import (
+    Applied,
+    Batch,
+    as_reference,
+    check_others,
+)
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
 from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
+from sklearn_implicitreg.trajectory.window import Step
 
 
 def trajectory_targets(
@@ -28,23 +35,33 @@ def trajectory_targets(
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
-    options = replace(options, trained_batch_size=_batch_size(trajectory))
+    named = as_reference(reference, window)
+    steps = _steps(trajectory)
+    options = replace(options, trained_batch_size=_batch_size(steps))
+    own = isinstance(named, Batch) and all(step.seen for step in steps)
+    if own or isinstance(named, Applied):
+        options = replace(options, n_passes=1)  # the rows of these data are not compared with
     problem = adapt(model, data, options)
     trajectory = trajectory_of(model, data, problem, trajectory)
     if trajectory.settings.get("follows") == "mean loss":  # whatever the model was trained on
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
     problem = recorded_part(problem, trajectory.names)
-    named = as_reference(reference, window)
     check_others(problem, trajectory, named)
     if trajectory.r_factors is not None:
         return targets_from_r_factors(problem, trajectory, named, window)
     return targets_from_weights(problem, trajectory, named, window, verbose)
 
 
-def _batch_size(trajectory: Any) -> int | None:
+def _steps(trajectory: Any) -> Sequence[Step]:
+    """Steps of a trajectory or of what recorded one; none of a probe."""
+    for own in ("trajectory", "trajectory_"):
+        trajectory = getattr(trajectory, own, trajectory)
+    found: Sequence[Step] = getattr(trajectory, "steps", ())
+    return found
+
+
+def _batch_size(steps: Sequence[Step]) -> int | None:
     """Rows of the largest batch of a recorded trajectory, if known."""
-    held = getattr(trajectory, "trajectory", trajectory)
-    steps = getattr(held, "steps", ())
     sizes = [n for step in steps for n in [n for n, _ in step.parts] or [step.batch_size] if n]
     return max(sizes, default=None)
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
-from sklearn_implicitreg.adapters.torch.generators import preserved_rng
+from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
 from sklearn_implicitreg.exceptions import AugmentationWarning, ParameterError, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
@@ -29,6 +29,7 @@ _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
     "length."
 )
+_TRIED = 8  # rows of a Dataset that are read twice: a flip may leave one as it is
 
 
 class Batch(NamedTuple):
@@ -53,6 +54,7 @@ class Rows:
     integers: tuple[bool, ...] = ()  # which tensors of the inputs hold integers
     in_tensors: bool = False  # inputs came as tensors, as a training loop has them
     together: bool = False  # inputs of other lengths than y: all rows pass at once
+    n_passes: int = 1  # over rows that differ at each reading
 
     def few(self, n: int) -> Batch | None:
         """At most n rows, from all over where they can be picked."""
@@ -99,11 +101,11 @@ class Rows:
 
         return replace(self, read=read, n_rows=len(rows), pick=lambda i: pick(rows[i]))
 
-    def batches(self, batch_size: int, shuffled: bool = False) -> Iterator[Batch]:
-        """Batches of consecutive rows, or in a fixed random order; ValueError for NaN and inf."""
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+        """Batches of consecutive rows, or in a random order by a seed; ValueError for NaN, inf."""
         order = None
-        if shuffled and self.n_rows:
-            order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(0))
+        if seed is not None and self.n_rows:
+            order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(seed))
         for batch in self.read(batch_size, order):
             for tensor in tensors_in((batch.inputs, batch.target)):
                 if not all_finite(tensor):
@@ -186,11 +188,14 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def read_rows(data: Data) -> Rows:
-    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader."""
+def read_rows(data: Data, n_passes: Any) -> Rows:
+    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader.
+
+    Those of a Dataset or DataLoader are read ``n_passes`` times, once by "auto".
+    """
     loader = data.X
     if isinstance(loader, Dataset):
-        return _dataset_rows(data, loader, default_collate, None)
+        return _dataset_rows(data, loader, default_collate, None, n_passes)
     if isinstance(loader, list) and loader and isinstance(loader[0], tuple | Mapping):
         raise TypeError(
             "Expected arrays, a Dataset or a DataLoader, got a list of rows, as searches of "
@@ -199,14 +204,27 @@ def read_rows(data: Data) -> Rows:
     if not isinstance(loader, DataLoader):
         return _array_rows(data)
     if loader.batch_sampler is None and loader.batch_size is None:  # of batches, as items
-        rows = _dataset_rows(data, loader.dataset, operator.itemgetter(0), 1, in_batches=True)
+        first = operator.itemgetter(0)
+        rows = _dataset_rows(data, loader.dataset, first, 1, n_passes, in_batches=True)
         return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    return _dataset_rows(data, loader.dataset, loader.collate_fn, size)
+    return _dataset_rows(data, loader.dataset, loader.collate_fn, size, n_passes)
 
 
-def _dataset_rows(
-    data: Data, dataset: Dataset[Any], collate: Any, size: int | None, in_batches: bool = False
+def rows_of_batch(batch: Any) -> Rows:
+    """The rows of one batch, which are read at once."""
+    own = Batch(*_unpack(batch), None)
+    return Rows(lambda *_: iter([own]), rows_in(own), in_tensors=True)
+
+
+def _dataset_rows(  # noqa: PLR0913
+    data: Data,
+    dataset: Dataset[Any],
+    collate: Any,
+    size: int | None,
+    n_passes: Any,
+    *,
+    in_batches: bool = False,
 ) -> Rows:
     """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
     if data.y is not None:
@@ -217,6 +235,7 @@ def _dataset_rows(
     stream = isinstance(dataset, IterableDataset)
     n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
     weight = _weights(data.sample_weight, n_rows)
+    drawing = generators_in(dataset, collate)
 
     def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         loader: DataLoader[Any] = DataLoader(
@@ -228,21 +247,25 @@ def _dataset_rows(
         )
         weights = weight if weight is None or order is None else weight[order]
         start = 0
-        for item in _collated(loader):
-            inputs, target = _unpack(item)
-            batch = Batch(inputs, target, None)
-            stop = start + rows_in(batch)
-            yield batch._replace(weight=None if weights is None else weights[start:stop])
-            start = stop
+        with seeded(drawing):
+            for item in _collated(loader):
+                inputs, target = _unpack(item)
+                batch = Batch(inputs, target, None)
+                stop = start + rows_in(batch)
+                yield batch._replace(weight=None if weights is None else weights[start:stop])
+                start = stop
 
     def pick(rows: Indices) -> Batch:
-        inputs, target = _unpack(collate([dataset[int(i)] for i in rows]))
+        with seeded(drawing):
+            inputs, target = _unpack(collate([dataset[int(i)] for i in rows]))
         return Batch(inputs, target, None if weight is None else weight[torch.as_tensor(rows)])
 
-    first = _warn_of_augmentation(read, size or 1)
+    once = n_passes == "auto"
+    first = _first_batch(read, size or (1 if in_batches else _TRIED), once)
     integers = () if first is None else _integers(first.inputs)
     number = None if n_rows is None else pick
-    return Rows(read, n_rows, size, number, integers=integers, in_tensors=True)
+    passes = 1 if once else int(n_passes)
+    return Rows(read, n_rows, size, number, integers=integers, in_tensors=True, n_passes=passes)
 
 
 def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -273,18 +296,20 @@ def _integers(inputs: Any) -> tuple[bool, ...]:
     )
 
 
-def _warn_of_augmentation(
-    read: Callable[[int, Tensor | None], Iterator[Batch]], size: int
+def _first_batch(
+    read: Callable[[int, Tensor | None], Iterator[Batch]], size: int, twice: bool
 ) -> Batch | None:
-    """Read the first batch twice: random augmentation makes the loss another function."""
+    """The first batch, read twice: random augmentation makes the loss another function."""
     with preserved_rng(torch.device("cpu")):
-        first, second = (next(read(size, None), None) for _ in range(2))
+        first = next(read(size, None), None)
+        second = next(read(size, None), None) if twice else None
         if first is None or second is None:
             return first
         if not same_numbers(first[:2], second[:2]):
             warn_user(
                 "The first batch differs when it is read twice: random augmentation, or a "
-                "stream that cannot be read again. The gradient is that of one draw.",
+                "stream that cannot be read again. The gradient is that of one draw; give "
+                "n_passes=20 for the mean over 20 readings, with their noise in the errors.",
                 AugmentationWarning,
             )
         return first

@@ -25,14 +25,16 @@ def _held(optimizer: Any) -> Iterator[int]:
 class LightningRecorder(SessionRecorder, _Callback):
     """Callback that records the training of a LightningModule, by one optimizer or several.
 
-    Epochs are marked, and the rows of every batch are looked up by their content.
+    Epochs are marked, and the rows of every batch are looked up by their content; where a
+    transform changes them the batch itself is kept.
 
     Parameters
     ----------
     every, gradients, directory
         As for :func:`record`.
     find_rows : bool, default=True
-        Whether to look up batches, which costs one pass over the data.
+        Whether to look up batches, which costs one pass over the data, and to keep those that
+        are not found (with ``every=1``); without it only their sizes are known.
     submodule : str, default=None
         Part of the LightningModule that is recorded, such as "net"; None: all of it.
 
@@ -66,7 +68,7 @@ class LightningRecorder(SessionRecorder, _Callback):
             raise ImportError("LightningRecorder needs the package lightning; install it.")
         super().__init__()
         self.find_rows, self.submodule = find_rows, submodule
-        self.session_ = Session(every=every, gradients=gradients, directory=directory)
+        self.session_ = Session(find_rows, every=every, gradients=gradients, directory=directory)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers that have tensors of the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,10 +37,11 @@ class Recorder:
         every: int,
         gradients: bool | None,
         kept: Kept,
+        shelf: Callable[[], Kept] | None = None,
     ):
         self._parts, self._others, self._every = parts, others, int(every)
         self._params = tensors_of(parts)
-        self._kept, self._batches = kept, Batches()
+        self._kept, self._batches = kept, Batches(shelf)
         kept.others = others.began
         self._handles: list[Any] = []
         self._each = self._every == 1
@@ -85,6 +87,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._batches.close()
         for part in self._parts:
             _RECORDED.discard(part.optimizer)
         if self._stopped:
@@ -160,7 +163,8 @@ class Recorder:
         ----------
         rows : int, array of int or bool, or the batch itself
             Positions of the rows in the data set, a mask of them, or only their number. The batch
-            is looked up in ``data``; where a transform changed it, only its size is kept.
+            ``(inputs, targets)`` is looked up in ``data``; where a transform changed it, or no
+            ``data`` was given, its tensors are kept as the step saw them (with ``every=1``).
         accumulate : bool, default=False
             Whether the batch joins those named since the last step, where gradients are
             accumulated.
@@ -218,7 +222,8 @@ class Recorder:
                 "Expected at least one recorded step, got none; the optimizer that was given to "
                 "record(...) must be the one that steps."
             )
-        steps = tuple(self._steps[: marks[-1].step])
+        own = self._steps[: marks[-1].step]
+        steps = tuple(replace(s, seen=self._batches.kept(s.seen)) if s.seen else s for s in own)
         name, settings = described(self._parts)
         others = dict(self._others.began)
         return Trajectory(marks, steps, name, settings, n_dropped, r_factors, others=others)

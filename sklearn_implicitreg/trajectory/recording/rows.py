@@ -1,8 +1,8 @@
-"""Which rows of a data set a batch holds, found by their content."""
+"""Which rows of a data set a batch holds, found by their content, or else its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Real
@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
-from sklearn_implicitreg.problem import Indices
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
+from sklearn_implicitreg.problem import Indices, Params
+from sklearn_implicitreg.trajectory.batches import tensors_of_batch
+from sklearn_implicitreg.trajectory.marks import Kept, Mark
 
 _CHUNK = 4096  # rows that are turned into keys at once
 
@@ -23,7 +26,7 @@ class RowFinder:
     """Positions of rows in a data set; equal rows are interchangeable."""
 
     # A row is known by a hash of all its numbers, as float32, in which nets see them. Rows that a
-    # transform changes at every visit are not found.
+    # transform changes at every visit are not found: their tensors are kept.
 
     def __init__(self, data: Any):
         keys = np.fromiter(chain.from_iterable(_keys(part) for part in _chunks(data)), np.int64)
@@ -48,13 +51,16 @@ class _Named:
     rows: Indices | None
     size: int | None
     weight: float | None
+    tensors: Params | None  # copies of them, where they are no rows, or may join such
 
 
 class Batches:
-    """What is named of the batches of the next step."""
+    """What is named of the batches of the next step; ``shelf`` makes where tensors are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Callable[[], Kept] | None = None) -> None:
         self.finder: RowFinder | None = None
+        self._shelf = shelf
+        self._kept: Kept | None = None
         self._named: list[_Named] = []
         # One gradient when a batch was named, and after the last step.
         self._seen = self._spent = _smallest(())
@@ -66,6 +72,8 @@ class Batches:
         """
         own = None if weight is None else _weight(weight)
         found, size = self._looked_up(rows)
+        keeps = self._shelf is not None and _has_rows(rows) and (found is None or accumulate)
+        tensors = tensors_of_batch(rows) if keeps else None
         gradients = list(given)
         if self._named and accumulate and (own is None) != (self._named[0].weight is None):
             raise ValueError(
@@ -79,9 +87,8 @@ class Batches:
                 "batch(rows, accumulate=True), with weight= unless each loss is divided by the "
                 "number of batches. Where a step was left out, call optimizer.zero_grad() first."
             )
-        self._named = (
-            [*self._named, _Named(found, size, own)] if accumulate else [_Named(found, size, own)]
-        )
+        self._named = self._named if accumulate else []
+        self._named = [*self._named, _Named(found, size, own, tensors)]
         self._seen = _smallest(gradients)
 
     def _looked_up(self, rows: Any) -> tuple[Indices | None, int | None]:
@@ -90,7 +97,7 @@ class Batches:
         found = _positions(rows, self.finder)
         if found is None and self.finder is not None:
             found = self.finder.find(rows)
-        return found, _n_rows(rows) if found is None else len(found)
+        return found, n_rows_of(rows) if found is None else len(found)
 
     def _added(self, gradients: list[Tensor]) -> bool:
         """Whether the gradients of the batch that was named last wait for a step."""
@@ -111,11 +118,43 @@ class Batches:
         rows = [batch.rows for batch in named if batch.rows is not None]
         sizes = [batch.size for batch in named if batch.size is not None]
         plain = len(named) < 2 and all(batch.weight in (None, 1.0) for batch in named)
+        seen = () if len(rows) == len(named) else self._put([batch.tensors for batch in named])
         return {
+            "seen": seen,
             "rows": np.concatenate(rows) if len(rows) == len(named) else None,
             "batch_size": sum(sizes) if len(sizes) == len(named) else None,
             "parts": () if plain else tuple((batch.size, batch.weight) for batch in named),
         }
+
+    def _put(self, batches: Sequence[Params | None]) -> tuple[int, ...]:
+        """Keep the tensors of all batches of a step; their places, none if some are not known."""
+        known = [batch for batch in batches if batch is not None]
+        if self._shelf is None or len(known) < len(batches):
+            return ()
+        self._kept = kept = self._kept or self._shelf()
+        first = len(kept.marks)
+        for batch in known:
+            kept.put(Mark(len(kept.marks), 0, batch, {}, {}, {}))
+        if kept.failed is not None:
+            self._shelf = None
+            warn_user(
+                f"Batches cannot be written to {kept.folder} ({kept.failed.strerror}): of the "
+                "steps from here on only their sizes are known. Give directory= a folder with "
+                "more room.",
+                ModelStateWarning,
+            )
+            return ()
+        return tuple(range(first, len(kept.marks)))
+
+    def close(self) -> None:
+        """Called when recording ends."""
+        if self._kept is not None:
+            self._kept.close(())
+
+    def kept(self, places: Sequence[int]) -> tuple[Mark, ...]:
+        """The tensors of the batches of a step."""
+        marks = () if self._kept is None else self._kept.recorded()[0]
+        return tuple(marks[i] for i in places) if max(places, default=0) < len(marks) else ()
 
 
 def _weight(weight: Any) -> float:
@@ -143,7 +182,8 @@ def _waits(gradients: list[Tensor]) -> bool:
     return any(sizes) and bool(np.isfinite(sizes).all())
 
 
-def _n_rows(batch: Any) -> int | None:
+def n_rows_of(batch: Any) -> int | None:
+    """Number of rows of a batch, by its first array."""
     first = next(_leaves(batch), None)
     return None if first is None else len(first)
 

@@ -22,7 +22,7 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     """Callback that records the training of a skorch net.
 
     Epochs are marked, and the rows of every batch are looked up by their content; where a
-    transform changes them only their number is known. A ``train_step`` that steps at every n-th
+    transform changes them the batch itself is kept. A ``train_step`` that steps at every n-th
     batch is followed: the batches since the last step are its own. ``partial_fit`` goes on with
     the same trajectory, but of a net that was pickled or copied: join both by
     ``Trajectory.join``.
@@ -32,7 +32,8 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     every, gradients, directory
         As for :func:`record`.
     find_rows : bool, default=True
-        Whether to look up batches, which costs one pass over the data.
+        Whether to look up batches, which costs one pass over the data, and to keep those that
+        are not found (with ``every=1``); without it only their sizes are known.
 
     Attributes
     ----------
@@ -70,7 +71,7 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
         """Attach to the optimizer of the net, or to each that it has."""
         if "session_" not in vars(self):
             how = {"every": self.every, "gradients": self.gradients, "directory": self.directory}
-            self.session_ = Session(**how)
+            self.session_ = Session(self.find_rows, **how)
         self.session_.begin(net.module_, optimizers_of(net))
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
@@ -134,8 +135,11 @@ class _NumberedRecorder(ImplicitRegularizationRecorder):
     """Recorder of a net whose loader remembers the rows of its batches."""
 
     def __init__(self, every: int, given: deque[list[int]]):
-        super().__init__(every, find_rows=False)
+        super().__init__(every)
         self.given = given
+
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
+        """The rows need not be looked up."""
 
     def on_batch_begin(
         self, net: NeuralNet, batch: Any = None, training: bool | None = None, **kwargs: Any

@@ -82,7 +82,10 @@ class LossGradient:
                 rest = joined_rest(rest, block.rest)
                 del block  # freed before the next is made
         if n_rows < 1:
-            raise ValueError("Expected at least 1 row of data, got 0.")
+            raise ValueError(
+                "Expected at least 1 row of data, got 0; a stream must begin from its first row "
+                "each time it is read."
+            )
         if not weight > 0:
             raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
         for tensor in total.values():

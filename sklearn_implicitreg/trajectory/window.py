@@ -71,11 +71,12 @@ class Step:
         """Each batch as a step of its own, and the share of its mean loss in that of the step."""
         one = replace(self, rows=None, parts=(), seen=())
         if self.seen:
-            sizes = self.masses_seen(problem)
-            shares = self._shares(problem, sizes) if problem.trained_sum else self.factors(problem)
+            shares: Sequence[float] = self.factors(problem).tolist()
+            if problem.trained_sum:
+                shares = self._shares(problem, self.masses_seen(problem))
             counts = [size for size, _ in self.parts] or [self.batch_size]
             known = zip(self.seen, counts, shares, strict=True)
-            return [(replace(one, seen=(b,), batch_size=n), float(share)) for b, n, share in known]
+            return [(replace(one, seen=(b,), batch_size=n), share) for b, n, share in known]
         used = self.used(problem)
         if used is None:
             return None

@@ -19,7 +19,12 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
-from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
+from sklearn_implicitreg.adapters.torch.generators import (
+    generators_in,
+    preserved_rng,
+    same_numbers,
+    seeded,
+)
 from sklearn_implicitreg.exceptions import AugmentationWarning, ParameterError, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
@@ -213,7 +218,10 @@ def read_rows(data: Data, n_passes: Any) -> Rows:
 
 def rows_of_batch(batch: Any) -> Rows:
     """The rows of one batch, which are read at once."""
-    own = Batch(*_unpack(batch), None)
+    try:
+        own = Batch(*_unpack(batch), None)
+    except TypeError as error:
+        raise TypeError(f"{error} While recording: recorder.batch((inputs, target)).") from None
     return Rows(lambda *_: iter([own]), rows_in(own), in_tensors=True)
 
 
@@ -223,7 +231,6 @@ def _dataset_rows(  # noqa: PLR0913
     collate: Any,
     size: int | None,
     n_passes: Any,
-    *,
     in_batches: bool = False,
 ) -> Rows:
     """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
@@ -263,9 +270,8 @@ def _dataset_rows(  # noqa: PLR0913
     once = n_passes == "auto"
     first = _first_batch(read, size or (1 if in_batches else _TRIED), once)
     integers = () if first is None else _integers(first.inputs)
-    number = None if n_rows is None else pick
-    passes = 1 if once else int(n_passes)
-    return Rows(read, n_rows, size, number, integers=integers, in_tensors=True, n_passes=passes)
+    found = Rows(read, n_rows, size, integers=integers, in_tensors=True)
+    return replace(found, pick=None if n_rows is None else pick, n_passes=1 if once else n_passes)
 
 
 def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -313,18 +319,6 @@ def _first_batch(
                 AugmentationWarning,
             )
         return first
-
-
-def same_numbers(first: Any, second: Any) -> bool:
-    """Whether two batches or outputs hold the same tensors."""
-    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
-    return all(_same(a, b) for a, b in pairs)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether numbers are equal, NaN included (which raises an error of its own later)."""
-    equal = first.shape == second.shape
-    return equal and bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _array_rows(data: Data) -> Rows:

@@ -18,9 +18,13 @@ from sklearn_implicitreg.adapters.torch.data import (
     cuts_into_rows,
     few_rows,
     rows_in,
+)
+from sklearn_implicitreg.adapters.torch.generators import (
+    GENERATORS,
+    all_states,
+    preserved_rng,
     same_numbers,
 )
-from sklearn_implicitreg.adapters.torch.generators import GENERATORS, all_states, preserved_rng
 from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, Trial, examined
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 

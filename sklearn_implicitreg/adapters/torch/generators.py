@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_implicitreg.problem.frozen import tensors_in
+
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 _LOOKED_AT, _SEARCHED = 100, 10_000  # entries of a container, and objects, that are looked at
@@ -69,6 +71,18 @@ def reset_generators(device: torch.device, states: list[Tensor], seed: int | Non
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
+
+
+def same_numbers(first: Any, second: Any) -> bool:
+    """Whether two batches or outputs hold the same tensors."""
+    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
+    return all(_same(a, b) for a, b in pairs)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether numbers are equal, NaN included (which raises an error of its own later)."""
+    equal = first.shape == second.shape
+    return equal and bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def generators_in(*roots: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSum
 from sklearn_implicitreg.trajectory.recording.followed import Followed, described, tensors_of
 from sklearn_implicitreg.trajectory.recording.optimizers import number
 from sklearn_implicitreg.trajectory.recording.others import Others
-from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
+from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder, differs
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Step
 
@@ -190,9 +190,9 @@ class Recorder:
         Parameters
         ----------
         data : array, tensor, tuple of these or Dataset
-            All that a batch holds.
+            All that a batch holds. Of one whose rows differ at each reading none is found.
         """
-        self._batches.finder = RowFinder(data)
+        self._batches.finder = None if differs(data) else RowFinder(data)
 
     @property
     def trajectory(self) -> Trajectory:

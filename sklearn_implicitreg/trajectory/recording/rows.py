@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sklearn_implicitreg.adapters.torch.generators import preserved_rng
+from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Indices, Params
 from sklearn_implicitreg.trajectory.batches import tensors_of_batch
 from sklearn_implicitreg.trajectory.marks import Kept, Mark
 
 _CHUNK = 4096  # rows that are turned into keys at once
+_TRIED = 64  # rows that are read twice
 
 
 class RowFinder:
@@ -231,10 +232,26 @@ def _chunks(data: Any) -> Iterator[Any]:
     if isinstance(data, Dataset):
         if isinstance(data, IterableDataset):
             raise ValueError("Expected a data set with numbered rows, got a stream.")
-        with preserved_rng(torch.device("cpu")):
+        with preserved_rng(torch.device("cpu")), seeded(generators_in(data)):
             yield from DataLoader(data, batch_size=_CHUNK)
         return
     yield data
+
+
+def differs(data: Any) -> bool:
+    """Whether rows of a data set differ at each reading, so that none can be known again."""
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        return False
+    n: int = len(data)  # type: ignore[arg-type]
+    places = np.unique(np.linspace(0, n - 1, min(n, _TRIED), dtype=np.int64)).tolist()
+    own = generators_in(data)
+    with preserved_rng(torch.device("cpu")):
+        readings = []
+        for _ in range(2):
+            with seeded(own):
+                readings.append([leaf for i in places for leaf in _leaves(data[i])])
+    pairs = zip(*readings, strict=False)
+    return not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
 def _keys(batch: Any) -> Iterator[int]:

@@ -16,6 +16,7 @@ from sklearn_implicitreg import (
     Endpoint,
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
+    LinearModel,
 )
 from sklearn_implicitreg.exceptions import AugmentationWarning
 from sklearn_implicitreg.trajectory import (
@@ -165,6 +166,28 @@ class TestReadings:
         est = fit(Stream(), n_passes=400)
         assert est.coef_[0] == pytest.approx(DECAY, abs=0.03)
         assert "60 (weight 60)" in str(est.summary())
+
+    def test_blocks_of_a_linear_model(self):
+        """Noise of the blocks is drawn by a generator of their own, which stays as it was."""
+
+        class Blocks:
+            def __init__(self):
+                self.rng = np.random.default_rng(1)
+
+            def __iter__(self):
+                for rows in np.array_split(np.arange(N), 3):
+                    noise = SD * self.rng.normal(size=(len(rows), P))
+                    yield X[rows].numpy() + noise, Y[rows].numpy()
+
+        model = LinearModel(NET.weight.detach().numpy()[0], float(NET.bias.detach()))
+        blocks, states = Blocks(), np.random.get_state()[1].copy()
+        params = {"n_passes": 400, "random_state": 0}
+        found = [ImplicitRegularizationEstimator(model, **params).fit(blocks) for _ in range(2)]
+        assert found[0].coef_[0] == found[1].coef_[0]
+        assert found[0].conf_int_[0, 0] < DECAY < found[0].conf_int_[0, 1]
+        assert "400 readings" in words(found[0])
+        assert blocks.rng.normal() == np.random.default_rng(1).normal()
+        assert np.array_equal(np.random.get_state()[1], states)
 
     def test_what_a_collate_function_mixes_is_in_random_order(self):
         order = torch.argsort(Y)  # consecutive rows would be mixed with their like

@@ -10,17 +10,19 @@ PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadrati
 	weights.py
 DISPLAYS := coefficient_path.py coefficients.py family_comparison.py gradient_match.py influence.py \
 	penalty_shape.py spectrum.py
+RECORDERS := lightning.py record.py skorch.py sklearn.py transformers.py
 PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix inspection/,$(DISPLAYS)) \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
-	regression/restrictions.py $(addprefix results/,attributes.py recovery.py) \
+	regression/restrictions.py $(addprefix trajectory/recording/,$(RECORDERS)) \
+	$(addprefix results/,attributes.py recovery.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
-EXTRAS := plot test doc dev
+EXTRAS := plot test doc dev libraries
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz lint format doc benchmarks clean
+.PHONY: help demo test test-all test-libraries fuzz lint format doc benchmarks clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.plot  ## train and analyze on bundled data, print the tables, write demo.png
 	MPLBACKEND=Agg $(BIN)/python examples/plot_demo.py
@@ -30,6 +32,10 @@ test: $(VENV)/.test  ## tests, doctests and examples, without the slow ones
 
 test-all: $(VENV)/.test  ## all tests, the slow ones too
 	$(PYTEST)
+
+test-libraries: $(VENV)/.libraries  ## recorders with Lightning, Transformers and Accelerate installed
+	$(PYTEST) sklearn_implicitreg/trajectory tests/trajectory/test_libraries.py \
+		tests/trajectory/test_wrapped.py tests/contract/test_docs.py
 
 fuzz: $(VENV)/.test  ## ten thousand random models, families and trainings against laws that hold for all
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz

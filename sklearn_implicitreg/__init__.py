@@ -10,6 +10,7 @@ from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, equations
 from sklearn_implicitreg.problem.frozen import FrozenModel
 from sklearn_implicitreg.problem.linear_model import LinearModel
+from sklearn_implicitreg.trajectory import record
 
 __all__ = [
     "Endpoint",
@@ -19,6 +20,7 @@ __all__ = [
     "LinearModel",
     "endpoints",
     "equations",
+    "record",
     "training_rows",
 ]
 

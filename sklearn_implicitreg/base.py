@@ -132,6 +132,11 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
             check_is_fitted(inside)
         if is_trained(model):
             return model
+        if type(model).__module__.startswith("statsmodels.") and hasattr(model, "fit"):
+            raise TypeError(
+                f"Expected results of statsmodels, got {type(model).__name__} before its fit; give "
+                "its results, model.fit()."
+            )
         if not (hasattr(model, "fit") and hasattr(model, "get_params")):
             raise TypeError(
                 "Expected a trained nn.Module, a fitted skorch net or scikit-learn estimator, an "

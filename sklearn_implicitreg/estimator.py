@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,7 +44,8 @@ from sklearn_implicitreg.results.criterion import completed_r2
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.folds import warn_of_order, warn_of_score
 from sklearn_implicitreg.results.structured import fit_structured, r2_at
-from sklearn_implicitreg.trajectory.input import trajectory_of, trajectory_targets
+from sklearn_implicitreg.trajectory.input import in_groups_of, trajectory_of, trajectory_targets
+from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.references import REFERENCE
 from sklearn_implicitreg.trajectory.stationarity import with_evidence
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets
@@ -66,8 +68,20 @@ def _is_device(device: Any) -> bool:
 
 
 def _is_path(given: Any) -> bool:
-    names = ("windows", "trajectory", "trajectory_", "run")
-    return not isinstance(given, type) and any(hasattr(given, name) for name in names)
+    names = ("windows", "trajectory", "trajectory_")
+    held = not isinstance(given, type) and any(hasattr(given, name) for name in names)
+    return held or isinstance(given, Probe)
+
+
+def in_words(X: Any, y: Any, sample_weight: Any) -> tuple[str, str]:
+    """The rows that fit was given as its caller writes them, and what they are."""
+    named = {"X": X, "y": y, "sample_weight": sample_weight}
+    given = [name for name, rows in named.items() if rows is not None]
+    if given[2:]:
+        given[2] = "sample_weight=sample_weight"
+    tensors = isinstance(X, torch.Tensor) and isinstance(y, torch.Tensor)
+    loader = getattr(X, "batch_sampler", None) is not None
+    return ", ".join(given), "loader" if loader else "tensors" if tensors else "arrays"
 
 
 DEVICE = Allowed(_is_device, ("a device of torch, such as 'cpu' or 'cuda:0'",))
@@ -99,8 +113,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         what was added, the gradient flow, or what the optimizer was given.
     window : None, int or "epoch", default=None
         Steps in one block of equations; None takes the stretch between two marks.
-    loss : "auto", str, nn loss or callable(output, target), default="auto"
-        The data term; known for scikit-learn and skorch models, needed for a bare module.
+    loss : "auto", None, str, nn loss or callable(output, target), default="auto"
+        The data term; known (also as None) for scikit-learn and skorch models and for modules that
+        return their loss where labels are given, as Hugging Face's do; else a bare module needs it.
     params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
         The tensors that give equations and are covered by the penalty: by default what the
         model's own penalty covers, else the weight matrices; a string is a regular expression.
@@ -117,16 +132,17 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
         State of a module's copy: "auto" is eval, with BatchNorm by batch statistics and
-        InstanceNorm by those of each instance.
+        InstanceNorm by those of each instance, but for layers that were trained at rest: those of a
+        recording, or those in evaluation state in a model in training state.
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
     n_passes : "auto" or int, default="auto"
         Readings of a Dataset or loader whose rows differ each time, as augmentation makes them.
         The gradient is their mean, and their spread is noise in the standard errors and the
         verdict. "auto" is one reading, with a warning where rows differ.
-    device, dtype : "auto", str or torch.device; {"auto", "float32", "float64"}, default="auto"
-        Where and how gradients are computed; by default as the model. Sums are always float64: a
-        model on a device without it (MPS) is analyzed on the CPU.
+    device, dtype : "auto", str or torch.device; "auto", str or torch.dtype, default="auto"
+        Where and how gradients are computed (float32 or float64); by default as the model. Sums
+        are always float64: a model on a device without it (MPS) is analyzed on the CPU.
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``, and of the readings of ``n_passes``.
     verbose : int, default=0
@@ -194,7 +210,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         | Allowed(_is_path, ("a Trajectory, a recorder", "a probe such as ContinueTraining(...)")),
         "reference": REFERENCE,
         "window": WINDOW,
-        "loss": instance("a name", str)
+        "loss": NOTHING
+        | instance("a name", str)
         | instance("an nn loss", nn.Module)
         | function("(output, target)"),
         "params": SCOPE,
@@ -212,6 +229,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "verbose": integer(0) | FLAG,
     }
     _equations: Equations
+    _settings: Settings
     _fitted_y: Any = None
 
     def __init__(  # noqa: PLR0913
@@ -280,6 +298,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             For data that do not fit, unknown names, or more coefficients than equations.
         """
         self.check_parameters()
+        self._given = in_words(X, y, sample_weight)
         X, y = self._rows(X, y)
         if isinstance(self.model, str) and self.model == PRECOMPUTED:
             check_precomputed(self)
@@ -291,7 +310,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if isinstance(family, Structured):
             check_structured(self, family)
             targets = self._targets(X, y, sample_weight)
-            self._publish(*fit_structured(family, targets, float(self.confidence_level)))
+            result, description = fit_structured(family, targets, float(self.confidence_level))
+            self._publish(result, self._with_unused(description))
             return self
         targets = self._targets(X, y, sample_weight)
         self._fitted_y = y
@@ -383,6 +403,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         problem = adapt(self.model_, data, options)
         if self.trajectory is not None:
             self._evidence = trajectory_of(self.model_, data, problem, self.trajectory)
+            problem = in_groups_of(problem, self._evidence)
         return EndpointTargets((problem,))
 
     def _endpoint_targets(
@@ -423,9 +444,20 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             equations = with_evidence(equations, evidence)
         settings = Settings(self.positive, self.covariance, float(self.confidence_level))
         result = fit(equations, settings)
-        self._publish(result, Description.of(equations, result))
-        self._equations = equations
+        self._publish(result, self._with_unused(Description.of(equations, result)))
+        self._equations, self._settings = equations, settings
         return self
+
+    def _with_unused(self, description: Description) -> Description:
+        """The description with a note on parameters of a trajectory that an endpoint leaves."""
+        unused = [] if self.reference == "gradient" else ["reference="]
+        unused += [] if self.window is None else ["window="]
+        given = [] if self.trajectory is None else ["trajectory= is evidence only"]
+        given += [f"{' and '.join(unused)} {'are' if unused[1:] else 'is'} not used"] * bool(unused)
+        if self.mode != "endpoint" or not given:
+            return description
+        note = f"With mode='endpoint' {', '.join(given)}; mode='trajectory' reads the steps."
+        return replace(description, notes=(*description.notes, note))
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

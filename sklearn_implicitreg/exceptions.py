@@ -1,5 +1,6 @@
 """Warnings of the package, one class for each that a user may want to silence, and one error."""
 
+import re
 import sys
 import sysconfig
 import warnings
@@ -19,7 +20,8 @@ __all__ = [
 ]
 
 _PACKAGE = __name__.partition(".")[0] + "."
-_INSTALLED = ("<frozen ", *{sysconfig.get_path(n) for n in ("stdlib", "purelib", "platlib")})
+_INSTALLED = ("<frozen ", sysconfig.get_path("stdlib") or "<frozen ")
+_PACKAGES = re.compile(r"[\\/](site|dist)-packages[\\/]")  # of Python, of a system or of the user
 
 
 class ImplicitRegularizationWarning(UserWarning):
@@ -82,14 +84,16 @@ def warn_user(message: str, category: type[Warning]) -> None:
     if _is_library(frame):  # a worker process, where no line of the user's is
         frame = outside
     registry = frame.f_globals.setdefault("__warningregistry__", {})
-    place = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
+    module = frame.f_globals.get("__name__") or "<string>"  # of None nothing would be shown
+    place = frame.f_code.co_filename, frame.f_lineno, module
     warnings.warn_explicit(message, category, *place, registry)
 
 
 def _is_package(frame: FrameType) -> bool:
-    name = frame.f_globals.get("__name__", "")
+    name = frame.f_globals.get("__name__") or ""
     return f"{name}.".startswith(_PACKAGE)
 
 
 def _is_library(frame: FrameType) -> bool:
-    return _is_package(frame) or frame.f_code.co_filename.startswith(_INSTALLED)
+    file = frame.f_code.co_filename
+    return _is_package(frame) or file.startswith(_INSTALLED) or bool(_PACKAGES.search(file))

@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_implicitreg.base import AboutModel
 from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
 from sklearn_implicitreg.endpoints.templates import routing_enabled
-from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
+from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
+from sklearn_implicitreg.exceptions import ParameterError
 from sklearn_implicitreg.penalties import as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -26,6 +27,7 @@ from sklearn_implicitreg.problem.parameters import (
     having,
     instance,
     integer,
+    shown,
 )
 from sklearn_implicitreg.regression.fit import verdict_on
 from sklearn_implicitreg.results.attributes import FittedResult
@@ -193,6 +195,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
             the estimator raises.
         """
         self.check_parameters()
+        self._given = in_words(X, y, sample_weight)
         X, y = self._rows(X, y)
         named = self._named_families()
         estimator = self._estimator()
@@ -321,6 +324,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         }
 
 
+@checked(estimator=having("a fitted ImplicitRegularizationEstimator", "score"))
 def family_score(
     estimator: Any, X: Any, y: Any = None, sample_weight: Any = None
 ) -> dict[str, float]:
@@ -341,6 +345,11 @@ def family_score(
     scores : dict
         ``score`` and ``n_terms``: the search has ``mean_test_score`` and ``mean_test_n_terms``.
 
+    Raises
+    ------
+    ValueError
+        If it is no estimator of this package, or as its ``score`` raises.
+
     Examples
     --------
     >>> from sklearn.datasets import load_diabetes
@@ -357,10 +366,16 @@ def family_score(
     {'family': 'l2'}
     """
     weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+    own = estimator
+    while hasattr(own, "steps"):
+        own = own.steps[-1][1]
+    if not isinstance(own, FittedResult):
+        raise ParameterError(
+            f"Expected estimator of family_score to be a fitted ImplicitRegularizationEstimator, "
+            f"got {shown(estimator)}; other estimators have no family."
+        )
     score = float(estimator.score(X, y, **weights))
-    while hasattr(estimator, "steps"):
-        estimator = estimator.steps[-1][1]
-    return {"score": score, "n_terms": estimator.n_terms_}
+    return {"score": score, "n_terms": own.n_terms_}
 
 
 @checked(cv_results=instance("the cv_results_ of a search", Mapping))

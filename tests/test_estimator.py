@@ -156,7 +156,7 @@ def test_positive_keeps_coefficients_at_or_above_zero():
 def test_covariance_is_named(covariance, used):
     est = Estimator(Ridge(5.0).fit(X, Y), family="l1+l2", covariance=covariance).fit(X, Y)
     assert json.loads(est.to_json())["covariance"] == used
-    assert {"hc3": "Standard errors: hc3", "ols": "classical (ols)"}[used] in text_of(est)
+    assert {"hc3": "Standard errors: robust (HC3)", "ols": "classical (ols)"}[used] in text_of(est)
 
 
 def test_covariance_by_tensors():
@@ -445,7 +445,9 @@ def test_penalty_closes_the_gradient():
     names = est.penalty_.tensors
     logits = torch.as_tensor(X_WINE) @ weights.T + bias
     loss = nn.functional.cross_entropy(logits, torch.as_tensor(Y_WINE))
-    split = {names[0]: weights} if len(names) == 1 else dict(zip(names, weights, strict=True))
+    split = (
+        {next(iter(names)): weights} if len(names) == 1 else dict(zip(names, weights, strict=True))
+    )
     (slope,) = torch.autograd.grad(loss + est.penalty_(split), weights)
     assert float(slope.norm()) < 1e-6 * float(weights.detach().norm())
 
@@ -500,9 +502,6 @@ def test_no_gradient_is_no_signal(family):
     assert float(est.penalty_(inside)) == 0.0
     with pytest.raises(ValueError, match="The model has no parameter for a penalty; read coef_"):
         est.in_model_units()
-    if family == "l2":
-        with pytest.raises(ValueError, match=r"got \{'l2': nan\}: no estimator .* is NaN"):
-            est.explicit_estimator()
 
 
 def test_no_gradient_of_a_classifier():

@@ -168,3 +168,27 @@ def test_kernel_penalty_and_scripts_too(tmp_path):
         warnings.simplefilter("always")
         runpy.run_path(str(script))
     assert {(w.filename, w.lineno) for w in caught} == {(str(script), 3)}
+
+
+@pytest.mark.parametrize("names", [{}, {"__name__": None}], ids=["bare", "None"])
+def test_code_without_a_module_warns_too(names):
+    """Such as that of an application which executes text."""
+    given = names | {"warn": lambda: degrees_of_freedom(X, LARGE)}
+    code = compile(
+        "import sklearn_implicitreg.theory as t\nt.degrees_of_freedom(X, L)", "<x>", "exec"
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(code, given | {"X": X, "L": LARGE})
+    assert [(w.filename, w.lineno) for w in caught] == [("<x>", 2)]
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_libraries_of_the_user_and_of_a_system_are_no_line_of_theirs(folder):
+    path = f"/home/somebody/.local/lib/python3/{folder}/library/module.py"
+    names = {"__name__": "library.module", "dof": degrees_of_freedom}
+    exec(compile("def called(*given):\n    return dof(*given)", path, "exec"), names)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        names["called"](X, LARGE)
+    assert [w.filename for w in caught] == [__file__]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -53,8 +53,12 @@ class Options:
         Those of `sklearn_implicitreg.ImplicitRegularizationEstimator`.
     trained_batch_size : int or None, default=None
         Size of the batches of the training, where the rows do not say it.
+    norms_in_training : dict of str to bool or None, default=None
+        Whether each normalization was in training state in the steps of a recorded training.
     completing : bool, default=False
         Whether the rows complete those of a fit and are taken as they come.
+    penalized_intercept : bool, default=False
+        Whether the penalty of a linear model covers the intercept.
     """
 
     loss: Any = "auto"
@@ -66,7 +70,9 @@ class Options:
     dtype: Any = "auto"
     random_state: Any = None
     trained_batch_size: int | None = None
+    norms_in_training: Mapping[str, bool | None] | None = None
     completing: bool = False
+    penalized_intercept: bool = False
 
 
 Handler = Callable[[Any, Data, Options], Problem]
@@ -119,6 +125,8 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
     """Problem of a trained model, by the first class of its MRO that an adapter knows."""
     if isinstance(model, FrozenModel):
         model = model.model
+    if options.loss is None:
+        options = replace(options, loss="auto")
     for cls in type(model).__mro__:
         for name in names_of_class(cls) if _REGISTERED else ():
             if name in _REGISTERED:
@@ -212,13 +220,11 @@ def linear_problem(
     [-1.0, -2.0]
     """
     model = LinearModel(coef, intercept, loss=loss, classes=classes)
-    if penalized_intercept and isinstance(options.params, str) and options.params == "auto":
-        options = replace(options, params="all")
-    problem: Any = adapt(model, data, options)
-    if penalized_intercept and getattr(problem, "at_rest", False):
-        problem = replace(problem, at_rest=False)
-    found: Problem = replace(problem, convention=convention if options.loss == "auto" else None)
-    return found
+    if penalized_intercept:
+        params = "all" if isinstance(options.params, str) and options.params == "auto" else None
+        options = replace(options, penalized_intercept=True, params=params or options.params)
+    problem = adapt(model, data, options)
+    return replace(problem, convention=convention if options.loss == "auto" else None)
 
 
 def _module(name: str) -> Any:

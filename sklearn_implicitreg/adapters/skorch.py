@@ -11,36 +11,39 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from scipy import sparse
 from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from skorch.helper import SliceDict
+from skorch.history import History
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from sklearn_implicitreg.adapters.registry import Data, Options
+from sklearn_implicitreg.adapters.sklearn.containers import innermost
 from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, read_rows
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
-from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
+from sklearn_implicitreg.adapters.torch.structure import groups_of, skeleton
+from sklearn_implicitreg.adapters.training_rows import is_marked, marked
+from sklearn_implicitreg.exceptions import ModelStateWarning, ParameterError, warn_user
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.parameters import check, instance, shown
+from sklearn_implicitreg.problem.frozen import STATES
+from sklearn_implicitreg.problem.parameters import shown
 
 _OWN_LOSSES = tuple(
     cls.get_loss
     for cls in (NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor)
 )
-_MARK = "sklearn_implicitreg.training_rows"
-
-
-class TrainingRows(np.ndarray):
-    """Array whose rows a net was trained on: no validation split is taken from them."""
 
 
 class _TrainingDict(SliceDict):
     """Dict of arrays whose rows a net was trained on."""
 
+    of_training = True
 
-def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
+
+def training_rows(net: Any, X: Any, y: Any = None) -> tuple[Any, Any]:
     """Rows that a skorch net with its own validation split was trained on.
 
     For searches over a trained net: they keep their kind (array, DataFrame, dict of arrays) and
@@ -48,23 +51,25 @@ def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
 
     Parameters
     ----------
-    net : skorch.NeuralNet
+    net : skorch.NeuralNet, or Pipeline, TransformedTargetRegressor or search that ends in one
         Fitted on X and y.
     X : array-like of shape (n, ...), DataFrame or dict of arrays
-        All rows that were given to the net's ``fit``.
+        All rows that were given to ``fit`` of the net, or of what it is in.
     y : array-like of shape (n,) or (n, outputs)
 
     Returns
     -------
     X_train, y_train
-        The rows of the training part, in the order of the split.
+        The rows of the training part, in the order of the split, as they were given: a pipeline
+        transforms them itself.
 
     Raises
     ------
     ValueError
-        If the split cannot be reproduced or other rows were given in training.
+        If the split cannot be reproduced, other rows were given in training, or there is no
+        fitted skorch net inside.
     TypeError
-        For a Dataset or DataLoader, which searches cannot fold.
+        For a Dataset, DataLoader or sparse matrix, which cannot be marked or folded.
 
     Examples
     --------
@@ -77,17 +82,22 @@ def training_rows(net: NeuralNet, X: Any, y: Any = None) -> tuple[Any, Any]:
     >>> X_train.shape
     (8, 2)
     """
-    check("training_rows", {"net": net}, {"net": instance("a fitted skorch net", NeuralNet)})
-    net.check_is_fitted(["module_"])
-    if isinstance(X, Dataset | DataLoader):
+    if isinstance(X, Dataset | DataLoader) or sparse.issparse(X):
         raise TypeError(
             f"Expected arrays, a DataFrame or a dict of arrays as X, got {type(X).__name__}, of "
             "which searches cannot take folds; fit on all of it, or give its arrays."
         )
-    _dataset(net, _plain(X), y)
-    index = _training_index(net, _plain(X), y)
+    given = net
+    net, data = innermost(net, Data(X, y))
+    if not isinstance(net, NeuralNet):
+        what = "a fitted skorch net, or a pipeline or search that ends in one"
+        raise ParameterError(f"Expected net of training_rows to be {what}, got {shown(given)}.")
+    net.check_is_fitted(["module_"])
+    own, target = _plain(data.X), data.y
+    _dataset(net, own, target)
+    index = _training_index(net, own, target)
     if index is None:
-        return _marked(X), y
+        return _marked(X if isinstance(X, Mapping | pd.DataFrame) else np.asarray(X)), y
     return _marked(_taken(X, index)), None if y is None else _taken(y, index)
 
 
@@ -100,17 +110,9 @@ def _taken(rows: Any, index: npt.NDArray[np.intp]) -> Any:
 
 
 def _marked(X: Any) -> Any:
-    if isinstance(X, pd.DataFrame):
-        X = X.copy(deep=False)
-        X.attrs[_MARK] = True
-        return X
     if isinstance(X, Mapping):
         return _TrainingDict(**{key: np.asarray(value) for key, value in X.items()})
-    return np.asarray(X).view(TrainingRows)
-
-
-def _is_marked(X: Any) -> bool:
-    return isinstance(X, TrainingRows | _TrainingDict) or bool(getattr(X, "attrs", {}).get(_MARK))
+    return marked(X)
 
 
 def _plain(X: Any) -> Any:
@@ -120,14 +122,27 @@ def _plain(X: Any) -> Any:
     return np.asarray(X) if X.flags.writeable else np.array(X)
 
 
+def _apart(value: Any) -> Any:
+    """What a net notes its training in, as a copy; anything else as it is."""
+    if not isinstance(value, list | dict | set):
+        return value
+    own = copy.copy(value)
+    if isinstance(own, History) and own:  # batches are noted in its last epoch
+        own.append(copy.deepcopy(own.pop()))
+    return own
+
+
 class _OwnNet:
     """Shallow copy of a net around a skeleton of its module: its ``infer`` and ``get_loss``."""
 
     def __init__(self, net: NeuralNet, criterion: Any):
         # copy.copy uses pickle, which copies the weights and the optimizer's state.
         self._net = object.__new__(type(net))
-        vars(self._net).update(vars(net))
-        self._trained = vars(net).get("module_")
+        vars(self._net).update({name: _apart(value) for name, value in vars(net).items()})
+        self.trained: nn.Module | None = vars(net).get("module_")
+        if type(net).get_loss not in _OWN_LOSSES:  # which may call it or write to its buffers
+            with STATES:
+                self.trained = skeleton(net.module_, None, None)
         self._inputs: Any = None
         self._rows: Any = None
         # Not by setattr, which registers modules in state that the copy shares with the net.
@@ -148,7 +163,7 @@ class _OwnNet:
         """Loss as the net computes it in training; a penalty in it is on the trained module."""
         # The equations are differentiated by the skeleton's tensors, which a penalty on the
         # module's parameters does not reach.
-        vars(self._net)["module_"] = self._trained
+        vars(self._net)["module_"] = self.trained
         return self.inside_loss(output, target)
 
     def inside_loss(self, output: Any, target: Any) -> Tensor:
@@ -225,7 +240,9 @@ def _row_loss(net: NeuralNet) -> tuple[RowLoss, _OwnNet]:
         row_loss = RowLoss(own_copy, words, scalar_is_sum=summed, trained_sum=summed, custom=True)
     own = _OwnNet(net, row_loss.criterion)
     found = replace(row_loss, words=words, evaluate=own.loss, strict=True, on_rows=own.on_rows)
-    return (replace(found, inside=own.inside_loss) if found.custom else found), own
+    if found.custom:
+        found = replace(found, inside=own.inside_loss, model=own.trained)
+    return found, own
 
 
 def optimizers_of(net: NeuralNet) -> list[Any]:
@@ -246,15 +263,9 @@ def _optimizer_groups(net: NeuralNet) -> tuple[set[str], dict[str, str] | None]:
     if not optimizers:
         return set(), None
     names = {id(p): name for name, p in net.module_.named_parameters()}
-    decayed, groups = set(), {}
-    for number, group in enumerate(g for one in optimizers for g in one.param_groups):
-        for parameter in group["params"]:
-            name = names.get(id(parameter))
-            if name is not None:
-                groups[name] = str(group.get("name", number))
-                if group.get("weight_decay", 0):
-                    decayed.add(name)
-    return decayed, groups
+    every = [group for one in optimizers for group in one.param_groups]
+    decays = [p for group in every if group.get("weight_decay", 0) for p in group["params"]]
+    return {names[id(p)] for p in decays if id(p) in names}, groups_of(optimizers, names)
 
 
 def _training_part(net: NeuralNet, data: Data, options: Options) -> Rows:
@@ -264,7 +275,7 @@ def _training_part(net: NeuralNet, data: Data, options: Options) -> Rows:
     if isinstance(X, DataLoader):
         return read_rows(Data(X, y, weight), options.n_passes)
     dataset = _dataset(net, X, y)
-    if not _is_marked(data.X) and _has_history(net):
+    if not is_marked(data.X) and _has_history(net):
         index = _training_index(net, X, y, options.completing)
         if index is not None:
             dataset = Subset(dataset, index.tolist())
@@ -284,9 +295,10 @@ def _dataset(net: NeuralNet, X: Any, y: Any) -> Dataset[Any]:
         made: Dataset[Any] = net.get_dataset(X, y)
         len(made)  # type: ignore[arg-type]
     except (TypeError, ValueError, IndexError) as error:
+        advice = "Give as many rows of X as of y." if "consistent length" in str(error) else ""
         raise ValueError(
             f"Expected X and y that the net can be fitted on, got {shown(X)} and {shown(y)}: "
-            f"{error} Give as many rows of X as of y."
+            f"{error} {advice}".rstrip()
         ) from error
     return made
 

@@ -208,6 +208,8 @@ def _feature_names(endpoint: Endpoint) -> list[str] | None:
 def n_rows(values: Any) -> int:
     """Number of rows of data."""
     if isinstance(values, Mapping):
+        if not values:
+            raise ValueError("Expected data of at least 1 row, got an empty dict.")
         return n_rows(next(iter(values.values())))
     shape = getattr(values, "shape", None)
     if not isinstance(shape, tuple) or not shape:

@@ -11,8 +11,9 @@ import pandas as pd
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem
 from sklearn_implicitreg.problem.parameters import as_numbers
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Equations, Place, Units
+from sklearn_implicitreg.regression.equations import Equations, Units
 from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.system import Array, System
 
 
@@ -74,7 +75,7 @@ def given_equations(
         )
     if sample_weight is not None:
         weight = _numbers(sample_weight, "sample_weight")
-        if weight.shape != y.shape or (weight < 0).any() or not weight.sum() > 0:
+        if weight.shape != y.shape or (weight < 0).any() or not (weight > 0).any():
             raise ValueError(
                 f"Expected sample_weight of shape ({len(X)},), at or above zero and not all zero, "
                 f"got shape {weight.shape} with a smallest weight of "

@@ -13,25 +13,26 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, n_rows
-from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
+from sklearn_implicitreg.endpoints.templates import inner_model, routing_enabled, weight_name
 from sklearn_implicitreg.exceptions import warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
     RANDOM_STATE,
+    Allowed,
     as_numbers,
     checked,
     integer,
 )
 from sklearn_implicitreg.progress import progress
 
+_INTEGER = integer(-(2**31))
 Learned = npt.NDArray[Any]
 Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 
@@ -39,7 +40,7 @@ Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
 @checked(
     n_endpoints=integer(1),
     bootstrap=FLAG,
-    n_jobs=NOTHING | integer(1) | integer(-(2**31), -1),
+    n_jobs=NOTHING | Allowed(lambda n: n != 0 and _INTEGER.holds(n), ("an integer other than 0",)),
     random_state=RANDOM_STATE,
     verbose=integer(0) | FLAG,
 )
@@ -269,11 +270,7 @@ def _collected(sets: Sets, outcomes: Iterable[Any]) -> EndpointList:
 
 def _learned(model: Any) -> dict[str, Learned]:
     """Coefficients and classes of a trained model, or of the one inside a container."""
-    inner = model[-1] if isinstance(model, Pipeline) else model
-    for name in ("best_estimator_", "regressor_"):
-        inner = getattr(inner, name, inner)
-    if inner is not model:
-        return _learned(inner)
+    model = inner_model(model)
     found = {name: getattr(model, name, None) for name in ("classes_", "coef_", "intercept_")}
     for name in ("coefs_", "intercepts_"):
         found |= {f"{name}[{i}]": own for i, own in enumerate(getattr(model, name, ()))}

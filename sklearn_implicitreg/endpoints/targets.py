@@ -14,15 +14,9 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import (
-    Cluster,
-    Equations,
-    Inequalities,
-    Observed,
-    Place,
-    Units,
-)
+from sklearn_implicitreg.regression.equations import Cluster, Equations, Observed, Units
 from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.place import Inequalities, Place
 from sklearn_implicitreg.regression.spread import observed
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
@@ -114,8 +108,8 @@ class EndpointTargets:
             notes.append(_readings_note(self.n_passes, result.noise_share))
         if result.scale_invariant:
             notes.append(
-                f"The loss does not see the scale of {', '.join(result.scale_invariant)} (they "
-                "feed a normalization): an endpoint shows no L2 there."
+                f"A normalization follows {', '.join(result.scale_invariant)}, so that their scale "
+                "does not change the loss: an endpoint shows no L2 there."
             )
         solution = result.solution
         assert solution is not None
@@ -169,7 +163,8 @@ def places_notes(problems: Sequence[Problem], gradients: Sequence[LossGradient])
         notes.append(
             f"The gradient in the unpenalized intercept is {unrest:.2g} of its standard error over "
             "rows and not zero: these are other rows or sample weights than those of the training, "
-            "the model's weights were changed, or its training had not ended."
+            "the model's weights were changed, its training had not ended, or the intercept was "
+            "penalized too (params='all')."
         )
     if problems[0].left_out:
         notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")
@@ -195,9 +190,14 @@ def _inequality_notes(tested: Inequalities | None) -> list[str]:
     if tested.n_violated is None:
         end = "their inequalities were not tested"
     elif tested.n_violated:
-        end = f"{tested.n_violated} of their inequalities do not hold"
-    what = f"{tested.n} coordinates at a kink of the penalty or a bound give no equation"
-    return [f"{what}; {end}."]
+        holds = "does" if tested.n_violated == 1 else "do"
+        end = f"{tested.n_violated} of their inequalities {holds} not hold"
+    what = "1 coordinate" if tested.n == 1 else f"{tested.n} coordinates"
+    end = (
+        end.replace("all their inequalities hold", "its inequality holds") if tested.n == 1 else end
+    )
+    gives = "gives" if tested.n == 1 else "give"
+    return [f"{what} at a kink of the penalty or a bound {gives} no equation; {end}."]
 
 
 def _readings_note(n_passes: int, share: float) -> str:

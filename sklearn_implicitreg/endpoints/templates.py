@@ -1,4 +1,4 @@
-"""How a template is trained: the name by which its ``fit`` takes sample weights."""
+"""Estimators in containers: the model inside, and how its ``fit`` takes sample weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from sklearn import get_config
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
@@ -14,6 +15,19 @@ from sklearn.utils.validation import has_fit_parameter
 def routing_enabled() -> bool:
     """Whether scikit-learn routes metadata on request only."""
     return bool(get_config().get("enable_metadata_routing", False))
+
+
+def inner_model(model: Any) -> Any:
+    """Trained model inside of pipelines, searches and other containers."""
+    if isinstance(model, Pipeline):
+        return inner_model(model[-1])
+    if isinstance(model, FrozenEstimator):
+        return inner_model(model.estimator)
+    for name in ("best_estimator_", "regressor_"):
+        inside = getattr(model, name, None)
+        if inside is not None:
+            return inner_model(inside)
+    return model
 
 
 def weight_name(model: Any) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sklearn_implicitreg.inspection.drawing import (
     COLORS,
@@ -16,7 +17,7 @@ from sklearn_implicitreg.inspection.drawing import (
     styled,
 )
 from sklearn_implicitreg.inspection.fits import fit_of, verdict_title
-from sklearn_implicitreg.problem.parameters import as_numbers
+from sklearn_implicitreg.problem.parameters import as_numbers, shown
 
 _MAX_TICKS = 40  # rows that have a name
 
@@ -133,6 +134,58 @@ class CoefficientDisplay:
             term_names=frame["term"].tolist(),
             groups=groups if any(groups) else None,
             name=verdict_title(fit) if name is None else name,
+        )
+        return display.plot(ax, errorbar_kwargs=errorbar_kwargs)
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        name: str | None = None,
+        ax: Any = None,
+        errorbar_kwargs: dict[str, Any] | None = None,
+    ) -> CoefficientDisplay:
+        """Display of the table that ``est.by_layer()`` gives, drawn.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            A row per layer with ``coef``, ``ci_low`` and ``ci_high``, of several terms in brackets.
+        name, ax : str, matplotlib Axes or list of them, default=None
+            Title; a new figure if None.
+        errorbar_kwargs : dict, default=None
+            Passed to ``Axes.errorbar``.
+
+        Returns
+        -------
+        display : CoefficientDisplay
+            With what it drew as attributes.
+
+        Raises
+        ------
+        ValueError
+            If the table has other columns.
+        """
+        columns = [str(column) for column in getattr(frame, "columns", ())]
+        ends = [column.removeprefix("coef") for column in columns if column.startswith("coef")]
+        wanted = [what + end for end in ends for what in ("coef", "ci_low", "ci_high")]
+        missing = [column for column in wanted if column not in columns]
+        if not ends or missing or not len(frame):
+            raise ValueError(
+                f"Expected the table of est.by_layer() with the columns coef, ci_low and ci_high, "
+                f"got {columns or shown(frame)}."
+            )
+        layers = [str(layer) for layer in frame.index]
+        only = str(frame.columns.name or "the term")  # of a single one, which needs no brackets
+        terms = [end.removeprefix("[").removesuffix("]") or only for end in ends]
+        bounds = [frame[[f"ci_low{end}", f"ci_high{end}"]].to_numpy(float) for end in ends]
+        display = cls(
+            coef=np.concatenate([frame[f"coef{end}"].to_numpy(float) for end in ends]),
+            conf_int=np.concatenate(bounds),
+            term_names=[term for term in terms for _ in layers],
+            groups=layers * len(terms),
+            name=name,
         )
         return display.plot(ax, errorbar_kwargs=errorbar_kwargs)
 

@@ -11,6 +11,7 @@ from itertools import chain
 from numbers import Number
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -165,14 +166,25 @@ class Penalty(Checked, BaseEstimator):
         self.check_parameters()
         return [Leaf(self, tuple(params))]
 
-    def __add__(self, other: Penalty) -> Sum:
+    def __add__(self, other: Any) -> Any:
         """Join two families: the coefficients of both are estimated together."""
-        if not isinstance(other, Penalty):
-            raise TypeError(
-                f"Expected a Penalty to join to {self!r}, got {shown(other)}; give an instance, "
-                "such as SmoothL1(), or a list of families to the estimator."
-            )
-        return Sum([*self._parts(), *other._parts()])
+        if isinstance(other, Penalty):
+            return Sum([*self._parts(), *other._parts()])
+        if hasattr(type(other), "__radd__") and not isinstance(other, Number | np.ndarray | Tensor):
+            return NotImplemented  # the other may know how
+        raise self._no_penalty(other)
+
+    def __radd__(self, other: Any) -> Penalty:
+        """Join to the zero that ``sum`` of a list of penalties starts from."""
+        if isinstance(other, int) and not isinstance(other, bool) and other == 0:
+            return self
+        raise self._no_penalty(other)
+
+    def _no_penalty(self, other: Any) -> TypeError:
+        return TypeError(
+            f"Expected a Penalty to join to {self!r}, got {shown(other)}; give an instance, "
+            "such as SmoothL1(), or a list of families to the estimator."
+        )
 
     def _parts(self) -> list[Penalty]:
         return [self]
@@ -386,14 +398,18 @@ class Grouped(_Combined):
                 )
             return str(self.by[name])
         if self.by == "layer":
-            # A parametrized layer owns the tensors that its weights are computed from.
-            owner = re.split(r"\.?\bparametrizations\.", name)[0]
-            return (owner if owner != name else name.rpartition(".")[0]) or name
+            return layer_of(name)
         groups = getattr(problem, "param_groups", None)
         if groups is None:
             raise ValueError(
                 "group_by='param_group' needs a model that knows its optimizer, such as a "
-                "fitted skorch net; use 'layer' or a callable(name, tensor)."
+                "fitted skorch net, or its recorded trajectory; use 'layer' or a callable(name, "
+                "tensor)."
+            )
+        if name not in groups:
+            raise ValueError(
+                f"Expected tensors of a recorded optimizer with group_by='param_group', got "
+                f"{name!r}, which is in none; leave it out by params=."
             )
         return str(groups[name])
 
@@ -426,6 +442,13 @@ class Fixed(_Combined):
             replace(leaf, coef=self.coef * (1.0 if leaf.coef is None else leaf.coef))
             for leaf in self.penalty.leaves(params, problem)
         ]
+
+
+def layer_of(name: str) -> str:
+    """Name of the module that owns a tensor, or of the tensor itself where none has a name."""
+    # A parametrized layer owns the tensors that its weights are computed from.
+    owner = re.split(r"\.?\bparametrizations\.", name)[0]
+    return (owner if owner != name else name.rpartition(".")[0]) or name
 
 
 def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[str]]:

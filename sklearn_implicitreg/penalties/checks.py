@@ -185,7 +185,8 @@ class _Check:
         """Where the first entries (columns) are zero, a kink must be left out by ``smooth``."""
         at = {name: tensor.clone() for name, tensor in params.items()}
         for tensor in at.values():
-            tensor[(slice(None), 0) if tensor.ndim > 1 else 0] = 0.0
+            first = tensor[:, :1] if tensor.ndim > 1 else tensor.reshape(-1)[:1]
+            first.zero_()
         for name, tensor in at.items():
             direction = (_smooth(self.penalty, at, name) & (tensor == 0)).to(tensor)
             middle, jumps = self.terms(at), []

@@ -94,7 +94,15 @@ def _one(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:
 def _gradients(leaf: Leaf, params: Params, problem: Problem) -> dict[str, Params]:
     with torch.enable_grad():
         seen = _as_leaves(params, leaf.names)
-        values = leaf.penalty.terms(seen, problem)
+        try:
+            values = leaf.penalty.terms(seen, problem)
+        except RuntimeError as error:
+            if "in-place" not in str(error):
+                raise
+            raise ValueError(
+                f"Expected {type(leaf.penalty).__name__} to leave its parameters as they are, got "
+                f"an operation in place: {error} Compute new tensors, as p.mul(2) does."
+            ) from error
         check_terms(leaf.penalty, values)
         entries = {
             term if value.ndim == 0 else f"{term}[{i}]": entry
@@ -158,5 +166,7 @@ def check_terms(penalty: Penalty, values: object) -> None:
                 f"Expected every term of {name} to be a scalar or vector Tensor under a string, "
                 f"got {term!r}: {value!r}."
             )
+        if value.is_complex():
+            raise TypeError(f"Expected real values, got {term!r} of {name} = {value}.")
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"Expected finite values, got {term!r} of {name} = {value}.")

@@ -61,6 +61,7 @@ class Dropout(OfGradient):
         self.random_state = random_state
 
     def _problem(self, problem: Problem | None) -> Problem:
+        self.check_parameters()
         found = super()._problem(problem)
         if not found.has_paths:
             found.with_dropout(self.q, 0)  # raises ValueError for a model without such layers

@@ -27,8 +27,8 @@ class FittedPenalty:
     ----------
     leaves : tuple of (Leaf, coefficients)
         The penalties with the tensors they see and their coefficients, term by term.
-    tensors : tuple of str
-        Names of the tensors that the penalty sees.
+    tensors : dict of str to tuple of int
+        Names and shapes of the tensors that the penalty sees.
     model : callable(params, inputs), optional
         The model's outputs at given parameters, where penalties on rows are among the leaves.
 
@@ -36,13 +36,13 @@ class FittedPenalty:
     --------
     >>> from sklearn_implicitreg.penalties import L2
     >>> from sklearn_implicitreg.penalties.base import Leaf
-    >>> penalty = FittedPenalty(((Leaf(L2(), ("weight",)), (0.5,)),), ("weight",))
+    >>> penalty = FittedPenalty(((Leaf(L2(), ("weight",)), (0.5,)),), {"weight": (1,)})
     >>> float(penalty({"weight": torch.tensor([2.0]), "bias": torch.tensor([9.0])}))
     2.0
     """
 
     leaves: Coefficients
-    tensors: tuple[str, ...]
+    tensors: Mapping[str, tuple[int, ...]]
     model: RowModel | None = None
 
     @classmethod
@@ -50,7 +50,7 @@ class FittedPenalty:
         """The penalty of a problem's tensors, with its model where a leaf needs it."""
         on_rows = any([leaf.penalty.on_rows for leaf, _ in leaves])
         model = next(problem.row_batches(problem.params)).model if on_rows else None
-        return cls(leaves, tuple(problem.params), model)
+        return cls(leaves, {name: tuple(t.shape) for name, t in problem.params.items()}, model)
 
     def __call__(
         self,
@@ -80,7 +80,7 @@ class FittedPenalty:
         Raises
         ------
         ValueError
-            If a tensor is missing, or the rows for a penalty on rows.
+            If a tensor is missing or of another shape, or the rows for a penalty on rows are.
         TypeError
             If it is neither a module nor a dict of tensors.
         """
@@ -104,7 +104,7 @@ class FittedPenalty:
         -------
         value : Tensor of shape ()
         """
-        total = params[self.tensors[0]].new_zeros(())
+        total = params[next(iter(self.tensors))].new_zeros(())
         for leaf, coefs in self.leaves:
             seen = {name: params[name] for name in leaf.names}
             there = cast(Problem, rows) if leaf.penalty.on_rows else None
@@ -124,14 +124,21 @@ class FittedPenalty:
 
 
 def named_tensors(
-    params: nn.Module | Mapping[str, Tensor], tensors: tuple[str, ...]
+    params: nn.Module | Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Parameters of a module or a dict by their own names; those expected must be there."""
+    """Parameters of a module or a dict by their own names; those expected have their shapes."""
     given = own_names(params, "parameters")
     named = {name: torch.as_tensor(value) for name, value in given.items()}
-    missing = [name for name in tensors if name not in named]
+    missing = [name for name in shapes if name not in named]
     if missing:
         raise ValueError(
-            f"Expected parameters named {list(tensors)}, got {list(named)}: {missing} missing."
+            f"Expected parameters named {list(shapes)}, got {list(named)}: {missing} missing."
         )
+    for name, shape in shapes.items():
+        found = tuple(named[name].shape)
+        if [n for n in found if n != 1] != [n for n in shape if n != 1]:
+            raise ValueError(
+                f"Expected {name!r} of shape {shape}, that of the fitted model, got {found}."
+            )
+        named[name] = named[name].reshape(shape)  # an axis of length one more or less
     return named

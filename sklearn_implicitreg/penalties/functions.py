@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
-from sklearn_implicitreg.problem.parameters import Allowed, instance
+from sklearn_implicitreg.problem.parameters import Allowed, instance, takes
 
 
 class ActivationL2(Penalty):
@@ -55,7 +55,9 @@ class Callables(Penalty):
     _allowed: ClassVar = {
         "functions": Allowed(
             lambda given: (
-                isinstance(given, Mapping) and len(given) > 0 and all(map(callable, given.values()))
+                isinstance(given, Mapping)
+                and len(given) > 0
+                and all(callable(f) and (takes(f, 1) or takes(f, 2)) for f in given.values())
             ),
             ("a dict of name to callable(params) or callable(params, batch)",),
         )

@@ -42,7 +42,6 @@ class OfGradient(Penalty):
 
     def full_gradient(self, params: Params, problem: Problem | None) -> dict[str, Params]:
         """Gradient of the term at the problem's weights, for all tensors that it reaches."""
-        self.check_parameters()
         return {self._term: self._gradient(Scope(params, self._problem(problem)))}
 
     def _problem(self, problem: Problem | None) -> Problem:
@@ -205,8 +204,8 @@ class BatchGradientNorm(OfGradient):
         if n_rows is None or size is None or not 1 <= size <= n_rows:
             raise ValueError(
                 f"Expected batch_size in 1..{n_rows} or the row numbers of the batches, got "
-                f"batch_size={size!r} and no batches; give one of them, or a trajectory "
-                "that knows its batches."
+                f"batch_size={size!r} and no batches; give one of them, or a trajectory that "
+                "knows its batches and whose steps are each on the mean loss of all their rows."
             )
         rng = check_random_state(self.random_state)
         for _ in range(self.n_partitions):

@@ -109,11 +109,11 @@ class StructuredPenalty:
         Raises
         ------
         ValueError
-            If a tensor is missing.
+            If a tensor is missing or of another shape.
         TypeError
             If ``params`` is neither a module nor a dict of tensors.
         """
-        named = named_tensors(params, tuple(self.shapes))
+        named = named_tensors(params, self.shapes)
         theta = torch.cat([named[name].reshape(-1) for name in self.shapes])
         q = theta.new_tensor(self.coefficients)
         return theta @ (q @ theta) if q.ndim == 2 else theta.square() @ q

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, closing
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, Rest, closing
 from sklearn_implicitreg.problem.problem import (
     Indices,
     ParamsSpec,
@@ -26,6 +26,7 @@ __all__ = [
     "Params",
     "ParamsSpec",
     "Problem",
+    "Rest",
     "RowBatch",
     "Sampling",
     "Weights",

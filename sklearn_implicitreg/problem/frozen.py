@@ -25,6 +25,9 @@ TRAINED_CLASSES = {"statsmodels.Results", "statsmodels.ResultsWrapper"}
 
 _WRAPPER = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
+# Classes that pass all calls on to what is in their ``module``.
+_PASSING_ON = {"DataParallel", "DistributedDataParallel", "DeepSpeedEngine", "_FabricModule"}
+
 # Held while a module is read, or while its parts have the state of a copy.
 STATES = threading.RLock()
 
@@ -109,6 +112,9 @@ def rebuilt(
                 memo[id(tensor)] = loose(tensor)
     for part in module.modules():
         memo[id(part)] = memo[id(_unwrapped(part))]
+        for child in vars(part)["_modules"].values():
+            if child is not None and id(child) not in memo:  # a weak proxy of a part
+                memo[id(child)] = memo[id(_unwrapped(next(child.modules())))]
     own, made = dict(memo), Made()
     for part in parts:
         state = vars(memo[id(part)])
@@ -117,6 +123,15 @@ def rebuilt(
                 simple = _simple_copy(value, memo)
                 state[key] = turned(_copied(value, memo), own, made) if simple is None else simple
     return memo[id(module)]  # type: ignore[no-any-return]
+
+
+def inner_module(module: nn.Module) -> nn.Module:
+    """The module that wrappers of torch and of training libraries pass all calls on to."""
+    while True:
+        module = _unwrapped(module)
+        if not any(cls.__name__ in _PASSING_ON for cls in type(module).__mro__):
+            return module
+        module = module.module  # type: ignore[assignment]
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:
@@ -136,8 +151,9 @@ def own_names(values: Any, what: str) -> dict[str, Any]:
             f"Expected a torch module or a dict of tensor name to array as {what}, got "
             f"{type(values).__name__}."
         )
-    given = values.named_parameters() if isinstance(values, nn.Module) else values.items()
-    return {own_name(name): value for name, value in given}
+    if isinstance(values, nn.Module):
+        values = dict(inner_module(values).named_parameters())
+    return {own_name(name): value for name, value in values.items()}
 
 
 def _is_wrapper(module: nn.Module) -> bool:

@@ -32,6 +32,26 @@ def closing(blocks: Iterator[Item]) -> Iterator[Iterator[Item]]:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """Derivatives in an unpenalized intercept, by output: sum, norm and size over the rows."""
+
+    total: Array | float = 0.0
+    norm: Array | float = 0.0
+    size: Array | float = 0.0
+
+    def __add__(self, other: Rest) -> Rest:
+        """That of the rows of both."""
+        norm = np.hypot(self.norm, other.norm)
+        return Rest(self.total + other.total, norm, self.size + other.size)
+
+    def over_error(self) -> float:
+        """Largest sum over its standard error; 0 where it is rounding."""
+        total, norm, size = map(np.atleast_1d, (self.total, self.norm, self.size))
+        above = np.abs(total) > 100 * np.finfo(np.float64).eps * size
+        return float(np.max(np.abs(total[above]) / norm[above], initial=0.0))
+
+
+@dataclass(frozen=True)
 class BlockGradient:
     """Gradient of the weighted *sum* of the losses of one block of rows."""
 
@@ -42,8 +62,7 @@ class BlockGradient:
     scale: float  # sum over rows of the size of the summands: eps * scale is rounding
     n_kinks: int = 0  # rows at which the loss has no derivative
     absent: frozenset[str] = frozenset()  # tensors that the loss of these rows does not reach
-    # (3, K) of the derivatives in an unpenalized intercept: their sum, norm and size over the rows.
-    rest: Array | None = None
+    rest: Rest = Rest()
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class LossGradient:
     n_kinks: int
     # Tensors that training did not act on: zeros in ``value``, and no equations.
     absent: frozenset[str] = frozenset()
-    rest: Array | None = None  # as of a block, of all rows
+    rest: Rest = Rest()
     # Where rows differ at each reading, what ``value`` is the mean of, each with its weight.
     readings: tuple[LossGradient, ...] = ()
 
@@ -69,7 +88,7 @@ class LossGradient:
         absent: frozenset[str] | None = None
         loss = weight = scale = 0.0
         n_rows = n_kinks = 0
-        rest: Array | None = None
+        rest = Rest()
         with closing(blocks):
             for block in blocks:
                 _accumulate(total, block.sums)
@@ -79,7 +98,7 @@ class LossGradient:
                 n_rows += block.n_rows
                 n_kinks += block.n_kinks
                 absent = block.absent if absent is None else absent & block.absent
-                rest = joined_rest(rest, block.rest)
+                rest += block.rest
                 del block  # freed before the next is made
         if n_rows < 1:
             raise ValueError(
@@ -121,13 +140,13 @@ class LossGradient:
             mine * self.scale + theirs * other.scale,
             self.n_kinks + other.n_kinks,
             self.absent & other.absent,
-            joined_rest(self.rest, other.rest),
+            self.rest + other.rest,
         )
 
     @property
     def unrest(self) -> float:
         """Largest gradient of an unpenalized intercept over its standard error; 0 for rounding."""
-        return 0.0 if self.rest is None else _unrest(*self.rest)
+        return self.rest.over_error()
 
     @classmethod
     def mean(cls, parts: Sequence[LossGradient], shares: Sequence[float]) -> LossGradient:
@@ -155,19 +174,6 @@ class LossGradient:
     def norm(self) -> float:
         """Euclidean norm over all parameters."""
         return norm_of(self.value)
-
-
-def joined_rest(first: Array | None, second: Array | None) -> Array | None:
-    """That of the rows of both blocks."""
-    if first is None or second is None:
-        return second if first is None else first
-    return np.array([first[0] + second[0], np.hypot(first[1], second[1]), first[2] + second[2]])
-
-
-def _unrest(slopes: Array, norms: Array, sizes: Array) -> float:
-    """Largest sum of derivatives over its standard error; 0 where it is rounding."""
-    above = np.abs(slopes) > 100 * np.finfo(np.float64).eps * sizes
-    return float(np.max(np.abs(slopes[above]) / norms[above], initial=0.0))
 
 
 def _accumulate(total: Params, sums: Params) -> None:

@@ -12,7 +12,7 @@ from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
-from sklearn_implicitreg.problem.parameters import as_numbers, shown
+from sklearn_implicitreg.problem.parameters import as_array, as_numbers, shown
 
 _OF_CLASSES = {"bce_with_logits", "cross_entropy", "log_loss"}
 _OF_CLASSES |= {"hinge", "modified_huber", "perceptron", "squared_hinge"}
@@ -120,7 +120,7 @@ class LinearModel(BaseEstimator):
     @property
     def coef_(self) -> npt.NDArray[Any]:
         """Coefficients as an array of floats, of shape (p,) or (K, p)."""
-        coef = np.asarray(self.coef)
+        coef = as_array(self.coef)
         if coef.ndim not in (1, 2) or coef.dtype.kind not in "fiub":
             raise ValueError(
                 f"Expected coef as numbers of shape (p,) or (K, p), got {coef.dtype} of shape "

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from sklearn_implicitreg.exceptions import ParameterError
@@ -83,14 +84,22 @@ def shown(value: Any) -> str:
     return " ".join(_SHORT.repr(value).split())
 
 
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """Array of what is given; of a tensor its numbers alone."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    return np.asarray(values)
+
+
 def as_numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
     """Array of floats of what is given; ParameterError where it holds something else."""
     try:
-        array = np.asarray(values)
+        array = as_array(values)
         if array.dtype.kind in "cSUmM":
             raise TypeError
         return np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ParameterError(
             f"Expected {name} to be an array of real numbers, got {shown(values)}."
         ) from error
@@ -140,9 +149,13 @@ def integer(least: int, most: float = math.inf) -> Allowed:
 
 def choice(*values: Any) -> Allowed:
     """One of a few values, mostly names."""
-    kinds = {type(value) for value in values}
-    words = tuple(map(repr, values))
-    return Allowed(lambda v: type(v) in kinds and v in values, words)
+
+    def holds(given: Any) -> bool:  # a string of NumPy is one, and True is not 1
+        bools = [isinstance(value, bool) == isinstance(given, bool) for value in values]
+        pairs = zip(values, bools, strict=True)
+        return any(same and isinstance(given, type(v)) and given == v for v, same in pairs)
+
+    return Allowed(holds, tuple(map(repr, values)))
 
 
 def instance(words: str, *kinds: type) -> Allowed:
@@ -157,11 +170,28 @@ def having(words: str, *methods: str) -> Allowed:
     )
 
 
-def function(signature: str = "") -> Allowed:
+def function(signature: str = "", n_arguments: int | None = None) -> Allowed:
     """Functions and other callables; a class and a module are none."""
-    return Allowed(
-        lambda v: callable(v) and not isinstance(v, type | nn.Module), (f"a callable{signature}",)
-    )
+
+    def holds(value: Any) -> bool:
+        if not callable(value) or isinstance(value, type | nn.Module):
+            return False
+        return n_arguments is None or takes(value, n_arguments)
+
+    return Allowed(holds, (f"a callable{signature}",))
+
+
+def takes(called: Callable[..., Any], n_arguments: int) -> bool:
+    """Whether a callable takes so many arguments by position, as far as Python knows."""
+    try:
+        own = inspect.signature(called)
+    except (TypeError, ValueError):  # written in C
+        return True
+    try:
+        own.bind(*(None,) * n_arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def _compiles(pattern: Any) -> bool:
@@ -171,15 +201,14 @@ def _compiles(pattern: Any) -> bool:
         return False
 
 
-ANYTHING = Allowed(lambda value: True, ("anything",))
 FLAG = Allowed(lambda v: isinstance(v, bool | np.bool_), ("True", "False"))
 NOTHING = choice(None)
 PATTERN = Allowed(_compiles, ("a regular expression",))
-SCOPE = PATTERN | function("(name, tensor) -> bool")
+SCOPE = PATTERN | function("(name, tensor) -> bool", 2)
 GROUPS = (
     choice("layer", "param_group")
     | instance("a dict of tensor name to group", Mapping)
-    | function("(name, tensor)")
+    | function("(name, tensor)", 2)
 )
 SEED = integer(0, 2**32 - 1)
 RANDOM_STATE = NOTHING | SEED | instance("a RandomState", np.random.RandomState)

@@ -171,15 +171,19 @@ class Problem(ABC):
 
     def _no_path(self) -> ValueError:
         return ValueError(
-            f"Expected a torch module or skorch net for a trajectory, got {self.model_name}; a "
-            "trajectory needs the loss at other weights than the trained ones."
+            f"Expected a torch module, skorch net or MLP for a trajectory, got {self.model_name}; "
+            "a trajectory needs the loss at other weights than the trained ones."
         )
 
 
 def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[str]:
     """Names of the tensors that ``params=`` selects; ``default`` is what "auto" selects."""
     if callable(spec):
-        chosen = [name for name, tensor in params.items() if spec(name, tensor)]
+        answers = {name: spec(name, tensor) for name, tensor in params.items()}
+        words = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+        if words:
+            raise TypeError(f"Expected True or False from params= for each tensor, got {words}.")
+        chosen = [name for name, answer in answers.items() if answer]
     elif spec == "auto":
         chosen = [name for name in params if name in default]
     elif spec == "all":

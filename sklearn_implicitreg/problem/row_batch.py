@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.frozen import inner_module, own_name
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
     SEED,
@@ -112,11 +112,13 @@ class RowBatch:
         """
         given = {"module": module, "X": X, "random_state": random_state}
         check("RowBatch.of", given, _OF)
-        module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-        params = {own_name(name): p for name, p in module.named_parameters()}
+        module = inner_module(module)
+        params: Params = {own_name(name): p for name, p in module.named_parameters()}
         if sample_weight is not None:
             sample_weight = as_numbers("sample_weight", sample_weight)
         batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)
+        if not batch.n_rows:
+            raise ValueError("Expected at least 1 row of data, got 0.")
         shape, weight = (batch.n_rows,), batch.weight
         if weight.shape != shape or not bool((weight >= 0).all()) or not 0 < weight.sum() < np.inf:
             raise ValueError(
@@ -252,6 +254,8 @@ class RowBatch:
                     f"Expected {term!r} of {owner} to be one number for each of {self.n_rows} "
                     f"rows, got {shape}; sum over the other axes."
                 )
+            if value.is_complex():
+                raise TypeError(f"Expected real values for every row, got {term!r} of {owner}.")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Expected finite values for every row, got {term!r} of {owner}.")
         weight = wide(self.weight)

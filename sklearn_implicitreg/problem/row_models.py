@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from sklearn_implicitreg.exceptions import ParameterError
 from sklearn_implicitreg.problem.frozen import own_name, tensors_in
@@ -67,19 +68,25 @@ def in_words(expected: Callable[[], str]) -> Iterator[None]:
     except _ERRORS as error:
         if isinstance(error, TypeError) and str(error).startswith("Expected"):
             raise  # a sentence of the package
-        found = f"{type(error).__name__}: {str(error).rstrip('.')}"
-        raise ValueError(
-            f"Expected {expected()}: {found}. Give the data as in training."
-        ) from error
+        text = str(error).rstrip(".")
+        found = f"{type(error).__name__}: {text}"
+        advice = "Give the data as in training."
+        if "same dtype" in text or "should be the same" in text:
+            advice = (
+                "X, weights and buffers are all in this type: let forward convert to the type of "
+                "a layer's weights instead of a fixed one, as x.float() does."
+            )
+        raise ValueError(f"Expected {expected()}: {found}. {advice}") from error
 
 
 def in_forward(module: nn.Module, inputs: Any) -> contextlib.AbstractContextManager[None]:
     """Say what X was and what the first layer is where a forward pass raises an error."""
 
     def expected() -> str:
-        first = next(part for part in module.modules() if not list(part.children()))
+        first = next(part for part in module.modules() if not part._modules)
+        kinds = {str(p.dtype)[6:] for p in module.parameters() if p.is_floating_point()}
         words = f"X as the forward of {type(module).__name__} takes it, whose first layer is"
-        return f"{words} {first!r}, got {shapes_of(inputs)}"
+        return f"{words} {first!r} ({', '.join(sorted(kinds))}), got {shapes_of(inputs)}"
 
     return in_words(expected)
 
@@ -93,16 +100,22 @@ def shapes_of(values: Any) -> str:
 def call_module(module: nn.Module, inputs: Any) -> Any:
     """Call a module as skorch does: dicts by keyword, tuples by position.
 
-    Named tuples, and what ``forward`` takes as one argument only, are passed whole.
+    What ``forward`` takes as one argument only is passed whole; so is a named tuple where it has
+    one parameter.
     """
     if isinstance(inputs, Tensor) or not isinstance(inputs, dict | tuple):
         return module(inputs)
     apart: tuple[tuple[Any, ...], dict[str, Any]]
     apart = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
     ways = [apart, ((inputs,), {})]
-    if hasattr(inputs, "_fields"):
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # a builtin
+        return module(*apart[0], **apart[1])
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    one = sum(p.kind not in several for p in signature.parameters.values()) < 2
+    if isinstance(inputs, PackedSequence) or (hasattr(inputs, "_fields") and one):
         ways.reverse()
-    signature = inspect.signature(module.forward)
     for args, kwargs in ways:
         with contextlib.suppress(TypeError):
             signature.bind(*args, **kwargs)

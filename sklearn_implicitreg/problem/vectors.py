@@ -46,7 +46,7 @@ def wide_zeros(like: Tensor) -> Tensor:
 
 def zeros_of(params: Params) -> Params:
     """Float64 zeros, named and shaped like the parameters."""
-    return {name: torch.zeros_like(t, dtype=torch.float64) for name, t in params.items()}
+    return {name: wide_zeros(t) for name, t in params.items()}
 
 
 def add_to(total: Tensor, part: Tensor, factor: float = 1.0) -> None:
@@ -73,7 +73,7 @@ def _norm(piece: Tensor) -> float:
     largest = float(piece.abs().max())
     if not 0 < largest < float("inf"):
         return largest
-    return largest * float(torch.linalg.vector_norm(piece.double() / largest))
+    return largest * float(torch.linalg.vector_norm(wide(piece) / largest))
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -72,6 +72,32 @@ class Design:
             return tuple(range(len(self.term_names)))
         return self._support.get(name, ())
 
+    def reaching(self, names: Sequence[str]) -> set[int]:
+        """The columns that can differ from zero at some tensors, or of means those that do."""
+        if self.parts:
+            return {j for name in names for j in self.support(name)}
+        found = [self.designs[name].any(dim=0) for name in names]
+        return {j for own in found for j in torch.nonzero(own).reshape(-1).tolist()}
+
+    def on(self, names: Sequence[str], columns: list[int]) -> Design:
+        """The same at some tensors, in the columns that reach them; without the penalties."""
+        seen = set(names)
+
+        def at(held: Params) -> Params:
+            return {name: own for name, own in held.items() if name in seen}
+
+        return replace(
+            self,
+            term_names=tuple(self.term_names[j] for j in columns),
+            leaves=(),
+            params=at(self.params),
+            parts=tuple(p for p in self.parts if p.everywhere or seen.intersection(p.leaf.names)),
+            designs={name: own[:, columns] for name, own in at(self.designs).items()},
+            knowns=at(self.knowns),
+            masks=at(self.masks),
+            instruments={name: own[:, columns] for name, own in at(self.instruments).items()},
+        )
+
     def pieces(self, name: str) -> list[Piece] | Chunks[Piece]:
         """One tensor's columns in its support: a chunk at a time where all are elementwise."""
         if not self.parts:

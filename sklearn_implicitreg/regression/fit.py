@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
-from sklearn_implicitreg.regression.equations import Equations, Inequalities
+from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.inference import (
     Inference,
     infer,
@@ -17,6 +17,7 @@ from sklearn_implicitreg.regression.inference import (
     spread,
     without_numbers,
 )
+from sklearn_implicitreg.regression.place import Inequalities
 from sklearn_implicitreg.regression.readings import share_of_readings, with_readings
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
@@ -28,6 +29,7 @@ from sklearn_implicitreg.regression.verdict import (
     is_explained,
     judge,
 )
+from sklearn_implicitreg.regression.zeros import with_zeros
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Result:
     bands: Array | None = None  # (W, k, 2), their intervals
     noise_share: float = 0.0  # of the mean target
     signal_share: float | None = None  # what the family explains of the rest
-    resolution: Array | None = None  # (k,): a coefficient up to it is zero to rounding
+    stated: Array | None = None  # (k,), the coefficients without those that can be left out
     tested: Inequalities | None = None  # of coordinates at a kink
     same: float | None = None  # share that one coefficient explains of what each place's do
     scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
@@ -80,13 +82,20 @@ class Result:
 
 
 def fit(equations: Equations, settings: Settings) -> Result:
-    """Solve the equations, infer and judge, each once."""
-    ready = equations.in_range()
-    result = _fitted(ready, settings)
+    """Solve the equations, infer and judge, each once; warn of dependent columns."""
+    result = judged_fit(equations, settings)
     solution = result.solution
     if solution is not None and solution.rank < solution.n_terms and solution.tss > 0:
         _warn_of_dependence(solution, equations.system)
-    return result if ready is equations else _unscaled(result, ready)
+    return result
+
+
+def judged_fit(equations: Equations, settings: Settings) -> Result:
+    """The same without the warning, which the verdict says as well."""
+    ready = equations.in_range()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is out of range raises an error
+        result = _fitted(ready, settings)
+        return result if ready is equations else _unscaled(result, ready)
 
 
 def verdict_on(equations: Equations, positive: bool) -> Verdict:
@@ -99,8 +108,15 @@ def _unscaled(result: Result, ready: Equations) -> Result:
     """The result of equations that were multiplied, in the units of those given."""
     solution, inference = result.regression()
     units, powers = ready.units, ready.judged.powers
-    assert powers is not None and isinstance(units, np.ndarray) and result.resolution is not None
+    assert powers is not None and isinstance(units, np.ndarray) and result.stated is not None
     coef, conf_int = solution.coef * units, inference.conf_int * units[:, None]
+    stated = result.stated * units
+    size = np.abs(stated[result.stated != 0])
+    if ((size < np.finfo(np.float64).tiny) | ~np.isfinite(size)).any():
+        raise ValueError(
+            f"Expected coefficients in the range of float64, got {stated.tolist()}; give the data "
+            "in other units, such as X divided by its largest number."
+        )
     log = solution.n_equations * float(np.log(powers[-1]))
     return replace(
         result,
@@ -123,7 +139,7 @@ def _unscaled(result: Result, ready: Equations) -> Result:
         ),
         path=None if result.path is None else result.path * units,
         bands=None if result.bands is None else result.bands * units[:, None],
-        resolution=result.resolution * units,
+        stated=stated,
     )
 
 
@@ -161,7 +177,13 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
         bands=bands,
         noise_share=noise_share,
         same=None if equations.variation is None else equations.variation.same,
-        resolution=_resolution(equations, solution),
+        stated=with_zeros(
+            system,
+            solution,
+            rounding=equations.rounding,
+            pvalues=inference.pvalues,
+            at_end=equations.mean is None,
+        ),
         signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
         scale_invariant=invariant,
@@ -185,17 +207,6 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
     if turned.residual < found.residual:
         found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
     return replace(found, active=found.active | (sign < 0))
-
-
-def _resolution(equations: Equations, solution: Solution) -> Array:
-    """What rounding moves each coefficient by: at an endpoint, also what the solver left."""
-    left = 0.0
-    if equations.mean is None and is_explained(solution):
-        # What it left, or four standard errors where it is spread over many equations.
-        df = solution.n_equations - solution.n_used
-        left = solution.residual * min(1.0, 4 / df**0.5)
-    found: Array = solution.reach * max(equations.rounding, left)
-    return found
 
 
 def _warn_of_dependence(solution: Solution, system: System) -> None:

@@ -209,10 +209,11 @@ def _covariance(fit: _Fit, kind: str) -> tuple[Array, float, str, str]:
     for name in ("cluster", "hc3", "ols"):
         try:
             if name == "cluster" and n_clusters < _MIN_CLUSTERS:
-                raise _Impossible(f"only {n_clusters} cluster{'s' * (n_clusters > 1)}")
+                few = "1 cluster is" if n_clusters == 1 else f"{n_clusters} clusters are"
+                raise _Impossible(f"{few} too few")
             cov, df = _METHODS[name](fit)
         except _Impossible as error:
-            reasons.append(f"not {name}: {error}")
+            reasons.append(f"no {_WORDS[name]} errors: {error}")
             continue
         description = _DESCRIPTIONS[name].format(**_numbers(fit))
         return cov, df, name, "; ".join([description, *reasons])
@@ -305,9 +306,10 @@ def _cluster(fit: _Fit) -> tuple[Array, float]:
 # CR3, (C - 1)/C sum_c (coef_(-c) - coef)(coef_(-c) - coef)', t(C - 1), Bell and McCaffrey (2002).
 # The rank of the columns in use stands for k.
 _METHODS = {"ols": _ols, "hc3": _hc3, "cluster": _cluster}
+_WORDS = {"cluster": "cluster", "hc3": "robust"}
 _DESCRIPTIONS = {
     "ols": "classical (ols) over {m} equations, t({df})",
-    "hc3": "hc3 over {m} equations, t({df})",
+    "hc3": "robust (HC3) over {m} equations, t({df})",
     "cluster": "delete-one-cluster jackknife (CR3) over {clusters} clusters of {m} equations, "
     "t({others})",
 }

@@ -35,6 +35,8 @@ _SMALLEST = 1e-7
 # The same for sums of products, whose digits are those of its square.
 _NEARLY_DEPENDENT = 1e-3
 _IN_RANGE = 250  # exponents of two: squares of smaller numbers, and their sums, are in range
+_LARGEST = 1000  # power that is multiplied with: neither it nor its inverse is out of range
+_LOST = -1040  # exponent below which numbers have lost digits
 _ROUNDING = 1e3 * float(np.finfo(np.float64).eps)
 
 
@@ -220,7 +222,15 @@ class System:
             tops[places] = np.maximum(tops[places], found)
         exponents = np.frexp(tops)[1]
         out = (np.abs(exponents) > _IN_RANGE) & (tops > 0)
-        return np.ldexp(1.0, np.where(out, -exponents, 0)) if out.any() else None
+        if not out.any():
+            return None
+        if (exponents[tops > 0] < _LOST).any():
+            raise ValueError(
+                "Expected equations of numbers that have all their digits in float64, got a column "
+                f"or target of at most {tops[tops > 0].min():.3g}; give the data in other units."
+            )
+        powers: Array = np.ldexp(1.0, np.clip(np.where(out, -exponents, 0), -_LARGEST, _LARGEST))
+        return powers
 
     def scaled(self, powers: Array) -> System:
         """System of columns and target times powers of two."""
@@ -287,6 +297,21 @@ class System:
 
         return replace(self, term_names=wanted, r_factors=r_factors, rows=rows)
 
+    def on(self, labels: Iterable[str], columns: list[int]) -> System:
+        """System of some clusters in some columns, beside which they have none but zeros."""
+        wanted = set(labels)
+        clusters = [c for c, label in enumerate(self.labels) if label in wanted]
+        if not clusters or self.supports is not None:
+            return self._part(columns, clusters)
+        own = replace(
+            self,
+            labels=tuple(self.labels[c] for c in clusters),
+            r_factors=tuple(self.r_factors[c] for c in clusters),
+            counts=tuple(self.counts[c] for c in clusters),
+        )
+        whole = len(columns) == self.n_terms
+        return own if whole else own.select([self.term_names[j] for j in columns])
+
     def without_each(self) -> list[Array]:
         """R factors of all clusters but one, for each cluster in turn."""
         # They are merged, never subtracted: what is left of a column that lives in one cluster is
@@ -302,10 +327,11 @@ class System:
     def _part(self, columns: list[int], clusters: list[int]) -> System:
         """Some columns in the only clusters that they reach."""
         names, supports, again = [self.term_names[j] for j in columns], self.supports, self.rows
-        assert supports is not None
         if not clusters:
-            nothing = np.zeros((len(columns) + 1,) * 2)
-            return System(tuple(names), ("none",), (nothing,), (0,), lambda labels: [])
+            nothing = np.zeros((len(columns) * (1 + self.instrumented) + 1,) * 2)
+            own = (tuple(names), ("none",), (nothing,), (0,))
+            return System(*own, lambda labels: [], instrumented=self.instrumented)
+        assert supports is not None
         reached = {self.labels[c]: supports[c] for c in clusters}
         r_factors = [
             self.r_factors[c]

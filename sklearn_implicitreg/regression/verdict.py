@@ -25,10 +25,7 @@ _PARTIAL = 0.1
 _MAX_NOISE = 0.1
 _NOISE_OR_TERM = "a missing term, or training that had not ended"
 _ON_TRAJECTORY = "a missing term"
-_RECORD_IT = (
-    "training noise or a missing term. Record the training, or let trajectory.ContinueTraining "
-    "make one, and give it as trajectory="
-)
+_NOISE = "training noise or a missing term"
 _THEY_DIFFER = (
     "the coefficients of the endpoints differ (coef_path_), each of which is explained by its own"
 )
@@ -147,7 +144,7 @@ def cause_at(*, has_paths: bool, each_explained: bool = False, along: bool = Fal
         return _ON_TRAJECTORY
     if each_explained:
         return _THEY_DIFFER
-    return _RECORD_IT if has_paths else _NOISE_OR_TERM
+    return _NOISE if has_paths else _NOISE_OR_TERM
 
 
 def _no_gradient(measures: Measures, rounding: float) -> Verdict | None:
@@ -194,7 +191,7 @@ def _not_identifiable(measures: Measures, scale_invariant: tuple[str, ...]) -> V
     if scale_invariant:
         return Verdict(
             "not identifiable",
-            f"the model does not depend on the scale of {len(scale_invariant)} tensors that carry "
+            f"the model does not depend on the scale of tensors that carry "
             f"most of the columns ({', '.join(scale_invariant)}): an endpoint shows no L2 there, "
             "whatever the decay was.",
         )
@@ -234,11 +231,13 @@ def _explained(
         label = "partial" if n_kinks or n_violated or differences else "supported"
         sentence = f"{found}, {gap} is at most {bound:.3g}."
     if n_violated:
-        sentence += (
-            f" {n_violated} coordinates at a kink or bound pull away from it: never supported."
+        pull = (
+            "1 coordinate at a kink or bound pulls"
+            if n_violated == 1
+            else (f"{n_violated} coordinates at a kink or bound pull")
         )
+        sentence += f" {pull} away from it: never supported."
     if n_kinks:
-        sentence += (
-            f" The loss has a kink at {n_kinks} rows, where its gradient is a set: never supported."
-        )
+        rows = "1 row" if n_kinks == 1 else f"{n_kinks} rows"
+        sentence += f" The loss has a kink at {rows}, where its gradient is a set: never supported."
     return Verdict(label, f"{sentence} {differences}".rstrip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
-from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.explicit import explicit_estimator, model_units
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.influence import influence
+from sklearn_implicitreg.results.layers import table_of_layers
+from sklearn_implicitreg.results.next_steps import NextSteps, steps_for
 from sklearn_implicitreg.results.recovery import Recovery, recover
+from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
 
 
@@ -35,6 +40,7 @@ class FittedResult:
     penalty_: FittedPenalty | StructuredPenalty | None
     aic_: float | None
     bic_: float | None
+    _given: tuple[str, str]  # the rows of fit, as its caller writes them, and what they are
     _result: Result
     _description: Description
 
@@ -67,10 +73,8 @@ class FittedResult:
     def _coefficients(self) -> dict[str, float]:
         result = self._fitted()
         result.regression()
-        coef, near = result.coef, result.resolution
-        if near is not None:
-            coef = np.where(np.abs(coef) <= near, 0.0, coef)
-        return {self.term_names_[i]: float(coef[i]) for i in result.family}
+        assert result.stated is not None
+        return {self.term_names_[i]: float(result.stated[i]) for i in result.family}
 
     def _first_model(self) -> Any:
         return self.model_[0] if isinstance(self.model_, list) else self.model_
@@ -83,7 +87,24 @@ class FittedResult:
         summary : Summary
         """
         result = self._fitted()
-        return self._description.summary(result)
+        first = self.next_steps()[0]
+        return replace(
+            self._description.summary(result), last=f"Next: {first.title} (est.next_steps())."
+        )
+
+    def next_steps(self) -> NextSteps:
+        """What this verdict on this model calls for, as code that runs.
+
+        Returns
+        -------
+        steps : NextSteps
+            At most three, the best first, each with title, why, code and cost; text when printed,
+            HTML in notebooks. The code calls the fitted estimator ``est`` and its rows X and y.
+        """
+        result = self._fitted()
+        source: Any = getattr(self, "best_estimator_", self)
+        kept = getattr(source, "_equations", None)
+        return steps_for(Situation(source, result, kept, source is not self, *self._given))
 
     def wald_test(self, restrictions: Any, value: Any = None) -> WaldTest:
         """Test linear restrictions on the coefficients, by the covariance of the fit.
@@ -134,12 +155,42 @@ class FittedResult:
                 "Expected a residual to see influence in, got an exact fit: what is left of every "
                 "equation is rounding."
             )
-        equations = getattr(getattr(self, "best_estimator_", self), "_equations", None)
+        equations, _ = self._kept("influence")
+        return influence(equations.system, solution, equations.places[0].problem, top)
+
+    def by_layer(self) -> pd.DataFrame:
+        """Table of the layers: what the equations of each alone say.
+
+        From the pass over the data that was made; nothing is evaluated again. A layer is the module
+        that owns some tensors, whatever ``group_by`` is. Draw it by
+        ``CoefficientDisplay.from_frame(est.by_layer())``.
+
+        Returns
+        -------
+        frame : DataFrame
+            One row per layer: ``coef``, ``ci_low`` and ``ci_high`` (of several terms ``coef[l2]``
+            and so on), ``r2`` and ``verdict`` of the layer's own fit, ``share`` of the squared
+            gradient that is in the layer, and ``n_equations``. NaN where these are fewer than
+            coefficients.
+
+        Raises
+        ------
+        ValueError
+            If the family is solved as a whole, the equations were given as arrays, or the
+            estimator was unpickled.
+        """
+        self._fitted().regression()
+        return table_of_layers(*self._kept("by_layer"))
+
+    def _kept(self, what: str) -> tuple[Equations, Settings]:
+        """Equations of the fit and how they were solved."""
+        source: Any = getattr(self, "best_estimator_", self)
+        equations = getattr(source, "_equations", None)
         if equations is None:
             raise ValueError(
-                "influence needs the equations of the fit, which are not pickled; fit again."
+                f"{what} needs the equations of the fit, which are not pickled; fit again."
             )
-        return influence(equations.system, solution, equations.places[0].problem, top)
+        return equations, source._settings
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy table of the coefficients for programs.
@@ -168,21 +219,30 @@ class FittedResult:
     def in_model_units(self) -> dict[str, Any]:
         """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
 
-        A coefficient that is zero to rounding is zero here, in an explained fit also one within
-        what the solver left of the gradient.
+        A coefficient is zero here if leaving it out costs nothing above rounding, in an explained
+        fit nothing above what the solver left of the gradient; the others are those without it.
 
         Returns
         -------
         params : dict of str to float, str or ndarray
-            What ``set_params`` of the model takes, with what states the kind of the penalty
-            (``l1_ratio``, ``penalty``, a ``solver`` that has it); with statsmodels what
-            ``fit_regularized`` takes. An array with one parameter per output;
-            ``"weight_decay[fc1]"`` of a grouped family.
+            Parameters of the model, with those that state the kind of the penalty (``l1_ratio``,
+            ``penalty``, a ``solver`` that has it): what its ``set_params`` takes. In the names of
+            the model inside where it is in a pipeline, a search or another container, of ``Ridge``
+            for ``RidgeCV`` and the like, of torch for a net (``weight_decay``), and of
+            ``fit_regularized`` for statsmodels; :meth:`explicit_estimator` puts them in their
+            place. An array with one parameter per output; ``"weight_decay[fc1]"`` of a grouped
+            family.
 
         Raises
         ------
         ValueError
-            If the model has no parameter for a term.
+            If the model has no parameter for a term, or none for a negative coefficient: an
+            inverse (``C``), or a share of both terms (``l1_ratio``).
+
+        Notes
+        -----
+        The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
+        gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
         """
         coefficients = self._coefficients()
         return model_units(self._first_model(), coefficients, self._description)
@@ -193,14 +253,16 @@ class FittedResult:
         Returns
         -------
         estimator : object
-            A scikit-learn or skorch estimator.
+            A scikit-learn or skorch estimator: the container with the model inside replaced; of a
+            search, its best estimator, and ``Ridge`` instead of ``RidgeCV``.
 
         Raises
         ------
         ValueError
-            If the model has no parameter for a term, or a coefficient is negative or NaN.
+            If the model has no parameter for a term, or a coefficient is negative.
         TypeError
-            For a bare module: add ``penalty_`` to its training loop.
+            For a bare module, whose training loop takes ``penalty_``, and for results of
+            statsmodels, whose ``fit_regularized`` takes :meth:`in_model_units`.
         """
         stated = self._coefficients()
         penalty = self._result.penalty

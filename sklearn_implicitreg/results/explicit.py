@@ -22,6 +22,7 @@ from sklearn.linear_model import (
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
+from sklearn_implicitreg.endpoints.templates import inner_model
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.results.fit_description import Description
@@ -51,18 +52,14 @@ def explicit_estimator(
     model: Any, coef: Mapping[str, float], description: Description, penalty: FittedPenalty | None
 ) -> Any:
     """Unfitted estimator of the model's kind with the penalty as its own parameters."""
-    negative = {term: c for term, c in coef.items() if not c >= 0}
-    if negative:
-        raise ValueError(
-            f"Expected coefficients at or above zero, got {negative}: no estimator takes a "
-            "penalty that rewards large weights or is NaN. Fit with positive=True, or read "
-            "verdict_ and coef_."
-        )
+    _check_no_reward(coef)
     description.check_all_unknown()
     coef = _stated(coef)
     inside = getattr(model, "best_estimator_", None)
-    if inside is not None or isinstance(model, FrozenEstimator):
-        return explicit_estimator(inside or model.estimator, coef, description, penalty)
+    if isinstance(model, FrozenEstimator):
+        inside = model.estimator
+    if inside is not None:
+        return explicit_estimator(inside, coef, description, penalty)
     if isinstance(model, Pipeline):
         last = explicit_estimator(model[-1], coef, description, penalty)
         return clone(model).set_params(**{model.steps[-1][0]: last})
@@ -73,7 +70,7 @@ def explicit_estimator(
         raise TypeError(
             "Expected a scikit-learn or skorch model, got "
             f"{'given equations' if isinstance(model, str) else type(model).__name__}: there is no "
-            "constructor that takes a penalty; add penalty_ to a training loop."
+            f"constructor that takes a penalty; {_by_hand(model, description)}."
         )
     if hasattr(model, "module_"):
         if description.convention is None:
@@ -84,6 +81,15 @@ def explicit_estimator(
         return clone(model).set_params(**_skorch_params(model, coef, penalty))
     _check_scope(model, description, penalty)
     return _sklearn_estimator(model, coef, description)
+
+
+def _by_hand(model: Any, description: Description) -> str:
+    """How a model is trained that is not made by a constructor with a penalty."""
+    if isinstance(model, str):
+        return "read coef_"
+    if description.convention is None or hasattr(model, "parameters"):
+        return "add penalty_ to a training loop"
+    return "give in_model_units() to the training of its library, such as fit_regularized"
 
 
 def _check_scope(model: Any, description: Description, penalty: FittedPenalty) -> None:
@@ -134,8 +140,14 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
 
 def model_units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
     """Coefficients as the model's own parameters, with those that state the kind of penalty."""
-    params = description.in_model_units(_stated(coef))
-    inside = _inside(model)
+    params, convention = description.in_model_units(_stated(coef)), description.convention
+    assert convention is not None
+    terms = {name.partition("[")[0] for name in _stated(coef)}
+    # The inverse of a negative number, or a share of terms of two signs, is no smaller penalty.
+    shared = len(terms) > 1 and any(key.startswith(convention.ratio) for key in params)
+    if convention.inverse or shared:
+        _check_no_reward(coef)
+    inside = inner_model(model)
     own = inside.get_params(deep=False) if hasattr(inside, "get_params") else {}
     if "l1_ratio" not in params or "penalty" not in own:
         return params
@@ -145,7 +157,7 @@ def model_units(model: Any, coef: Mapping[str, float], description: Description)
         params |= _logistic_params(own, name)
     else:
         params["penalty"] = name
-    if own.get("dual") and name == "l1":
+    if own.get("dual") and name != "l2":
         params["dual"] = False
     if isinstance(inside, LinearSVC):
         del params["l1_ratio"]
@@ -157,23 +169,22 @@ def model_units(model: Any, coef: Mapping[str, float], description: Description)
     return params
 
 
+def _check_no_reward(coef: Mapping[str, float]) -> None:
+    """Raise ValueError for a negative coefficient, which no model takes."""
+    negative = {term: c for term, c in coef.items() if not c >= 0}
+    if negative:
+        raise ValueError(
+            f"Expected coefficients at or above zero, got {negative}: no model has a parameter for "
+            "a penalty that rewards large weights. Fit with positive=True, or read verdict_ and "
+            "coef_."
+        )
+
+
 def _stated(coef: Mapping[str, float]) -> dict[str, float]:
     """Coefficients of the terms that are not zero everywhere, of all if none is."""
     terms = {name.partition("[")[0] for name, value in coef.items() if value != 0}
     kept = {name: value for name, value in coef.items() if name.partition("[")[0] in terms}
     return kept or dict(coef)
-
-
-def _inside(model: Any) -> Any:
-    """Model inside of searches, pipelines and other containers."""
-    if isinstance(model, Pipeline):
-        return _inside(model[-1])
-    if isinstance(model, TransformedTargetRegressor):
-        return _inside(model.regressor_)
-    if isinstance(model, FrozenEstimator):
-        return _inside(model.estimator)
-    best = getattr(model, "best_estimator_", None)
-    return model if best is None else _inside(best)
 
 
 def _units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
@@ -192,6 +203,12 @@ def _logistic_params(own: Mapping[str, Any], name: str) -> dict[str, Any]:
     solver, default = own["solver"], LogisticRegression().penalty
     solvers = {"l1": ("saga", "liblinear"), "elasticnet": ("saga",)}.get(name, (solver,))
     params: dict[str, Any] = {} if solver in solvers else {"solver": solvers[0]}
+    if params and solver == "liblinear" and own["fit_intercept"]:
+        raise ValueError(
+            "Expected one kind of penalty for solver='liblinear', got l2 and l1: the solver that "
+            "has both does not penalize the intercept, as this one does. Fit one term, or use "
+            "penalty_ in a training loop."
+        )
     if default == "l2":  # before scikit-learn 1.8
         params["penalty"] = name
     elif own["penalty"] != default:  # l1_ratio and C state it, once this one does not
@@ -201,15 +218,15 @@ def _logistic_params(own: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _skorch_params(net: Any, coef: Mapping[str, float], penalty: FittedPenalty) -> dict[str, Any]:
     """``weight_decay`` of every tensor that the penalty sees, through parameter groups."""
-    CONVENTIONS["torch"].parameters(
-        {term.partition("[")[0]: c for term, c in coef.items()}
-    )  # raises ValueError if weight_decay cannot state a term
+    stated = {term.partition("[")[0]: c for term, c in coef.items()}
+    CONVENTIONS["torch"].parameters(stated)  # raises ValueError if weight_decay cannot state a term
     _check_decaying(net.optimizer)
     parameters = dict(net.module_.named_parameters())
     decay: dict[str, float] = {}
     for leaf, coefs in penalty.leaves:
         terms = leaf.penalty.terms({name: parameters[name] for name in leaf.names}, None)
-        of_leaf = CONVENTIONS["torch"].parameters(dict(zip(terms, coefs, strict=True)))
+        own = {t: c for t, c in zip(terms, coefs, strict=True) if t.partition("[")[0] in stated}
+        of_leaf = CONVENTIONS["torch"].parameters(own)
         for name in leaf.names:
             decay[name] = decay.get(name, 0.0) + of_leaf["weight_decay"]
     values = set(decay.values())

@@ -9,12 +9,11 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
-from sklearn_implicitreg.endpoints.templates import weight_name
+from sklearn_implicitreg.endpoints.templates import inner_model, weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem, flat, norm_of, shaped
 from sklearn_implicitreg.regression.solve import norm_of as norm
@@ -195,7 +194,9 @@ class _Task:
         with preserved_rng(next(iter(self.problem.params.values())).device):
             estimator.fit(self.data.X, self.data.y, **weights)
             away = _predicted(estimator, self.data.X) - _predicted(self.model, self.data.X)
-        problem = adapt(estimator, self.data, self.options)
+        names = set(self.problem.params)  # whatever the arm's optimizer decays
+        options = replace(self.options, params=lambda name, _: name in names)
+        problem = adapt(estimator, self.data, options)
         rows = np.square(away).reshape(len(away), -1).sum(axis=1)
         rms = float(np.sqrt(np.average(rows, weights=weight)))
         return self.arm(flat(problem.params), problem.gradient().loss, rms)
@@ -312,9 +313,4 @@ def _predicted(model: Any, X: Any) -> Array:
 
 def _modules(model: Any) -> list[nn.Module]:
     """Modules of a net, also of one inside a container."""
-    inner = model[-1] if isinstance(model, Pipeline) else model
-    for name in ("best_estimator_", "regressor_", "estimator"):
-        inner = getattr(inner, name, inner)
-    if inner is not model:
-        return _modules(inner)
-    return [own for own in vars(model).values() if isinstance(own, nn.Module)]
+    return [own for own in vars(inner_model(model)).values() if isinstance(own, nn.Module)]

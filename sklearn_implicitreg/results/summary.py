@@ -48,6 +48,8 @@ class Summary:
         Sentences below the table, numbered.
     before : Summary or None
         Another summary, which is printed above this one.
+    last : str
+        A last line, without a number: what to do next.
 
     Examples
     --------
@@ -62,6 +64,7 @@ class Summary:
     table: pd.DataFrame
     notes: list[str] = field(default_factory=list)
     before: Summary | None = None
+    last: str = ""
 
     def as_text(self) -> str:
         """Fixed-width text, 79 columns wide where the table allows it.
@@ -87,6 +90,7 @@ class Summary:
         for number, note in enumerate(self.notes, 1):
             mark = f"[{number}] "
             lines += textwrap.wrap(note, width, initial_indent=mark, subsequent_indent="    ")
+        lines += textwrap.wrap(self.last, width)
         above = [self.before.as_text(), ""] if self.before else []
         return "\n".join([*above, *(line.rstrip() for line in lines)])
 
@@ -108,6 +112,7 @@ class Summary:
             f"{above}<table><caption>{html.escape(self.title)}</caption><tbody>{facts}</tbody></table>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             + (f"<ol>{notes}</ol>" if notes else "")
+            + (f"<p>{html.escape(self.last)}</p>" if self.last else "")
         )
 
     def as_latex(self) -> str:
@@ -131,6 +136,7 @@ class Summary:
         lines += [" & ".join(row) + r" \\" for row in grid[1:]]
         lines += [r"\hline", r"\end{tabular}"]
         lines += [rf"\par [{i}] {note.translate(_LATEX)}" for i, note in enumerate(self.notes, 1)]
+        lines += [rf"\par {self.last.translate(_LATEX)}"] if self.last else []
         return "\n".join(lines)
 
     # So that a bare ``est.summary()`` shows the table, at a prompt and in a notebook.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sklearn_implicitreg.problem.parameters import FLAG, check, checked, integer, number
+from sklearn_implicitreg.problem.parameters import FLAG, check, checked, integer, number, shown
 from sklearn_implicitreg.theory.spectral import (
     SpectralFilter,
     averaged,
@@ -109,15 +109,16 @@ def l2_boosting(rate: float, n_steps: int, learner: str | SpectralFilter = "ols"
     >>> l2_boosting(0.5, 2).values([3.0]), l2_boosting(1.0, 2, ridge(1.0)).values([3.0])
     (array([0.75]), array([0.9375]))
     """
-    if learner == "componentwise":
+    named = isinstance(learner, str)
+    if named and learner == "componentwise":
         raise ValueError(
             "Expected a learner that has a spectral filter, got 'componentwise': which column it "
             "takes depends on y, and no quadratic penalty gives its weights."
         )
-    base = SpectralFilter("'ols'", solved) if learner == "ols" else learner
+    base = SpectralFilter("'ols'", solved) if named and learner == "ols" else learner
     if not isinstance(base, SpectralFilter):
         raise ValueError(
-            f"Expected learner='ols' or a filter such as ridge(coef), got {learner!r}."
+            f"Expected learner='ols' or a filter such as ridge(coef), got {shown(learner)}."
         )
     if base.needs_y or base.drops:
         raise ValueError(f"Expected a learner that is smooth in X alone, got {base.name}.")

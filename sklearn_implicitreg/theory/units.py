@@ -83,8 +83,9 @@ def convert(
         torch                mean loss + weight_decay/2 |w|^2     l2 = weight_decay/2
         OLS (also WLS, GLS)  SSE/(2n) + alpha P                   l1 = 2 alpha r, l2 = alpha (1-r)
         GLM of statsmodels   D/(2n) + alpha P                     l1 = alpha r, l2 = alpha (1-r)/2
+        Logit (also Probit,  -log likelihood + alpha |w|_1        l1 = alpha/n
+        MNLogit, Poisson and the other discrete models of statsmodels)
 
-    "Logit" is the row of all discrete models of statsmodels, whose alpha of l1 is divided by n.
     An SGDRegressor with another loss than the squared error has the units of SGDClassifier;
     TweedieRegressor(power=0) has those of an ElasticNet with r = 0, a Gaussian GLM those of OLS.
 

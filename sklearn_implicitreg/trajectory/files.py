@@ -25,7 +25,8 @@ from sklearn_implicitreg.trajectory.r_factors import RFactors
 
 _FORMAT = 4
 _BY_NAME = 2**30  # bytes of a file above which another process opens it instead of taking a copy
-_HEADER = ("marks", "names", "others", "r_factors", "seen", "tensors")
+_OF_RUN = ("optimizer", "settings", "n_dropped", "begins_epoch", "steps", "skipped", "skipped_by")
+_HEADER = (*_OF_RUN, "param_groups", "marks", "names", "others", "r_factors", "seen", "tensors")
 _LENGTHS, _ROWS, _R_FACTORS = "lengths of batches", "rows of batches", "R factors "
 _SEEN = "batch "
 _OTHERS = "before its first change "
@@ -59,9 +60,7 @@ def write(
     text = json.dumps(header)
     checksum = zlib.crc32(text.encode())
     content = {"format": _FORMAT, "header": text, "checksum": checksum, "tensors": tensors}
-    target = Path(file)
-    if target.is_dir() or not target.parent.is_dir():
-        raise ValueError(f"Expected the name of a file in a folder that is there, got {target}.")
+    target = _target(file)
     try:
         # A file in a folder of its own has a name that nobody else uses, and usual permissions.
         with TemporaryDirectory(prefix=".trajectory-", dir=target.parent) as folder:
@@ -74,6 +73,22 @@ def write(
             f"The trajectory cannot be written to {target} ({_reason(error)}), where all is as it "
             "was; save it in a folder with more room, or one that can be written to.",
         ) from error
+
+
+def _target(file: str | PathLike[str]) -> Path:
+    """Where the file is written: where a link leads, and in place of an ordinary file only."""
+    try:
+        target = Path(file).resolve()
+        there, fits = target.exists(), target.parent.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a long name, links in a circle, "\0"
+        raise ValueError(
+            f"Expected the name of a file, got {str(file)!r} ({_reason(error)}); give another one."
+        ) from error
+    if target.is_dir() or not fits:
+        raise ValueError(f"Expected the name of a file in a folder that is there, got {target}.")
+    if there and not target.is_file():
+        raise ValueError(f"Expected the name of a file, got {target}, which is no ordinary one.")
+    return target
 
 
 def read(
@@ -180,6 +195,8 @@ class _SavedBatch(_SavedMark):
 def _content(file: Path) -> dict[str, Any]:
     content: dict[str, Any]
     try:
+        if file.exists() and not file.is_file():  # a pipe would wait for ever
+            raise ValueError("no ordinary file")
         with warnings.catch_warnings(action="ignore"):  # torch's, of what the file may be instead
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         version = content["format"]

@@ -9,16 +9,19 @@ from typing import Any
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.design import recorded_part
+from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
 from sklearn_implicitreg.trajectory.references import (
     Applied,
     Batch,
     as_reference,
     check_others,
+    warn_of_loss,
 )
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
-from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of
+from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of, with_names_of
 from sklearn_implicitreg.trajectory.window import Step
+from sklearn_implicitreg.trajectory.written import as_read
 
 
 def trajectory_targets(
@@ -35,9 +38,11 @@ def trajectory_targets(
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
-    named = as_reference(reference, window)
-    steps = _steps(trajectory)
-    options = replace(options, trained_batch_size=_batch_size(steps))
+    named, held = as_reference(reference, window), _held(trajectory)
+    steps: Sequence[Step] = getattr(held, "steps", ())  # none of a probe
+    norms = getattr(held, "settings", {}).get("norms_in_training")
+    size = _batch_size(steps)
+    options = replace(options, trained_batch_size=size, norms_in_training=norms)
     own = isinstance(named, Batch) and all(step.seen for step in steps)
     if own or isinstance(named, Applied):
         options = replace(options, n_passes=1)  # the rows of these data are not compared with
@@ -45,19 +50,22 @@ def trajectory_targets(
     trajectory = trajectory_of(model, data, problem, trajectory)
     if trajectory.settings.get("follows") == "mean loss":  # whatever the model was trained on
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
-    problem = recorded_part(problem, trajectory.names)
-    check_others(problem, trajectory, named)
-    if trajectory.r_factors is not None:
+    problem = in_groups_of(recorded_part(problem, trajectory.names), trajectory)
+    reduced = trajectory.r_factors is not None
+    if not reduced:
+        trajectory = as_read(problem, trajectory, named)
+    check_others(problem, trajectory, named, () if reduced else trajectory.windows(window))
+    if reduced:  # of a loss as it was while recording
         return targets_from_r_factors(problem, trajectory, named, window)
+    warn_of_loss(problem, named)
     return targets_from_weights(problem, trajectory, named, window, verbose)
 
 
-def _steps(trajectory: Any) -> Sequence[Step]:
-    """Steps of a trajectory or of what recorded one; none of a probe."""
+def _held(trajectory: Any) -> Any:
+    """The trajectory of a recorder; anything else as it is."""
     for own in ("trajectory", "trajectory_"):
         trajectory = getattr(trajectory, own, trajectory)
-    found: Sequence[Step] = getattr(trajectory, "steps", ())
-    return found
+    return trajectory
 
 
 def _batch_size(steps: Sequence[Step]) -> int | None:
@@ -68,15 +76,24 @@ def _batch_size(steps: Sequence[Step]) -> int | None:
 
 def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
     """The trajectory of a model, or the one that a probe makes."""
-    for own in ("trajectory", "trajectory_"):  # of a recorder
-        trajectory = getattr(trajectory, own, trajectory)
+    trajectory = _held(trajectory)
     if not isinstance(trajectory, Trajectory):
-        if isinstance(trajectory, type) or not hasattr(trajectory, "run"):
+        if not isinstance(trajectory, Probe):
             raise TypeError(
                 "Expected trajectory to be a Trajectory, such as the `trajectory` of a recorder, "
                 f"or a probe, such as ContinueTraining(...), got {trajectory!r}."
             )
         trajectory = trajectory.run(model, data, problem.whole())
     found: Trajectory = trajectory
+    known = {*problem.params, *problem.left_out}
+    if known.isdisjoint(found.names) and found.r_factors is None and problem.has_paths:
+        found = with_names_of(found, problem.whole().params)
     recorded_part(problem, found.names)  # raises for one of another model
     return on_device_of(found, problem.params)
+
+
+def in_groups_of(problem: Problem, trajectory: Trajectory) -> Problem:
+    """The problem with the parameter groups that were recorded, where it knows none."""
+    if problem.param_groups is not None or not trajectory.param_groups:
+        return problem
+    return replace(problem, param_groups=trajectory.param_groups)

@@ -9,9 +9,10 @@ import os
 import shutil
 import tempfile
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from threading import Thread
@@ -61,6 +62,10 @@ class Mark:
         """The mark with its tensors on a device, where they are moved when they are read."""
         there = all(t.device == device for what in PARTS for t in vars(self)[what].values())
         return self if there else StoredMark(self.step, self.epoch, _Moved(self, device))
+
+    def named(self, names: Mapping[str, str]) -> Mark:
+        """The mark with other names for its tensors."""
+        return StoredMark(self.step, self.epoch, _Renamed(self, names))
 
 
 class Source(Protocol):
@@ -120,6 +125,24 @@ class _Moved:
 
 
 @dataclass(frozen=True)
+class _Renamed:
+    """A mark by other names for its tensors."""
+
+    mark: Mark
+    names: Mapping[str, str]
+
+    def read(self, what: str, only: str | None = None) -> Params:
+        if only is not None:
+            old = next(old for old, new in self.names.items() if new == only)
+            return {only: self.mark.tensor(what, old)}
+        return {self.names[name]: t for name, t in getattr(self.mark, what).items()}
+
+    def kept(self) -> Source | None:
+        """The mark knows how it travels."""
+        return self
+
+
+@dataclass(frozen=True)
 class _Place:
     """Bytes of one tensor in a block."""
 
@@ -155,6 +178,9 @@ class _Block:
     file: Path
     places: tuple[_Place, ...]
     shelf: Shelf | None  # folder that must live as long as the mark
+    # Of the bytes of each place, by the thread that writes them; and where they were found again.
+    checksums: dict[_Place, int] = field(default_factory=dict, compare=False)
+    sound: set[_Place] = field(default_factory=set, compare=False)
 
     def read(self, what: str, only: str | None = None) -> Params:
         if self.shelf is not None:
@@ -177,8 +203,23 @@ class _Block:
                 f"Expected a mark in {self.file}, which cannot be read ({error.strerror}); give "
                 "it back, or record again."
             ) from error
-        own = [place for place in self.places if place.what == what]
-        return {place.name: place.of(block) for place in own if only in (None, place.name)}
+        own = [p for p in self.places if p.what == what and only in (None, p.name)]
+        for place in own:
+            if place not in self.sound:
+                self._check(place, block)
+        return {place.name: place.of(block) for place in own}
+
+    def summed(self, block: memoryview) -> None:
+        """Take the checksums."""
+        self.checksums.update({p: zlib.crc32(block[p.start : p.stop]) for p in self.places})
+
+    def _check(self, place: _Place, block: npt.NDArray[np.uint8]) -> None:
+        if zlib.crc32(block[place.start : place.stop].data) != self.checksums[place]:
+            raise ValueError(
+                f"Expected the numbers that were recorded in {self.file}, got {place.what} of "
+                f"{place.name} with another checksum; the file is damaged: record again."
+            )
+        self.sound.add(place)
 
     def kept(self) -> Source | None:
         """The file alone, unless its folder goes with this process."""
@@ -196,9 +237,8 @@ class Shelf:
         self.temporary = directory is None
         self._writer: Thread | None = None
         self.failed: OSError | None = None  # what the disk did not take
-        self._stage: npt.NDArray[np.uint8] | None = (
-            None  # bytes that are being written, in memory that is reused
-        )
+        # Bytes that are being written, in memory that is reused.
+        self._stage: npt.NDArray[np.uint8] | None = None
         if directory is None:
             self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
             weakref.finalize(self, _remove, self.path, os.getpid())
@@ -216,7 +256,7 @@ class Shelf:
         for place in block.places:
             place.of(self._stage).copy_(getattr(mark, place.what)[place.name].detach())
         # One call with one block: the writer holds up nobody while it waits for the disk.
-        self._writer = Thread(target=self._write, args=(block.file, self._stage.data))
+        self._writer = Thread(target=self._write, args=(block, self._stage.data))
         self._writer.start()
         return StoredMark(mark.step, mark.epoch, block)
 
@@ -231,14 +271,15 @@ class Shelf:
             self._writer.join()
             self._writer = None
 
-    def _write(self, file: Path, block: memoryview) -> None:
+    def _write(self, block: _Block, content: memoryview) -> None:
         """Write; what stops it is kept for the thread that records, and no part of a mark."""
         try:
-            _write(file, block)
+            block.summed(content)
+            _write(block.file, content)
         except OSError as error:
             self.failed = error
             with contextlib.suppress(OSError):
-                file.unlink()
+                block.file.unlink()
 
 
 def _empty_folder(folder: Path) -> Path:
@@ -300,7 +341,7 @@ class Kept:
     def __init__(self, directory: str | PathLike[str] | None, memory_limit: int):
         self.marks: list[Mark] = []
         self.failed: OSError | None = None  # what ends the recording
-        self.others: Mapping[str, Tensor | None] = {}  # what moves besides, as in a Window
+        self.others: dict[str, Tensor | None] = {}  # what moves besides, as in a Window
         self._shelf = None if directory is None else Shelf(directory)
         self._limit = memory_limit
 
@@ -360,6 +401,19 @@ class Kept:
         self.wait()
         if self._shelf is not None:
             self._shelf.close()
+
+    def check_steps(self, n: int, stopped: bool) -> None:
+        """Raise ValueError where no step is kept."""
+        if n < 1 and stopped:
+            raise ValueError(
+                f"Expected at least one recorded step, got none: {self.folder} was full; "
+                "give directory= a folder with more room."
+            )
+        if n < 1:
+            raise ValueError(
+                "Expected at least one recorded step, got none; the optimizer that was given to "
+                "record(...) must be the one that steps, in the block of `with record(...)`."
+            )
 
     def recorded(self) -> tuple[tuple[Mark, ...], Any]:
         """The marks, and the R factors where they hold these instead of weights."""

@@ -13,6 +13,7 @@ from sklearn_implicitreg.trajectory.references import (
     Reference,
     at_mean,
     by_steps,
+    scaled,
     sub_windows,
 )
 from sklearn_implicitreg.trajectory.vectors import minus, weighted_sum
@@ -105,7 +106,9 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     own = np.array([len(part) for part in parts])
     noise = np.mean([_noise(step, whole) for step in window.counted])
     factor = float(noise / np.mean(n_rows / own - 1))
-    spread = there.spread_gradient(parts, gradient.value)
+    # The parts are of L itself, and ``gradient`` is of what the steps were made on.
+    center = scaled(gradient, 1 / window.loss_factor(whole)).value
+    spread = there.spread_gradient(parts, center)
     return {name: factor * column for name, column in spread.items()}
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.problem.frozen import FrozenModel
+from sklearn_implicitreg.problem.frozen import inner_module
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
     SEED,
@@ -29,6 +29,7 @@ from sklearn_implicitreg.problem.parameters import (
     number,
 )
 from sklearn_implicitreg.trajectory.marks import Mark
+from sklearn_implicitreg.trajectory.recording.followed import inner_optimizer
 from sklearn_implicitreg.trajectory.recording.record import record
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
@@ -157,6 +158,10 @@ class GradientDescentProbe(Probe):
         return Trajectory(tuple(marks), steps, "SGD", settings)
 
 
+# Where the training of a class is continued, by a function of one name.
+_LIBRARIES = {"NeuralNet": "skorch", "BaseMultilayerPerceptron": "sklearn"}
+
+
 def _makes_optimizer(given: Any) -> bool:
     return callable(given) and not isinstance(given, nn.Module)
 
@@ -169,7 +174,9 @@ class ContinueTraining(Probe):
     """Train a copy of a trained net on, and record it.
 
     A skorch net trains on by ``partial_fit``, without its callbacks that stop, print or write
-    files. A bare module needs ``train_epoch`` and ``optimizer``.
+    files; an ``MLPClassifier`` or ``MLPRegressor`` by ``partial_fit`` with its own optimizer. Both
+    may be in a fitted pipeline, search or ``TransformedTargetRegressor``, whose other steps stay
+    as they are. A bare module needs ``train_epoch`` and ``optimizer``.
 
     Parameters
     ----------
@@ -183,7 +190,8 @@ class ContinueTraining(Probe):
     every : int, default=1
         Steps between marks.
     data : tuple (X, y), default=None
-        Rows that a skorch net is trained on, in searches, which fit the estimator on folds.
+        Rows that a skorch net or MLP is trained on, in searches, which fit the estimator on
+        folds; as the pipeline takes them, where it is in one.
     random_state : int, default=None
         Seed of the order of the rows and of random modules.
 
@@ -242,22 +250,30 @@ class ContinueTraining(Probe):
         return () if own else super()._rows(data)
 
     def _make(self, model: Any, data: Data, whole: Problem) -> Trajectory:
-        if isinstance(model, FrozenModel):
-            model = model.model
+        from sklearn_implicitreg.adapters.sklearn.containers import innermost
+
+        model, rows = innermost(model, data if self.data is None else Data(*self.data))
         first = next(iter(whole.params.values()))
         with preserved_rng(first.device, self.random_state), torch.enable_grad():
-            if hasattr(model, "partial_fit"):
-                if self.train_epoch is not None or self.optimizer is not None:
-                    raise ValueError(
-                        "Expected no train_epoch and no optimizer with a skorch net, which has "
-                        "its own; leave them out."
-                    )
-                continued = import_module("sklearn_implicitreg.trajectory.recording.skorch")
-                rows = data if self.data is None else Data(*self.data)
-                how = {"n_epochs": self.n_epochs, "every": self.every}
-                made: Trajectory = continued.continue_net(model, rows, whole, **how)
-                return made
-            return self._continue_module(model)
+            if isinstance(model, nn.Module):
+                return self._continue_module(model)
+            names = (cls.__name__ for cls in type(model).__mro__)
+            library = next((_LIBRARIES[name] for name in names if name in _LIBRARIES), None)
+            if library is None:
+                raise TypeError(
+                    "Expected a torch module, a skorch net or an MLP of scikit-learn to train on, "
+                    f"got {type(model).__name__}; analyze it with mode='endpoint', or give the "
+                    "iterates of its training to Trajectory.from_iterates."
+                )
+            if self.train_epoch is not None or self.optimizer is not None:
+                raise ValueError(
+                    f"Expected no train_epoch and no optimizer with {type(model).__name__}, which "
+                    "has its own; leave them out."
+                )
+            recording = import_module(f"sklearn_implicitreg.trajectory.recording.{library}")
+            how = {"n_epochs": self.n_epochs, "every": self.every}
+            made: Trajectory = recording.continued(model, rows, whole, **how)
+            return made
 
     def _continue_module(self, model: nn.Module) -> Trajectory:
         if self.train_epoch is None or self.optimizer is None:
@@ -277,8 +293,12 @@ class ContinueTraining(Probe):
 
 def _copied(model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
     """Copies that belong together; a compiled module's without what wraps it."""
-    plain = getattr(model, "_orig_mod", model)
-    if isinstance(optimizer, Optimizer | list | tuple):
+    plain = inner_module(model)
+    if isinstance(optimizer, list | tuple):
+        optimizer = [inner_optimizer(one) for one in optimizer]
+    else:
+        optimizer = inner_optimizer(optimizer)
+    if isinstance(optimizer, Optimizer | list):
         own, its = copy.deepcopy((plain, optimizer))
         return own, its
     own = copy.deepcopy(plain)

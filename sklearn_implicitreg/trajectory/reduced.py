@@ -11,7 +11,7 @@ import torch
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Place
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.system import Array, System, merge, r_factor
 from sklearn_implicitreg.trajectory.design import at_weights
 from sklearn_implicitreg.trajectory.minibatch import NUISANCE, has_nuisance

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sklearn_implicitreg.problem import LossGradient, Params, Problem, zeros_of
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
+from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, check, choice, having, integer
 from sklearn_implicitreg.trajectory.batches import batch_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
@@ -21,6 +22,18 @@ _UNNAMED = (
     "recorder.batch(rows) while recording, and give the data set they count in, or give "
     "recorder.batch((inputs, targets)) the batch itself in a recording with every=1."
 )
+
+
+def _unknown(problem: Problem, window: Window) -> ValueError:
+    """Error of a window whose batches are not known, or are of a larger data set."""
+    rows = [step.rows for step in window.counted]
+    if any(own is None for own in rows):
+        return ValueError(_UNNAMED)
+    last = max(own.max() for own in rows if own is not None)
+    return ValueError(
+        f"Expected the data set that the batches count in, got X with {problem.n_rows} rows and "
+        f"batches that name rows up to {last}; give the rows of training in their order."
+    )
 
 
 class Reference(Protocol):
@@ -222,20 +235,76 @@ def _not_descent(window: Window) -> str:
     return ""
 
 
-def check_others(problem: Problem, trajectory: Trajectory, reference: Reference) -> None:
-    """Raise ValueError where the loss reads what changed while recording and was not kept."""
-    lost = [name for name, began in trajectory.others.items() if began is None]
-    if not lost or isinstance(reference, Applied):
+def check_others(
+    problem: Problem, trajectory: Trajectory, reference: Reference, windows: Sequence[Window]
+) -> None:
+    """Raise ValueError where the loss reads what moved and has no value for a window."""
+    if isinstance(reference, Applied):
         return
-    reads = getattr(problem, "reads", None)
-    read = [name for name in lost if reads is None or reads(name)]
+    norms = trajectory.settings.get("norms_in_training", {})
+    mixed = [name for name, training in norms.items() if training is None]
+    if mixed:
+        raise ValueError(
+            "Expected normalizations that are in training state in all recorded steps, or at rest "
+            f"in all, got others: {', '.join(mixed)}; record the steps before and after the change "
+            "apart, or use reference='applied'."
+        )
+    if not trajectory.others:
+        return
+    lost = [name for name, began in trajectory.others.items() if began is None]
+    read = read_by(problem, lost)
     if read:
         raise ValueError(
             f"Expected a trajectory that knows all that the loss depends on, got one in which "
             f"{', '.join(read)} changed while recording and was not recorded (it is larger than "
-            "memory_limit, or its shape changed); give its optimizer to record(model, "
-            "[optimizers]) or a larger memory_limit, or use reference='applied'."
+            "memory_limit, was added or got another shape or type, changed between the batches of "
+            "one step, or is a whole number that changed between two marks); give its optimizer to "
+            "record(model, [optimizers]), a larger memory_limit or every=1, or use "
+            "reference='applied'."
         )
+    changing = set[str]()
+    for window in windows:
+        for part in _averaged(window, reference):
+            changing.update(*(own.changing() for _, _, own in part.groups(problem.params)))
+    read = read_by(problem, sorted(changing))
+    if read:
+        raise ValueError(
+            "Expected whole numbers that the loss depends on to stay the same in a window, got one "
+            f"in which {', '.join(read)} changes, whose mean is another function's; record with "
+            "every=1 and use window=None or reference='batch', or use reference='applied'."
+        )
+
+
+def warn_of_loss(problem: Problem, reference: Reference) -> None:
+    """Warn where the loss reads what may have moved, at values that the marks do not hold."""
+    found = getattr(problem, "moved_with_loss", None)
+    names = [] if found is None or isinstance(reference, Applied) else found()
+    if names:
+        warn_user(
+            f"The loss reads {', '.join(names)}, as it is now: a trajectory holds the model's own "
+            "tensors. If it moved while recording, let the model hold it and return what the loss "
+            "needs, or use reference='applied'; if a parameter stood still, freeze it by "
+            "requires_grad_(False).",
+            ModelStateWarning,
+        )
+
+
+def _averaged(window: Window, reference: Reference) -> Iterator[Window]:
+    """Steps of a window that the reference evaluates at one mean."""
+    if isinstance(reference, Flow):
+        return window.parts()
+    size = 1 if isinstance(reference, Batch) else getattr(reference, "sub_window", None)
+    return iter([window]) if size is None else sub_windows(window, size)
+
+
+def read_by(problem: Problem, names: Sequence[str]) -> list[str]:
+    """Those of the names that the loss depends on; all where that cannot be found out."""
+    reads = getattr(problem, "reads", None)
+    if reads is None or not names:
+        return list(names)
+    if not reads(names):
+        return []
+    return [name for name in names if len(names) == 1 or reads([name])] or list(names)
 
 
 _NAMED: dict[str, type] = {"gradient": Gradient, "batch": Batch, "flow": Flow, "applied": Applied}
@@ -300,13 +369,24 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     factor = window.loss_factor(problem)
     if weights is None:
         return scaled(there.gradient(), factor)
-    used = np.flatnonzero(weights)
-    if len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max():
+    used = _in_order(window)
+    if used is None:
+        used = np.flatnonzero(weights)
+    else:  # what depends on which rows are together, and in which order, is as it was
+        weights = weights / np.maximum(1, np.bincount(used, minlength=len(weights)))
+    every = len(used) == n_rows and np.ptp(weights) <= 1e-12 * weights.max()
+    if every and (not problem.batch_normalized or bool((np.diff(used) > 0).all())):
         return scaled(there.gradient(), factor)
     found = scaled(there.take(used, weights[used]).gradient(), factor)
     # Shares of rows add up to one; what completes the gradient counts by the rows' own weights.
     masses = problem.masses
     return replace(found, weight=float(len(weights) if masses is None else masses.sum()))
+
+
+def _in_order(window: Window) -> Indices | None:
+    """Rows of the one batch of a window, as they came; None where it has several."""
+    (step, *others) = window.counted
+    return step.rows if not others and len(step.parts) < 2 else None
 
 
 def _of_step(problem: Problem, window: Window) -> LossGradient:
@@ -322,7 +402,7 @@ def _batches(problem: Problem, window: Window) -> list[tuple[Window, float]]:
     """The window with each batch alone, and its share in the mean; ValueError if unknown."""
     alone = window.batches(problem)
     if alone is None:
-        raise ValueError(_UNNAMED)
+        raise _unknown(problem, window)
     return alone
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sklearn_implicitreg.problem import LossGradient, Params
-from sklearn_implicitreg.regression.equations import Equations, Place
+from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.trajectory.design import deviation, recorded_part
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.references import Gradient, check_others
@@ -37,8 +38,8 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
         return equations
     place = equations.judged
     problem = recorded_part(place.problem, trajectory.names)
-    check_others(problem, trajectory, Gradient())
     windows = _beside(trajectory, problem.params)
+    check_others(problem, trajectory, Gradient(), windows)
     whole, reference = problem.whole(), Gradient()
     parts = [deviation(problem, w, reference.mean_gradient(whole, w)) for w in windows]
     # What only some of the steps updated says nothing of the mean over all of them.
@@ -55,7 +56,7 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     n_steps = sum(window.n_steps for window in windows)
     target = "-grad L" + " less what is known" * bool(place.design.known_terms)
     measured = f"noise {noise:.2g}" if len(windows) > 1 else "one window: its noise is not known"
-    steps = f"what {n_steps} steps of the trajectory beside these weights added"
+    steps = f"the penalty gradient that the {n_steps} steps next to these weights added"
     if share <= _DIFFERENT + noise:
         return replace(
             equations,
@@ -64,10 +65,9 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
         )
     norm = float(added.mean(0).norm())
     evidence = (
-        f"{target} has norm {size:.4g}, {steps} has {norm:.4g}, and their difference is "
-        f"{share:.3g} of the squared norm of the former, more than {_DIFFERENT + noise:.2g} "
-        f"({measured}): this is the gradient of noise, or of a training that had not ended. Read "
-        "what the steps add with mode='trajectory' and this trajectory."
+        f"{target} has norm {size:.4g} and {steps} has norm {norm:.4g}; they differ by {share:.3g} "
+        f"of the squared norm of the first, more than {_DIFFERENT + noise:.2g} ({measured}): "
+        f"{target} holds noise, or the training had not ended."
     )
     return replace(equations, evidence=evidence)
 

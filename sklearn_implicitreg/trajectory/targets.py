@@ -14,8 +14,9 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, Sampling
 from sklearn_implicitreg.progress import progress
-from sklearn_implicitreg.regression.equations import Equations, Observed, Place, Units
+from sklearn_implicitreg.regression.equations import Equations, Observed, Units
 from sklearn_implicitreg.regression.fit import Result
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.solve import decompose
 from sklearn_implicitreg.regression.spread import observed
 from sklearn_implicitreg.trajectory.design import deviation, mean_of, recorded_part, window_design
@@ -33,6 +34,8 @@ from sklearn_implicitreg.trajectory.smoothness import Kinks
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import norm
 from sklearn_implicitreg.trajectory.window import Window
+
+_ROUNDING = 1e-9  # of a sum of factors
 
 # Places of a penalty, with the mean over them.
 Places = Callable[["TrajectoryTargets", Penalty], tuple[tuple[Place, ...], Place]]
@@ -94,11 +97,24 @@ class TrajectoryTargets:
         steps = tuple(step for window in self.windows for step in window.steps)
         inside = tuple(mark for window in self.windows for mark in window.inside)
         visited = Window(first.start, last.stop, inside, steps, first.others).mean("visited")
+        if isinstance(self.reference, Applied):
+            return [(equations, []) for equations in found]  # no rows, and no noise of rows
         designs = [equations.judged.design for equations in found]
         blocks, seen = observed(self.problem.at(visited).blocks(n_blocks), self.problem, designs)
         for _ in blocks:
             pass
-        return [(equations, [spread]) for equations, spread in zip(found, seen, strict=True)]
+        # The rows' gradients are of L, the targets of what the steps were made on.
+        factor = self.loss_factor
+        spreads = [[(weight, factor * own) for weight, own in spread] for spread in seen]
+        return [(equations, [spread]) for equations, spread in zip(found, spreads, strict=True)]
+
+    @cached_property
+    def loss_factor(self) -> float:
+        """Mean multiple of L that the steps were made on: 1 unless losses were not divided."""
+        if isinstance(self.reference, Applied):
+            return 1.0
+        pairs = zip(self.shares, self.windows, strict=True)
+        return sum(share * window.loss_factor(self.problem) for share, window in pairs)
 
     def adds_nuisance(self, penalty: Penalty) -> bool:
         """Whether the column of mini-batching is added: a family's own takes its place."""
@@ -122,7 +138,7 @@ class TrajectoryTargets:
 
     def units(self, equations: Equations) -> Units:
         """As at an endpoint; a trajectory is recorded in units of L."""
-        return 1.0, self.problem.convention, False
+        return self.problem.n_effective or 1.0, self.problem.convention, False
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
         """Model, loss, steps, size of the mean deviation and its noise."""
@@ -166,6 +182,11 @@ class TrajectoryTargets:
         known = equations.judged.design.known_terms
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
+        if abs(self.loss_factor - 1.0) > _ROUNDING:
+            notes.append(
+                f"The steps were made on {self.loss_factor:.4g} times L (losses of accumulated "
+                "batches that were not divided): the coefficients are those beside as many L."
+            )
         return notes
 
     def _updates(self) -> list[str]:
@@ -335,9 +356,8 @@ def warn_of_single_steps(
     else:
         return
     warn_user(
-        f"The windows {what}: within a shuffled epoch the batches left over pull against those "
-        "used, which looks like a ridge that is not there. Use window='epoch', or "
-        "reference='batch'.",
+        f"The windows {what}: within a shuffled epoch the batches that they leave out bias the "
+        "estimate towards a decay that does not exist. Use window='epoch', or reference='batch'.",
         PathNoiseWarning,
     )
 

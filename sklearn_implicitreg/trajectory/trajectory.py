@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -36,7 +37,8 @@ class Trajectory:
     optimizer : str
         Class of the optimizer, or those of several whose settings differ, joined by " + ".
     settings : dict
-        Of its first parameter group (momentum, betas, ...); empty for optimizers that differ.
+        Of its first parameter group (momentum, betas, ...), none for optimizers that differ; under
+        "norms_in_training" whether each normalization was in training state (None: in some steps).
     n_dropped : int
         Steps that are left out: not finite, of step size zero, or with weights that something
         else than the optimizer changed.
@@ -48,6 +50,9 @@ class Trajectory:
     others : dict of str to Tensor or None
         What moved in the model and was in no recorded optimizer (buffers, frozen tensors), as it
         was before its first change; None where it was not kept. The marks hold where it went.
+    param_groups : dict of str to str
+        Name or number of the optimizer's parameter group of every recorded tensor, by which
+        ``group_by="param_group"`` groups; empty where it is not known.
 
     Examples
     --------
@@ -74,6 +79,7 @@ class Trajectory:
     r_factors: RFactors | None = None
     begins_epoch: bool = True
     others: dict[str, Tensor | None] = field(default_factory=dict)
+    param_groups: dict[str, str] = field(default_factory=dict)
 
     def __sklearn_clone__(self) -> Trajectory:
         """Shared, not copied."""
@@ -148,9 +154,11 @@ class Trajectory:
                 if (mark.epoch > self.marks[i - 1].epoch if i else self.begins_epoch)
             ]
             if len(ends) < 2:
+                cut = self.marks[-1].epoch > 0
                 raise ValueError(
                     "window='epoch' needs a trajectory with marks of epochs; call recorder.epoch() "
-                    "at the end of every epoch, and slice so that a whole one is left."
+                    "at the end of every epoch"
+                    + (", and slice so that a whole one is left." if cut else ".")
                 )
             return ends
         place = {mark.step: i for i, mark in enumerate(self.marks)}
@@ -196,12 +204,13 @@ class Trajectory:
         Parameters
         ----------
         path : str or path-like
-            An existing file is replaced once the new one is whole.
+            An existing file, or the one that a link leads to, is replaced once the new one is
+            whole.
 
         Raises
         ------
         ValueError
-            If it is a folder, or in one that is not there.
+            If it is a folder or a device, in a folder that is not there, or no name of a file.
         OSError
             If it cannot be written; a file that was there stays.
         """
@@ -217,6 +226,7 @@ class Trajectory:
             "steps": [[s.lr, s.batch_size, s.rounding, s.parts] for s in self.steps],
             "skipped": [sorted(own) for own in kinds],
             "skipped_by": [kinds[step.skipped] for step in self.steps],
+            "param_groups": self.param_groups,
         }
         batches = [(step.rows, step.seen) for step in self.steps]
         write(path, header, self.marks, batches, self.r_factors, self.others)
@@ -250,17 +260,16 @@ class Trajectory:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in header["settings"].items()
         }
-        kinds = [frozenset(own) for own in header.get("skipped", [()])]
-        skipped = header.get("skipped_by", [0] * len(batches))
+        kinds = [frozenset(own) for own in header["skipped"]]
         steps = tuple(
             Step(lr, rows, size, rounding, kinds[kind], tuple(map(tuple, parts)), seen)
             for (rows, seen), (lr, size, rounding, parts), kind in zip(
-                batches, header["steps"], skipped, strict=True
+                batches, header["steps"], header["skipped_by"], strict=True
             )
         )
-        begins = header.get("begins_epoch", True)
-        own = (header["optimizer"], settings, header["n_dropped"], r_factors, begins, others)
-        return cls(marks, steps, *own)
+        begins, dropped = header["begins_epoch"], header["n_dropped"]
+        own = (header["optimizer"], settings, dropped, r_factors, begins, others)
+        return cls(marks, steps, *own, header["param_groups"])
 
     @classmethod
     def from_iterates(
@@ -345,6 +354,37 @@ def on_device_of(trajectory: Trajectory, params: Params) -> Trajectory:
     device = next(iter(params.values())).device
     marks = tuple(mark.on(device) for mark in trajectory.marks)
     return replace(trajectory, marks=marks, others=on_device(trajectory.others, device))
+
+
+def with_names_of(trajectory: Trajectory, params: Params) -> Trajectory:
+    """The trajectory by the names of a model that wraps the recorded one, or is wrapped by it."""
+    # All tensors of one of the two have one prefix before their names in the other.
+    shapes = {name: t.shape for name, t in params.items()}
+    own = {name: t.shape for name, t in trajectory.marks[0].weights.items()}
+    every = [*own, *trajectory.others]
+    ways = [{n: n.removeprefix(prefix) for n in every} for prefix in _prefixes(own)]
+    ways += [{n: prefix + n for n in every} for prefix in _prefixes(shapes)]
+    for names in ways:
+        if all(shapes.get(names[name]) == shape for name, shape in own.items()):
+            return _renamed(trajectory, names)
+    return trajectory
+
+
+def _renamed(trajectory: Trajectory, names: Mapping[str, str]) -> Trajectory:
+    kinds = {own: frozenset(names[n] for n in own) for own in {s.skipped for s in trajectory.steps}}
+    return replace(
+        trajectory,
+        marks=tuple(mark.named(names) for mark in trajectory.marks),
+        steps=tuple(replace(step, skipped=kinds[step.skipped]) for step in trajectory.steps),
+        others={names[name]: t for name, t in trajectory.others.items()},
+        param_groups={names[name]: group for name, group in trajectory.param_groups.items()},
+    )
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """All prefixes that end with a dot and are in all of the names."""
+    common = os.path.commonprefix(list(names))
+    return [common[: i + 1] for i, letter in enumerate(common) if letter == "."]
 
 
 def _continued(total: Trajectory, part: Trajectory) -> Trajectory:

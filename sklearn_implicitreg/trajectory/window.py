@@ -116,7 +116,8 @@ class Step:
 
     def loss_factor(self, problem: Problem) -> float:
         """What the shares of the batches sum to: 1 unless losses were not divided."""
-        return 1.0 if problem.trained_sum else float(self.factors(problem).sum())
+        total = 1.0 if problem.trained_sum else float(self.factors(problem).sum())
+        return 1.0 if abs(total - 1) < 1e-12 else total  # six times 1/6 is not 1
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,7 @@ class Window:
             return {name: t.div_(scales[0]) for name, t in self.mean(what).items()}
         total: Params = {}
         for part in self.parts():
-            first = part.start.step - self.start.step
-            own = scales[first : first + part.n_steps]
+            own, scales = scales[: part.n_steps], scales[part.n_steps :]
             if np.ptp(own) > 1e-12 * own[0]:
                 raise ValueError(
                     "Expected batches of one size between two marks with a loss of reduction="
@@ -221,6 +221,21 @@ class Window:
                 "trajectory does not hold; record with gradients=True (default with every=1 only)."
             )
         return {name: (last[name] - t).div_(self.n_steps) for name, t in first.items()}
+
+    def changing(self) -> set[str]:
+        """Whole numbers of the model that moved between its steps: a mean of them is none."""
+        held = [name for name, began in self.others.items() if began is not None]
+        whole = [name for name in held if squares_of(name) in self.others]
+        if not whole or self.n_steps < 2:
+            return set()
+        mean = self.mean("visited")
+        found = set()
+        for name in whole:
+            own, square = mean[name], mean[squares_of(name)]
+            apart = (square - own.square()) > 1e-9 * square
+            if bool((apart | (own != own.round())).any()):
+                found.add(name)
+        return found
 
     def _sums(self, what: str, mark: Mark) -> Params:
         """Sums at a mark, also of what moves without the recorded optimizers."""
@@ -330,6 +345,11 @@ def with_others(mark: Mark, others: Mapping[str, Tensor | None]) -> Params:
     sums = {name: t for name, t in mark.visited.items() if others.get(name, t) is not None}
     begun = {name: t for name, t in others.items() if t is not None and name not in sums}
     return {**sums, **{name: wide(t) * mark.step for name, t in begun.items()}}
+
+
+def squares_of(name: str) -> str:
+    """Name that the squares of what moves besides have among the sums, where it is whole."""
+    return f"{name} squared"
 
 
 def on_device(

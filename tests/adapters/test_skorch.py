@@ -253,6 +253,31 @@ def test_gradient_is_that_of_the_nets_own_loss(kind):
         assert np.linalg.norm(found[name] - slope.numpy().ravel()) <= 1e-9 * size, name
 
 
+class NotingNet(NeuralNetRegressor):
+    """A net whose loss calls its module, writes to a buffer of it, and notes what it did."""
+
+    def get_loss(self, y_pred, y_true, X=None, training=False):
+        self.module_.seen.add_(1)
+        self.noted_["losses"] = self.noted_.get("losses", 0) + 1
+        self.sizes_.append(len(X))
+        self.history.record_batch("size", len(X))
+        return super().get_loss(y_pred, y_true) + 0.1 * self.module_(X).square().mean()
+
+
+def test_a_loss_that_notes_and_calls_changes_nothing_of_the_nets():
+    module = nn.Sequential(nn.Linear(D, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
+    module.register_buffer("seen", torch.zeros(()))
+    net = NotingNet(module.double(), train_split=None, max_epochs=1, batch_size=20, verbose=0)
+    net.noted_, net.sizes_ = {}, []
+    net.fit(X, Y)
+    before = copy.deepcopy(net.history), dict(net.noted_), list(net.sizes_)
+    state = copy.deepcopy(net.module_.state_dict())
+    assert net.module_.training
+    ImplicitRegularizationEstimator(net).fit(X, Y)
+    assert (net.history, net.noted_, net.sizes_) == before
+    assert all(torch.equal(t, state[name]) for name, t in net.module_.state_dict().items())
+
+
 @pytest.mark.parametrize("batch_size", [7, 100])
 def test_batches_do_not_matter(batch_size):
     make, y, _ = LOSSES["classifier-logits-class-weights"]
@@ -452,12 +477,12 @@ def grouped_net(**kwargs):
 
 def test_auto_scope_is_what_the_optimizer_decays():
     est = fitted(grouped_net())
-    assert est.penalty_.tensors == ("0.weight", "2.weight")
+    assert list(est.penalty_.tensors) == ["0.weight", "2.weight"]
     assert "Parameters without equations: 0.bias, 2.bias." in str(est.summary())
     everything = trained(NeuralNetRegressor, network(), Y, optimizer__weight_decay=0.02)
     assert len(fitted(everything).penalty_.tensors) == 4
     none = trained(NeuralNetRegressor, network(), Y)
-    assert fitted(none).penalty_.tensors == ("0.weight", "2.weight")
+    assert list(fitted(none).penalty_.tensors) == ["0.weight", "2.weight"]
 
 
 def test_each_param_group_has_its_own_decay():

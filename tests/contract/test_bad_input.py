@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from functools import partial
+from threading import Thread
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from cases import SPARSE_DIABETES, X_DIABETES, Y_DIABETES, Y_TWO, Y_UNIT
+from scipy.sparse import csr_matrix
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
@@ -18,17 +23,23 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from skorch import NeuralNetRegressor
 from skorch.dataset import ValidSplit
+from statsmodels.api import OLS
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from sklearn_implicitreg import (
+    Endpoint,
     FrozenModel,
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
+    LinearModel,
+    endpoints,
     equations,
 )
 from sklearn_implicitreg.exceptions import ModelStateWarning, OutputWarning
-from sklearn_implicitreg.trajectory import record
+from sklearn_implicitreg.penalties import RowBatch
+from sklearn_implicitreg.theory import l2_boosting, ridge, scalar_equivalent
+from sklearn_implicitreg.trajectory import ImplicitRegularizationRecorder, record
 
 Estimator = ImplicitRegularizationEstimator
 X, Y = X_DIABETES, Y_DIABETES
@@ -175,6 +186,31 @@ LOSSES = {
         (linear, {"loss": "cross-entropy"}, X, Y, None),
         ValueError,
         f"Unknown loss 'cross-entropy'; expected one of {LOSS_NAMES}. Did you mean 'cross_entropy'",
+    ),
+    "loss-in-capitals": (
+        (linear, {"loss": "MSE"}, X, Y, None),
+        ValueError,
+        "Unknown loss 'MSE'; expected one of .*Did you mean 'mse'",
+    ),
+    "loss-of-scikit-learn": (
+        (linear, {"loss": "squared_error"}, X, Y, None),
+        ValueError,
+        "Unknown loss 'squared_error'.*Did you mean 'mse'",
+    ),
+    "loss-of-torch": (
+        (linear, {"loss": "BCEWithLogitsLoss"}, X, Y, None),
+        ValueError,
+        "Unknown loss.*Did you mean 'bce_with_logits'",
+    ),
+    "loss-like-none": (
+        (linear, {"loss": "???"}, X, Y, None),
+        ValueError,
+        r"Unknown loss '\?\?\?'; expected one of \[[^]]*\]\.$",
+    ),
+    "statsmodels-before-fit": (
+        (lambda: OLS(Y, X), {}, X, Y, None),
+        TypeError,
+        r"Expected results of statsmodels, got OLS before its fit; give .*model\.fit\(\)",
     ),
     "loss-class": (
         (linear, {"loss": nn.MSELoss}, X, Y, None),
@@ -378,7 +414,7 @@ CHOICES = {
     "device-that-is-not-there": (
         (linear, {**MSE, "device": "cuda:77"}, X, Y, None),
         ValueError,
-        r"Expected a device that is there, one of \['cpu'.*\], got 'cuda:77'",
+        r"Expected a device that is there, one of \['cpu'.*\], got 'cuda:77'; use device='cpu'",
     ),
     "device-of-no-kind": (
         (linear, {**MSE, "device": "gpu"}, X, Y, None),
@@ -610,7 +646,101 @@ HELD = {
         "Expected a model with dropout layers .*so the rate p is not known",
     ),
 }
-ALL = {**SHAPES, **MODELS, **LOSSES, **FAMILIES, **DATA, **CHOICES, **SKORCH, **GIVEN, **HELD}
+
+
+class Own(RegressorMixin, BaseEstimator):
+    """Of a user, who keeps what they like."""
+
+    def fit(self, X, y):
+        return self
+
+
+def edited(name, change, model=RIDGE):
+    """A trained model with another attribute, or none."""
+    made = copy.deepcopy(model)
+    if change is None:
+        delattr(made, name)
+    else:
+        setattr(made, name, change(getattr(made, name)))
+    return made
+
+
+def own(coef, intercept):
+    made = Own()
+    made.coef_, made.intercept_, made.n_features_in_ = coef, intercept, 10
+    return made
+
+
+def drawing_and_interrupted(output, target):
+    torch.rand(3), np.random.rand(3)
+    raise KeyboardInterrupt
+
+
+BINARY = Y > 140
+TWO = LogisticRegression(max_iter=1000).fit(X, BINARY)
+NUMBERS = "to be an array of real numbers, got"
+LEFT = {  # what training leaves: attribute, change, model, text
+    "no-coef": ("coef_", None, RIDGE, "a trained Ridge with coef_, got none"),
+    "None-coef": ("coef_", lambda v: None, RIDGE, "a trained Ridge with coef_, got none; give"),
+    "text-coef": ("coef_", lambda v: "a", TWO, f"coef_ of LogisticRegression {NUMBERS} 'a'"),
+    "complex-coef": ("coef_", lambda v: v + 1j, RIDGE, f"coef_ of Ridge {NUMBERS}"),
+    "dict-coef": ("coef_", lambda v: {}, RIDGE, f"coef_ of Ridge {NUMBERS}"),
+    "number-coef": ("coef_", lambda v: 1.0, RIDGE, r"coef_ of shape \(p,\) or .*got shape \(\)"),
+    "cube-coef": ("coef_", lambda v: v[None, None], RIDGE, r"got shape \(1, 1, 10\)"),
+    "empty-coef": ("coef_", lambda v: v[:0], RIDGE, r"got shape \(0,\)"),
+    "short-coef": ("coef_", lambda v: v[:3], RIDGE, r"each of the 10 features of X.*\(3,\)"),
+    "long-coef": ("coef_", lambda v: np.r_[v, 1], RIDGE, r"each of the 10 features .*\(11,\)"),
+    "short-rows": ("coef_", lambda v: v[:, :4], TWO, r"each of the 10 features of X.*\(1, 4\)"),
+    "no-intercept": ("intercept_", None, RIDGE, "a trained Ridge with intercept_, got none"),
+    "None-intercept": ("intercept_", lambda v: None, RIDGE, "with intercept_, got none"),
+    "two-intercepts": ("intercept_", lambda v: [v, v], RIDGE, r"for each row .*got shape \(2,\)"),
+    "two-of-one": ("intercept_", lambda v: np.r_[v, 0], TWO, r"for each row .*got shape \(2,\)"),
+    "complex-intercept": ("intercept_", lambda v: v + 1j, TWO, f"intercept_ of .* {NUMBERS}"),
+    "matrix-intercept": ("intercept_", lambda v: [[v]], RIDGE, r"got shape \(1, 1\)"),
+    "no-classes": ("classes_", None, TWO, "a trained LogisticRegression with classes_"),
+    "None-classes": ("classes_", lambda v: None, TWO, "with classes_ on one axis, got None"),
+    "matrix-classes": ("classes_", lambda v: v[None], TWO, "with classes_ on one axis, got array"),
+}
+LINEAR = {
+    name: ((partial(edited, at_, change, model), {}, X, BINARY if model is TWO else Y, None),
+           ValueError, f"Expected .*{text}")
+    for name, (at_, change, model, text) in LEFT.items()
+} | {
+    f"{name}-y": ((lambda: RIDGE, {}, X, y, None), ValueError, f"Expected y {NUMBERS}")
+    for name, y in {
+        "text": np.where(Y > 100, "a", "b"),
+        "bytes": np.full(N, b"a"),
+        "dates": np.full(N, "2020", "M8[Y]"),
+        "sparse": csr_matrix(Y[:, None]),
+    }.items()
+} | {
+    f"loss-{name}": ((lambda: RIDGE, {"loss": loss}, X, Y, None), error, text)
+    for name, (loss, error, text) in {
+        "detached": (lambda o, t: (o - t).detach() ** 2, ValueError, "depends on the outputs, got"),
+        "constant": (lambda o, t: torch.ones(len(o)), ValueError, "depends on the outputs, got"),
+        "other-graph": (
+            lambda o, t: torch.ones(len(o), requires_grad=True) ** 2,
+            ValueError,
+            "depends on the outputs, got one without a gradient",
+        ),
+        "bool": (lambda o, t: o > t, TypeError, "numbers, got torch.bool"),
+        "whole": (lambda o, t: (o - t).long(), TypeError, "numbers, got torch.int64"),
+        "complex": (lambda o, t: (o - t) * 1j, TypeError, "numbers, got torch.complex128"),
+    }.items()
+} | {
+    "loss-complex-of-a-module": (
+        (linear, {"loss": lambda o, t: (o - t) * 1j}, X, Y[:, None], None),
+        TypeError,
+        "Expected the loss to return real floating-point numbers, got torch.complex128",
+    ),
+    "sparse-tensor": (
+        (lambda: RIDGE, {}, torch.from_numpy(X).to_sparse(), Y, None),
+        TypeError,
+        "Expected numbers in X and y, got others: .*to_dense",
+    ),
+}  # fmt: skip
+ALL = {**LINEAR, **SHAPES, **MODELS, **LOSSES, **FAMILIES, **DATA, **CHOICES, **SKORCH, **GIVEN}
+ALL |= HELD
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -621,6 +751,50 @@ def test_error_says_what_to_do(kind):
     with pytest.raises(error, match=text):
         estimator.fit(x, y, sample_weight=weight)
     assert not hasattr(estimator, "coef_")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [np.ndarray.tolist, torch.from_numpy, pd.Series, lambda v: torch.tensor(v, requires_grad=True)],
+)
+def test_coefficients_of_any_array_are_read(change):
+    expected = Estimator(RIDGE).fit(X, Y).coef_
+    assert np.array_equal(Estimator(edited("coef_", change)).fit(X, Y).coef_, expected)
+    intercept = torch.tensor(RIDGE.intercept_, requires_grad=True)
+    made = Estimator(own(change(RIDGE.coef_), intercept), loss="squared_error")
+    assert np.array_equal(made.fit(X, Y).coef_, expected)
+
+
+def test_a_class_of_the_users_without_intercept():
+    through_zero = Ridge(3.0, fit_intercept=False).fit(X, Y)
+    made = own(through_zero.coef_, None)
+    assert Estimator(made, loss="squared_error").fit(X, Y).coef_[0] == pytest.approx(3 / N)
+
+
+def test_classes_in_a_list_are_read():
+    listed = edited("classes_", np.ndarray.tolist, TWO)
+    assert np.array_equal(
+        Estimator(listed).fit(X, BINARY).coef_, Estimator(TWO).fit(X, BINARY).coef_
+    )
+
+
+def test_tensors_with_a_graph_are_rows():
+    x, y = (torch.tensor(v, requires_grad=True) for v in (X, Y))
+    found = Estimator(RIDGE).fit(x, y, sample_weight=torch.ones(N, requires_grad=True))
+    assert np.array_equal(found.coef_, Estimator(RIDGE).fit(X, Y).coef_)
+    given = LinearModel(torch.tensor(RIDGE.coef_, requires_grad=True), RIDGE.intercept_)
+    assert np.array_equal(Estimator(given).fit(x, y).coef_, found.coef_)
+
+
+@pytest.mark.parametrize(
+    ("model", "y"), [(RIDGE, Y), (TWO, BINARY)], ids=["regressor", "classifier"]
+)
+def test_an_interrupted_loss_leaves_the_generators(model, y):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with pytest.raises(KeyboardInterrupt):
+        Estimator(model, loss=drawing_and_interrupted).fit(X, y)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
@@ -791,6 +965,31 @@ def test_optimizers_of_a_recording(kind):
         record(net, made(net))
 
 
+RECORDERS = {
+    "families": ({"families": "l2"}, "Expected families to be a list such as"),
+    "no families": ({"families": []}, "Expected families to be a list such as"),
+    "reference": ({"families": ["l2"], "reference": "batch"}, "Expected reference among"),
+    "without": ({"reference": "applied"}, "Expected families= with loss=, reference= or params="),
+    "params": (
+        {"families": ["l2"], "params": "nothing"},
+        "params='nothing' selects none of the trained",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDERS)
+def test_recorder_of_a_skorch_net(kind):
+    how, text = RECORDERS[kind]
+    net = NeuralNetRegressor(
+        linear(),
+        max_epochs=1,
+        verbose=0,
+        callbacks=[ImplicitRegularizationRecorder(**how)],
+    )
+    with pytest.raises(ValueError, match=text):
+        net.fit(X, Y.reshape(-1, 1))
+
+
 @pytest.mark.parametrize("rule", [lambda *given: 0, [None]])
 def test_rules_of_several_optimizers(rule):
     net = layered()
@@ -805,3 +1004,130 @@ def test_one_of_several_that_is_recorded_already():
         record(net, [second, first]).__enter__()
     with record(net, second):
         pass
+
+
+CALLS = {
+    "learner-array": (lambda: l2_boosting(0.1, 3, np.ones(2)), "learner='ols' or a filter"),
+    "learner-table": (lambda: l2_boosting(0.1, 3, pd.Series([1, 2])), "learner='ols' or a filter"),
+    "reference-array": (lambda: recorded(reference=np.ones(2)), "families= with loss=, reference="),
+    "reference-table": (lambda: recorded(reference=pd.Series([1, 2])), "families= with loss="),
+    "no-columns": (lambda: endpoints(Ridge(), {}, Y, 3), "at least 1 row, got an empty dict"),
+    "no-targets": (lambda: endpoints(Ridge(), X, {}, 3), "at least 1 row, got an empty dict"),
+    "no-weights": (lambda: endpoints(Ridge(), X, Y, 3, sample_weight={"a": {}}), "at least 1 row"),
+    "rows-of-nothing": (lambda: Estimator(None).fit([Endpoint(RIDGE, {}, Y, rows=[1])]), "row"),
+    "no-processes": (
+        lambda: endpoints(Ridge(), X, Y, 3, n_jobs=0),
+        "n_jobs of endpoints to be None or an integer other than 0, got 0",
+    ),
+    "no-rows": (lambda: RowBatch.of(linear(), torch.zeros(0, 10)), "at least 1 row of data, got 0"),
+    "huge-theta": (lambda: scalar_equivalent([10**400], np.eye(1)), "array of real numbers, got"),
+    "huge-spectrum": (lambda: ridge(1.0).values([10**400]), "array of real numbers, got"),
+    "huge-weights": (lambda: Estimator(RIDGE).fit(X, Y, [10**400] * N), "array of real"),
+    "a-thread": (lambda: Estimator(linear(), loss="mse", trajectory=Thread()).fit(X, Y), "a probe"),
+    "a-thread-as-path": (lambda: on_path(Thread()), "trajectory of .* to be .* a probe"),
+    "short-penalty": (lambda: PENALTY({"coef": torch.ones(3)}), r"shape \(10,\).*\(3,\)"),
+    "square-penalty": (lambda: PENALTY({"coef": torch.ones(10, 10)}), r"\(10,\).*\(10, 10\)"),
+    "wide-penalty": (
+        lambda: Estimator(linear(), loss="mse").fit(X, Y[:, None]).penalty_(torch.nn.Linear(3, 1)),
+        r"'weight' of shape \(1, 10\), that of the fitted model, got \(1, 3\)",
+    ),
+    "short-matrix": (lambda: WHOLE({"coef": torch.ones(3)}), r"shape \(10,\).*\(3,\)"),
+}  # fmt: skip
+PENALTY = Estimator(RIDGE).fit(X, Y).penalty_
+WHOLE = Estimator(RIDGE, family="quadratic").fit(X, Y).penalty_
+
+
+def recorded(**given):
+    net = layered()
+    with record(net, sgd(net), **given):
+        pass
+
+
+def on_path(trajectory):
+    return Estimator(linear(), loss="mse", mode="trajectory", trajectory=trajectory).fit(X, Y)
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_calls_say_what_to_do(kind):
+    call, text = CALLS[kind]
+    with pytest.raises(ValueError, match=f"Expected .*{text}"):
+        call()
+
+
+def test_a_penalty_takes_axes_of_length_one():
+    """As coefficients stand in a layer of torch, or in the rows of several outputs."""
+    coef = torch.from_numpy(RIDGE.coef_)
+    for penalty in (PENALTY, WHOLE):
+        assert penalty({"coef": coef[None]}) == penalty({"coef": coef})
+        assert penalty({"coef": coef[:, None]}) == penalty({"coef": coef})
+
+
+def test_recording_of_complex_parameters():
+    net = torch.nn.Linear(2, 1, dtype=torch.cfloat)
+    with pytest.raises(ValueError, match="Expected an optimizer of real parameters, got complex"):
+        record(net, sgd(net))
+
+
+def doubled(params):
+    return params["coef"].mul_(2).sum()
+
+
+CALLED = {
+    "params of one argument": (
+        {"params": lambda name: True},
+        r"or a callable\(name, tensor\) -> bool, got",
+    ),
+    "params that answer in words": (
+        {"params": lambda name, tensor: "no"},
+        "Expected True or False from params= for each tensor, got {'coef': 'no'",
+    ),
+    "groups of one argument": (
+        {"group_by": lambda name: "a"},
+        r"a callable\(name, tensor\)",
+    ),
+    "a penalty of nothing": (
+        {"family": {"a": lambda: 1}},
+        r"a dict of name to callable\(params\) or callable\(params, batch\)",
+    ),
+    "a penalty of three": (
+        {"family": {"a": lambda params, batch, more: 1}},
+        r"a dict of name to callable\(params\) or callable\(params, batch\)",
+    ),
+    "a penalty in place": (
+        {"family": {"a": doubled}},
+        "Expected Callables to leave its parameters as they are, got an operation in place",
+    ),
+    "a complex penalty": (
+        {"family": {"a": lambda params: (params["coef"] * 1j).sum()}},
+        "Expected real values, got 'a' of Callables",
+    ),
+    "a complex penalty of rows": (
+        {"family": {"a": lambda params, batch: batch.inputs[:, 0] * 1j}},
+        "Expected real values for every row, got 'a' of Callables",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLED)
+def test_callables(kind):
+    options, text = CALLED[kind]
+    before = RIDGE.coef_.copy()
+    with pytest.raises((TypeError, ValueError), match=text):
+        Estimator(RIDGE, **options).fit(X, Y)
+    assert np.array_equal(RIDGE.coef_, before)
+
+
+class Broken(Dataset):
+    """A data set that fails for a reason of its own."""
+
+    def __len__(self):
+        raise ValueError("No file of this name.")
+
+
+def test_an_error_of_a_data_set_is_not_one_of_lengths():
+    net = NeuralNetRegressor(linear(), max_epochs=1, train_split=None, verbose=0)
+    net.fit(X, Y[:, None])
+    with pytest.raises(ValueError, match=r"can be fitted on, got .*No file of this name\.$"):
+        Estimator(net).fit(Broken())
+    with pytest.raises(ValueError, match="Give as many rows of X as of y"):
+        Estimator(net).fit(X, Y[:-1, None])

@@ -9,12 +9,15 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 import sklearn_implicitreg
+from sklearn_implicitreg.regression.verdict import VERDICTS
+from sklearn_implicitreg.results.next_steps import RULES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -32,6 +35,7 @@ PUBLIC_MODULES = [
     "sklearn_implicitreg.theory",
     "sklearn_implicitreg.trajectory",
 ]
+RECORD = ROOT / "doc" / "record.md"
 EXTENDING = ROOT / "doc" / "extending.md"
 SVG = "{http://www.w3.org/2000/svg}"
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -82,12 +86,53 @@ def test_errors_that_extending_explains_exist(part):
             assert any(words in text for text in texts), words
 
 
+RECORDED = RECORD.read_text().split("\n## ")
+LIBRARIES = re.compile(r"^(?:from|import) (accelerate|lightning|transformers)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("part", RECORDED[1:], ids=lambda part: part.splitlines()[0])
+def test_part_of_record_alone(part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    libraries = LIBRARIES.findall(part)
+    if libraries:  # which warn of themselves
+        warnings.simplefilter("default")
+    for library in libraries:
+        pytest.importorskip(library)
+    blocks = [text for _, text in BLOCK.findall(RECORDED[0] + part)]
+    namespace = {"__name__": "record"}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        for code in blocks[:-1]:
+            exec(compile(code, RECORD.name, "exec"), namespace)
+    shown = blocks[-1].splitlines(keepends=True)
+    printed = out.getvalue().splitlines(keepends=True)[-len(shown) :]  # libraries print as well
+    assert printed == shown
+
+
 def _texts():
     """Constant strings of the package."""
     package = Path(sklearn_implicitreg.__file__).parent
     trees = [ast.parse(path.read_text()) for path in package.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def test_the_page_of_next_steps_is_the_table():
+    sys.path.insert(0, str(ROOT / "doc"))
+    text = importlib.import_module("next_steps_page").page()
+    heads = re.findall(r"^## `(.*)`$", text, re.MULTILINE)
+    for verdict, section in zip(
+        heads, re.split(r"^## .*$", text, flags=re.MULTILINE)[1:], strict=True
+    ):
+        rules = [rule for rule in RULES if verdict in rule.verdicts]
+        assert rules
+        codes = CODE.findall(section)
+        assert len(codes) == len(rules)
+        for code in codes:
+            compile(code, "next_steps.md", "exec")
+        for rule in rules:
+            assert rule.title.partition("{")[0] in section
+            assert rule.why.partition("{")[0] in section
+    assert heads == list(VERDICTS)
 
 
 @pytest.mark.parametrize("page", ["doc/design.md", "CONTRIBUTING.md"])

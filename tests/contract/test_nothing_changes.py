@@ -13,7 +13,9 @@ import torch
 from module_cases import fingerprint, mlp, rng_states, rows
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
+from sklearn.model_selection import cross_val_score
 from sklearn.neural_network import MLPRegressor
+from skorch import NeuralNet, NeuralNetRegressor
 from torch import nn
 
 from sklearn_implicitreg import (
@@ -39,6 +41,9 @@ class Situation:
         """All that is the user's, bit for bit."""
         if isinstance(self.model, nn.Module):
             model = fingerprint(self.model)
+        elif isinstance(self.model, NeuralNet):
+            noted = self.model.history.to_list(), self.model.noted_
+            model = fingerprint(self.model.module_), pickle.dumps(noted)
         else:
             model = pickle.dumps(self.model)
         return model, pickle.dumps((self.X, self.y)), rng_states(), self.surroundings()
@@ -121,7 +126,46 @@ def linear(model, X, y, call=None):
     return Situation(model.fit(X, y), X, y, call or fitted)
 
 
+class NotingNet(NeuralNetRegressor):
+    """Its loss calls its module, and notes what it did."""
+
+    def get_loss(self, y_pred, y_true, X=None, training=False):
+        self.history.record_batch("rows", len(X))
+        self.noted_.append(len(X))
+        return super().get_loss(y_pred, y_true) + 0.1 * self.module_(X).square().mean()
+
+
+def of_a_net(cls, call, **options):
+    """A skorch net with a normalization, left in training state."""
+    net = cls(dropping_net(), max_epochs=2, train_split=None, verbose=0, batch_size=8,
+              optimizer__weight_decay=0.1, **options)  # fmt: skip
+    net.noted_ = []
+    y = Y[:, None]
+    net.fit(X, y)
+    net.module_.train()
+    return Situation(net, X, y, call)
+
+
 SITUATIONS = {
+    "skorch": lambda: of_a_net(
+        NeuralNetRegressor,
+        lambda m, X, y: ImplicitRegularizationEstimator(m).fit(X, y).score(X, y),
+    ),
+    "skorch, a loss that calls and notes": lambda: of_a_net(
+        NotingNet, lambda m, X, y: ImplicitRegularizationEstimator(m).fit(X, y)
+    ),
+    "recovery of a net": lambda: of_a_net(
+        NeuralNetRegressor,
+        lambda m, X, y: ImplicitRegularizationEstimator(
+            m, family="weight_decay", positive=True
+        ).fit(X, y).recover(X, y),
+    ),
+    "folds of a net": lambda: of_a_net(
+        NeuralNetRegressor,
+        lambda m, X, y: cross_val_score(
+            ImplicitRegularizationEstimator(m), X, y, cv=2, error_score="raise"
+        ),
+    ),
     "net": lambda: Situation(mlp(), X, Y, lambda m, X, y: on(m).fit(X, y).score(X, y)),
     "net of many layers": lambda: Situation(
         dropping_net(), X, Y, lambda m, X, y: on(m, family="l2+l1").fit(X, y)

@@ -8,6 +8,7 @@ import re
 import traceback
 import warnings
 from functools import cache
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -165,6 +166,8 @@ KINDS = {
 RESULTS = {
     *("FittedPenalty", "ImplicitPenalty", "Kinks", "SpectralFilter", "StructuredPenalty"),
     *("RowBatch", "StructuredSolution", "Trajectory"),
+    # Which hand their parameters on to record, and need libraries.
+    *("LightningRecorder", "TransformersRecorder"),
 }
 PUBLIC = (
     "",
@@ -218,6 +221,12 @@ def entered(**params):
         return recorder
 
 
+def called_back(**params):
+    recorder = trajectory.ImplicitRegularizationRecorder(**params)
+    how = {"max_epochs": 1, "train_split": None, "verbose": 0, "callbacks": [recorder]}
+    return NeuralNetRegressor(module(), **how).fit(X, Y[:, None])
+
+
 def searched(**params):
     data = {name: params.pop(name) for name in ("X", "y", "sample_weight") if name in params}
     return ImplicitRegularizationCV(**params).fit(**data)
@@ -252,7 +261,7 @@ def structured(cls):
 
 ESTIMATOR = {
     "model": "model", "family": "family", "mode": "name", "trajectory": "trajectory?",
-    "reference": "reference", "window": "window", "loss": "loss", "params": "pattern",
+    "reference": "reference", "window": "window", "loss": "loss?", "params": "pattern",
     "group_by": "groups?", "known": "known", "positive": "flag", "covariance": "name",
     "confidence_level": "level", "module_mode": "name", "batch_size": "batch_size",
     "n_passes": "batch_size",
@@ -433,6 +442,11 @@ CALLS = {
     "record": (
         trajectory.record, lambda _: entered, {"model": NET, "optimizer": optimizer}, RECORD
     ),
+    "ImplicitRegularizationRecorder": (
+        trajectory.ImplicitRegularizationRecorder, lambda _: called_back, {},
+        {name: RECORD[name] for name in ("every", "gradients", "directory", "families")}
+        | {"reference": "name?", "params": "pattern", "find_rows": FREE},
+    ),
     "Trajectory.from_iterates": (
         trajectory.Trajectory.from_iterates, None,
         {"weights": [{"w": np.ones(2)}, {"w": np.zeros(2)}], "lr": 0.1},
@@ -597,10 +611,12 @@ def raised(call, value):
         return ""
     except (ValueError, TypeError) as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        sklearns = re.search("sklearn/(utils|base.py)", frame.f_code.co_filename)
+        file = frame.f_code.co_filename
         said = re.search(r"\bexpected\b|\bgive\b", str(error), re.IGNORECASE)
+        ours = file.startswith(str(Path(package.__file__).parent)) and said
+        sklearns = re.search("sklearn/(utils|base.py)", file)
         foreign = re.match("could not convert|float[(][)]|.*positional argument", str(error))
-        return "" if (said or sklearns) and not foreign else f"raw {error!r}"
+        return "" if (ours or sklearns) and not foreign else f"raw {error!r} at {file}"
     except Exception as error:  # whatever it is, the message of the test shows it
         return f"raw {error!r}"
     return "accepted"

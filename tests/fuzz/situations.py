@@ -40,7 +40,6 @@ CLASSIFIERS = {
     "LinearSVC": LinearSVC(random_state=0),
     "MLPClassifier": MLPClassifier(hidden_layer_sizes=(4,), max_iter=5, random_state=0),
 }
-WITHOUT_WEIGHTS: tuple[str, ...] = ()
 POSITIVE = ("PoissonRegressor", "GammaRegressor", "TweedieRegressor")
 MOVED = 0.1  # relative change of the weights after training, so that no family is exact
 

@@ -101,6 +101,7 @@ def test_a_joined_family_explains_at_least_what_its_parts_do(case):
         assert fitted(case, model, X, y, family=part).r2_ <= est.r2_ + 1e-9
 
 
+@pytest.mark.filterwarnings("ignore::sklearn_implicitreg.exceptions.SelectionWarning")
 @given(situations())
 def test_the_score_of_the_same_rows_is_r2(case):
     _, X, y, est = made(case)

@@ -231,7 +231,7 @@ class TestRefusals:
 
         X, y = (t.numpy() for t in rows())
         problem = adapt(Ridge().fit(X, y.ravel()), Data(X, y.ravel()), Options())
-        with pytest.raises(ValueError, match="Expected a torch module or skorch net"):
+        with pytest.raises(ValueError, match="with dropout layers, got Ridge"):
             column(Dropout(), problem)
 
 

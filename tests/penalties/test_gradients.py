@@ -285,7 +285,9 @@ def test_scikit_learn_models_have_no_path():
 
     X = np.random.default_rng(0).normal(size=(20, 3))
     problem = adapt(Ridge().fit(X, X[:, 0]), Data(X, X[:, 0]), Options())
-    with pytest.raises(ValueError, match="Expected a torch module or skorch net for a trajectory"):
+    with pytest.raises(
+        ValueError, match="Expected a torch module, skorch net or MLP for a trajectory"
+    ):
         problem.hvp(problem.params)
 
 

@@ -1,5 +1,6 @@
 """Penalties: closed forms, combinations and names, user-written ones, the fitted penalty."""
 
+import math
 import pickle
 import warnings
 from functools import partial
@@ -260,7 +261,7 @@ class TestFormulas:
         with pytest.raises(ValueError, match="Expected q of Power to be a finite number > 0, got"):
             Power(q=q).terms(tensors(), None)
         with pytest.raises(ValueError, match="Expected q of Power to be a finite number > 0, got"):
-            Power(q=q).gradient("w", torch.ones(2))
+            Power(q=q).leaves(tensors(), None)
 
 
 class TestCombinations:
@@ -269,6 +270,38 @@ class TestCombinations:
         both = (L2() + L1()).terms(params, None)
         assert both == L2().terms(params, None) | L1().terms(params, None)
         check_penalty(L2() + L1() + Power(q=4))
+
+    def test_sum_of_a_list(self):
+        parts = [L2(), L1(), Power(q=4)]
+        assert repr(sum(parts)) == repr(L2() + L1() + Power(q=4))
+        assert sum([parts[0]]) is parts[0]
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            3,
+            0.5,
+            "l2",
+            None,
+            np.ones(2),
+            np.float64(1),
+            torch.ones(2),
+            nn.Linear,
+            [L2()],
+            nn.Linear(1, 1),
+        ],
+    )
+    def test_what_is_no_penalty_cannot_be_joined(self, other):
+        for joined in (lambda: L2() + other, lambda: other + L2()):
+            with pytest.raises(TypeError, match=r"Expected a Penalty to join to L2\(\), got"):
+                joined()
+
+    def test_another_class_may_know_how(self):
+        class Both:
+            def __radd__(self, penalty):
+                return repr(penalty)
+
+        assert L2() + Both() == "L2()"
 
     def test_sum_with_zeros_keeps_the_contract(self):
         params = tensors()
@@ -554,6 +587,19 @@ class TestUserPenalties:
     def test_check_penalty_finds(self, penalty, error, text):
         with pytest.raises(error, match=text):
             check_penalty(penalty)
+
+    @pytest.mark.parametrize("shape", [(), (0,), (0, 2), (2, 0), (1,)], ids=str)
+    def test_check_penalty_takes_scalars_and_empty_tensors(self, shape):
+        params = {"scale": torch.full(shape, 2.0).double(), "w": torch.randn(3, 2).double()}
+        check_penalty(L1() + L2(), params)
+
+        class Rough(Penalty):
+            def terms(self, params, problem):
+                return {"rough": params["scale"].abs().sum()}
+
+        if math.prod(shape):
+            with pytest.raises(AssertionError, match="'rough' has a kink where 'scale' is zero"):
+                check_penalty(Rough(), params)
 
     def test_check_penalty_finds_nan_of_autograd(self):
         with pytest.raises(AssertionError, match="'root' has a kink"):

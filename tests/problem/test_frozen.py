@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from sklearn_implicitreg import FrozenModel, ImplicitRegularizationEstimator
+from sklearn_implicitreg.problem.frozen import STATES
 
 
 class Tied(nn.Module):
@@ -196,6 +198,41 @@ def sizes_of(model):
     est = ImplicitRegularizationEstimator(model, loss="mse", params="all")
     X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     return est.fit(X, X[:, :2]).coef_
+
+
+class TestWhileItsPartsHaveOtherStates:
+    """A copy that calls the module itself lends it its state for a while, in one thread."""
+
+    def test_it_is_pickled_afterwards(self):
+        model, found = FrozenModel(nn.Linear(3, 1)), []
+        held = model.model.weight.detach().clone()
+        other = threading.Thread(target=lambda: found.append(pickle.dumps(model)))
+        with STATES:
+            weight = model.model.weight.data
+            model.model.weight.data = torch.zeros(1, 3)
+            other.start()
+            other.join(0.3)
+            model.model.weight.data = weight
+        other.join()
+        assert torch.equal(pickle.loads(found[0]).model.weight, held)
+
+    def test_it_is_read_afterwards(self):
+        model, found = nn.Linear(3, 1), []
+        rows = torch.ones(4, 3), torch.ones(4, 1)
+
+        def fit():
+            found.append(ImplicitRegularizationEstimator(model, loss="mse").fit(*rows).coef_)
+
+        fit()
+        other = threading.Thread(target=fit)
+        with STATES:
+            weight = model.weight.data
+            model.weight.data = torch.zeros(1, 3)
+            other.start()
+            other.join(0.5)
+            model.weight.data = weight
+        other.join()
+        assert found[0] == found[1]
 
 
 class TestWorkers:

@@ -15,8 +15,9 @@ from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import L1, L2, SmoothL1, as_penalty
 from sklearn_implicitreg.problem import LossGradient
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Equations, Place
+from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings, fit
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.system import System
 from sklearn_implicitreg.regression.verdict import VERDICTS
 from sklearn_implicitreg.trajectory import record
@@ -139,7 +140,7 @@ def test_result_names_its_fields():
     assert {field.name for field in fields(Result)} == {
         *("term_names", "coef", "conf_int", "r2", "cosine", "n_equations", "verdict", "penalty"),
         *("solution", "inference", "family", "path", "bands", "noise_share", "signal_share"),
-        *("resolution", "tested", "scale_invariant", "whole"),
+        *("stated", "same", "tested", "scale_invariant", "whole"),
     }
 
 
@@ -242,5 +243,5 @@ def test_scale_that_no_place_sees_counts_where_it_dominates(size, dominates):
     result = fit(explained, Settings())
     assert result.scale_invariant == ("0.weight",)
     assert result.verdict.label == ("not identifiable" if dominates else "supported")
-    words = "the model does not depend on the scale of 1 tensors"
+    words = "the model does not depend on the scale of tensors that carry"
     assert (words in result.verdict.sentence) == dominates

@@ -129,9 +129,9 @@ class TestAuto:
         design, target, groups = equations(n_clusters=n_clusters)
         _, inference = fitted(design, target, groups)
         assert inference.covariance == "hc3"
-        word = "cluster" if n_clusters == 1 else "clusters"
+        few = "1 cluster is" if n_clusters == 1 else f"{n_clusters} clusters are"
         assert inference.description == (
-            f"hc3 over 300 equations, t(297); not cluster: only {n_clusters} {word}"
+            f"robust (HC3) over 300 equations, t(297); no cluster errors: {few} too few"
         )
 
     def test_column_of_one_cluster_falls_back_to_hc3(self):
@@ -154,7 +154,10 @@ class TestAuto:
         system = System(NAMES, whole.labels, whole.r_factors, whole.counts)
         inference = infer(system, solve(system.r_factor, 300))
         assert inference.covariance == "ols"
-        assert "not cluster: only 1 cluster; not hc3: equations" in inference.description
+        assert (
+            "no cluster errors: 1 cluster is too few; no robust errors: equations"
+            in inference.description
+        )
 
     def test_row_of_leverage_one_falls_back_to_ols(self):
         design, target, _ = equations()

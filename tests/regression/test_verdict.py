@@ -125,7 +125,7 @@ def test_scale_invariant_layers():
     names = ["conv.weight", "fc.weight"]
     verdict = verdict_at(1.0, scale_invariant=names)
     assert verdict.label == "not identifiable"
-    assert "2 tensors" in verdict.sentence
+    assert "scale of tensors" in verdict.sentence
     assert "conv.weight, fc.weight" in verdict.sentence
 
 
@@ -135,14 +135,13 @@ def test_evidence_against_an_endpoint_is_the_sentence():
     assert (verdict.label, verdict.sentence) == ("not stationary", evidence)
 
 
-def test_partial_says_what_to_do():
+def test_partial_says_what_may_be_behind_it():
     linear = verdict_at(0.9).sentence
     assert linear.endswith("above 0.01: a missing term, or training that had not ended.")
     verdict = verdict_at(0.9, cause=cause_at(has_paths=True))
     assert verdict.sentence == (
         "R2 = 0.9000 over 400 equations, 1 - R2 = 0.1 is above 0.01: "
-        "training noise or a missing term. Record the training, or let trajectory.ContinueTraining "
-        "make one, and give it as trajectory=."
+        "training noise or a missing term."
     )
 
 

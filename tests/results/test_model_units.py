@@ -7,16 +7,21 @@ import pytest
 import statsmodels.api as sm
 from cases import CASES
 from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import (
     ElasticNet,
+    ElasticNetCV,
     HuberRegressor,
     Lasso,
+    LassoCV,
     LogisticRegression,
     LogisticRegressionCV,
     PoissonRegressor,
     Ridge,
+    RidgeCV,
     SGDClassifier,
     SGDRegressor,
 )
@@ -27,6 +32,8 @@ from sklearn.svm import LinearSVC
 from statsmodels.base.elastic_net import RegularizedResults
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator as Estimator
+from sklearn_implicitreg import LinearModel, equations
+from sklearn_implicitreg.endpoints.templates import inner_model
 from sklearn_implicitreg.results.explicit import model_units
 
 X, Y = load_diabetes(return_X_y=True)
@@ -273,3 +280,240 @@ def test_no_f_test_without_residual_degrees_of_freedom(family):
     assert (header["F"], header["Prob (F)"], header["Df residuals"]) == ("none", "none", "0")
     assert "nan" not in " ".join(header.values())
     assert not any("inf" in value for value in header.values())
+
+
+# --- zero as a set: what leaving coefficients out costs -----------------------------------------
+
+ROWS = np.random.default_rng(3).normal(size=(300, 6))
+SLOPES = np.array([1.0, -2.0, 0.5, 1.5, -1.0, 2.0])
+
+
+def given(design, target, names=("x0", "x1")):
+    """Coefficients as they are stated, of equations given as arrays."""
+    est = Estimator("precomputed").fit(design, target)
+    return np.array([est._coefficients()[name] for name in names])
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e3, 1e4])
+@pytest.mark.parametrize("solver", ["lsqr", "sag"])
+def test_one_output_is_not_judged_by_what_another_left(ratio, solver):
+    """Outputs share no equation: what one leaves is no error of the other's coefficient."""
+    rng = np.random.default_rng(1)
+    scale = np.array([ratio, 1.0])
+    target = (ROWS @ rng.normal(size=(6, 2)) + rng.normal(size=(300, 2))) * scale
+    model = Ridge([2.0, 7.0], solver=solver, random_state=0).fit(ROWS, target)
+    est = Estimator(model).fit(ROWS, target)
+    np.testing.assert_allclose(est.in_model_units()["alpha"], [2.0, 7.0], rtol=5e-2)
+    np.testing.assert_allclose(est.explicit_estimator().alpha, [2.0, 7.0], rtol=5e-2)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e4])
+def test_an_output_without_a_penalty(ratio):
+    target = np.column_stack([ratio * (ROWS @ SLOPES + 1), ROWS[:, ::-1] @ SLOPES - 2])
+    target += np.random.default_rng(2).normal(size=target.shape)
+    model = Ridge([4.0, 0.0], solver="svd").fit(ROWS, target)
+    np.testing.assert_allclose(
+        Estimator(model).fit(ROWS, target).in_model_units()["alpha"], [4.0, 0.0], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("m", [8, 60, 4000])
+@pytest.mark.parametrize(("errors", "is_zero"), [(0.5, True), (3.5, True), (25.0, False)])
+def test_by_its_standard_errors(m, errors, is_zero):
+    """A column orthogonal to the others, with a coefficient of so many standard errors."""
+    rng = np.random.default_rng(m)
+    basis = np.linalg.qr(rng.normal(size=(m, 3)))[0]  # two columns, and what is left
+    left = 1e-3
+    small = errors * left / (m - 2) ** 0.5
+    if m == 8 and errors > 3:  # four in the tail of t(6), and no more than what was left
+        small = left * (0.9 if is_zero else 50)
+    found = given(basis[:, :2], basis @ [1.0, small, left])
+    np.testing.assert_allclose(found, [1.0, 0.0 if is_zero else small], rtol=1e-8, atol=1e-12)
+
+
+def test_what_the_own_test_rejects_is_not_zero():
+    """Clusters that agree, where the equations of large residuals do not."""
+    rng = np.random.default_rng(0)
+    for size in (1e-1, 1e-4):
+        design = rng.normal(size=(400, 2))
+        target = design @ [1.0, size] + 1e-2 * size * rng.normal(size=400)
+        np.testing.assert_allclose(given(design, target), [1.0, size], rtol=1e-2)
+
+
+def test_collinear_coefficients_are_zero_together_or_not_at_all():
+    """Each is within its error of zero; without both nothing is explained."""
+    rng = np.random.default_rng(4)
+    column = rng.normal(size=50)
+    design = np.column_stack([column, column + 1e-4 * rng.normal(size=50)])
+    target = column * 3.0 + 1e-2 * rng.normal(size=50)
+    found = given(design, target)
+    assert np.count_nonzero(found) == 1
+    assert found.sum() == pytest.approx(3.0, rel=1e-2)  # solved again, not the joint value
+    best = np.linalg.lstsq(design, target)[1][0]
+    assert np.square(target - design @ found).sum() <= 1.5 * best
+
+
+def test_what_is_left_is_solved_again():
+    """An elastic net that stopped early: a lasso explains what it left as well as both terms."""
+    target = ROWS @ (2 * np.sign(SLOPES)) + 0.1 * np.random.default_rng(0).normal(size=300)
+    model = ElasticNet(0.1, l1_ratio=0.5, tol=0.1).fit(ROWS, target)
+    est = Estimator(model, family="l2+l1").fit(ROWS, target)
+    stated = np.array(list(est._coefficients().values()))
+    table = equations(model, ROWS, target, "l2+l1")
+    away = table.target.values - table.data.values @ stated
+    assert stated[0] == 0.0
+    column = table.data.values[:, 1]
+    assert stated[1] == pytest.approx(column @ table.target.values / (column @ column), rel=1e-9)
+    assert np.square(away).sum() <= (1 - est.r2_ + 1e-4) * np.square(table.target.values).sum()
+
+
+SOLVERS = [
+    (Ridge(3.0, fit_intercept=False, solver="sag", tol=1e-12, max_iter=10_000), None),
+    (Ridge(3.0, solver="saga", tol=1e-9, max_iter=10_000), None),
+    (Ridge(3.0, solver="lsqr", tol=1e-6), None),
+    (LogisticRegression(solver="saga", tol=1e-9, max_iter=10_000), 0.0),
+    (LogisticRegression(solver="lbfgs", tol=1e-7), 0.0),
+]
+
+
+@pytest.mark.parametrize(("model", "threshold"), SOLVERS, ids=str)
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_what_a_solver_left_is_no_lasso(model, threshold, size):
+    """Few equations, of which any number may be left: no more than four in the tail of t."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        inputs = rng.normal(size=(60, 5))
+        target = inputs @ rng.normal(size=5) + 0.5 * rng.normal(size=60)
+        target = target * size if threshold is None else target > threshold
+        if hasattr(model, "random_state"):
+            model.set_params(random_state=seed)
+        est = Estimator(model.fit(inputs, target), family="l2+l1").fit(inputs, target)
+        assert est._coefficients()["l1"] == 0.0
+        clone(model).set_params(**est.in_model_units()).fit(inputs, target)
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-5, 1e-7])
+def test_a_small_lasso_that_is_there_stays(share):
+    """Stationary to rounding, where nothing was left."""
+    weights = np.array([1.0, -2.0, 0.5, 1.5, -1.0, 3.0])
+    rest = np.random.default_rng(5).normal(size=300)
+    rest -= ROWS @ np.linalg.lstsq(ROWS, rest)[0]
+    slope = 300 / 2 * (0.1 * weights * 2 + share * np.sign(weights))  # X'(y - X w) = n/2 grad R
+    target = ROWS @ weights + rest + ROWS @ np.linalg.solve(ROWS.T @ ROWS, slope)
+    model = LinearModel(weights, loss="squared_error")
+    est = Estimator(model, family="l2+l1").fit(ROWS, target)
+    np.testing.assert_allclose(list(est._coefficients().values()), [0.1, share], rtol=1e-5)
+
+
+# --- containers, and what no model has a parameter for ------------------------------------------
+
+SCALED = ROWS * np.arange(1, 7) + 2
+NOISY = SCALED @ SLOPES + np.random.default_rng(6).normal(size=300)
+CLASSES = NOISY > np.median(NOISY) + np.random.default_rng(7).normal(size=300)
+
+
+def in_containers(model, **grid):
+    """A model in everything that a penalty is looked for through."""
+    pipe = make_pipeline(StandardScaler(), model)
+    return [
+        model,
+        pipe,
+        FrozenEstimator(clone(model).fit(SCALED, CLASSES if hasattr(model, "C") else NOISY)),
+        GridSearchCV(pipe, {f"{pipe.steps[-1][0]}__{k}": [v] for k, v in grid.items()}, cv=2),
+    ]
+
+
+CONTAINERS = [
+    *((model, NOISY, "l2") for model in in_containers(Ridge(7.0), alpha=7.0)),
+    *(
+        (model, CLASSES, "l2")
+        for model in in_containers(LogisticRegression(C=0.02, **TIGHT), C=0.02)
+    ),
+    (TransformedTargetRegressor(Ridge(7.0), transformer=StandardScaler()), NOISY, "l2"),
+    (
+        make_pipeline(
+            StandardScaler(),
+            TransformedTargetRegressor(Lasso(0.1, **TIGHT), transformer=StandardScaler()),
+        ),
+        NOISY,
+        "l1",
+    ),
+    (make_pipeline(StandardScaler(), RidgeCV([7.0, 8.0])), NOISY, "l2"),
+    (RidgeCV([7.0]), NOISY, "l2"),
+    (LassoCV(cv=3, **TIGHT), NOISY, "l1"),
+    (ElasticNetCV(l1_ratio=0.4, cv=3, **TIGHT), NOISY, "l2+l1"),
+]
+
+
+@pytest.mark.parametrize("kind", range(len(CONTAINERS)))
+def test_the_explicit_estimator_of_a_container_trains_the_penalty_found(kind):
+    template, target, family = CONTAINERS[kind]
+    model = template.fit(SCALED, target)
+    est = Estimator(model, family=family).fit(SCALED, target)
+    explicit = est.explicit_estimator()
+    again = Estimator(clone(explicit).fit(SCALED, target), family=family).fit(SCALED, target)
+    np.testing.assert_allclose(again.coef_, est.coef_, rtol=1e-5)
+    method = "decision_function" if hasattr(model, "classes_") else "predict"
+    old, new = getattr(model, method)(SCALED), getattr(explicit.fit(SCALED, target), method)(SCALED)
+    assert np.linalg.norm(old - new) <= 1e-5 * np.linalg.norm(old)
+    inner = inner_model(explicit).get_params()
+    assert {key: inner[key] for key in est.in_model_units()} == est.in_model_units()
+
+
+def test_liblinear_penalizes_the_intercept_and_no_other_solver_does():
+    both = {"l2": 0.01, "l1": 0.02}
+    for intercept, dual in ((True, False), (True, True), (False, False), (False, True)):
+        model = LogisticRegression(solver="liblinear", fit_intercept=intercept, dual=dual)
+        found = Estimator(model.fit(CANCER, LABELS)).fit(CANCER, LABELS)._description
+        if intercept:
+            with pytest.raises(ValueError, match="Expected one kind of penalty for solver='libl"):
+                model_units(model, both, found)
+        else:
+            units = model_units(model, both, found)
+            assert units["solver"] == "saga"
+            clone(model).set_params(**units, tol=0.1).fit(CANCER, LABELS)
+        for kind, ratio in (("l2", 0.0), ("l1", 1.0)):  # the solver stays
+            units = model_units(model, {kind: 0.01}, found)
+            again = clone(model).set_params(**units)
+            assert (again.solver, again.l1_ratio) == ("liblinear", ratio)
+            again.fit(CANCER, LABELS)
+
+
+def test_zero_or_impossible_penalties():
+    plain = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-13)
+    noisy = np.random.default_rng(8).random(300) < 1 / (1 + np.exp(-ROWS[:, 0]))
+    for family in ("l2", "l2+l1"):
+        est = Estimator(plain.fit(ROWS, noisy), family=family).fit(ROWS, noisy)
+        assert est.verdict_ == "no signal"
+        assert est.in_model_units() == {"C": np.inf, "l1_ratio": 0.0}
+        est.explicit_estimator().fit(ROWS, noisy)
+    ridge = Ridge(2.0).fit(ROWS, NOISY)
+    ridge.coef_ = ridge.coef_ * 1.2
+    est = Estimator(ridge).fit(ROWS, NOISY)
+    assert est.in_model_units()["alpha"] < 0  # a number in other units, which no estimator takes
+    with pytest.raises(ValueError, match="Expected coefficients at or above zero, got {'l2'"):
+        est.explicit_estimator()
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (LogisticRegression(), {"l2": -1e-3}),
+        (LogisticRegression(), {"l2": 1e-3, "l1": -1e-4}),
+        (LinearSVC(), {"l2": -1e-3}),
+        (SGDClassifier(random_state=0), {"l2": -0.1, "l1": 0.2}),
+    ],
+    ids=str,
+)
+def test_no_inverse_and_no_share_of_a_negative_penalty(model, found):
+    model.fit(CANCER, LABELS)
+    description = Estimator(model).fit(CANCER, LABELS)._description
+    with pytest.raises(ValueError, match="Expected coefficients at or above zero, got {'l"):
+        model_units(model, found, description)
+
+
+def test_statsmodels_has_no_constructor_with_a_penalty():
+    results = sm.OLS(Y, X).fit_regularized(alpha=0.7, L1_wt=0.0)
+    est = Estimator(results).fit(X, Y)
+    with pytest.raises(TypeError, match=r"give in_model_units\(\) to the training of its library"):
+        est.explicit_estimator()

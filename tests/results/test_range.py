@@ -171,3 +171,65 @@ def test_families_are_compared_in_range_or_not_at_all():
         search = ImplicitRegularizationCV(model_of(scale), families=["l1", "l2"])
         with pytest.raises(ValueError, match="Expected gradients whose squares are in the range"):
             search.fit(X, Y * scale)
+
+
+# --- both ends of the range ---------------------------------------------------------------------
+
+RNG = np.random.default_rng(1)
+DESIGN = RNG.normal(size=(30, 2))
+TARGET = DESIGN @ [1.0, 2.0] + 0.01 * RNG.normal(size=30)
+FAR = [(1, 1e307), (1e307, 1), (1e307, 1e307), (1e-310, 1e-310), (1, 1e-307), (1e-305, 1e-305)]
+
+
+@pytest.mark.parametrize(("columns", "target"), FAR)
+@pytest.mark.parametrize("covariance", ["auto", "ols"])
+def test_the_ends_of_the_range(columns, target, covariance):
+    plain = Estimator("precomputed", covariance=covariance).fit(DESIGN, TARGET)
+    est = Estimator("precomputed", covariance=covariance).fit(DESIGN * columns, TARGET * target)
+    unit = target / columns
+    np.testing.assert_allclose(est.coef_ / unit, plain.coef_, rtol=1e-12)
+    np.testing.assert_allclose(est.std_err_ / unit, plain.std_err_, rtol=1e-9)
+    np.testing.assert_allclose(est.pvalues_, plain.pvalues_, rtol=1e-8)
+    assert (est.verdict_, est.r2_) == ("supported", pytest.approx(plain.r2_, rel=1e-12))
+    assert est.score(DESIGN * columns, TARGET * target) == pytest.approx(plain.r2_, rel=1e-9)
+    cooks = est.influence()["cooks_d"]
+    np.testing.assert_allclose(cooks, plain.influence()["cooks_d"], rtol=1e-7)
+
+
+@pytest.mark.parametrize(("columns", "target"), [(5e-324, 5e-324), (1, 1e-320), (1e-318, 1)])
+def test_numbers_that_have_lost_their_digits(columns, target):
+    with pytest.raises(ValueError, match="have all their digits in float64, got a column or targ"):
+        Estimator("precomputed").fit(np.round(DESIGN * 4) * columns, np.round(TARGET * 4) * target)
+
+
+@pytest.mark.parametrize(
+    ("columns", "target"),
+    [(1e-200, 1e200), (1e200, 1e-200), (1e-310, 1), (1, 1e-309), (1e300, 1e-9)],
+)
+def test_coefficients_that_no_float_holds(columns, target):
+    with pytest.raises(ValueError, match="Expected coefficients in the range of float64, got"):
+        Estimator("precomputed").fit(DESIGN * columns, TARGET * target)
+
+
+@pytest.mark.parametrize("unit", [1e157, 1e160, 1e-157, 1e-160])
+def test_a_ridge_of_features_in_other_units(unit):
+    """Its coefficient has their unit twice."""
+    model = LinearModel(RIDGE.coef_ / unit, RIDGE.intercept_)
+    with pytest.raises(ValueError, match="Expected coefficients in the range of float64, got"):
+        Estimator(model).fit(X * unit, Y)
+
+
+@pytest.mark.parametrize("size", [1e306, 1e307, 1e308, 1e-310, 1e-323])
+def test_weights_that_no_sum_holds(size):
+    for model in (RIDGE, LinearModel(RIDGE.coef_, RIDGE.intercept_)):
+        with pytest.raises(ValueError, match="Expected sample_weight of 2.23e-308 or more"):
+            Estimator(model).fit(X, Y, sample_weight=np.full(len(Y), size))
+
+
+@pytest.mark.parametrize("size", [1e295, 1e-305, 1.0])
+def test_weights_of_any_other_size(size):
+    weights = np.full(len(Y), size)
+    weights[:3] = 0.0
+    est = Estimator(Ridge(3.0).fit(X[3:], Y[3:])).fit(X, Y, sample_weight=weights)
+    assert est.coef_[0] * (len(Y) - 3) == pytest.approx(3.0, rel=1e-8)
+    assert est.verdict_ == "supported"

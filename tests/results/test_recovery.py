@@ -355,7 +355,7 @@ class TestWhatIsQuadratic:
     @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.3, -2.0, 5.0], [1e-8, 0.0, 1e-5]])
     def test_families(self, penalty, expected, values):
         params = {"coef": torch.tensor([values]).double()}
-        fitted = FittedPenalty(((Leaf(penalty, ("coef",)), (0.7,)),), ("coef",))
+        fitted = FittedPenalty(((Leaf(penalty, ("coef",)), (0.7,)),), {"coef": (1, 3)})
         rule = quadratic_penalty(fitted, params)
         assert (rule is not None) == expected
         if rule is not None:

@@ -262,7 +262,7 @@ class TestWald:
     def test_is_printed_with_names_and_covariance(self, six):
         text = str(six.wald_test("l2[fc1] = 2*my term"))
         assert text.startswith("F(1, 54) = ")
-        assert "for l2[fc1] = 2*my term; hc3 over 60 equations" in text
+        assert "for l2[fc1] = 2*my term; robust (HC3) over 60 equations" in text
         shown = six.wald_test([0, 1, 0, 0, -2, 0], 0.5).restrictions
         assert shown == ("l2[fc1] - 2*my term = 0.5",)
 

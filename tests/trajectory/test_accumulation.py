@@ -1,5 +1,8 @@
 """Steps on accumulated gradients: the decay that was applied, or words."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
-from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import PathNoiseWarning
 from sklearn_implicitreg.trajectory import (
     ImplicitRegularizationRecorder,
@@ -17,6 +20,7 @@ from sklearn_implicitreg.trajectory import (
     record,
 )
 from sklearn_implicitreg.trajectory.recording import lightning as lightning_recorder
+from sklearn_implicitreg.trajectory.window import Step
 
 DECAY = 0.05
 
@@ -500,3 +504,175 @@ def test_steps_of_unknown_size_are_warned_of(size):
             fit(case, reference="gradient", window=1)
     else:
         np.testing.assert_allclose(fit(case, reference="gradient", window=1).coef_, DECAY)
+
+
+# --- undivided losses and the noise of rows ------------------------------------------------------
+
+
+def shuffled(weight, named=True, lr=1e-4, decay=0.0, n_epochs=25, m=3):
+    """Six batches of eight in steps of m, their losses times ``weight``."""
+    X, y = rows(48)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=lr, weight_decay=decay)
+    order = torch.Generator().manual_seed(1)
+    with record(net, optimizer) as path:
+        for _ in range(n_epochs):
+            for step in chunks(torch.randperm(48, generator=order), 8, m):
+                optimizer.zero_grad()
+                for part in step:
+                    path.batch(part if named else len(part), accumulate=True, weight=weight)
+                    (weight * nn.functional.mse_loss(net(X[part]), y[part])).backward()
+                optimizer.step()
+            path.epoch()
+    return net, X, y, path.trajectory
+
+
+def test_the_column_of_batches_of_known_size_goes_with_the_square_of_the_factor():
+    """Also where the rows of the batches are not known, and their noise is that expected."""
+    from sklearn_implicitreg.adapters import Data, Options, adapt
+    from sklearn_implicitreg.trajectory.minibatch import gradient_and_column
+    from sklearn_implicitreg.trajectory.references import Gradient
+
+    for named in (True, False):
+        columns = []
+        for weight in (1 / 3, 1.0):
+            net, X, y, path = shuffled(weight, named, lr=1e-7 / weight, n_epochs=2)
+            whole = adapt(net, Data(X, y), Options(loss="mse", params="all"))
+            window = path.windows("epoch")[0]
+            columns.append(gradient_and_column(whole, window, Gradient())[1])
+        for name, undivided in columns[1].items():
+            torch.testing.assert_close(undivided, 9 * columns[0][name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_criterion_does_not_depend_on_how_losses_are_divided():
+    """The same iterates: losses undivided, half the step and twice the decay."""
+    scores = []
+    for weight, lr, decay in ((0.5, 0.1, 0.05), (1.0, 0.05, 0.1)):
+        net, X, y, path = shuffled(weight, lr=lr, decay=decay, n_epochs=8, m=2)
+        search = ImplicitRegularizationCV(
+            net, families=["l2", "power"], mode="trajectory", trajectory=path, window="epoch",
+            loss="mse", params="all",
+        ).fit(X, y)  # fmt: skip
+        scores.append(search.cv_results_["mean_test_score"])
+        said = "on 2 times L" in " ".join(str(search.summary()).split())
+        assert said == (weight == 1.0)
+    np.testing.assert_allclose(*scores, rtol=1e-9)
+
+
+# --- batches that a loop leaves out ---------------------------------------------------------------
+
+
+LEFT_OUT = {(1, 1), (2, 0), (4, 2), (6, 0), (7, 1), (8, 0), (8, 2)}  # batch of a step
+
+
+def with_left_out(order, *, size=7, left_out=LEFT_OUT, weight=1 / 3, loss=None, joint=False):
+    """A loop over three batches for a step, of which some get no backward pass."""
+    X, y = rows(63)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=0.02, weight_decay=DECAY)
+    loss = nn.MSELoss() if loss is None else loss
+    with record(net, optimizer) as path:
+        for k, step in enumerate([*torch.arange(63).split(size)] * 3):
+            optimizer.zero_grad(set_to_none=bool(k % 2))
+            losses = []
+            for i, part in enumerate(step.chunk(3)):
+                if order == "before":
+                    path.batch(part, accumulate=True, weight=weight)
+                if (k, i) in left_out:
+                    if order == "after, also those left out":
+                        path.batch(part, accumulate=True, weight=weight)
+                    continue
+                losses.append(loss(net(X[part]), y[part]) / 3)
+                if not joint:
+                    losses.pop().backward()
+                if order != "before":
+                    path.batch(part, accumulate=True, weight=weight)
+            if losses:
+                sum(losses).backward()
+            optimizer.step()
+    return net, X, y, path.trajectory
+
+
+class TestABatchWithoutABackwardPass:
+    """Named for accumulation, and then left out by the loop."""
+
+    @pytest.mark.parametrize("order", ["before", "after", "after, also those left out"])
+    def test_is_no_part_of_the_step(self, order):
+        case = with_left_out(order)
+        np.testing.assert_allclose(fit(case).coef_, DECAY, rtol=1e-9)
+        sizes = [step.batch_size for step in case[3].steps[:3]]
+        assert sizes == [7, 4, 4]
+
+    def test_leaves_the_batches_of_a_first_step_unknown(self):
+        """Named before its passes, and one left out, or after them?"""
+        case = with_left_out("before", left_out={(0, 2)})
+        assert [k for k, step in enumerate(case[3].steps) if step.rows is None] == [0]
+
+    def test_leaves_the_batches_of_a_step_without_factors_unknown(self):
+        case = with_left_out("before", weight=None)
+        known = [k for k, step in enumerate(case[3].steps) if step.rows is not None]
+        assert known == [k for k in range(27) if k not in {k for k, _ in LEFT_OUT}]
+
+    def test_is_not_known_where_one_pass_serves_all(self):
+        case = with_left_out("before", left_out=(), joint=True)
+        np.testing.assert_allclose(fit(case).coef_, DECAY, rtol=1e-9)
+        case = with_left_out("before", left_out=(), joint=True, weight=None)
+        np.testing.assert_allclose(fit(case).coef_, DECAY, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("stale", ["zero", "of another loss"])
+def test_a_second_batch_is_noticed_beside_a_tensor_that_no_pass_reaches(order, stale):
+    X, y = rows(48)
+    net = new_net()
+    net.scale = nn.Parameter(torch.ones(1).double())  # the smallest; it gets no new gradient
+    optimizer = SGD(net.parameters(), lr=0.02)
+    (net.scale * nn.functional.mse_loss(net(X), y)).sum().backward()
+    optimizer.zero_grad(set_to_none=False)
+    if stale != "zero":
+        net.scale.grad += 0.3
+    body = [p for name, p in net.named_parameters() if name != "scale"]
+    with record(net, optimizer) as path, pytest.raises(ValueError, match="accumulate=True"):
+        net.scale.requires_grad_(stale != "zero")
+        for k, part in enumerate(torch.arange(48).split(8)):
+            for what in order.split():
+                if what == "zero" and k % 2 == 0:
+                    for p in body:
+                        p.grad.zero_()
+                elif what == "name":
+                    path.batch(part)
+                elif what == "backward":
+                    (nn.functional.mse_loss(net(X[part]), y[part]) / 2).backward()
+            if k % 2:
+                optimizer.step()
+
+
+@pytest.mark.parametrize("m", [3, 6, 7, 10, 49])
+def test_factors_that_sum_to_one_are_one(m):
+    step = Step(0.1, parts=((2, 1 / m),) * m)
+    assert step.loss_factor(SimpleNamespace(trained_sum=False)) == 1.0
+    assert replace(step, parts=((2, 1.01 / m),) * m).loss_factor(
+        SimpleNamespace(trained_sum=False)
+    ) == pytest.approx(1.01, rel=1e-12)
+
+
+def test_sums_over_batches_of_many_sizes_where_a_tensor_rested():
+    """The steps of a tensor have their own sizes, not those of the first steps of the window."""
+    X, y = rows(48)
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=2e-3, weight_decay=DECAY)
+    loss = nn.MSELoss(reduction="sum")
+    with record(net, optimizer) as path:
+        for k, part in enumerate([*torch.arange(48).split([3, 9, 5, 12, 4, 15])] * 3):
+            net[2].requires_grad_(k % 2 == 1)
+            optimizer.zero_grad()
+            path.batch(part)
+            loss(net(X[part]), y[part]).backward()
+            optimizer.step()
+    (window,) = path.trajectory.windows(18)
+    alone = replace(window, of="2.weight")
+    steps = [one for one in path.trajectory.windows(None) if "2.weight" not in one.steps[0].skipped]
+    wanted = sum(one.mean("applied")["2.weight"] / one.steps[0].batch_size for one in steps)
+    problem = SimpleNamespace(trained_sum=True, trained_factor=1.0, masses=None)
+    found = alone.mean_gradient("applied", problem)["2.weight"]
+    assert torch.allclose(found, wanted / len(steps), rtol=1e-12)

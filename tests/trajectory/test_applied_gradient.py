@@ -334,6 +334,36 @@ def test_state_that_is_loaded_in_between(every):
     assert error(trajectory, truth) < 1e-10
 
 
+@pytest.mark.parametrize("edit", ["restart", "damped", "foreach", "other"])
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "dampening", "adam", "adamw", "radam"])
+@EVERY
+def test_momentum_that_is_changed_in_place(name, edit, every):
+    net, X, y = net_and_data()
+    kind, settings = OPTIMIZERS[name]
+    optimizer = kind(net.parameters(), weight_decay=DECAY, **settings)
+    own = "exp_avg" if "betas" in optimizer.defaults else "momentum_buffer"
+
+    def change(step):
+        if step not in (9, 13, 27):
+            return
+        buffers = [state[own] for state in optimizer.state.values()]
+        if edit == "restart":
+            _ = [buffer.zero_() for buffer in buffers]
+        elif edit == "damped":
+            _ = [buffer.mul_(0.5) for buffer in buffers]
+        elif edit == "foreach":
+            torch._foreach_mul_(buffers, 3.0)
+        else:
+            buffers[-1] += 0.1
+
+    trajectory, _ = train(net, X, y, optimizer, every=every, n_steps=42, after_step=change)
+    assert trajectory.n_dropped <= (0 if every == 1 else 7)
+    window = window_of(trajectory)
+    beyond = stacked(window.mean("applied")) - stacked(window.mean("consumed"))
+    wanted = DECAY * stacked(window.mean("visited"))
+    assert torch.allclose(beyond, wanted, rtol=0, atol=1e-11)
+
+
 def test_learning_rate_in_a_tensor():
     net, X, y = net_and_data()
     optimizer = Adam(net.parameters(), lr=torch.tensor(0.01, dtype=torch.float64), foreach=False)

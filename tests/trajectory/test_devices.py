@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW
 from sklearn_implicitreg import ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.model_selection import ImplicitRegularizationCV
 from sklearn_implicitreg.penalties import L2, ActivationL2
+from sklearn_implicitreg.problem import norm_of, zeros_of
 from sklearn_implicitreg.trajectory import Flow, Trajectory, record
 
 N = 18
@@ -78,6 +79,16 @@ def here_and_there(answer, float64=True):
 
 
 STORES = {"memory": {}, "disk": {"memory_limit": 0}, "file": {}}
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_norms_and_zeros_without_float64(size):
+    """Squares that float32 has not are taken on the CPU."""
+    values = size * torch.arange(1.0, 5.0)
+    with emulated(float64=False):
+        params = {"weight": There(values)}
+        assert norm_of(params) == pytest.approx(size * 30**0.5, rel=1e-6)
+        assert zeros_of(params)["weight"].dtype == torch.float64
 
 
 def test_the_emulated_device_raises_where_a_device_would():

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_skorch_classifier_learns_as_without():
     assert all(torch.equal(p, recorded[name]) for name, p in plain.items())
 
 
-def drive_lightning(recorder, n_epochs=2, accumulated=1, n_optimizers=1):
+def drive_lightning(recorder, n_epochs=2, accumulated=1, n_optimizers=1, left_out=()):
     """Call the hooks in the order in which Lightning's fit loop documents them."""
     net = module()
     optimizer = SGD(net.parameters(), lr=0.05, weight_decay=DECAY)
@@ -204,9 +205,10 @@ def drive_lightning(recorder, n_epochs=2, accumulated=1, n_optimizers=1):
     for _ in range(n_epochs):
         for i, batch in enumerate(loader):
             recorder.on_train_batch_start(trainer, net, batch, i)
-            if i % accumulated == 0:
-                optimizer.zero_grad()
-            ((net(batch[0]) - batch[1]).square().mean() / accumulated).backward()
+            if i not in left_out:
+                loss = (net(batch[0]) - batch[1]).square().mean() / accumulated
+                recorder.on_before_backward(trainer, net, loss)
+                loss.backward()
             if (i + 1) % accumulated == 0 or i + 1 == len(loader):
                 optimizer.step()
         recorder.on_train_epoch_end(trainer, net)
@@ -235,6 +237,14 @@ def test_lightning_hooks_with_accumulation(without_base):
     drive_lightning(recorder, accumulated=2)
     assert [step.batch_size for step in recorder.trajectory_.steps] == [16, 14] * 2
     assert len(recorder.trajectory_.steps[0].rows) == 16
+
+
+@pytest.mark.parametrize(("i", "sizes"), [(0, [8, 14]), (1, [8, 14]), (2, [16, 6]), (3, [16, 8])])
+def test_lightning_hooks_where_a_training_step_returns_none(without_base, i, sizes):
+    recorder = lightning_recorder.LightningRecorder()
+    drive_lightning(recorder, accumulated=2, left_out=(i,))
+    assert [step.batch_size for step in recorder.trajectory_.steps] == sizes * 2
+    assert decay_found(recorder.trajectory_) == pytest.approx(DECAY, rel=1e-9)
 
 
 def test_lightning_hooks_with_two_optimizers(without_base):
@@ -378,6 +388,111 @@ def test_transformers(tmp_path):
         assert torch.allclose(extra, decay * column, atol=1e-11)
 
 
+def same_fit(model, reduced, kept, **how):
+    """A fit of R factors against one of weights."""
+    how = {"mode": "trajectory", "family": "l2", "window": "epoch"} | how
+    data = (X.astype(np.float64), Y.astype(np.float64))
+    own, other = (
+        ImplicitRegularizationEstimator(model, trajectory=t, **how).fit(*data)
+        for t in (reduced, kept)
+    )
+    assert "R factors of l2" in repr(reduced)
+    np.testing.assert_allclose(own.coef_, other.coef_, rtol=1e-7)
+    assert own.r2_ == pytest.approx(other.r2_, rel=1e-9)
+
+
+@pytest.mark.parametrize("reference", ["gradient", "applied"])
+@pytest.mark.parametrize("split", [None, ValidSplit(5)], ids=["all rows", "split"])
+def test_skorch_with_families(split, reference):
+    reduced = ImplicitRegularizationRecorder(families=["l2", "l1"], reference=reference)
+    kept = ImplicitRegularizationRecorder(gradients=True)
+    net = skorch_net(reduced, train_split=split)
+    net.set_params(callbacks=[("reduced", reduced)])
+    net.fit(X.astype(np.float64), Y.astype(np.float64))
+    other = skorch_net(kept, train_split=split).fit(X.astype(np.float64), Y.astype(np.float64))
+    assert torch.equal(other.module_[0].weight, net.module_[0].weight)
+    window = {"window": "epoch"} if reference == "gradient" else {}
+    same_fit(net, reduced.trajectory_, kept.trajectory_, reference=reference, **window)
+    net.partial_fit(X.astype(np.float64), Y.astype(np.float64))
+    assert len(reduced.trajectory_.windows("epoch")) == 6
+    assert clone(reduced).get_params()["families"] == ["l2", "l1"]
+
+
+def test_skorch_with_families_takes_the_loss_of_the_net():
+    labels = (Y[:, 0] > 0).astype(np.int64)
+    trajectories = []
+    for how in ({"families": ["l2"]}, {}):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=-1))
+        recorder = ImplicitRegularizationRecorder(**how)
+        net = NeuralNetClassifier(
+            layers, max_epochs=3, batch_size=8, train_split=None, verbose=0, callbacks=[recorder]
+        ).fit(X, labels)
+        trajectories.append(recorder.trajectory_)
+    how = {"mode": "trajectory", "window": "epoch"}
+    own, other = (
+        ImplicitRegularizationEstimator(net, trajectory=t, **how).fit(X, labels)
+        for t in trajectories
+    )
+    np.testing.assert_allclose(own.coef_, other.coef_, rtol=1e-4)
+
+
+def test_lightning_with_families(without_base):
+    reduced = lightning_recorder.LightningRecorder(families=["l2"], loss="mse")
+    kept = lightning_recorder.LightningRecorder()
+    for recorder in (reduced, kept):
+        torch.manual_seed(1)
+        drive_lightning(recorder)
+    same_fit(module(), reduced.trajectory_, kept.trajectory_, loss="mse")
+    applied = lightning_recorder.LightningRecorder(families=["l2"], reference="applied")
+    drive_lightning(applied)
+    how = {"mode": "trajectory", "reference": "applied", "trajectory": applied, "loss": "mse"}
+    est = ImplicitRegularizationEstimator(module(), **how).fit(X, Y)
+    assert est.coef_[0] == pytest.approx(DECAY / 2, rel=1e-9)
+    with pytest.raises(ValueError, match="give `loss=`"):
+        drive_lightning(lightning_recorder.LightningRecorder(families=["l2"]))
+
+
+def test_transformers_with_families(without_base):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = module()
+
+        def forward(self, x, labels):
+            return {"loss": (self.net(x) - labels).square().mean()}
+
+    rows = [{"x": x, "labels": y} for x, y in data()]
+    found = []
+    for how in ({"families": ["l2"]}, {}):
+        model = Model()
+        optimizer = SGD(model.parameters(), lr=0.05, weight_decay=DECAY)
+        loader = DataLoader(rows, batch_size=8)
+        args = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=1)
+        shown = {"model": model, "optimizer": optimizer, "train_dataloader": loader}
+        recorder = hf_recorder.TransformersRecorder(**how)
+        recorder.on_train_begin(args, None, None, **shown)
+        for _ in range(2):
+            recorder.on_epoch_begin(args, None, None, **shown)
+            for batch in loader:
+                recorder.on_step_begin(args, None, None, **shown)
+                optimizer.zero_grad()
+                model(**batch)["loss"].backward()
+                optimizer.step()
+            recorder.on_epoch_end(args, None, None, **shown)
+        recorder.on_train_end(args, None, None, **shown)
+        found.append((model, recorder.trajectory_))
+    (_, reduced), (model, kept) = found
+    # The column of batches whose rows are not known would be a mean over the trajectory.
+    kept = replace(kept, steps=tuple(replace(step, batch_size=None) for step in kept.steps))
+    how = {"mode": "trajectory", "window": "epoch"}
+    own, other = (
+        ImplicitRegularizationEstimator(model, trajectory=t, **how).fit(rows)
+        for t in (reduced, kept)
+    )
+    np.testing.assert_allclose(own.coef_, other.coef_, rtol=1e-7)
+
+
 def test_logistic_regression_hands_out_its_iterates():
     pytest.importorskip("sklearn.callback")
     from sklearn.linear_model import LogisticRegression
@@ -397,7 +512,8 @@ def test_logistic_regression_hands_out_its_iterates():
 
 def test_libraries_are_not_imported_unasked():
     code = (
-        "import sys; from sklearn_implicitreg.trajectory import record, Trajectory; "
+        "import sys; from sklearn_implicitreg import record; "
+        "from sklearn_implicitreg.trajectory import Trajectory; "
         "print([m for m in ('skorch', 'lightning', 'transformers') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

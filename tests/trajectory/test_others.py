@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict, deque, namedtuple
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -425,3 +429,287 @@ def test_model_is_as_it_was_after_recording_and_fit():
     fitted(net, trajectory)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert all(not p._post_accumulate_grad_hooks for p in net.parameters())
+
+
+Pair = namedtuple("Pair", "scale shape")
+
+
+@dataclass
+class Settings:
+    inner: dict = field(default_factory=lambda: {"scales": [1.0, 1.0]})
+
+
+@dataclass(frozen=True)
+class Fixed:
+    scale: float = 1.0
+
+
+def one():
+    return torch.ones((), dtype=torch.float64)
+
+
+# What holds a number that the net is scaled by, how it is read, and how it is set to another.
+HOLDERS = {
+    "numpy": (lambda: np.float64(1), lambda h: h, lambda h, x: np.float64(x)),
+    "numpy-float32": (lambda: np.float32(1), float, lambda h, x: np.float32(x)),
+    "dict": (lambda: {"s": 1.0}, lambda h: h["s"], lambda h, x: h.update(s=x)),
+    "nested": (lambda: [{"s": (1.0,)}], lambda h: h[0]["s"][0], lambda h, x: h[0].update(s=(x,))),
+    "list": (lambda: [1.0, 2], lambda h: h[0], lambda h, x: h.__setitem__(0, x)),
+    "tuple": (lambda: (3, (1.0, 2)), lambda h: h[1][0], lambda h, x: (3, (x, 2))),
+    "named-tuple": (lambda: Pair(1.0, (2, 2)), lambda h: h.scale, lambda h, x: Pair(x, (2, 2))),
+    "deque": (lambda: deque([0.0, 1.0], 2), lambda h: h[-1], lambda h, x: h.append(x)),
+    "ordered": (lambda: OrderedDict(s=one()), lambda h: h["s"], lambda h, x: h.update(s=x * one())),
+    "tensors": (
+        lambda: deque([one()], 1),
+        lambda h: h[0],
+        lambda h, x: h.append(x * one()),
+    ),
+    "namespace": (lambda: SimpleNamespace(s=1.0), lambda h: h.s, lambda h, x: setattr(h, "s", x)),
+    "dataclass": (
+        Settings,
+        lambda h: h.inner["scales"][1],
+        lambda h, x: h.inner["scales"].__setitem__(1, x),
+    ),
+    "frozen-dataclass": (Fixed, lambda h: h.scale, lambda h, x: Fixed(x)),
+    "array": (lambda: np.ones(3), lambda h: float(h[1]), lambda h, x: np.full(3, x)),
+    "array-in-place": (
+        lambda: {"s": np.ones((2, 1))},
+        lambda h: float(h["s"][1, 0]),
+        lambda h, x: h["s"].__setitem__((1, 0), x),
+    ),
+    "integer-or-float": (lambda: 1, lambda h: h, lambda h, x: 2 if x < 0.8 else x),
+}
+
+
+class Holding(Base):
+    """A number, wherever it is kept."""
+
+    kind = ""
+
+    def extra(self):
+        self.n = 0
+        self.held = HOLDERS[self.kind][0]()
+
+    def after(self):
+        self.n += 1
+        new = HOLDERS[self.kind][2](self.held, 1 / (1 + 0.1 * self.n))
+        self.held = self.held if new is None else new
+
+    def forward(self, x):
+        return super().forward(x) * HOLDERS[self.kind][1](self.held)
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_numbers_wherever_they_are_kept(kind):
+    torch.manual_seed(0)
+    net = type(kind, (Holding,), {"kind": kind})().double()
+    before = copy.deepcopy(net.held)
+    _, trajectory = trained(None, net=net)
+    assert not np.array_equal(HOLDERS[kind][1](before), HOLDERS[kind][1](net.held))
+    own = copy.deepcopy(net.held)
+    assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    assert type(net.held) is type(own)
+    assert HOLDERS[kind][1](net.held) == HOLDERS[kind][1](own)
+
+
+def test_what_is_constant_is_not_recorded():
+    """Shapes, sizes and complex tensors that stand still; a module that knows its parent."""
+    torch.manual_seed(0)
+    net = Base().double()
+    net.register_buffer("turns", torch.polar(torch.ones(3), torch.arange(3.0)))
+    net.sizes, net.table = (3, 4), {"a": 1, "b": [2.0]}
+    net.a.parent = [net]
+    _, trajectory = trained(None, net=net)
+    assert not trajectory.others
+    assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+def test_complex_tensors_that_move_are_named():
+    net = Base().double()
+    net.register_buffer("turns", torch.polar(torch.ones(3), torch.arange(3.0)).to(torch.cdouble))
+    net.after = lambda: net.turns.mul_(1.01)
+    net.b.register_forward_pre_hook(lambda m, inputs: (inputs[0] * net.turns.real,))
+    _, trajectory = trained(None, net=net, n_epochs=1)
+    assert trajectory.others == {"turns": None}
+
+
+class Replaced(Target):
+    """A copy that is made again instead of being written to."""
+
+    def after(self):
+        self.n += 1
+        if self.n % 3 == 0:
+            self.target = copy.deepcopy(self.a).requires_grad_(False)
+
+
+class ReplacedInList(Hidden):
+    def after(self):
+        self.list[0] = copy.deepcopy(self.a).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", [Replaced, ReplacedInList])
+def test_copies_that_are_made_again(kind):
+    net, trajectory = trained(kind)
+    assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+class Added(Base):
+    """A tensor that the first steps did not have."""
+
+    def after(self):
+        self.factor = getattr(self, "factor", 1.0) * one() * 0.95
+
+    def forward(self, x):
+        return super().forward(x) * getattr(self, "factor", 1.0)
+
+
+class Log(Base):
+    """A list that grows and is read by nothing."""
+
+    def extra(self):
+        self.log = []
+
+    def after(self):
+        self.log.append(len(self.log) / 2)
+
+
+def test_what_the_first_step_did_not_have():
+    net, trajectory = trained(Added)
+    with pytest.raises(ValueError, match=r"in which factor changed while recording"):
+        fitted(net, trajectory)
+    net, trajectory = trained(Log)
+    assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Spectral, Counter, Base])
+def test_batches_of_one_step_at_several_values(kind):
+    """A value that moves between them stands for none of their gradients."""
+    torch.manual_seed(0)
+    net = kind().double()
+    optimizer = SGD(net.a.parameters(), lr=0.1, weight_decay=DECAY)
+    with record(net, optimizer) as recorder:
+        for rows in torch.randperm(len(X)).split(12):
+            net.zero_grad()
+            for part in rows.split(6):
+                recorder.batch(part, accumulate=True)
+                (mse_loss(net(X[part]), Y[part]) / 2).backward()
+            optimizer.step()
+            net.after()
+    if kind is Spectral:
+        with pytest.raises(ValueError, match="changed between the batches of one step"):
+            fitted(net, recorder.trajectory, window=None)
+        found = fitted(net, recorder.trajectory, "applied", window=None)
+    else:
+        found = fitted(net, recorder.trajectory, window=None)
+    assert found.coef_[0] == pytest.approx(DECAY, rel=1e-9)
+
+
+class Switch(Base):
+    """Which of two ways the net takes: 0 and 1, or one of three whose mean is whole."""
+
+    values = (0, 1)
+
+    def extra(self):
+        self.c, self.which = nn.Linear(4, 3), self.values[0]
+        self.n = 0
+
+    def after(self):
+        self.n += 1
+        self.which = self.values[self.n % len(self.values)]
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x) if self.which else self.c(x).sin() + self.a(x)))
+
+
+class Signs(Switch):
+    values = (-1, 0, 1)
+
+
+class Flags(Switch):
+    values = (True, False)
+
+
+class Counts(Switch):
+    def extra(self):
+        super().extra()
+        del self.which
+        self.register_buffer("which", torch.zeros((), dtype=torch.long))
+
+    def after(self):
+        self.which.add_(1).remainder_(2)
+
+
+@pytest.mark.parametrize("kind", [Switch, Signs, Flags, Counts])
+@pytest.mark.parametrize("every", [1, 3, 6])
+def test_switches_have_no_mean(kind, every):
+    """Six steps in an epoch."""
+    net, trajectory = trained(kind, size=8, every=every)
+    with pytest.raises(ValueError, match="Expected whole numbers .* in which which changes, whose"):
+        fitted(net, trajectory, "gradient")
+    if every == 1:
+        assert fitted(net, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    else:
+        with pytest.raises(ValueError, match="Expected whole numbers"):
+            fitted(net, trajectory, "flow", window=None)
+
+
+def test_switches_of_a_reduced_recording():
+    how = {"data": (X, Y), "loss": "mse", "params": r"^a\.", "families": ["weight_decay"]}
+    net, trajectory = trained(Switch, **how)
+    with pytest.raises(ValueError, match="which changed while recording"):
+        fitted(net, trajectory, "gradient")
+
+
+def test_switches_that_stand_still_in_a_window():
+    """One way in each epoch: as if each epoch were of a net that has one way only."""
+    torch.manual_seed(0)
+    net = Switch().double()
+    own = [p for n, p in net.named_parameters() if n.startswith("a.")]
+    net.after = lambda: None
+    optimizer = SGD(own, lr=0.1, weight_decay=DECAY)
+    with record(net, optimizer) as recorder:
+        for which in (0, 1, 1, 0):
+            net.which = which
+            run(net, optimizer, recorder, n_epochs=1)
+    path = fitted(net, recorder.trajectory, "gradient").coef_path_
+    for row, which, start in ((0, 0, 0), (1, 1, 4), (3, 0, 12)):
+        net.which = which
+        part = recorder.trajectory[start : start + 5]
+        alone = fitted(net, replace(part, others={}), "gradient")
+        assert path[row, 0] == pytest.approx(alone.coef_[0], rel=1e-9)
+
+
+class Ensemble(nn.Module):
+    """Three nets in one set of tensors, called by a net that has none."""
+
+    def __init__(self, frozen, first):
+        super().__init__()
+        nets = [nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)) for _ in range(3)]
+        stacked, _ = torch.func.stack_module_state(nets)
+        parts = {"base": copy.deepcopy(nets[0]).to("meta").requires_grad_(not frozen)}
+        named = {name.replace(".", "_"): t.detach() for name, t in stacked.items()}
+        parts["a"] = nn.ParameterDict({name: nn.Parameter(t) for name, t in named.items()})
+        for name in sorted(parts, reverse=first):
+            setattr(self, name, parts[name])
+        self.names = {name.replace(".", "_"): name for name in stacked}
+
+    def forward(self, x):
+        def one(params):
+            return torch.func.functional_call(self.base, params, (x,))
+
+        return torch.func.vmap(one)({self.names[n]: p for n, p in self.a.items()}).mean(0)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_nets_without_tensors_of_their_own(frozen, first):
+    torch.manual_seed(0)
+    net = Ensemble(frozen, first).double()
+    net.between = net.after = lambda: None
+    optimizer = SGD(net.a.parameters(), lr=0.1, weight_decay=DECAY)
+    with record(net, optimizer) as recorder:
+        run(net, optimizer, recorder)
+    net.between = net.after = None
+    found = fitted(net, recorder.trajectory)
+    assert found.coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    assert found.n_equations_ == 4 * 3 * 19

@@ -335,7 +335,7 @@ BAD_RECORDINGS = {
         {"families": ["l2"]},
         r"data=\(X, y\) and loss= with families= .* got no data; give both, or reference='applied'",
     ),
-    "no-loss": ({"families": ["l2"], "data": (X, Y)}, "got no loss; give both"),
+    "no-loss": ({"families": ["l2"], "data": (X, Y)}, "does not say what it was trained with"),
     "other-reference": (
         {"families": ["l2"], "reference": "batch"},
         r"reference among \['gradient', 'applied'\] with families= .* record the weights",

@@ -1,9 +1,11 @@
 """The recorder: marks, batches, bad input, and the user's objects left as they were."""
 
+import contextlib
 import errno
 import gc
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -407,6 +409,29 @@ def test_a_mark_that_was_cut_short_is_refused(tmp_path):
         _ = recorder.trajectory.marks[1].weights
 
 
+@pytest.mark.parametrize("how", ["of one process", "of another process"])
+@pytest.mark.parametrize("what", ["weights", "applied", "visited"])
+def test_a_mark_that_was_damaged_is_refused(tmp_path, what, how):
+    net, optimizer = new_run()
+    with record(net, optimizer, directory=tmp_path / "marks") as recorder:
+        steps(net, optimizer, 4)
+    trajectory = recorder.trajectory
+    if how == "of another process":
+        trajectory = pickle.loads(pickle.dumps(trajectory))
+    file = sorted((tmp_path / "marks").iterdir())[2]
+    places = trajectory.marks[2]._source.places
+    place = next(p for p in places if (p.what, p.name) == (what, "2.weight"))
+    content = bytearray(file.read_bytes())
+    content[place.start + 3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"got {what} of 2.weight with another checksum; the"):
+        trajectory.marks[2].tensor(what, "2.weight")
+    with pytest.raises(ValueError, match="the file is damaged: record again"):
+        getattr(trajectory.marks[2], what)
+    assert trajectory.marks[2].tensor(what, "0.weight").isfinite().all()
+    assert trajectory.marks[1].tensor(what, "2.weight").isfinite().all()
+
+
 def test_a_temporary_folder_goes_with_the_path():
     net, optimizer = new_run()
     with record(net, optimizer, memory_limit=0) as recorder:
@@ -538,3 +563,100 @@ def test_rows_that_are_none(rows):
         pytest.raises(ValueError, match="Expected row numbers"),
     ):
         recorder.batch(rows)
+
+
+class Interrupt:
+    """Raises at one of the lines that the package runs in a block, which it counts."""
+
+    def __init__(self, at):
+        self.at, self.n_lines = at, 0
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+
+    def __exit__(self, *details):
+        sys.settrace(self.before)
+
+    def trace(self, frame, event, arg):
+        if "sklearn_implicitreg" not in frame.f_code.co_filename:
+            return None
+        self.n_lines += event == "line"
+        if self.n_lines == self.at:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self.trace
+
+
+def interrupted(at, every, several):
+    """A run with an interrupt in what the recorder does within the sixth step."""
+    net = new_net()
+    heads = [net[0], net[2]] if several else [net]
+    optimizers = [SGD(head.parameters(), lr=0.1, weight_decay=0.2) for head in heads]
+    interrupt = Interrupt(at)
+    with record(net, optimizers, every=every, gradients=True) as recorder:
+        for k in range(14):
+            rows = torch.arange(5) + k
+            net.zero_grad()
+            recorder.batch(rows)
+            loss_of(net, rows).backward()
+            with (
+                contextlib.suppress(KeyboardInterrupt),
+                interrupt if k == 5 else contextlib.nullcontext(),
+            ):
+                for optimizer in optimizers:
+                    optimizer.step()
+            net.zero_grad()
+    return recorder.trajectory, interrupt.n_lines
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("several", [False, True], ids=["one", "two optimizers"])
+def test_an_interrupt_anywhere_in_the_recorder_loses_steps_but_mixes_none(every, several):
+    _, n_lines = interrupted(-1, every, several)
+    assert n_lines > 100
+    for at in range(1, n_lines, 37):
+        trajectory, _ = interrupted(at, every, several)
+        assert len(trajectory.steps) == trajectory.n_steps
+        assert 14 - every - several <= trajectory.n_steps <= 14
+        for window in trajectory.windows(None):
+            visited, given = window.mean("visited"), window.mean("consumed")
+            # An optimizer that the interrupt left out has fewer steps than the window.
+            shares = {name: 0.2 * window.n_updates(name) / window.n_steps for name in given}
+            decay = {name: given[name] + shares[name] * visited[name] for name in given}
+            assert close(window.mean("applied"), decay, tol=1e-4), at
+            if every == 1:
+                net = new_net()
+                net.load_state_dict(window.start.weights)
+                loss_of(net, window.steps[0].rows).backward()
+                gradients = {n: p.grad for n, p in net.named_parameters() if window.n_updates(n)}
+                assert close(gradients, given, tol=1e-4), at
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_what_a_hook_of_the_user_does_after_a_step_is_no_part_of_it(every):
+    """Hooks that were registered before the recorder's zero the gradients and clip the weights."""
+
+    def clip(optimizer, args, kwargs):
+        with torch.no_grad():
+            net[0].weight.clamp_(-0.3, 0.3)
+
+    net, optimizer = new_run(weight_decay=0.2)
+    optimizer.register_step_post_hook(lambda own, args, kwargs: own.zero_grad())
+    if every == 1:
+        optimizer.register_step_post_hook(clip)
+    own = list(optimizer._optimizer_step_post_hooks)
+    recorder = record(net, optimizer, every=every, gradients=True)
+    with contextlib.ExitStack() as stack:
+        if every == 1:
+            stack.enter_context(pytest.warns(ModelStateWarning, match="changed the weights"))
+        stack.enter_context(recorder)
+        for k in range(8):
+            loss_of(net, torch.arange(5) + k).backward()
+            optimizer.step()
+    assert list(optimizer._optimizer_step_post_hooks) == own
+    assert not any(step.skipped for step in recorder.trajectory.steps)
+    for window in recorder.trajectory.windows(None):
+        visited, given = window.mean("visited"), window.mean("consumed")
+        decay = {name: t + 0.2 * visited[name] for name, t in given.items()}
+        assert close(window.mean("applied"), decay)

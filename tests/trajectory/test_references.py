@@ -72,6 +72,71 @@ def text_of(est):
     return " ".join(str(est.summary()).split())
 
 
+class Halves(nn.Module):
+    """Normalizes each half of a batch alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        halves = self.a(x).chunk(2)
+        return self.b(torch.tanh(torch.cat([self.norm(half) for half in halves])))
+
+
+def neighbours(output, target):
+    """Compares each row with the next one of the batch."""
+    return (output.diff(dim=0) - target.diff(dim=0)).abs().pow(1.5).mean()
+
+
+def drawn(rng):
+    return list(torch.randint(N, (5, 16), generator=rng))
+
+
+def shuffled(rng):
+    return torch.randperm(N, generator=rng).split(16)
+
+
+def all_shuffled(rng):
+    return [torch.randperm(N, generator=rng)]
+
+
+class TestTheRowsOfABatchAsTheyCame:
+    """In their order, and as often: the decay that was applied is found."""
+
+    @pytest.mark.parametrize("n_parts", [1, 2])
+    @pytest.mark.parametrize(
+        ("make", "loss", "draw"),
+        [
+            (new_net, "mse", drawn),
+            (new_net, neighbours, shuffled),
+            (new_net, neighbours, all_shuffled),
+            (new_net, neighbours, drawn),
+            (Halves, "mse", shuffled),
+            (Halves, "mse", drawn),
+            (Halves, "mse", all_shuffled),
+        ],
+    )
+    def test_by_batch(self, make, loss, draw, n_parts):
+        X, y = rows()
+        net = make().double()
+        value = nn.functional.mse_loss if loss == "mse" else loss
+        rng = torch.Generator().manual_seed(0)
+        optimizer = SGD(net.parameters(), lr=0.02, weight_decay=0.05)
+        with record(net, optimizer) as recorder:
+            for _ in range(3):
+                for batch in draw(rng):
+                    optimizer.zero_grad()
+                    for part in batch.chunk(n_parts):
+                        recorder.batch(part, accumulate=n_parts > 1)
+                        (value(net(X[part]), y[part]) / n_parts).backward()
+                    optimizer.step()
+                recorder.epoch()
+        est = fit((net, X, y, recorder.trajectory), "weight_decay", reference="batch", loss=loss)
+        assert est.coef_ == pytest.approx([0.05], rel=1e-9)
+        assert est.r2_ == pytest.approx(1, abs=1e-12)
+
+
 class TestDraws:
     def problem_and_path(self):
         net = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 1)).double()
@@ -229,3 +294,22 @@ def test_flow_of_iterates():
     trajectory = Trajectory.from_iterates(weights, lr=0.01)
     est = fit((net, X, y, trajectory), GradientNorm(), reference="flow", window=None)
     assert est.coef_[0] == pytest.approx(0.01 / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_fewer_rows_than_the_batches_name(accumulate):
+    X, y = rows()
+    net = new_net()
+    optimizer = SGD(net.parameters(), lr=0.05)
+    with record(net, optimizer) as recorder:
+        for part in torch.arange(N).split(20):
+            optimizer.zero_grad()
+            for own in part.split(10 if accumulate else 20):
+                recorder.batch(own, accumulate=accumulate)
+                (nn.functional.mse_loss(net(X[own]), y[own]) * (len(own) / 20)).backward()
+            optimizer.step()
+    est = ImplicitRegularizationEstimator(
+        net, mode="trajectory", trajectory=recorder.trajectory, reference="batch", loss="mse"
+    )
+    with pytest.raises(ValueError, match="got X with 50 rows and batches that name rows up to"):
+        est.fit(X[:50], y[:50])

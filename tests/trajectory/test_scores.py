@@ -11,7 +11,7 @@ from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularization
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L1
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Place
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.trajectory import Batch, Gradient, record
 from sklearn_implicitreg.trajectory.stationarity import _vector
 

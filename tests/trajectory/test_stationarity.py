@@ -80,7 +80,7 @@ class TestEndpoint:
         est = fit(*converged)
         assert est.verdict_ == "supported"
         assert (
-            "The trajectory confirms it: what 10 steps of the trajectory beside these"
+            "The trajectory confirms it: the penalty gradient that the 10 steps next to these"
             in sentence(est)
         )
         np.testing.assert_allclose(est.coef_, [DECAY], rtol=1e-3)
@@ -94,7 +94,7 @@ class TestEndpoint:
         make = lambda params: SGD(params, lr=0.1, weight_decay=DECAY)  # noqa: E731
         est = fit(net, ContinueTraining(5, train_epoch=train_epoch, optimizer=make))
         assert est.verdict_ == "supported"
-        assert "what 5 steps of the trajectory" in sentence(est)
+        assert "that the 5 steps next to these weights added" in sentence(est)
 
     def test_small_steps_of_batches_leave_an_endpoint(self, converged):
         """Batch noise far below the gradient of the penalty, which the windows measure."""
@@ -135,7 +135,10 @@ class TestNotStationary:
         assert est.verdict_ == "not stationary"
         np.testing.assert_array_equal(est.coef_, without.coef_)
         norm = np.sqrt(sum(float(g.square().sum()) for g in gradient_of(net)))
-        assert f"-grad L has norm {norm:.4g}, what 100 steps of the trajectory" in sentence(est)
+        assert (
+            f"-grad L has norm {norm:.4g} and the penalty gradient that the 100 steps"
+            in sentence(est)
+        )
         assert "mode='trajectory'" in sentence(est)
         along = fit(net, trajectory, mode="trajectory", window="epoch")
         np.testing.assert_allclose(along.coef_[0], DECAY, rtol=0.1)
@@ -147,13 +150,13 @@ class TestNotStationary:
         without, est = fit(net, None), fit(net, probe or trajectory)
         assert without.r2_ > 0.1
         assert est.verdict_ == "not stationary"
-        share = float(sentence(est).split("difference is ")[1].split()[0])
+        share = float(sentence(est).split("they differ by ")[1].split()[0])
         assert share == pytest.approx(1.0, abs=1e-3)
 
     def test_partial_names_what_makes_a_path(self, noisy):
         est = fit(noisy[0], None)
         assert est.verdict_ == "partial"
-        assert "let trajectory.ContinueTraining make one" in sentence(est)
+        assert "ContinueTraining" in est.next_steps()[0].code
 
 
 class TestRefusals:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ def test_epochs_that_were_not_marked():
     with record(net, optimizer) as recorder:
         net(X).sum().backward()
         optimizer.step()
-    with pytest.raises(ValueError, match=r"call recorder.epoch\(\) at the end of every epoch"):
+    with pytest.raises(ValueError, match=r"call recorder.epoch\(\) at the end of every epoch\.$"):
         recorder.trajectory.windows("epoch")
 
 
@@ -470,3 +471,61 @@ def test_iterates_that_are_not_finite():
     assert all(torch.allclose(ours[name], tensor) for name, tensor in wanted.items())
     with pytest.raises(ValueError, match="at least 2 finite iterates"):
         Trajectory.from_iterates([iterates[3]] * 4, lr=0.1)
+
+
+def test_a_link_is_followed_and_stays(tmp_path):
+    real = tmp_path / "real.pt"
+    link, dangling = tmp_path / "link.pt", tmp_path / "dangling.pt"
+    link.symlink_to("real.pt")
+    dangling.symlink_to("new.pt")
+    real.write_bytes(b"older")
+    trajectory = recorded(n_epochs=1)
+    for one, target in ((link, real), (dangling, tmp_path / "new.pt")):
+        trajectory.save(one)
+        assert one.is_symlink()
+        assert not target.is_symlink()
+        assert_same(Trajectory.load(target), trajectory)
+
+
+def odd_places(tmp_path):
+    pipe, circle = tmp_path / "pipe", tmp_path / "circle"
+    os.mkfifo(pipe)
+    circle.symlink_to(circle)
+    to_pipe = tmp_path / "to-pipe"
+    to_pipe.symlink_to(pipe)
+    return {
+        "pipe": pipe,
+        "link to a pipe": to_pipe,
+        "circle": circle,
+        "long": tmp_path / ("n" * 300),
+        "zero": str(tmp_path / "a\0b"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "circle", "long", "zero"])
+def test_what_is_no_file_stays(tmp_path, kind):
+    place = odd_places(tmp_path)[kind]
+    before = sorted((p.name, p.lstat().st_mode) for p in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="Expected the name of a file, got") as caught:
+        recorded(n_epochs=1).save(place)
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted((p.name, p.lstat().st_mode) for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "circle", "long", "zero"])
+def test_what_is_no_file_is_not_loaded(tmp_path, kind):
+    with pytest.raises(ValueError, match="Expected a file written by Trajectory.save, got"):
+        Trajectory.load(odd_places(tmp_path)[kind])
+
+
+@pytest.mark.parametrize("key", ["skipped", "skipped_by", "begins_epoch", "n_dropped", "steps"])
+def test_a_header_without_a_part_is_refused(tmp_path, key):
+    file = tmp_path / "path.pt"
+    recorded(n_epochs=1).save(file)
+    content = torch.load(file)
+    header = json.loads(content["header"])
+    del header[key]
+    text = json.dumps(header)
+    torch.save({**content, "header": text, "checksum": zlib.crc32(text.encode())}, file)
+    with pytest.raises(ValueError, match="Expected a file written by Trajectory.save, got"):
+        Trajectory.load(file)

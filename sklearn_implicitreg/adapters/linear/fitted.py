@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.base import is_classifier
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss
 from sklearn_implicitreg.adapters.linear.predictions import check_linear
@@ -21,6 +23,7 @@ from sklearn_implicitreg.adapters.linear.problems import (
 from sklearn_implicitreg.adapters.linear.rows import Rows
 from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.problem import Params, check_finite_params, select_params
+from sklearn_implicitreg.problem.parameters import as_array, as_numbers, shown
 
 
 def fitted_problem(
@@ -36,15 +39,15 @@ def fitted_problem(
 ) -> LinearProblem:
     """Problem of a fitted linear model; what else is known goes into its fields."""
     X, y, weight = rows
-    coef, intercept = _coef(model), _intercept(model)
+    coef, intercept, eps = _coef(model), _intercept(model), _rounding_unit(model)
     n_outputs = 1 if coef.ndim == 1 else coef.shape[0]
+    _check_features(coef, X)
     _check_targets(y, n_outputs, loss)
     unit, columns = liblinear or 1.0, known.get("columns")
     every = _parameters(coef, None if intercept is None else intercept / unit, columns, per_output)
     whole = liblinear is not None or columns is not None
     default = {name for name in every if whole or name.startswith("coef")}
     summed = "outputs summed, mean over rows" if n_outputs > 1 else "mean over rows"
-    eps = _rounding_unit(model)
     own = {
         "model_name": type(model).__name__,
         "eps": eps,
@@ -70,14 +73,37 @@ def fitted_problem(
         loss=loss,
         weight=weight,
         intercept_unit=unit,
-        at_rest=intercept is not None and not whole and not loss.kinked,
+        at_rest=not (intercept is None or whole or loss.kinked or options.penalized_intercept),
         **{**own, **known},
+    )
+
+
+def check_trained(model: Any) -> None:
+    """Raise ValueError for a model without what training leaves, or with something else there."""
+    check_is_fitted(model)
+    coef, intercept = _coef(model), _intercept(model)
+    if coef.ndim not in (1, 2) or not coef.size:
+        raise _untrained(model, "coef_ of shape (p,) or (K, p)", f"shape {coef.shape}")
+    shapes = {(), (1,), np.atleast_2d(coef).shape[:1]}
+    if intercept is not None and intercept.shape not in shapes:
+        expected = f"intercept_ with a number for each row of coef_ of shape {coef.shape}"
+        raise _untrained(model, expected, f"shape {intercept.shape}")
+    labels: Any = getattr(model, "classes_", None)
+    if (is_classifier(model) or hasattr(model, "classes_")) and np.ndim(labels) != 1:
+        raise _untrained(model, "classes_ on one axis", shown(labels))
+
+
+def _untrained(model: Any, expected: str, found: Any) -> ValueError:
+    return ValueError(
+        f"Expected a trained {type(model).__name__} with {expected}, got {found}; give the model "
+        "as its fit left it, or LinearModel(coef, intercept, loss=...)."
     )
 
 
 def predictor(model: Any, X: Any) -> Array:
     """Linear predictor ``X coef' + intercept`` of shape (n, K)."""
     intercept, coef = _intercept(model), np.atleast_2d(_coef(model))
+    _check_features(coef, X)
     parts = [np.asarray(rows_of_features(X, rows) @ coef.T) for rows in row_blocks(X)]
     eta = np.concatenate(parts)
     return eta if intercept is None else eta + np.atleast_1d(intercept)
@@ -85,15 +111,32 @@ def predictor(model: Any, X: Any) -> Array:
 
 def _coef(model: Any) -> Array:
     """``coef_`` in float64, dense also after ``sparsify``."""
-    coef = model.coef_
-    return np.array(coef.toarray() if sparse.issparse(coef) else coef, dtype=np.float64)
+    coef = getattr(model, "coef_", None)
+    if coef is None:
+        raise _untrained(model, "coef_", "none")
+    coef = coef.toarray() if sparse.issparse(coef) else coef
+    return as_numbers(f"coef_ of {type(model).__name__}", coef).copy()
 
 
 def _intercept(model: Any) -> Array | None:
     """Fitted intercept, or None if none was fitted."""
     if not getattr(model, "fit_intercept", True):
         return None
-    return np.array(model.intercept_, dtype=np.float64)
+    intercept = getattr(model, "intercept_", None)
+    if intercept is None:
+        if hasattr(model, "intercept_") and not hasattr(model, "fit_intercept"):
+            return None  # of a class of the user's
+        raise _untrained(model, "intercept_", "none")
+    return as_numbers(f"intercept_ of {type(model).__name__}", intercept).copy()
+
+
+def _check_features(coef: Array, X: Any) -> None:
+    """Raise ValueError for rows of other features than those of the coefficients."""
+    if coef.shape[-1] != X.shape[1]:
+        raise ValueError(
+            f"Expected a coefficient for each of the {X.shape[1]} features of X, got coef_ of "
+            f"shape {coef.shape}; give the X of the training."
+        )
 
 
 def _parameters(
@@ -138,5 +181,5 @@ def _check_targets(y: Array, n_outputs: int, loss: Loss) -> None:
 
 def _rounding_unit(model: Any) -> float:
     """Machine epsilon of the precision that the model was trained in."""
-    dtype = np.dtype(model.coef_.dtype)
+    dtype = as_array(model.coef_).dtype if not sparse.issparse(model.coef_) else model.coef_.dtype
     return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sklearn_implicitreg.adapters.linear import losses
-from sklearn_implicitreg.adapters.linear.fitted import fitted_problem, predictor
+from sklearn_implicitreg.adapters.linear.fitted import check_trained, fitted_problem, predictor
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss, loss_of
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.rows import (
@@ -24,6 +24,7 @@ from sklearn_implicitreg.adapters.linear.streams import streamed
 from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch import losses as torch_losses
 from sklearn_implicitreg.adapters.torch.data import Batch
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, examined
 
 # Losses of torch that average over outputs what the table sums.
@@ -40,6 +41,7 @@ def adapt_given(model: Any, data: Data, options: Options, **known: Any) -> Linea
             f"Expected the loss that {type(model).__name__} was trained with, got {what}; give "
             f"`loss=`, one of {sorted(choices)}, an nn loss, or a callable(output, target)."
         )
+    check_trained(model)
     make = _classifier if hasattr(model, "classes_") else _regressor
     return make(model, data, options, known)
 
@@ -53,7 +55,8 @@ def _regressor(model: Any, data: Data, options: Options, known: dict[str, Any]) 
     named = _closed_form(loss, model)
     if named is None:
         target = torch.from_numpy(y[:, 0] if y.shape[1] == 1 else y)
-        return _by_autograd(model, (X, target, weight), options, known)
+        with preserved_rng(target.device):
+            return _by_autograd(model, (X, target, weight), options, known)
     n_outputs = y.shape[1]
     if loss in _AVERAGED and n_outputs > 1:
         averaged = {"loss_weight": weight[:, None] / n_outputs}
@@ -69,7 +72,8 @@ def _classifier(model: Any, data: Data, options: Options, known: dict[str, Any])
     named = _closed_form(options.loss, model)
     if named is None:
         target = torch.from_numpy(codes if n_classes > 2 else codes.astype(np.float64))
-        return _by_autograd(model, (X, target, weight), options, known)
+        with preserved_rng(target.device):
+            return _by_autograd(model, (X, target, weight), options, known)
     if n_classes > 2 and options.loss == "log_loss":
         named = losses.LOSSES["cross_entropy"]
         known = {"how": "mean over rows"} | known
@@ -99,7 +103,14 @@ def _by_autograd(
         row_loss = examined(row_loss, Batch((), target[few], None), output[few], None).row_loss
     row_weight = None if np.all(weight == 1) else torch.from_numpy(weight)
     total, mass = row_loss(output, row_loss.prepare(output, target), row_weight)
-    (slope,) = torch.autograd.grad(total, eta, create_graph=True)
+    slope = None
+    if total.requires_grad:
+        (slope,) = torch.autograd.grad(total, eta, create_graph=True, allow_unused=True)
+    if slope is None:
+        raise ValueError(
+            "Expected a loss that depends on the outputs, got one without a gradient; does it "
+            "detach, or compute without torch?"
+        )
     curvature = _curvature(slope, eta)
     n_rows, n_outputs = eta.shape
     slopes = slope.detach().numpy()

@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.problems import rows_of_features
 from sklearn_implicitreg.problem.linear_model import LinearModel
 
 _METHODS = ("decision_function", "predict")
-_CHECKED = 20  # rows, evenly over those given
-# Means of a predictor eta, and how far each moves with it.
-_MEANS: tuple[tuple[Callable[[Array], Array], Callable[[Array], Array]], ...] = (
-    (lambda eta: eta, np.ones_like),
-    (np.exp, np.exp),
-    (expit, np.ones_like),
+_CHECKED, _MANY = 20, 1000  # rows, evenly over those given; to know another link by
+_ROUNDED = 1e-4  # relative error of predictions that were rounded
+_SINGLE = 10 * float(np.finfo(np.float32).eps)  # of the summands of a predictor in float32
+# Means of a predictor eta, how far each moves with it, and the predictor of a mean.
+_Map = Callable[[Array], Array]
+_MEANS: tuple[tuple[_Map, _Map, _Map], ...] = (
+    (lambda eta: eta, np.ones_like, lambda mean: mean),
+    (np.exp, np.exp, np.log),
+    (expit, np.ones_like, logit),
 )
 
 
@@ -29,22 +32,30 @@ def check_linear(model: Any, X: Any, coef: Array, intercept: Array | None, eps: 
     """Raise ValueError for a model that does not predict by ``X coef' + intercept``."""
     if isinstance(model, LinearModel) or not any(map(partial(_is_own, model), _METHODS)):
         return  # by definition
-    rows = np.unique(np.linspace(0, X.shape[0] - 1, _CHECKED).astype(np.intp))
-    some, matrix = rows_of_features(X, rows), np.atleast_2d(coef)
-    level = 0.0 if intercept is None else intercept
+    matrix, level = np.atleast_2d(coef), 0.0 if intercept is None else intercept
+    at = partial(_predicted, model, X, matrix, level, max(eps**0.5, _SINGLE))
+    wrong = _wrong_method(model, *at(_CHECKED))
+    if wrong and not (wrong == "predict" and _other_link(model, *at(_MANY))):
+        raise ValueError(
+            f"Expected a model that predicts by X coef_' + intercept_, got {type(model).__name__}, "
+            f"whose {wrong} differs from it: it centers or scales X, combines its coefficients "
+            "in another way, or has another link. Give LinearModel(coef, intercept, loss=...) with "
+            "the coefficients that it predicts by, and the rows as they enter."
+        )
+
+
+def _predicted(
+    model: Any, X: Any, matrix: Array, level: Any, unit: float, n_rows: int
+) -> tuple[Any, Array, Array]:
+    """Some rows as the model takes them, their predictor, and how close predictions must be."""
+    rows = np.unique(np.linspace(0, X.shape[0] - 1, n_rows).astype(np.intp))
+    some = rows_of_features(X, rows)
     eta = np.asarray(some @ matrix.T) + level
-    near = eps**0.5 * (np.asarray(abs(some) @ abs(matrix).T) + np.abs(level))
+    near = unit * (np.asarray(abs(some) @ abs(matrix).T) + np.abs(level)) + _ROUNDED * np.abs(eta)
     names = getattr(model, "feature_names_in_", None)
     if names is not None:  # as the model was trained, so that it does not warn
         some = pd.DataFrame(some.toarray() if sparse.issparse(some) else some, columns=names)
-    wrong = _wrong_method(model, some, eta, near)
-    if wrong:
-        raise ValueError(
-            f"Expected a model that predicts by X coef_' + intercept_, got {type(model).__name__}, "
-            f"whose {wrong} differs from it: it centers or scales X, or combines its coefficients "
-            "in another way. Give LinearModel(coef, intercept, loss=...) with the coefficients "
-            "that it predicts by, and the rows as they enter."
-        )
+    return some, eta, near
 
 
 def _is_own(model: Any, method: str) -> bool:
@@ -72,8 +83,38 @@ def _wrong_method(model: Any, some: Any, eta: Array, near: Array) -> str:
     if found.shape != eta.shape or found.dtype.kind not in "fiub":
         return "predict"
     with np.errstate(over="ignore", invalid="ignore"):
-        agree = [_equal(found, mean(eta), near * slope(eta)) for mean, slope in _MEANS]
+        agree = [_equal(found, mean(eta), near * slope(eta)) for mean, slope, _ in _MEANS]
     return "" if any(agree) else "predict"
+
+
+def _other_link(model: Any, some: Any, eta: Array, near: Array) -> bool:
+    """Whether predictions are a strictly monotone function of one predictor, of another link."""
+    found = _answer(model, "predict", some)
+    if hasattr(model, "classes_") or found is None or found.size != eta.size:
+        return False
+    if eta.shape[1] != 1 or found.dtype.kind != "f" or not np.isfinite(found).all():
+        return False
+    order = np.argsort(eta[:, 0])
+    eta, near, found = eta[order, 0], near[order, 0], found.reshape(-1)[order]
+    if found.min() >= 0 and found.max() <= 1:  # probabilities, which end in rounding
+        inner = (found > _ROUNDED) & (found < 1 - _ROUNDED)
+        eta, near, found = eta[inner], near[inner], found[inner]
+    sure = np.flatnonzero(np.diff(eta) > near[1:] + near[:-1])
+    steps = np.diff(found)[sure]
+    if len(sure) < _CHECKED // 2 or not ((steps > 0).all() or (steps < 0).all()):
+        return False
+    # A line after a known link is no other link: the features were centered or scaled.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return not any(_is_line(eta, inverse(found), near) for *_, inverse in _MEANS)
+
+
+def _is_line(eta: Array, found: Array, near: Array) -> bool:
+    if not np.isfinite(found).all():
+        return False
+    middle = eta.mean()
+    slope = (found @ (eta - middle)) / np.sum((eta - middle) ** 2)
+    left = found - found.mean() - slope * (eta - middle)
+    return bool(np.all(np.abs(left) <= 2 * abs(slope) * near.max()))
 
 
 def _answer(model: Any, method: str, some: Any) -> Any:

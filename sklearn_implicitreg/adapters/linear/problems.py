@@ -18,6 +18,7 @@ from sklearn_implicitreg.problem import (
     LossGradient,
     Params,
     Problem,
+    Rest,
     RowBatch,
     as_tensor,
     norm_of,
@@ -152,11 +153,11 @@ class LinearProblem(Problem):
         slopes, sizes = weight * losses.derivative, np.abs(weight) * losses.size
         if center is not None:
             features = features - center
-        rest = None
+        rest = Rest()
         if self.at_rest and self._constant not in self._scope:
             top = np.maximum(np.abs(slopes).max(axis=0), np.finfo(np.float64).tiny)
             norms = top * np.linalg.norm(slopes / top, axis=0)
-            rest = np.array([slopes.sum(axis=0), norms, sizes.sum(axis=0)])
+            rest = Rest(slopes.sum(axis=0), norms, sizes.sum(axis=0))
         block = BlockGradient(
             sums=self._summed(features, slopes),
             loss=float(np.sum(weight * losses.value)),

@@ -12,10 +12,11 @@ from sklearn.utils import check_array
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from torch import Tensor
 
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.registry import Data
-from sklearn_implicitreg.problem.parameters import as_numbers
+from sklearn_implicitreg.problem.parameters import as_array, as_numbers
 
 Codes = NDArray[np.intp]
 # Features (ndarray or CSR matrix of shape (n, p)), targets (n, K), sample weights (n,).
@@ -24,12 +25,15 @@ Rows = tuple[Any, Array, Array]
 _INTEGERS = [f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)]
 _KEPT = [np.dtype(name) for name in ("f8", "f4", *_INTEGERS)]
 
+# Products of derivatives with the largest weight keep their digits, and sums of them are finite.
+_SMALLEST, _LARGEST = float(np.finfo(np.float64).tiny), 1e300
+
 
 def regression_rows(model: Any, data: Data) -> Rows:
     """Rows of a fitted regressor, validated in scikit-learn's words."""
     check_is_fitted(model)
     X, y = _validated(model, data, multi_output=True, y_numeric=True)
-    y = np.asarray(y, dtype=np.float64)
+    y = as_numbers("y", y)
     return X, y.reshape(-1, 1) if y.ndim == 1 else y, _sample_weight(model, data, X.shape[0])
 
 
@@ -44,22 +48,23 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     check_is_fitted(model)
     X, y = _validated(model, data)
     check_classification_targets(y)
-    if model.classes_.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
+    classes = np.asarray(model.classes_)
+    if classes.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
         # LabelEncoder would take whatever it is given for True.
-        raise ValueError(f"y contains previously unseen labels: the model knows {model.classes_}.")
-    ranks = LabelEncoder().fit(model.classes_).transform(y)
+        raise ValueError(f"y contains previously unseen labels: the model knows {classes}.")
+    ranks = LabelEncoder().fit(classes).transform(y)
     # The encoder sorts; classes that were given may stand in another order.
-    codes = np.argsort(model.classes_, kind="stable")[ranks]
+    codes = np.argsort(classes, kind="stable")[ranks]
     return X, codes, y, _sample_weight(model, data, X.shape[0])
 
 
 def _validated(model: Any, data: Data, **checks: Any) -> Any:
     try:
-        return validate_data(
-            model, data.X, data.y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks
-        )
+        X, y = (as_array(v) if isinstance(v, Tensor) else v for v in (data.X, data.y))
+        return validate_data(model, X, y, reset=False, accept_sparse="csr", dtype=_KEPT, **checks)
     except (TypeError, ValueError) as error:
-        if not str(error).startswith(("could not convert string", "float() argument")):
+        raw = ("could not convert string", "float() argument", "can't convert Sparse")
+        if not str(error).startswith(raw):
             raise  # in scikit-learn's words
         raise type(error)(
             f"Expected numbers in X and y, got others: {error}; encode them."
@@ -74,16 +79,17 @@ def one_hot(codes: Codes, n_classes: int, low: float = 0.0) -> Array:
 
 def class_weights(model: Any, y: Any, sample_weight: Array | None) -> Array:
     """Weights of the classes, 1.0 for one that does not occur; by total weights where given."""
+    classes = np.asarray(model.classes_)
     if not isinstance(model.class_weight, str):
         return np.asarray(
-            compute_class_weight(model.class_weight, classes=model.classes_, y=y), np.float64
+            compute_class_weight(model.class_weight, classes=classes, y=y), np.float64
         )
     present = np.unique(y)
     weighted = "sample_weight" in inspect.signature(compute_class_weight).parameters
     extra = {"sample_weight": sample_weight} if weighted else {}
     found = compute_class_weight(model.class_weight, classes=present, y=y, **extra)
-    weights = np.ones(len(model.classes_))
-    weights[np.isin(model.classes_, present)] = found
+    weights = np.ones(len(classes))
+    weights[np.isin(classes, present)] = found
     return weights
 
 
@@ -109,6 +115,14 @@ def _sample_weight(model: Any, data: Data, n_rows: int) -> Array:
     if np.any(weight < 0):
         raise ValueError(
             f"Expected sample_weight at or above zero, got {weight.min():g}; drop those rows."
+        )
+    with np.errstate(over="ignore"):
+        largest, total = weight.max(initial=0.0), weight.sum()
+    if 0 < largest < _SMALLEST or total > _LARGEST:
+        raise ValueError(
+            f"Expected sample_weight of {_SMALLEST:.3g} or more, with a total of {_LARGEST:g} or "
+            f"less, got {largest:.3g} as the largest and a total of {total:.3g}; divide all by one "
+            "number, and train with them."
         )
     if not has_fit_parameter(model, "sample_weight") and np.ptp(weight) > 0:
         raise ValueError(

@@ -17,7 +17,6 @@ from sklearn_implicitreg.adapters.registry import Data, Handler, Options
 from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
 from sklearn_implicitreg.adapters.torch.options import seed_of
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, profiled
-from sklearn_implicitreg.problem.gradient import joined_rest
 
 _MANY_BLOCKS = 100
 
@@ -161,7 +160,7 @@ def _block_problem(handler: Handler, model: Any, block: Any, options: Options) -
 
 def _joined(first: BlockGradient, second: BlockGradient) -> BlockGradient:
     """Both blocks as one."""
-    names = ("loss", "weight", "n_rows", "scale", "n_kinks")
+    names = ("loss", "weight", "n_rows", "scale", "n_kinks", "rest")
     added = {name: getattr(first, name) + getattr(second, name) for name in names}
     sums = {name: value + second.sums[name] for name, value in first.sums.items()}
-    return BlockGradient(sums=sums, rest=joined_rest(first.rest, second.rest), **added)
+    return BlockGradient(sums=sums, **added)

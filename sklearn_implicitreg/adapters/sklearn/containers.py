@@ -15,26 +15,56 @@ from sklearn_implicitreg.adapters.linear.problems import LinearProblem
 from sklearn_implicitreg.adapters.linear.rows import output_names
 from sklearn_implicitreg.adapters.linear.streams import TransformedBlocks, is_stream
 from sklearn_implicitreg.adapters.registry import Data, Options, adapt
+from sklearn_implicitreg.adapters.training_rows import is_marked, marked
 from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem.frozen import FrozenModel
 
 
-def _pipeline(model: Any, data: Data, options: Options) -> Problem:
+def adapt_container(model: Any, data: Data, options: Options) -> Problem:
+    """Problem of the model inside, on the rows as it saw them."""
+    model = _flat(model)
+    inner, own = _opened(model, data)
+    problem = adapt(inner, own, options)
+    if len(getattr(model, "steps", ())) < 2 or not isinstance(problem, LinearProblem):
+        return problem
+    names = problem.feature_names
+    return replace(problem, feature_names=_names_out(model[:-1]) if names is None else names)
+
+
+def innermost(model: Any, data: Data) -> tuple[Any, Data]:
+    """The trained model inside of all containers, and the rows as it saw them."""
+    while True:
+        if isinstance(model, FrozenModel):
+            model = model.model
+        if not any(cls.__name__ in CONTAINERS for cls in type(model).__mro__):
+            return model, data
+        model, data = _opened(model, data)
+
+
+def _flat(model: Any) -> Any:
+    """A pipeline that ends in a pipeline as one, whose steps know the names."""
+    while isinstance(model, Pipeline) and isinstance(model[-1], Pipeline):
+        steps = [*model.steps[:-1], *model[-1].steps]
+        model = Pipeline([(str(i), step) for i, (_, step) in enumerate(steps)])
+    return model
+
+
+def _opened(model: Any, data: Data) -> tuple[Any, Data]:
+    names = (cls.__name__ for cls in type(model).__mro__)
+    return CONTAINERS[next(name for name in names if name in CONTAINERS)](model, data)
+
+
+def _pipeline(model: Any, data: Data) -> tuple[Any, Data]:
     """Last step, on the rows as the earlier steps transform them."""
     check_is_fitted(model)
     _check_steps(model)
     if len(model.steps) == 1:
-        return adapt(model[-1], data, options)
-    if isinstance(model[-1], Pipeline):  # one pipeline, whose steps know the names
-        inner = model[-1].steps
-        steps = [(str(i), step) for i, (_, step) in enumerate([*model.steps[:-1], *inner])]
-        return _pipeline(Pipeline(steps), data, options)
+        return model[-1], data
     before = model[:-1]
-    streamed = data.y is None and is_stream(data.X)
-    X = TransformedBlocks(data.X, before.transform) if streamed else before.transform(data.X)
-    problem = adapt(model[-1], replace(data, X=X), options)
-    if not isinstance(problem, LinearProblem) or problem.feature_names is not None:
-        return problem
-    return replace(problem, feature_names=_names_out(before))
+    if data.y is None and is_stream(data.X):
+        return model[-1], replace(data, X=TransformedBlocks(data.X, before.transform))
+    X = before.transform(data.X)
+    return model[-1], replace(data, X=marked(X) if is_marked(data.X) else X)
 
 
 def _check_steps(model: Any) -> None:
@@ -58,21 +88,21 @@ def _names_out(steps: Any) -> tuple[str, ...] | None:
         return None
 
 
-def _transformed_target(model: Any, data: Data, options: Options) -> Problem:
+def _transformed_target(model: Any, data: Data) -> tuple[Any, Data]:
     """Regressor inside, on the targets as transformed for it."""
     check_is_fitted(model)
     if data.y is None:
         raise ValueError("This TransformedTargetRegressor requires y, but the target y is None.")
     y = np.asarray(check_array(data.y, ensure_2d=False, dtype="numeric", input_name="y"))
     transformed = model.transformer_.transform(y.reshape(len(y), -1) if y.ndim == 1 else y)
-    if transformed.ndim == 2 and transformed.shape[1] == 1:
+    if transformed.ndim == 2 and transformed.shape[1] == 1 and y.ndim == 1:
         transformed = transformed[:, 0]
     elif output_names(data.y) and transformed.shape == y.shape:
         transformed = pd.DataFrame(transformed, columns=data.y.columns)
-    return adapt(model.regressor_, replace(data, y=transformed), options)
+    return model.regressor_, replace(data, y=transformed)
 
 
-def _search(model: Any, data: Data, options: Options) -> Problem:
+def _search(model: Any, data: Data) -> tuple[Any, Data]:
     """Best estimator of a search."""
     if not model.refit:
         raise ValueError(
@@ -80,15 +110,15 @@ def _search(model: Any, data: Data, options: Options) -> Problem:
             "trained model. Fit it with refit=True, or give the model itself."
         )
     check_is_fitted(model)
-    return adapt(model.best_estimator_, data, options)
+    return model.best_estimator_, data
 
 
-def _frozen(model: Any, data: Data, options: Options) -> Problem:
+def _frozen(model: Any, data: Data) -> tuple[Any, Data]:
     """Estimator inside."""
-    return adapt(model.estimator, data, options)
+    return model.estimator, data
 
 
-CONTAINERS: dict[str, Callable[[Any, Data, Options], Problem]] = {
+CONTAINERS: dict[str, Callable[[Any, Data], tuple[Any, Data]]] = {
     "Pipeline": _pipeline,
     "TransformedTargetRegressor": _transformed_target,
     "GridSearchCV": _search,

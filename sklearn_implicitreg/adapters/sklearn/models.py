@@ -9,9 +9,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.adapters.linear.fitted import fitted_problem
+from sklearn_implicitreg.adapters.linear.fitted import check_trained, fitted_problem
 from sklearn_implicitreg.adapters.linear.given import adapt_given
 from sklearn_implicitreg.adapters.linear.losses import (
     KINK_TOL,
@@ -33,7 +32,7 @@ from sklearn_implicitreg.adapters.linear.rows import (
 from sklearn_implicitreg.adapters.linear.streams import streamed
 from sklearn_implicitreg.adapters.registry import Data, Handler, Options
 from sklearn_implicitreg.adapters.sklearn import checks
-from sklearn_implicitreg.adapters.sklearn.containers import CONTAINERS
+from sklearn_implicitreg.adapters.sklearn.containers import CONTAINERS, adapt_container
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention
 
@@ -137,7 +136,7 @@ def _sgd(row: _Estimator, model: Any, data: Data, options: Options) -> Problem:
 
 def _own_loss(row: _Estimator, model: Any, data: Data, options: Options) -> Problem:
     """The model's own loss, unless another one is given."""
-    check_is_fitted(model)
+    check_trained(model)
     if options.loss != "auto":
         return adapt_given(model, data, options)
     if row.check is not None:
@@ -154,7 +153,7 @@ def _named(model: Any) -> Loss:
 
 def _logistic_loss(model: Any) -> Loss:
     """Loss of a LogisticRegression."""
-    if model.coef_.shape[0] == 1:
+    if len(model.classes_) <= 2:
         return LOSSES["log_loss"]
     words = f"cross-entropy of {len(model.classes_)} classes"
     return replace(LOSSES["cross_entropy"], words=words)
@@ -216,5 +215,5 @@ _ESTIMATORS: dict[tuple[str, ...], _Estimator] = {
 HANDLERS: dict[str, Handler] = {
     **{n: streamed(partial(_own_loss, row)) for names, row in _ESTIMATORS.items() for n in names},
     **dict.fromkeys(["MLPRegressor", "MLPClassifier"], _mlp),
-    **CONTAINERS,
+    **dict.fromkeys(CONTAINERS, adapt_container),
 }

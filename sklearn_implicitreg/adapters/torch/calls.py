@@ -48,6 +48,7 @@ class CopyCall:
         self._tensors = [tensor for _, tensor in named]  # kept, so that the ids stay theirs
         self._forward = forward
         self._suspects = suspects
+        self._hooked = [own_name(n) for n, p in module.named_parameters() if _hooks(p)]
         self._borrows: bool | None = None
 
     def __call__(self, copy: nn.Module, inputs: Any) -> Any:
@@ -74,7 +75,7 @@ class CopyCall:
                     object.__setattr__(part, "__dict__", state)
 
     def _first(self, copy: nn.Module, inputs: Any) -> Any:
-        device = next(copy.parameters()).device
+        device = _device_of(copy)
         start = generator_states(device)
         with STATES, _eager():
             states = [dict(vars(part)) for part in self._parts]
@@ -104,17 +105,35 @@ class CopyCall:
                 "computes with the module's own; read it as an attribute of the layer."
             ) from None
 
+    def warn_of_hooks(self) -> None:
+        """Warn once of hooks of the user's parameters, which a copy's parameters do not have."""
+        hooked, self._hooked = self._hooked, []
+        if hooked:
+            warn_user(
+                "The gradient of the loss is taken without the gradient hooks of "
+                f"{', '.join(hooked)}. A decay that a hook adds is found; where it scales, masks "
+                "or clips the gradient, coefficients are wrong: record the training and take "
+                "reference='applied', or leave the tensors out by params=. Remove a hook that only "
+                "observes.",
+                ModelStateWarning,
+            )
+
     def warn_of_states(self, copy: nn.Module, inputs: Any) -> None:
         """Warn once of layers that compute another function in training state, dropout aside."""
         suspects, self._suspects = self._suspects, {}
         few = _few(inputs) if suspects else inputs
         for kind, names in suspects.items():
-            active, drawn = self._outputs(copy, names, few)
-            if not drawn and not _same(active, self._outputs(copy, [], few)[0]):
+            active, reached, drawn = self._outputs(copy, names, few)
+            if drawn:
+                continue
+            output, own, _ = self._outputs(copy, [], few)
+            missing = sorted(reached - own) if output is not None else []
+            if missing or not _same(active, output):
                 where = f" ({', '.join(names)})" if names != [""] else ""
+                other = f" (no gradient reaches {', '.join(missing)})" if missing else ""
                 warn_user(
                     f"{kind}{where} computes another function in training state than in "
-                    "evaluation state, which is the one taken. If it was trained so, give "
+                    f"evaluation state{other}, which is the one taken. If it was trained so, give "
                     "module_mode='train', and the training's batch_size if it computes "
                     "statistics of batches.",
                     ModelStateWarning,
@@ -122,19 +141,21 @@ class CopyCall:
 
     def _outputs(
         self, copy: nn.Module, active: Sequence[str], inputs: Any
-    ) -> tuple[Tensor | None, bool]:
-        """First output with some layers in training state, and whether numbers were drawn."""
-        device = next(copy.parameters()).device
+    ) -> tuple[Tensor | None, set[str], bool]:
+        """First output with some layers in training state, what it reaches, if it is random."""
+        device = _device_of(copy)
         own = skeleton(copy, device, None)
         for name in active:
             own.get_submodule(name).training = True
-        with preserved_rng(device), torch.no_grad():
+        with preserved_rng(device), torch.enable_grad():
             before = all_states(device)
             # Where a layer cannot be run on few rows there is nothing to compare.
             with contextlib.suppress(Exception), self.state_of(own):
                 output = next(tensors_in(self._forward(own, inputs)), None)
-                return output, before != all_states(device)
-        return None, True
+                reached = _reached_by(output, own)
+                output = None if output is None else output.detach()
+                return output, reached, before != all_states(device)
+        return None, set(), True
 
 
 class _Reached(BaseException):
@@ -194,6 +215,28 @@ def _eager() -> contextlib.AbstractContextManager[None]:
     eager: contextlib.AbstractContextManager[None]
     eager = torch.compiler.set_stance("force_eager")
     return eager
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(p.device for p in module.parameters() if not p.is_meta)
+
+
+def _hooks(p: Tensor) -> bool:
+    """Whether a parameter has hooks of the user's on its gradient."""
+    after = (p._post_accumulate_grad_hooks or {}).values()
+    # A recorder's hooks only look.
+    return bool(p._backward_hooks) or any(
+        not str(hook.__module__).startswith(__name__.partition(".")[0]) for hook in after
+    )
+
+
+def _reached_by(output: Tensor | None, module: nn.Module) -> set[str]:
+    """Parameters that a gradient by an output reaches."""
+    named = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    if output is None or not output.requires_grad:
+        return set()
+    found = torch.autograd.grad(output.abs().sum(), list(named.values()), allow_unused=True)
+    return {name for name, g in zip(named, found, strict=True) if g is not None}
 
 
 def _few(inputs: Any) -> Any:

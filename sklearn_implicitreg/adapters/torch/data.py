@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
@@ -25,6 +26,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
     same_numbers,
     seeded,
 )
+from sklearn_implicitreg.adapters.torch.labels import inputs_and_labels
 from sklearn_implicitreg.exceptions import AugmentationWarning, ParameterError, warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
@@ -179,7 +181,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, PackedSequence):  # its lengths stay as they are
         return tree._replace(data=function(tree.data))
     if isinstance(tree, Mapping):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
+        named = {key: map_tensors(function, value) for key, value in tree.items()}
+        # Outputs of Hugging Face's models are dicts whose items are attributes as well.
+        return type(tree)(**named) if is_dataclass(tree) else named
     if isinstance(tree, list | tuple):
         values = [map_tensors(function, value) for value in tree]
         return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
@@ -199,7 +203,7 @@ def read_rows(data: Data, n_passes: Any) -> Rows:
     Those of a Dataset or DataLoader are read ``n_passes`` times, once by "auto".
     """
     loader = data.X
-    if isinstance(loader, Dataset):
+    if isinstance(loader, Dataset) or is_of_dicts(loader):
         return _dataset_rows(data, loader, default_collate, None, n_passes)
     if isinstance(loader, list) and loader and isinstance(loader[0], tuple | Mapping):
         raise TypeError(
@@ -223,6 +227,15 @@ def rows_of_batch(batch: Any) -> Rows:
     except TypeError as error:
         raise TypeError(f"{error} While recording: recorder.batch((inputs, target)).") from None
     return Rows(lambda *_: iter([own]), rows_in(own), in_tensors=True)
+
+
+def is_of_dicts(data: Any) -> bool:
+    """Whether rows are dicts, as in the data sets of Hugging Face, which are none of torch."""
+    if isinstance(data, Mapping | Tensor | np.ndarray | pd.DataFrame):
+        return False
+    with contextlib.suppress(TypeError, KeyError, IndexError, AttributeError):
+        return len(data) > 0 and isinstance(data[0], Mapping)
+    return False
 
 
 def _dataset_rows(  # noqa: PLR0913
@@ -287,6 +300,8 @@ def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
 def _unpack(item: Any) -> tuple[Any, Any]:
     if isinstance(item, list | tuple) and len(item) == 2:
         return map_tensors(lambda t: t, item[0]), item[1]
+    if isinstance(item, Mapping):
+        return inputs_and_labels(item)
     size = f" of {len(item)}" if hasattr(item, "__len__") else ""
     raise TypeError(
         f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
@@ -506,6 +521,12 @@ def _joined(first: Batch, second: Batch) -> Batch:
             return torch.cat([a, b])
         if isinstance(a, dict):
             return {key: join(a[key], b[key]) for key in a}
-        return None if a is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, PackedSequence):
+            own = [x for packed in (a, b) for x in unpack_sequence(packed)]
+            return pack_sequence(own, enforce_sorted=False)
+        if a is None:
+            return None
+        items = [join(x, y) for x, y in zip(a, b, strict=True)]
+        return type(a)(*items) if hasattr(a, "_fields") else tuple(items)
 
     return Batch(*(join(a, b) for a, b in zip(first, second, strict=True)))

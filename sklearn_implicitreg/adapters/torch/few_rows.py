@@ -42,12 +42,12 @@ def with_integers(problem: TorchProblem) -> TorchProblem:
     def works(kept: tuple[bool, ...], batch: Batch) -> bool:
         own = replace(problem, kept=kept)
         with contextlib.suppress(Exception):
-            own.forward(module, own._to_device(batch).inputs)
+            own.forward(module, own.to_device(batch).inputs)
             return True
         return False
 
     kept: tuple[bool, ...] = ()
-    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
+    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem.own_kernels():
         for whole in (False, True):  # rows of a graph cannot be cut
             batch = next(rows.read(problem.batch_size, None), None) if whole else rows.few(2)
             if batch is not None:
@@ -77,14 +77,14 @@ def _tried(problem: TorchProblem, module: nn.Module) -> Trial | None:
 
     def on_part(part: slice) -> tuple[Any, Any]:
         assert rows.pick is not None
-        own = problem._to_device(rows.pick(rows.few_places(TRIED_ROWS)[part]))
+        own = problem.to_device(rows.pick(rows.few_places(TRIED_ROWS)[part]))
         return problem.forward(problem.module, own.inputs), own.target
 
-    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem._own_kernels():
+    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem.own_kernels():
         few = rows.few(TRIED_ROWS)
         if few is None:
             return None
-        batch = problem._to_device(few)
+        batch = problem.to_device(few)
         try:
             output = problem.forward(problem.module, batch.inputs)
         except Exception:  # rows that only pass together, or an error that all rows will show
@@ -139,7 +139,7 @@ def warn_if_random(problem: TorchProblem, batch: Batch, before: list[Any]) -> No
         return
     if before == all_states(problem.device) and not holds_generator(module):
         return
-    few = problem._to_device(few_rows(batch, TRIED_ROWS) or batch)
+    few = problem.to_device(few_rows(batch, TRIED_ROWS) or batch)
     with torch.no_grad():
         first, second = (problem.forward(module, few.inputs) for _ in range(2))
     if not same_numbers(first, second):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ class RowLoss:
     named_labels: bool = False  # labels number the names in y, one for each class
     evaluate: Callable[[Any, Any], Tensor] | None = None  # the loss, if more than the criterion
     inside: Callable[[Any, Any], Tensor] | None = None  # the same where it calls the model itself
+    model: nn.Module | None = None  # what the loss has as the trained model; None: the user's own
     strict: bool = False  # targets pass unchanged and must have the shape of the outputs
     scalar_is_sum: bool = False  # a loss that is one number is a sum over rows, not a mean
     trained_sum: bool = False  # the reduction that was undone is a sum over rows
@@ -79,7 +80,8 @@ class RowLoss:
                 return target
             raise TypeError(
                 f"Expected the module to return one Tensor for the loss {self.words!r}, got "
-                f"{type(output).__name__}; give a callable loss(output, target)."
+                f"{type(output).__name__}; give a callable loss(output, target), or loss='auto' "
+                "where the model returns its own."
             )
         if self.kind == "classes":
             return self._class_indices(output, target)
@@ -127,6 +129,10 @@ class RowLoss:
         value = (self.evaluate or self.criterion)(output, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
+        if not value.is_floating_point():
+            raise TypeError(
+                f"Expected the loss to return real floating-point numbers, got {value.dtype}."
+            )
         return value
 
     def _weighted_mean(
@@ -153,6 +159,11 @@ class RowLoss:
 
     def _value_on(self, rows: Tensor, output: Any, target: Any) -> Tensor:
         """Value of the loss on some of the rows."""
+        if any(not t.ndim for t in tensors_in((output, target))):
+            raise ValueError(
+                "Expected no weights of rows with a loss that comes with the outputs, as a mean; "
+                "give a callable(output, target) that returns one number per row as `loss=`."
+            )
         if self.on_rows is not None:
             self.on_rows(rows)
         try:
@@ -277,8 +288,10 @@ def _positions(classes: Tensor, labels: Tensor, used: Tensor | None = None) -> T
     return found
 
 
-def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
-    """Row loss that the ``loss=`` argument of a bare module stands for."""
+def resolve_loss(loss: Any, classes: Tensor | None = None, returned: bool = False) -> RowLoss:
+    """Row loss that the ``loss=`` argument of a bare module stands for; its own if returned."""
+    if returned:
+        return RowLoss(_returned, "loss that the model returns, mean over rows", custom=True)
     if isinstance(loss, str) and loss in LOSSES:
         loss = LOSSES[loss]()
     if isinstance(loss, str) or loss is None:
@@ -288,14 +301,32 @@ def resolve_loss(loss: Any, classes: Tensor | None = None) -> RowLoss:
                 "A bare nn.Module does not say what it was trained with: give `loss=`, one of "
                 f"{known}, an nn loss, or a callable(output, target)."
             )
-        near = difflib.get_close_matches(loss, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"Unknown loss {loss!r}; expected one of {known}. Did you mean {near!r}?")
+        words = {name: name for name in known}
+        words |= {make.__name__.lower(): name for name, make in LOSSES.items()}
+        words |= {_WORDS.get(make.__name__, name): name for name, make in LOSSES.items()}
+        near = difflib.get_close_matches(loss.lower().replace("_", " "), words, n=1)
+        near = near or difflib.get_close_matches(loss.lower(), words, n=1)
+        hint = f" Did you mean {words[near[0]]!r}?" if near else ""
+        raise ValueError(f"Unknown loss {loss!r}; expected one of {known}.{hint}")
     if isinstance(loss, type) or not callable(loss):
         raise TypeError(
             f"Expected loss to be one of {list(LOSSES)}, an nn loss instance or a "
             f"callable(output, target), got {loss!r}."
         )
     return undo_reduction(loss, classes)
+
+
+def _returned(output: Any, target: Any) -> Tensor:
+    """Loss that a model returns where labels are given."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(output, tuple) and loss is None and output:
+        loss = output[0]
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            "Expected a model that returns its loss where labels are given, as `output.loss`, got "
+            f"{type(output).__name__} without one; give `loss=`."
+        )
+    return loss
 
 
 def undo_reduction(loss: Any, classes: Tensor | None = None) -> RowLoss:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,6 +33,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     rows_in,
     rows_of_batch,
 )
+from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
     with_custom_loss,
@@ -45,6 +45,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
     preserved_rng,
     reset_generators,
 )
+from sklearn_implicitreg.adapters.torch.labels import label_names, with_labels
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
@@ -54,13 +55,10 @@ from sklearn_implicitreg.adapters.torch.options import (
     dtype_of,
     seed_of,
     set_modes,
+    stored_notes,
 )
-from sklearn_implicitreg.adapters.torch.structure import (
-    restore,
-    skeleton,
-    state_of,
-    weight_matrices,
-)
+from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
+from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -78,9 +76,8 @@ from sklearn_implicitreg.problem import (
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import STATES, own_name
+from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
-from sklearn_implicitreg.problem.vectors import wide
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -98,6 +95,7 @@ class TorchProblem(Problem):
     seed: int | None = None
     forward: CopyCall
     kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
+    label_args: tuple[str, ...] = ()  # arguments for the target of a module that returns its loss
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """One block per batch; batches are made smaller where more blocks are asked for."""
@@ -106,12 +104,12 @@ class TorchProblem(Problem):
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
-        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
             for index, batch in enumerate(
                 merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
             ):
                 before = all_states(self.device) if index == 0 else []
-                block = self._block(self._to_device(batch), first=index == 0)
+                block = self._block(self.to_device(batch), first=index == 0)
                 if index == 0:
                     warn_if_random(self, batch, before)
                 if index == 0 and not self.batch_normalized:
@@ -137,7 +135,7 @@ class TorchProblem(Problem):
         found: list[Tensor] = []
         with preserved_rng(self.device, self.seed), torch.no_grad():
             for read in self.rows.batches(self.batch_size):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
                 target = batch.target
                 if self.row_loss.by_class:  # labels are numbered by the number of outputs
                     output = self.forward(self.module, batch.inputs)
@@ -156,15 +154,13 @@ class TorchProblem(Problem):
         named = dict(own.named_parameters())
         return replace(self, module=own, params={n: named[n].detach() for n in self.params})
 
-    def reads(self, name: str) -> bool:
-        """Whether the gradient depends on a frozen parameter, a buffer or an attribute."""
-        held = {part.name: part.value for part in state_of(self.module)}
-        held |= {n: p.detach() for n, p in self.module.named_parameters()}
-        if name not in held:
-            return False
-        changed = wide(torch.as_tensor(held[name])) * 1.5 + 1.0
-        found = [self.at(values).gradient().value for values in ({}, {name: changed})]
-        return any(not torch.equal(t, found[1][n]) for n, t in found[0].items())
+    def reads(self, names: Sequence[str]) -> bool:
+        """Whether the gradient depends on frozen parameters, buffers or attributes."""
+        return depends_on(self, names)
+
+    def moved_with_loss(self) -> list[str]:
+        """What the loss reads beside outputs and targets, and a training may have moved."""
+        return moved_with_loss(self)
 
     def take(self, rows: Indices, weights: Weights) -> TorchProblem:
         """The same problem on some of the rows, with weights of their own."""
@@ -197,9 +193,9 @@ class TorchProblem(Problem):
     def _batches_once(self, params: Params) -> Iterator[RowBatch]:
         model = ModuleCall(self.module, self.forward)
         rng = np.random.default_rng([0, self.draw, *[self.reading] * (self.reading > 0)])
-        with preserved_rng(self.device, self._drawn), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
 
@@ -216,9 +212,9 @@ class TorchProblem(Problem):
         call = ModuleCall(self.module, self.forward)
         total = zeros_of(own)
         weight = mass = 0.0
-        with preserved_rng(self.device, self._drawn), self._own_kernels():
+        with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self._to_device(read)
+                batch = self.to_device(read)
 
                 def loss(params: Params, batch: Batch = batch) -> Tensor:
                     nonlocal mass
@@ -262,12 +258,12 @@ class TorchProblem(Problem):
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:
         """Gradients of the loss on batches, which can be differentiated once more."""
         seed = self._drawn
-        with preserved_rng(self.device, seed), torch.enable_grad(), self._own_kernels():
+        with preserved_rng(self.device, seed), torch.enable_grad(), self.own_kernels():
             start = generator_states(self.device)
             for index, batch in enumerate(self.rows.picked(batches)):
                 reset_generators(self.device, start, seed)
                 with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-                    block = self._block(self._to_device(batch), index == 0, twice=True)
+                    block = self._block(self.to_device(batch), index == 0, twice=True)
                 if not block.weight > 0:
                     raise ValueError(
                         "Expected batches whose rows count in the loss, got one in which all are "
@@ -288,6 +284,7 @@ class TorchProblem(Problem):
             output = self.forward(self.module, batch.inputs)
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
+            self.forward.warn_of_hooks()
             self.forward.warn_of_states(self.module, batch.inputs)
         with in_words(lambda: self._loss_takes(output, batch.target)):
             target = self.row_loss.prepare(output, batch.target)
@@ -297,8 +294,7 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        with self.forward.state_of(self.module):  # checkpoints call the layers once more
-            grads = torch.autograd.grad(total, self.leaves, create_graph=twice, allow_unused=True)
+        grads = self._gradients(total, batch, twice)
         sums: Params = {}
         for (name, t), g in zip(self.params.items(), grads, strict=True):
             sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
@@ -306,6 +302,17 @@ class TorchProblem(Problem):
         n_kinks = self.row_loss.n_kinks(output, target)
         absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
         return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
+
+    def _gradients(self, total: Tensor, batch: Batch, twice: bool) -> Sequence[Tensor | None]:
+        with self.forward.state_of(self.module):  # checkpoints call the layers once more
+            grads = gradients_of(total, self.leaves, twice)
+        if grads is not None:
+            return grads
+        output = self.forward(self.module, batch.inputs)  # the graph was used up
+        target = self.row_loss.prepare(output, batch.target)
+        total, _ = self.row_loss(output, target, batch.weight)
+        with self.forward.state_of(self.module):
+            return by_backward(total, self.module, self.leaves)
 
     def _loss_takes(self, output: Any, target: Any) -> str:
         words = f"outputs and y as the loss {self.row_loss.words!r} takes them"
@@ -324,9 +331,9 @@ class TorchProblem(Problem):
             return 0.0
         with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
             if rows is not None:
-                block = self._block(self._to_device(rows))
+                block = self._block(self.to_device(rows))
                 return norm_of(block.sums) / block.n_rows
-        return self._scale_together(self._to_device(batch))
+        return self._scale_together(self.to_device(batch))
 
     def _scale_together(self, batch: Batch) -> float:
         """The same where rows pass through the module together only, as a graph's nodes."""
@@ -340,7 +347,8 @@ class TorchProblem(Problem):
         named = zip(self.params, grads, strict=True)
         return norm_of({n: g for n, g in named if g is not None}) / rows_in(few)
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def to_device(self, batch: Batch) -> Batch:
+        """A copy of a batch on the device, in the type that the module takes."""
         alone = isinstance(batch.inputs, Tensor)
         places = itertools.count()
 
@@ -361,11 +369,13 @@ class TorchProblem(Problem):
             return tensor.to(self.device, dtype, copy=True)
 
         weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
-        if alone and isinstance(batch.target, Tensor):
+        if alone and isinstance(batch.target, Tensor) and not self.label_args:
             return Batch(move(batch.inputs), move_target(batch.target), weight)
-        return Batch(
-            map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight
-        )
+        target = map_tensors(move_target, batch.target)
+        inputs = map_tensors(move, batch.inputs)
+        if self.label_args:
+            inputs = with_labels(self.module, inputs, target, self.label_args)
+        return Batch(inputs, target, weight)
 
     def numbered_like(self, fitted: Problem) -> TorchProblem:
         """The same problem with labels numbered as they are in the fitted rows."""
@@ -387,7 +397,7 @@ class TorchProblem(Problem):
         # What a collate_fn mixes, and the statistics of a batch, are of rows in random order.
         return self._drawn if self.n_passes > 1 else (0 if split else None)
 
-    def _own_kernels(self) -> contextlib.AbstractContextManager[None]:
+    def own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
         if self.device.type != "cuda" or not recurrent:
@@ -405,10 +415,13 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
+    model = inner_module(model)
     rows = read_rows(data, options.n_passes)
-    row_loss = resolve_loss(options.loss, rows.classes)
+    labels = label_names(model) if options.loss == "auto" else ()
+    row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
     row_loss = replace(row_loss, named_labels=rows.names is not None)
-    return module_problem(model, row_loss, rows, options, convention=CONVENTIONS["torch"])
+    convention = CONVENTIONS["torch"]
+    return module_problem(model, row_loss, rows, options, convention=convention, label_args=labels)
 
 
 def module_problem(
@@ -445,7 +458,7 @@ def module_problem(
         eps=torch.finfo(dtype).eps,
         left_out=tuple(n for n in trained if n not in names),
         batch_normalized=normalized,
-        notes=(*notes, *_stored_notes(names), *fields.pop("notes", ())),
+        notes=(*notes, *stored_notes(names), *fields.pop("notes", ())),
         module=own,
         rows=rows,
         row_loss=_moved_loss(row_loss, device, dtype),
@@ -462,7 +475,8 @@ def module_problem(
 
 def _trained(module: nn.Module) -> Params:
     """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
-    trained: Params = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    named = [(n, p) for n, p in module.named_parameters() if not p.is_meta]
+    trained: Params = {own_name(n): p for n, p in named if p.requires_grad}
     if not trained:
         raise ValueError(
             "Expected a model with trainable parameters, got one with requires_grad=False "
@@ -470,17 +484,6 @@ def _trained(module: nn.Module) -> Params:
         )
     check_finite_params(trained)
     return trained
-
-
-def _stored_notes(names: list[str]) -> list[str]:
-    """Say which tensors a penalty sees where a layer computes its weights from others."""
-    stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
-    if not stored:
-        return []
-    return [
-        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
-        "computed from them."
-    ]
 
 
 def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import re
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from sklearn_implicitreg.adapters.torch.data import Rows
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem.frozen import own_name
 from sklearn_implicitreg.problem.vectors import wide
 
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -52,7 +54,9 @@ def device_of(spec: Any, params: Params) -> torch.device:
         there = False
     if not there:
         found = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
-        raise ValueError(f"Expected a device that is there, one of {found}, got {spec!r}.")
+        raise ValueError(
+            f"Expected a device that is there, one of {found}, got {spec!r}; use device='cpu'."
+        )
     if wide(torch.empty(0, device=device)).device != torch.empty(0, device=device).device:
         raise ValueError(
             f"Expected a device with float64, in which gradients are summed, got {spec!r}; use "
@@ -93,24 +97,59 @@ def seed_of(options: Options, n_passes: int) -> int | None:
 
 def set_modes(module: nn.Module, options: Options, rows: Rows) -> tuple[bool, list[str]]:
     """Put the skeleton in the state of ``module_mode``; whether batch statistics are used."""
-    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS)]
-    module.train(options.module_mode == "train")
+    _put_in_training(module)
+    still = _norms_at_rest(module, options)
+    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m not in still]
+    for part in module.modules():  # not by train(), which may do more than set the state
+        part.training = options.module_mode == "train" and part not in still
     if options.module_mode == "train":
         layers = map(module.get_submodule, itertools.chain(*doubtful(module).values()))
         own = any([*layer.buffers(recurse=False)] for layer in layers)
-        return bool(norms) or own, ["modules in training state"]
+        return bool(norms) or own, ["modules in training state", *_noted(still)]
     if options.module_mode == "eval":
         return False, []
     running = [
-        m for m in module.modules() if isinstance(m, INSTANCE_NORMS) and m.track_running_stats
+        m
+        for m in module.modules()
+        if isinstance(m, INSTANCE_NORMS) and m.track_running_stats and m not in still
     ]
     for norm in running:
-        norm.train()
+        norm.training = True
     normalized, notes = _set_batch_norms(norms, options, rows)
     return normalized, [
         *notes,
+        *_noted(still),
         *["InstanceNorm by the statistics of each instance"][: len(running)],
     ]
+
+
+def running_norms(module: nn.Module) -> dict[str, nn.Module]:
+    """Normalizations that have running statistics, by name."""
+    kinds = (*BATCH_NORMS, *INSTANCE_NORMS)
+    found = {own_name(n): part for n, part in module.named_modules() if isinstance(part, kinds)}
+    return {name: part for name, part in found.items() if part.running_mean is not None}
+
+
+def _norms_at_rest(module: nn.Module, options: Options) -> set[nn.Module]:
+    """Normalizations that were trained with their running statistics."""
+    norms = running_norms(module)
+    if options.norms_in_training is not None:
+        active = options.norms_in_training
+        return {part for name, part in norms.items() if active.get(name, True) is False}
+    return {part for part in norms.values() if module.training and not part.training}
+
+
+def _put_in_training(module: nn.Module) -> None:
+    """Call a ``train`` of the user's own: it may split merged weights, or leave norms at rest."""
+    own = any(type(part).train is not nn.Module.train for part in module.modules())
+    if own and not module.training:
+        for p in module.parameters():  # whose memory is the user's
+            p.data = p.data.clone()
+        module.train()
+
+
+def _noted(still: set[nn.Module]) -> list[str]:
+    return [f"normalizations trained at rest, by running statistics: {len(still)}"] if still else []
 
 
 def _set_batch_norms(
@@ -121,13 +160,13 @@ def _set_batch_norms(
     if options.batch_size == "auto" and rows.train_batch_size is None:
         warn_user(
             "The model has BatchNorm layers and the size of its training batches is not known: "
-            "their running statistics are used, whose gradient is another function's. Give "
-            "`batch_size`, the size it was trained with.",
+            "their running statistics are used, and the gradient is that of another loss than the "
+            "net was trained on. Give `batch_size`, the size it was trained with.",
             ModelStateWarning,
         )
         return False, ["BatchNorm by running statistics (training batch size not known)"]
     for norm in norms:
-        norm.train()
+        norm.training = True
     return True, ["BatchNorm by the statistics of training-size batches"]
 
 
@@ -152,6 +191,17 @@ def _asks_for_training(cls: type) -> bool:
 def _names_training(code: types.CodeType) -> bool:
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return "training" in code.co_names or any(map(_names_training, inner))
+
+
+def stored_notes(names: list[str]) -> list[str]:
+    """Say which tensors a penalty sees where a layer computes its weights from others."""
+    stored = [n for n in names if re.search(r"(^|\.)parametrizations\.|weight_[gv]$", n)]
+    if not stored:
+        return []
+    return [
+        f"Penalties are on the stored tensors {', '.join(stored)}, not on the weights that are "
+        "computed from them."
+    ]
 
 
 def draw_masks(module: nn.Module, rate: float | None) -> None:

@@ -30,6 +30,10 @@ _APART = (
     "The loss has a term that does not come from the outputs (a penalty on the parameters): it is "
     "left out of L."
 )
+_CALLS = (
+    "Expected a loss of outputs and targets, got one that calls the model itself; let the module's "
+    "forward return what the loss needs."
+)
 
 
 @dataclass(frozen=True)
@@ -151,11 +155,12 @@ def _value(
 
     with torch.enable_grad():
         output, target = map_tensors(held, output), map_tensors(torch.clone, target)
+    model = model if row_loss.model is None else row_loss.model
     parameters, parts = _own_parts(row_loss, model)
     if row_loss.on_rows is not None:
         row_loss.on_rows(rows)
     try:
-        with torch.enable_grad(), _calls_of(parts) as calls:
+        with torch.enable_grad(), _calls_of(parts, row_loss.inside is None) as calls:
             total, weight = row_loss(output, row_loss.prepare(output, target), None)
     except (RuntimeError, IndexError, KeyError, AttributeError, TypeError) as error:
         if str(error).startswith("Expected "):
@@ -196,13 +201,20 @@ def _own_parts(row_loss: RowLoss, model: nn.Module | None) -> tuple[list[Tensor]
 
 
 @contextlib.contextmanager
-def _calls_of(parts: set[int]) -> Iterator[list[int]]:
-    """Which of the modules are called in the block."""
+def _calls_of(parts: set[int], own: bool) -> Iterator[list[int]]:
+    """Which of the modules are called in the block; of the user's ``own``, only what is fixed."""
     calls: list[int] = []
+    before: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None], list[Tensor]]] = []
 
     def noted(module: nn.Module, _: Any) -> None:
-        if id(module) in parts:
-            calls.append(id(module))
+        if id(module) not in parts:
+            return
+        if own and next(module.parameters(), None) is not None:
+            raise ValueError(_CALLS)  # before the call, which may change its buffers
+        calls.append(id(module))
+        for part in module.modules() if own else ():
+            held = [t.clone() for t in part._buffers.values() if t is not None]
+            before.append((part._buffers, dict(part._buffers), held))
 
     if not parts:
         yield calls
@@ -212,6 +224,23 @@ def _calls_of(parts: set[int]) -> Iterator[list[int]]:
         yield calls
     finally:
         handle.remove()
+        moved = [_put_back(*buffers) for buffers in reversed(before)]
+    if any(moved):
+        raise ValueError(_CALLS)
+
+
+def _put_back(
+    buffers: dict[str, Tensor | None], stored: dict[str, Tensor | None], values: list[Tensor]
+) -> bool:
+    """Give a part the buffers that it had; whether they were others."""
+    tensors = [tensor for tensor in stored.values() if tensor is not None]
+    moved = any(buffers.get(key) is not tensor for key, tensor in stored.items())
+    buffers.update(stored)
+    for tensor, value in zip(tensors, values, strict=True):
+        if not torch.equal(tensor, value):
+            moved = True
+            tensor.detach().copy_(value)
+    return moved
 
 
 def _shapes(tree: Any) -> str:
@@ -302,8 +331,5 @@ def _without_parameters(trial: Trial, whole: _Value, part: _Value) -> Trial:
     if alone:
         return replace(trial, notes=(_APART,))
     if row_loss.inside is None:
-        raise ValueError(
-            "Expected a loss of outputs and targets, got one that calls the model itself; let the "
-            "module's forward return what the loss needs."
-        )
+        raise ValueError(_CALLS)
     return replace(trial, row_loss=replace(row_loss, evaluate=row_loss.inside))

@@ -182,7 +182,10 @@ class Telescope(Meter):
     def __init__(self, rule: Rule, p: Tensor, group: Group, state: State):
         super().__init__(rule, p, group, p.detach().clone(), rule.remember(state))
         self._live = state  # the optimizer's own tensors, which it changes in place
-        self._seen: Tensor | None = None  # checksum of the weights after the last step
+        # After the last step: checksum of the weights, and how often the buffer had been changed.
+        self._seen: Tensor | None = None
+        self._version = 0
+        self._edited = False  # the buffer, between steps
         self._tampered = torch.zeros((), dtype=torch.bool, device=p.device)
         self._sums = RunningSums({})  # of moments and directions, from the first step on
 
@@ -192,22 +195,23 @@ class Telescope(Meter):
         for key, old in self._state.items():
             if isinstance(old, Tensor):
                 old.copy_(state[key])
-        self._live, self._seen = state, None
+        self._live, self._seen, self._edited = state, None, False
         self._tampered.zero_()
         self._sums.clear()
 
     def before(self, state: State) -> None:
-        """Note whether the weights are still those that the last step left."""
+        """Note whether the weights and the buffer are still those that the last step left."""
         if self._seen is None:
-            self._seen = self._p.detach().sum()
+            self._see()
         else:
+            self._edited |= self._version != self._version_now()
             self._tampered |= self._p.detach().sum() != self._seen
 
     def after(self, state: State) -> None:
         """Add what a step applied."""
         self._live = dict(state)
         p = self._p.detach()
-        self._seen = p.sum()
+        self._see()
         if self._p.grad is None or self._rule.telescopes != "moment":
             return
         decoupled = bool(self._group.get("decoupled_weight_decay"))
@@ -219,13 +223,20 @@ class Telescope(Meter):
         if decoupled:
             self._sums.add_quotient("direction", *adam_direction(self._group, state))
 
+    def _see(self) -> None:
+        self._seen, self._version = self._p.detach().sum(), self._version_now()
+
+    def _version_now(self) -> int:
+        buffer = self._live.get(self._rule.remembered[0])
+        return 0 if buffer is None else buffer._version
+
     def spoilt(self) -> bool:
-        """Whether the weights changed between steps; known at the end where that would wait."""
-        return self._tampered.device.type == "cpu" and bool(self._tampered)
+        """Whether something changed between steps; known at the end where that would wait."""
+        return self._edited or (self._tampered.device.type == "cpu" and bool(self._tampered))
 
     def sound(self) -> bool:
-        """Whether the weights are finite, and changed in no other way."""
-        return not (bool(self._tampered) or self.moved())
+        """Whether the weights are finite, and they and the buffer changed in no other way."""
+        return not (self._edited or bool(self._tampered) or self.moved())
 
     def add_to(self, total: Tensor) -> None:
         """Add the sum over the steps."""
@@ -260,8 +271,10 @@ class Telescope(Meter):
         return applied / (1 - number(self._group["dampening"]))
 
     def moved(self) -> bool:
-        """Whether the checksum of the weights is other than when it was last taken."""
-        return self._seen is not None and bool(self._p.detach().sum() != self._seen)
+        """Whether the weights or the buffer are other than when they were last looked at."""
+        if self._seen is None:
+            return False
+        return self._version != self._version_now() or bool(self._p.detach().sum() != self._seen)
 
 
 class Stretch:
@@ -306,7 +319,7 @@ class Stretch:
         return any(meter.spoilt() for meter in self._meters.values())
 
     def sound(self) -> bool:
-        """Whether all sums are finite, and nothing else changed the weights."""
+        """Whether all sums are finite, and nothing else changed what they follow from."""
         return all(meter.sound() for meter in self._meters.values())
 
     def add_to(self, totals: Mapping[str, Tensor]) -> None:

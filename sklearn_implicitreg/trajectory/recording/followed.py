@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sklearn_implicitreg.adapters.torch.structure import groups_of
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.trajectory.recording.applied_gradient import Stretch
 from sklearn_implicitreg.trajectory.recording.optimizers import (
@@ -16,6 +17,9 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
     plain_settings,
     rule_of,
 )
+
+# Of Accelerate and Lightning, whose optimizers are of torch's class as well.
+_WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer"}
 
 _ROUNDING_EVERY = 10  # steps between two estimates of the rounding
 
@@ -30,8 +34,8 @@ class Followed:
         self.params: Params = self.watched.params
         self.stretch: Stretch | None = None
         self._spare: Stretch | None = None  # ended; its memory serves the next
-        # In a step; in one whose weights have moved; whether it made its step of this round.
-        self.pending = self.made = self.stepped = False
+        # In a step; whether it made its step of this round.
+        self.pending = self.stepped = False
         self.idle, self.lr = "", float("nan")
         self.frozen: frozenset[str] = frozenset()  # at its last step
         self.skipped: frozenset[str] = frozenset()  # by its last step
@@ -77,8 +81,7 @@ def followed(model: nn.Module, optimizer: Any, update_rule: Any) -> tuple[Follow
     """The optimizer, or each of several, with its own rule; ValueError where they overlap."""
     several = isinstance(optimizer, Sequence)
     given = list(optimizer) if several else [optimizer]
-    # Lightning wraps them.
-    optimizers = [o if isinstance(o, Optimizer) else getattr(o, "optimizer", o) for o in given]
+    optimizers = [inner_optimizer(one) for one in given]
     for one in optimizers:
         if not isinstance(one, Optimizer):
             raise TypeError(
@@ -101,6 +104,16 @@ def followed(model: nn.Module, optimizer: Any, update_rule: Any) -> tuple[Follow
                 )
             owners[id(p)] = name
     return found
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer that steps, inside of those that training libraries wrap around it."""
+    # Optimizers of torch with another one inside, such as Lookahead, make steps of their own.
+    kinds = {cls.__name__ for cls in type(optimizer).__mro__}
+    if isinstance(optimizer, Optimizer) and kinds.isdisjoint(_WRAPPERS):
+        return optimizer
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return inner if inner is optimizer else inner_optimizer(inner)
 
 
 def _rules(update_rule: Any, n: int, several: bool) -> list[Any]:
@@ -131,6 +144,12 @@ def described(parts: Sequence[Followed]) -> tuple[str, dict[str, Any]]:
     if len(set(kinds)) == 1 and all(one == shared[0] for one in shared):
         return kinds[0], first
     return " + ".join(kinds), {}
+
+
+def param_groups(parts: Sequence[Followed]) -> dict[str, str]:
+    """Parameter group of every recorded tensor."""
+    names = {id(p): name for name, p in tensors_of(parts).items()}
+    return groups_of([one.optimizer for one in parts], names)
 
 
 def tensors_of(parts: Sequence[Followed]) -> dict[str, Tensor]:

@@ -217,6 +217,12 @@ class Watched:
             raise ValueError(
                 "Expected an optimizer of this model's parameters, got one of none of them."
             )
+        complex_ones = [name for name, p in self.params.items() if p.is_complex()]
+        if complex_ones:
+            raise ValueError(
+                f"Expected an optimizer of real parameters, got complex ones in {complex_ones}; "
+                "store their real and imaginary parts (torch.view_as_real) as parameters."
+            )
         # The recorder has no room for tensors that may never train, such as a large frozen base.
         self._frozen = {own_name(n): p for n, p in model.named_parameters() if not p.requires_grad}
         self._frozen = {n: p for n, p in self._frozen.items() if any(p is own for own in held)}

@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
-from sklearn_implicitreg.problem import ParamsSpec
+from sklearn_implicitreg.problem import ParamsSpec, Problem
+from sklearn_implicitreg.problem.frozen import inner_module
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
@@ -26,7 +28,12 @@ from sklearn_implicitreg.problem.parameters import (
 )
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.marks import Kept
-from sklearn_implicitreg.trajectory.recording.followed import Followed, followed, tensors_of
+from sklearn_implicitreg.trajectory.recording.followed import (
+    Followed,
+    followed,
+    param_groups,
+    tensors_of,
+)
 from sklearn_implicitreg.trajectory.recording.optimizers import UpdateRule
 from sklearn_implicitreg.trajectory.recording.others import Others
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder
@@ -88,12 +95,12 @@ def record(  # noqa: PLR0913
     every : int, default=None
         Steps between marks; the sums lose no step. None is 1; with ``families`` it is the whole
         training, and ``every`` counts only where no epoch is marked.
-    data : array, tensor, tuple of these or Dataset, default=None
+    data : array, tensor, tuple of these, Dataset or DataLoader, default=None
         All that a batch holds, so that ``recorder.batch`` can be given the batch itself and finds
         its rows. Other batches, such as augmented ones, are kept by their tensors. With
-        ``families`` the rows (X, y) that the reference is taken on.
+        ``families`` the rows (X, y) that the reference is taken on, or a Problem of the model.
     loss : str, nn loss or callable(output, target), default=None
-        The data term, for ``families``.
+        The data term, for ``families``; None is that of a model that returns its own loss.
     families : list of families, default=None
         Penalties whose R factors are kept, in memory, instead of weights.
     reference : {"gradient", "applied"}, default="gradient"
@@ -142,9 +149,11 @@ def record(  # noqa: PLR0913
     >>> recorder.trajectory
     Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
+    model = inner_module(model)
     parts = followed(model, optimizer, update_rule)
     if families is None:
-        if loss is not None or reference != "gradient" or params != "auto":
+        named = isinstance(reference, str) and reference == "gradient"
+        if loss is not None or not named or params != "auto":
             raise ValueError(
                 "Expected families= with loss=, reference= or params=, got none; give the "
                 "penalties, or leave these to the estimator."
@@ -161,11 +170,12 @@ def record(  # noqa: PLR0913
         below = None if directory is None else Path(directory, "batches")
         shelf = partial(Kept, below, memory_limit)
     recorder = Recorder(parts, others, every, gradients, kept, shelf)
-    if data is not None:
-        recorder.rows_from(data)
+    if data is not None and not isinstance(data, Problem):
+        recorder.rows_from(data.dataset if isinstance(data, DataLoader) else data)
     return recorder
 
 
 def _reduction(model: nn.Module, parts: Sequence[Followed], *given: Any) -> Reduction:
-    own = Reduction.of(model, *given)
-    return replace(own, problem=recorded_part(own.problem, tuple(tensors_of(parts))))
+    groups = param_groups(parts)
+    own = Reduction.of(model, groups, *given)
+    return replace(own, problem=recorded_part(own.problem, tuple(groups)))

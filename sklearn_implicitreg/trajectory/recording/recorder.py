@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,12 @@ from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.vectors import wide_zeros
 from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
 from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums, settings_of
-from sklearn_implicitreg.trajectory.recording.followed import Followed, described, tensors_of
+from sklearn_implicitreg.trajectory.recording.followed import (
+    Followed,
+    described,
+    param_groups,
+    tensors_of,
+)
 from sklearn_implicitreg.trajectory.recording.optimizers import number
 from sklearn_implicitreg.trajectory.recording.others import Others
 from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder, differs
@@ -45,15 +49,16 @@ class Recorder:
         kept.others = others.began
         self._handles: list[Any] = []
         self._each = self._every == 1
-        self._stale = self._called = False
-        self._stopped = False  # where the disk took no more
+        self._stale = self._called = self._stopped = False  # stopped: the disk took no more
+        self._busy = False  # counting; also where an interrupt ended that half-way
         self._open = False  # whether some of the optimizers made their step of this round
         # The batches of the round, and the optimizers that stepped on them.
         self._named: tuple[dict[str, Any], set[int]] = ({}, set())
         self._pass, self._fresh = -1, False  # the backward pass; whether no round began since
+        self._reached: set[int] = set()  # the ``id`` of each tensor that it reached
         self._skipped: frozenset[str] = frozenset()  # by the last round
         self._n_changed = 0
-        self._step = self._epoch = 0
+        self._epoch = 0
         self._dropped: dict[str, int] = {}
         self._steps: list[Step] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
@@ -67,6 +72,7 @@ class Recorder:
                 "This optimizer is being recorded already; leave the other record(...) first."
             )
         self._batches.taken(())  # of a step that was interrupted
+        self._others.begin()
         if self._marks:
             self._stale = True  # weights may have changed outside
         else:
@@ -75,8 +81,18 @@ class Recorder:
         for part in self._parts:
             _RECORDED.add(part.optimizer)
             self._handles.append(part.optimizer.register_step_pre_hook(self._before))
-            self._handles.append(part.optimizer.register_step_post_hook(self._after))
-        look = _weakly(self)
+            handle = part.optimizer.register_step_post_hook(self._after)
+            # Before the user's own, which may zero the gradients or change the weights.
+            hooks: Any = part.optimizer._optimizer_step_post_hooks
+            hooks.move_to_end(handle.id, last=False)
+            self._handles.append(handle)
+        # The parameters keep no recorder that is dropped without its end.
+        on_gradient = weakref.WeakMethod(self._on_gradient)
+
+        def look(p: Tensor) -> None:
+            if (own := on_gradient()) is not None:
+                own(p)
+
         for p in self._params.values():
             if p.requires_grad and p.is_leaf:
                 self._handles.append(p.register_post_accumulate_grad_hook(look))
@@ -101,6 +117,7 @@ class Recorder:
             self._roll_back("of another model")
         if self._marks[-1].step != self._step:
             self._mark()
+        self._busy = False
         for part in self._parts:
             part.spare(None)
         self._kept.close(self._steps)
@@ -155,6 +172,7 @@ class Recorder:
         self._epoch += 1
         self._every = self._kept.end_epoch(self._epoch, self._every)
         self._mark()
+        self._busy = False
 
     def batch(self, rows: Any, *, accumulate: bool = False, weight: float | None = None) -> None:
         """Name the rows of the batch of the next step, once for each batch that it is made on.
@@ -178,10 +196,14 @@ class Recorder:
         ValueError
             For no rows, negative ones, or what is none of these; for a second batch before the
             optimizer stepped without ``accumulate``; for weights of some batches only.
+
+        Notes
+        -----
+        Where the batches of a step have a backward pass each, those without one are left out of
+        it; without ``weight`` the batches of such a step are not known.
         """
         # Gradients that come within a step are those of a closure.
-        within = any(part.pending for part in self._parts)
-        given = [] if within else self._gradients()
+        given = [] if self._pending else self._gradients()
         self._batches.name(rows, accumulate=accumulate, weight=weight, given=given)
 
     def rows_from(self, data: Any) -> None:
@@ -204,7 +226,7 @@ class Recorder:
             If there was no step, or most had to be dropped.
         """
         n_dropped = sum(self._dropped.values())
-        if n_dropped > (self._step + n_dropped) / 2:
+        if n_dropped > self._step:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self._dropped.items())
             raise ValueError(
                 f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
@@ -212,31 +234,28 @@ class Recorder:
             )
         self._end_if_full()
         marks, r_factors = self._kept.recorded()
-        if len(marks) < 2 and self._stopped:
-            raise ValueError(
-                f"Expected at least one recorded step, got none: {self._kept.folder} was full; "
-                "give directory= a folder with more room."
-            )
-        if len(marks) < 2:
-            raise ValueError(
-                "Expected at least one recorded step, got none; the optimizer that was given to "
-                "record(...) must be the one that steps."
-            )
-        own = self._steps[: marks[-1].step]
-        steps = tuple(replace(s, seen=self._batches.kept(s.seen)) if s.seen else s for s in own)
+        self._kept.check_steps(len(marks) - 1, self._stopped)
+        steps = self._batches.with_kept(self._steps[: marks[-1].step])
         name, settings = described(self._parts)
-        others = dict(self._others.began)
-        return Trajectory(marks, steps, name, settings, n_dropped, r_factors, others=others)
+        if self._others.norms_in_training:
+            settings["norms_in_training"] = dict(self._others.norms_in_training)
+        own = (marks, steps, name, settings, n_dropped, r_factors)
+        moved, groups = dict(self._others.began), param_groups(self._parts)
+        return Trajectory(*own, others=moved, param_groups=groups)
 
-    def _on_gradient(self) -> None:
+    def _on_gradient(self, p: Tensor) -> None:
         """Look at what else moves, when the first gradient of a backward pass arrives."""
         here = torch._C._current_graph_task_id()
         if self._stopped or here == self._pass:
+            self._reached.add(id(p))
             return
-        self._pass, self._fresh = here, True
-        pending = next((part for part in self._parts if part.pending), None)
-        if pending is not None and any(part.stepped for part in self._parts):
+        self._pass, self._fresh, self._reached = here, True, {id(p)}
+        self._batches.passed()
+        pending = self._pending
+        if pending and not self._busy and any(part.stepped for part in self._parts):
+            self._busy = True
             self._begin_alone(pending)
+            self._busy = False
         self._others.look()
 
     def _begin_alone(self, part: Followed) -> None:
@@ -251,17 +270,21 @@ class Recorder:
         if self._stopped:
             return
         self._settle()
-        part = next(part for part in self._parts if part.optimizer is optimizer)
-        self._check(part.watched.change(optimizer))
+        self._prepare(self._part_of(optimizer))
+        self._busy = False
+
+    def _prepare(self, part: Followed) -> None:
+        """Begin the step of an optimizer, and end the round before where it belongs to another."""
+        self._check(part.watched.change(part.optimizer))
         if self._open and (part.stepped or self._fresh):
             self._end_round()
         if not self._open:
             self._kept.settle(self._steps)
-        if part.stretch is not None and part.stretch.settings != settings_of(optimizer):
+        if part.stretch is not None and part.stretch.settings != settings_of(part.optimizer):
             self._close([part])
         if not self._open:
             self._look_back()
-        part.idle = part.watched.idle(optimizer)
+        part.idle = part.watched.idle(part.optimizer)
         if part.idle:
             return
         if part.stretch is not None:
@@ -281,32 +304,35 @@ class Recorder:
         part.pending = True
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        part = next(part for part in self._parts if part.optimizer is optimizer)
+        self._busy = True
+        part = self._part_of(optimizer)
         self._take_rows(part)
-        if self._stopped:
-            return
+        if not self._stopped:
+            self._made(part)
+        self._busy = False
+
+    def _made(self, part: Followed) -> None:
+        """Count the step of an optimizer, unless it shows nothing or was skipped."""
         if part.idle:
             if len(self._parts) == 1:  # the others make the step
                 self._drop(1, part.idle)
             self._stale = True
+        elif part.stretch is None:
             return
-        if part.stretch is None:
-            return
-        if number(getattr(optimizer, "found_inf", 0.0)):  # a fused optimizer skips it under AMP
-            part.pending = False
+        elif number(getattr(part.optimizer, "found_inf", 0.0)):  # fused ones skip it under AMP
             self._take_back(part)
-            return
-        part.made = True
-        self._count(part)
-        part.pending = part.made = False
-        if all(part.stepped for part in self._parts):
-            self._end_round()
+        else:
+            self._count(part)
+            part.pending = False
+            if all(part.stepped for part in self._parts):
+                self._end_round()
 
     def _count(self, part: Followed) -> None:
         """Add what a step that was made visited, consumed and applied."""
         self._fresh = False  # those that a closure took are of this step
         if not any(part.stepped for part in self._parts):
-            self._others.add_to(self._running["visited"], self._step)
+            n_batches = len(self._named[0].get("parts", ()))
+            self._others.add_to(self._running["visited"], self._step, n_batches)
         # Not before the step: a closure makes the gradients in it.
         for name in part.without:
             self._running["visited"].add(name, self._params[name].detach(), -1)
@@ -343,9 +369,8 @@ class Recorder:
         self._skipped = self._skipped if skipped == self._skipped else skipped
         rounding = math.hypot(*(part.rounding for part in made))
         step = Step(made[0].lr, rounding=rounding, skipped=self._skipped, **self._named[0])
-        self._steps.append(step)
         self._leave_round()
-        self._step += 1
+        self._steps.append(step)
         if self._step % self._every == 0:
             self._check(self._replaced())
             self._mark()
@@ -353,10 +378,13 @@ class Recorder:
     def _leave_round(self) -> None:
         self._open = False
         for part in self._parts:
-            part.stepped = part.pending = part.made = False
+            part.stepped = part.pending = False
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._params.values() if p.grad is not None]
+        """Gradients of the tensors that the last backward pass reached; of all before the first."""
+        params = self._params.values()
+        reached = [p for p in params if id(p) in self._reached] or params
+        return [p.grad for p in reached if p.grad is not None]
 
     def _take_rows(self, part: Followed) -> None:
         """Batches of the round; optimizers that step one after the other share them."""
@@ -368,6 +396,7 @@ class Recorder:
 
     def _take_back(self, part: Followed) -> None:
         """A step was not made; nor was the round, if it was the first."""
+        part.pending = False
         self._visit(part, -1)
         if not any(part.stepped for part in self._parts):
             self._leave_round()
@@ -379,15 +408,13 @@ class Recorder:
             self._running["visited"].add(name, self._params[name].detach(), sign)
 
     def _settle(self) -> None:
-        """Take back a step that raised before it was made, or all since a half-made one."""
-        part = next((part for part in self._parts if part.pending), None)
-        if part is None:
-            return
-        part.pending = False
-        assert part.stretch is not None
-        if part.made or part.stretch.moved():
+        """Take back a step that raised before it was made, or all since a half-counted one."""
+        cut, self._busy = self._busy, True
+        part = self._pending
+        moved = part is not None and part.stretch is not None and part.stretch.moved()
+        if cut or moved:
             self._roll_back("that raised")
-        else:
+        elif part is not None:
             self._take_back(part)
 
     def _close(self, parts: Sequence[Followed]) -> None:
@@ -404,7 +431,9 @@ class Recorder:
                 part.spare(stretch)
         elif self._finite():
             self._each = True  # weights are changed between steps: measure each alone
-            self._roll_back("between which something else changed the weights")
+            self._roll_back(
+                "between which something else changed the weights or the optimizer's state"
+            )
         else:
             self._roll_back("with NaN or inf")
 
@@ -421,7 +450,6 @@ class Recorder:
         last = copied(last)
         self._begin_sums({what: getattr(last, what) for what in SUMS})
         self._drop(self._step - last.step, reason)
-        self._step = last.step
         del self._steps[last.step :]
         self._stale = True
 
@@ -465,8 +493,7 @@ class Recorder:
         for part in self._parts:
             part.stretch = None
         self._leave_round()
-        self._step = self._marks[-1].step
-        del self._steps[self._step :]
+        del self._steps[self._marks[-1].step :]
         warn_user(
             f"{full}: the recording ends after step {self._step}, and the training goes on. What "
             "was recorded until there can be used; give directory= a folder with more room, or "
@@ -482,19 +509,20 @@ class Recorder:
     def _marks(self) -> list[Mark]:
         return self._kept.marks
 
+    @property
+    def _step(self) -> int:
+        """Number of steps so far."""
+        return len(self._steps)
+
+    @property
+    def _pending(self) -> Followed | None:
+        """The optimizer that is in a step."""
+        return next((part for part in self._parts if part.pending), None)
+
+    def _part_of(self, optimizer: Optimizer) -> Followed:
+        return next(part for part in self._parts if part.optimizer is optimizer)
+
     def _check(self, wrong: str) -> None:
         if wrong:
             self._roll_back("of another model")
             raise ValueError(wrong)
-
-
-def _weakly(recorder: Recorder) -> Callable[[Tensor], None]:
-    """Hook of the parameters, which keep no recorder that is dropped without its end."""
-    kept = weakref.ref(recorder)
-
-    def look(p: Tensor) -> None:
-        own = kept()
-        if own is not None:
-            own._on_gradient()
-
-    return look

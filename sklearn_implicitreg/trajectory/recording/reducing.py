@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ class Reduction:
     def of(
         cls,
         model: nn.Module,
+        groups: Mapping[str, str],
         families: Sequence[Any],
         reference: Any,
         data: Any,
@@ -67,16 +68,19 @@ class Reduction:
             )
         if not isinstance(families, Sequence) or isinstance(families, str) or not families:
             raise ValueError(f"Expected families to be a list such as ['l2'], got {families!r}.")
-        if (data is None) != (loss is None) or (data is None and reference != "applied"):
+        if data is None and (loss is not None or reference != "applied"):
             raise ValueError(
-                "Expected data=(X, y) and loss= with families= and reference='gradient', got "
-                f"{'no data' if data is None else 'no loss'}; give both, or reference='applied'."
+                "Expected data=(X, y) and loss= with families= and reference='gradient', got no "
+                "data; give both, or reference='applied'."
             )
         if data is None:
             problem = _without_rows(model, params)
+        elif isinstance(data, Problem):
+            problem = data
         else:
             own = Data(*data) if isinstance(data, tuple) else Data(data)
             problem = adapt(model, own, Options(loss=loss, params=params))
+        problem = replace(problem, param_groups=groups)
         penalties = map(penalty_with_terms, families)
         found = [leaf for own in penalties for leaf in own.leaves(problem.params, problem)]
         drawn = [leaf.penalty for leaf in found if is_stochastic(leaf)]
@@ -186,6 +190,7 @@ class ReducedKept(Kept):
         start, stop = (mark.on(self._reduction.device) for mark in self.marks[-2:])
         own = tuple(steps[start.step : stop.step])
         window = Window(start, stop, (start,), own, on_device(self.others, self._reduction.device))
+        self.others.update(dict.fromkeys(window.changing()))  # a mean of them is of no use
         if self._sums is None and self._reduction.reference != "applied":
             check_factors(self._reduction.problem.whole(), [window])
         found = self._reduction.of_window(window)

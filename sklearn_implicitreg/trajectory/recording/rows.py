@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Real
 from typing import Any
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from sklearn_implicitreg.adapters.torch.data import is_of_dicts
 from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Indices, Params
 from sklearn_implicitreg.trajectory.batches import tensors_of_batch
 from sklearn_implicitreg.trajectory.marks import Kept, Mark
+from sklearn_implicitreg.trajectory.window import Step
 
 _CHUNK = 4096  # rows that are turned into keys at once
 _TRIED = 64  # rows that are read twice
@@ -53,6 +55,7 @@ class _Named:
     size: int | None
     weight: float | None
     tensors: Params | None  # copies of them, where they are no rows, or may join such
+    n_before: int  # backward passes since the batch before it was named, or since the last step
 
 
 class Batches:
@@ -63,6 +66,10 @@ class Batches:
         self._shelf = shelf
         self._kept: Kept | None = None
         self._named: list[_Named] = []
+        self._n_passes = 0  # since a batch was named, or since the last step
+        # Whether batches of one step were seen to have passes of their own; named before these?
+        self._apart = False
+        self._first: bool | None = None
         # One gradient when a batch was named, and after the last step.
         self._seen = self._spent = _smallest(())
 
@@ -88,9 +95,14 @@ class Batches:
                 "batch(rows, accumulate=True), with weight= unless each loss is divided by the "
                 "number of batches. Where a step was left out, call optimizer.zero_grad() first."
             )
-        self._named = self._named if accumulate else []
-        self._named = [*self._named, _Named(found, size, own, tensors)]
+        before = self._named if accumulate else []
+        self._named = [*before, _Named(found, size, own, tensors, self._n_passes)]
+        self._n_passes = 0
         self._seen = _smallest(gradients)
+
+    def passed(self) -> None:
+        """Count a backward pass."""
+        self._n_passes += 1
 
     def _looked_up(self, rows: Any) -> tuple[Indices | None, int | None]:
         if not _has_rows(rows):
@@ -113,7 +125,8 @@ class Batches:
     def taken(self, given: Iterable[Tensor]) -> dict[str, Any]:
         """What a step holds of its batches, which are then forgotten; nothing of none."""
         self._spent = _smallest(given)
-        named, self._named = self._named, []
+        named, self._named = self._with_passes(), []
+        self._n_passes = 0
         if not named:
             return {}
         rows = [batch.rows for batch in named if batch.rows is not None]
@@ -126,6 +139,21 @@ class Batches:
             "batch_size": sum(sizes) if len(sizes) == len(named) else None,
             "parts": () if plain else tuple((batch.size, batch.weight) for batch in named),
         }
+
+    def _with_passes(self) -> list[_Named]:
+        """The named batches that had a backward pass; none where the factors are not known then."""
+        # Batches may be named before their passes or after them, or all at once for one pass. Only
+        # where the passes were seen to come between is a batch without one known to be left out.
+        before = [batch.n_before for batch in self._named]
+        after = [*before[1:], self._n_passes]
+        self._apart = self._apart or any(before[1:])
+        if before and bool(before[0]) != bool(after[-1]):
+            self._first = not before[0]
+        if not self._apart or all(before) or all(after):
+            return self._named
+        own = after if self._first else before
+        known = self._first is not None and all(b.weight is not None for b in self._named)
+        return [b for b, n in zip(self._named, own, strict=True) if n and known]
 
     def _put(self, batches: Sequence[Params | None]) -> tuple[int, ...]:
         """Keep the tensors of all batches of a step; their places, none if some are not known."""
@@ -152,10 +180,14 @@ class Batches:
         if self._kept is not None:
             self._kept.close(())
 
-    def kept(self, places: Sequence[int]) -> tuple[Mark, ...]:
-        """The tensors of the batches of a step."""
+    def with_kept(self, steps: Iterable[Step]) -> tuple[Step, ...]:
+        """Steps with the tensors of their batches, of which they know the places."""
         marks = () if self._kept is None else self._kept.recorded()[0]
-        return tuple(marks[i] for i in places) if max(places, default=0) < len(marks) else ()
+
+        def there(seen: tuple[int, ...]) -> tuple[Mark, ...]:
+            return tuple(marks[i] for i in seen) if max(seen) < len(marks) else ()
+
+        return tuple(replace(s, seen=there(s.seen)) if s.seen else s for s in steps)
 
 
 def _weight(weight: Any) -> float:
@@ -229,7 +261,7 @@ def _is_nested(batch: Any) -> bool:
 
 
 def _chunks(data: Any) -> Iterator[Any]:
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) or is_of_dicts(data):
         if isinstance(data, IterableDataset):
             raise ValueError("Expected a data set with numbered rows, got a stream.")
         with preserved_rng(torch.device("cpu")), seeded(generators_in(data)):
@@ -240,9 +272,10 @@ def _chunks(data: Any) -> Iterator[Any]:
 
 def differs(data: Any) -> bool:
     """Whether rows of a data set differ at each reading, so that none can be known again."""
-    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+    numbered = isinstance(data, Dataset) or is_of_dicts(data)
+    if not numbered or isinstance(data, IterableDataset):
         return False
-    n: int = len(data)  # type: ignore[arg-type]
+    n: int = len(data)
     places = np.unique(np.linspace(0, n - 1, min(n, _TRIED), dtype=np.int64)).tolist()
     own = generators_in(data)
     with preserved_rng(torch.device("cpu")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -43,14 +43,23 @@ class Session:
             raise ValueError("Expected a recorder that has seen a training run, got a new one.")
         return self._kept
 
-    def begin(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        """Start, or go on where the same model and optimizers were recorded before."""
+    def begin(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], rows: Callable[[bool], Any]
+    ) -> None:
+        """Start, or go on where the same model and optimizers were recorded before.
+
+        ``rows`` makes the data of families, where the user gave none; a flag says whether their
+        reference is taken on rows.
+        """
         self.end()  # where the run before raised
         given = (model, *optimizers)
         before = self._recorded
         same = len(given) == len(before) and all(map(operator.is_, given, before))
         if not same or self.recorder is None:
-            self.recorder = record(model, optimizers, **self._how)
+            how = dict(self._how)
+            if how.get("families") is not None and how.get("data") is None:
+                how["data"] = rows(how["reference"] != "applied")
+            self.recorder = record(model, optimizers, **how)
             self._recorded, self._searched = given, False
         self.recorder.__enter__()
 
@@ -79,6 +88,11 @@ class Session:
         """End of the run."""
         if self._attached is not None:
             self._attached.__exit__()
+
+    @property
+    def begun(self) -> bool:
+        """Whether steps are being recorded."""
+        return self._attached is not None
 
     @property
     def _attached(self) -> Recorder | None:

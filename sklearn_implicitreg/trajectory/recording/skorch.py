@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
 from skorch import NeuralNet, callbacks
 from torch.utils.data import DataLoader
 
-from sklearn_implicitreg.adapters import Data
+from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.skorch import optimizers_of
-from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem import ParamsSpec, Problem
 from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
@@ -34,6 +34,8 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     find_rows : bool, default=True
         Whether to look up batches, which costs one pass over the data, and to keep those that
         are not found (with ``every=1``); without it only their sizes are known.
+    families, reference, params
+        As for :func:`record`; the rows and the loss are the net's own.
 
     Attributes
     ----------
@@ -61,21 +63,35 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
         gradients: bool | None = None,
         directory: str | PathLike[str] | None = None,
         find_rows: bool = True,
+        families: Sequence[Any] | None = None,
+        reference: str = "gradient",
+        params: ParamsSpec = "auto",
     ):
         self.every = every
         self.gradients = gradients
         self.directory = directory
         self.find_rows = find_rows
+        self.families = families
+        self.reference = reference
+        self.params = params
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Attach to the optimizer of the net, or to each that it has."""
+        """Leave a run before this one that raised."""
         if "session_" not in vars(self):
-            how = {"every": self.every, "gradients": self.gradients, "directory": self.directory}
+            names = ("every", "gradients", "directory", "families", "reference", "params")
+            how = {name: getattr(self, name) for name in names}
             self.session_ = Session(self.find_rows, **how)
-        self.session_.begin(net.module_, optimizers_of(net))
+        self.session_.end()
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
-        """Learn the rows of the training part."""
+        """Attach to the optimizer of the net, or to each that it has; learn the training rows."""
+
+        def problem(needed: bool) -> Problem:  # also for the tensors that a penalty covers
+            rows = Data(net.get_iterator(dataset_train, training=True))
+            return adapt(net, rows, Options(params=self.params))
+
+        if not self.session_.begun:
+            self.session_.begin(net.module_, optimizers_of(net), problem)
         if self.find_rows:
             self.session_.rows_from(dataset_train)
 
@@ -139,7 +155,8 @@ class _NumberedRecorder(ImplicitRegularizationRecorder):
         self.given = given
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
-        """The rows need not be looked up."""
+        """Attach; the rows need not be looked up."""
+        super().on_epoch_begin(net)
 
     def on_batch_begin(
         self, net: NeuralNet, batch: Any = None, training: bool | None = None, **kwargs: Any
@@ -148,7 +165,7 @@ class _NumberedRecorder(ImplicitRegularizationRecorder):
             super().on_batch_begin(net, self.given.popleft(), training)
 
 
-def continue_net(
+def continued(
     net: NeuralNet, data: Data, whole: Problem, *, n_epochs: int, every: int
 ) -> Trajectory:
     """Trajectory of a copy of a fitted net that is trained on; the net stays as it is."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from os import PathLike
 from typing import Any
 
+from sklearn_implicitreg.problem import ParamsSpec
 from sklearn_implicitreg.trajectory.recording.sessions import Session, SessionRecorder, base_of
 
 _Callback: Any = base_of("transformers", "TrainerCallback")
@@ -21,40 +22,68 @@ class TransformersRecorder(SessionRecorder, _Callback):
     ----------
     every, gradients, directory
         As for :func:`record`.
-
-    Raises
-    ------
-    ImportError
-        If Transformers is not installed.
+    families, reference, data, loss, params
+        As for :func:`record`; the default data are those of the Trainer's loader, and the default
+        loss is the one that the model returns.
 
     Attributes
     ----------
     trajectory_ : Trajectory
         What was recorded.
 
+    Raises
+    ------
+    ImportError
+        If Transformers is not installed.
+
     Examples
     --------
-    >>> from sklearn_implicitreg.trajectory import TransformersRecorder  # doctest: +SKIP
-    >>> recorder = TransformersRecorder(every=10)  # doctest: +SKIP
-    >>> Trainer(model, args, train_dataset=data, callbacks=[recorder]).train()  # doctest: +SKIP
-    >>> recorder.trajectory_  # doctest: +SKIP
+    >>> import tempfile, torch, transformers
+    >>> from sklearn_implicitreg.trajectory import TransformersRecorder
+    >>> class Mean(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.net = torch.nn.Linear(2, 1)
+    ...     def forward(self, x, labels):
+    ...         return {"loss": (self.net(x) - labels).square().mean()}
+    >>> recorder = TransformersRecorder()
+    >>> settings = transformers.TrainingArguments(
+    ...     output_dir=tempfile.mkdtemp(), num_train_epochs=2, per_device_train_batch_size=4,
+    ...     report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
+    ... )
+    >>> rows = [{"x": x, "labels": x[:1]} for x in torch.eye(8, 2)]
+    >>> trainer = transformers.Trainer(Mean(), settings, train_dataset=rows, callbacks=[recorder])
+    >>> _ = trainer.train()  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    >>> recorder.trajectory_
+    Trajectory(4 steps of AdamW, 5 marks, 2 epochs, batches known for 0 steps)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         every: int = 1,
         gradients: bool | None = None,
         directory: str | PathLike[str] | None = None,
+        *,
+        families: Sequence[Any] | None = None,
+        reference: str = "gradient",
+        data: Any = None,
+        loss: Any = None,
+        params: ParamsSpec = "auto",
     ):
         if _Callback is object:
             raise ImportError("TransformersRecorder needs the package transformers; install it.")
-        self.session_ = Session(every=every, gradients=gradients, directory=directory)
+        how = {"every": every, "gradients": gradients, "directory": directory, "data": data}
+        self.session_ = Session(
+            **how, families=families, reference=reference, loss=loss, params=params
+        )
         self._left: int | None = None  # rows of the epoch that are still to come
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the optimizer, which Accelerate has wrapped."""
-        optimizer = kwargs["optimizer"]
-        self.session_.begin(kwargs["model"], [getattr(optimizer, "optimizer", optimizer)])
+        loader = kwargs.get("train_dataloader")
+        trained = kwargs["model"], [kwargs["optimizer"]]
+        self.session_.begin(*trained, lambda needed: loader if needed else None)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the rows of the epoch."""

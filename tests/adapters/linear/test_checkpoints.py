@@ -13,7 +13,7 @@ from sklearn_implicitreg.adapters.linear.checkpoints import CheckpointProblem
 from sklearn_implicitreg.adapters.registry import adapt_many
 from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.regression.design import Design
-from sklearn_implicitreg.regression.equations import Place
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.solve import solve
 
 

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from cases import CASES
 from scipy import sparse
+from scipy.special import expit
+from scipy.stats import norm
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.cross_decomposition import CCA, PLSCanonical, PLSRegression
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
@@ -98,6 +101,56 @@ class LogLink(Plain):
         return np.exp(super().predict(X))
 
 
+class Single(Plain):
+    """Computes in float32 what it stores in float64."""
+
+    def predict(self, X):
+        return np.asarray(X, np.float32) @ self.coef_.astype(np.float32) + np.float32(
+            self.intercept_
+        )
+
+
+class Rounding(Ridge):
+    def predict(self, X):
+        return np.round(super().predict(X), 2)
+
+
+def shortly(value):
+    """Name of a model or loss; the same in every process, without addresses of functions."""
+    name = getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, str) else name
+
+
+class Linked(Plain):
+    """A mean of a predictor, by a link of its own; trained on a line."""
+
+    def __init__(self, mean, size=1e-2):
+        self.mean, self.size = mean, size
+
+    def fit(self, X, y):
+        return super().fit(X, self.size * (y - np.mean(y)))
+
+    def predict(self, X):
+        return self.mean(super().predict(X))
+
+
+class Shifted(Linked):
+    """Its intercept is that of centered features."""
+
+    def fit(self, X, y):
+        super().fit(X, y)
+        self.center_ = np.mean(X, axis=0)
+        self.intercept_ = self.intercept_ + self.center_ @ self.coef_
+        return self
+
+    def predict(self, X):
+        return super().predict(X - self.center_)
+
+
+def slightly(eta):
+    return 1.003 * eta
+
+
 class WithoutPredict(Plain):
     predict = None
 
@@ -107,6 +160,10 @@ class OfTables(Plain):
 
     def predict(self, X):
         return X.to_numpy() @ self.coef_
+
+
+def squared(output, target):
+    return (output - target) ** 2
 
 
 IRIS, WINE = load_iris(return_X_y=True), load_wine(return_X_y=True)
@@ -124,10 +181,19 @@ OTHERS = [
     (Clipped(3.0), (X, Y), "auto"),
     (Interacting(max_iter=1000), (X / 100, LABELS), "auto"),
     (make_pipeline(StandardScaler(), Clipped()), (X, Y), "auto"),
+    (PLSRegression(1, scale=False), (X, Y), "squared_error"),
+    (Scaling(3.0), (X[:, [2]], Y), "squared_error"),
+    (Linked(slightly), (X, Y), "squared_error"),
+    (Shifted(np.exp), (X, Y), "squared_error"),
+    (Shifted(expit), (X, Y), squared),
+    (Linked(np.sin, 0.1), (X, Y), squared),
+    (Linked(lambda eta: np.clip(eta, -0.2, 0.2)), (X, Y), squared),
+    (Linked(lambda eta: np.clip(0.5 + eta, 0, 1)), (X, Y), squared),
+    (Linked(np.tanh), (X[:8], Y[:8]), squared),
 ]
 
 
-@pytest.mark.parametrize(("model", "rows", "loss"), OTHERS, ids=str)
+@pytest.mark.parametrize(("model", "rows", "loss"), OTHERS, ids=shortly)
 def test_other_predictions_raise(model, rows, loss):
     model.fit(*rows)
     est = ImplicitRegularizationEstimator(model, loss=loss)
@@ -167,6 +233,13 @@ def test_the_advice_gives_the_right_number():
 LINEAR = [
     (Plain(), Y, "squared_error"),
     (LogLink(), Y, "squared_error"),
+    (Single(), Y, "squared_error"),
+    (Rounding(3.0), Y, "auto"),
+    (Linked(norm.cdf), Y, squared),
+    (Linked(norm.cdf, 0.1), Y, squared),  # up to probabilities of exactly 0 and 1
+    (Linked(np.tanh), Y, squared),
+    (Linked(lambda eta: 1 - np.exp(-np.exp(eta))), Y, squared),
+    (Linked(lambda eta: 1 / (3 + eta)), Y, squared),
     (WithoutPredict(), Y, "squared_error"),
     (OfTables(), Y, "squared_error"),
     (SVC(kernel="linear", C=1e-3), LABELS, "hinge"),
@@ -181,11 +254,39 @@ LINEAR = [
 ]
 
 
-@pytest.mark.parametrize(("model", "y", "loss"), LINEAR, ids=str)
+@pytest.mark.parametrize(("model", "y", "loss"), LINEAR, ids=shortly)
 def test_linear_predictors_are_taken(model, y, loss):
     model.fit(X, y)
     est = ImplicitRegularizationEstimator(model, loss=loss).fit(X, y)
     assert est.n_equations_ > 0
+
+
+def test_a_probit_is_fitted_right():
+    """Its own loss, minimized with a penalty of known size."""
+    rows, labels = StandardScaler().fit_transform(X), (Y > 140).astype(float)
+
+    def loss(output, target):
+        ahead = torch.special.log_ndtr((2 * target - 1) * output)
+        return -ahead
+
+    theta = torch.zeros(11, dtype=torch.float64, requires_grad=True)
+    inputs, target = torch.from_numpy(rows), torch.from_numpy(labels)
+    solver = torch.optim.LBFGS([theta], max_iter=500, tolerance_grad=1e-12, tolerance_change=0)
+
+    def closure():
+        solver.zero_grad()
+        value = loss(inputs @ theta[:-1] + theta[-1], target).mean()
+        value = value + 0.05 * theta[:-1].square().sum()
+        value.backward()
+        return value
+
+    for _ in range(3):
+        solver.step(closure)
+    model = Linked(norm.cdf)
+    model.coef_, model.intercept_ = theta[:-1].detach().numpy(), float(theta[-1].detach())
+    model.n_features_in_ = 10
+    est = ImplicitRegularizationEstimator(model, loss=loss).fit(rows, labels)
+    assert est.coef_[0] == pytest.approx(0.05, rel=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -222,7 +323,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize("model", MODELS, ids=shortly)
 def test_other_rows_are_noted(model):
     ours = Y < 200
     model.fit(X[ours], Y[ours])
@@ -287,6 +388,9 @@ def test_what_the_penalty_covers_is_not_at_rest():
         penalized_intercept=True,
     )
     assert problem.gradient().unrest == 0.0
+    known = {"coef": np.ones(10), "intercept": 5.0, "penalized_intercept": True}
+    blocks = Data([(X[:200], Y[:200]), (X[200:], Y[200:])])
+    assert linear_problem(blocks, Options(params="coef"), **known).gradient().unrest == 0.0
 
 
 def test_an_exact_fit_has_nothing_but_rounding():

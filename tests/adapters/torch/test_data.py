@@ -213,7 +213,7 @@ class TestBadData:
             (X_, Y_, np.full(N, np.nan), ValueError, "Expected finite sample_weight, got NaN or"),
             (X_, Y_, np.zeros(N), ValueError, "Expected a positive total weight of the rows, got"),
             (Stream(X_, Y_), None, np.ones(N), ValueError, "Expected no sample_weight with rows w"),
-            (Named(X_, Y_), None, None, TypeError, r"batches \(inputs, target\), got dict of 2"),
+            (Named(X_, Y_), None, None, TypeError, "or dicts with 'labels', got a dict of"),
             (TensorDataset(torch.ones(3, P)), None, None, TypeError, "give the loader a collate"),
             (X_, np.zeros((N, 2)), None, ValueError, r"got \(40, 2\): the two would be broadcast"),
         ],

@@ -165,6 +165,46 @@ class TestNested:
         check(model, (DataLoader(items, batch_size=7),), want)
         check(model, (Pair(X[:, :2], X[:, 2:]), Y), want)
 
+    def test_named_tuples_whose_fields_are_arguments(self):
+        class Optional(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.f = nn.Linear(2, 1).double()
+
+            def forward(self, left, right=None):
+                return self.f(left if right is None else left + right)
+
+        torch.manual_seed(0)
+        model = Optional()
+        want = expected(model, X[:, :2], X[:, 2:4])
+        items = [(Pair(x[:2], x[2:4]), y) for x, y in zip(X, Y, strict=True)]
+        check(model, (DataLoader(items, batch_size=7),), want)
+        check(model, (Pair(X[:, :2], X[:, 2:4]), Y), want)
+
+    def test_a_last_row_joins_the_batch_before_it(self):
+        """Named tuples and packed sequences stay what they are; 40 rows in batches of 13."""
+
+        def pairs(items):
+            x, y = map(torch.stack, zip(*items, strict=True))
+            return Pair(x[:, :2], x[:, 2:]), y
+
+        def packed(items):
+            sequences, y = zip(*items, strict=True)
+            return pack_sequence(list(sequences), enforce_sorted=False), torch.stack(y)
+
+        cases = [
+            (lambda m, b: m["f"](m["n"](torch.cat([b.left, b.right], 1))), pairs,
+             list(zip(X, Y, strict=True)), {"f": nn.Linear(P, 1)}, P),
+            (lambda m, b: m["f"](m["n"](m["r"](b)[1][0])), packed, ITEMS,
+             {"r": nn.GRU(P, 3, batch_first=True), "f": nn.Linear(3, 1)}, 3),
+        ]  # fmt: skip
+        for function, collate, items, layers, n in cases:
+            model = Takes(function, n=nn.BatchNorm1d(n), **layers).train()
+            parts = [collate(items[:13]), collate(items[13:26]), collate(items[26:])]
+            value = sum(F.mse_loss(model(x), y, reduction="sum") for x, y in parts) / N
+            want = by_hand(model, value, [l2])
+            check(model, (DataLoader(items, 13, collate_fn=collate),), want)
+
     def test_packed_sequences(self):
         def collate(items):
             sequences = pack_sequence([x for x, _ in items], enforce_sorted=False)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from module_cases import X_, Y_, P, by_hand, estimate, fingerprint, l2, rng_states
+from module_cases import X_, Y_, P, by_hand, estimate, fingerprint, l2, minimize, rng_states
 from torch import nn
 
 from sklearn_implicitreg.exceptions import ModelStateWarning
-from sklearn_implicitreg.trajectory import record
+from sklearn_implicitreg.trajectory import Trajectory, record
 
 X, Y = torch.as_tensor(X_), torch.as_tensor(Y_)[:, None]
 
@@ -240,3 +240,221 @@ class TestOwnLayers:
             warnings.simplefilter("error")
             estimate(between(Scaled()), X_, Y, module_mode="eval")
             estimate(between(Scaled()), X_, Y, module_mode="train")
+
+
+def trained_along(net, decay=0.1, between=lambda epoch: None):
+    """Recording of SGD with a decay on batches of 10 rows."""
+    tensors = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(tensors, lr=0.02, weight_decay=decay)
+    with record(net, optimizer) as recorder:
+        for epoch in range(3):
+            between(epoch)
+            for batch in torch.arange(len(X)).split(10):
+                recorder.batch(batch)
+                optimizer.zero_grad()
+                F.mse_loss(net(X[batch]), Y[batch]).backward()
+                optimizer.step()
+            recorder.epoch()
+    return recorder.trajectory
+
+
+def along(net, trajectory, **options):
+    options = {"mode": "trajectory", "reference": "batch", "window": "epoch"} | options
+    return estimate(net, X, Y, trajectory=trajectory, family="weight_decay", **options)
+
+
+def minimized(net, decay):
+    tensors = [p for p in net.parameters() if p.requires_grad]
+    minimize(tensors, lambda: F.mse_loss(net(X), Y) + decay / 2 * l2(tensors), 3000)
+    return net
+
+
+class Backbone(nn.Sequential):
+    """Its normalization stays at rest in training, as fine-tuning has it."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+class TestNormsAtRest:
+    def net(self, kind=nn.Sequential, norm=nn.BatchNorm1d):
+        torch.manual_seed(0)
+        body = kind(nn.Linear(P, 4), norm(4, track_running_stats=True), nn.Tanh())
+        net = nn.Sequential(body, nn.Linear(4, 1)).double()
+        for _ in range(30):
+            body[1](3 * torch.randn(20, 4, dtype=torch.float64) + 1)
+        return net.train()
+
+    def test_at_an_endpoint(self):
+        net = self.net()
+        net[0][1].eval()
+        minimized(net, 0.05)
+        before = fingerprint(net)
+        est = estimate(net, X, Y, family="weight_decay")
+        assert est.coef_ == pytest.approx([0.05], rel=1e-5)
+        assert "normalizations trained at rest, by running statistics: 1" in " ".join(
+            str(est.summary()).split()
+        )
+        assert fingerprint(net) == before
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_by_a_train_method_of_the_users(self, training):
+        net = minimized(self.net(Backbone), 0.05).train(training)
+        before = fingerprint(net)
+        est = estimate(net, X, Y, family="weight_decay")
+        assert est.coef_ == pytest.approx([0.05], rel=1e-5)
+        assert fingerprint(net) == before
+
+    def test_one_of_several(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(P, 4), nn.BatchNorm1d(4), nn.Linear(4, 4),
+                            nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()  # fmt: skip
+        net(X)
+        net[1].eval()
+        path = trained_along(net)
+        assert along(net.eval(), path).coef_ == pytest.approx([0.1], rel=1e-9)
+
+    def test_a_whole_net_trained_at_rest(self, tmp_path):
+        net = self.net().eval()
+        trained_along(net).save(tmp_path / "path")
+        est = along(net.train(), Trajectory.load(tmp_path / "path"))
+        assert est.coef_ == pytest.approx([0.1], rel=1e-9)
+
+    def test_a_validation_between_epochs_is_no_change(self):
+        net = self.net()
+
+        def validate(epoch):
+            net.eval()
+            net(X).square().mean().backward()
+            net.train()
+
+        path = trained_along(net, between=validate)
+        assert along(net, path).coef_ == pytest.approx([0.1], rel=1e-9)
+
+    def test_put_to_rest_while_recording(self):
+        net = self.net()
+        path = trained_along(net, between=lambda epoch: net[0][1].train(epoch < 1))
+        with pytest.raises(ValueError, match=r"Expected normalizations .* others: 0.1; record"):
+            along(net, path)
+        along(net, path, reference="applied")
+
+
+class Merging(nn.Linear):
+    """Adds its factors' product to its weight for evaluation, as adapters of low rank do."""
+
+    def __init__(self, n, m):
+        super().__init__(n, m)
+        self.weight.requires_grad_(False)
+        self.A, self.B = nn.Parameter(torch.randn(2, n) / 3), nn.Parameter(torch.randn(m, 2) / 3)
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.B @ self.A
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return super().forward(x) + (0 if self.merged else x @ self.A.T @ self.B.T)
+
+
+class TestMergingLayers:
+    def net(self):
+        torch.manual_seed(0)
+        return nn.Sequential(Merging(P, 4), nn.Tanh(), Merging(4, 1)).double()
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_at_an_endpoint(self, training):
+        net = minimized(self.net(), 0.03).train(training)
+        before = fingerprint(net)
+        est = estimate(net, X, Y, family="weight_decay")
+        assert est.coef_ == pytest.approx([0.03], rel=1e-5)
+        assert fingerprint(net) == before
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_on_a_path(self, training):
+        net = self.net()
+        path = trained_along(net, 0.03)
+        net.train(training)
+        before = fingerprint(net)
+        assert along(net, path).coef_ == pytest.approx([0.03], rel=1e-9)
+        assert fingerprint(net) == before
+
+
+class Remembering(nn.Module):
+    """Computes its weight once for evaluation, without a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw, self.known = nn.Parameter(torch.randn(4, P, dtype=torch.float64)), None
+
+    def forward(self, x):
+        if self.training or self.known is None:
+            weight = torch.tanh(self.raw)
+            self.known = None if self.training else weight.detach()
+        return x @ (weight if self.training else self.known).T
+
+
+class TestWeightsWithoutAGradientAtRest:
+    def net(self):
+        torch.manual_seed(0)
+        return nn.Sequential(Remembering(), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def test_warns_and_names_them(self):
+        net = minimized(self.net(), 0.05).eval()
+        with pytest.warns(
+            ModelStateWarning, match=r"Remembering \(0\) .*reaches 0.raw\).*mode='tr"
+        ):
+            estimate(net, X, Y)
+
+    def test_as_it_was_trained(self):
+        net = minimized(self.net(), 0.05).eval()
+        est = estimate(net, X, Y, family="weight_decay", module_mode="train")
+        assert est.coef_ == pytest.approx([0.05], rel=1e-5)
+        net = self.net()
+        path = trained_along(net)
+        net.eval()(X)
+        est = along(net, path, module_mode="train")
+        assert est.coef_ == pytest.approx([0.1], rel=1e-9)
+
+
+class TestGradientHooks:
+    MESSAGE = r"without the gradient hooks of 0.weight\. A decay"
+
+    @pytest.fixture
+    def net(self):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(P, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    @pytest.mark.parametrize("after", [False, True])
+    def test_masks(self, net, after):
+        weight = net[0].weight
+        mask = (torch.rand(4, P) > 0.5).double()
+
+        def masked(p):
+            p.grad.mul_(mask)
+
+        if after:
+            weight.register_post_accumulate_grad_hook(masked)
+        else:
+            weight.register_hook(lambda g: g * mask)
+        path = trained_along(net, 0.05)
+        for fitted in (lambda: estimate(net, X, Y), lambda: along(net, path)):
+            with pytest.warns(ModelStateWarning, match=self.MESSAGE):
+                fitted()
+        est = along(net, path, reference="applied")  # what the optimizer added
+        assert est.coef_ == pytest.approx([0.05], rel=1e-9)
+
+    def test_a_decay_is_found(self, net):
+        for p in net.parameters():
+            p.register_hook(lambda g, p=p: g + 0.5 * p.detach())
+        path = trained_along(net, 0.0)
+        with pytest.warns(ModelStateWarning, match="hooks of 0.weight, 0.bias, 2.weight, 2.bias"):
+            assert along(net, path).coef_ == pytest.approx([0.5], rel=1e-9)
+
+    def test_those_of_a_recorder_are_none(self, net):
+        with record(net, torch.optim.SGD(net.parameters(), lr=0.1)):
+            estimate(net, X, Y)

@@ -10,6 +10,7 @@ import torch
 from module_cases import (
     X_,
     Y_,
+    N,
     Noisy,
     P,
     dropout_net,
@@ -241,6 +242,56 @@ class TestInterrupted:
                     raise KeyboardInterrupt
         assert not optimizer._optimizer_step_pre_hooks
         assert recorder.trajectory.n_steps == 4
+
+
+class Decorrelated(nn.Module):
+    """Its loss calls a normalization that it has without parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm = nn.Linear(P, 3), nn.BatchNorm1d(3, affine=False)
+
+    def forward(self, x):
+        return self.body(x)
+
+    def loss(self, output, target):
+        normed = self.norm(output)
+        return (normed.mean(1) - target).square().mean()
+
+
+class TestALossThatCallsTheModel:
+    @pytest.mark.parametrize("grad", [True, False])
+    def test_a_part_with_parameters(self, grad):
+        model = nn.Sequential(nn.Linear(P, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+        inner = torch.as_tensor(X_)
+
+        def loss(output, target):
+            with torch.set_grad_enabled(grad):
+                return (output[:, 0] - target).square().mean() + model[:2](inner).mean()
+
+        before = fingerprint(model)
+        with pytest.raises(ValueError, match="one that calls the model itself"):
+            estimate(model, X_, Y_, loss=loss, batch_size=N)
+        assert fingerprint(model) == before
+
+    def test_a_part_whose_buffers_move(self):
+        model = Decorrelated().double()
+        before = fingerprint(model)
+        with pytest.raises(ValueError, match="one that calls the model itself"):
+            estimate(model, X_, Y_, loss=model.loss, batch_size=N)
+        assert fingerprint(model) == before
+
+    def test_a_part_at_rest(self):
+        model = Decorrelated().double().eval()
+        plain = copy.deepcopy(model)
+        with torch.no_grad():
+            plain.body.weight.div_((1 + model.norm.eps) ** 0.5)
+            plain.body.bias.div_((1 + model.norm.eps) ** 0.5)
+        found = estimate(model, X_, Y_, loss=model.loss, module_mode="eval").coef_
+        loss = lambda o, t: (o.mean(1) - t).square().mean()  # noqa: E731
+        expected = estimate(plain, X_, Y_, loss=loss, module_mode="eval")
+        # The gradient by a weight that is divided by s is 1/s of that at the quotient.
+        np.testing.assert_allclose(found, expected.coef_ / (1 + model.norm.eps), rtol=1e-9)
 
 
 def test_generators_stay_after_recover():

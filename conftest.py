@@ -1,0 +1,23 @@
+"""Examples in docstrings that need a library which is not installed are skipped."""
+
+import importlib.util
+
+import pytest
+
+# By the end of the name of what has the docstring.
+NEEDED = {
+    "LightningRecorder": ["lightning"],
+    "TransformersRecorder": ["transformers", "accelerate"],
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the examples of classes for other libraries."""
+    for item in items:
+        example = isinstance(item, pytest.DoctestItem)
+        libraries = NEEDED.get(item.name.rpartition(".")[2], []) if example else []
+        if libraries:
+            item.add_marker(pytest.mark.filterwarnings("default"))  # which warn of themselves
+        for library in libraries:
+            missing = importlib.util.find_spec(library) is None
+            item.add_marker(pytest.mark.skipif(missing, reason=f"needs {library}"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sklearn_implicitreg.regression.equations import Equations, Place
+from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.inference import Inference, added
+from sklearn_implicitreg.regression.place import Place
 from sklearn_implicitreg.regression.solve import Solution, decompose
 from sklearn_implicitreg.regression.system import Array
 

@@ -496,7 +496,7 @@ class TestBatches:
     @pytest.mark.parametrize(
         ("name", "how", "error", "text"),
         [
-            (lambda r, i, y: {"u": i[0], "v": i[1]}, {}, TypeError, r"got dict of 2.*recorder\.b"),
+            (lambda r, i, y: {"u": i[0], "v": i[1]}, {}, TypeError, r"'labels', got.*recorder\.b"),
             (lambda r, i, y: i[0], {}, TypeError, r"got Tensor of 11.*batch\(\(inputs, target"),
             (lambda r, i, y: (*i, y), {}, TypeError, "got tuple of 3"),
             (lambda r, i, y: ((i[0][:, :2], i[1]), y), {}, ValueError, r"got shape \(11, 2\)"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklearn_implicitreg.adapters.registry import Data, Options
-from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward
+from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward, without_cudnn
 from sklearn_implicitreg.adapters.torch.curvature import (
     hessian_vector,
     mean_and_spread,
@@ -29,9 +29,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     few_rows,
     map_tensors,
     merged_last,
-    read_rows,
     rows_in,
-    rows_of_batch,
 )
 from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
@@ -46,6 +44,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
     reset_generators,
 )
 from sklearn_implicitreg.adapters.torch.labels import label_names, with_labels
+from sklearn_implicitreg.adapters.torch.loaders import read_rows, rows_of_batch
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
@@ -400,12 +399,8 @@ class TorchProblem(Problem):
     def own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
-        if self.device.type != "cuda" or not recurrent:
-            return contextlib.nullcontext()
-        tf32 = torch.backends.cudnn.allow_tf32
-        off: contextlib.AbstractContextManager[None]
-        off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
-        return off
+        on_cuda = self.device.type == "cuda"
+        return without_cudnn() if on_cuda and recurrent else contextlib.nullcontext()
 
 
 def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.vectors import wide_zeros
-from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
+from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, checked_total, copied
 from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums, settings_of
 from sklearn_implicitreg.trajectory.recording.followed import (
     Followed,
@@ -225,13 +225,7 @@ class Recorder:
         ValueError
             If there was no step, or most had to be dropped.
         """
-        n_dropped = sum(self._dropped.values())
-        if n_dropped > self._step:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self._dropped.items())
-            raise ValueError(
-                f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
-                f"steps of which {reasons}; record a run that trains."
-            )
+        n_dropped = checked_total(self._dropped, self._step)
         self._end_if_full()
         marks, r_factors = self._kept.recorded()
         self._kept.check_steps(len(marks) - 1, self._stopped)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sklearn_implicitreg.adapters.torch.data import is_of_dicts
 from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
+from sklearn_implicitreg.adapters.torch.loaders import is_of_dicts
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Indices, Params
 from sklearn_implicitreg.trajectory.batches import tensors_of_batch

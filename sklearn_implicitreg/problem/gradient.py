@@ -44,6 +44,10 @@ class Rest:
         norm = np.hypot(self.norm, other.norm)
         return Rest(self.total + other.total, norm, self.size + other.size)
 
+    def over_readings(self, n: int) -> Rest:
+        """That of one of n readings of the same rows, whose sum this is."""
+        return Rest(self.total / n, self.norm / np.sqrt(n), self.size / n)
+
     def over_error(self) -> float:
         """Largest sum over its standard error; 0 where it is rounding."""
         total, norm, size = map(np.atleast_1d, (self.total, self.norm, self.size))
@@ -124,6 +128,7 @@ class LossGradient:
             weight=mean.weight / n,
             n_rows=-(-mean.n_rows // n),
             n_kinks=-(-mean.n_kinks // n),
+            rest=mean.rest.over_readings(n),
             readings=tuple(held),
         )
 

@@ -298,6 +298,23 @@ class Two(nn.Module):
         return self.c(torch.tanh(self.norm(self.a(u) + self.b(v))))
 
 
+class OwnLoss(nn.Module):
+    """A module that is given its labels, as those of Hugging Face are."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(P, 3).double()
+
+    def forward(self, x, labels=None):
+        logits = self.a(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Dicts(Noisy):
+    def __getitem__(self, i):
+        return {"x": X[i] + SD * self.draw(), "labels": LABELS[i]}
+
+
 def augmented(rows):
     return X[rows] + SD * torch.randn(len(rows), P).double(), X[rows] * (
         torch.rand(len(rows), 1) < 0.5
@@ -365,6 +382,20 @@ class TestBatches:
         est = read(*trained(NAMES[name]))
         assert est.coef_[0] == pytest.approx(0.02, abs=1e-9)
         assert est.verdict_ == "supported"
+
+    def test_dicts_of_a_module_that_returns_its_loss(self):
+        model, data = OwnLoss(), Dicts()
+        loader = DataLoader(data, batch_size=10, shuffle=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.02)
+        with record(model, optimizer, data=loader) as path:
+            for batch in loader:
+                path.batch(batch)
+                optimizer.zero_grad()
+                model(**batch)["loss"].backward()
+                optimizer.step()
+        assert repr(path.trajectory).endswith("batches known for 6 steps)")
+        est = read(model, path, loss="auto", window=1, data=(loader,))
+        assert est.coef_[0] == pytest.approx(0.02, abs=1e-9)
 
     @pytest.mark.parametrize(
         "optimizer",

@@ -18,6 +18,7 @@ from sklearn_implicitreg import (
     ImplicitRegularizationEstimator,
     LinearModel,
 )
+from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.exceptions import AugmentationWarning
 from sklearn_implicitreg.trajectory import (
     Gradient,
@@ -188,6 +189,17 @@ class TestReadings:
         assert "400 readings" in words(found[0])
         assert blocks.rng.normal() == np.random.default_rng(1).normal()
         assert np.array_equal(np.random.get_state()[1], states)
+
+    def test_the_intercept_has_the_standard_error_of_one_reading(self):
+        class Blocks:
+            def __iter__(self):
+                return iter([(X.numpy(), Y.numpy())])
+
+        coef, intercept = NET.weight.detach().numpy()[0], float(NET.bias.detach())
+        model = LinearModel(coef, intercept + 0.1)
+        one, many = (adapt(model, Data(Blocks()), Options(n_passes=n)).gradient() for n in (1, 30))
+        assert many.unrest == pytest.approx(one.unrest, rel=1e-12)
+        assert one.unrest > 0
 
     def test_what_a_collate_function_mixes_is_in_random_order(self):
         order = torch.argsort(Y)  # consecutive rows would be mixed with their like

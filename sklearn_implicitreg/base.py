@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -44,10 +43,16 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
         return new
 
     def _shell(self) -> AboutModel:
-        shell = copy.copy(self)
+        shell = self._twin()
         if is_trained(self.model):
             shell.model = None
         return shell
+
+    def _twin(self) -> AboutModel:
+        """A shallow copy, without what pickling adds and leaves out."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(vars(self))
+        return twin
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters; with ``deep`` those of a template (``model__*``) too."""
@@ -94,7 +99,7 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         shell = self
         if isinstance(self.model, nn.Module):
-            shell = copy.copy(self)
+            shell = self._twin()
             shell.model = FrozenModel(self.model)
         return str(BaseEstimator.__repr__(shell, N_CHAR_MAX))
 

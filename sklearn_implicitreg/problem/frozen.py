@@ -156,6 +156,9 @@ def own_names(values: Any, what: str) -> dict[str, Any]:
     return {own_name(name): value for name, value in values.items()}
 
 
+_SIMPLE = (bool, int, float, str, type(None))
+
+
 def _is_wrapper(module: nn.Module) -> bool:
     return _WRAPPER in vars(module)["_modules"]
 
@@ -170,9 +173,10 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Tensors in nested dicts, lists and tuples."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, Mapping | list | tuple):
-        for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from tensors_in(value)
+    elif isinstance(tree, dict | list | tuple) or isinstance(tree, Mapping):
+        for value in tree.values() if hasattr(tree, "values") else tree:
+            if type(value) not in _SIMPLE:
+                yield from tensors_in(value)
 
 
 def _simple_copy(value: Any, memo: dict[int, Any]) -> Any:

@@ -29,6 +29,8 @@ def with_zeros(
     if not np.isfinite(coef).all():
         return coef
     firm = (pvalues < _LEVEL) | (not at_end or not is_explained(solution))
+    if (firm & (np.abs(coef) > rounding * solution.reach)).all():
+        return coef  # none can be left out
     fixed = ~solution.active
     fixed[list(solution.dependent)] = True
     for columns, part in system.components:

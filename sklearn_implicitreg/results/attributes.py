@@ -40,13 +40,15 @@ class FittedResult:
     penalty_: FittedPenalty | StructuredPenalty | None
     aic_: float | None
     bic_: float | None
-    _given: tuple[str, str]  # the rows of fit, as its caller writes them, and what they are
+    # The rows of fit, as its caller writes them, and what they are.
+    _given: tuple[str, str] = ("X, y", "arrays")
     _result: Result
     _description: Description
+    _steps: NextSteps
 
     def _publish(self, result: Result, description: Description) -> None:
         """Set the public attributes; None where the family has no columns."""
-        for name in ("coef_path_", "coef_path_conf_int_", "_equations"):
+        for name in ("coef_path_", "coef_path_conf_int_", "_equations", "_steps"):
             vars(self).pop(name, None)  # of an earlier fit
         self._result, self._description = result, description
         solution, inference = result.solution, result.inference
@@ -65,6 +67,12 @@ class FittedResult:
             setattr(self, f"{name}_", getattr(solution, name, None))
         if result.path is not None:
             self.coef_path_, self.coef_path_conf_int_ = result.path, result.bands
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())  # type: ignore[call-overload]
+        if "_result" in state:  # the steps look at equations, which are not pickled
+            state["_steps"] = self.next_steps()
+        return state
 
     def _fitted(self) -> Result:
         check_is_fitted(self, "coef_")
@@ -104,6 +112,8 @@ class FittedResult:
         result = self._fitted()
         source: Any = getattr(self, "best_estimator_", self)
         kept = getattr(source, "_equations", None)
+        if kept is None and "_steps" in vars(self):  # of an unpickled fit
+            return self._steps
         return steps_for(Situation(source, result, kept, source is not self, *self._given))
 
     def wald_test(self, restrictions: Any, value: Any = None) -> WaldTest:

@@ -136,11 +136,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         recording, or those in evaluation state in a model in training state.
     batch_size : "auto" or int, default="auto"
         Rows in a pass; with BatchNorm the size of the training batches.
+    n_passes : "auto" or int, default="auto"
+        Readings of a Dataset or loader whose rows differ each time, as augmentation makes them.
+        The gradient is their mean, and their spread is noise in the standard errors and the
+        verdict. "auto" is one reading, with a warning where rows differ.
     device, dtype : "auto", str or torch.device; "auto", str or torch.dtype, default="auto"
         Where and how gradients are computed (float32 or float64); by default as the model. Sums
         are always float64: a model on a device without it (MPS) is analyzed on the CPU.
     random_state : int, RandomState instance or None, default=None
-        Of the masks where ``module_mode="train"``.
+        Of the masks where ``module_mode="train"``, and of the readings of ``n_passes``.
     verbose : int, default=0
         Print progress bars over windows of a trajectory and over endpoints if above 0.
 
@@ -218,6 +222,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "confidence_level": number(above=0, below=1),
         "module_mode": choice("auto", "eval", "train"),
         "batch_size": choice("auto") | integer(1),
+        "n_passes": choice("auto") | integer(1),
         "device": choice("auto") | DEVICE,
         "dtype": choice("auto", "float32", "float64") | choice(torch.float32, torch.float64),
         "random_state": RANDOM_STATE,
@@ -245,6 +250,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         confidence_level: float = 0.95,
         module_mode: str = "auto",
         batch_size: Any = "auto",
+        n_passes: Any = "auto",
         device: Any = "auto",
         dtype: Any = "auto",
         random_state: Any = None,
@@ -265,6 +271,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.confidence_level = confidence_level
         self.module_mode = module_mode
         self.batch_size = batch_size
+        self.n_passes = n_passes
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

@@ -71,7 +71,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         standard error of the best, or the best.
     mode, trajectory, reference, window, loss, params, group_by, known, positive : object
         As for :class:`ImplicitRegularizationEstimator`, for every family.
-    covariance, confidence_level, module_mode, batch_size, device, dtype : object
+    covariance, confidence_level, module_mode, batch_size, n_passes, device, dtype : object
         As for :class:`ImplicitRegularizationEstimator`.
     random_state, verbose : object
         As for :class:`ImplicitRegularizationEstimator`.
@@ -149,6 +149,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         confidence_level: float = 0.95,
         module_mode: str = "auto",
         batch_size: Any = "auto",
+        n_passes: Any = "auto",
         device: Any = "auto",
         dtype: Any = "auto",
         random_state: Any = None,
@@ -171,6 +172,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.confidence_level = confidence_level
         self.module_mode = module_mode
         self.batch_size = batch_size
+        self.n_passes = n_passes
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

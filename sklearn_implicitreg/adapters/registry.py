@@ -49,7 +49,7 @@ class Options:
 
     Parameters
     ----------
-    loss, params, module_mode, batch_size, device, dtype, random_state : object
+    loss, params, module_mode, batch_size, n_passes, device, dtype, random_state : object
         Those of `sklearn_implicitreg.ImplicitRegularizationEstimator`.
     trained_batch_size : int or None, default=None
         Size of the batches of the training, where the rows do not say it.
@@ -65,6 +65,7 @@ class Options:
     params: str | Callable[[str, Tensor], bool] = "auto"
     module_mode: str = "auto"
     batch_size: Any = "auto"
+    n_passes: Any = "auto"
     device: Any = "auto"
     dtype: Any = "auto"
     random_state: Any = None

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.sklearn.containers import innermost
-from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors, read_rows
+from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
+from sklearn_implicitreg.adapters.torch.loaders import read_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
 from sklearn_implicitreg.adapters.torch.structure import groups_of, skeleton
@@ -196,7 +197,7 @@ def adapt_net(net: NeuralNet, data: Data, options: Options) -> TorchProblem:
     return module_problem(
         net.module_,
         row_loss,
-        _training_part(net, data, options.completing),
+        _training_part(net, data, options),
         options,
         model_name=f"{type(net).__name__} of {type(net.module_).__name__}",
         default=decayed or None,
@@ -268,15 +269,15 @@ def _optimizer_groups(net: NeuralNet) -> tuple[set[str], dict[str, str] | None]:
     return {names[id(p)] for p in decays if id(p) in names}, groups_of(optimizers, names)
 
 
-def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
+def _training_part(net: NeuralNet, data: Data, options: Options) -> Rows:
     """The rows that the net was trained on, in batches of its own iterator."""
     X, y = _plain(data.X), _plain(data.y)
     weight = data.sample_weight
     if isinstance(X, DataLoader):
-        return read_rows(Data(X, y, weight))
+        return read_rows(Data(X, y, weight), options.n_passes)
     dataset = _dataset(net, X, y)
     if not is_marked(data.X) and _has_history(net):
-        index = _training_index(net, X, y, completing)
+        index = _training_index(net, X, y, options.completing)
         if index is not None:
             dataset = Subset(dataset, index.tolist())
             weight = None if weight is None else np.asarray(weight)[index]
@@ -286,7 +287,7 @@ def _training_part(net: NeuralNet, data: Data, completing: bool) -> Rows:
             f"Expected a net whose iterator_train is a DataLoader, got {type(loader).__name__}; "
             "analyse net.module_ with a DataLoader and `loss=`."
         )
-    return read_rows(Data(loader, None, weight))
+    return read_rows(Data(loader, None, weight), options.n_passes)
 
 
 def _dataset(net: NeuralNet, X: Any, y: Any) -> Dataset[Any]:

@@ -158,7 +158,8 @@ def endpoint_targets(
     if n_failed:
         note = f"{n_failed} further endpoints failed in training and are left out."
         problems = [replace(problems[0], notes=(*problems[0].notes, note)), *problems[1:]]
-    return EndpointTargets(tuple(problems), verbose, _sampling(group))
+    own = tuple(problem.read_again(i) for i, problem in enumerate(problems))
+    return EndpointTargets(own, verbose, _sampling(group))
 
 
 def _sampling(group: Sequence[Endpoint]) -> Sampling:

@@ -23,6 +23,7 @@ _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told
 AT_REST = 0.3  # at the end of a training at most .1, on other rows about 1
 _VIF_NOTE = 10.0  # the same, by the usual rule
 _ROUNDING = 1e-9  # of total weights
+_MUCH_NOISE = 0.1  # in the gradient, above which no family is supported
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class EndpointTargets:
             return (self.problem.gradient(),)
         return tuple(problem.gradient() for problem in self._progress())
 
+    @property
+    def n_passes(self) -> int:
+        """Readings of rows that differ at each."""
+        return max(problem.n_passes for problem in self.problems)
+
     def _progress(self) -> Iterator[Problem]:
         return progress(self.problems, "gradients", len(self.problems), self.verbose)
 
@@ -61,7 +67,7 @@ class EndpointTargets:
         for problem in self._progress():
             designs.append([Design.at(penalty, problem) for penalty in penalties])
             blocks, seen = observed(problem.blocks(n_blocks), problem, designs[-1])
-            gradients.append(LossGradient.from_blocks(blocks))
+            gradients.append(problem.over_passes(LossGradient.from_blocks(blocks)))
             spreads.append(seen)
         if min(gradient.n_rows for gradient in gradients) < 2:
             raise ValueError(
@@ -85,6 +91,8 @@ class EndpointTargets:
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
         """Model, loss, rows and size of the gradient."""
         header = places_header(self.problems, [p.gradient for p in equations.places], self.place)
+        if self.n_passes > 1:
+            header.append(("Noise share", f"{result.noise_share:.3g}"))
         if result.same is not None:
             header.append(("Same in all endpoints", f"{result.same:.4f}"))
         return header
@@ -96,6 +104,8 @@ class EndpointTargets:
         if known:
             notes.append(f"Known, and moved to the side of the loss: {', '.join(known)}.")
         notes += _inequality_notes(result.tested)
+        if self.n_passes > 1:
+            notes.append(_readings_note(self.n_passes, result.noise_share))
         if result.scale_invariant:
             notes.append(
                 f"A normalization follows {', '.join(result.scale_invariant)}, so that their scale "
@@ -188,6 +198,15 @@ def _inequality_notes(tested: Inequalities | None) -> list[str]:
     )
     gives = "gives" if tested.n == 1 else "give"
     return [f"{what} at a kink of the penalty or a bound {gives} no equation; {end}."]
+
+
+def _readings_note(n_passes: int, share: float) -> str:
+    note = f"The gradient is the mean over {n_passes} readings of rows that differ at each"
+    if not _MUCH_NOISE < share < 1:
+        return f"{note}."
+    # What is no noise stays when more readings are taken.
+    needed = math.ceil(n_passes * share / (1 - share) / (_MUCH_NOISE / 2))
+    return f"{note}; with n_passes={needed} about {_MUCH_NOISE / 2:.2g} of it would be noise."
 
 
 def _range(numbers: Sequence[float]) -> str:

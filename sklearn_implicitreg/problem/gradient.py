@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from sklearn_implicitreg.problem.vectors import Params, add_to, norm_of
 
 Array = npt.NDArray[np.float64]
 Item = TypeVar("Item")
+_READINGS = 20  # gradients that are held at most, to know how they differ
 
 
 @contextlib.contextmanager
@@ -40,6 +43,10 @@ class Rest:
         """That of the rows of both."""
         norm = np.hypot(self.norm, other.norm)
         return Rest(self.total + other.total, norm, self.size + other.size)
+
+    def over_readings(self, n: int) -> Rest:
+        """That of one of n readings of the same rows, whose sum this is."""
+        return Rest(self.total / n, self.norm / np.sqrt(n), self.size / n)
 
     def over_error(self) -> float:
         """Largest sum over its standard error; 0 where it is rounding."""
@@ -75,6 +82,8 @@ class LossGradient:
     # Tensors that training did not act on: zeros in ``value``, and no equations.
     absent: frozenset[str] = frozenset()
     rest: Rest = Rest()
+    # Where rows differ at each reading, what ``value`` is the mean of, each with its weight.
+    readings: tuple[LossGradient, ...] = ()
 
     @classmethod
     def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
@@ -96,13 +105,32 @@ class LossGradient:
                 rest += block.rest
                 del block  # freed before the next is made
         if n_rows < 1:
-            raise ValueError("Expected at least 1 row of data, got 0.")
+            raise ValueError(
+                "Expected at least 1 row of data, got 0; a stream must begin from its first row "
+                "each time it is read."
+            )
         if not weight > 0:
             raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
         for tensor in total.values():
             tensor.div_(weight)
         mean = (total, loss / weight, weight, n_rows, scale / weight, n_kinks)
         return cls(*mean, absent or frozenset(), rest)
+
+    @classmethod
+    def over_readings(cls, passes: Iterable[LossGradient], n: int) -> LossGradient:
+        """Mean over n readings of the same rows; their spread is kept, that of many in groups."""
+        parts, held, size = iter(passes), [], -(-n // _READINGS)
+        for first in parts:
+            held.append(functools.reduce(cls.completed, itertools.islice(parts, size - 1), first))
+        mean = functools.reduce(cls.completed, held)
+        return replace(
+            mean,
+            weight=mean.weight / n,
+            n_rows=-(-mean.n_rows // n),
+            n_kinks=-(-mean.n_kinks // n),
+            rest=mean.rest.over_readings(n),
+            readings=tuple(held),
+        )
 
     def completed(self, other: LossGradient) -> LossGradient:
         """Mean over the rows of both, each by its total weight."""

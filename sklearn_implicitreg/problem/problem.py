@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,8 @@ class Problem(ABC):
     trained_factor: float = 1.0  # the loss of a training step over L, its mean over rows
     trained_sum: bool = False  # a step was trained on a sum over its rows, not on their mean
     draw: int = 0  # which of many independent draws a stochastic penalty takes
+    n_passes: int = 1  # over rows that differ at each reading
+    reading: int = 0  # which of many readings of such rows comes first
 
     @abstractmethod  # several blocks are drawn at random, always the same: rows may come sorted
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
@@ -70,7 +73,19 @@ class Problem(ABC):
 
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""
-        return LossGradient.from_blocks(self.blocks())
+        return self.over_passes(LossGradient.from_blocks(self.blocks()))
+
+    def over_passes(self, first: LossGradient) -> LossGradient:
+        """The mean gradient over all readings of rows that differ at each; of others the first."""
+        if self.n_passes == 1:
+            return first
+        later = range(self.reading + 1, self.reading + self.n_passes)
+        others = (LossGradient.from_blocks(replace(self, reading=r).blocks()) for r in later)
+        return LossGradient.over_readings(chain([first], others), self.n_passes)
+
+    def read_again(self, place: int) -> Self:
+        """The same problem with readings of its own at one of several places."""
+        return self if self.n_passes == 1 else replace(self, reading=place * self.n_passes)
 
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """The rows block by block, with outputs at these parameters; others stay as trained."""
@@ -109,6 +124,10 @@ class Problem(ABC):
 
     def take(self, rows: Indices, weights: Weights) -> Problem:
         """The same problem on some of the rows, with these weights."""
+        raise self._no_path()
+
+    def seeing(self, batch: Any) -> Problem:
+        """The same problem on one batch ``(inputs, targets)`` as a step of a training saw it."""
         raise self._no_path()
 
     def numbered_like(self, fitted: Problem) -> Problem:

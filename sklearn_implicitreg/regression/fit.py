@@ -18,6 +18,7 @@ from sklearn_implicitreg.regression.inference import (
     without_numbers,
 )
 from sklearn_implicitreg.regression.place import Inequalities
+from sklearn_implicitreg.regression.readings import share_of_readings, with_readings
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
 from sklearn_implicitreg.regression.system import Array, System
@@ -152,8 +153,10 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
         alone = [_solved(equations, own, eps, settings.positive) for own in systems]
         path, bands = _coef_path(systems, alone, settings)
     inference = _inferred(equations, solution, path, settings)
+    inference = with_readings(equations, solution, inference)
     shown, family = _of_mean(equations, solution) if equations.mean else (solution, solution)
     noise_share = equations.noise_share(() if system.instrumented else alone)
+    noise_share = max(noise_share, share_of_readings(equations))
     solutions = (solution, family, alone)
     tested, invariant, verdict = _judged(equations, solutions, inference, noise_share)
     if equations.mean is None and solution.norm <= equations.rounding:

@@ -145,6 +145,25 @@ def spread(
     return _packaged(solution, cov, known, df, level, "bootstrap", description, rounding)
 
 
+def added(  # noqa: PLR0913
+    inference: Inference, solution: Solution, cov: Array, df: int, words: str, rounding: float
+) -> Inference:
+    """Standard errors with a further covariance of the coefficients, from so many degrees."""
+    known = np.flatnonzero(np.isfinite(inference.std_err))
+    own, more = inference.cov[np.ix_(known, known)], cov[np.ix_(known, known)]
+    a, b = np.diagonal(own), np.diagonal(more)
+    if not b.any():
+        return inference
+    # Satterthwaite (1946), of the coefficient that has the fewest.
+    with np.errstate(invalid="ignore"):
+        both = (a + b) ** 2 / (a**2 / inference.df + b**2 / df)
+    level, kind = inference.confidence_level, inference.covariance
+    text = f"{inference.description}; {words} is added"
+    return _packaged(
+        solution, own + more, known, float(np.nanmin(both)), level, kind, text, rounding
+    )
+
+
 def one_data_set(solution: Solution, confidence_level: float, rounding: float = 0.0) -> Inference:
     """No standard errors: models that were trained on the same rows are no sample."""
     reason = (

@@ -147,4 +147,5 @@ def deviation(problem: Problem, window: Window, gradient: LossGradient) -> LossG
     """Reference less applied gradient, in units of L: minus the target of the equations."""
     applied = window.mean_gradient("applied", problem)
     value = {name: gradient.value[name] - applied[name] for name in problem.params}
-    return replace(gradient, value=value, absent=window.absent(problem.params))
+    absent = window.absent(problem.params)
+    return replace(gradient, value=value, absent=absent, readings=())

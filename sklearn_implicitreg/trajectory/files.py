@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import warnings
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from sklearn_implicitreg.trajectory.r_factors import RFactors
 _FORMAT = 4
 _BY_NAME = 2**30  # bytes of a file above which another process opens it instead of taking a copy
 _OF_RUN = ("optimizer", "settings", "n_dropped", "begins_epoch", "steps", "skipped", "skipped_by")
-_HEADER = (*_OF_RUN, "param_groups", "marks", "names", "others", "r_factors", "tensors")
+_HEADER = (*_OF_RUN, "param_groups", "marks", "names", "others", "r_factors", "seen", "tensors")
 _LENGTHS, _ROWS, _R_FACTORS = "lengths of batches", "rows of batches", "R factors "
+_SEEN = "batch "
 _OTHERS = "before its first change "
 
 
@@ -34,17 +36,24 @@ def write(
     file: str | PathLike[str],
     header: dict[str, Any],
     marks: Sequence[Mark],
-    rows: Sequence[Any],
+    batches: Sequence[tuple[Any, tuple[Mark, ...]]],
     r_factors: RFactors | None,
     others: dict[str, Tensor | None],
 ) -> None:
-    """Write marks, the rows of batches, R factors, what else moved, and a header for JSON."""
+    """Write marks, rows or tensors of batches, R factors, what else moved, a header for JSON."""
+    rows, seen = [own for own, _ in batches], [b for _, own in batches for b in own]
     tensors = {key: tensor.detach().cpu() for key, tensor in _tensors(marks, rows, r_factors)}
+    tensors |= {
+        f"{_SEEN}{i} {name}": tensor.detach().cpu()
+        for i, batch in enumerate(seen)
+        for name, tensor in batch.weights.items()
+    }
     tensors |= {_OTHERS + name: t.detach().cpu() for name, t in others.items() if t is not None}
     header |= {
         "marks": [[mark.step, mark.epoch] for mark in marks],
         "names": list(dict.fromkeys([*marks[0].weights, *others])),
         "others": list(others),
+        "seen": [[list(b.weights) for b in own] for _, own in batches] if seen else [],
         "r_factors": None if r_factors is None else r_factors.header(),
         "tensors": {key: [*_kind(t), _checksum(t)] for key, t in tensors.items()},
     }
@@ -85,7 +94,7 @@ def _target(file: str | PathLike[str]) -> Path:
 def read(
     file: str | PathLike[str],
 ) -> tuple[dict[str, Any], tuple[Mark, ...], list[Any], RFactors | None, dict[str, Tensor | None]]:
-    """What :func:`write` wrote: header, marks, rows of batches, R factors, what else moved."""
+    """What :func:`write` wrote: header, marks, batches, R factors, what else moved."""
     place = Path(file).absolute()
     content = _content(place)
     saved, header = _SavedFile(place, content["checksum"], content), content["header"]
@@ -95,7 +104,13 @@ def read(
     )
     lengths, rows = saved.tensor(_LENGTHS).numpy(), saved.tensor(_ROWS).numpy()
     ends = np.cumsum(np.maximum(lengths, 0))
-    batches = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+    numbers = [None if n < 0 else rows[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+    places = itertools.count()
+    seen = [
+        tuple(StoredMark(0, 0, _SavedBatch(saved, next(places), tuple(names))) for names in own)
+        for own in header["seen"] or [[]] * len(numbers)
+    ]
+    batches = list(zip(numbers, seen, strict=True))
     kept = {name: f"{_OTHERS}{name}" for name in header["others"]}
     known = header["tensors"]
     others = {name: saved.tensor(key) if key in known else None for name, key in kept.items()}
@@ -160,10 +175,21 @@ class _SavedMark:
         held = content["tensors"]
         return {name: self.saved.tensor(key) for name, key in keys.items() if key in held}
 
-    def kept(self) -> _SavedMark | None:
+    def kept(self) -> Self | None:
         """A large file stays where it is."""
         file = self.saved.file
         return self if file.is_file() and file.stat().st_size > _BY_NAME else None
+
+
+@dataclass(frozen=True)
+class _SavedBatch(_SavedMark):
+    """One batch of a file."""
+
+    names: tuple[str, ...]
+
+    def read(self, what: str, only: str | None = None) -> Params:
+        wanted = [name for name in self.names if what == "weights" and only in (None, name)]
+        return {name: self.saved.tensor(f"{_SEEN}{self.i} {name}") for name in wanted}
 
 
 def _content(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,16 @@ from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.probes import Probe
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
-from sklearn_implicitreg.trajectory.references import as_reference, check_others, warn_of_loss
+from sklearn_implicitreg.trajectory.references import (
+    Applied,
+    Batch,
+    as_reference,
+    check_others,
+    warn_of_loss,
+)
 from sklearn_implicitreg.trajectory.targets import TrajectoryTargets, targets_from_weights
 from sklearn_implicitreg.trajectory.trajectory import Trajectory, on_device_of, with_names_of
+from sklearn_implicitreg.trajectory.window import Step
 from sklearn_implicitreg.trajectory.written import as_read
 
 
@@ -30,15 +38,19 @@ def trajectory_targets(
         raise ValueError(
             "mode='trajectory' needs `trajectory=`; record one with `record(model, optimizer)`."
         )
-    held = getattr(trajectory, "trajectory", trajectory)  # of a recorder
+    named, held = as_reference(reference, window), _held(trajectory)
+    steps: Sequence[Step] = getattr(held, "steps", ())  # none of a probe
     norms = getattr(held, "settings", {}).get("norms_in_training")
-    options = replace(options, trained_batch_size=_batch_size(trajectory), norms_in_training=norms)
+    size = _batch_size(steps)
+    options = replace(options, trained_batch_size=size, norms_in_training=norms)
+    own = isinstance(named, Batch) and all(step.seen for step in steps)
+    if own or isinstance(named, Applied):
+        options = replace(options, n_passes=1)  # the rows of these data are not compared with
     problem = adapt(model, data, options)
     trajectory = trajectory_of(model, data, problem, trajectory)
     if trajectory.settings.get("follows") == "mean loss":  # whatever the model was trained on
         problem = replace(problem, trained_factor=1.0, trained_sum=False)
     problem = in_groups_of(recorded_part(problem, trajectory.names), trajectory)
-    named = as_reference(reference, window)
     reduced = trajectory.r_factors is not None
     if not reduced:
         trajectory = as_read(problem, trajectory, named)
@@ -49,18 +61,22 @@ def trajectory_targets(
     return targets_from_weights(problem, trajectory, named, window, verbose)
 
 
-def _batch_size(trajectory: Any) -> int | None:
+def _held(trajectory: Any) -> Any:
+    """The trajectory of a recorder; anything else as it is."""
+    for own in ("trajectory", "trajectory_"):
+        trajectory = getattr(trajectory, own, trajectory)
+    return trajectory
+
+
+def _batch_size(steps: Sequence[Step]) -> int | None:
     """Rows of the largest batch of a recorded trajectory, if known."""
-    held = getattr(trajectory, "trajectory", trajectory)
-    steps = getattr(held, "steps", ())
     sizes = [n for step in steps for n in [n for n, _ in step.parts] or [step.batch_size] if n]
     return max(sizes, default=None)
 
 
 def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> Trajectory:
     """The trajectory of a model, or the one that a probe makes."""
-    for own in ("trajectory", "trajectory_"):  # of a recorder
-        trajectory = getattr(trajectory, own, trajectory)
+    trajectory = _held(trajectory)
     if not isinstance(trajectory, Trajectory):
         if not isinstance(trajectory, Probe):
             raise TypeError(

@@ -328,6 +328,18 @@ def bare(mark: Mark) -> Mark:
     return Mark(mark.step, mark.epoch, {}, {}, {}, {})
 
 
+def checked_total(dropped: Mapping[str, int], n_steps: int) -> int:
+    """Number of steps that were dropped, by the reason; ValueError if it is most of all."""
+    n_dropped = sum(dropped.values())
+    if n_dropped > n_steps:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
+        raise ValueError(
+            f"Expected finite steps of positive learning rate, got {n_steps + n_dropped} steps of "
+            f"which {reasons}; record a run that trains."
+        )
+    return n_dropped
+
+
 def copied(mark: Mark) -> Mark:
     """Copy of a mark and its tensors."""
     parts = (getattr(mark, what) for what in PARTS)

@@ -12,13 +12,15 @@ import torch
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem, zeros_of
 from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, check, choice, having, integer
+from sklearn_implicitreg.trajectory.batches import batch_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.vectors import moved, norm, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
 _UNNAMED = (
     "reference='batch' and sub-windows need the rows of every batch; name them with "
-    "recorder.batch(rows) while recording, and give the data set they count in."
+    "recorder.batch(rows) while recording, and give the data set they count in, or give "
+    "recorder.batch((inputs, targets)) the batch itself in a recording with every=1."
 )
 
 
@@ -361,7 +363,9 @@ def _at(problem: Problem, window: Window, params: Params, *, exact: bool) -> Los
     n_rows = there.n_rows
     weights = None if n_rows is None else window.row_weights(problem)
     if weights is None and exact:
-        raise _unknown(problem, window)
+        alone = _batches(problem, window)
+        parts = [_of_batch(problem, own, params) for own, _ in alone]
+        return LossGradient.mean(parts, [share for _, share in alone])
     factor = window.loss_factor(problem)
     if weights is None:
         return scaled(there.gradient(), factor)
@@ -390,10 +394,16 @@ def _of_step(problem: Problem, window: Window) -> LossGradient:
     if len(window.steps[0].parts) < 2:
         return at_mean(problem, window, exact=True)
     # Not all rows at once: a normalization has the statistics of each batch.
+    alone = _batches(problem, window)
+    return LossGradient.mean(at_batches(problem, window, alone), [share for _, share in alone])
+
+
+def _batches(problem: Problem, window: Window) -> list[tuple[Window, float]]:
+    """The window with each batch alone, and its share in the mean; ValueError if unknown."""
     alone = window.batches(problem)
     if alone is None:
         raise _unknown(problem, window)
-    return LossGradient.mean(at_batches(problem, window, alone), [share for _, share in alone])
+    return alone
 
 
 def at_batches(
@@ -401,7 +411,15 @@ def at_batches(
 ) -> list[LossGradient]:
     """Gradient of each batch of a window alone, at the mean iterate of the window."""
     mean = window.mean("visited")
-    return [_at(problem, own, mean, exact=True) for own, _ in alone]
+    return [_of_batch(problem, own, mean) for own, _ in alone]
+
+
+def _of_batch(problem: Problem, window: Window, params: Params) -> LossGradient:
+    """Gradient of the one batch of a window, at some weights."""
+    seen = window.steps[0].seen
+    if seen:
+        return problem.at(params).seeing(batch_of(seen[0])).gradient()
+    return _at(problem, window, params, exact=True)
 
 
 def scaled(gradient: LossGradient, factor: float) -> LossGradient:

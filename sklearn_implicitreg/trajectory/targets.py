@@ -257,12 +257,13 @@ def targets_from_weights(
     if not isinstance(reference, Applied):
         check_factors(whole, windows)
     found, nuisances = [], []
-    for part in progress(windows, "windows", len(windows), verbose):
+    for i, part in enumerate(progress(windows, "windows", len(windows), verbose)):
+        own = whole.read_again(i)  # windows with noise of their own show how much there is
         if has_nuisance(reference, window, windows):
-            gradient, column = gradient_and_column(whole, part, reference)
+            gradient, column = gradient_and_column(own, part, reference)
             nuisances.append(column)
         else:
-            gradient = reference.mean_gradient(whole, part)
+            gradient = reference.mean_gradient(own, part)
         found.append(deviation(problem, part, gradient))
     warn_of_single_steps(whole, windows, reference, found)
     columns, remarks = _shared(nuisances, windows, whole)
@@ -270,7 +271,9 @@ def targets_from_weights(
     def deviations(other: Problem | None) -> Sequence[LossGradient]:
         if other is None:
             return found
-        return [deviation(problem, w, reference.mean_gradient(other, w)) for w in windows]
+        again = map(other.read_again, range(len(windows)))
+        pairs = list(zip(windows, again, strict=True))
+        return [deviation(problem, w, reference.mean_gradient(own, w)) for w, own in pairs]
 
     def places(targets: TrajectoryTargets, penalty: Penalty) -> tuple[tuple[Place, ...], Place]:
         own = []
@@ -283,8 +286,13 @@ def targets_from_weights(
         return tuple(own), Place(problem, mean, LossGradient.mean(found, targets.shares))
 
     remarks += _left_out(trajectory, windows)
-    own = (deviations, places, bool(columns), trajectory, remarks)
-    return TrajectoryTargets(problem, reference, windows, *own)
+    if problem.n_passes > 1:
+        remarks += (
+            f"The reference is the mean over {problem.n_passes} readings of rows that differ at "
+            "each, in every window others.",
+        )
+    settled = (deviations, places, bool(columns), trajectory, remarks)
+    return TrajectoryTargets(problem, reference, windows, *settled)
 
 
 def _shared(

@@ -87,7 +87,7 @@ class Trajectory:
 
     def __repr__(self) -> str:
         epochs = self.marks[-1].epoch - self.marks[0].epoch
-        known = sum(step.rows is not None for step in self.steps)
+        known = sum(step.rows is not None or bool(step.seen) for step in self.steps)
         dropped = f", {self.n_dropped} steps dropped" if self.n_dropped else ""
         held = f", {self.r_factors}" if self.r_factors else ""
         return (
@@ -228,8 +228,8 @@ class Trajectory:
             "skipped_by": [kinds[step.skipped] for step in self.steps],
             "param_groups": self.param_groups,
         }
-        rows = [step.rows for step in self.steps]
-        write(path, header, self.marks, rows, self.r_factors, self.others)
+        batches = [(step.rows, step.seen) for step in self.steps]
+        write(path, header, self.marks, batches, self.r_factors, self.others)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Trajectory:
@@ -262,8 +262,8 @@ class Trajectory:
         }
         kinds = [frozenset(own) for own in header["skipped"]]
         steps = tuple(
-            Step(lr, rows, size, rounding, kinds[kind], tuple(map(tuple, parts)))
-            for rows, (lr, size, rounding, parts), kind in zip(
+            Step(lr, rows, size, rounding, kinds[kind], tuple(map(tuple, parts)), seen)
+            for (rows, seen), (lr, size, rounding, parts), kind in zip(
                 batches, header["steps"], header["skipped_by"], strict=True
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem import Indices, Params, Problem
 from sklearn_implicitreg.problem.vectors import wide
+from sklearn_implicitreg.trajectory.batches import batch_of
 from sklearn_implicitreg.trajectory.marks import Mark
 
 _STACKED = 2**17  # numbers of one tensor's iterates at a time: they stay in the cache
@@ -37,6 +39,8 @@ class Step:
         Number of rows of every batch whose gradients were accumulated, and the factor of its loss
         in their sum; none where the step was on the loss of one batch. A factor None is 1 over
         the number of batches, or 1 where the loss is a sum over rows.
+    seen : tuple of Mark, default=()
+        The batches by their tensors, where they are not all rows of the data set.
     """
 
     lr: float
@@ -45,6 +49,7 @@ class Step:
     rounding: float = float("nan")
     skipped: frozenset[str] = frozenset()
     parts: tuple[tuple[int | None, float | None], ...] = ()
+    seen: tuple[Any, ...] = ()
 
     def factors(self, problem: Problem) -> npt.NDArray[np.float64]:
         """Factor of the loss of every batch in the gradient of the step."""
@@ -60,6 +65,33 @@ class Step:
         ends = np.cumsum([size or 0 for size, _ in self.parts], dtype=np.int64)
         batches = np.split(self.rows, ends[:-1])
         sizes = [float(len(b) if masses is None else masses[b].sum()) for b in batches]
+        return list(zip(batches, sizes, self._shares(problem, sizes), strict=True))
+
+    def alone(self, problem: Problem) -> list[tuple[Step, float]] | None:
+        """Each batch as a step of its own, and the share of its mean loss in that of the step."""
+        one = replace(self, rows=None, parts=(), seen=())
+        if self.seen:
+            shares: Sequence[float] = self.factors(problem).tolist()
+            if problem.trained_sum:
+                shares = self._shares(problem, self.masses_seen(problem))
+            counts = [size for size, _ in self.parts] or [self.batch_size]
+            known = zip(self.seen, counts, shares, strict=True)
+            return [(replace(one, seen=(b,), batch_size=n), share) for b, n, share in known]
+        used = self.used(problem)
+        if used is None:
+            return None
+        return [(replace(one, rows=r, batch_size=len(r)), share) for r, _, share in used]
+
+    def masses_seen(self, problem: Problem) -> list[float]:
+        """Mass of every batch that is known by its tensors."""
+        found = [problem.seeing(batch_of(batch)) for batch in self.seen]
+        masses = [own.masses for own in found]
+        sizes = [own.n_rows or 0 for own in found]
+        pairs = zip(masses, sizes, strict=True)
+        return [float(n if mass is None else mass.sum()) for mass, n in pairs]
+
+    def _shares(self, problem: Problem, sizes: Sequence[float]) -> list[float]:
+        """Share of the mean loss of every batch in that of the step."""
         if not min(sizes) > 0:
             raise ValueError(
                 "Expected batches whose rows count in the loss, got one in which all are "
@@ -68,7 +100,8 @@ class Step:
         shares = self.factors(problem)
         if problem.trained_sum:  # each loss is its mean times its mass; together one mean
             shares = shares * sizes / (shares @ sizes)
-        return list(zip(batches, sizes, shares.tolist(), strict=True))
+        found: list[float] = shares.tolist()
+        return found
 
     def merged(self, problem: Problem) -> bool:
         """Whether the step is one on the mean loss over all rows of its batches."""
@@ -276,12 +309,10 @@ class Window:
         """The window with each batch alone, and its share in the mean; None if unknown."""
         found = []
         for step in self.counted:
-            used = step.used(problem)
-            if used is None:
+            alone = step.alone(problem)
+            if alone is None:
                 return None
-            for rows, _, share in used:
-                alone = replace(step, rows=rows, batch_size=len(rows), parts=())
-                found.append((replace(self, steps=(alone,)), share / self.n_steps))
+            found += [(replace(self, steps=(own,)), share / self.n_steps) for own, share in alone]
         return found
 
     def row_weights(self, problem: Problem) -> npt.NDArray[np.float64] | None:
@@ -331,7 +362,9 @@ def on_device(
 def _mass(step: Step, problem: Problem, masses: npt.NDArray[np.float64] | None) -> float | None:
     """Mass of the rows of a step, each as often as its loss counts."""
     sizes: list[float | None] = [size for size, _ in step.parts] or [step.batch_size]
-    if masses is not None:
+    if masses is not None and step.seen:
+        sizes = [*step.masses_seen(problem)]
+    elif masses is not None:
         sizes = [size for _, size, _ in step.used(problem) or []]
     if not sizes or None in sizes:
         return None

@@ -28,8 +28,8 @@ def as_read(problem: Problem, trajectory: Trajectory, reference: Reference) -> T
     windows = trajectory.windows(None)
     first = set[str]()
     for k in {len(windows) // 2, len(windows) - 1} - {0}:
-        rows = windows[k].steps[0].rows
-        if rows is not None and rows.max() < (problem.n_rows or 0):
+        step = windows[k].steps[0]
+        if step.seen or (step.rows is not None and step.rows.max() < (problem.n_rows or 0)):
             first.update(_read_first(problem, windows[k - 1], windows[k], names))
     return _shifted(trajectory, first) if first else trajectory
 

@@ -944,6 +944,19 @@ OPTIMIZERS = {
 }
 
 
+PASSES = [0, -1, 2.0, True, "many", None]
+
+
+@pytest.mark.parametrize("n_passes", PASSES)
+@pytest.mark.parametrize("cv", [False, True])
+def test_number_of_readings(n_passes, cv):
+    kind = ImplicitRegularizationCV if cv else ImplicitRegularizationEstimator
+    own = {"families": ["l2"]} if cv else {}
+    text = rf"n_passes of {kind.__name__} to be 'auto' or an integer >= 1, got {n_passes!r}"
+    with pytest.raises((ValueError, TypeError), match=text):
+        kind(RIDGE, n_passes=n_passes, **own).fit(X, Y)
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_optimizers_of_a_recording(kind):
     made, error, text = OPTIMIZERS[kind]

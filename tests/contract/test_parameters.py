@@ -264,6 +264,7 @@ ESTIMATOR = {
     "reference": "reference", "window": "window", "loss": "loss?", "params": "pattern",
     "group_by": "groups?", "known": "known", "positive": "flag", "covariance": "name",
     "confidence_level": "level", "module_mode": "name", "batch_size": "batch_size",
+    "n_passes": "batch_size",
     "device": "device", "dtype": "dtype", "random_state": "seed", "verbose": "verbose",
 }  # fmt: skip
 SHARED = {name: kind for name, kind in ESTIMATOR.items() if name not in ("model", "family")}

@@ -77,14 +77,14 @@ class Attribute(Queue):
         return found
 
 
-def trained(kind, penalty=0.0, **how):
+def trained(kind, penalty=0.0, whole=False, **how):
     torch.manual_seed(0)
     net = kind().double()
     optimizer = SGD(net.parameters(), lr=0.1, weight_decay=DECAY)
     with record(net, optimizer, **how) as recorder:
         for _ in range(4):
             for rows in torch.randperm(len(X)).split(10):
-                recorder.batch(rows)
+                recorder.batch((X[rows], Y[rows]) if whole else rows)
                 optimizer.zero_grad()
                 loss = mse_loss(net(X[rows]), Y[rows])
                 (loss + penalty * sum(p.square().sum() for p in net.parameters())).backward()
@@ -112,9 +112,10 @@ KINDS = [Queue, Codebook, Normalized, Attribute]
 @pytest.mark.filterwarnings("ignore:.* computes another function")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("penalty", [0.0, 0.001])
-def test_what_the_forward_pass_read(kind, penalty):
+@pytest.mark.parametrize("whole", [False, True], ids=["rows", "tensors"])
+def test_what_the_forward_pass_read(kind, penalty, whole):
     """A small penalty in the loss is part of the gradient that was given, and of no batch's."""
-    net, trajectory = trained(kind, penalty)
+    net, trajectory = trained(kind, penalty, whole)
     before = {name: t.clone() for name, t in net.state_dict().items()}
     found = fitted(net, trajectory).coef_[0]
     assert found == pytest.approx(DECAY + 2 * penalty, rel=1e-9)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 
 from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem, row_blocks
 from sklearn_implicitreg.adapters.registry import Data, Handler, Options
+from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
+from sklearn_implicitreg.adapters.torch.options import seed_of
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, profiled
 
 _MANY_BLOCKS = 100
@@ -31,7 +35,7 @@ class StreamedProblem(Problem):
         own = next(self._problems())
         center = own.center()
         parts = (p.measured(rows, center) for p in self._problems() for rows in row_blocks(p.X))
-        return own.gathered(parts, center)
+        return self.over_passes(own.gathered(parts, center))
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums, one per block of the source unless several random ones are asked for."""
@@ -59,9 +63,14 @@ class StreamedProblem(Problem):
         return profiled(total / weight, scope)
 
     def _problems(self, options: Options | None = None) -> Iterator[LinearProblem]:
-        """Problem of each block."""
-        for block in self.source:
-            yield _block_problem(self.handler, self.model, block, options or self.options)
+        """Problem of each block; blocks that draw random numbers do so by the reading."""
+        seed = None
+        if self.n_passes > 1:
+            place = [seed_of(self.options, self.n_passes) or 0, self.reading]
+            seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        with _preserved(self.source, seed):
+            for block in self.source:
+                yield _block_problem(self.handler, self.model, block, options or self.options)
 
 
 def streamed(handler: Handler) -> Handler:
@@ -70,22 +79,32 @@ def streamed(handler: Handler) -> Handler:
     def adapt_rows(model: Any, data: Data, options: Options) -> Problem:
         if data.y is not None or not is_stream(data.X):
             return handler(model, data, options)
-        _check_readable(data.X)
+        with _preserved(data.X):
+            _check_readable(data.X)
+            first = next(iter(data.X), None)
         if getattr(model, "class_weight", None) == "balanced":
             raise ValueError(
                 "Expected all rows at once for class_weight='balanced', which counts them, got "
                 "blocks; give X and y as arrays (X may be a memory map)."
             )
-        first = next(iter(data.X), None)
         if first is None:
             raise ValueError("Expected at least 1 block of rows, got 0.")
         own = _block_problem(handler, model, first, options)
         shared = {field.name: getattr(own, field.name) for field in fields(Problem)}
+        if options.n_passes != "auto":
+            shared["n_passes"] = options.n_passes
         return StreamedProblem(
             **shared, model=model, source=data.X, handler=handler, options=options
         )
 
     return adapt_rows
+
+
+@contextlib.contextmanager
+def _preserved(source: Any, seed: int | None = None) -> Iterator[None]:
+    """Leave the generators that blocks may draw from as they were."""
+    with preserved_rng(torch.device("cpu"), seed), seeded(generators_in(source)):
+        yield
 
 
 class TransformedBlocks:

@@ -217,6 +217,14 @@ def _eager() -> contextlib.AbstractContextManager[None]:
     return eager
 
 
+def without_cudnn() -> contextlib.AbstractContextManager[None]:
+    """With the kernels of torch itself."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    off: contextlib.AbstractContextManager[None]
+    off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
+    return off
+
+
 def _device_of(module: nn.Module) -> torch.device:
     return next(p.device for p in module.parameters() if not p.is_meta)
 

@@ -1,4 +1,4 @@
-"""Rows for a module, batch by batch, each once and in a fixed order."""
+"""Rows for a module, batch by batch, each once and in a fixed order; those of arrays."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import scipy.sparse
 import torch
 from sklearn.utils import check_consistent_length
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from sklearn_implicitreg.adapters.registry import Data
-from sklearn_implicitreg.adapters.torch.generators import preserved_rng
-from sklearn_implicitreg.adapters.torch.labels import inputs_and_labels
-from sklearn_implicitreg.exceptions import AugmentationWarning, ParameterError, warn_user
+from sklearn_implicitreg.exceptions import ParameterError
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
 from sklearn_implicitreg.problem.parameters import as_numbers, shown
@@ -55,6 +51,7 @@ class Rows:
     integers: tuple[bool, ...] = ()  # which tensors of the inputs hold integers
     in_tensors: bool = False  # inputs came as tensors, as a training loop has them
     together: bool = False  # inputs of other lengths than y: all rows pass at once
+    n_passes: int = 1  # over rows that differ at each reading
 
     def few(self, n: int) -> Batch | None:
         """At most n rows, from all over where they can be picked."""
@@ -101,11 +98,11 @@ class Rows:
 
         return replace(self, read=read, n_rows=len(rows), pick=lambda i: pick(rows[i]))
 
-    def batches(self, batch_size: int, shuffled: bool = False) -> Iterator[Batch]:
-        """Batches of consecutive rows, or in a fixed random order; ValueError for NaN and inf."""
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+        """Batches of consecutive rows, or in a random order by a seed; ValueError for NaN, inf."""
         order = None
-        if shuffled and self.n_rows:
-            order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(0))
+        if seed is not None and self.n_rows:
+            order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(seed))
         for batch in self.read(batch_size, order):
             for tensor in tensors_in((batch.inputs, batch.target)):
                 if not all_finite(tensor):
@@ -190,97 +187,7 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def read_rows(data: Data) -> Rows:
-    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader."""
-    loader = data.X
-    if isinstance(loader, Dataset) or is_of_dicts(loader):
-        return _dataset_rows(data, loader, default_collate, None)
-    if isinstance(loader, list) and loader and isinstance(loader[0], tuple | Mapping):
-        raise TypeError(
-            "Expected arrays, a Dataset or a DataLoader, got a list of rows, as searches of "
-            "scikit-learn make of a Dataset: use ImplicitRegularizationCV, which needs no folds."
-        )
-    if not isinstance(loader, DataLoader):
-        return _array_rows(data)
-    if loader.batch_sampler is None and loader.batch_size is None:  # of batches, as items
-        rows = _dataset_rows(data, loader.dataset, operator.itemgetter(0), 1, in_batches=True)
-        return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    return _dataset_rows(data, loader.dataset, loader.collate_fn, size)
-
-
-def is_of_dicts(data: Any) -> bool:
-    """Whether rows are dicts, as in the data sets of Hugging Face, which are none of torch."""
-    if isinstance(data, Mapping | Tensor | np.ndarray | pd.DataFrame):
-        return False
-    with contextlib.suppress(TypeError, KeyError, IndexError, AttributeError):
-        return len(data) > 0 and isinstance(data[0], Mapping)
-    return False
-
-
-def _dataset_rows(
-    data: Data, dataset: Dataset[Any], collate: Any, size: int | None, in_batches: bool = False
-) -> Rows:
-    """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
-    if data.y is not None:
-        raise ValueError(
-            "Expected y=None with a Dataset or DataLoader, which bring their own targets; got "
-            f"y of type {type(data.y).__name__}."
-        )
-    stream = isinstance(dataset, IterableDataset)
-    n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
-    weight = _weights(data.sample_weight, n_rows)
-
-    def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
-        loader: DataLoader[Any] = DataLoader(
-            dataset if order is None else Subset(dataset, order.tolist()),
-            batch_size=batch_size,
-            shuffle=None if stream else False,
-            collate_fn=collate,
-            generator=torch.Generator(),
-        )
-        weights = weight if weight is None or order is None else weight[order]
-        start = 0
-        for item in _collated(loader):
-            inputs, target = _unpack(item)
-            batch = Batch(inputs, target, None)
-            stop = start + rows_in(batch)
-            yield batch._replace(weight=None if weights is None else weights[start:stop])
-            start = stop
-
-    def pick(rows: Indices) -> Batch:
-        inputs, target = _unpack(collate([dataset[int(i)] for i in rows]))
-        return Batch(inputs, target, None if weight is None else weight[torch.as_tensor(rows)])
-
-    first = _warn_of_augmentation(read, size or 1)
-    integers = () if first is None else _integers(first.inputs)
-    number = None if n_rows is None else pick
-    return Rows(read, n_rows, size, number, integers=integers, in_tensors=True)
-
-
-def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
-    try:
-        yield from loader
-    except TypeError as error:
-        raise TypeError(
-            f"Expected rows of numbers that can be joined to batches, got others: {error}; encode "
-            "them, or give a DataLoader with a collate_fn."
-        ) from error
-
-
-def _unpack(item: Any) -> tuple[Any, Any]:
-    if isinstance(item, list | tuple) and len(item) == 2:
-        return map_tensors(lambda t: t, item[0]), item[1]
-    if isinstance(item, Mapping):
-        return inputs_and_labels(item)
-    size = f" of {len(item)}" if hasattr(item, "__len__") else ""
-    raise TypeError(
-        f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
-        "collate_fn that returns such pairs."
-    )
-
-
-def _integers(inputs: Any) -> tuple[bool, ...]:
+def which_integers(inputs: Any) -> tuple[bool, ...]:
     """Which tensors hold integers; truth values are masks."""
     return tuple(
         not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
@@ -288,36 +195,8 @@ def _integers(inputs: Any) -> tuple[bool, ...]:
     )
 
 
-def _warn_of_augmentation(
-    read: Callable[[int, Tensor | None], Iterator[Batch]], size: int
-) -> Batch | None:
-    """Read the first batch twice: random augmentation makes the loss another function."""
-    with preserved_rng(torch.device("cpu")):
-        first, second = (next(read(size, None), None) for _ in range(2))
-        if first is None or second is None:
-            return first
-        if not same_numbers(first[:2], second[:2]):
-            warn_user(
-                "The first batch differs when it is read twice: random augmentation, or a "
-                "stream that cannot be read again. The gradient is that of one draw.",
-                AugmentationWarning,
-            )
-        return first
-
-
-def same_numbers(first: Any, second: Any) -> bool:
-    """Whether two batches or outputs hold the same tensors."""
-    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
-    return all(_same(a, b) for a, b in pairs)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether numbers are equal, NaN included (which raises an error of its own later)."""
-    equal = first.shape == second.shape
-    return equal and bool(((first == second) | ((first != first) & (second != second))).all())
-
-
-def _array_rows(data: Data) -> Rows:
+def array_rows(data: Data) -> Rows:
+    """Rows of arrays, which have their targets in y."""
     inputs = _as_tensors(data.X, "X")
     if data.y is None:
         raise ValueError("Expected y with arrays, got None; or give a Dataset or DataLoader.")
@@ -330,7 +209,7 @@ def _array_rows(data: Data) -> Rows:
     n_rows = len(others[0])
     if n_rows < 1:
         raise ValueError("Expected at least 1 row in X, got 0.")
-    weight = _weights(data.sample_weight, n_rows)
+    weight = weights_of(data.sample_weight, n_rows)
 
     def taken(rows: slice | Tensor) -> Batch:
         return Batch(*map_tensors(operator.itemgetter(rows), (inputs, target, weight)))
@@ -360,7 +239,7 @@ def _array_rows(data: Data) -> Rows:
         row_size,
         classes,
         names,
-        _integers(inputs),
+        which_integers(inputs),
         all(isinstance(value, Tensor) for value in _leaves(data.X)),
         together,
     )
@@ -453,7 +332,8 @@ def _target_tensor(y: Any) -> tuple[Any, Tensor | None, npt.NDArray[Any] | None]
     return target, target.unique() if discrete else None, None
 
 
-def _weights(sample_weight: Any, n_rows: int | None) -> Tensor | None:
+def weights_of(sample_weight: Any, n_rows: int | None) -> Tensor | None:
+    """Sample weights, one for every row."""
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Tensor):

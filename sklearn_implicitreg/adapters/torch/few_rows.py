@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,16 +18,19 @@ from sklearn_implicitreg.adapters.torch.data import (
     cuts_into_rows,
     few_rows,
     rows_in,
+)
+from sklearn_implicitreg.adapters.torch.generators import (
+    GENERATORS,
+    all_states,
+    preserved_rng,
     same_numbers,
 )
-from sklearn_implicitreg.adapters.torch.generators import all_states, preserved_rng
 from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, Trial, examined
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 
 TorchProblem = Any  # which imports this module
 
 _MAX_INTEGERS = 4  # of which all combinations are tried
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 def with_integers(problem: TorchProblem) -> TorchProblem:
@@ -172,4 +173,4 @@ def integers_kept(
 
 def holds_generator(module: nn.Module) -> bool:
     """Whether a module has a generator of its own."""
-    return any(isinstance(v, _GENERATORS) for part in module.modules() for v in vars(part).values())
+    return any(isinstance(v, GENERATORS) for part in module.modules() for v in vars(part).values())

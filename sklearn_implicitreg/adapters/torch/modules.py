@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklearn_implicitreg.adapters.registry import Data, Options
-from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward
+from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward, without_cudnn
 from sklearn_implicitreg.adapters.torch.curvature import (
     hessian_vector,
     mean_and_spread,
@@ -29,7 +29,6 @@ from sklearn_implicitreg.adapters.torch.data import (
     few_rows,
     map_tensors,
     merged_last,
-    read_rows,
     rows_in,
 )
 from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
@@ -45,6 +44,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
     reset_generators,
 )
 from sklearn_implicitreg.adapters.torch.labels import label_names, with_labels
+from sklearn_implicitreg.adapters.torch.loaders import read_rows, rows_of_batch
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
@@ -105,7 +105,7 @@ class TorchProblem(Problem):
         row_scale = 0.0
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
             for index, batch in enumerate(
-                merged_last(self.rows.batches(size, split), self.batch_normalized)
+                merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
             ):
                 before = all_states(self.device) if index == 0 else []
                 block = self._block(self.to_device(batch), first=index == 0)
@@ -165,6 +165,10 @@ class TorchProblem(Problem):
         """The same problem on some of the rows, with weights of their own."""
         return replace(self, rows=self.rows.take(rows, weights))
 
+    def seeing(self, batch: Any) -> TorchProblem:
+        """The same problem on one batch, which passes at once as it did in training."""
+        return replace(self, rows=rows_of_batch(batch), n_passes=1)
+
     def whole(self) -> TorchProblem:
         """The same problem with all trained tensors in scope."""
         if not self.left_out:
@@ -182,8 +186,12 @@ class TorchProblem(Problem):
 
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """Batches as they are read, the module at these parameters in its own type."""
+        for reading in range(self.reading, self.reading + self.n_passes):
+            yield from replace(self, reading=reading)._batches_once(params)
+
+    def _batches_once(self, params: Params) -> Iterator[RowBatch]:
         model = ModuleCall(self.module, self.forward)
-        rng = np.random.default_rng([0, self.draw])
+        rng = np.random.default_rng([0, self.draw, *[self.reading] * (self.reading > 0)])
         with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
                 batch = self.to_device(read)
@@ -378,19 +386,21 @@ class TorchProblem(Problem):
     @property
     def _drawn(self) -> int | None:
         """Seed of the random modules in the draw that is taken."""
-        if self.seed is None or not self.draw:
+        if self.seed is None or not (self.draw or self.reading):
             return self.seed
-        return int(np.random.SeedSequence([self.seed, self.draw]).generate_state(1)[0])
+        place = [self.seed, self.draw, *[self.reading] * (self.reading > 0)]
+        return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+    def _order(self, split: bool) -> int | None:
+        """Seed of a random order of the rows: for readings that differ, and for random blocks."""
+        # What a collate_fn mixes, and the statistics of a batch, are of rows in random order.
+        return self._drawn if self.n_passes > 1 else (0 if split else None)
 
     def own_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Without cuDNN where it has no backward pass: recurrent layers in eval state."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
-        if self.device.type != "cuda" or not recurrent:
-            return contextlib.nullcontext()
-        tf32 = torch.backends.cudnn.allow_tf32
-        off: contextlib.AbstractContextManager[None]
-        off = torch.backends.cudnn.flags(enabled=False, allow_tf32=tf32)
-        return off
+        on_cuda = self.device.type == "cuda"
+        return without_cudnn() if on_cuda and recurrent else contextlib.nullcontext()
 
 
 def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
@@ -401,7 +411,7 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     model = inner_module(model)
-    rows = read_rows(data)
+    rows = read_rows(data, options.n_passes)
     labels = label_names(model) if options.loss == "auto" else ()
     row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
     row_loss = replace(row_loss, named_labels=rows.names is not None)
@@ -421,7 +431,7 @@ def module_problem(
     **fields: Any,
 ) -> TorchProblem:
     """Problem of a module; ``params="auto"`` selects ``default``, or the weight matrices."""
-    rows = data if isinstance(data, Rows) else read_rows(data)
+    rows = data if isinstance(data, Rows) else read_rows(data, options.n_passes)
     if rows.train_batch_size is None:
         rows = replace(rows, train_batch_size=options.trained_batch_size)
     if rows.names is not None and row_loss.kind not in ("classes", "binary"):
@@ -450,7 +460,8 @@ def module_problem(
         batch_size=batch_size_of(options.batch_size, rows, normalized),
         device=device,
         dtype=dtype,
-        seed=seed_of(options),
+        seed=seed_of(options, rows.n_passes),
+        n_passes=rows.n_passes,
         forward=call,
         **fields,
     )

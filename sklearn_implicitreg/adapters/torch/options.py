@@ -85,11 +85,11 @@ def dtype_of(spec: Any, params: Params) -> torch.dtype:
     return found
 
 
-def seed_of(options: Options) -> int | None:
-    """Seed of the random modules, where they draw."""
+def seed_of(options: Options, n_passes: int) -> int | None:
+    """Seed of the random modules, where they draw, and of several readings of random rows."""
     if options.random_state is not None:
         return int(check_random_state(options.random_state).randint(2**31 - 1))
-    if options.module_mode != "train":
+    if options.module_mode != "train" and n_passes == 1:
         return None
     with preserved_rng(torch.device("cpu")):  # NumPy's generator stays where it was
         return int(check_random_state(None).randint(2**31 - 1))

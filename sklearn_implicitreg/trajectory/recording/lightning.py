@@ -26,14 +26,16 @@ def _held(optimizer: Any) -> Iterator[int]:
 class LightningRecorder(SessionRecorder, _Callback):
     """Callback that records the training of a LightningModule, by one optimizer or several.
 
-    Epochs are marked, and the rows of every batch are looked up by their content.
+    Epochs are marked, and the rows of every batch are looked up by their content; where a
+    transform changes them the batch itself is kept.
 
     Parameters
     ----------
     every, gradients, directory
         As for :func:`record`.
     find_rows : bool, default=True
-        Whether to look up batches, which costs one pass over the data.
+        Whether to look up batches, which costs one pass over the data, and to keep those that
+        are not found (with ``every=1``); without it only their sizes are known.
     submodule : str, default=None
         Part of the LightningModule that is recorded, such as "net"; None: all of it.
     families, reference, data, loss, params
@@ -91,7 +93,7 @@ class LightningRecorder(SessionRecorder, _Callback):
         self.find_rows, self.submodule = find_rows, submodule
         how = {"every": every, "gradients": gradients, "directory": directory, "data": data}
         self.session_ = Session(
-            **how, families=families, reference=reference, loss=loss, params=params
+            find_rows, **how, families=families, reference=reference, loss=loss, params=params
         )
         self._batch: tuple[Any, int] | None = None  # what waits for its backward pass
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -94,7 +96,8 @@ def record(  # noqa: PLR0913
         Steps between marks; the sums lose no step. None is 1; with ``families`` it is the whole
         training, and ``every`` counts only where no epoch is marked.
     data : array, tensor, tuple of these, Dataset or DataLoader, default=None
-        All that a batch holds, so that ``recorder.batch`` can be given the batch itself. With
+        All that a batch holds, so that ``recorder.batch`` can be given the batch itself and finds
+        its rows. Other batches, such as augmented ones, are kept by their tensors. With
         ``families`` the rows (X, y) that the reference is taken on, or a Problem of the model.
     loss : str, nn loss or callable(output, target), default=None
         The data term, for ``families``; None is that of a model that returns its own loss.
@@ -113,8 +116,8 @@ def record(  # noqa: PLR0913
         the weights are on, up to ``memory_limit``, then in a temporary folder. Where the disk is
         full a warning names the folder, the recording ends and the training goes on.
     memory_limit : int, default=2**30
-        Bytes of marks on one device. Other tensors of the model of more bytes than this are not
-        kept where they move.
+        Bytes of marks on one device, and as many of batches that are kept. Other tensors of the
+        model of more bytes than this are not kept where they move.
     update_rule : callable(displacement, group, state_before, state_after), default=None
         Returns the gradient that a step applied, for other optimizers; with several optimizers a
         list of one for each, None for those of torch.
@@ -162,7 +165,11 @@ def record(  # noqa: PLR0913
         every = sys.maxsize if every is None else every
     every = 1 if every is None else every
     others = Others(model, {id(p) for p in tensors_of(parts).values()}, memory_limit)
-    recorder = Recorder(parts, others, every, gradients, kept)
+    shelf = None
+    if every == 1 and families is None:  # the references on batches need a mark at every step
+        below = None if directory is None else Path(directory, "batches")
+        shelf = partial(Kept, below, memory_limit)
+    recorder = Recorder(parts, others, every, gradients, kept, shelf)
     if data is not None and not isinstance(data, Problem):
         recorder.rows_from(data.dataset if isinstance(data, DataLoader) else data)
     return recorder

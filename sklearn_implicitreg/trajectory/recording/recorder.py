@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.vectors import wide_zeros
-from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, copied
+from sklearn_implicitreg.trajectory.marks import SUMS, Kept, Mark, checked_total, copied
 from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums, settings_of
 from sklearn_implicitreg.trajectory.recording.followed import (
     Followed,
@@ -24,7 +24,7 @@ from sklearn_implicitreg.trajectory.recording.followed import (
 )
 from sklearn_implicitreg.trajectory.recording.optimizers import number
 from sklearn_implicitreg.trajectory.recording.others import Others
-from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder
+from sklearn_implicitreg.trajectory.recording.rows import Batches, RowFinder, differs
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Step
 
@@ -41,10 +41,11 @@ class Recorder:
         every: int,
         gradients: bool | None,
         kept: Kept,
+        shelf: Callable[[], Kept] | None = None,
     ):
         self._parts, self._others, self._every = parts, others, int(every)
         self._params = tensors_of(parts)
-        self._kept, self._batches = kept, Batches()
+        self._kept, self._batches = kept, Batches(shelf)
         kept.others = others.began
         self._handles: list[Any] = []
         self._each = self._every == 1
@@ -102,6 +103,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._batches.close()
         for part in self._parts:
             _RECORDED.discard(part.optimizer)
         if self._stopped:
@@ -179,7 +181,8 @@ class Recorder:
         ----------
         rows : int, array of int or bool, or the batch itself
             Positions of the rows in the data set, a mask of them, or only their number. The batch
-            is looked up in ``data``; where a transform changed it, only its size is kept.
+            ``(inputs, targets)`` is looked up in ``data``; where a transform changed it, or no
+            ``data`` was given, its tensors are kept as the step saw them (with ``every=1``).
         accumulate : bool, default=False
             Whether the batch joins those named since the last step, where gradients are
             accumulated.
@@ -209,9 +212,9 @@ class Recorder:
         Parameters
         ----------
         data : array, tensor, tuple of these or Dataset
-            All that a batch holds.
+            All that a batch holds. Of one whose rows differ at each reading none is found.
         """
-        self._batches.finder = RowFinder(data)
+        self._batches.finder = None if differs(data) else RowFinder(data)
 
     @property
     def trajectory(self) -> Trajectory:
@@ -222,17 +225,11 @@ class Recorder:
         ValueError
             If there was no step, or most had to be dropped.
         """
-        n_dropped = sum(self._dropped.values())
-        if n_dropped > self._step:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self._dropped.items())
-            raise ValueError(
-                f"Expected finite steps of positive learning rate, got {self._step + n_dropped} "
-                f"steps of which {reasons}; record a run that trains."
-            )
+        n_dropped = checked_total(self._dropped, self._step)
         self._end_if_full()
         marks, r_factors = self._kept.recorded()
         self._kept.check_steps(len(marks) - 1, self._stopped)
-        steps = tuple(self._steps[: marks[-1].step])
+        steps = self._batches.with_kept(self._steps[: marks[-1].step])
         name, settings = described(self._parts)
         if self._others.norms_in_training:
             settings["norms_in_training"] = dict(self._others.norms_in_training)

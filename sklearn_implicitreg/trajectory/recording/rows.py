@@ -1,9 +1,9 @@
-"""Which rows of a data set a batch holds, found by their content."""
+"""Which rows of a data set a batch holds, found by their content, or else its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Real
 from typing import Any
@@ -13,18 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sklearn_implicitreg.adapters.torch.data import is_of_dicts
-from sklearn_implicitreg.adapters.torch.generators import preserved_rng
-from sklearn_implicitreg.problem import Indices
+from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
+from sklearn_implicitreg.adapters.torch.loaders import is_of_dicts
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
+from sklearn_implicitreg.problem import Indices, Params
+from sklearn_implicitreg.trajectory.batches import tensors_of_batch
+from sklearn_implicitreg.trajectory.marks import Kept, Mark
+from sklearn_implicitreg.trajectory.window import Step
 
 _CHUNK = 4096  # rows that are turned into keys at once
+_TRIED = 64  # rows that are read twice
 
 
 class RowFinder:
     """Positions of rows in a data set; equal rows are interchangeable."""
 
     # A row is known by a hash of all its numbers, as float32, in which nets see them. Rows that a
-    # transform changes at every visit are not found.
+    # transform changes at every visit are not found: their tensors are kept.
 
     def __init__(self, data: Any):
         keys = np.fromiter(chain.from_iterable(_keys(part) for part in _chunks(data)), np.int64)
@@ -49,14 +54,17 @@ class _Named:
     rows: Indices | None
     size: int | None
     weight: float | None
+    tensors: Params | None  # copies of them, where they are no rows, or may join such
     n_before: int  # backward passes since the batch before it was named, or since the last step
 
 
 class Batches:
-    """What is named of the batches of the next step."""
+    """What is named of the batches of the next step; ``shelf`` makes where tensors are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Callable[[], Kept] | None = None) -> None:
         self.finder: RowFinder | None = None
+        self._shelf = shelf
+        self._kept: Kept | None = None
         self._named: list[_Named] = []
         self._n_passes = 0  # since a batch was named, or since the last step
         # Whether batches of one step were seen to have passes of their own; named before these?
@@ -72,6 +80,8 @@ class Batches:
         """
         own = None if weight is None else _weight(weight)
         found, size = self._looked_up(rows)
+        keeps = self._shelf is not None and _has_rows(rows) and (found is None or accumulate)
+        tensors = tensors_of_batch(rows) if keeps else None
         gradients = list(given)
         if self._named and accumulate and (own is None) != (self._named[0].weight is None):
             raise ValueError(
@@ -86,7 +96,7 @@ class Batches:
                 "number of batches. Where a step was left out, call optimizer.zero_grad() first."
             )
         before = self._named if accumulate else []
-        self._named = [*before, _Named(found, size, own, self._n_passes)]
+        self._named = [*before, _Named(found, size, own, tensors, self._n_passes)]
         self._n_passes = 0
         self._seen = _smallest(gradients)
 
@@ -100,7 +110,7 @@ class Batches:
         found = _positions(rows, self.finder)
         if found is None and self.finder is not None:
             found = self.finder.find(rows)
-        return found, _n_rows(rows) if found is None else len(found)
+        return found, n_rows_of(rows) if found is None else len(found)
 
     def _added(self, gradients: list[Tensor]) -> bool:
         """Whether the gradients of the batch that was named last wait for a step."""
@@ -122,7 +132,9 @@ class Batches:
         rows = [batch.rows for batch in named if batch.rows is not None]
         sizes = [batch.size for batch in named if batch.size is not None]
         plain = len(named) < 2 and all(batch.weight in (None, 1.0) for batch in named)
+        seen = () if len(rows) == len(named) else self._put([batch.tensors for batch in named])
         return {
+            "seen": seen,
             "rows": np.concatenate(rows) if len(rows) == len(named) else None,
             "batch_size": sum(sizes) if len(sizes) == len(named) else None,
             "parts": () if plain else tuple((batch.size, batch.weight) for batch in named),
@@ -142,6 +154,40 @@ class Batches:
         own = after if self._first else before
         known = self._first is not None and all(b.weight is not None for b in self._named)
         return [b for b, n in zip(self._named, own, strict=True) if n and known]
+
+    def _put(self, batches: Sequence[Params | None]) -> tuple[int, ...]:
+        """Keep the tensors of all batches of a step; their places, none if some are not known."""
+        known = [batch for batch in batches if batch is not None]
+        if self._shelf is None or len(known) < len(batches):
+            return ()
+        self._kept = kept = self._kept or self._shelf()
+        first = len(kept.marks)
+        for batch in known:
+            kept.put(Mark(len(kept.marks), 0, batch, {}, {}, {}))
+        if kept.failed is not None:
+            self._shelf = None
+            warn_user(
+                f"Batches cannot be written to {kept.folder} ({kept.failed.strerror}): of the "
+                "steps from here on only their sizes are known. Give directory= a folder with "
+                "more room.",
+                ModelStateWarning,
+            )
+            return ()
+        return tuple(range(first, len(kept.marks)))
+
+    def close(self) -> None:
+        """Called when recording ends."""
+        if self._kept is not None:
+            self._kept.close(())
+
+    def with_kept(self, steps: Iterable[Step]) -> tuple[Step, ...]:
+        """Steps with the tensors of their batches, of which they know the places."""
+        marks = () if self._kept is None else self._kept.recorded()[0]
+
+        def there(seen: tuple[int, ...]) -> tuple[Mark, ...]:
+            return tuple(marks[i] for i in seen) if max(seen) < len(marks) else ()
+
+        return tuple(replace(s, seen=there(s.seen)) if s.seen else s for s in steps)
 
 
 def _weight(weight: Any) -> float:
@@ -169,7 +215,8 @@ def _waits(gradients: list[Tensor]) -> bool:
     return any(sizes) and bool(np.isfinite(sizes).all())
 
 
-def _n_rows(batch: Any) -> int | None:
+def n_rows_of(batch: Any) -> int | None:
+    """Number of rows of a batch, by its first array."""
     first = next(_leaves(batch), None)
     return None if first is None else len(first)
 
@@ -217,10 +264,27 @@ def _chunks(data: Any) -> Iterator[Any]:
     if isinstance(data, Dataset) or is_of_dicts(data):
         if isinstance(data, IterableDataset):
             raise ValueError("Expected a data set with numbered rows, got a stream.")
-        with preserved_rng(torch.device("cpu")):
+        with preserved_rng(torch.device("cpu")), seeded(generators_in(data)):
             yield from DataLoader(data, batch_size=_CHUNK)
         return
     yield data
+
+
+def differs(data: Any) -> bool:
+    """Whether rows of a data set differ at each reading, so that none can be known again."""
+    numbered = isinstance(data, Dataset) or is_of_dicts(data)
+    if not numbered or isinstance(data, IterableDataset):
+        return False
+    n: int = len(data)
+    places = np.unique(np.linspace(0, n - 1, min(n, _TRIED), dtype=np.int64)).tolist()
+    own = generators_in(data)
+    with preserved_rng(torch.device("cpu")):
+        readings = []
+        for _ in range(2):
+            with seeded(own):
+                readings.append([leaf for i in places for leaf in _leaves(data[i])])
+    pairs = zip(*readings, strict=False)
+    return not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
 def _keys(batch: Any) -> Iterator[int]:

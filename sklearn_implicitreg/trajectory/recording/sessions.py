@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sklearn_implicitreg.trajectory.recording.record import record
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder
+from sklearn_implicitreg.trajectory.recording.rows import n_rows_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 
@@ -26,8 +27,8 @@ def base_of(module: str, name: str) -> Any:
 class Session:
     """Recording that begins, goes on and ends where a library calls; parameters of ``record``."""
 
-    def __init__(self, **how: Any):
-        self._how = how
+    def __init__(self, find_rows: bool = True, **how: Any):
+        self._how, self._find_rows = how, find_rows
         self.recorder: Recorder | None = None
         self._recorded: tuple[Any, ...] = ()
         self._kept: Trajectory | None = None
@@ -73,9 +74,10 @@ class Session:
             return  # a stream, or samples that need the loader's own collate function
 
     def batch(self, batch: Any, accumulate: bool = False, weight: float | None = None) -> None:
-        """Name the batch of the next step."""
+        """Name the batch of the next step, or only its size."""
         if self._attached is not None:
-            self._attached.batch(batch, accumulate=accumulate, weight=weight)
+            given = batch if self._find_rows else n_rows_of(batch) or batch
+            self._attached.batch(given, accumulate=accumulate, weight=weight)
 
     def epoch(self) -> None:
         """End of an epoch."""

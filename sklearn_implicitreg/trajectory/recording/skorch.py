@@ -22,7 +22,7 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     """Callback that records the training of a skorch net.
 
     Epochs are marked, and the rows of every batch are looked up by their content; where a
-    transform changes them only their number is known. A ``train_step`` that steps at every n-th
+    transform changes them the batch itself is kept. A ``train_step`` that steps at every n-th
     batch is followed: the batches since the last step are its own. ``partial_fit`` goes on with
     the same trajectory, but of a net that was pickled or copied: join both by
     ``Trajectory.join``.
@@ -32,7 +32,8 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
     every, gradients, directory
         As for :func:`record`.
     find_rows : bool, default=True
-        Whether to look up batches, which costs one pass over the data.
+        Whether to look up batches, which costs one pass over the data, and to keep those that
+        are not found (with ``every=1``); without it only their sizes are known.
     families, reference, params
         As for :func:`record`; the rows and the loss are the net's own.
 
@@ -78,7 +79,8 @@ class ImplicitRegularizationRecorder(SessionRecorder, callbacks.Callback):
         """Leave a run before this one that raised."""
         if "session_" not in vars(self):
             names = ("every", "gradients", "directory", "families", "reference", "params")
-            self.session_ = Session(**{name: getattr(self, name) for name in names})
+            how = {name: getattr(self, name) for name in names}
+            self.session_ = Session(self.find_rows, **how)
         self.session_.end()
 
     def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
@@ -149,8 +151,12 @@ class _NumberedRecorder(ImplicitRegularizationRecorder):
     """Recorder of a net whose loader remembers the rows of its batches."""
 
     def __init__(self, every: int, given: deque[list[int]]):
-        super().__init__(every, find_rows=False)
+        super().__init__(every)
         self.given = given
+
+    def on_epoch_begin(self, net: Any, dataset_train: Any = None, **kwargs: Any) -> None:
+        """Attach; the rows need not be looked up."""
+        super().on_epoch_begin(net)
 
     def on_batch_begin(
         self, net: NeuralNet, batch: Any = None, training: bool | None = None, **kwargs: Any

@@ -1,0 +1,168 @@
+"""Rows of data sets and loaders, which may differ at each reading."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+
+from sklearn_implicitreg.adapters.registry import Data
+from sklearn_implicitreg.adapters.torch.data import (
+    Batch,
+    Rows,
+    array_rows,
+    map_tensors,
+    rows_in,
+    weights_of,
+    which_integers,
+)
+from sklearn_implicitreg.adapters.torch.generators import (
+    generators_in,
+    preserved_rng,
+    same_numbers,
+    seeded,
+)
+from sklearn_implicitreg.adapters.torch.labels import inputs_and_labels
+from sklearn_implicitreg.exceptions import AugmentationWarning, warn_user
+from sklearn_implicitreg.problem import Indices
+
+_TRIED = 8  # rows of a Dataset that are read twice: a flip may leave one as it is
+
+
+def read_rows(data: Data, n_passes: Any) -> Rows:
+    """Rows of arrays, DataFrames, tensors, dicts of these, a Dataset or a DataLoader.
+
+    Those of a Dataset or DataLoader are read ``n_passes`` times, once by "auto".
+    """
+    loader = data.X
+    if isinstance(loader, Dataset) or is_of_dicts(loader):
+        return _dataset_rows(data, loader, default_collate, None, n_passes)
+    if isinstance(loader, list) and loader and isinstance(loader[0], tuple | Mapping):
+        raise TypeError(
+            "Expected arrays, a Dataset or a DataLoader, got a list of rows, as searches of "
+            "scikit-learn make of a Dataset: use ImplicitRegularizationCV, which needs no folds."
+        )
+    if not isinstance(loader, DataLoader):
+        return array_rows(data)
+    if loader.batch_sampler is None and loader.batch_size is None:  # of batches, as items
+        first = operator.itemgetter(0)
+        rows = _dataset_rows(data, loader.dataset, first, 1, n_passes, in_batches=True)
+        return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return _dataset_rows(data, loader.dataset, loader.collate_fn, size, n_passes)
+
+
+def rows_of_batch(batch: Any) -> Rows:
+    """The rows of one batch, which are read at once."""
+    try:
+        own = Batch(*_unpack(batch), None)
+    except TypeError as error:
+        raise TypeError(f"{error} While recording: recorder.batch((inputs, target)).") from None
+    return Rows(lambda *_: iter([own]), rows_in(own), in_tensors=True)
+
+
+def is_of_dicts(data: Any) -> bool:
+    """Whether rows are dicts, as in the data sets of Hugging Face, which are none of torch."""
+    if isinstance(data, Mapping | Tensor | np.ndarray | pd.DataFrame):
+        return False
+    with contextlib.suppress(TypeError, KeyError, IndexError, AttributeError):
+        return len(data) > 0 and isinstance(data[0], Mapping)
+    return False
+
+
+def _dataset_rows(  # noqa: PLR0913
+    data: Data,
+    dataset: Dataset[Any],
+    collate: Any,
+    size: int | None,
+    n_passes: Any,
+    in_batches: bool = False,
+) -> Rows:
+    """Rows of a dataset in its own order, whatever the sampler of the loader it came in."""
+    if data.y is not None:
+        raise ValueError(
+            "Expected y=None with a Dataset or DataLoader, which bring their own targets; got "
+            f"y of type {type(data.y).__name__}."
+        )
+    stream = isinstance(dataset, IterableDataset)
+    n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
+    weight = weights_of(data.sample_weight, n_rows)
+    drawing = generators_in(dataset, collate)
+
+    def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
+        loader: DataLoader[Any] = DataLoader(
+            dataset if order is None else Subset(dataset, order.tolist()),
+            batch_size=batch_size,
+            shuffle=None if stream else False,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
+        weights = weight if weight is None or order is None else weight[order]
+        start = 0
+        with seeded(drawing):
+            for item in _collated(loader):
+                inputs, target = _unpack(item)
+                batch = Batch(inputs, target, None)
+                stop = start + rows_in(batch)
+                yield batch._replace(weight=None if weights is None else weights[start:stop])
+                start = stop
+
+    def pick(rows: Indices) -> Batch:
+        with seeded(drawing):
+            inputs, target = _unpack(collate([dataset[int(i)] for i in rows]))
+        return Batch(inputs, target, None if weight is None else weight[torch.as_tensor(rows)])
+
+    once = n_passes == "auto"
+    first = _first_batch(read, size or (1 if in_batches else _TRIED), once)
+    integers = () if first is None else which_integers(first.inputs)
+    found = Rows(read, n_rows, size, integers=integers, in_tensors=True)
+    return replace(found, pick=None if n_rows is None else pick, n_passes=1 if once else n_passes)
+
+
+def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except TypeError as error:
+        raise TypeError(
+            f"Expected rows of numbers that can be joined to batches, got others: {error}; encode "
+            "them, or give a DataLoader with a collate_fn."
+        ) from error
+
+
+def _unpack(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, list | tuple) and len(item) == 2:
+        return map_tensors(lambda t: t, item[0]), item[1]
+    if isinstance(item, Mapping):
+        return inputs_and_labels(item)
+    size = f" of {len(item)}" if hasattr(item, "__len__") else ""
+    raise TypeError(
+        f"Expected batches (inputs, target), got {type(item).__name__}{size}; give the loader a "
+        "collate_fn that returns such pairs."
+    )
+
+
+def _first_batch(
+    read: Callable[[int, Tensor | None], Iterator[Batch]], size: int, twice: bool
+) -> Batch | None:
+    """The first batch, read twice: random augmentation makes the loss another function."""
+    with preserved_rng(torch.device("cpu")):
+        first = next(read(size, None), None)
+        second = next(read(size, None), None) if twice else None
+        if first is None or second is None:
+            return first
+        if not same_numbers(first[:2], second[:2]):
+            warn_user(
+                "The first batch differs when it is read twice: random augmentation, or a "
+                "stream that cannot be read again. The gradient is that of one draw; give "
+                "n_passes=20 for the mean over 20 readings, with their noise in the errors.",
+                AugmentationWarning,
+            )
+        return first

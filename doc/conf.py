@@ -30,7 +30,7 @@ extensions = [
     "myst_parser",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["generated/next_steps.md", "_build"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 

@@ -174,7 +174,7 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, dict | list | tuple) or isinstance(tree, Mapping):
-        for value in tree.values() if hasattr(tree, "values") else tree:
+        for value in tree if isinstance(tree, list | tuple) else tree.values():
             if type(value) not in _SIMPLE:
                 yield from tensors_in(value)
 

@@ -14,7 +14,22 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from sklearn_implicitreg import FrozenModel, ImplicitRegularizationEstimator
-from sklearn_implicitreg.problem.frozen import STATES
+from sklearn_implicitreg.problem.frozen import STATES, tensors_in
+
+
+def test_tensors_in_a_named_tuple_with_a_field_of_values():
+    """What torch's max, sort and topk return: ``values`` is a field, and no method."""
+    found = torch.tensor([[1.0, 2.0], [4.0, 3.0]]).max(dim=1)
+    assert [t.tolist() for t in tensors_in({"best": [found, None, 1]})] == [[2.0, 4.0], [1, 0]]
+    net = nn.Linear(2, 1).double()
+    net.best = found
+    X, y = np.eye(2), np.ones((2, 1))
+    est = ImplicitRegularizationEstimator(net, loss="mse").fit(X, y)
+    plain = nn.Linear(2, 1).double()
+    plain.load_state_dict(net.state_dict())
+    np.testing.assert_array_equal(
+        est.coef_, ImplicitRegularizationEstimator(plain, loss="mse").fit(X, y).coef_
+    )
 
 
 class Tied(nn.Module):

@@ -285,7 +285,12 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
             "se_difference": found.errors,
             "r2": np.array([candidate.r2 for candidate in candidates]),
             "n_terms": np.array([candidate.n_terms for candidate in candidates]),
-            "verdict": [verdict_on(own.equations, self.positive).label for own in candidates],
+            "verdict": [
+                self.best_estimator_.verdict_
+                if i == self.best_index_
+                else verdict_on(own.equations, self.positive).label
+                for i, own in enumerate(candidates)
+            ],
         }
 
     def _search(

@@ -49,14 +49,9 @@ class _Place:
     """R factors of one place by tensor, the nuisance column projected out."""
 
     tensors: dict[str, Array]
-    counts: int
+    whole: Array  # R factor of all tensors
     coef: Array  # its own
     residual: float  # sum of squares
-
-    @property
-    def whole(self) -> Array:
-        """R factor of all tensors."""
-        return merge(self.tensors.values())
 
 
 def constancy(
@@ -123,7 +118,7 @@ def _place(system: System, family: Sequence[int], scale: Array) -> _Place:
     merged = merge(tensors.values())
     coef = lstsq(merged[:, :-1], merged[:, -1], cond=_RANK)[0]
     residual = float(np.sum(np.square(merged[:, -1] - merged[:, :-1] @ coef)))
-    return _Place(tensors, system.n_equations, coef, residual)
+    return _Place(tensors, merged, coef, residual)
 
 
 def _tensor_test(places: Sequence[_Place], k: int) -> tuple[float, float] | None:

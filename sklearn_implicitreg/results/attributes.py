@@ -74,6 +74,11 @@ class FittedResult:
             state["_steps"] = self.next_steps()
         return state
 
+    @property
+    def _source(self) -> Any:
+        """The estimator that was fitted: of a search the best."""
+        return getattr(self, "best_estimator_", self)
+
     def _fitted(self) -> Result:
         check_is_fitted(self, "coef_")
         return self._result
@@ -110,7 +115,7 @@ class FittedResult:
             HTML in notebooks. The code calls the fitted estimator ``est`` and its rows X and y.
         """
         result = self._fitted()
-        source: Any = getattr(self, "best_estimator_", self)
+        source = self._source
         kept = getattr(source, "_equations", None)
         if kept is None and "_steps" in vars(self):  # of an unpickled fit
             return self._steps
@@ -194,7 +199,7 @@ class FittedResult:
 
     def _kept(self, what: str) -> tuple[Equations, Settings]:
         """Equations of the fit and how they were solved."""
-        source: Any = getattr(self, "best_estimator_", self)
+        source = self._source
         equations = getattr(source, "_equations", None)
         if equations is None:
             raise ValueError(
@@ -329,7 +334,7 @@ class FittedResult:
             If neither form states the penalty, or for given equations or ``known`` parts.
         """
         self._fitted()
-        source: Any = getattr(self, "best_estimator_", self)
+        source = self._source
         if isinstance(source.model_, list):
             raise ValueError(
                 f"Expected a fit of one model to recover, got {len(source.model_)}; fit one "

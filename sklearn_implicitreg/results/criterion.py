@@ -43,19 +43,22 @@ class Candidate:
         return self.solution.r2 if self.is_signal else 0.0
 
     @property
+    def total(self) -> float:
+        """Noise of all blocks and endpoints."""
+        return float(sum(part.sum() for part in self.noise))
+
+    @property
     def is_signal(self) -> bool:
         """Whether the target is above rounding."""
         return self.solution.norm > self.equations.rounding
 
     def cost(self, unexplained: float) -> float:
         """What the noise costs, where the best of the families leaves so much unexplained."""
-        total = float(sum(part.sum() for part in self.noise))
-        return tied(total, self.solution, unexplained) if self.is_signal else 0.0
+        return tied(self.total, self.solution, unexplained) if self.is_signal else 0.0
 
     def level(self, unexplained: float) -> float:
         """The cost as a share of the noise."""
-        total = float(sum(part.sum() for part in self.noise))
-        return self.cost(unexplained) / total if total > 0 else 0.0
+        return self.cost(unexplained) / self.total if self.total > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,17 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from sklearn_implicitreg.endpoints.targets import AT_REST
+from sklearn_implicitreg.endpoints.templates import inner_model
 from sklearn_implicitreg.penalties import Structured, as_penalty
 from sklearn_implicitreg.penalties.base import layer_of
+from sklearn_implicitreg.problem.frozen import FrozenModel
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.results.layers import table_of_layers
 
-_AT_REST = 0.3  # of the intercept's gradient, in standard errors over rows
 _EXPLAINED = 0.99
 
-# What is inside of containers, by the name of their class.
-_INSIDE = {
-    "Pipeline": lambda model: model[-1],
-    "TransformedTargetRegressor": lambda model: model.regressor_,
-    "BaseSearchCV": lambda model: model.best_estimator_,
-    "FrozenEstimator": lambda model: model.estimator,
-    "FrozenModel": lambda model: model.model,
-}
 # Kinds by the name of a class among the bases: no library is imported to tell.
 _KINDS = {
     "NeuralNet": "skorch",
@@ -40,15 +34,6 @@ _KINDS = {
 def bases_of(thing: Any) -> list[str]:
     """Names of the classes that a thing is of."""
     return [cls.__name__ for cls in type(thing).__mro__]
-
-
-def inside(model: Any) -> Any:
-    """The trained model inside of containers."""
-    while True:
-        opened = next((_INSIDE[name] for name in bases_of(model) if name in _INSIDE), None)
-        if opened is None:
-            return model
-        model = opened(model)
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,8 @@ class Situation:
     def model(self) -> Any:
         """The trained model inside of containers."""
         held = self.est.model_
-        return inside(held[0] if self.listed and len(held) == 1 else held)
+        found = inner_model(held[0] if self.listed and len(held) == 1 else held)
+        return found.model if isinstance(found, FrozenModel) else found
 
     @property
     def listed(self) -> bool:
@@ -231,7 +217,7 @@ class Situation:
         """Whether an unpenalized intercept shows rows other than those of the training."""
         if self.equations is None or self.kind in ("arrays", "endpoints"):
             return False
-        return max(place.gradient.unrest for place in self.equations.places) > _AT_REST
+        return max(place.gradient.unrest for place in self.equations.places) > AT_REST
 
     @property
     def too_many(self) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.trajectory.recording.record import record
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder
-from sklearn_implicitreg.trajectory.recording.rows import n_rows_of
+from sklearn_implicitreg.trajectory.recording.rows import holds_inputs, is_batch, n_rows_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 
@@ -33,6 +34,7 @@ class Session:
         self._recorded: tuple[Any, ...] = ()
         self._kept: Trajectory | None = None
         self._searched = False
+        self._watched: Any = None  # the hook that compares a batch with what the model is given
 
     @property
     def trajectory(self) -> Trajectory:
@@ -60,7 +62,7 @@ class Session:
             if how.get("families") is not None and how.get("data") is None:
                 how["data"] = rows(how["reference"] != "applied")
             self.recorder = record(model, optimizers, **how)
-            self._recorded, self._searched = given, False
+            self._recorded, self._searched, self._watched = given, False, None
         self.recorder.__enter__()
 
     def rows_from(self, data: Any) -> None:
@@ -78,6 +80,29 @@ class Session:
         if self._attached is not None:
             given = batch if self._find_rows else n_rows_of(batch) or batch
             self._attached.batch(given, accumulate=accumulate, weight=weight)
+            if self._find_rows and self._watched is None:
+                self._watch(batch)
+
+    def _watch(self, batch: Any) -> None:
+        """See whether the first batch is what the model is called with, or what is made of it."""
+        if not is_batch(batch):
+            return
+
+        def compare(model: nn.Module, args: Any, kwargs: Any) -> None:
+            self._watched.remove()
+            if holds_inputs(batch, (args, kwargs)):
+                return
+            self._find_rows = False
+            warn_user(
+                f"The training step calls {type(model).__name__} with other numbers than the "
+                "batch has (mixup, or a transform in the step), so that of the next batches only "
+                "the sizes are known. For reference='batch' move the transform into the data set "
+                "or the module, or record in a loop of your own and name what the model is "
+                "called with: batch((inputs, targets)).",
+                ModelStateWarning,
+            )
+
+        self._watched = self._recorded[0].register_forward_pre_hook(compare, with_kwargs=True)
 
     def epoch(self) -> None:
         """End of an epoch."""
@@ -86,6 +111,8 @@ class Session:
 
     def end(self) -> None:
         """End of the run."""
+        if self._watched is not None:
+            self._watched.remove()
         if self._attached is not None:
             self._attached.__exit__()
 
@@ -104,7 +131,8 @@ class Session:
             kept = self.trajectory
         except ValueError:
             kept = None
-        return {**vars(self), "recorder": None, "_recorded": (), "_kept": kept}
+        own = {"recorder": None, "_recorded": (), "_kept": kept, "_watched": None}
+        return {**vars(self), **own}
 
 
 class SessionRecorder:

@@ -85,7 +85,7 @@ class Session:
         *,
         called: bool = False,
     ) -> None:
-        """Name the batch of the next step, or only its size; before the model is called or after."""
+        """Name the batch of the next step, or its size, before the model is called or after."""
         if self._attached is not None:
             given = batch if self._find_rows else n_rows_of(batch) or batch
             self._attached.batch(given, accumulate=accumulate, weight=weight)

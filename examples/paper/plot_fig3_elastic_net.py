@@ -261,9 +261,9 @@ def answered(what):
 # Where the lasso is strong the weights end within :math:`\delta`, where it is
 # :math:`\theta^2 / 2\delta`, a ridge, or a single weight is left. Then both columns of the
 # regression are the same but for their scale, and no fit of these weights can separate the
-# coefficients: the R-squared between the columns is one, and the condition number infinite. The last
-# epochs still can if the steps of Adam carry weights across :math:`\delta`. The first epochs can in
-# every cell, because the weights begin outside of it.
+# coefficients: the R-squared between the columns is one, and the condition number infinite. The
+# last epochs still can if the steps of Adam carry weights across :math:`\delta`. The first epochs
+# can in every cell, because the weights begin outside of it.
 
 alike = [name for name in runs if max(own.shared for own in runs[name]) > 1 - 1e-6]
 silent = [name for name in runs if name not in answered("last")]

@@ -110,14 +110,17 @@ class _Both:
     def _stacked(self, first: System, second: System, labels: Mapping[str, str]) -> System:
         """System of the equations of two, tensor by tensor; ``labels`` are those of the second."""
         same: Mapping[str, str] = {}
+        instrumented = first.instrumented or second.instrumented
         arms = ((first, self.treated, same), (second, self.control, labels))
         parts: dict[str, list[Array]] = {}
         counts: dict[str, int] = {}
         for system, columns, renamed in arms:
+            # A column of no random draws is its own instrument.
+            starts = [0, system.n_terms if system.instrumented else 0] if instrumented else [0]
             clusters = zip(system.labels, system.full_r_factors, system.counts, strict=True)
             for label, upper, n in clusters:
                 name = renamed.get(label, label)
-                parts.setdefault(name, []).append(_taken(upper, columns, system))
+                parts.setdefault(name, []).append(_taken(upper, columns, starts))
                 counts[name] = counts.get(name, 0) + n
 
         def rows(_: Sequence[str]) -> Iterable[Rows]:
@@ -135,14 +138,12 @@ class _Both:
             tuple(counts.values()),
             rows if readable else None,
             first.missing if first.rows is None else second.missing,
-            first.instrumented,
+            instrumented,
         )
 
 
-def _taken(upper: Array, columns: Columns, system: System) -> Array:
+def _taken(upper: Array, columns: Columns, starts: Sequence[int]) -> Array:
     """R factor in other columns, some of them twice and some of them zero."""
-    k = system.n_terms
-    starts = [0, k] if system.instrumented else [0]
     wanted = [None if j is None else start + j for start in starts for j in columns]
     return r_factor(_columns(upper, wanted), upper[:, -1])
 

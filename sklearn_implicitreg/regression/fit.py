@@ -261,6 +261,8 @@ def _of_family(equations: Equations, stacked: Solution) -> tuple[Solution, Solut
     kept = equations.family
     system = equations.paired or (equations.mean or equations).system
     upper = equations.without_nuisance(system)
+    if equations.paired is not None:  # the shared terms are those of both models
+        upper = equations.paired.beyond(stacked.coef, kept)
     size = float(upper[:, -1] @ upper[:, -1])
     away = upper[:, -1] - upper[:, :-1] @ stacked.coef[kept]
     signal = size**0.5 > equations.rounding

@@ -19,7 +19,7 @@ from sklearn_implicitreg.endpoints.pairs import check_pair, differ
 from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
 from sklearn_implicitreg.exceptions import ParameterError
-from sklearn_implicitreg.penalties import as_penalty, penalty_with_terms
+from sklearn_implicitreg.penalties import Penalty, as_penalty, penalty_with_terms
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -33,7 +33,7 @@ from sklearn_implicitreg.problem.parameters import (
 )
 from sklearn_implicitreg.regression.fit import Settings, verdict_on
 from sklearn_implicitreg.results.attributes import FittedResult
-from sklearn_implicitreg.results.contrast import Arms, Contrast, joined
+from sklearn_implicitreg.results.contrast import Arms, Contrast
 from sklearn_implicitreg.results.criterion import (
     compared,
     errors_of_differences,
@@ -612,11 +612,19 @@ def contrast(
         )
     check_pair(first, second, _rows_differ(treated, control))
     arms = Arms(
-        joined=first.equations(one._penalty(first.problem, joined(shared, family))),
+        joined=first.equations(one._penalty(first.problem, _joined(shared, family))),
         control=second.equations(other._penalty(second.problem, shared)),
         total=first.equations(one._penalty(first.problem, family)),
     )
-    return Contrast(arms, Settings(False, one.covariance, float(one.confidence_level)))
+    return Contrast._of(arms, Settings(False, one.covariance, float(one.confidence_level)))
+
+
+def _joined(shared: Penalty, family: Penalty) -> Penalty:
+    """Both penalties, the shared one first, without what is in both twice."""
+    first = getattr(shared, "parts", [shared])
+    known = {repr(part) for part in first}
+    parts = [part for part in getattr(family, "parts", [family]) if repr(part) not in known]
+    return penalty_with_terms([*first, *parts]) if parts else shared
 
 
 def _arm(given: Any, rows: tuple[Any, Any, Any], params: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -115,7 +115,8 @@ class Equations:
             return self
         places = tuple(replace(place, powers=powers) for place in self.places)
         mean = self.mean and replace(self.mean, powers=powers)
-        return replace(self, places=places, mean=mean)
+        paired = self.paired and self.paired.scaled(powers)
+        return replace(self, places=places, mean=mean, paired=paired)
 
     def reaching(self, names: Sequence[str]) -> list[int]:
         """The columns that can differ from zero at some tensors."""

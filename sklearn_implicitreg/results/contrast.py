@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sklearn_implicitreg.penalties import FittedPenalty, Penalty, penalty_with_terms
+from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.regression.contrast import ADDED, SHARED, contrasted
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings, fit, judged_fit, judged_solution
@@ -37,58 +37,58 @@ class Arms:
     total: Equations  # of the treated, the family's columns
 
 
-def joined(shared: Penalty, family: Penalty) -> Penalty:
-    """Both penalties, the shared one first, without what is in both twice."""
-    first = getattr(shared, "parts", [shared])
-    known = {repr(part) for part in first}
-    parts = [part for part in getattr(family, "parts", [family]) if repr(part) not in known]
-    return penalty_with_terms([*first, *parts]) if parts else shared
-
-
 class Contrast:
     """What a treatment added to a model's penalty; :func:`contrast` makes one.
 
     Attributes
     ----------
-    coef_ : ndarray of shape (k,)
-        Added coefficients: what the treated model has beyond what it shares with the control.
-    term_names_ : list of str
-        Names of the added terms.
-    std_err_, pvalues_ : ndarray of shape (k,)
-        Of the added coefficients, over the equations of both models.
+    coef_, std_err_, pvalues_ : ndarray of shape (k,)
+        Of the added terms: what the treated model has beyond what it shares with the control.
     conf_int_ : ndarray of shape (k, 2)
-        Their confidence intervals.
-    total_coef_ : ndarray of shape (k,)
-        Coefficients of the treated model alone, as a fit of it reports them.
-    shared_coef_ : ndarray
-        Coefficients that both models share, of the terms of ``base``.
+        Their confidence intervals, over the equations of both models.
+    term_names_, verdict_ : list of str, str
+        Of the added terms, as in :class:`ImplicitRegularizationEstimator`.
+    total_coef_, shared_coef_ : ndarray
+        Of the treated model alone, and of the terms of ``base`` in both models.
     r2_ : float
-        Share of the difference of the two gradients, beyond that of the shared terms, that the
-        added terms explain.
+        Share of the gradients' difference, beyond the shared terms', that the added explain.
     r2_control_ : float
         Share of the control's own gradient that the shared terms explain.
-    verdict_ : str
-        On the added coefficients, as :class:`ImplicitRegularizationEstimator` has it; its reason
-        stands in :meth:`summary`.
     penalty_ : FittedPenalty
         The added penalty as a function of a module or of a dict of parameters.
-
-    See Also
-    --------
-    contrast : Compares two models.
     """
 
-    def __init__(self, arms: Arms, settings: Settings):
+    coef_: Array
+    term_names_: Sequence[str]
+    std_err_: Array
+    pvalues_: Array
+    conf_int_: Array
+    total_coef_: Array
+    shared_coef_: Array
+    r2_: float
+    r2_control_: float
+    verdict_: str
+    penalty_: FittedPenalty
+    _result: Result
+    _total: Result
+    _description: Description
+    _notes: Sequence[str]
+    _sizes: tuple[float, ...]
+
+    @classmethod
+    def _of(cls, arms: Arms, settings: Settings) -> Contrast:
+        """Solve and judge the equations of both models, and those of the treated alone."""
+        self = cls()
         equations = contrasted(arms.joined, arms.control, arms.total)
         result, total = fit(equations, settings), judged_fit(arms.total, settings)
         control = judged_solution(arms.control, positive=False)
         _, inference = result.regression()
         added, shared = _of(result, ADDED), _of(result, SHARED)
-        self.term_names_: Sequence[str] = [total.term_names[j] for j in total.family]
+        self.term_names_ = [total.term_names[j] for j in total.family]
         self.coef_, self.shared_coef_ = result.coef[added], result.coef[shared]
         self.total_coef_ = total.coef[list(total.family)]
         self.std_err_, self.pvalues_ = inference.std_err[added], inference.pvalues[added]
-        self.conf_int_: Array = inference.conf_int[added]
+        self.conf_int_ = inference.conf_int[added]
         self.r2_ = result.r2
         self.r2_control_ = control.r2 if control.norm > arms.control.rounding else np.nan
         notes = _of_control(self, control.shortfall)
@@ -110,6 +110,7 @@ class Contrast:
             found.append((leaf, tuple(np.nan_to_num(self.coef_[start : start + n]).tolist())))
             start += n
         self.penalty_ = FittedPenalty.of(tuple(found), arms.total.judged.problem)
+        return self
 
     def __repr__(self) -> str:
         named = zip(self.term_names_, self.coef_, strict=True)
@@ -122,12 +123,6 @@ class Contrast:
         Returns
         -------
         params : dict of str to float, str or ndarray
-            As of :meth:`ImplicitRegularizationEstimator.in_model_units`.
-
-        Raises
-        ------
-        ValueError
-            If the model has no parameter for a term, or none for a negative coefficient.
         """
         named = zip(self.term_names_, map(float, np.nan_to_num(self.coef_)), strict=True)
         return self._description.in_model_units(dict(named))
@@ -138,8 +133,7 @@ class Contrast:
         Returns
         -------
         frame : DataFrame
-            One row per coefficient: question ("total", "shared" or "added"), term, group, coef,
-            std_err, ci_low, ci_high, statistic, p_value, cosine, vif.
+            One row per coefficient; question is "total", "shared" or "added".
         """
         total = coefficient_frame(self._total.term_names, *self._total.regression())
         both = coefficient_frame(self._result.term_names, *self._result.regression())
@@ -155,7 +149,6 @@ class Contrast:
         Returns
         -------
         summary : Summary
-            Text when printed, HTML in notebooks, LaTeX on request.
         """
         result, total = self._result, self._total
         solution, inference = result.regression()

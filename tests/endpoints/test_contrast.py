@@ -163,6 +163,15 @@ def test_linear_models_in_their_units():
     assert found.in_model_units()["C"] == pytest.approx(1 / (1 / 0.1 - 1 / 1.0), rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-100, 1e100])
+def test_numbers_whose_squares_are_out_of_range(size):
+    pair = [Ridge(alpha).fit(X, Y * size) for alpha in (3.0, 1.0)]
+    found = contrast(*pair, X=X, y=Y * size)
+    assert found.in_model_units()["alpha"] == pytest.approx(2.0)
+    assert found.verdict_ == "supported"
+    assert found.r2_ == pytest.approx(1.0)
+
+
 def test_coordinates_at_a_kink_of_one_model_alone():
     strong, weak = (Lasso(a, tol=1e-12).fit(X, Y) for a in (1.0, 0.5))
     assert ((strong.coef_ == 0) != (weak.coef_ == 0)).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -376,10 +377,11 @@ class FittedResult:
         remarks = self._remarks(force)
         stated = self._coefficients() if isinstance(self.penalty_, FittedPenalty) else {}
         X, y = source._rows(X, y)
-        data, options = Data(X, y, sample_weight), source._options()
-        plan = Plan(
-            start, noise, n_draws, tuple(arms), options.random_state, n_jobs, source.verbose
-        )
+        # A copy: the user's generator stays where it was.
+        options = replace(source._options(), random_state=copy.deepcopy(source.random_state))
+        seed, verbose = copy.deepcopy(source.random_state), source.verbose
+        plan = Plan(start, noise, n_draws, tuple(arms), seed, n_jobs, verbose)
+        data = Data(X, y, sample_weight)
         return recover(
             source.model_, stated, self._description, self.penalty_, data, options, plan, remarks
         )

@@ -17,7 +17,6 @@ from sklearn.linear_model import (
     Ridge,
     SGDRegressor,
 )
-from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVR

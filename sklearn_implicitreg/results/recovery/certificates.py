@@ -21,6 +21,7 @@ _TOL = 1e-5
 _FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
 _AT_REST = 1e-6  # of the summands of the gradient
 _CONTRACTING = 0.5  # above, a Newton step does not tell the distance
+_DEEP = 10.0  # times the value at the model: a fall that is no rounding
 _FAR = (1e2, 1e4, 1e6)  # how far along a ray
 
 
@@ -130,16 +131,18 @@ def smallest_eigenvalue(
 
 def check_bounded(objective: Objective, direction: Array) -> None:
     """Raise ValueError where L + R falls without end along a ray from the model."""
+    here = objective.value(objective.theta)
     for words, start, ray in _rays(objective, direction):
         with np.errstate(over="ignore", invalid="ignore"):
             values = [objective.value(start + ray(far)) for far in (1.0, *_FAR)]
         falls = np.diff(values)
         # A fall that grows with the distance outruns whatever the loss does along the ray.
-        if np.isfinite(values).all() and (falls < 0).all() and falls[-1] < 10 * falls[-2]:
+        deep = values[-1] < here - _DEEP * max(1.0, abs(here))
+        if deep and np.isfinite(values).all() and (falls < 0).all() and falls[-1] < 10 * falls[-2]:
             raise ValueError(
                 "Expected an L + R with a lower bound, got one that falls without end: with "
                 f"{words} {_FAR[-1]:g} times as large it is {values[-1]:.3g} (at the model "
-                f"{objective.value(objective.theta):.3g}), because the penalty rewards large "
+                f"{here:.3g}), because the penalty rewards large "
                 "weights. Fit with positive=True or another family, and recover that."
             )
 

@@ -229,7 +229,7 @@ def _verdict(runs: pd.DataFrame) -> Iterator[str]:
             f"most {BACK:g} of their standard deviation (largest: {worst:.2g})."
         )
         far = found["matched"].fillna(found["distance"])
-        if (found["back"] & (far > 10 * BACK)).any():
+        if (found["back"] & (far > BACK)).any():
             yield (
                 "The weights say nothing here: they differ while the function is the same. Read "
                 "the functions."

@@ -95,10 +95,11 @@ def newton_steps(n_seeds: int = 4) -> None:
                 theta = objective.theta + away * size * noise
                 step, contraction = newton_distance(objective, theta, objective.gradient(theta)[1])
                 ratio = step * np.linalg.norm(theta) / (away * size)
+                lowest = smallest_eigenvalue(objective, theta, seed)[0]
+                contraction = contraction if lowest > 0 else float("nan")
                 ratios.append((contraction, ratio))
-                print(
-                    f"  {truth:12s} {seed} {away:g}: contraction {contraction:.2f} ratio {ratio:.3f}"
-                )
+                shown = f"contraction {contraction:.2f}, ratio {ratio:.3f}"
+                print(f"  {truth:12s} seed {seed}, {away:g} away: {shown}")
     near = [ratio for contraction, ratio in ratios if contraction < 0.5]
     print(f"  contraction below .5: {len(near)} of {len(ratios)}, {min(near):.3f}..{max(near):.3f}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -99,9 +100,10 @@ def certificate(objective: Objective, theta: Array, scale: float, seed: int) -> 
 
 def newton_distance(objective: Objective, theta: Array, slope: Array) -> tuple[float, float]:
     """Relative length of two Newton steps, and the length of the second over the first."""
-    first = newton_step(lambda v: objective.product(theta, v), -slope)
-    there = theta + first
-    second = newton_step(lambda v: objective.product(there, v), -objective.gradient(there)[1])
+    # With the same Hessian in both: a step that leaves the basin then does not contract.
+    product = functools.partial(objective.product, theta)
+    first = newton_step(product, -slope)
+    second = newton_step(product, -objective.gradient(theta + first)[1])
     size = norm(theta) or 1.0
     return norm(first + second) / size, norm(second) / norm(first)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.recovery.labels import names_of
 from sklearn_implicitreg.results.summary import Summary
 
 
@@ -126,19 +125,6 @@ class Recovery:
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()
-
-
-def weight_index(problem: Problem, params: Params) -> pd.MultiIndex:
-    """Tensor and coordinate of every weight."""
-    entries = ((n, problem.labels(n, np.arange(t.numel()))) for n, t in params.items())
-    rows = [(name, label) for name, labels in entries for label in labels]
-    return pd.MultiIndex.from_tuples(rows, names=["tensor", "coordinate"])
-
-
-def names_of(runs: pd.DataFrame) -> pd.Series:
-    """Arm and number of every run."""
-    arms = runs["arm"].str.replace("ablated", "without R")
-    return arms + " " + (runs["draw"] + 1).astype(str)
 
 
 def _table_of_runs(runs: pd.DataFrame, model: Arm, gradient: float) -> pd.DataFrame:

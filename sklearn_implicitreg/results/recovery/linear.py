@@ -26,7 +26,8 @@ from sklearn_implicitreg.results.quadratic_form import (
     has_gradient,
     quadratic_penalty,
 )
-from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery, weight_index
+from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
+from sklearn_implicitreg.results.recovery.labels import weight_index
 
 _STATIONARY = 1e-6  # of the summands: gradient of a parameter at its optimum
 _WEAK = 1e-3  # share of the penalty where an estimator takes no zero

@@ -29,7 +29,8 @@ from sklearn_implicitreg.results.recovery.certificates import (
     certificate,
     check_bounded,
 )
-from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery, names_of, weight_index
+from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
+from sklearn_implicitreg.results.recovery.labels import names_of, weight_index
 from sklearn_implicitreg.results.recovery.matching import Hidden, hidden_layers, matched
 from sklearn_implicitreg.results.recovery.minimize import BUDGET, Run, minimized
 from sklearn_implicitreg.results.recovery.objective import Objective

@@ -61,9 +61,9 @@ class _Counted:
         return self._objective.product(np.array(theta), np.array(vector))
 
 
-def minimized(objective: Objective, start: Array, scale: float, budget: int = BUDGET) -> Run:
+def minimized(objective: Objective, start: Array, scale: float) -> Run:
     """Minimize from a start until the gradient is zero to rounding or the budget is spent."""
-    counted = _Counted(objective, start, budget)
+    counted = _Counted(objective, start, BUDGET)
     theta = start
     try:
         theta = _descended(counted, start, scale)

@@ -24,6 +24,7 @@ from sklearn_implicitreg.problem.parameters import (
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.recovery import minimize
 from sklearn_implicitreg.results.recovery.certificates import (
     Certificate,
     certificate,
@@ -32,7 +33,7 @@ from sklearn_implicitreg.results.recovery.certificates import (
 from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
 from sklearn_implicitreg.results.recovery.labels import names_of, weight_index
 from sklearn_implicitreg.results.recovery.matching import Hidden, hidden_layers, matched
-from sklearn_implicitreg.results.recovery.minimize import BUDGET, Run, minimized
+from sklearn_implicitreg.results.recovery.minimize import Run, minimized
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 BACK = 1e-3  # of the standard deviation of the outputs
@@ -199,7 +200,7 @@ def _facts(runs: pd.DataFrame, certified: Certificate, plan: Plan) -> Iterator[t
         name = "Back" if arm == "recovered" else "Back without R"
         yield name, f"{own['back'].sum()} of {len(own)}"
     yield "Start", plan.words
-    yield "Budget", f"{BUDGET} gradients"
+    yield "Budget", f"{minimize.BUDGET} gradients"
     yield "Smallest eigenvalue", f"{certified.lowest:.3g}"
 
 

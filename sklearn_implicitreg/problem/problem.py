@@ -23,6 +23,7 @@ from sklearn_implicitreg.problem.vectors import Params
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 ParamsSpec = str | Callable[[str, Tensor], bool]
+BatchLoss = Callable[[Params], tuple[Tensor, float]]  # sum over rows, and their weight
 Sampling = Literal["data sets", "resamples", "one data set"]  # how several endpoints were made
 
 
@@ -142,6 +143,18 @@ class Problem(ABC):
 
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector (zero where it has no entry), in float64."""
+        raise self._no_path()
+
+    def losses(self) -> Iterator[BatchLoss]:
+        """The loss on each batch of rows, as a differentiable function of the parameters."""
+        raise self._no_path()
+
+    def outputs(self, params: Params) -> tuple[Weights, Weights]:
+        """Outputs of the model at some parameters, of shape (n, K), and weights of the rows."""
+        raise self._no_path()
+
+    def fresh(self, seed: int) -> Params:
+        """Parameters before a training, as the model's layers draw them."""
         raise self._no_path()
 
     def spread_gradient(self, batches: list[Indices], center: Params) -> Params:

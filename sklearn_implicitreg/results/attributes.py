@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
+from sklearn_implicitreg.problem.parameters import check
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
@@ -23,6 +25,7 @@ from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
 from sklearn_implicitreg.results.next_steps import NextSteps, steps_for
 from sklearn_implicitreg.results.recovery import Recovery, recover
+from sklearn_implicitreg.results.recovery.networks import ALLOWED, Plan
 from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
 
@@ -311,41 +314,89 @@ class FittedResult:
         check_is_fitted(self, "coef_")
         return chosen_display(self).from_estimator(self, ax=ax)
 
-    def recover(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Recovery:
+    def recover(  # noqa: PLR0913
+        self,
+        X: Any = None,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        start: str = "perturbed",
+        noise: float = 0.1,
+        n_draws: int = 3,
+        arms: Sequence[str] = ("recovered", "ablated"),
+        force: bool = False,
+        n_jobs: int | None = None,
+    ) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.
 
         In closed form for a linear model with squared error and a quadratic penalty, where the
-        result also says whether the weights *minimize* L + R; otherwise
-        :meth:`explicit_estimator` is trained. An arm without the penalty is there to compare.
+        result also says whether the weights *minimize* L + R. For a network L + R is minimized in
+        float64 on a copy, by L-BFGS and a trust region with products of the Hessian, from several
+        starts. Otherwise :meth:`explicit_estimator` is trained. An arm without the penalty, from
+        the same starts and with the same budget, is there to compare.
 
         Parameters
         ----------
         X, y, sample_weight
             The rows that the model was trained on, as in ``fit``.
+        start : {"perturbed", "trained", "fresh"}, default="perturbed"
+            Where both arms of a network begin: near the model, at it, or where its layers begin.
+            The estimator's ``random_state`` gives the starts; None gives the same ones each time.
+        noise : float, default=0.1
+            Size of the perturbation relative to the weights of each tensor.
+        n_draws : int, default=3
+            Number of starts of a network; at the trained weights there is one.
+        arms : sequence of {"recovered", "ablated"}, default=("recovered", "ablated")
+            Which arms of a network are trained.
+        force : bool, default=False
+            Whether a penalty is tried that the verdict calls wrong.
+        n_jobs : int or None, default=None
+            Number of runs of a network at the same time; None means 1.
 
         Returns
         -------
         recovery : Recovery
-            Weights, loss and predictions of the model and of both arms.
+            Weights, loss and predictions of the model and of both arms; of a network its
+            ``runs`` as well.
 
         Raises
         ------
         ValueError, TypeError
-            If neither form states the penalty, or for given equations or ``known`` parts.
+            If neither form states the penalty, or for given equations or ``known`` parts; if the
+            verdict is "out of family" or "not constant" and ``force`` is False, or a penalty that
+            rewards large weights leaves L + R without a lower bound.
         """
         self._fitted()
+        check("recover", locals(), ALLOWED)
         source = self._source
         if isinstance(source.model_, list):
             raise ValueError(
                 f"Expected a fit of one model to recover, got {len(source.model_)}; fit one "
                 "of them, and recover it."
             )
+        remarks = self._remarks(force)
         stated = self._coefficients() if isinstance(self.penalty_, FittedPenalty) else {}
         X, y = source._rows(X, y)
+        # A copy: the user's generator stays where it was.
+        options = replace(source._options(), random_state=copy.deepcopy(source.random_state))
+        seed, verbose = copy.deepcopy(source.random_state), source.verbose
+        plan = Plan(start, noise, n_draws, tuple(arms), seed, n_jobs, verbose)
         data = Data(X, y, sample_weight)
         return recover(
-            source.model_, stated, self._description, self.penalty_, data, source._options()
+            source.model_, stated, self._description, self.penalty_, data, options, plan, remarks
         )
+
+    def _remarks(self, force: bool) -> tuple[str, ...]:
+        """A note on a penalty that the verdict calls wrong; ValueError unless it is forced."""
+        if self.verdict_ not in ("out of family", "not constant"):
+            return ()
+        if not force:
+            raise ValueError(
+                f"Expected a penalty that holds, got one with the verdict {self.verdict_!r} "
+                f"(R2 {self.r2_:.3g}): training with it does not test it. Fit another family, or "
+                "give force=True."
+            )
+        return (f"Trained with force=True: the verdict of the fit is {self.verdict_!r}.",)
 
 
 def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:

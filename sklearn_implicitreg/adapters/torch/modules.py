@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklearn_implicitreg.adapters.registry import Data, Options
+from sklearn_implicitreg.adapters.torch import functions
 from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward, without_cudnn
 from sklearn_implicitreg.adapters.torch.curvature import (
     hessian_vector,
@@ -76,6 +77,7 @@ from sklearn_implicitreg.problem import (
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
+from sklearn_implicitreg.problem.problem import BatchLoss
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
@@ -198,6 +200,18 @@ class TorchProblem(Problem):
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
 
+    def losses(self) -> Iterator[BatchLoss]:
+        """The loss on each batch of rows, as a differentiable function of the parameters."""
+        return functions.losses(self)
+
+    def outputs(self, params: Params) -> tuple[Weights, Weights]:
+        """Outputs of the model at some parameters, of shape (n, K), and weights of the rows."""
+        return functions.outputs_at(self, params)
+
+    def fresh(self, seed: int) -> Params:
+        """Parameters before a training, as the model's layers draw them."""
+        return functions.fresh_params(self, seed)
+
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
         own = self.params
@@ -208,23 +222,18 @@ class TorchProblem(Problem):
             name: vector[name].to(t) if name in vector else torch.zeros_like(t)
             for name, t in own.items()
         }
-        call = ModuleCall(self.module, self.forward)
         total = zeros_of(own)
         weight = mass = 0.0
-        with preserved_rng(self.device, self._drawn), self.own_kernels():
-            for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self.to_device(read)
+        for summed in functions.batch_losses(self):
 
-                def loss(params: Params, batch: Batch = batch) -> Tensor:
-                    nonlocal mass
-                    output = call(params, batch.inputs)
-                    target = self.row_loss.prepare(output, batch.target)
-                    value, mass = self.row_loss(output, target, batch.weight)
-                    return value
+            def loss(params: Params, summed: BatchLoss = summed) -> Tensor:
+                nonlocal mass
+                value, mass = summed(params)
+                return value
 
-                for name, product in hessian_vector(loss, own, along).items():
-                    add_to(total[name], product)
-                weight += mass
+            for name, product in hessian_vector(loss, own, along).items():
+                add_to(total[name], product)
+            weight += mass
         return {name: product.div_(weight) for name, product in total.items()}
 
     def spread_gradient(self, batches: list[Indices], center: Params) -> Params:

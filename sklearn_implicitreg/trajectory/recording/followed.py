@@ -156,7 +156,7 @@ def scales(parts: Sequence[Followed]) -> Params:
     for one in parts:
         for name, p in one.params.items():
             group, state = groups[id(p)], one.optimizer.state.get(p, {})
-            own[name] = p.detach(), number(group["lr"]), scale_of(group, state)
+            own[name] = p.detach(), number(group["lr"]), scale_of(p, group, state)
     rates = [lr for _, lr, _ in own.values()]
     if not rates[0] or (len(set(rates)) == 1 and all(s is None for *_, s in own.values())):
         return {}

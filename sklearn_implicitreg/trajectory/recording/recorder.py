@@ -471,9 +471,9 @@ class Recorder:
         sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
         for part in self._parts:
             part.watched.remember()
-        own = [sums[what] for what in SUMS]
         scale = scales(self._parts) if self._epoch_at == self._step else {}
-        self._kept.put(Mark(self._step, self._epoch, weights, *own, scale=scale))
+        own = {"weights": weights, **sums, "scale": scale}
+        self._kept.put(Mark(self._step, self._epoch, **own))
         if self._kept.failed is not None:
             self._end_if_full()
 

@@ -380,7 +380,7 @@ class TestSizeOfTheJointTest:
         n = {5: 500, 12: 250, 30: 120}[n_clusters]
         rejected = [self.p_value(rng, n_clusters, k)[0] < 0.05 for _ in range(n)]
         low, high = stats.binom.interval(0.998, n, 0.05)
-        # The jackknife's covariance is a little too wide: .03 to .05 are rejected.
+        # The jackknife's covariance is a little too wide.
         assert 0.2 * low <= sum(rejected) <= high
 
     def test_of_one_coefficient_is_its_interval(self):

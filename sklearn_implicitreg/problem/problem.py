@@ -157,11 +157,18 @@ class Problem(ABC):
         """Parameters before a training, as the model's layers draw them."""
         raise self._no_path()
 
-    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g."""
+    def spread_gradient(
+        self, batches: list[Indices], center: Params, scale: Params | None = None
+    ) -> Params:
+        """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g.
+
+        With a scale of every entry it is that of ``(g_k - g)' scale (g_k - g)``.
+        """
         raise self._no_path()
 
-    def mean_and_spread(self, batches: list[Indices]) -> tuple[LossGradient, Params] | None:
+    def mean_and_spread(
+        self, batches: list[Indices], scale: Params | None = None
+    ) -> tuple[LossGradient, Params] | None:
         """Mean g of batch gradients and ``spread_gradient`` about it; None if not in one pass."""
         return None
 

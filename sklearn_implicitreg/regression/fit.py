@@ -19,7 +19,7 @@ from sklearn_implicitreg.regression.inference import (
 )
 from sklearn_implicitreg.regression.place import Inequalities
 from sklearn_implicitreg.regression.readings import share_of_readings, with_readings
-from sklearn_implicitreg.regression.restrictions import wald
+from sklearn_implicitreg.regression.restrictions import denominator, wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
 from sklearn_implicitreg.regression.system import Array, System
 from sklearn_implicitreg.regression.verdict import (
@@ -344,7 +344,7 @@ def _insignificant(equations: Equations, coef: Array, inference: Inference) -> s
         return ""
     return (
         f"the joint test over windows does not reject that all coefficients are zero "
-        f"(F({q}, {inference.df:g}) = {statistic:.3g}, p = {p_value:.3g})."
+        f"(F({q}, {denominator(q, inference):g}) = {statistic:.3g}, p = {p_value:.3g})."
     )
 
 

@@ -73,6 +73,7 @@ from sklearn_implicitreg.problem import (
     check_finite_params,
     norm_of,
     select_params,
+    times,
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
@@ -236,31 +237,36 @@ class TorchProblem(Problem):
             weight += mass
         return {name: product.div_(weight) for name, product in total.items()}
 
-    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
+    def spread_gradient(
+        self, batches: list[Indices], center: Params, scale: Params | None = None
+    ) -> Params:
         """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)``.
 
         Only the tensors in ``center`` count in the norm.
         """
         if max(map(len, batches)) <= self.batch_size:
             with contextlib.suppress(RuntimeError, NotImplementedError):
-                return spread_about(self, batches, center)
+                return spread_about(self, batches, center, scale=scale)
         # Batches that do not fit at once, and what has only a forward rule for its derivative.
         total = zeros_of(self.params)
         for rows in batches:
             batch = self.take(rows, np.ones(len(rows)))
             own = batch.gradient().value
-            product = batch.hvp({name: own[name] - g for name, g in center.items()})
+            away = {name: own[name] - g for name, g in center.items()}
+            product = batch.hvp(times(away, scale))
             for name, h in product.items():
                 add_to(total[name], h, 2 / len(batches))
         return total
 
-    def mean_and_spread(self, batches: list[Indices]) -> tuple[LossGradient, Params] | None:
+    def mean_and_spread(
+        self, batches: list[Indices], scale: Params | None = None
+    ) -> tuple[LossGradient, Params] | None:
         """Mean of the batch gradients, and ``spread_gradient`` about it, in one pass."""
         drawn = self.batch_normalized or self.seed is not None
         if drawn or max(map(len, batches)) > self.batch_size:
             return None
         with contextlib.suppress(RuntimeError, NotImplementedError):
-            return mean_and_spread(self, batches)
+            return mean_and_spread(self, batches, scale)
         return None
 
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:

@@ -26,7 +26,7 @@ MIN_RESAMPLES = 4  # as with clusters: a spread of fewer holds next to nothing
 FULL_LEVERAGE = 1e-12
 _CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
 _DRAWS = 2000  # of the bootstrap over rows, at least, and in a chunk of them
-_IN_TAILS = 20  # more where fewer would lie in both tails of the interval
+_IN_TAILS = 20  # more draws where fewer would lie outside the interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,7 @@ class Inference:
     bic: float
     exact: bool = False
     units: Array | float = 1.0  # (k,): the covariance is of the coefficients divided by them
+    over_rows: bool = False  # at fixed weights, where an exact fit has errors too
 
 
 class _Part(NamedTuple):
@@ -173,20 +174,21 @@ def over_rows(  # noqa: PLR0913
     if kind == "sandwich":
         return found
     drawn = _studentized(deviations, shares, level, random_state)
-    with np.errstate(invalid="ignore"):
-        below, above = ((drawn <= found.tvalues).mean(0), (drawn >= found.tvalues).mean(0))
-    tails = np.quantile(drawn, [(1 + level) / 2, (1 - level) / 2], axis=0, method="inverted_cdf")
-    pvalues = np.minimum(1.0, 2 * np.minimum(below, above) + 1 / len(drawn))
+    # Symmetric (Hall 1988): products of residuals and features have heavy tails, with which the
+    # interval of equal tails is too short.
+    critical = np.quantile(drawn, level, axis=0, method="higher")
+    half = critical * found.std_err
+    larger = (drawn >= np.abs(found.tvalues)).mean(axis=0)
     return replace(
         found,
-        conf_int=(solution.coef - tails * found.std_err).T,
-        pvalues=np.where(np.isnan(found.tvalues), np.nan, pvalues),
-        description=f"{text}, bootstrap-t of {len(drawn)} draws",
+        conf_int=np.column_stack([solution.coef - half, solution.coef + half]),
+        pvalues=np.where(np.isnan(found.tvalues), np.nan, np.maximum(larger, 1 / len(drawn))),
+        description=f"{text}, studentized, {len(drawn)} draws",
     )
 
 
 def _studentized(deviations: Array, shares: Array, level: float, random_state: Any) -> Array:
-    """Bootstrap of ``(coef - its mean) / standard error``: blocks drawn with replacement."""
+    """Bootstrap of ``|coef - its mean| / standard error``: blocks drawn with replacement."""
     # No refit: the coefficients are linear in the gradient (Efron and Tibshirani 1993, chapter 12).
     if random_state is None:  # NumPy's generator stays where it is
         rng = np.random.RandomState()
@@ -204,7 +206,7 @@ def _studentized(deviations: Array, shares: Array, level: float, random_state: A
         square += mean**2 * (counts @ shares**2)[:, None]
         error = np.sqrt(n / (n - 1) * np.maximum(square, 0.0)) / total
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn.append(np.where(mean == 0, 0.0, mean / error))
+            drawn.append(np.where(mean == 0, 0.0, np.abs(mean) / error))
     return np.concatenate(drawn)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from sklearn_implicitreg.regression.inference import OVER_ROWS, Inference
+from sklearn_implicitreg.regression.inference import Inference
 from sklearn_implicitreg.regression.solve import Solution
 
 Fact = tuple[str, str]  # a name and its value
@@ -182,9 +182,8 @@ def coefficient_table(
         "vif": "VIF",
     }
     table = coefficient_frame(term_names, solution, inference)[list(names)].rename(columns=names)
-    over_rows = inference.covariance in OVER_ROWS
     # Rounding errors are no standard errors.
-    if inference.exact and inference.df > 0 and not over_rows:
+    if inference.exact and inference.df > 0 and not inference.over_rows:
         table = table.assign(**{"std err": "exact", "t": "-", "P>|t|": "-"})
     return table.set_axis(list(term_names))
 

@@ -170,7 +170,9 @@ def over_rows(  # noqa: PLR0913
     # As HC1: mean-zero sums of rows, or of blocks of rows that were drawn at random.
     cov = n / (n - 1) * (deviations.T @ deviations)[np.ix_(known, known)]
     level, text = confidence_level, f"over rows at fixed weights ({kind}), {n} blocks of rows"
-    found = _packaged(solution, cov, known, n - 1.0, level, kind, f"{text}, t({n - 1})", rounding)
+    words = f"{text}, t({n - 1})"
+    found = _packaged(solution, cov, known, n - 1.0, level, kind, words, rounding)
+    found = replace(found, over_rows=True)
     if kind == "sandwich":
         return found
     drawn = _studentized(deviations, shares, level, random_state)

@@ -212,7 +212,7 @@ class TestBootstrap:
 
     def test_high_levels_have_enough_draws(self):
         wide = fit(LinearModel(THETA), X, Y, covariance="bootstrap", confidence_level=0.999)
-        assert "of 20000 draws" in str(wide.summary()).replace("\n", " ").replace("    ", "")
+        assert "20000 draws" in str(wide.summary())
 
     def test_seed(self):
         first, second = (fit(LinearModel(THETA), X, Y, covariance="bootstrap") for _ in range(2))

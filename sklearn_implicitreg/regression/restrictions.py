@@ -18,7 +18,7 @@ from sklearn_implicitreg.regression.system import Array
 
 # Eigenvalues of correlations up to it are zero to rounding.
 _SINGULAR = 1e-13
-_REPLICATED = ("cluster", "bootstrap")  # rank of the covariance: at most df
+_REPLICATED = ("cluster", "bootstrap", "sandwich")  # rank of the covariance: at most df
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
@@ -80,8 +80,8 @@ def wald_test(
     q = float(len(matrix))
     if inference.covariance in _REPLICATED and q > inference.df:
         raise ValueError(
-            f"Expected at most {inference.df:g} restrictions, one less than the clusters or "
-            f"resamples, got {q:g}; test fewer, or fit with covariance='hc3'."
+            f"Expected at most {inference.df:g} restrictions, one less than the clusters, "
+            f"resamples or blocks of rows, got {q:g}; test fewer, or fit with covariance='hc3'."
         )
     statistic, p_value = wald(matrix, matrix[:, used] @ coef[used] - target, inference)
     df = denominator(len(matrix), inference)

@@ -28,6 +28,7 @@ from sklearn_implicitreg.results.recovery import Recovery, recover
 from sklearn_implicitreg.results.recovery.networks import ALLOWED, Plan
 from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
+from sklearn_implicitreg.theory import smallest_detectable
 
 
 class FittedResult:
@@ -175,6 +176,44 @@ class FittedResult:
             )
         equations, _ = self._kept("influence")
         return influence(equations.system, solution, equations.places[0].problem, top)
+
+    def smallest_detectable(self, alpha: float = 0.05, power: float = 0.8) -> Array:
+        """Smallest coefficients that this model and these rows could show.
+
+        What a two-sided t test by the standard errors of the fit finds with probability ``power``,
+        and never less than what stands out from the rounding of the gradient, which is all that is
+        known where the gradient is zero.
+
+        Parameters
+        ----------
+        alpha : float, default=0.05
+            Level of the test.
+        power : float, default=0.8
+            Probability to reject zero, above alpha.
+
+        Returns
+        -------
+        coef : ndarray of shape (k,)
+            In the units of ``coef_``; NaN where a coefficient has no standard error.
+
+        Raises
+        ------
+        ValueError
+            If the power is not above alpha, the family is solved as a whole, or the estimator was
+            unpickled.
+
+        See Also
+        --------
+        sklearn_implicitreg.theory.smallest_detectable : The same for given standard errors.
+        """
+        solution, inference = self._fitted().regression()
+        equations, _ = self._kept("smallest_detectable")
+        df = inference.df if inference.df > 0 else np.inf
+        seen = smallest_detectable(inference.std_err, df=df, alpha=alpha, power=power)
+        rounding = np.linalg.norm([place.rounding for place in equations.places])
+        floor = np.where(np.isfinite(solution.vif), rounding * solution.reach, np.nan)
+        # Without a gradient there are neither coefficients nor standard errors.
+        return np.where(np.isnan(solution.coef), floor, np.maximum(seen, floor))
 
     def by_layer(self) -> pd.DataFrame:
         """Table of the layers: what the equations of each alone say.

@@ -130,7 +130,7 @@ class TorchProblem(Problem):
     @property
     def masses(self) -> Weights | None:
         """Weight of every row in the mean loss; None where all count as one."""
-        # Whoever looks at many steps moves the weights and asks again; they need a pass of the rows.
+        # They take a pass over the rows, and are asked for at the weights of every step.
         own = (self.rows, self.row_loss, self.reading)
         if not self.memory or any(a is not b for a, b in zip(own, self.memory[0], strict=True)):
             self.memory[:] = [own, self._masses()]

@@ -385,7 +385,7 @@ answered = [row for row in cells.values() if np.isfinite(row.dropout)]
 inside = [abs(row.dropout - 1) <= row.half for row in answered]
 long = [row for row in cells.values() if row.epochs >= 100]
 assert np.allclose(*ridges.T, rtol=1e-6, atol=0)
-assert sum(inside) >= 10 / 12 * len(inside)
+assert len(inside) - sum(inside) <= max(2, len(inside) / 6)  # at 95 %
 assert not long or max(row.factor for row in long) >= 10
 for (_, _, rate, _), row in cells.items():
     assert not rate or row.verdict == "out of family"

@@ -358,11 +358,11 @@ for i, name in enumerate(args.cells):
     rows = {rate: cells[depth, width, rate, N_EPOCHS] for rate in setting.rates}
     style = {"color": f"C{i}", "marker": "o", "ms": 4}
     label = f"{depth} hidden layers of {width}"
-    size.plot(rows, [row.adam for row in rows.values()], ls="--", **style)
-    size.plot(rows, [abs(row.ridge) for row in rows.values()], **style)
-    share.plot(rows, [row.r2 for row in rows.values()], label=label, **style)
-    share.plot(rows, [row.weighted_r2 for row in rows.values()], ls=":", **style)
-    beyond.plot(rows, [1e4 * row.marginal for row in rows.values()], **style)
+    size.plot(setting.rates, [row.adam for row in rows.values()], ls="--", **style)
+    size.plot(setting.rates, [abs(row.ridge) for row in rows.values()], **style)
+    share.plot(setting.rates, [row.r2 for row in rows.values()], label=label, **style)
+    share.plot(setting.rates, [row.weighted_r2 for row in rows.values()], ls=":", **style)
+    beyond.plot(setting.rates, [1e4 * row.marginal for row in rows.values()], **style)
     places = np.arange(len(positive)) + 0.12 * (i - (len(args.cells) - 1) / 2)
     halves = [rows[rate].half for rate in positive]
     found = [rows[rate].dropout for rate in positive]

@@ -15,7 +15,7 @@ PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix inspection/,$(DISPLAYS)) \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
 	regression/restrictions.py $(addprefix trajectory/recording/,$(RECORDERS)) \
-	$(addprefix results/,attributes.py recovery.py) \
+	$(addprefix results/,attributes.py contrast.py recovery.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev libraries
 .DEFAULT_GOAL := help
@@ -38,7 +38,7 @@ test-all: $(VENV)/.test  ## all tests, the slow ones too
 
 test-libraries: $(VENV)/.libraries  ## recorders with Lightning, Transformers and Accelerate installed
 	$(PYTEST) sklearn_implicitreg/trajectory tests/trajectory/test_libraries.py \
-		tests/trajectory/test_wrapped.py tests/contract/test_docs.py
+		tests/trajectory/test_wrapped.py tests/contract/test_docs.py -k "not example and not picture"
 
 fuzz: $(VENV)/.test  ## ten thousand random models, families and trainings against laws that hold for all
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz

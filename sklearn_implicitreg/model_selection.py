@@ -1,4 +1,4 @@
-"""Choosing a family of penalties, and the regression as a table for other tools."""
+"""Choosing a family, comparing two trained models, and the regression as a table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.base import AboutModel
-from sklearn_implicitreg.endpoints.endpoint import holds_endpoints
+from sklearn_implicitreg.endpoints.endpoint import Endpoint, holds_endpoints
+from sklearn_implicitreg.endpoints.pairs import check_pair, differ
 from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
 from sklearn_implicitreg.exceptions import ParameterError
-from sklearn_implicitreg.penalties import as_penalty, penalty_with_terms
+from sklearn_implicitreg.penalties import Penalty, as_penalty, penalty_with_terms
+from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
     Allowed,
@@ -29,8 +31,9 @@ from sklearn_implicitreg.problem.parameters import (
     integer,
     shown,
 )
-from sklearn_implicitreg.regression.fit import verdict_on
+from sklearn_implicitreg.regression.fit import Settings, verdict_on
 from sklearn_implicitreg.results.attributes import FittedResult
+from sklearn_implicitreg.results.contrast import Arms, Contrast
 from sklearn_implicitreg.results.criterion import (
     compared,
     errors_of_differences,
@@ -40,7 +43,13 @@ from sklearn_implicitreg.results.criterion import (
 from sklearn_implicitreg.results.families import table_of_families
 from sklearn_implicitreg.results.summary import Summary
 
-__all__ = ["ImplicitRegularizationCV", "equations", "family_score", "simplest_within_one_se"]
+__all__ = [
+    "ImplicitRegularizationCV",
+    "contrast",
+    "equations",
+    "family_score",
+    "simplest_within_one_se",
+]
 
 _SHARED = [
     name
@@ -514,3 +523,156 @@ def equations(
     penalty = estimator._penalty(targets.problem, penalty_with_terms(family))
     data, target, groups = targets.equations(penalty).frame()
     return Bunch(data=data, target=target, groups=groups)
+
+
+def contrast(
+    treated: Any,
+    control: Any,
+    family: Any = "l2",
+    *,
+    base: Any = None,
+    X: Any = None,
+    y: Any = None,
+    sample_weight: Any = None,
+    **params: Any,
+) -> Contrast:
+    """Penalty that a treatment added, from a model trained with it and one trained without.
+
+    A fit of the treated model alone gives the total: what the optimizer, the data and the treatment
+    did together. Of two models trained in pair (one start, one order of the rows) the contrast
+    tells apart what both share and what the treatment added: ``-grad L = sum b_i grad R_i`` at the
+    control, and at the treated model ``sum b_i grad R_i + sum m_j grad R_j``, as one regression.
+
+    Parameters
+    ----------
+    treated, control : trained model, Endpoint, or fitted ImplicitRegularizationEstimator
+        The model with the treatment and the one without, on the same rows. Estimators fitted with
+        ``mode="trajectory"`` contrast two recordings of as many windows. Lists of
+        :class:`Endpoint` are several pairs.
+    family : family, default="l2"
+        Of the added penalty, as for :class:`ImplicitRegularizationEstimator`.
+    base : family, default=None
+        Of the shared penalty; by default the same family.
+    X, y, sample_weight : array-like, default=None
+        The rows that both models were trained on; with trained models only.
+    **params
+        Further parameters of :class:`ImplicitRegularizationEstimator`, such as ``loss``; fitted
+        estimators have their own.
+
+    Returns
+    -------
+    contrast : Contrast
+        ``coef_``, ``conf_int_`` and ``verdict_`` of the added penalty, ``total_coef_``, and a
+        ``summary()`` of both with the question that each answers.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the models have other tensors, losses, rows or numbers of windows, if they are one model,
+        for a structured family and ``positive=True``, or as the estimator raises.
+
+    See Also
+    --------
+    ImplicitRegularizationEstimator : The total.
+
+    Notes
+    -----
+    Where both families are one, the added coefficient is the total of the treated model less that
+    of the control. A control that had not ended its training shows a penalty that is none: the
+    verdict is then ``partial``, with the range that the added coefficient is in.
+
+    References
+    ----------
+    Rudoler, Tan, Hooker, Kording (2026), Estimating Implicit Regularization in Deep Learning,
+    Equation 3, for the equations of one model.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg import contrast
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> weak, strong = Ridge(alpha=1.0).fit(X, y), Ridge(alpha=3.0).fit(X, y)
+    >>> found = contrast(strong, weak, "l2", X=X, y=y)
+    >>> round(found.in_model_units()["alpha"], 8), found.verdict_
+    (2.0, 'supported')
+    """
+    if "trajectory" in params:
+        raise ValueError(
+            "Expected recordings in fitted estimators, got trajectory=; fit one estimator for each "
+            "with mode='trajectory', and contrast the two."
+        )
+    family, own = penalty_with_terms(family), (X, y, sample_weight)
+    shared = family if base is None else penalty_with_terms(base)
+    one, first = _arm(treated, own, params)
+    other, second = _arm(control, own, params)
+    if one.positive or other.positive:
+        raise ValueError(
+            "Expected positive=False in a contrast, got True; a treatment may add a negative one."
+        )
+    check_pair(first, second, _rows_differ(treated, control))
+    arms = Arms(
+        joined=first.equations(one._penalty(first.problem, _joined(shared, family))),
+        control=second.equations(other._penalty(second.problem, shared)),
+        total=first.equations(one._penalty(first.problem, family)),
+    )
+    return Contrast._of(arms, Settings(False, one.covariance, float(one.confidence_level)))
+
+
+def _joined(shared: Penalty, family: Penalty) -> Penalty:
+    """Both penalties, the shared one first, without what is in both twice."""
+    first = getattr(shared, "parts", [shared])
+    known = {repr(part) for part in first}
+    parts = [part for part in getattr(family, "parts", [family]) if repr(part) not in known]
+    return penalty_with_terms([*first, *parts]) if parts else shared
+
+
+def _arm(given: Any, rows: tuple[Any, Any, Any], params: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Estimator of a model of a contrast, and the gradients that its families share."""
+    given = getattr(given, "best_estimator_", given) if isinstance(given, FittedResult) else given
+    fitted = isinstance(given, ImplicitRegularizationEstimator)
+    brings = fitted or isinstance(given, Endpoint) or holds_endpoints(given)
+    if brings and any(own is not None for own in rows):
+        raise ValueError(
+            f"Expected X, y and sample_weight with trained models only, got them with "
+            f"{shown(given)}, which has its own."
+        )
+    if fitted:
+        if params:
+            raise ValueError(
+                f"Expected no further parameters with fitted estimators, got {sorted(params)}; "
+                "fit the estimators with them."
+            )
+        check_is_fitted(given, "coef_")
+        kept = getattr(given, "_equations", None)
+        if kept is None:
+            raise ValueError(
+                "Expected estimators with the equations of their fit, which a structured family "
+                f"has not and which are not pickled, got {given!r}; fit a family of terms again."
+            )
+        return given, kept.targets
+    if brings:
+        estimator = ImplicitRegularizationEstimator(None, **params)
+        estimator.check_parameters()
+        return estimator, estimator._targets(
+            [given] if isinstance(given, Endpoint) else given, None, None
+        )
+    if hasattr(given, "fit") and not is_trained(given):
+        raise ValueError(
+            f"Expected two trained models in a contrast, got an unfitted {type(given).__name__}; "
+            "train both first, from one start and on the same order of rows."
+        )
+    estimator = ImplicitRegularizationEstimator(given, **params)
+    estimator.check_parameters()
+    X, y, sample_weight = rows
+    return estimator, estimator._targets(*estimator._rows(X, y), sample_weight)
+
+
+def _rows_differ(treated: Any, control: Any) -> bool:
+    """Whether two arms that bring their rows are known to have different ones."""
+    pairs: list[tuple[Any, ...]] = []
+    if isinstance(treated, Endpoint) and isinstance(control, Endpoint):
+        pairs = [(getattr(treated, n), getattr(control, n)) for n in ("X", "y", "sample_weight")]
+    elif isinstance(treated, FittedResult) and isinstance(control, FittedResult):
+        pairs = [tuple(getattr(own._source, "_fitted_y", None) for own in (treated, control))]
+    return any(differ(*pair) for pair in pairs)

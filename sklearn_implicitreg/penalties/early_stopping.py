@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy import special
 from scipy.linalg import eigh
 from scipy.optimize import least_squares
-from scipy.stats import t as student_t
 
 from sklearn_implicitreg.penalties.structured import (
     Array,
@@ -210,7 +210,7 @@ def _fit(
         else:
             n_clusters = len(views) if sampling == "data sets" else 0
             error, spare = _error(residual(log_t), slope(log_t)[:, 0], n_clusters)
-        half = student_t.ppf((1 + level) / 2, spare) * error
+        half = special.stdtrit(spare, (1 + level) / 2) * error
         half = np.inf if np.isnan(half) else half
         lower, upper = np.exp(log_t[0] - half), np.exp(log_t[0] + half)
     return float(np.exp(log_t[0])), (float(lower), float(upper))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from scipy.linalg import lstsq, qr
 
 from sklearn_implicitreg.regression.system import Array, System, merge
@@ -82,7 +82,7 @@ def constancy(
     by_tensors = _tensor_test(places, k)
     if by_tensors is None:
         statistic = by_equations[0] / _SINGLE
-        by_tensors = statistic, float(stats.f.sf(statistic, df, sum(spare)))
+        by_tensors = statistic, float(special.fdtrc(df, sum(spare), statistic))
     mean_square = max(noise, between / df / by_tensors[0] if by_tensors[0] > 0 else np.inf)
     beyond = between - df * mean_square
     return Constancy(
@@ -171,4 +171,4 @@ def _basis(columns: Array) -> Array:
 
 def _f_test(between: float, noise: float, df: int, df_noise: int) -> tuple[float, float]:
     statistic = between / noise if noise > 0 else (np.inf if between > 0 else 0.0)
-    return float(statistic), float(stats.f.sf(statistic, df, df_noise))
+    return float(statistic), float(special.fdtrc(df, df_noise, statistic))

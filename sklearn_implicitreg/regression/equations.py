@@ -75,11 +75,12 @@ class Equations:
     sampling: Sampling = "data sets"
     mean: Place | None = None
     shares: tuple[float, ...] = ()
-    nuisance: str | None = None
+    nuisance: tuple[str, ...] = ()  # columns beside the family, which no verdict is about
     noisy: bool = False
     objection: str = ""
     evidence: str = ""
     agreement: str = ""
+    paired: System | None = None  # differences of pairs, which R-squared is about where they are
     step_rounding: float = 0.0  # norm over all windows of what rounding did to the steps
 
     @property
@@ -90,7 +91,7 @@ class Equations:
     @property
     def family(self) -> list[int]:
         """Which columns are of the family."""
-        return [i for i, name in enumerate(self.term_names) if name != self.nuisance]
+        return [i for i, name in enumerate(self.term_names) if name not in self.nuisance]
 
     @property
     def judged(self) -> Place:
@@ -114,7 +115,8 @@ class Equations:
             return self
         places = tuple(replace(place, powers=powers) for place in self.places)
         mean = self.mean and replace(self.mean, powers=powers)
-        return replace(self, places=places, mean=mean)
+        paired = self.paired and self.paired.scaled(powers)
+        return replace(self, places=places, mean=mean, paired=paired)
 
     def reaching(self, names: Sequence[str]) -> list[int]:
         """The columns that can differ from zero at some tensors."""
@@ -128,7 +130,7 @@ class Equations:
             self,
             places=tuple(place.on(names, columns) for place in self.places),
             mean=self.mean and self.mean.on(names, columns),
-            nuisance=self.nuisance if self.nuisance in left else None,
+            nuisance=tuple(name for name in self.nuisance if name in left),
         )
 
     @cached_property
@@ -203,9 +205,9 @@ class Equations:
         return names, all(dominates for _, dominates in found)
 
     def without_nuisance(self, system: System) -> Array:
-        """R factor of the family's columns and the target, the nuisance column projected out."""
+        """R factor of the family's columns and the target, the nuisance columns projected out."""
         kept = self.family
-        if self.nuisance is None:
+        if not self.nuisance:
             return system.r_factor
         first = [i for i in range(system.n_terms) if i not in kept]
         turned = system.r_factor[:, [*first, *kept, system.n_terms]]
@@ -228,7 +230,7 @@ class Equations:
 
         Where their own solutions, ``alone``, leave less than that, they differ in coefficients.
         """
-        if not self.noisy:
+        if not self.noisy or self.paired is not None:
             return 0.0
         signal, whole = self.signal()
         if not whole:
@@ -291,12 +293,10 @@ class Equations:
         k = system.n_terms
         upper = system.merged[:, -k - 1 :]  # instruments stand before the columns
         target = upper[:, k] if coef is None else upper[:, k] - upper[:, :k] @ coef
-        size = float(target @ target)
-        if self.nuisance is None:
-            return size
-        column = upper[:, system.term_names.index(self.nuisance)]
-        length = float(column @ column)
-        return size - float(column @ target) ** 2 / length if length else size
+        if not self.nuisance:
+            return float(target @ target)
+        columns = [i for i in range(k) if i not in self.family]
+        return float(r_factor(upper[:, columns], target)[-1, -1] ** 2)
 
     def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
         """The equations of some places, each with the label of its cluster."""

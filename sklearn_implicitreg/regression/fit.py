@@ -154,7 +154,9 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
         path, bands = _coef_path(systems, alone, settings)
     inference = _inferred(equations, solution, path, settings)
     inference = with_readings(equations, solution, inference)
-    shown, family = _of_mean(equations, solution) if equations.mean else (solution, solution)
+    shown, family = solution, solution
+    if equations.mean or equations.nuisance:
+        shown, family = _of_family(equations, solution)
     noise_share = equations.noise_share(() if system.instrumented else alone)
     noise_share = max(noise_share, share_of_readings(equations))
     solutions = (solution, family, alone)
@@ -193,16 +195,16 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
 def judged_solution(equations: Equations, positive: bool) -> Solution:
     """Coefficients of the family, with R2 where it is judged: of the mean over windows."""
     found = _solved(equations, equations.system, equations.eps, positive)
-    return _of_mean(equations, found)[1] if equations.mean else found
+    return _of_family(equations, found)[1] if equations.mean or equations.nuisance else found
 
 
 def _solved(equations: Equations, system: System, eps: float, positive: bool) -> Solution:
-    """Solution of a system, in which the nuisance column may have any sign."""
+    """Solution of a system, in which a nuisance column may have any sign."""
     n = system.n_equations
     found = solve_system(system, positive=positive, eps=eps)
-    if not positive or equations.nuisance is None:
+    if not positive or not equations.nuisance:
         return found
-    sign = np.where(np.array(system.term_names) == equations.nuisance, -1.0, 1.0)
+    sign = np.where(np.isin(system.term_names, equations.nuisance), -1.0, 1.0)
     turned = solve(system.r_factor * np.append(sign, 1.0), n, positive=True, eps=eps)
     if turned.residual < found.residual:
         found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
@@ -254,15 +256,18 @@ def _inferred(
     )
 
 
-def _of_mean(equations: Equations, stacked: Solution) -> tuple[Solution, Solution]:
-    """The shared coefficients with R2 and cosines of the mean over the windows."""
+def _of_family(equations: Equations, stacked: Solution) -> tuple[Solution, Solution]:
+    """The coefficients with the family's R2 and cosines, of windows in their mean."""
     kept = equations.family
-    upper = equations.without_nuisance(equations.judged.system)
+    system = equations.paired or (equations.mean or equations).system
+    upper = equations.without_nuisance(system)
+    if equations.paired is not None:  # the shared terms are those of both models
+        upper = equations.paired.beyond(stacked.coef, kept)
     size = float(upper[:, -1] @ upper[:, -1])
     away = upper[:, -1] - upper[:, :-1] @ stacked.coef[kept]
     signal = size**0.5 > equations.rounding
     shortfall = min(1.0, float(away @ away) / size) if signal else 1.0
-    family = solve(upper, equations.judged.system.n_equations, eps=stacked.eps)
+    family = solve(upper, system.n_equations, eps=stacked.eps)
     cosine = np.array(stacked.cosine)
     cosine[kept] = family.cosine
     r2 = 1.0 - shortfall
@@ -287,9 +292,7 @@ def _judged(
     noisy, n_kinks = equations.noisy, 0
     for place in places:
         n_kinks += place.gradient.n_kinks
-    names = equations.system.term_names
-    if equations.nuisance is not None:
-        names = tuple(name for name in names if name != equations.nuisance)
+    names = tuple(equations.term_names[i] for i in equations.family)
     verdict = judge(
         Measures.of(family, names),
         rounding=equations.rounding,

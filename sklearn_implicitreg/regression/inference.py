@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from sklearn_implicitreg.regression.chunks import mapped
 from sklearn_implicitreg.regression.solve import Solution, Spectrum, decompose
@@ -344,8 +344,8 @@ def _packaged(
     std_err = np.sqrt(np.diagonal(full))
     with np.errstate(divide="ignore", invalid="ignore"):
         tvalues = solution.coef / std_err
-    half = std_err * (stats.t.ppf(0.5 + level / 2, df) if df > 0 else np.nan)
-    pvalues = 2 * stats.t.sf(np.abs(tvalues), df) if df > 0 else np.full(k, np.nan)
+    half = std_err * (special.stdtrit(df, 0.5 + level / 2) if df > 0 else np.nan)
+    pvalues = 2 * special.stdtr(df, -np.abs(tvalues)) if df > 0 else np.full(k, np.nan)
     # Rounding of the columns is added to that of the target.
     exact = solution.residual <= max(10 * solution.eps * solution.norm, rounding)
     likelihood, n_used = np.inf if exact else _log_likelihood(solution), solution.n_used

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from sklearn_implicitreg.problem.parameters import as_numbers
 from sklearn_implicitreg.regression.inference import Inference
@@ -114,7 +114,7 @@ def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float,
     if len(singular) < q or singular[-1] <= _SINGULAR * q:
         return nothing
     statistic = float(np.square(left.T @ (difference / size) / singular).sum()) / q
-    return statistic, float(stats.f.sf(statistic, q, df))
+    return statistic, float(special.fdtrc(q, df, statistic))
 
 
 def _restrictions(

@@ -354,6 +354,11 @@ class System:
             supports=None,
         )
 
+    def beyond(self, coef: Array, kept: list[int]) -> Array:
+        """R factor of some terms, and of the target less what the others explain."""
+        upper, others = self.merged, [i for i in range(self.n_terms) if i not in kept]
+        return r_factor(upper[:, kept], upper[:, -1] - upper[:, others] @ coef[others])
+
     def explained_by_instruments(self, coef: Array, kept: list[int]) -> float:
         """Squared norm of what some terms explain, free of the noise of their columns."""
         # coef' Z'D coef of these terms, the others projected out.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from sklearn_implicitreg.regression.solve import Solution
 
@@ -164,7 +164,7 @@ def _no_better_than_chance(measures: Measures) -> Verdict | None:
     m, k = measures.n_equations, measures.rank
     if not 0 < k < m:
         return None
-    quantile = float(stats.beta.ppf(0.95, k / 2, (m - k) / 2))
+    quantile = float(special.betaincinv(k / 2, (m - k) / 2, 0.95))
     if measures.r2 > quantile:
         return None
     words = "1 random direction reaches" if k == 1 else f"{k} random directions reach"

@@ -174,7 +174,7 @@ def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) 
         return Candidate(equations, solution, tuple(np.zeros(len(s)) for s in spreads))
     system = equations.system if equations.mean is None else equations.mean.system
     noise = _noise(system, spreads, equations.eps)
-    if equations.nuisance is not None:  # what lies along it is projected out of the columns
+    if equations.nuisance:  # what lies along it is projected out of the columns
         along = _noise(system, spreads, equations.eps, equations.nuisance)
         noise = [own - other for own, other in zip(noise, along, strict=True)]
     shares = [_ODDS * own / solution.norm / solution.norm for own in noise]
@@ -188,10 +188,10 @@ def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) 
 
 
 def _noise(
-    system: System, spreads: Sequence[Spread], eps: float, only: str | None = None
+    system: System, spreads: Sequence[Spread], eps: float, only: Sequence[str] = ()
 ) -> list[Array]:
-    """What blocks of rows add to the noise inside the columns, or inside one of them."""
-    columns = [i for i, name in enumerate(system.term_names) if only in (None, name)]
+    """What blocks of rows add to the noise inside the columns, or inside some of them."""
+    columns = [i for i, name in enumerate(system.term_names) if not only or name in only]
     found = decompose(system.r_factor[:, [*columns, -1]], eps=eps).whitener
     whitener = np.zeros((system.n_terms, found.shape[1]))
     whitener[columns] = found

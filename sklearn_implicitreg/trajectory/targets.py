@@ -82,7 +82,7 @@ class TrajectoryTargets:
             "window",
             mean=mean,
             shares=self.shares,
-            nuisance=NUISANCE if self.adds_nuisance(penalty) else None,
+            nuisance=(NUISANCE,) if self.adds_nuisance(penalty) else (),
             noisy=self._noisy,
             step_rounding=float(np.nan_to_num(self._step_rounding)),
         )
@@ -160,7 +160,7 @@ class TrajectoryTargets:
     def notes(self, equations: Equations, result: Result) -> list[str]:
         """Notes of model and recording, theory, rounding, and where columns were taken."""
         notes = [*self.problem.notes, *self.remarks]
-        if equations.nuisance is not None:
+        if NUISANCE in equations.nuisance:
             size = getattr(self.reference, "sub_window", None)
             notes.append(minibatch_note(self.problem, self.windows, self.trajectory, size))
         if self._of_step_size(equations):

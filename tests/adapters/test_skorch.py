@@ -27,6 +27,7 @@ from sklearn_implicitreg import (
     training_rows,
 )
 from sklearn_implicitreg.exceptions import ModelStateWarning
+from sklearn_implicitreg.trajectory import ImplicitRegularizationRecorder
 
 N, D = 100, 4
 RNG = np.random.default_rng(0)
@@ -743,3 +744,45 @@ def test_learned_criterion_is_refused():
 def test_training_rows_of_a_dataset_are_refused(split_net):
     with pytest.raises(TypeError, match="Expected arrays, a DataFrame or a dict of arrays"):
         training_rows(split_net, SkorchDataset(X, Y))
+
+
+class MixedUp(NeuralNetRegressor):
+    """Steps on mixtures of rows, which the batch does not hold."""
+
+    def train_step_single(self, batch, **fit_params):
+        X, y = batch
+        order = torch.arange(len(X) - 1, -1, -1)
+        return super().train_step_single((0.7 * X + 0.3 * X[order], 0.7 * y + 0.3 * y[order]))
+
+
+class Cast(NeuralNetRegressor):
+    """Steps on the same rows in another shape and precision."""
+
+    def train_step_single(self, batch, **fit_params):
+        X, y = batch
+        own = X.bfloat16().float().reshape(len(X), -1)
+        return super().train_step_single((own, y))
+
+
+@pytest.mark.parametrize("kind", [MixedUp, Cast, NeuralNetRegressor])
+def test_a_step_on_other_inputs_than_the_batch_is_seen(kind):
+    recorder = ImplicitRegularizationRecorder()
+    torch.manual_seed(0)
+    net = kind(
+        torch.nn.Linear(3, 1), max_epochs=2, batch_size=5, train_split=None, verbose=0,
+        callbacks=[recorder],
+    )  # fmt: skip
+    X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    y = X[:, :1] + 1
+    if kind is MixedUp:
+        with pytest.warns(ModelStateWarning, match="other numbers than the batch has"):
+            net.fit(X, y)
+        with pytest.raises(ValueError, match="batch"):
+            ImplicitRegularizationEstimator(
+                net, mode="trajectory", trajectory=recorder.trajectory_, reference="batch"
+            ).fit(X, y)
+    else:
+        net.fit(X, y)
+    known = [step.rows is not None for step in recorder.trajectory_.steps]
+    assert all(known) == (kind is not MixedUp)
+    assert not net.module_._forward_pre_hooks

@@ -37,6 +37,7 @@ NAN, INF = float("nan"), float("inf")
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(24, 3)), RNG.normal(size=24)
 RIDGE = Ridge().fit(X, Y)
+OTHER_RIDGE = Ridge(2.0).fit(X, Y)
 K = X @ X.T + np.eye(24)
 
 
@@ -480,6 +481,10 @@ CALLS = {
     "equations": (
         package.equations, None, {"model": RIDGE, "X": X, "y": Y},
         FIT | {"model": "model", "families": "family?", "params": "pattern"},
+    ),
+    "contrast": (
+        package.contrast, None, {"treated": RIDGE, "control": OTHER_RIDGE, "X": X, "y": Y},
+        FIT | {"treated": "model", "control": "model", "family": "family", "base": "family?"},
     ),
     "training_rows": (
         package.training_rows, None, {"net": net, "X": X, "y": Y[:, None]},

@@ -128,7 +128,8 @@ class LightningRecorder(SessionRecorder, _Callback):
             # The loss is divided by n also where an epoch ends with fewer batches.
             n, (batch, batch_idx) = trainer.accumulate_grad_batches, self._batch
             self._batch = None
-            self.session_.batch(batch, accumulate=bool(batch_idx % n), weight=1 / n)
+            joins = bool(batch_idx % n)
+            self.session_.batch(batch, accumulate=joins, weight=1 / n, called=True)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Mark the end of an epoch."""

@@ -23,6 +23,7 @@ from sklearn_implicitreg.trajectory.window import Step
 
 _CHUNK = 4096  # rows that are turned into keys at once
 _TRIED = 64  # rows that are read twice
+_KINDS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class RowFinder:
@@ -221,6 +222,22 @@ def n_rows_of(batch: Any) -> int | None:
     return None if first is None else len(first)
 
 
+def is_batch(part: Any) -> bool:
+    """Whether a batch of data was given, not row numbers or their number."""
+    return isinstance(part, Mapping) or _is_nested(part)
+
+
+def holds_inputs(batch: Any, inputs: Any) -> bool:
+    """Whether the largest array of a module's inputs is one of a batch, in whatever shape."""
+    given = max(_leaves(inputs), key=np.size, default=None)
+    if given is None:
+        return True
+    seen = torch.from_numpy(given).float().ravel()
+    own = (torch.from_numpy(leaf).ravel() for leaf in _leaves(batch) if leaf.size == given.size)
+    # The step may have cast them.
+    return any(torch.equal(leaf.to(kind).float(), seen) for leaf in own for kind in _KINDS)
+
+
 def _size(rows: Any) -> int:
     """Number of rows that was given in their place."""
     if isinstance(rows, Tensor | np.ndarray):
@@ -235,7 +252,7 @@ def _size(rows: Any) -> int:
 
 def _positions(rows: Any, finder: RowFinder | None) -> Indices | None:
     """Row numbers, unless a batch of data was given."""
-    if isinstance(rows, Mapping) or _is_nested(rows):
+    if is_batch(rows):
         return None
     array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
     if array.ndim != 1 or array.dtype.kind not in "biuf":

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 from sklearn_implicitreg.trajectory.recording.record import record
 from sklearn_implicitreg.trajectory.recording.recorder import Recorder
-from sklearn_implicitreg.trajectory.recording.rows import n_rows_of
+from sklearn_implicitreg.trajectory.recording.rows import holds_inputs, is_batch, n_rows_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 
 
@@ -33,6 +34,9 @@ class Session:
         self._recorded: tuple[Any, ...] = ()
         self._kept: Trajectory | None = None
         self._searched = False
+        self._compared = False  # a batch with what the model is called with
+        self._batch: Any = None
+        self._hook: Any = None
 
     @property
     def trajectory(self) -> Trajectory:
@@ -60,7 +64,7 @@ class Session:
             if how.get("families") is not None and how.get("data") is None:
                 how["data"] = rows(how["reference"] != "applied")
             self.recorder = record(model, optimizers, **how)
-            self._recorded, self._searched = given, False
+            self._recorded, self._searched, self._compared = given, False, False
         self.recorder.__enter__()
 
     def rows_from(self, data: Any) -> None:
@@ -73,11 +77,43 @@ class Session:
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
             return  # a stream, or samples that need the loader's own collate function
 
-    def batch(self, batch: Any, accumulate: bool = False, weight: float | None = None) -> None:
-        """Name the batch of the next step, or only its size."""
+    def batch(
+        self,
+        batch: Any,
+        accumulate: bool = False,
+        weight: float | None = None,
+        *,
+        called: bool = False,
+    ) -> None:
+        """Name the batch of the next step, or its size, before the model is called or after."""
         if self._attached is not None:
             given = batch if self._find_rows else n_rows_of(batch) or batch
             self._attached.batch(given, accumulate=accumulate, weight=weight)
+            if self._find_rows and not (called or self._compared) and is_batch(batch):
+                self._compare_with(batch)
+
+    def _compare_with(self, batch: Any) -> None:
+        """See whether the model is called with the last batch, the first time that it is called."""
+        self._batch = batch  # of one that the step leaves out there is no call
+        if self._hook is not None:
+            return
+
+        def compare(model: nn.Module, args: Any, kwargs: Any) -> None:
+            self._hook.remove()
+            batch, self._batch, self._compared = self._batch, None, True
+            if holds_inputs(batch, (args, kwargs)):
+                return
+            self._find_rows = False
+            warn_user(
+                f"The training step calls {type(model).__name__} with other numbers than the "
+                "batch has (mixup, or a transform in the step), so that of the next batches only "
+                "the sizes are known. For reference='batch' move the transform into the data set "
+                "or the module, or record in a loop of your own and name what the model is "
+                "called with: batch((inputs, targets)).",
+                ModelStateWarning,
+            )
+
+        self._hook = self._recorded[0].register_forward_pre_hook(compare, with_kwargs=True)
 
     def epoch(self) -> None:
         """End of an epoch."""
@@ -86,6 +122,9 @@ class Session:
 
     def end(self) -> None:
         """End of the run."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = self._batch = None
         if self._attached is not None:
             self._attached.__exit__()
 
@@ -104,7 +143,8 @@ class Session:
             kept = self.trajectory
         except ValueError:
             kept = None
-        return {**vars(self), "recorder": None, "_recorded": (), "_kept": kept}
+        own = {"recorder": None, "_recorded": (), "_kept": kept, "_batch": None, "_hook": None}
+        return {**vars(self), **own}
 
 
 class SessionRecorder:

@@ -19,13 +19,16 @@ PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev libraries
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-libraries fuzz lint format doc benchmarks clean
+.PHONY: help demo paper test test-all test-libraries fuzz lint format doc benchmarks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.plot  ## train and analyze on bundled data, print the tables, write demo.png
 	MPLBACKEND=Agg $(BIN)/python examples/plot_demo.py
+
+paper: $(VENV)/.plot  ## reproduce the figures of the paper, write doc/paper/results.md
+	$(BIN)/python examples/paper/run.py $(PAPER)
 
 test: $(VENV)/.test  ## tests, doctests and examples, without the slow ones
 	$(PYTEST) -m "not slow"

@@ -19,6 +19,7 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from shared import report
 
 from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator, LinearModel
 from sklearn_implicitreg.penalties import Diagonal, EarlyStopping, Quadratic
@@ -252,3 +253,36 @@ assert np.allclose(found_steps, n_steps, rtol=1e-6)
 assert off[:1000].max() < 1e-10
 assert np.all(off < rounding)
 assert seconds < 1
+
+rows = [
+    {
+        "what": "B: matrix from 10 models or more, relative error",
+        "published": "exact",
+        "audited": "1e-6 in float32, 5e-13 in float64",
+        "here": f"{max(fixed[m] for m in counts if m >= P):.0e}",
+        "verdict": whole[100].verdict_,
+    },
+    {
+        "what": "C: diagonal from one model, trained again",
+        "published": "back",
+        "here": f"distance {recovery.recovered.distance:.0e}, the matrix off by "
+        f"{error(alone.penalty_.matrix_, truth):.1f} of its size",
+        "verdict": f"a minimum; for {len(saddles)} of 100 other models a saddle",
+    },
+    {
+        "what": "D: 100 models with stops of their own, relative error",
+        "published": ".0041 absolute",
+        "audited": ".12 relative",
+        "here": f"{varied['scaled'][:, -1].mean():.3f}, numbers of steps "
+        f"{np.abs(found_steps / n_steps - 1).max():.0e}",
+        "verdict": "one number for each model, and no matrix for all",
+    },
+    {
+        "what": "E: ridge at each step, relative error, 1,000 steps",
+        "published": "very close, by tr/p",
+        "audited": "tr/p .90 at 500, .81 at 1,000 steps",
+        "here": f"{off[:1000].max():.0e}",
+        "verdict": "within rounding",
+    },
+]
+report("fig4", rows, figure)

@@ -62,7 +62,7 @@ def kept(folder, name, made_with, make):
     """
     file = Path(folder) / f"{name}.npz"
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             found = dict(stored)
         if str(found.pop("made_with")) == str(made_with):
             return found

@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path for path in [ROOT / "README.md", *(ROOT / "doc").glob("*.md")] if ">>>" in path.read_text()
 )
-EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+EXAMPLES = [
+    pytest.param(script, id=script.name, marks=[pytest.mark.slow] * ("_fig5_" in script.name))
+    for script in sorted((ROOT / "examples").rglob("plot_*.py"))
+]
 PUBLIC_MODULES = [
     "sklearn_implicitreg",
     "sklearn_implicitreg.adapters",
@@ -159,7 +162,7 @@ def test_api_page_lists_public_names(module):
     assert [n for n in importlib.import_module(module).__all__ if n not in listed] == []
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", EXAMPLES)
 def test_example(script, tmp_path):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     run = subprocess.run(

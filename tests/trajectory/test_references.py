@@ -326,3 +326,49 @@ def test_fewer_rows_than_the_batches_name(accumulate):
     )
     with pytest.raises(ValueError, match="got X with 50 rows and batches that name rows up to"):
         est.fit(X[:50], y[:50])
+
+
+class Counted(nn.Module):
+    """A classifier that counts the rows it is given, whichever copy of it is called."""
+
+    seen = 0
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x):
+        Counted.seen += len(x)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 4.0]])
+def test_the_batch_reference_takes_one_pass_an_epoch_whatever_weighs_the_rows(weight):
+    n_rows, n_epochs, batch, decay = 240, 3, 8, 0.02
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(n_rows, 5, generator=generator, dtype=torch.float64)
+    y = torch.arange(n_rows) % 3
+    loss = nn.CrossEntropyLoss(None if weight is None else torch.tensor(weight).double())
+    net = Counted().double()
+    optimizer = SGD(net.parameters(), lr=0.1, weight_decay=decay)
+    with record(net, optimizer) as recorder:
+        for _ in range(n_epochs):
+            for part in torch.randperm(n_rows, generator=generator).split(batch):
+                recorder.batch(part)
+                optimizer.zero_grad()
+                loss(net(X[part]), y[part]).backward()
+                optimizer.step()
+            recorder.epoch()
+    Counted.seen = 0
+    est = ImplicitRegularizationEstimator(
+        net,
+        family="weight_decay",
+        mode="trajectory",
+        trajectory=recorder.trajectory,
+        reference="batch",
+        window="epoch",
+        loss=loss,
+        params="all",
+    ).fit(X, y)
+    np.testing.assert_allclose(est.coef_, [decay], rtol=1e-9)
+    assert Counted.seen <= 2 * (n_epochs + 2) * n_rows  # 90 steps took 90 passes

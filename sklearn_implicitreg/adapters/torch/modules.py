@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +98,7 @@ class TorchProblem(Problem):
     forward: CopyCall
     kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
     label_args: tuple[str, ...] = ()  # arguments for the target of a module that returns its loss
+    memory: list[Any] = field(default_factory=list)  # masses of rows, read once for all places
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """One block per batch; batches are made smaller where more blocks are asked for."""
@@ -129,9 +130,17 @@ class TorchProblem(Problem):
         """A module gives the loss at any weights."""
         return True
 
-    @cached_property
+    @property
     def masses(self) -> Weights | None:
         """Weight of every row in the mean loss; None where all count as one."""
+        # They take a pass over the rows, and are asked for at the weights of every step.
+        own = (self.rows, self.row_loss, self.reading)
+        if not self.memory or any(a is not b for a, b in zip(own, self.memory[0], strict=True)):
+            self.memory[:] = [own, self._masses()]
+        masses: Weights | None = self.memory[1]
+        return masses
+
+    def _masses(self) -> Weights | None:
         if not self.rows.n_rows:
             return None
         found: list[Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,14 +17,15 @@ from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.results.explicit import explicit_estimator, model_units
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
 from sklearn_implicitreg.results.next_steps import NextSteps, steps_for
-from sklearn_implicitreg.results.recovery import Recovery, recover
 from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
+
+if TYPE_CHECKING:
+    from sklearn_implicitreg.results.recovery import Recovery
 
 
 class FittedResult:
@@ -259,6 +260,8 @@ class FittedResult:
         The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
         gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
         """
+        from sklearn_implicitreg.results.explicit import model_units  # a light import stays so
+
         coefficients = self._coefficients()
         return model_units(self._first_model(), coefficients, self._description)
 
@@ -279,6 +282,8 @@ class FittedResult:
             For a bare module, whose training loop takes ``penalty_``, and for results of
             statsmodels, whose ``fit_regularized`` takes :meth:`in_model_units`.
         """
+        from sklearn_implicitreg.results.explicit import explicit_estimator
+
         stated = self._coefficients()
         penalty = self._result.penalty
         return explicit_estimator(self._first_model(), stated, self._description, penalty)
@@ -333,6 +338,8 @@ class FittedResult:
         ValueError, TypeError
             If neither form states the penalty, or for given equations or ``known`` parts.
         """
+        from sklearn_implicitreg.results.recovery import recover
+
         self._fitted()
         source = self._source
         if isinstance(source.model_, list):

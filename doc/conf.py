@@ -25,16 +25,16 @@ release = metadata.version("sklearn_implicitreg")
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "myst_parser",
     "sphinx_gallery.gen_gallery",
+    "offline",
 ]
 exclude_patterns = ["generated/next_steps.md", "_build"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
@@ -52,6 +52,9 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "pydata_sphinx_theme"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = project
 html_theme_options = {"navigation_with_keys": False, "show_prev_next": False}
 html_sidebars = {"**": ["sidebar-nav-bs"]}

@@ -45,6 +45,16 @@ class Problem(ABC):
         The model's own way to state its penalty.
     notes : tuple of str
         What the reader of a summary should know.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg.adapters import Data, Options, Problem, adapt
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> problem = adapt(Ridge().fit(X, y), Data(X, y), Options())
+    >>> isinstance(problem, Problem), list(problem.params), problem.left_out
+    (True, ['coef'], ('intercept',))
     """
 
     params: Params

@@ -20,7 +20,7 @@ from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
-from sklearn_implicitreg.results.next_steps import NextSteps, steps_for
+from sklearn_implicitreg.results.next_steps import NextSteps, section_of, steps_for
 from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
 
@@ -101,9 +101,11 @@ class FittedResult:
         summary : Summary
         """
         result = self._fitted()
-        first = self.next_steps()[0]
+        steps = self.next_steps()
+        meaning = f"What {steps.verdict!r} means: {section_of(steps.verdict)}."
         return replace(
-            self._description.summary(result), last=f"Next: {first.title} (est.next_steps())."
+            self._description.summary(result),
+            last=f"Next: {steps[0].title} (est.next_steps()). {meaning}",
         )
 
     def next_steps(self) -> NextSteps:

@@ -30,7 +30,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "offline",
 ]
-exclude_patterns = ["generated/next_steps.md", "_build"]
+exclude_patterns = ["generated/next_steps.md", "_build", "**sg_execution_times.rst"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 
@@ -48,6 +48,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,  # a page that loads scripts from the network
     "abort_on_example_error": True,
 }
 

@@ -57,5 +57,13 @@ html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_title = project
-html_theme_options = {"navigation_with_keys": False, "show_prev_next": False}
-html_sidebars = {"**": ["sidebar-nav-bs"]}
+html_theme_options = {
+    "header_links_before_dropdown": 4,
+    "navigation_with_keys": False,
+    "show_prev_next": False,
+}
+html_sidebars = {
+    "*": [],  # pages without others below them
+    "auto_examples/**": ["sidebar-nav-bs"],
+    "generated/**": ["sidebar-nav-bs"],
+}

@@ -1,6 +1,8 @@
-"""Pages that need no network: formulas as MathML, and a check that nothing is loaded."""
+"""Pages that need no network: formulas as MathML with their font, and nothing that is loaded."""
 
 import re
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from docutils import nodes
@@ -41,9 +43,12 @@ def _block(self, node):
     raise nodes.SkipNode
 
 
-def _check(app, exception):
+def _finish(app, exception):
     if exception or app.builder.format != "html":
         return
+    # Without a mathematical font of its own a browser sets subscripts on the line.
+    fonts = Path(find_spec("ziamath").origin).parent / "fonts"
+    shutil.copy(fonts / "STIXTwoMath-Regular.ttf", Path(app.outdir) / "_static")
     pages = [path for end in ("html", "css") for path in Path(app.outdir).rglob(f"*.{end}")]
     found = {path.name: loaded(path.read_text(encoding="utf-8")) for path in pages}
     if any(found.values()):
@@ -53,5 +58,5 @@ def _check(app, exception):
 def setup(app):
     """Register the renderer of formulas and the check."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
-    app.connect("build-finished", _check)
+    app.connect("build-finished", _finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,8 +2,8 @@
 The picture that explains the method
 ====================================
 
-Where a training with a penalty ended, the gradients of loss and penalty balance in every weight. So
-minus the gradient of the loss, drawn against the weight, *is* the derivative of the penalty: here of
+Where a training with a penalty ended, the gradients of loss and penalty balance in every weight.
+So minus the gradient of the loss, drawn against the weight, *is* the derivative of the penalty: of
 a small net that was trained with an elastic net, which is a line with a step. The family with both
 terms runs through all points; a ridge alone, the best line, does not.
 """

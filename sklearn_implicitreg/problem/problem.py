@@ -97,6 +97,13 @@ class Problem(ABC):
         """The same problem with readings of its own at one of several places."""
         return self if self.n_passes == 1 else replace(self, reading=place * self.n_passes)
 
+    def drawing(self, draw: int) -> Self:
+        """The same problem with other random draws; the masses of its rows are read once."""
+        other = replace(self, draw=draw)
+        if "masses" in vars(self):
+            vars(other)["masses"] = self.masses
+        return other
+
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """The rows block by block, with outputs at these parameters; others stay as trained."""
         raise ValueError(

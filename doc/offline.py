@@ -49,8 +49,9 @@ def _finish(app, exception):
     # Without a mathematical font of its own a browser sets subscripts on the line.
     fonts = Path(find_spec("ziamath").origin).parent / "fonts"
     shutil.copy(fonts / "STIXTwoMath-Regular.ttf", Path(app.outdir) / "_static")
-    pages = [path for end in ("html", "css") for path in Path(app.outdir).rglob(f"*.{end}")]
-    found = {path.name: loaded(path.read_text(encoding="utf-8")) for path in pages}
+    pages = [app.builder.get_outfilename(name) for name in app.env.found_docs]
+    files = [*map(Path, pages), *(Path(app.outdir) / "_static").rglob("*.css")]
+    found = {path.name: loaded(path.read_text(encoding="utf-8")) for path in files}
     if any(found.values()):
         raise ExtensionError(f"Loaded from the network: { {k: v for k, v in found.items() if v} }")
 

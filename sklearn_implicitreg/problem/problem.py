@@ -46,6 +46,16 @@ class Problem(ABC):
         The model's own way to state its penalty.
     notes : tuple of str
         What the reader of a summary should know.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg.adapters import Data, Options, Problem, adapt
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> problem = adapt(Ridge().fit(X, y), Data(X, y), Options())
+    >>> isinstance(problem, Problem), list(problem.params), problem.left_out
+    (True, ['coef'], ('intercept',))
     """
 
     params: Params
@@ -87,6 +97,13 @@ class Problem(ABC):
     def read_again(self, place: int) -> Self:
         """The same problem with readings of its own at one of several places."""
         return self if self.n_passes == 1 else replace(self, reading=place * self.n_passes)
+
+    def drawing(self, draw: int) -> Self:
+        """The same problem with other random draws; the masses of its rows are read once."""
+        other = replace(self, draw=draw)
+        if "masses" in vars(self):
+            vars(other)["masses"] = self.masses
+        return other
 
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """The rows block by block, with outputs at these parameters; others stay as trained."""

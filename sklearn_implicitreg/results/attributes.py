@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,16 +19,16 @@ from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.results.explicit import explicit_estimator, model_units
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
-from sklearn_implicitreg.results.next_steps import NextSteps, steps_for
-from sklearn_implicitreg.results.recovery import Recovery, recover
-from sklearn_implicitreg.results.recovery.networks import ALLOWED, Plan
+from sklearn_implicitreg.results.next_steps import NextSteps, section_of, steps_for
 from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
 from sklearn_implicitreg.theory import smallest_detectable
+
+if TYPE_CHECKING:
+    from sklearn_implicitreg.results.recovery import Recovery
 
 
 class FittedResult:
@@ -104,9 +104,11 @@ class FittedResult:
         summary : Summary
         """
         result = self._fitted()
-        first = self.next_steps()[0]
+        steps = self.next_steps()
+        meaning = f"What {steps.verdict!r} means: {section_of(steps.verdict)}."
         return replace(
-            self._description.summary(result), last=f"Next: {first.title} (est.next_steps())."
+            self._description.summary(result),
+            last=f"Next: {steps[0].title} (est.next_steps()). {meaning}",
         )
 
     def next_steps(self) -> NextSteps:
@@ -301,6 +303,8 @@ class FittedResult:
         The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
         gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
         """
+        from sklearn_implicitreg.results.explicit import model_units  # a light import stays so
+
         coefficients = self._coefficients()
         return model_units(self._first_model(), coefficients, self._description)
 
@@ -321,6 +325,8 @@ class FittedResult:
             For a bare module, whose training loop takes ``penalty_``, and for results of
             statsmodels, whose ``fit_regularized`` takes :meth:`in_model_units`.
         """
+        from sklearn_implicitreg.results.explicit import explicit_estimator
+
         stated = self._coefficients()
         penalty = self._result.penalty
         return explicit_estimator(self._first_model(), stated, self._description, penalty)
@@ -405,8 +411,13 @@ class FittedResult:
             verdict is "out of family" or "not constant" and ``force`` is False, or a penalty that
             rewards large weights leaves L + R without a lower bound.
         """
+        given = dict(locals())
+        # Loaded when used: they import more of scikit-learn than all else together.
+        from sklearn_implicitreg.results.recovery import recover
+        from sklearn_implicitreg.results.recovery.networks import ALLOWED, Plan
+
         self._fitted()
-        check("recover", locals(), ALLOWED)
+        check("recover", given, ALLOWED)
         source = self._source
         if isinstance(source.model_, list):
             raise ValueError(

@@ -103,6 +103,34 @@ def test_a_trained_net_and_its_loader(shuffle):
     np.testing.assert_allclose(found.coef_, 0.02, rtol=1e-8)
 
 
+@pytest.mark.parametrize("batch_size", [50, 10])
+def test_rows_of_a_loader_are_not_read_for_every_step(batch_size):
+    n_read = 0
+
+    class Counted(TensorDataset):
+        def __getitem__(self, row):
+            nonlocal n_read
+            n_read += 1
+            return super().__getitem__(row)
+
+    net = new_net()
+    optimizer = sgd(net, weight_decay=0.02)
+    with record(net, optimizer) as recorder:
+        for rows in torch.arange(len(INPUTS)).split(batch_size):
+            recorder.batch(rows)
+            net.zero_grad()
+            MSE(net(INPUTS[rows]), TARGETS[rows]).backward()
+            optimizer.step()
+        recorder.epoch()
+    loader = DataLoader(Counted(INPUTS, TARGETS), batch_size=50)
+    options = {"mode": "trajectory", "reference": "batch", "window": "epoch", "params": "all"}
+    est = ImplicitRegularizationEstimator(
+        net, family="weight_decay", loss="mse", trajectory=recorder.trajectory, **options
+    ).fit(loader)
+    np.testing.assert_allclose(est.coef_, 0.02, rtol=1e-8)
+    assert n_read < 8 * len(INPUTS)  # 9 and 45 steps
+
+
 @pytest.mark.parametrize("kind", ["float64", "float32", "labels", "tensors", "own loss"])
 def test_a_trained_net_and_its_arrays(kind):
     rows, target, loss = X * 20, TARGETS.numpy()[:, 0], "mse"

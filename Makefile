@@ -15,11 +15,11 @@ PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix inspection/,$(DISPLAYS)) \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
 	regression/restrictions.py $(addprefix trajectory/recording/,$(RECORDERS)) \
-	$(addprefix results/,attributes.py contrast.py recovery.py) \
+	$(addprefix results/,attributes.py contrast.py recovery/comparison.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev libraries
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test test-all test-libraries fuzz lint format doc benchmarks clean
+.PHONY: help demo picture paper test test-all test-libraries fuzz lint format doc benchmarks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ lint: $(VENV)/.dev  ## formatting, lint, types, docstrings
 format: $(VENV)/.dev  ## format the sources and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+picture: $(VENV)/.plot  ## draw the picture of the README and of the documentation's home page
+	MPLBACKEND=Agg $(BIN)/python examples/plot_shape_of_a_penalty.py doc/_static/penalty_shape.png
 
 doc: $(VENV)/.doc  ## build the documentation into doc/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html doc doc/_build/html

@@ -23,7 +23,7 @@ class RecordedNet:
     path: Trajectory
 
 
-def train_sgd(  # noqa: C901
+def train_sgd(  # noqa: C901, PLR0913
     truth: str | None,
     seed: int,
     *,
@@ -33,6 +33,8 @@ def train_sgd(  # noqa: C901
     n_epochs: int = 20,
     n_before: int = 350,
     replacement: bool = False,
+    n_hidden: int = 50,
+    kind: type[torch.optim.Optimizer] = torch.optim.SGD,
 ) -> RecordedNet:
     """10-50-1 tanh network, 400 rows, mean squared error plus the true penalty, float64."""
     X, y = make_data(seed)
@@ -41,9 +43,12 @@ def train_sgd(  # noqa: C901
     rng = torch.Generator().manual_seed(spread)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(10, 50), nn.Tanh(), nn.Linear(50, 1)).double()
-    fast = 0.05 * (1 - momentum)
-    optimizer = torch.optim.SGD(net.parameters(), lr=max(lr, fast), momentum=momentum)
+        net = nn.Sequential(nn.Linear(10, n_hidden), nn.Tanh(), nn.Linear(n_hidden, 1)).double()
+    if kind is torch.optim.SGD:
+        fast = 0.05 * (1 - momentum)
+        optimizer = kind(net.parameters(), lr=max(lr, fast), momentum=momentum)
+    else:
+        optimizer = kind(net.parameters(), lr=5 * lr, weight_decay=0.0)
 
     def step(rows: Tensor) -> None:
         optimizer.zero_grad()

@@ -25,16 +25,16 @@ release = metadata.version("sklearn_implicitreg")
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "myst_parser",
     "sphinx_gallery.gen_gallery",
+    "offline",
 ]
-exclude_patterns = ["generated/next_steps.md", "_build"]
+exclude_patterns = ["generated/next_steps.md", "_build", "**sg_execution_times.rst"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
@@ -49,10 +49,22 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,  # a page that loads scripts from the network
     "abort_on_example_error": True,
 }
 
 html_theme = "pydata_sphinx_theme"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = project
-html_theme_options = {"navigation_with_keys": False, "show_prev_next": False}
-html_sidebars = {"**": ["sidebar-nav-bs"]}
+html_theme_options = {
+    "header_links_before_dropdown": 4,
+    "navigation_with_keys": False,
+    "show_prev_next": False,
+}
+html_sidebars = {
+    "*": [],  # pages without others below them
+    "auto_examples/**": ["sidebar-nav-bs"],
+    "generated/**": ["sidebar-nav-bs"],
+}

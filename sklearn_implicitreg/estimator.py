@@ -39,6 +39,7 @@ from sklearn_implicitreg.problem.parameters import (
 )
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Settings, fit
+from sklearn_implicitreg.regression.inference import COVARIANCES, OVER_ROWS
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.criterion import completed_r2
 from sklearn_implicitreg.results.fit_description import Description
@@ -84,6 +85,7 @@ def in_words(X: Any, y: Any, sample_weight: Any) -> tuple[str, str]:
     return ", ".join(given), "loader" if loader else "tensors" if tensors else "arrays"
 
 
+_ROW_BLOCKS = 500  # single rows of as many, else random blocks: standard errors to 3 %
 DEVICE = Allowed(_is_device, ("a device of torch, such as 'cpu' or 'cuda:0'",))
 
 
@@ -125,9 +127,12 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Penalties with known coefficients, such as ``{"weight_decay": 1e-4}``.
     positive : bool, default=False
         Keep the coefficients at or above zero.
-    covariance : {"auto", "ols", "nonrobust", "hc3", "cluster"}, default="auto"
+    covariance : {"auto", "ols", "nonrobust", "hc3", "cluster", "sandwich", "bootstrap"}, \
+            default="auto"
         Of the coefficients, over equations. "auto" is the delete-one-tensor jackknife of at
-        least four tensors, else hc3; of several endpoints see :class:`Endpoint`.
+        least four tensors, else hc3; of several endpoints see :class:`Endpoint`. "sandwich" and
+        "bootstrap" are over rows at fixed weights, for weights that did not see these rows: would
+        other rows say the same?
     confidence_level : float, default=0.95
         Of ``conf_int_``.
     module_mode : {"auto", "eval", "train"}, default="auto"
@@ -144,7 +149,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Where and how gradients are computed (float32 or float64); by default as the model. Sums
         are always float64: a model on a device without it (MPS) is analyzed on the CPU.
     random_state : int, RandomState instance or None, default=None
-        Of the masks where ``module_mode="train"``, and of the readings of ``n_passes``.
+        Of the masks where ``module_mode="train"``, of the readings of ``n_passes``, and of the
+        bootstrap over rows.
     verbose : int, default=0
         Print progress bars over windows of a trajectory and over endpoints if above 0.
 
@@ -157,7 +163,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     n_terms_ : int
         Number of coefficients of the family: those without the column of mini-batching.
     std_err_, pvalues_ : ndarray of shape (k,)
-        Standard errors and two-sided p-values, over equations; None for a structured family.
+        Standard errors and two-sided p-values, over equations unless ``covariance`` is over rows;
+        None for a structured family.
     conf_int_ : ndarray of shape (k, 2)
         Confidence intervals; None where a structured family has none.
     r2_ : float
@@ -218,7 +225,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "group_by": NOTHING | GROUPS,
         "known": NOTHING | KNOWN,
         "positive": FLAG,
-        "covariance": choice("auto", "ols", "nonrobust", "hc3", "cluster"),
+        "covariance": choice(*COVARIANCES, *OVER_ROWS),
         "confidence_level": number(above=0, below=1),
         "module_mode": choice("auto", "eval", "train"),
         "batch_size": choice("auto") | integer(1),
@@ -398,13 +405,23 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.model_ = model
         data, options = Data(X, y, sample_weight), self._options()
         if self.mode == "trajectory":
+            if self._row_blocks():
+                raise ValueError(
+                    f"Expected mode='endpoint' with covariance={self.covariance!r}, got "
+                    "mode='trajectory': the weights of a trajectory have seen its rows; use "
+                    "covariance='auto', which is over windows."
+                )
             given = (self.trajectory, self.reference, self.window)
             return trajectory_targets(self.model_, data, options, *given, verbose=self.verbose)
         problem = adapt(self.model_, data, options)
         if self.trajectory is not None:
             self._evidence = trajectory_of(self.model_, data, problem, self.trajectory)
             problem = in_groups_of(problem, self._evidence)
-        return EndpointTargets((problem,))
+        return EndpointTargets((problem,), row_blocks=self._row_blocks())
+
+    def _row_blocks(self) -> int:
+        """Blocks of rows whose spread a covariance over rows needs."""
+        return _ROW_BLOCKS if self.covariance in OVER_ROWS else 0
 
     def _endpoint_targets(
         self, group: Sequence[Endpoint], y: Any, sample_weight: Any, reset: bool
@@ -422,12 +439,19 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
                 "trajectory=None with a list of Endpoint, which have no trajectory in common; fit "
                 "an endpoint alone with its trajectory."
             )
+        elif len(group) > 1 and self._row_blocks():
+            wrong = (
+                f"one model with covariance={self.covariance!r}, got {len(group)} endpoints: each "
+                "was trained on its rows; use covariance='auto', or fit each on rows that it did "
+                "not see."
+            )
         if wrong:
             raise ValueError(f"Expected {wrong}")
         self._check_features(group[0].X, reset=reset)
         if reset:
             self.model_ = [endpoint.model for endpoint in group]
-        return endpoint_targets(group, self._options(), self.verbose)
+        targets = endpoint_targets(group, self._options(), self.verbose)
+        return replace(targets, row_blocks=self._row_blocks())
 
     def _penalty(self, problem: Problem, penalty: Penalty) -> Penalty:
         """The penalty in the groups asked for, or in the model's own, with the known part."""
@@ -442,7 +466,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         evidence = getattr(self, "_evidence", None)
         if evidence is not None:
             equations = with_evidence(equations, evidence)
-        settings = Settings(self.positive, self.covariance, float(self.confidence_level))
+        level = float(self.confidence_level)
+        settings = Settings(self.positive, self.covariance, level, self.random_state)
         result = fit(equations, settings)
         self._publish(result, self._with_unused(Description.of(equations, result)))
         self._equations, self._settings = equations, settings

@@ -25,43 +25,73 @@ _PACKAGES = re.compile(r"[\\/](site|dist)-packages[\\/]")  # of Python, of a sys
 
 
 class ImplicitRegularizationWarning(UserWarning):
-    """Base class of every warning that the package raises."""
+    """Base class of every warning that the package raises.
+
+    Explained in doc/warnings.md#implicitregularizationwarning.
+    """
 
 
 class CollinearTermsWarning(ImplicitRegularizationWarning):
-    """The gradients of some penalty terms are linearly dependent."""
+    """The gradients of some penalty terms are linearly dependent.
+
+    Explained in doc/warnings.md#collineartermswarning.
+    """
 
 
 class ModelStateWarning(ImplicitRegularizationWarning):
-    """The trained model is used in another state or precision than it was trained in."""
+    """The trained model is used in another state or precision than it was trained in.
+
+    Explained in doc/warnings.md#modelstatewarning.
+    """
 
 
 class AugmentationWarning(ImplicitRegularizationWarning):
-    """The data differ each time they are read."""
+    """The data differ each time they are read.
+
+    Explained in doc/warnings.md#augmentationwarning.
+    """
 
 
 class OutputWarning(ImplicitRegularizationWarning):
-    """The model's outputs do not look like what the loss expects."""
+    """The model's outputs do not look like what the loss expects.
+
+    Explained in doc/warnings.md#outputwarning.
+    """
 
 
 class PathNoiseWarning(ImplicitRegularizationWarning):
-    """Single mini-batch steps are compared with the gradient on all rows."""
+    """Single mini-batch steps are compared with the gradient on all rows.
+
+    Explained in doc/warnings.md#pathnoisewarning.
+    """
 
 
 class IndefinitePenaltyWarning(ImplicitRegularizationWarning):
-    """An implied penalty is negative in some directions; with the loss it is still convex."""
+    """An implied penalty is negative in some directions; with the loss it is still convex.
+
+    Explained in doc/warnings.md#indefinitepenaltywarning.
+    """
 
 
 class SelectionWarning(ImplicitRegularizationWarning):
-    """The scores of a search cannot tell families apart."""
+    """The scores of a search cannot tell families apart.
+
+    Explained in doc/warnings.md#selectionwarning.
+    """
 
 
 class StepSizeWarning(ImplicitRegularizationWarning):
-    """The step size is so large that the iteration diverges."""
+    """The step size is so large that the iteration diverges.
+
+    Explained in doc/warnings.md#stepsizewarning.
+    """
 
 
 class ParameterError(ValueError, TypeError):
-    """A parameter is of another type than expected, or out of its range."""
+    """A parameter is of another type than expected, or out of its range.
+
+    Explained in doc/warnings.md#parametererror.
+    """
 
 
 _GIVEN: set[str] = set()
@@ -76,6 +106,8 @@ def warn_once(key: str, message: str, category: type[Warning]) -> None:
 
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the user's line: the nearest outside this package and installed libraries."""
+    if issubclass(category, ImplicitRegularizationWarning):
+        message = f"{message} (doc/warnings.md#{category.__name__.lower()})"
     frame = outside = sys._getframe(1)
     while frame.f_back is not None and _is_library(frame):
         frame = frame.f_back

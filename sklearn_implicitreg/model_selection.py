@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
@@ -305,6 +304,8 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     def _search(
         self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
     ) -> None:
+        from sklearn.model_selection import GridSearchCV  # a light import of the package
+
         X, y, sample_weight = rows
         if not hasattr(X, "shape") and not isinstance(X, list | tuple):
             raise ValueError(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
 from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
+from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, Sampling
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.equations import Cluster, Equations, Observed, Units
 from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.place import Inequalities, Place
-from sklearn_implicitreg.regression.spread import observed
+from sklearn_implicitreg.regression.spread import Spread, observed
 
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
 AT_REST = 0.3  # at the end of a training at most .1, on other rows about 1
@@ -35,6 +35,7 @@ class EndpointTargets:
     problems: tuple[Problem, ...]  # with parameters of the same names and shapes
     verbose: int = 0
     sampling: Sampling = "data sets"  # how the rows of the endpoints are related
+    row_blocks: int = 0  # whose spread is kept with the one place, for errors over rows
 
     @property
     def problem(self) -> Problem:
@@ -58,14 +59,19 @@ class EndpointTargets:
 
     def equations(self, penalty: Penalty) -> Equations:
         """Equations of a penalty; those of a single endpoint are clustered by tensor."""
+        if self.row_blocks:
+            return self.observed([penalty], self.row_blocks)[0][0]
         designs = [Design.at(penalty, problem) for problem in self.problems]
         return self._equations_at(designs, self.gradients)
 
     def observed(self, penalties: Sequence[Penalty], n_blocks: int) -> list[Observed]:
         """Equations of several penalties from one pass over the rows, with their noise."""
         designs, spreads, gradients = [], [], []
+        n_blocks = max(n_blocks, self.row_blocks)
         for problem in self._progress():
             designs.append([Design.at(penalty, problem) for penalty in penalties])
+            if self.row_blocks:
+                _check_rows(problem, penalties)
             blocks, seen = observed(problem.blocks(n_blocks), problem, designs[-1])
             gradients.append(problem.over_passes(LossGradient.from_blocks(blocks)))
             spreads.append(seen)
@@ -75,12 +81,20 @@ class EndpointTargets:
                 "n_samples = 1."
             )
         families = zip(zip(*designs, strict=True), zip(*spreads, strict=True), strict=True)
-        return [(self._equations_at(own, gradients), list(seen)) for own, seen in families]
+        return [
+            (self._equations_at(own, gradients, seen if self.row_blocks else ()), list(seen))
+            for own, seen in families
+        ]
 
     def _equations_at(
-        self, designs: Sequence[Design], gradients: Sequence[LossGradient]
+        self,
+        designs: Sequence[Design],
+        gradients: Sequence[LossGradient],
+        spreads: Sequence[Spread] = (),
     ) -> Equations:
         places = tuple(map(Place, self.problems, designs, gradients))
+        if spreads:
+            places = (replace(places[0], spread=spreads[0]),)
         cluster: Cluster = "endpoint" if len(places) > 1 else "tensor"
         return Equations(places, self, cluster, self.sampling)
 
@@ -125,6 +139,31 @@ class EndpointTargets:
     def units(self, equations: Equations) -> Units:
         """How the models state a penalty."""
         return shared_units(self.problems, [place.gradient for place in equations.places])
+
+
+class _Rowless(Problem):
+    """A trained model without its data."""
+
+    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        raise ValueError("Expected no look at the rows.")
+
+
+def _check_rows(problem: Problem, penalties: Sequence[Penalty]) -> None:
+    """Raise ValueError where the errors over rows would miss some of their noise."""
+    if problem.n_passes > 1:
+        raise ValueError(
+            f"Expected n_passes=1 for errors over rows, got {problem.n_passes}: rows that differ "
+            "at each reading show the noise of the readings too; leave n_passes at 'auto'."
+        )
+    bare = _Rowless(**{field.name: getattr(problem, field.name) for field in fields(Problem)})
+    for penalty in penalties:
+        try:
+            Design.at(penalty, bare)
+        except Exception as error:
+            raise ValueError(
+                f"Expected a family of the weights alone for errors over rows, got {penalty!r}, "
+                "whose columns are as noisy as the gradient; use covariance='auto'."
+            ) from error
 
 
 def shared_units(problems: Sequence[Problem], gradients: Sequence[LossGradient]) -> Units:

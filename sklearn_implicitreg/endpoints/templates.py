@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn import get_config
-from sklearn.compose import TransformedTargetRegressor
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 
@@ -19,6 +16,8 @@ def routing_enabled() -> bool:
 
 def inner_model(model: Any) -> Any:
     """Trained model inside of pipelines, searches and other containers."""
+    from sklearn.pipeline import Pipeline  # a light import of the package
+
     if isinstance(model, Pipeline):
         return inner_model(model[-1])
     if isinstance(model, FrozenEstimator):
@@ -32,6 +31,10 @@ def inner_model(model: Any) -> Any:
 
 def weight_name(model: Any) -> str | None:
     """Name by which a template's fit takes sample weights, also through containers."""
+    from sklearn.compose import TransformedTargetRegressor
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import Pipeline
+
     if isinstance(model, Pipeline):
         step, last = model.steps[-1]
         inner = weight_name(last)

@@ -67,6 +67,11 @@ class Dropout(OfGradient):
             found.with_dropout(self.q, 0)  # raises ValueError for a model without such layers
         return found
 
+    def masked(self, problem: Problem) -> list[Problem]:
+        """The problem with each of the masks: R is the mean of their losses minus its own."""
+        seeds = np.random.SeedSequence([int(self.random_state), problem.draw])
+        return [problem.with_dropout(self.q, int(s)) for s in seeds.generate_state(self.n_draws)]
+
     def _value(self, scope: Scope) -> float:
         losses = [drawn.loss for drawn in self._drawn(scope.problem)]
         return float(np.mean(losses)) - scope.problem.gradient().loss
@@ -81,6 +86,5 @@ class Dropout(OfGradient):
 
     def _drawn(self, problem: Problem) -> Iterator[LossGradient]:
         """Gradients with masks, each of a pass over the rows; other ones for every draw."""
-        seeds = np.random.SeedSequence([int(self.random_state), problem.draw])
-        for seed in seeds.generate_state(self.n_draws):
-            yield problem.with_dropout(self.q, int(seed)).gradient()
+        for drawn in self.masked(problem):
+            yield drawn.gradient()

@@ -50,6 +50,14 @@ class Callables(Penalty):
     functions : dict of str to callable
         ``function(params)`` returns a scalar; ``function(params, batch)`` one number per row of
         the :class:`RowBatch`. ``params`` is the dict of the tensors in scope.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_implicitreg.penalties import Callables
+    >>> family = Callables({"cube": lambda params: params["w"].abs().pow(3).sum()})
+    >>> float(family.terms({"w": torch.tensor([1.0, -2.0])}, None)["cube"])
+    9.0
     """
 
     _allowed: ClassVar = {

@@ -121,7 +121,15 @@ class StructuredPenalty:
 
 @dataclass(frozen=True)
 class StructuredSolution:
-    """Result of a structured family."""
+    """Result of a structured family.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.penalties import Diagonal
+    >>> found = Diagonal().solve([[1.0], [2.0]], [[0.2], [1.2]])
+    >>> found.n_unknowns, found.coef.round(3).tolist()
+    (2, [0.1, 0.3])
+    """
 
     penalty: StructuredPenalty
     coef: Array  # (k,)
@@ -171,6 +179,12 @@ class Structured(Checked, BaseEstimator, ABC):
     See Also
     --------
     sklearn_implicitreg.penalties.STRUCTURED : The families by name.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.penalties import STRUCTURED, Structured
+    >>> all(issubclass(family, Structured) for family in STRUCTURED.values())
+    True
     """
 
     def solve(

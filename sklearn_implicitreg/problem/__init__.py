@@ -15,7 +15,15 @@ from sklearn_implicitreg.problem.problem import (
 )
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
-from sklearn_implicitreg.problem.vectors import Params, add_to, flat, norm_of, shaped, zeros_of
+from sklearn_implicitreg.problem.vectors import (
+    Params,
+    add_to,
+    flat,
+    norm_of,
+    shaped,
+    times,
+    zeros_of,
+)
 
 __all__ = [
     "BlockGradient",
@@ -40,5 +48,6 @@ __all__ = [
     "profiled",
     "select_params",
     "shaped",
+    "times",
     "zeros_of",
 ]

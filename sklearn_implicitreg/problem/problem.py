@@ -23,6 +23,7 @@ from sklearn_implicitreg.problem.vectors import Params
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 ParamsSpec = str | Callable[[str, Tensor], bool]
+BatchLoss = Callable[[Params], tuple[Tensor, float]]  # sum over rows, and their weight
 Sampling = Literal["data sets", "resamples", "one data set"]  # how several endpoints were made
 
 
@@ -45,6 +46,16 @@ class Problem(ABC):
         The model's own way to state its penalty.
     notes : tuple of str
         What the reader of a summary should know.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg.adapters import Data, Options, Problem, adapt
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> problem = adapt(Ridge().fit(X, y), Data(X, y), Options())
+    >>> isinstance(problem, Problem), list(problem.params), problem.left_out
+    (True, ['coef'], ('intercept',))
     """
 
     params: Params
@@ -144,11 +155,27 @@ class Problem(ABC):
         """Hessian of the mean loss times a vector (zero where it has no entry), in float64."""
         raise self._no_path()
 
-    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g."""
+    def losses(self) -> Iterator[BatchLoss]:
+        """The loss on each batch of rows, as a differentiable function of the parameters."""
         raise self._no_path()
 
-    def mean_and_spread(self, batches: list[Indices]) -> tuple[LossGradient, Params] | None:
+    def outputs(self, params: Params) -> tuple[Weights, Weights]:
+        """Outputs of the model at some parameters, of shape (n, K), and weights of the rows."""
+        raise self._no_path()
+
+    def fresh(self, seed: int) -> Params:
+        """Parameters before a training, as the model's layers draw them."""
+        raise self._no_path()
+
+    def spread_gradient(
+        self, batches: list[Indices], center: Params, scale: Params | None = None
+    ) -> Params:
+        """Gradient of ``mean_k (g_k - g)' scale (g_k - g)`` over batches; ``center`` is g."""
+        raise self._no_path()
+
+    def mean_and_spread(
+        self, batches: list[Indices], scale: Params | None = None
+    ) -> tuple[LossGradient, Params] | None:
         """Mean g of batch gradients and ``spread_gradient`` about it; None if not in one pass."""
         return None
 

@@ -58,6 +58,16 @@ def add_to(total: Tensor, part: Tensor, factor: float = 1.0) -> None:
         into.add_(piece, alpha=factor)
 
 
+def times(vector: Params, scale: Params | None) -> Params:
+    """A vector with each entry times its scale, zero where a tensor has none; {} or None: one."""
+    if not scale:
+        return vector
+    return {
+        name: t * scale[name].to(t) if name in scale else torch.zeros_like(t)
+        for name, t in vector.items()
+    }
+
+
 def norm_of(params: Params) -> float:
     """Euclidean norm over all tensors, without copies of them."""
     parts = (piece for tensor in params.values() for piece in _pieces(tensor.detach()))

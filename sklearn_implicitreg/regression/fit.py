@@ -11,16 +11,19 @@ import numpy as np
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.inference import (
+    OVER_ROWS,
     Inference,
     infer,
     one_data_set,
+    over_rows,
     spread,
     without_numbers,
 )
-from sklearn_implicitreg.regression.place import Inequalities
+from sklearn_implicitreg.regression.place import Inequalities, Place
 from sklearn_implicitreg.regression.readings import share_of_readings, with_readings
-from sklearn_implicitreg.regression.restrictions import wald
+from sklearn_implicitreg.regression.restrictions import denominator, wald
 from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
+from sklearn_implicitreg.regression.spread import deviations
 from sklearn_implicitreg.regression.system import Array, System
 from sklearn_implicitreg.regression.verdict import (
     Measures,
@@ -39,6 +42,7 @@ class Settings:
     positive: bool = False
     covariance: str = "auto"
     confidence_level: float = 0.95
+    random_state: Any = None  # of a bootstrap over rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +246,8 @@ def _inferred(
 ) -> Inference:
     """Standard errors; of endpoints by what they are of, unless a covariance was named."""
     level, rounding = settings.confidence_level, equations.rounding
+    if settings.covariance in OVER_ROWS:
+        return _over_rows(equations.places[0], solution, settings, rounding)
     if equations.cluster == "endpoint" and settings.covariance == "auto" and path is not None:
         if equations.sampling == "resamples":
             return spread(solution, path, level, rounding)
@@ -254,6 +260,20 @@ def _inferred(
         confidence_level=level,
         rounding=rounding,
     )
+
+
+def _over_rows(place: Place, solution: Solution, settings: Settings, rounding: float) -> Inference:
+    """Standard errors over rows at fixed weights, from the products of the columns with blocks."""
+    kind = settings.covariance
+    if place.spread is None:
+        raise ValueError(
+            f"Expected the equations of one model on its rows for covariance={kind!r}, got some of "
+            "its tensors alone, or arrays; use covariance='auto'."
+        )
+    upper = place.system.r_factor
+    away = deviations(place.spread, upper, solution.active, place.powers, solution.eps)
+    given = (settings.confidence_level, rounding, settings.random_state)
+    return over_rows(solution, *away, kind, *given)
 
 
 def _of_family(equations: Equations, stacked: Solution) -> tuple[Solution, Solution]:
@@ -344,7 +364,7 @@ def _insignificant(equations: Equations, coef: Array, inference: Inference) -> s
         return ""
     return (
         f"the joint test over windows does not reject that all coefficients are zero "
-        f"(F({q}, {inference.df:g}) = {statistic:.3g}, p = {p_value:.3g})."
+        f"(F({q}, {denominator(q, inference):g}) = {statistic:.3g}, p = {p_value:.3g})."
     )
 
 

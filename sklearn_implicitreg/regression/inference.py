@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
+from sklearn.utils import check_random_state
 
 from sklearn_implicitreg.regression.chunks import mapped
 from sklearn_implicitreg.regression.solve import Solution, Spectrum, decompose
 from sklearn_implicitreg.regression.system import Array, Rows, System
 
 COVARIANCES = ("auto", "ols", "nonrobust", "hc3", "cluster")
+OVER_ROWS = ("sandwich", "bootstrap")  # for weights that did not see the rows
 
 # Below it a t distribution of so few clusters says next to nothing.
 _MIN_CLUSTERS = 4
@@ -22,6 +25,8 @@ MIN_RESAMPLES = 4  # as with clusters: a spread of fewer holds next to nothing
 # One minus leverage at which a row is the only one to determine some coefficient.
 FULL_LEVERAGE = 1e-12
 _CHUNK = 2**17  # numbers in a chunk of rows, as when R factors are made
+_DRAWS = 2000  # of the bootstrap over rows, at least, and in a chunk of them
+_IN_TAILS = 20  # more draws where fewer would lie outside the interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,7 @@ class Inference:
     bic: float
     exact: bool = False
     units: Array | float = 1.0  # (k,): the covariance is of the coefficients divided by them
+    over_rows: bool = False  # at fixed weights, where an exact fit has errors too
 
 
 class _Part(NamedTuple):
@@ -143,6 +149,67 @@ def spread(
     )
     level = confidence_level
     return _packaged(solution, cov, known, df, level, "bootstrap", description, rounding)
+
+
+def over_rows(  # noqa: PLR0913
+    solution: Solution,
+    deviations: Array,
+    shares: Array,
+    kind: str,
+    confidence_level: float,
+    rounding: float,
+    random_state: Any,
+) -> Inference:
+    """Errors at fixed weights, from what every block of rows adds, (B, k), with its share."""
+    n, known = len(shares), np.flatnonzero(solution.active)
+    if n < 2:
+        raise ValueError(
+            f"Expected at least 2 rows or batches for covariance={kind!r}, got {n}; give more "
+            "rows, or a smaller batch_size."
+        )
+    # As HC1: mean-zero sums of rows, or of blocks of rows that were drawn at random.
+    cov = n / (n - 1) * (deviations.T @ deviations)[np.ix_(known, known)]
+    level, text = confidence_level, f"over rows at fixed weights ({kind}), {n} blocks of rows"
+    words = f"{text}, t({n - 1})"
+    found = _packaged(solution, cov, known, n - 1.0, level, kind, words, rounding)
+    found = replace(found, over_rows=True)
+    if kind == "sandwich":
+        return found
+    drawn = _studentized(deviations, shares, level, random_state)
+    # Symmetric (Hall 1988): products of residuals and features have heavy tails, with which the
+    # interval of equal tails is too short.
+    critical = np.quantile(drawn, level, axis=0, method="higher")
+    half = critical * found.std_err
+    larger = (drawn >= np.abs(found.tvalues)).mean(axis=0)
+    return replace(
+        found,
+        conf_int=np.column_stack([solution.coef - half, solution.coef + half]),
+        pvalues=np.where(np.isnan(found.tvalues), np.nan, np.maximum(larger, 1 / len(drawn))),
+        description=f"{text}, studentized, {len(drawn)} draws",
+    )
+
+
+def _studentized(deviations: Array, shares: Array, level: float, random_state: Any) -> Array:
+    """Bootstrap of ``|coef - its mean| / standard error``: blocks drawn with replacement."""
+    # No refit: the coefficients are linear in the gradient (Efron and Tibshirani 1993, chapter 12).
+    if random_state is None:  # NumPy's generator stays where it is
+        rng = np.random.RandomState()
+        rng.set_state(np.random.get_state())
+    else:
+        rng = check_random_state(random_state)
+    n = len(shares)
+    drawn = []
+    for _ in range(max(1, math.ceil(_IN_TAILS / (1 - level) / _DRAWS))):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS).astype(np.float64)
+        total = (counts @ shares)[:, None]
+        mean = counts @ deviations / total
+        # Sums of squares of deviations - share * mean.
+        square = counts @ deviations**2 - 2 * mean * (counts @ (deviations * shares[:, None]))
+        square += mean**2 * (counts @ shares**2)[:, None]
+        error = np.sqrt(n / (n - 1) * np.maximum(square, 0.0)) / total
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn.append(np.where(mean == 0, 0.0, np.abs(mean) / error))
+    return np.concatenate(drawn)
 
 
 def added(  # noqa: PLR0913

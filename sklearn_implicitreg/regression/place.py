@@ -15,6 +15,7 @@ from sklearn_implicitreg.problem import LossGradient, Problem
 from sklearn_implicitreg.regression.blocks import Block, as_rows, device_r_factor, streamed_r_factor
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
+from sklearn_implicitreg.regression.spread import Spread
 from sklearn_implicitreg.regression.system import Array, Rows, System
 
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
@@ -43,6 +44,7 @@ class Place:
     given: System | None = None
     powers: Array | None = None  # of two, (k + 1,), that multiply columns and target
     made: System | None = None  # the R factors, where they were made before
+    spread: Spread | None = None  # over blocks of rows, where their noise is asked for
 
     @cached_property
     def system(self) -> System:

@@ -18,7 +18,7 @@ from sklearn_implicitreg.regression.system import Array
 
 # Eigenvalues of correlations up to it are zero to rounding.
 _SINGULAR = 1e-13
-_REPLICATED = ("cluster", "bootstrap")  # rank of the covariance: at most df
+_REPLICATED = ("cluster", "bootstrap", "sandwich")  # rank of the covariance: at most df
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
@@ -35,7 +35,8 @@ class WaldTest:
     p_value : float
         Of ``F(df_num, df_denom)``.
     df_num, df_denom : float
-        Number of restrictions; degrees of freedom of the covariance.
+        Number of restrictions q; degrees of freedom of the covariance, less q - 1 where it comes
+        from clusters or resamples (Hotelling's T squared).
     description : str
         The covariance that was used, in words.
 
@@ -79,17 +80,24 @@ def wald_test(
     q = float(len(matrix))
     if inference.covariance in _REPLICATED and q > inference.df:
         raise ValueError(
-            f"Expected at most {inference.df:g} restrictions, one less than the clusters or "
-            f"resamples, got {q:g}; test fewer, or fit with covariance='hc3'."
+            f"Expected at most {inference.df:g} restrictions, one less than the clusters, "
+            f"resamples or blocks of rows, got {q:g}; test fewer, or fit with covariance='hc3'."
         )
     statistic, p_value = wald(matrix, matrix[:, used] @ coef[used] - target, inference)
-    return WaldTest(texts, statistic, p_value, q, inference.df, inference.description)
+    df = denominator(len(matrix), inference)
+    return WaldTest(texts, statistic, p_value, q, df, inference.description)
+
+
+def denominator(q: int, inference: Inference) -> float:
+    """Degrees of freedom below, of a test of q combinations of coefficients."""
+    # A covariance from C clusters is a sum of C squares: Hotelling's T squared.
+    return inference.df - (q - 1 if inference.covariance in _REPLICATED else 0)
 
 
 def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float, float]:
     """F test (Greene 2012, section 5.4) that combinations of coefficients equal given values."""
-    # Statistic d' (matrix cov matrix')^-1 d / q; NaN where that is singular or has no numbers, and
-    # where the clusters are not more than the combinations.
+    # Statistic d' (matrix cov matrix')^-1 d / q, of clusters times (C - q) / (C - 1); NaN where
+    # that is singular or has no numbers, and where the clusters are not more than the combinations.
     q, df = len(matrix), inference.df
     nothing = float("nan"), float("nan")
     used = np.flatnonzero((matrix != 0).any(axis=0))
@@ -113,8 +121,9 @@ def wald(matrix: Array, difference: Array, inference: Inference) -> tuple[float,
     left, singular, _ = np.linalg.svd(root / size[:, None], full_matrices=False)
     if len(singular) < q or singular[-1] <= _SINGULAR * q:
         return nothing
-    statistic = float(np.square(left.T @ (difference / size) / singular).sum()) / q
-    return statistic, float(special.fdtrc(q, df, statistic))
+    own = denominator(q, inference)
+    statistic = float(np.square(left.T @ (difference / size) / singular).sum()) / q * (own / df)
+    return statistic, float(special.fdtrc(q, own, statistic))
 
 
 def _restrictions(

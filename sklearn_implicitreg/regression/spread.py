@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import BlockGradient, Problem
 from sklearn_implicitreg.regression.design import Design
+from sklearn_implicitreg.regression.solve import decompose
 from sklearn_implicitreg.regression.system import Array, System
 
 # For each block of rows its weight, and the products (k,) of the columns with its mean gradient.
@@ -38,6 +40,8 @@ def observed(
         def measure() -> None:
             products = _products(held or _pieces(problem, designs), waiting)
             for block, own in zip(waiting, products.T, strict=True):
+                if not block.weight:  # its rows do not count
+                    continue
                 for part, spread in zip(np.split(own / block.weight, ends[:-1]), seen, strict=True):
                     spread.append((block.weight, part))
             waiting.clear()
@@ -64,6 +68,30 @@ def parts_of_noise(seen: Spread, whitener: Array) -> Array:
         deviations = (products - center) @ whitener
         parts: Array = weights * np.square(deviations).sum(axis=1) / (len(weights) - 1)
     return parts / float(weights.sum())
+
+
+def deviations(
+    seen: Spread,
+    r_factor: Array,
+    active: npt.NDArray[np.bool_],
+    powers: Array | None,
+    eps: float,
+) -> tuple[Array, Array]:
+    """What every block of rows adds to the error of the coefficients, (B, k), and its share."""
+    # coef = A^-1 D't, linear in the target t, which is minus a mean over rows: of block b it is
+    # s_b A^-1 D'(t_b - t), with its share s_b of the weight. These sum to zero.
+    k = r_factor.shape[1] - 1
+    weights, products = (np.array(part) for part in zip(*seen, strict=True))
+    shares = weights / weights.sum()
+    if powers is not None:
+        products = products * (powers[:-1] * powers[-1])
+    used, found = np.flatnonzero(active), np.zeros((len(shares), k))
+    if not used.size:
+        return found, shares
+    whitener = decompose(r_factor[:, [*used, -1]], eps=eps).whitener
+    away = shares[:, None] * (shares @ products - products)[:, used]
+    found[:, used] = (away @ whitener) @ whitener.T
+    return found, shares
 
 
 def share_of_pairs(systems: Sequence[System], shares: Sequence[float], mean: System) -> float:

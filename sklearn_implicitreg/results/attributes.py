@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,18 +14,21 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
+from sklearn_implicitreg.problem.parameters import check
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.results.explicit import explicit_estimator, model_units
 from sklearn_implicitreg.results.fit_description import Description
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
-from sklearn_implicitreg.results.next_steps import NextSteps, steps_for
-from sklearn_implicitreg.results.recovery import Recovery, recover
+from sklearn_implicitreg.results.next_steps import NextSteps, section_of, steps_for
 from sklearn_implicitreg.results.situation import Situation
 from sklearn_implicitreg.results.summary import Summary
+from sklearn_implicitreg.theory import smallest_detectable
+
+if TYPE_CHECKING:
+    from sklearn_implicitreg.results.recovery import Recovery
 
 
 class FittedResult:
@@ -100,9 +104,11 @@ class FittedResult:
         summary : Summary
         """
         result = self._fitted()
-        first = self.next_steps()[0]
+        steps = self.next_steps()
+        meaning = f"What {steps.verdict!r} means: {section_of(steps.verdict)}."
         return replace(
-            self._description.summary(result), last=f"Next: {first.title} (est.next_steps())."
+            self._description.summary(result),
+            last=f"Next: {steps[0].title} (est.next_steps()). {meaning}",
         )
 
     def next_steps(self) -> NextSteps:
@@ -172,6 +178,44 @@ class FittedResult:
             )
         equations, _ = self._kept("influence")
         return influence(equations.system, solution, equations.places[0].problem, top)
+
+    def smallest_detectable(self, alpha: float = 0.05, power: float = 0.8) -> Array:
+        """Smallest coefficients that this model and these rows could show.
+
+        What a two-sided t test by the standard errors of the fit finds with probability ``power``,
+        and never less than what stands out from the rounding of the gradient, which is all that is
+        known where the gradient is zero.
+
+        Parameters
+        ----------
+        alpha : float, default=0.05
+            Level of the test.
+        power : float, default=0.8
+            Probability to reject zero, above alpha.
+
+        Returns
+        -------
+        coef : ndarray of shape (k,)
+            In the units of ``coef_``; NaN where a coefficient has no standard error.
+
+        Raises
+        ------
+        ValueError
+            If the power is not above alpha, the family is solved as a whole, or the estimator was
+            unpickled.
+
+        See Also
+        --------
+        sklearn_implicitreg.theory.smallest_detectable : The same for given standard errors.
+        """
+        solution, inference = self._fitted().regression()
+        equations, _ = self._kept("smallest_detectable")
+        df = inference.df if inference.df > 0 else np.inf
+        seen = smallest_detectable(inference.std_err, df=df, alpha=alpha, power=power)
+        rounding = np.linalg.norm([place.rounding for place in equations.places])
+        floor = np.where(np.isfinite(solution.vif), rounding * solution.reach, np.nan)
+        # Without a gradient there are neither coefficients nor standard errors.
+        return np.where(np.isnan(solution.coef), floor, np.maximum(seen, floor))
 
     def by_layer(self) -> pd.DataFrame:
         """Table of the layers: what the equations of each alone say.
@@ -259,6 +303,8 @@ class FittedResult:
         The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
         gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
         """
+        from sklearn_implicitreg.results.explicit import model_units  # a light import stays so
+
         coefficients = self._coefficients()
         return model_units(self._first_model(), coefficients, self._description)
 
@@ -279,6 +325,8 @@ class FittedResult:
             For a bare module, whose training loop takes ``penalty_``, and for results of
             statsmodels, whose ``fit_regularized`` takes :meth:`in_model_units`.
         """
+        from sklearn_implicitreg.results.explicit import explicit_estimator
+
         stated = self._coefficients()
         penalty = self._result.penalty
         return explicit_estimator(self._first_model(), stated, self._description, penalty)
@@ -311,41 +359,94 @@ class FittedResult:
         check_is_fitted(self, "coef_")
         return chosen_display(self).from_estimator(self, ax=ax)
 
-    def recover(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Recovery:
+    def recover(  # noqa: PLR0913
+        self,
+        X: Any = None,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        start: str = "perturbed",
+        noise: float = 0.1,
+        n_draws: int = 3,
+        arms: Sequence[str] = ("recovered", "ablated"),
+        force: bool = False,
+        n_jobs: int | None = None,
+    ) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.
 
         In closed form for a linear model with squared error and a quadratic penalty, where the
-        result also says whether the weights *minimize* L + R; otherwise
-        :meth:`explicit_estimator` is trained. An arm without the penalty is there to compare.
+        result also says whether the weights *minimize* L + R. For a network L + R is minimized in
+        float64 on a copy, by L-BFGS and a trust region with products of the Hessian, from several
+        starts. Otherwise :meth:`explicit_estimator` is trained. An arm without the penalty, from
+        the same starts and with the same budget, is there to compare.
 
         Parameters
         ----------
         X, y, sample_weight
             The rows that the model was trained on, as in ``fit``.
+        start : {"perturbed", "trained", "fresh"}, default="perturbed"
+            Where both arms of a network begin: near the model, at it, or where its layers begin.
+            The estimator's ``random_state`` gives the starts; None gives the same ones each time.
+        noise : float, default=0.1
+            Size of the perturbation relative to the weights of each tensor.
+        n_draws : int, default=3
+            Number of starts of a network; at the trained weights there is one.
+        arms : sequence of {"recovered", "ablated"}, default=("recovered", "ablated")
+            Which arms of a network are trained.
+        force : bool, default=False
+            Whether a penalty is tried that the verdict calls wrong.
+        n_jobs : int or None, default=None
+            Number of runs of a network at the same time; None means 1.
 
         Returns
         -------
         recovery : Recovery
-            Weights, loss and predictions of the model and of both arms.
+            Weights, loss and predictions of the model and of both arms; of a network its
+            ``runs`` as well.
 
         Raises
         ------
         ValueError, TypeError
-            If neither form states the penalty, or for given equations or ``known`` parts.
+            If neither form states the penalty, or for given equations or ``known`` parts; if the
+            verdict is "out of family" or "not constant" and ``force`` is False, or a penalty that
+            rewards large weights leaves L + R without a lower bound.
         """
+        given = dict(locals())
+        # Loaded when used: they import more of scikit-learn than all else together.
+        from sklearn_implicitreg.results.recovery import recover
+        from sklearn_implicitreg.results.recovery.networks import ALLOWED, Plan
+
         self._fitted()
+        check("recover", given, ALLOWED)
         source = self._source
         if isinstance(source.model_, list):
             raise ValueError(
                 f"Expected a fit of one model to recover, got {len(source.model_)}; fit one "
                 "of them, and recover it."
             )
+        remarks = self._remarks(force)
         stated = self._coefficients() if isinstance(self.penalty_, FittedPenalty) else {}
         X, y = source._rows(X, y)
+        # A copy: the user's generator stays where it was.
+        options = replace(source._options(), random_state=copy.deepcopy(source.random_state))
+        seed, verbose = copy.deepcopy(source.random_state), source.verbose
+        plan = Plan(start, noise, n_draws, tuple(arms), seed, n_jobs, verbose)
         data = Data(X, y, sample_weight)
         return recover(
-            source.model_, stated, self._description, self.penalty_, data, source._options()
+            source.model_, stated, self._description, self.penalty_, data, options, plan, remarks
         )
+
+    def _remarks(self, force: bool) -> tuple[str, ...]:
+        """A note on a penalty that the verdict calls wrong; ValueError unless it is forced."""
+        if self.verdict_ not in ("out of family", "not constant"):
+            return ()
+        if not force:
+            raise ValueError(
+                f"Expected a penalty that holds, got one with the verdict {self.verdict_!r} "
+                f"(R2 {self.r2_:.3g}): training with it does not test it. Fit another family, or "
+                "give force=True."
+            )
+        return (f"Trained with force=True: the verdict of the fit is {self.verdict_!r}.",)
 
 
 def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:

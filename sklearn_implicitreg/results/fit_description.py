@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result
-from sklearn_implicitreg.regression.restrictions import wald
+from sklearn_implicitreg.regression.restrictions import denominator, wald
 from sklearn_implicitreg.results.summary import Summary, coefficient_frame, coefficient_table
 
 
@@ -112,7 +112,8 @@ class Description:
 def _regression_header(result: Result) -> list[tuple[str, str]]:
     solution, inference = result.regression()
     m, k, kept, exact = solution.n_equations, solution.n_used, result.family, inference.exact
-    name = f"F({len(kept)}, {inference.df:g})" if inference.df > 0 else "F"
+    below = denominator(len(kept), inference)
+    name = f"F({len(kept)}, {below:g})" if below > 0 else "F"
     test, criteria = ["none"] * 2, ["exact fit"] * 3
     if inference.df > 0 and exact:
         test = ["exact fit"] * 2  # rounding errors are nothing to compare with

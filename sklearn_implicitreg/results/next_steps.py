@@ -48,7 +48,7 @@ class NextSteps(Sequence[Step]):
         return iter(self.steps)
 
     def __repr__(self) -> str:
-        parts = [f"After the verdict {self.verdict!r}:"]
+        parts = [f"After the verdict {self.verdict!r} ({section_of(self.verdict)}):"]
         for number, step in enumerate(self.steps, 1):
             mark = f"{number}. "
             text = f"{step.title}. {step.why} Cost: {step.cost}."
@@ -62,8 +62,8 @@ class NextSteps(Sequence[Step]):
             f"Cost: {html.escape(step.cost)}.<pre>{html.escape(step.code)}</pre></li>"
             for step in self.steps
         ]
-        verdict = html.escape(self.verdict)
-        return f"<p>After the verdict <b>{verdict}</b>:</p><ol>{''.join(items)}</ol>"
+        verdict = f"<b>{html.escape(self.verdict)}</b> ({section_of(self.verdict)})"
+        return f"<p>After the verdict {verdict}:</p><ol>{''.join(items)}</ol>"
 
 
 class Rule(NamedTuple):
@@ -326,6 +326,11 @@ RULES = (
         "none",
     ),
 )
+
+
+def section_of(verdict: str) -> str:
+    """The section of the documentation that explains a verdict."""
+    return f"doc/trust.md#{verdict.replace(' ', '-')}"
 
 
 def steps_for(situation: Situation) -> NextSteps:

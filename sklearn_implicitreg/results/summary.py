@@ -182,7 +182,8 @@ def coefficient_table(
         "vif": "VIF",
     }
     table = coefficient_frame(term_names, solution, inference)[list(names)].rename(columns=names)
-    if inference.exact and inference.df > 0:  # rounding errors are no standard errors
+    # Rounding errors are no standard errors.
+    if inference.exact and inference.df > 0 and not inference.over_rows:
         table = table.assign(**{"std err": "exact", "t": "-", "P>|t|": "-"})
     return table.set_axis(list(term_names))
 

@@ -1,6 +1,14 @@
 """Closed forms for linear models, and the units of coefficients."""
 
-from sklearn_implicitreg.theory.bounds import trajectory_bound
+from sklearn_implicitreg.theory.bounds import (
+    coefficient_bounds,
+    distance_bound,
+    effective_parameters,
+    error_inflation,
+    gradient_bound,
+    smallest_detectable,
+    trajectory_bound,
+)
 from sklearn_implicitreg.theory.early_stopping import (
     early_stopping_eigenvalues,
     early_stopping_slopes,
@@ -28,13 +36,18 @@ from sklearn_implicitreg.theory.units import convert
 __all__ = [
     "ImplicitPenalty",
     "SpectralFilter",
+    "coefficient_bounds",
     "conjugate_gradient",
     "convert",
     "degrees_of_freedom",
+    "distance_bound",
     "early_stopping_eigenvalues",
     "early_stopping_slopes",
+    "effective_parameters",
     "equivalent_ridge",
+    "error_inflation",
     "exponential_average",
+    "gradient_bound",
     "gradient_descent",
     "gradient_flow",
     "implicit_penalty",
@@ -45,5 +58,6 @@ __all__ = [
     "principal_components",
     "ridge",
     "scalar_equivalent",
+    "smallest_detectable",
     "trajectory_bound",
 ]

@@ -12,6 +12,8 @@ from sklearn_implicitreg.trajectory.step_size import finite_step_factor, minibat
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
 from sklearn_implicitreg.trajectory.window import Window
 
+_SCALED = ("Adam", "AdamW", "RMSprop")  # whose step is the gradient's, entries times a scale
+
 
 def step_kinks(problem: Problem, windows: Sequence[Window]) -> Kinks:
     """Whether the loss is smooth on the scale of a step."""
@@ -37,16 +39,22 @@ def minibatch_note(
     problem: Problem, windows: Sequence[Window], trajectory: Trajectory, sub_window: int | None
 ) -> str:
     """The coefficient that theory expects of the column of mini-batching."""
-    settings = trajectory.settings
-    if trajectory.optimizer not in ("SGD", "gradient descent"):
+    settings, momentum, undamped = trajectory.settings, 0.0, 1.0
+    scaled = trajectory.optimizer in _SCALED and all(w.stop.scale for w in windows)
+    if scaled and "betas" in settings:  # the first moment is a mean: momentum, dampened
+        momentum = float(settings["betas"][0])
+        undamped = 1 - momentum
+    elif scaled or trajectory.optimizer in ("SGD", "gradient descent"):
+        momentum = float(settings.get("momentum", 0.0))
+        undamped = 1 - float(settings.get("dampening", 0.0)) * (momentum > 0)
+    else:
         several = "+" in trajectory.optimizer
         kind = "several optimizers" if several else "a preconditioned optimizer"
         return f"minibatch: no theory for {kind}."
     # What momentum multiplies lr / 4 by, mean over the windows of several steps.
     lengths = [min(sub_window or np.inf, w.n_steps) for w in windows if w.n_steps > 1]
-    momentum, nesterov = float(settings.get("momentum", 0.0)), bool(settings.get("nesterov"))
+    nesterov = bool(settings.get("nesterov"))
     factors = [minibatch_factor(momentum, int(n), nesterov=nesterov) for n in lengths]
-    undamped = 1 - float(settings.get("dampening", 0.0)) * (momentum > 0)
     kappa = float(np.average(factors, weights=lengths) * undamped)
     lr = _step_size(problem, windows)
     return f"minibatch: theory expects lr/4 times {kappa:.3g} = {lr / 4 * kappa:.4g}."

@@ -26,7 +26,7 @@ from torch import Tensor
 from sklearn_implicitreg.problem import Params
 
 SUMS = ("applied", "consumed", "visited")
-PARTS = ("weights", *SUMS)
+PARTS = ("weights", *SUMS, "scale")
 _ALIGNED = 8  # bytes; a tensor of a file begins at a multiple of them
 
 
@@ -44,6 +44,9 @@ class Mark:
         these are empty where they were not recorded.
     visited : dict of str to Tensor
         Sum of the weights that the gradients were taken at.
+    scale : dict of str to Tensor
+        What the optimizer multiplies each entry of a gradient by, up to the step size, at the end
+        of an epoch; empty elsewhere, and where it is the same for all entries.
     """
 
     step: int
@@ -52,6 +55,7 @@ class Mark:
     applied: Params
     consumed: Params
     visited: Params
+    scale: Params = field(default_factory=dict)
 
     def tensor(self, what: str, name: str) -> Tensor:
         """One tensor of the weights or of one of the sums."""

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem, zeros_of
+from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem, times, zeros_of
 from sklearn_implicitreg.trajectory.references import (
     Gradient,
     Reference,
@@ -35,10 +35,8 @@ def has_nuisance(
 def gradient_and_column(
     whole: Problem, window: Window, reference: Gradient
 ) -> tuple[LossGradient, Params | None]:
-    """Mean gradient of a window, and its column of mini-batching.
-
-    In one pass where both are at the mean iterate, with the rows of the window's batches.
-    """
+    """Mean gradient of a window, and its column of mini-batching."""
+    # In one pass where both are at the mean iterate, with the rows of the window's batches.
     if not window.skipping:
         return _gradient_and_column(whole, window, reference)
     columns: list[Params | None] = []
@@ -64,7 +62,8 @@ def _gradient_and_column(
     batches = named_batches(window, whole)
     plain = reference.sub_window is None and reference.weighted and reference.n_nodes == 1
     if plain and batches is not None and _merged(window, whole):
-        found = whole.at(window.mean("visited")).mean_and_spread(batches)
+        there = whole.at(window.mean("visited"))
+        found = there.mean_and_spread(batches, window.stop.scale)
         if found is not None:
             return found
     gradient = reference.mean_gradient(whole, window)
@@ -75,11 +74,13 @@ def _column(
     whole: Problem, window: Window, reference: Gradient, gradient: LossGradient
 ) -> Params | None:
     """Gradient of ``mean_k |g_k - g|^2`` over the batches of a window, at its mean iterate."""
+    # Of a step that multiplies each entry by a scale P: (g_k - g)' P (g_k - g), P held fixed.
+    scale = window.stop.scale
     if reference.sub_window is None:
-        return _spread(whole, window, gradient)
+        return _spread(whole, window, gradient, scale)
     total: Params = {}
     for part in sub_windows(window, reference.sub_window):
-        column = _spread(whole, part, at_mean(whole, part, exact=True))
+        column = _spread(whole, part, at_mean(whole, part, exact=True), scale)
         if column is None:
             return None
         for name, tensor in column.items():
@@ -88,13 +89,13 @@ def _column(
     return total
 
 
-def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | None:
+def _spread(whole: Problem, window: Window, gradient: LossGradient, scale: Params) -> Params | None:
     there = whole.at(window.mean("visited"))
     batches = named_batches(window, whole)
     if batches is not None:
         if _merged(window, whole):
-            return there.spread_gradient(batches, gradient.value)
-        return _accumulated_spread(whole, window, gradient)
+            return there.spread_gradient(batches, gradient.value, scale)
+        return _accumulated_spread(whole, window, gradient, scale)
     sizes = np.array([step.batch_size or 0 for step in window.counted], dtype=np.float64)
     n_rows = whole.n_rows or 0
     if sizes.min() < 1 or sizes.max() > n_rows:
@@ -108,7 +109,7 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient) -> Params | 
     factor = float(noise / np.mean(n_rows / own - 1))
     # The parts are of L itself, and ``gradient`` is of what the steps were made on.
     center = scaled(gradient, 1 / window.loss_factor(whole)).value
-    spread = there.spread_gradient(parts, center)
+    spread = there.spread_gradient(parts, center, scale)
     return {name: factor * column for name, column in spread.items()}
 
 
@@ -121,7 +122,9 @@ def _noise(step: Step, whole: Problem) -> float:
     return float((whole.n_rows or 0) * (shares**2 / sizes).sum() - shares.sum() ** 2)
 
 
-def _accumulated_spread(whole: Problem, window: Window, gradient: LossGradient) -> Params:
+def _accumulated_spread(
+    whole: Problem, window: Window, gradient: LossGradient, scale: Params
+) -> Params:
     """The same of steps that are no mean over the rows of their batches."""
     there = whole.at(window.mean("visited"))
     total = zeros_of(gradient.value)
@@ -129,7 +132,7 @@ def _accumulated_spread(whole: Problem, window: Window, gradient: LossGradient) 
         used = step.used(whole) or []
         alone = [(there.take(rows, np.ones(len(rows))), share) for rows, _, share in used]
         own = weighted_sum([p.gradient().value for p, _ in alone], [share for _, share in alone])
-        away = minus(own, gradient.value)
+        away = times(minus(own, gradient.value), scale)
         for part, share in alone:
             for name, product in part.hvp(away).items():
                 total[name] += product * (2 * share / window.n_steps)

@@ -55,7 +55,14 @@ class _Made:
 
 
 class Probe(ABC):
-    """Makes a trajectory from a trained model, once for its rows; give it as ``trajectory=``."""
+    """Makes a trajectory from a trained model, once for its rows; give it as ``trajectory=``.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.trajectory import ContinueTraining, GradientDescentProbe, Probe
+    >>> issubclass(ContinueTraining, Probe) and issubclass(GradientDescentProbe, Probe)
+    True
+    """
 
     _made: _Made | None = None
 

@@ -27,6 +27,12 @@ class Kinks:
         Of ``Hg`` with central differences of the gradient, over ``|Hg|``, at the two distances.
     distances : tuple of float
         How far the differences reach, the larger first.
+
+    Examples
+    --------
+    >>> from sklearn_implicitreg.trajectory import Kinks
+    >>> Kinks(smooth=True, mismatch=(1.6e-7, 1e-8), distances=(1e-3, 2.5e-4)).note
+    ''
     """
 
     smooth: bool

@@ -422,8 +422,8 @@ def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
     for mark in part.marks[1:]:
         step, epoch = mark.step - first.step + last.step, mark.epoch - first.epoch + last.epoch
         own = _sums(mark, its)
-        sums = [moved(own[what], shift[what], -1.0) for what in SUMS]
-        shifted.append(Mark(step, epoch, mark.weights, *sums))
+        sums = {what: moved(own[what], shift[what], -1.0) for what in SUMS}
+        shifted.append(Mark(step, epoch, mark.weights, **sums, scale=mark.scale))
     kept = total.marks if r_factors is None else (*total.marks[:-1], bare(last))
     return replace(
         total,

@@ -77,4 +77,6 @@ def _shifted(trajectory: Trajectory, names: set[str]) -> Trajectory:
 
 
 def _with_visited(mark: Mark, visited: Params) -> Mark:
-    return Mark(mark.step, mark.epoch, mark.weights, mark.applied, mark.consumed, visited)
+    return Mark(
+        mark.step, mark.epoch, mark.weights, mark.applied, mark.consumed, visited, mark.scale
+    )

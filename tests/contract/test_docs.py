@@ -14,10 +14,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import Ridge
 
 import sklearn_implicitreg
+from sklearn_implicitreg import ImplicitRegularizationEstimator, exceptions
 from sklearn_implicitreg.regression.verdict import VERDICTS
-from sklearn_implicitreg.results.next_steps import RULES
+from sklearn_implicitreg.results.next_steps import RULES, NextSteps, section_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -46,7 +49,8 @@ CODE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page(page):
+def test_page(page, monkeypatch):
+    monkeypatch.setattr(exceptions, "_GIVEN", set())  # warnings that come once a process
     source = "\n".join(block for block in CODE.findall(page.read_text()) if ">>>" in block)
     test = doctest.DocTestParser().get_doctest(source, {}, page.name, str(page), 0)
     report = []
@@ -136,6 +140,85 @@ def test_the_page_of_next_steps_is_the_table():
             assert rule.title.partition("{")[0] in section
             assert rule.why.partition("{")[0] in section
     assert heads == list(VERDICTS)
+
+
+def _anchors(page):
+    """Anchors of the headings of a page, as the builder of the pages makes them."""
+    heads = re.findall(r"^#+ (.*)$", CODE.sub("", (ROOT / page).read_text()), re.MULTILINE)
+    words = (re.sub(r"[^\w\- ]", "", head.lower()) for head in heads)
+    return {f"{page}#{word.replace(' ', '-')}" for word in words}
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_every_verdict_names_its_section(verdict):
+    section = section_of(verdict)
+    assert section in _anchors("doc/trust.md")
+    assert section in repr(NextSteps(verdict, []))
+    assert section in NextSteps(verdict, [])._repr_html_()
+
+
+def test_a_summary_names_the_section_of_its_verdict():
+    X, y = load_diabetes(return_X_y=True)
+    for family in ("l2", "power", "l2+weight_decay", "diagonal"):
+        est = ImplicitRegularizationEstimator(Ridge().fit(X, y), family=family)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", exceptions.CollinearTermsWarning)
+            est.fit(X, y)
+        assert section_of(est.verdict_) in " ".join(str(est.summary()).split())
+
+
+@pytest.mark.parametrize("name", exceptions.__all__)
+def test_every_warning_names_its_section_with_an_example(name):
+    kind = getattr(exceptions, name)
+    section = f"doc/warnings.md#{name.lower()}"
+    assert section in _anchors("doc/warnings.md")
+    assert section in kind.__doc__
+    text = (ROOT / "doc" / "warnings.md").read_text().split(f"## {name}\n")[1].split("\n## ")[0]
+    assert name in "".join(CODE.findall(text))
+    if issubclass(kind, Warning):
+        with pytest.warns(kind, match=re.escape(f"Something. ({section})")):
+            exceptions.warn_user("Something.", kind)
+
+
+def test_warnings_of_others_are_left_as_they_are():
+    with pytest.warns(UserWarning) as caught:
+        exceptions.warn_user("Something.", UserWarning)
+    assert str(caught[0].message) == "Something."
+
+
+def test_every_public_name_has_an_example_that_runs():
+    pages = [path for path in (ROOT / "doc").glob("*.md") if path in PAGES or path == EXTENDING]
+    code = "".join(block for path in pages for block in CODE.findall(path.read_text()))
+    assert "load_diabetes" in code
+    missing = []
+    for module in map(importlib.import_module, PUBLIC_MODULES):
+        for name in module.__all__:
+            own = vars(getattr(module, name)) if isinstance(getattr(module, name), type) else {}
+            text = own.get("__doc__") or getattr(getattr(module, name), "__doc__", "") or ""
+            if ">>>" not in text and not re.search(rf"\b{name}\b", code):
+                missing.append(f"{module.__name__}.{name}")
+    assert missing == []
+
+
+def test_the_readme_and_the_home_page_open_with_the_picture():
+    picture = ROOT / "doc" / "_static" / "penalty_shape.png"
+    assert picture.stat().st_size < 100_000
+    for page in (ROOT / "README.md", ROOT / "doc" / "index.md"):
+        head = page.read_text().split("```python")[0]
+        (path,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", head)
+        assert (page.parent / path).resolve() == picture
+
+
+def test_formulas_need_no_network():
+    pytest.importorskip("latex2mathml")
+    sys.path.insert(0, str(ROOT / "doc"))
+    offline = importlib.import_module("offline")
+    assert "<mfrac>" in offline.mathml(r"\frac{1}{2}", block=True)
+    with pytest.raises(ValueError, match="that latex2mathml knows"):
+        offline.mathml(r"\unknown{x}")
+    for text in ('<script src="https://a.b/c.js">', '<link rel="stylesheet" href="//a.b/c.css">'):
+        assert offline.loaded(text)
+    assert not offline.loaded('<a href="https://a.b/c"> <script src="_static/c.js">')
 
 
 @pytest.mark.parametrize("page", ["doc/design.md", "CONTRIBUTING.md"])

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import random
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from sklearn_implicitreg import (
     equations,
 )
 from sklearn_implicitreg.penalties import ActivationL2
+from sklearn_implicitreg.results.recovery import minimize
 from sklearn_implicitreg.trajectory import ContinueTraining, record
 
 N_POINTS = 14  # of an interruption in each call, spread over all of its function calls
@@ -146,6 +148,11 @@ def of_a_net(cls, call, **options):
     return Situation(net, X, y, call)
 
 
+def recovered_briefly(est, X, y):
+    with mock.patch.object(minimize, "BUDGET", 20):
+        return est.fit(X, y).recover(X, y, arms=("recovered",), n_draws=1, force=True)
+
+
 SITUATIONS = {
     "skorch": lambda: of_a_net(
         NeuralNetRegressor,
@@ -156,9 +163,9 @@ SITUATIONS = {
     ),
     "recovery of a net": lambda: of_a_net(
         NeuralNetRegressor,
-        lambda m, X, y: ImplicitRegularizationEstimator(
-            m, family="weight_decay", positive=True
-        ).fit(X, y).recover(X, y),
+        lambda m, X, y: recovered_briefly(
+            ImplicitRegularizationEstimator(m, family="weight_decay", positive=True), X, y
+        ),
     ),
     "folds of a net": lambda: of_a_net(
         NeuralNetRegressor,

@@ -13,6 +13,7 @@ from sklearn_implicitreg.regression.inference import (
     spread,
     without_numbers,
 )
+from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.regression.solve import solve
 from sklearn_implicitreg.regression.system import System
 
@@ -354,3 +355,36 @@ class TestSimulatedCoverage:
 
     def test_ols_is_off_where_rows_are_heteroskedastic(self):
         assert coverage("ols", heteroskedastic) < 0.85
+
+
+class TestSizeOfTheJointTest:
+    """Rejections at 5 % of a true null, nearly collinear columns beside a nuisance column."""
+
+    @staticmethod
+    def p_value(rng, n_clusters, k, m=12):
+        base = rng.standard_normal((m, k + 1))
+        base[:, 1:k] = base[:, :1] + 0.05 * base[:, 1:k]
+        design = base + 0.1 * rng.standard_normal((n_clusters, m, k + 1))
+        noise = rng.standard_normal((n_clusters, m)) @ rng.standard_normal((m, m))  # of a window
+        target = design[:, :, k] + noise
+        groups = np.repeat(np.arange(n_clusters), m)
+        solution, inference = fitted(
+            design.reshape(-1, k + 1), target.ravel(), groups, covariance="cluster"
+        )
+        return wald(np.eye(k + 1)[:k], solution.coef[:k], inference)[1], inference.pvalues[0]
+
+    @pytest.mark.parametrize("k", [1, 2, 3])
+    @pytest.mark.parametrize("n_clusters", [5, 12, 30])
+    def test_is_the_level(self, n_clusters, k):
+        rng = np.random.default_rng(1000 * k + n_clusters)
+        n = {5: 500, 12: 250, 30: 120}[n_clusters]
+        rejected = [self.p_value(rng, n_clusters, k)[0] < 0.05 for _ in range(n)]
+        low, high = stats.binom.interval(0.998, n, 0.05)
+        # The jackknife's covariance is a little too wide.
+        assert 0.2 * low <= sum(rejected) <= high
+
+    def test_of_one_coefficient_is_its_interval(self):
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            joint, alone = self.p_value(rng, 6, 1)
+            assert joint == pytest.approx(alone, rel=1e-9)

@@ -103,6 +103,34 @@ def test_a_trained_net_and_its_loader(shuffle):
     np.testing.assert_allclose(found.coef_, 0.02, rtol=1e-8)
 
 
+@pytest.mark.parametrize("batch_size", [50, 10])
+def test_rows_of_a_loader_are_not_read_for_every_step(batch_size):
+    n_read = 0
+
+    class Counted(TensorDataset):
+        def __getitem__(self, row):
+            nonlocal n_read
+            n_read += 1
+            return super().__getitem__(row)
+
+    net = new_net()
+    optimizer = sgd(net, weight_decay=0.02)
+    with record(net, optimizer) as recorder:
+        for rows in torch.arange(len(INPUTS)).split(batch_size):
+            recorder.batch(rows)
+            net.zero_grad()
+            MSE(net(INPUTS[rows]), TARGETS[rows]).backward()
+            optimizer.step()
+        recorder.epoch()
+    loader = DataLoader(Counted(INPUTS, TARGETS), batch_size=50)
+    options = {"mode": "trajectory", "reference": "batch", "window": "epoch", "params": "all"}
+    est = ImplicitRegularizationEstimator(
+        net, family="weight_decay", loss="mse", trajectory=recorder.trajectory, **options
+    ).fit(loader)
+    np.testing.assert_allclose(est.coef_, 0.02, rtol=1e-8)
+    assert n_read < 8 * len(INPUTS)  # 9 and 45 steps
+
+
 @pytest.mark.parametrize("kind", ["float64", "float32", "labels", "tensors", "own loss"])
 def test_a_trained_net_and_its_arrays(kind):
     rows, target, loss = X * 20, TARGETS.numpy()[:, 0], "mse"
@@ -437,9 +465,11 @@ def test_text_and_html():
 
 def test_the_summary_ends_with_the_first_step():
     est = fit(Lasso(alpha=0.5).fit(X, Y), family="l2")
-    last = f"Next: {est.next_steps()[0].title} (est.next_steps())."
+    steps = est.next_steps()
+    last = f"Next: {steps[0].title} (est.next_steps())."
+    where = f"What {steps.verdict!r} means: doc/trust.md#{steps.verdict.replace(' ', '-')}."
     summary = est.summary()
-    assert str(summary).splitlines()[-1] == last
+    assert " ".join(str(summary).split()).endswith(f"{last} {where}")
     assert last in summary._repr_html_()
     assert "est.next\\_steps()" in summary.as_latex()
 

@@ -17,7 +17,6 @@ from sklearn.linear_model import (
     Ridge,
     SGDRegressor,
 )
-from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVR
@@ -323,18 +322,6 @@ class TestRefit:
         assert found.recovered.distance < 1e-4 < 0.1 * found.ablated.distance
         assert "LinearSVR takes no zero" in found.notes[2]
 
-    def test_network_from_its_own_start(self):
-        net = MLPRegressor(
-            hidden_layer_sizes=(3,), alpha=10.0, solver="lbfgs", max_iter=5000, random_state=0
-        ).fit(X_DIABETES, Y_DIABETES / 50)
-        found = recovered(net, X_DIABETES, Y_DIABETES / 50)
-        assert found.method == "refit"
-        assert len(found.index) == 33
-        # Its solver stops by a relative decrease of 2e-9, which `tol` does not change.
-        assert found.recovered.loss == pytest.approx(found.model.loss, rel=1e-3)
-        assert found.recovered.cosine > 0.999
-        assert found.recovered.distance < 0.1 * found.ablated.distance
-
 
 class TestWhatIsQuadratic:
     @pytest.mark.parametrize(
@@ -375,15 +362,6 @@ class TestBadInput:
         est = ImplicitRegularizationEstimator(model, known={"l2": 1e-3}).fit(X_DIABETES, Y_DIABETES)
         with pytest.raises(ValueError, match="without known penalties"):
             est.recover(X_DIABETES, Y_DIABETES)
-
-    def test_network_needs_a_training_loop(self):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(10, 3), nn.Tanh(), nn.Linear(3, 1)).double()
-        y = torch.tensor(Y_DIABETES)[:, None]
-        est = ImplicitRegularizationEstimator(net, loss="mse", positive=True)
-        est.fit(torch.tensor(X_DIABETES), y)
-        with pytest.raises(TypeError, match="add penalty_ to a training loop"):
-            est.recover(torch.tensor(X_DIABETES), y)
 
     def test_penalty_that_no_estimator_states(self):
         model = Ridge(alpha=3.0).fit(X_DIABETES, Y_DIABETES)

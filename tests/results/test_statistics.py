@@ -378,7 +378,7 @@ class TestPath:
         test = est.wald_test(est.term_names_)
         header = dict(est.summary().header)
         assert header[f"F({test.df_num:g}, {test.df_denom:g})"] == f"{test.statistic:.4g}"
-        assert test.df_denom == 5  # six windows
+        assert test.df_denom == 4  # six windows, two coefficients
 
 
 class TestInfluence:

@@ -248,8 +248,21 @@ class TestTheoryOfMinibatches:
         est = fit(train(lambda p: SGD(p, lr=0.01), decay=0.5, n_epochs=3))
         assert self.expected(est) == pytest.approx(0.01 * (1 + 0.5 + 0.25) / 3 / 4, rel=1e-3)
 
-    def test_none_for_rmsprop(self):
-        est = fit(train(lambda p: RMSprop(p, lr=0.001, momentum=0.5)))
+    @pytest.mark.parametrize(
+        ("make", "wanted"),
+        [
+            (lambda p: RMSprop(p, lr=0.001, momentum=0.5), minibatch_factor(0.5, 5)),
+            (lambda p: Adam(p, lr=0.001, betas=(0.8, 0.99)), minibatch_factor(0.8, 5) * 0.2),
+        ],
+        ids=["RMSprop", "Adam"],
+    )
+    def test_preconditioned(self, make, wanted):
+        """Momentum in the same way, the scale of the entries in the column."""
+        est = fit(train(make))
+        assert self.expected(est) == pytest.approx(0.001 / 4 * wanted, rel=2e-3)
+
+    def test_none_for_nadam(self):
+        est = fit(train(lambda p: torch.optim.NAdam(p, lr=0.001)))
         assert "no theory for a preconditioned optimizer" in text_of(est)
 
 

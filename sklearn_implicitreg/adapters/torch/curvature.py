@@ -24,6 +24,7 @@ from sklearn_implicitreg.problem import (
     closing,
     flat,
     profiled,
+    times,
     zeros_of,
 )
 
@@ -102,11 +103,11 @@ class _Batched(Protocol):
         ...
 
 
-def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGradient, Params]:
-    """Mean of the batch gradients, and the gradient of their spread about it.
-
-    Graphs are kept for the second derivatives as far as there is room.
-    """
+def mean_and_spread(
+    problem: _Batched, batches: list[Indices], scale: Params | None = None
+) -> tuple[LossGradient, Params]:
+    """Mean of the batch gradients, and the gradient of their spread about it."""
+    # Graphs are kept for the second derivatives as far as there is room.
     held: list[BlockGradient] = []
     row_weights = np.zeros(problem.n_rows or 0)
 
@@ -132,25 +133,31 @@ def mean_and_spread(problem: _Batched, batches: list[Indices]) -> tuple[LossGrad
     masses = problem.masses
     weight = float(len(row_weights) if masses is None else masses.sum())
     mean = replace(mean, weight=weight, n_rows=int(np.count_nonzero(row_weights)))
-    return mean, spread_about(problem, batches, mean.value, held)
+    return mean, spread_about(problem, batches, mean.value, held, scale)
 
 
 def spread_about(
-    problem: _Batched, batches: list[Indices], center: Params, held: Sequence[BlockGradient] = ()
+    problem: _Batched,
+    batches: list[Indices],
+    center: Params,
+    held: Sequence[BlockGradient] = (),
+    scale: Params | None = None,
 ) -> Params:
-    """``2 mean_k H_k (g_k - center)`` by reverse mode twice, from graphs where they are held."""
+    """``2 mean_k H_k scale (g_k - center)`` by reverse mode twice, from graphs where held."""
     total = zeros_of(problem.params)
     about = {name: g.to(problem.params[name]) for name, g in center.items()}
     with closing(problem.graphs(batches[len(held) :])) as graphs:
         for block in itertools.chain(held, graphs):
-            mass, outputs, vectors = block.weight, [], []
+            mass, outputs = block.weight, []
+            away: Params = {}
             for name, g in about.items():
                 own = block.sums[name]
                 if own.requires_grad:
                     outputs.append(own)
-                    vectors.append(own.detach() / mass - g)
+                    away[name] = own.detach() / mass - g
             if not outputs:
                 continue  # the loss has no second derivative
+            vectors = list(times(away, scale).values())
             products = torch.autograd.grad(outputs, problem.leaves, vectors, allow_unused=True)
             for into, product in zip(total.values(), products, strict=True):
                 if product is not None:

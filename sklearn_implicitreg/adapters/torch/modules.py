@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sklearn_implicitreg.adapters.registry import Data, Options
+from sklearn_implicitreg.adapters.torch import functions
 from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward, without_cudnn
 from sklearn_implicitreg.adapters.torch.curvature import (
     hessian_vector,
@@ -72,10 +73,12 @@ from sklearn_implicitreg.problem import (
     check_finite_params,
     norm_of,
     select_params,
+    times,
     zeros_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
+from sklearn_implicitreg.problem.problem import BatchLoss
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
@@ -133,27 +136,9 @@ class TorchProblem(Problem):
         # They take a pass over the rows, and are asked for at the weights of every step.
         own = (self.rows, self.row_loss, self.reading)
         if not self.memory or any(a is not b for a, b in zip(own, self.memory[0], strict=True)):
-            self.memory[:] = [own, self._masses()]
+            self.memory[:] = [own, functions.masses_of(self)]
         masses: Weights | None = self.memory[1]
         return masses
-
-    def _masses(self) -> Weights | None:
-        if not self.rows.n_rows:
-            return None
-        found: list[Tensor] = []
-        with preserved_rng(self.device, self.seed), torch.no_grad():
-            for read in self.rows.batches(self.batch_size):
-                batch = self.to_device(read)
-                target = batch.target
-                if self.row_loss.by_class:  # labels are numbered by the number of outputs
-                    output = self.forward(self.module, batch.inputs)
-                    target = self.row_loss.prepare(output, target)
-                own = self.row_loss.masses(target, batch.weight)
-                if own is None:
-                    return None
-                found.append(own.double().cpu())
-        masses: Weights = torch.cat(found).numpy()
-        return None if (masses == 1).all() else masses
 
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters, buffers and attributes."""
@@ -207,6 +192,18 @@ class TorchProblem(Problem):
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng)
 
+    def losses(self) -> Iterator[BatchLoss]:
+        """The loss on each batch of rows, as a differentiable function of the parameters."""
+        return functions.losses(self)
+
+    def outputs(self, params: Params) -> tuple[Weights, Weights]:
+        """Outputs of the model at some parameters, of shape (n, K), and weights of the rows."""
+        return functions.outputs_at(self, params)
+
+    def fresh(self, seed: int) -> Params:
+        """Parameters before a training, as the model's layers draw them."""
+        return functions.fresh_params(self, seed)
+
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
         own = self.params
@@ -217,50 +214,48 @@ class TorchProblem(Problem):
             name: vector[name].to(t) if name in vector else torch.zeros_like(t)
             for name, t in own.items()
         }
-        call = ModuleCall(self.module, self.forward)
         total = zeros_of(own)
         weight = mass = 0.0
-        with preserved_rng(self.device, self._drawn), self.own_kernels():
-            for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
-                batch = self.to_device(read)
+        for summed in functions.batch_losses(self):
 
-                def loss(params: Params, batch: Batch = batch) -> Tensor:
-                    nonlocal mass
-                    output = call(params, batch.inputs)
-                    target = self.row_loss.prepare(output, batch.target)
-                    value, mass = self.row_loss(output, target, batch.weight)
-                    return value
+            def loss(params: Params, summed: BatchLoss = summed) -> Tensor:
+                nonlocal mass
+                value, mass = summed(params)
+                return value
 
-                for name, product in hessian_vector(loss, own, along).items():
-                    add_to(total[name], product)
-                weight += mass
+            for name, product in hessian_vector(loss, own, along).items():
+                add_to(total[name], product)
+            weight += mass
         return {name: product.div_(weight) for name, product in total.items()}
 
-    def spread_gradient(self, batches: list[Indices], center: Params) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)``.
-
-        Only the tensors in ``center`` count in the norm.
-        """
+    def spread_gradient(
+        self, batches: list[Indices], center: Params, scale: Params | None = None
+    ) -> Params:
+        """Gradient of ``mean_k |g_k - g|^2`` in the tensors of ``center``."""
+        # 2 mean_k H_k (g_k - g)
         if max(map(len, batches)) <= self.batch_size:
             with contextlib.suppress(RuntimeError, NotImplementedError):
-                return spread_about(self, batches, center)
+                return spread_about(self, batches, center, scale=scale)
         # Batches that do not fit at once, and what has only a forward rule for its derivative.
         total = zeros_of(self.params)
         for rows in batches:
             batch = self.take(rows, np.ones(len(rows)))
             own = batch.gradient().value
-            product = batch.hvp({name: own[name] - g for name, g in center.items()})
+            away = {name: own[name] - g for name, g in center.items()}
+            product = batch.hvp(times(away, scale))
             for name, h in product.items():
                 add_to(total[name], h, 2 / len(batches))
         return total
 
-    def mean_and_spread(self, batches: list[Indices]) -> tuple[LossGradient, Params] | None:
+    def mean_and_spread(
+        self, batches: list[Indices], scale: Params | None = None
+    ) -> tuple[LossGradient, Params] | None:
         """Mean of the batch gradients, and ``spread_gradient`` about it, in one pass."""
         drawn = self.batch_normalized or self.seed is not None
         if drawn or max(map(len, batches)) > self.batch_size:
             return None
         with contextlib.suppress(RuntimeError, NotImplementedError):
-            return mean_and_spread(self, batches)
+            return mean_and_spread(self, batches, scale)
         return None
 
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:

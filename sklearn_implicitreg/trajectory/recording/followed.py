@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,8 +15,10 @@ from sklearn_implicitreg.trajectory.recording.applied_gradient import Stretch
 from sklearn_implicitreg.trajectory.recording.optimizers import (
     UpdateRule,
     Watched,
+    number,
     plain_settings,
     rule_of,
+    scale_of,
 )
 
 # Of Accelerate and Lightning, whose optimizers are of torch's class as well.
@@ -144,6 +147,23 @@ def described(parts: Sequence[Followed]) -> tuple[str, dict[str, Any]]:
     if len(set(kinds)) == 1 and all(one == shared[0] for one in shared):
         return kinds[0], first
     return " + ".join(kinds), {}
+
+
+def scales(parts: Sequence[Followed]) -> Params:
+    """What each entry of a gradient is multiplied by, over the first step size; {} if by one."""
+    groups = {id(p): g for one in parts for g in one.optimizer.param_groups for p in g["params"]}
+    own: dict[str, tuple[Tensor, float, Tensor | None]] = {}
+    for one in parts:
+        for name, p in one.params.items():
+            group, state = groups[id(p)], one.optimizer.state.get(p, {})
+            own[name] = p.detach(), number(group["lr"]), scale_of(p, group, state)
+    rates = [lr for _, lr, _ in own.values()]
+    if not rates[0] or (len(set(rates)) == 1 and all(s is None for *_, s in own.values())):
+        return {}
+    return {
+        name: (torch.ones_like(p) if scale is None else scale) * (lr / rates[0])
+        for name, (p, lr, scale) in own.items()
+    }
 
 
 def param_groups(parts: Sequence[Followed]) -> dict[str, str]:

@@ -84,6 +84,22 @@ def adagrad(moved: Tensor, group: Group, before: State, after: State) -> Tensor:
     return signed(moved / lr * (wide(after["sum"]).sqrt() + group["eps"]), group)
 
 
+def scale_of(p: Tensor, group: Group, state: State) -> Tensor | None:
+    """What a step multiplies each entry of the gradient by; None if it is one number for all."""
+    kinds = ("max_exp_avg_sq", "exp_avg_sq", "exp_inf", "square_avg", "sum")
+    found = (state[key] for key in kinds if isinstance(state.get(key), Tensor))
+    root = next((t for t in found if t.shape == p.shape), None)
+    if root is None:
+        return None
+    if "exp_avg_sq" in state and "betas" in group:
+        root = root / (1 - number(group["betas"][1]) ** number(state["step"]))
+    if isinstance(state.get("grad_avg"), Tensor):  # of a centered RMSprop
+        root = root - state["grad_avg"].square()
+    if "exp_inf" not in state:
+        root = root.sqrt()
+    return torch.nan_to_num(1 / (root + number(group.get("eps", 0.0))), 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Rule:
     """How the gradient that a step applied is recovered, in float64."""

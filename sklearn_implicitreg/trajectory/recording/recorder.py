@@ -20,6 +20,7 @@ from sklearn_implicitreg.trajectory.recording.followed import (
     Followed,
     described,
     param_groups,
+    scales,
     tensors_of,
 )
 from sklearn_implicitreg.trajectory.recording.optimizers import number
@@ -58,7 +59,7 @@ class Recorder:
         self._reached: set[int] = set()  # the ``id`` of each tensor that it reached
         self._skipped: frozenset[str] = frozenset()  # by the last round
         self._n_changed = 0
-        self._epoch = 0
+        self._epoch, self._epoch_at = 0, -1
         self._dropped: dict[str, int] = {}
         self._steps: list[Step] = []
         summed = SUMS if gradients or (gradients is None and every == 1) else ("applied", "visited")
@@ -169,7 +170,7 @@ class Recorder:
         self._end_round()
         self._check(self._replaced())
         self._called = False
-        self._epoch += 1
+        self._epoch, self._epoch_at = self._epoch + 1, self._step
         self._every = self._kept.end_epoch(self._epoch, self._every)
         self._mark()
         self._busy = False
@@ -470,7 +471,9 @@ class Recorder:
         sums = {**self._sums, **{what: own.flush() for what, own in self._running.items()}}
         for part in self._parts:
             part.watched.remember()
-        self._kept.put(Mark(self._step, self._epoch, weights, *(sums[what] for what in SUMS)))
+        scale = scales(self._parts) if self._epoch_at == self._step else {}
+        own = {"weights": weights, **sums, "scale": scale}
+        self._kept.put(Mark(self._step, self._epoch, **own))
         if self._kept.failed is not None:
             self._end_if_full()
 

@@ -104,6 +104,8 @@ class _StepsOfModel(torch.optim.Optimizer):
         for tensor, value in zip(self._tensors, params, strict=True):
             tensor.copy_(torch.tensor(value.T))
             self.state[tensor]["given"] = tensor.grad
+        for tensor, square in zip(self._tensors, getattr(self._inner, "vs", ()), strict=False):
+            self.state[tensor]["square_avg"] = torch.tensor(square.T)  # of Adam
 
 
 def _given(moved: Tensor, group: Any, before: Any, after: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights that minimize loss and estimated penalty, compared with those of the model."""
+"""The arms of a linear model: solved in closed form, or by the explicit estimator."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
-from sklearn_implicitreg.endpoints.templates import inner_model, weight_name
+from sklearn_implicitreg.endpoints.templates import weight_name
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem import Params, Problem, flat, norm_of, shaped
 from sklearn_implicitreg.regression.solve import norm_of as norm
@@ -25,128 +24,18 @@ from sklearn_implicitreg.results.quadratic_form import (
     QuadraticForm,
     Stationary,
     has_gradient,
-    quadratic_loss,
     quadratic_penalty,
 )
-from sklearn_implicitreg.results.summary import Summary
+from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
+from sklearn_implicitreg.results.recovery.labels import weight_index
 
 _STATIONARY = 1e-6  # of the summands: gradient of a parameter at its optimum
 _WEAK = 1e-3  # share of the penalty where an estimator takes no zero
 _PREDICTION = "Prediction: root mean square difference from the model's, over the rows."
 
 
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """Weights from one way of training, compared with the model's.
-
-    Attributes
-    ----------
-    coef : ndarray of shape (p,)
-        The parameters in scope, flattened and joined.
-    loss, penalty : float
-        Mean loss L, in the library's units, and estimated penalty R at these weights.
-    distance, cosine : float
-        ``|coef - model| / |model|``, and that of the angle between the two.
-    prediction : float
-        Root mean square difference in predictions, or decision values; outputs added up.
-    """
-
-    coef: Array
-    loss: float
-    penalty: float
-    distance: float
-    cosine: float
-    prediction: float
-
-
-@dataclass(frozen=True, eq=False)
-class Recovery:
-    """Weights that L + R leads to, compared with the model's and with those of L alone.
-
-    Attributes
-    ----------
-    model, recovered, ablated : Arm
-        The trained model; where L + R is stationary, or a retrained estimator; the same with
-        R = 0, of several least-squares solutions the shortest.
-    index, notes : MultiIndex of length p, tuple of str
-        Tensor and coordinate of every weight, and sentences for the reader.
-    method : {"closed form", "refit"}
-        How the arms were made.
-    is_minimizer, is_unique : bool or None
-        Whether the recovered weights minimize L + R, or only solve the linear equations, and are
-        its only stationary point. None after a refit, which minimizes.
-    smallest_eigenvalue : float
-        Of the Hessian of L + R; NaN after a refit.
-    """
-
-    model: Arm
-    recovered: Arm
-    ablated: Arm
-    index: pd.MultiIndex
-    notes: tuple[str, ...]
-    method: str = "refit"
-    is_minimizer: bool | None = None
-    is_unique: bool | None = None
-    smallest_eigenvalue: float = float("nan")
-
-    def summary(self) -> Summary:
-        """Table of the three arms, printable as text, HTML and LaTeX.
-
-        Returns
-        -------
-        summary : Summary
-        """
-        arms = {"model": self.model, "recovered": self.recovered, "without R": self.ablated}
-        table = pd.DataFrame(map(vars, arms.values()), index=list(arms)).drop(columns="coef")
-        table.insert(2, "L + R", table["loss"] + table["penalty"])
-        table = table.rename(columns={"loss": "L", "penalty": "R"})
-        header = [("Weights", str(len(self.index))), ("Method", self.method)]
-        if self.is_minimizer is not None:
-            alone = "yes" if self.is_unique else "yes, not alone"
-            header.append(("Minimizer", alone if self.is_minimizer else "no"))
-            header.append(("Smallest eigenvalue", f"{self.smallest_eigenvalue:.3g}"))
-        return Summary("Recovery", header, table, list(self.notes))
-
-    def to_frame(self) -> pd.DataFrame:
-        """Weights of the three arms side by side.
-
-        Returns
-        -------
-        frame : DataFrame
-            One row per weight, columns ``model``, ``recovered``, ``ablated``.
-        """
-        names = ("model", "recovered", "ablated")
-        return pd.DataFrame({name: getattr(self, name).coef for name in names}, index=self.index)
-
-    def __repr__(self) -> str:
-        return str(self.summary())
-
-    def _repr_html_(self) -> str:
-        return self.summary().as_html()
-
-
-def recover(
-    model: Any,
-    coef: Mapping[str, float],
-    description: Description,
-    penalty: PenaltyValue | None,
-    data: Data,
-    options: Options,
-) -> Recovery:
-    """Solve ``L + R`` in closed form where both are quadratic, else train an estimator."""
-    if isinstance(model, str) or penalty is None:
-        raise TypeError(
-            "Expected a model to recover, got given equations; there are no weights to train."
-        )
-    description.check_all_unknown()
-    task = _Task(model, penalty, data, options, adapt(model, data, options))
-    loss = quadratic_loss(task.problem)
-    found = None if loss is None else _solved(task, loss)
-    return found or _refitted(task, coef, description, loss)
-
-
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """A trained model with its data and penalty, with which every arm is compared."""
 
     model: Any
@@ -163,9 +52,11 @@ class _Task:
 
     @property
     def theta(self) -> Array:
+        """Weights of the model."""
         return flat(self.problem.params)
 
     def arm(self, coef: Array, loss: float, prediction: float) -> Arm:
+        """Weights compared with the model's."""
         theta = self.theta
         size, own = norm(theta), norm(coef)
         distance = norm(coef - theta) / size if size else float("nan")
@@ -174,6 +65,7 @@ class _Task:
         return Arm(coef, loss, penalty, distance, cosine, prediction)
 
     def solved(self, loss: QuadraticForm, coef: Array) -> Arm:
+        """Weights of a quadratic loss, without another pass over the rows."""
         step = coef - self.theta
         value = self.problem.gradient().loss + loss.change(self.theta, coef)
         # Half the second derivative of a squared error is the mean square of the predictions.
@@ -181,6 +73,7 @@ class _Task:
         return self.arm(coef, value, away**0.5)
 
     def trained(self, estimator: Any) -> Arm:
+        """Weights of an estimator after its training."""
         weight, weights = self.data.sample_weight, {}
         if weight is not None:
             name = weight_name(estimator)
@@ -204,10 +97,8 @@ class _Task:
     def compared(
         self, recovered: Arm, ablated: Arm, notes: tuple[str, ...], **judged: Any
     ) -> Recovery:
-        params = self.problem.params
-        entries = ((n, self.problem.labels(n, np.arange(t.numel()))) for n, t in params.items())
-        rows = [(name, label) for name, labels in entries for label in labels]
-        index = pd.MultiIndex.from_tuples(rows, names=["tensor", "coordinate"])
+        """Both arms beside the model."""
+        index = weight_index(self.problem, self.problem.params)
         model = self.arm(self.theta, self.problem.gradient().loss, 0.0)
         return Recovery(model, recovered, ablated, index, notes, **judged)
 
@@ -222,7 +113,7 @@ class _Task:
         return (f"{text} (gradient {size:.3g}).",)
 
 
-def _solved(task: _Task, loss: QuadraticForm) -> Recovery | None:
+def solved_arms(task: Task, loss: QuadraticForm) -> Recovery | None:
     """The three arms in closed form; None where the penalty is not quadratic at the solution."""
     rule = quadratic_penalty(task.value, task.problem.params)
     if rule is None:
@@ -261,9 +152,10 @@ def _judged(found: Stationary) -> str:
     return "The Hessian of L + R is positive definite: the recovered weights minimize it, alone."
 
 
-def _refitted(
-    task: _Task, coef: Mapping[str, float], description: Description, loss: QuadraticForm | None
+def refitted_arms(
+    task: Task, coef: Mapping[str, float], description: Description, loss: QuadraticForm | None
 ) -> Recovery:
+    """The arms by training the estimator that states the penalty, and without it."""
     penalty = task.penalty
     if not isinstance(penalty, FittedPenalty):
         raise ValueError(
@@ -299,18 +191,7 @@ def _refitted(
 
 
 def _predicted(model: Any, X: Any) -> Array:
-    """Predictions, after which the modules of a net are in the modes that they were in."""
-    modes = [(part, part.training) for module in _modules(model) for part in module.modules()]
-    try:
-        for method in ("decision_function", "predict_proba", "predict"):
-            if hasattr(model, method):
-                return np.asarray(getattr(model, method)(X), dtype=np.float64)
-    finally:
-        for part, training in modes:
-            part.training = training
+    for method in ("decision_function", "predict_proba", "predict"):
+        if hasattr(model, method):
+            return np.asarray(getattr(model, method)(X), dtype=np.float64)
     raise TypeError(f"Expected a model with predict, got {type(model).__name__}.")
-
-
-def _modules(model: Any) -> list[nn.Module]:
-    """Modules of a net, also of one inside a container."""
-    return [own for own in vars(inner_model(model)).values() if isinstance(own, nn.Module)]

@@ -1,0 +1,117 @@
+"""Networks trained again with the estimated penalty: what comes back, and the estimates of it.
+
+Run: ``python benchmarks/bench_retraining.py``
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from bench_recovery import digits_net
+from nets import FAMILIES, train
+
+from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.penalties import L2, SmoothL1
+from sklearn_implicitreg.results.recovery.certificates import newton_distance, smallest_eigenvalue
+from sklearn_implicitreg.results.recovery.objective import Objective
+
+RECOVERED = ("recovered",)
+
+
+def small_nets(n_seeds: int = 3) -> None:
+    """Share of starts from which 10-30-1 nets come back."""
+    for truth in ("l2", "smooth_l1", "elastic_net"):
+        for noise in (0.1, 0.3):
+            runs, start = [], time.perf_counter()
+            for seed in range(n_seeds):
+                net = train(truth, seed, n_hidden=30)
+                est = ImplicitRegularizationEstimator(
+                    net.net, family=FAMILIES[truth], loss="mse", params="all"
+                ).fit(net.X, net.y)
+                runs.append(est.recover(net.X, net.y, noise=noise, arms=RECOVERED).runs)
+            found = np.concatenate(
+                [own[["back", "matched", "function"]].to_numpy() for own in runs]
+            )
+            back = found[:, 0].astype(bool)
+            print(
+                f"  {truth:12s} +{noise:.0%}: back {back.sum()} of {len(back)}, after matching "
+                f"{(found[:, 1] < 1e-5).sum()}, largest distance {found[:, 1].max():.1e}, function "
+                f"{found[:, 2].max():.1e}, {time.perf_counter() - start:.0f} s"
+            )
+
+
+def digits() -> None:
+    """Nets 64-32-10 with 2,410 weights: functions, curvature and time."""
+    l2, sparse = (1e-2, L2()), (1e-3, SmoothL1(delta=1e-3))
+    for name, terms in {"l2": [l2], "elastic_net": [l2, sparse]}.items():
+        net, X, y = digits_net(terms, weights_only=False)
+        est = ImplicitRegularizationEstimator(
+            net, family=name, loss="cross_entropy", params="all"
+        ).fit(X, y)
+        start = time.perf_counter()
+        found = est.recover(X, y, n_draws=1, arms=RECOVERED)
+        row = found.runs.iloc[0]
+        print(
+            f"  digits {name:12s}: distance {row['distance']:.1e}, function {row['function']:.1e}, "
+            f"{row['evaluations']} evaluations, {row['stopped']}, "
+            f"{time.perf_counter() - start:.1f} s, smallest eigenvalue "
+            f"{found.smallest_eigenvalue:.6e}, gradient {found.gradient:.1e}\n    {found.notes[1]}"
+        )
+
+
+def eigenvalues(n_seeds: int = 6) -> float:
+    """Largest relative error of the smallest eigenvalue by Lanczos."""
+    worst = 0.0
+    for seed in range(n_seeds):
+        net = train("elastic_net", seed, n_hidden=30)
+        rows = Data(net.X, net.y)
+        objective = Objective(adapt(net.net, rows, Options(loss="mse", params="all")), None)
+        theta = objective.theta
+        dense = np.linalg.eigvalsh([objective.product(theta, e) for e in np.eye(len(theta))])[0]
+        found = smallest_eigenvalue(objective, theta, seed)
+        worst = max(worst, abs(found[0] / dense - 1))
+    print(f"  smallest eigenvalue: largest error {worst:.1e}")
+    return worst
+
+
+def newton_steps(n_seeds: int = 4) -> None:
+    """Estimated over true distance of weights that were moved off a minimum."""
+    ratios = []
+    for truth in ("l2", "smooth_l1", "elastic_net"):
+        for seed in range(n_seeds):
+            net = train(truth, seed, n_hidden=30)
+            est = ImplicitRegularizationEstimator(
+                net.net, family=FAMILIES[truth], loss="mse", params="all"
+            ).fit(net.X, net.y)
+            problem = adapt(net.net, Data(net.X, net.y), Options(loss="mse", params="all"))
+            objective = Objective(problem, est.penalty_)
+            noise = np.random.default_rng(seed).standard_normal(len(objective.theta))
+            noise /= np.linalg.norm(noise)
+            size = np.linalg.norm(objective.theta)
+            for away in (1e-4, 1e-3, 1e-2):
+                theta = objective.theta + away * size * noise
+                step, contraction = newton_distance(objective, theta, objective.gradient(theta)[1])
+                ratio = step * np.linalg.norm(theta) / (away * size)
+                lowest = smallest_eigenvalue(objective, theta, seed)[0]
+                contraction = contraction if lowest > 0 else float("nan")
+                ratios.append((contraction, ratio))
+                shown = f"contraction {contraction:.2f}, ratio {ratio:.3f}"
+                print(f"  {truth:12s} seed {seed}, {away:g} away: {shown}")
+    near = [ratio for contraction, ratio in ratios if contraction < 0.5]
+    print(f"  contraction below .5: {len(near)} of {len(ratios)}, {min(near):.3f}..{max(near):.3f}")
+
+
+def main() -> None:
+    """Print all tables."""
+    torch.set_num_threads(1)
+    small_nets()
+    digits()
+    eigenvalues()
+    newton_steps()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Loss, outputs and new starts of a module, as functions of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sklearn_implicitreg.adapters.torch.data import Batch, merged_last
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
+from sklearn_implicitreg.adapters.torch.structure import skeleton
+from sklearn_implicitreg.problem import ModuleCall, Params
+from sklearn_implicitreg.problem.problem import BatchLoss
+from sklearn_implicitreg.problem.row_models import first_tensor
+
+Array = npt.NDArray[np.float64]
+
+
+def losses(problem: Any) -> Iterator[BatchLoss]:
+    """Those of all batches, of all readings of rows that differ at each."""
+    for reading in range(problem.reading, problem.reading + problem.n_passes):
+        yield from batch_losses(replace(problem, reading=reading))
+
+
+def batch_losses(problem: Any) -> Iterator[BatchLoss]:
+    """Summed loss and weight of every batch as functions; random numbers begin at the seed."""
+    call = ModuleCall(problem.module, problem.forward)
+    # Fused attention has neither a forward rule nor a second derivative.
+    with (
+        preserved_rng(problem.device, problem._drawn),
+        problem.own_kernels(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        for read in merged_last(problem.rows.batches(problem.batch_size), problem.batch_normalized):
+            batch = problem.to_device(read)
+
+            def loss(params: Params, batch: Batch = batch) -> tuple[Tensor, float]:
+                output = call(params, batch.inputs)
+                target = problem.row_loss.prepare(output, batch.target)
+                summed: tuple[Tensor, float] = problem.row_loss(output, target, batch.weight)
+                return summed
+
+            yield loss
+
+
+def outputs_at(problem: Any, params: Params) -> tuple[Array, Array]:
+    """Outputs of shape (n, K) and weights of the rows."""
+    found, weights = [], []
+    with torch.no_grad():
+        for batch in problem.row_batches(params):
+            output = first_tensor((batch.outputs,))
+            found.append(output.reshape(batch.n_rows, -1).double().cpu().numpy())
+            weights.append(batch.weight.double().cpu().numpy())
+    outputs = np.concatenate(found)
+    if isinstance(problem.row_loss.criterion, nn.CrossEntropyLoss):  # which sees no common shift
+        outputs = outputs - outputs.mean(axis=1, keepdims=True)
+    return outputs, np.concatenate(weights)
+
+
+def fresh_params(problem: Any, seed: int) -> Params:
+    """Trained parameters as the layers' own ``reset_parameters`` draws them."""
+    own = skeleton(problem.module, problem.device, None)
+    for parameter in own.parameters():  # whose memory is the user's
+        parameter.data = parameter.data.clone()
+    with preserved_rng(problem.device, seed), torch.no_grad():
+        for name, part in own.named_modules():
+            reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+            if reset is not None:
+                reset()
+            elif any(p.requires_grad for p in part.parameters(recurse=False)):
+                raise ValueError(
+                    "Expected layers that draw their own start by reset_parameters() for "
+                    f"start='fresh', got {type(part).__name__} ({name or 'the module itself'}), "
+                    "which has none; write one, or use start='perturbed'."
+                )
+    named = dict(own.named_parameters())
+    return {name: named[name].detach() for name in problem.params}
+
+
+def masses_of(problem: Any) -> Array | None:
+    """Weight of every row in the mean loss; None where all count as one."""
+    if not problem.rows.n_rows:
+        return None
+    found: list[Tensor] = []
+    with preserved_rng(problem.device, problem.seed), torch.no_grad():
+        for read in problem.rows.batches(problem.batch_size):
+            batch = problem.to_device(read)
+            target = batch.target
+            if problem.row_loss.by_class:  # labels are numbered by the number of outputs
+                output = problem.forward(problem.module, batch.inputs)
+                target = problem.row_loss.prepare(output, target)
+            own = problem.row_loss.masses(target, batch.weight)
+            if own is None:
+                return None
+            found.append(own.double().cpu())
+    masses: Array = torch.cat(found).numpy()
+    return None if (masses == 1).all() else masses

@@ -1,0 +1,176 @@
+"""What holds at given weights: the sign of the curvature, the distance to the minimum, bounds."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from sklearn_implicitreg.problem import flat
+from sklearn_implicitreg.regression.solve import norm_of as norm
+from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.recovery.minimize import newton_step
+from sklearn_implicitreg.results.recovery.objective import Objective
+
+_DENSE = 200  # weights; below, the whole Hessian costs less than Lanczos
+_TOL = 1e-5
+_FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
+_AT_REST = 1e-6  # of the summands of the gradient
+_CONTRACTING = 0.5  # above, a Newton step does not tell the distance
+_DEEP = 10.0  # times the value at the model: a fall that is no rounding
+_FAR = (1e2, 1e4, 1e6)  # how far along a ray
+
+
+class Certificate(NamedTuple):
+    """What the first and second derivatives of L + R say at some weights."""
+
+    gradient: float  # its norm
+    scale: float  # of its two summands
+    lowest: float  # eigenvalue of the Hessian
+    largest: float
+    direction: Array
+    converged: bool
+    step: float  # estimated distance to the minimum, relative to the weights
+    contraction: float
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the gradient is zero next to its summands."""
+        return self.gradient <= _AT_REST * self.scale
+
+    @property
+    def sign(self) -> int:
+        """Sign of the smallest eigenvalue; 0 where it is zero to rounding."""
+        return 0 if abs(self.lowest) <= _FLAT * self.largest else int(np.sign(self.lowest))
+
+    def sentences(self) -> list[str]:
+        """Which proposition holds, in plain words, and the estimated distance."""
+        said = [self._proposition()]
+        if self.sign > 0 and not self.at_rest and self.contraction < _CONTRACTING:
+            said.append(
+                f"Estimated distance to the minimum: {self.step:.2g} of the weights, by a Newton "
+                f"step that contracts by {self.contraction:.2g}; an estimate, not a bound."
+            )
+        elif self.sign > 0 and not self.at_rest:
+            said.append(
+                "The distance to the minimum cannot be estimated: a Newton step does not contract "
+                f"here ({self.contraction:.2g})."
+            )
+        return said
+
+    def _proposition(self) -> str:
+        size = f"smallest eigenvalue of the Hessian of L + R: {self.lowest:.3g}"
+        if not self.converged:
+            size += ", not converged"
+        if self.sign < 0:
+            return (
+                f"A saddle, not a minimum ({size}): near the model are weights with a lower "
+                "L + R, and training on it would not end here. Compare functions, not weights."
+            )
+        if self.sign == 0:
+            return (
+                f"Flat ({size}): L + R does not change along a direction of the weights, which "
+                "say nothing along it. Compare functions."
+            )
+        if not self.at_rest:
+            return (
+                f"The gradient of L + R is not zero at the model ({self.gradient:.2g}, of summands "
+                f"of {self.scale:.2g}), so no proposition holds there; {size}."
+            )
+        return (
+            f"Proposition A: the model is a strict local minimum of L + R and its only stationary "
+            f"point nearby ({size}); other basins may have minima of their own."
+        )
+
+
+def certificate(objective: Objective, theta: Array, scale: float, seed: int) -> Certificate:
+    """Curvature at some weights, and the Newton step from there with its contraction."""
+    slope = objective.gradient(theta)[1]
+    lowest, largest, direction, converged = smallest_eigenvalue(objective, theta, seed)
+    step = contraction = float("nan")
+    if norm(slope) and lowest > _FLAT * largest:
+        step, contraction = newton_distance(objective, theta, slope)
+    return Certificate(norm(slope), scale, lowest, largest, direction, converged, step, contraction)
+
+
+def newton_distance(objective: Objective, theta: Array, slope: Array) -> tuple[float, float]:
+    """Relative length of two Newton steps, and the length of the second over the first."""
+    # With the same Hessian in both: a step that leaves the basin then does not contract.
+    product = functools.partial(objective.product, theta)
+    first = newton_step(product, -slope)
+    second = newton_step(product, -objective.gradient(theta + first)[1])
+    size = norm(theta) or 1.0
+    return norm(first + second) / size, norm(second) / norm(first)
+
+
+def smallest_eigenvalue(
+    objective: Objective, theta: Array, seed: int
+) -> tuple[float, float, Array, bool]:
+    """Smallest and largest eigenvalue of the Hessian, direction of the first, if it converged."""
+    p = len(theta)
+    if p <= _DENSE:
+        hessian = np.array([objective.product(theta, unit) for unit in np.eye(p)])
+        values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+        return float(values[0]), float(np.abs(values).max()), vectors[:, 0], True
+    operator = LinearOperator((p, p), lambda v: objective.product(theta, v), dtype=np.float64)
+    start = np.random.default_rng(seed).standard_normal(p)
+    largest = float(abs(eigsh(operator, 1, which="LM", v0=start, tol=1e-2)[0][0]))
+    converged, size = True, min(p, 60)
+    try:
+        values, vectors = eigsh(operator, 1, which="SA", v0=start, tol=_TOL, ncv=size, maxiter=50)
+    except ArpackNoConvergence:
+        converged = False
+        values, vectors = eigsh(
+            operator, 1, which="SA", v0=start, tol=1e-2, ncv=size, maxiter=10 * p
+        )
+    return float(values[0]), largest, vectors[:, 0], converged
+
+
+def check_bounded(objective: Objective, direction: Array) -> None:
+    """Raise ValueError where L + R falls without end along a ray from the model."""
+    here = objective.value(objective.theta)
+    for words, start, ray in _rays(objective, direction):
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = [objective.value(start + ray(far)) for far in (1.0, *_FAR)]
+        falls = np.diff(values)
+        # A fall that grows with the distance outruns whatever the loss does along the ray.
+        deep = values[-1] < here - _DEEP * max(1.0, abs(here))
+        if deep and np.isfinite(values).all() and (falls < 0).all() and falls[-1] < 10 * falls[-2]:
+            raise ValueError(
+                "Expected an L + R with a lower bound, got one that falls without end: with "
+                f"{words} {_FAR[-1]:g} times as large it is {values[-1]:.3g} (at the model "
+                f"{here:.3g}), because the penalty rewards large "
+                "weights. Fit with positive=True or another family, and recover that."
+            )
+
+
+def _rays(
+    objective: Objective, direction: Array
+) -> Iterator[tuple[str, Array, Callable[[float], Array]]]:
+    """Ways to go far: along the smallest curvature, by tensors alone, by one against the next."""
+    theta, size = objective.theta, norm(objective.theta) or 1.0
+    for step in (size * direction, -size * direction):
+        yield "a step along the smallest curvature", theta, _scaled(step)
+    masks: dict[str, Array] = {}
+    for name in objective.params:
+        chosen = {n: torch.full_like(t, float(n == name)) for n, t in objective.params.items()}
+        masks[name] = flat(chosen)
+    rewarded = (theta * objective.penalty_gradient(theta) < 0).astype(float)
+    named = {**masks, "the weights that the penalty rewards": rewarded}
+    for name, mask in named.items():
+        yield name, theta * (1 - mask), _scaled(theta * mask)
+    matrices = [name for name, tensor in objective.params.items() if tensor.ndim > 1]
+    for pair in itertools.pairwise(matrices):
+        for up, down in (pair, pair[::-1]):
+            rest = theta * (1 - masks[up] - masks[down])
+            words = f"{up} (and {down} by the inverse)"
+            yield words, rest, _scaled(theta * masks[up], theta * masks[down])
+
+
+def _scaled(up: Array, down: Array | float = 0.0) -> Callable[[float], Array]:
+    return lambda far: far * up + down / far

@@ -1,0 +1,241 @@
+"""The arms of a network: L + R and L alone minimized from the same starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils import check_random_state
+from sklearn.utils.parallel import Parallel, delayed
+
+from sklearn_implicitreg.problem import flat, shaped
+from sklearn_implicitreg.problem.parameters import (
+    FLAG,
+    NOTHING,
+    Allowed,
+    choice,
+    integer,
+    number,
+)
+from sklearn_implicitreg.progress import progress
+from sklearn_implicitreg.regression.solve import norm_of as norm
+from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.recovery import minimize
+from sklearn_implicitreg.results.recovery.certificates import (
+    Certificate,
+    certificate,
+    check_bounded,
+)
+from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
+from sklearn_implicitreg.results.recovery.labels import names_of, weight_index
+from sklearn_implicitreg.results.recovery.matching import Hidden, hidden_layers, matched
+from sklearn_implicitreg.results.recovery.minimize import Run, minimized
+from sklearn_implicitreg.results.recovery.objective import Objective
+
+BACK = 1e-3  # of the standard deviation of the outputs
+_ARM = choice("recovered", "ablated")
+_JOBS = integer(-(2**31))
+ALLOWED = {
+    "start": choice("perturbed", "trained", "fresh"),
+    "noise": number(above=0),
+    "n_draws": integer(1),
+    "arms": Allowed(
+        lambda arms: (
+            isinstance(arms, list | tuple)
+            and 0 < len(arms) <= 2
+            and all(map(_ARM.holds, arms))
+            and len(set(arms)) == len(arms)
+        ),
+        ("a tuple of 'recovered', 'ablated' or both",),
+    ),
+    "force": FLAG,
+    "n_jobs": NOTHING | Allowed(lambda n: n != 0 and _JOBS.holds(n), ("an integer other than 0",)),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the arms are trained."""
+
+    start: str
+    noise: float
+    n_draws: int
+    arms: tuple[str, ...]
+    random_state: Any = None
+    n_jobs: int | None = None
+    verbose: int = 0
+
+    @property
+    def seeds(self) -> list[int]:
+        """One seed for each draw; the user's generator stays where it was."""
+        given = 0 if self.random_state is None else copy.deepcopy(self.random_state)
+        n = 1 if self.start == "trained" else self.n_draws
+        return [int(s) for s in check_random_state(given).randint(2**31 - 1, size=n)]
+
+    @property
+    def words(self) -> str:
+        """The start in words."""
+        more = f" by {100 * self.noise:g} %" if self.start == "perturbed" else ""
+        return f"{self.start}{more}"
+
+
+def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> Recovery:
+    """Both arms from every start, compared with the model."""
+    scale = objective.scale()
+    certified = certificate(objective, objective.theta, scale, plan.seeds[0])
+    check_bounded(objective, certified.direction)
+    layers = hidden_layers(objective, plan.seeds[0])
+    sides = {"recovered": objective, "ablated": objective.ablated()}
+    starts = [_start(objective, plan, seed) for seed in plan.seeds]
+    tasks = [(arm, draw) for arm in plan.arms for draw in range(len(starts))]
+    outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
+        delayed(minimized)(sides[arm], starts[draw], scale) for arm, draw in tasks
+    )
+    ends = list(progress(outcomes, "Training again", len(tasks), plan.verbose))
+    compare = _Comparison(objective, layers)
+    rows, arms = [], []
+    for (arm, draw), run in zip(tasks, ends, strict=True):
+        own = compare.arm(run.theta)
+        arms.append(own)
+        rows.append(compare.row(arm, draw, starts[draw], run, own))
+    runs = pd.DataFrame(rows)
+    chosen = {arm: arms[_median(runs[runs["arm"] == arm])] for arm in plan.arms}
+    return Recovery(
+        model=compare.arm(objective.theta),
+        recovered=chosen.get("recovered"),
+        ablated=chosen.get("ablated"),
+        index=weight_index(objective.problem, objective.params),
+        notes=(*remarks, *_notes(runs, certified, layers, objective)),
+        method="minimized",
+        is_minimizer=certified.sign > 0 and certified.at_rest,
+        smallest_eigenvalue=certified.lowest,
+        runs=runs,
+        gradient=certified.gradient,
+        facts=tuple(_facts(runs, certified, plan)),
+    )
+
+
+def _start(objective: Objective, plan: Plan, seed: int) -> Array:
+    if plan.start == "trained":
+        return objective.theta
+    if plan.start == "fresh":
+        return flat(objective.problem.fresh(seed))
+    rng = np.random.default_rng(seed)
+    # Every tensor by its own size: biases are much smaller than weights.
+    sizes = [np.full(t.numel(), float(t.square().mean().sqrt())) for t in objective.params.values()]
+    noise = rng.standard_normal(len(objective.theta))
+    start: Array = objective.theta + plan.noise * np.concatenate(sizes) * noise
+    return start
+
+
+@dataclass
+class _Comparison:
+    """What weights are compared with: those of the model, and its outputs on the rows."""
+
+    objective: Objective
+    layers: list[Hidden]
+
+    def __post_init__(self) -> None:
+        theta = self.objective.theta
+        self._outputs, self._weights = self._output(theta)
+        mean = np.average(self._outputs, axis=0, weights=self._weights)
+        self._spread = self._rms(self._outputs - mean)
+
+    def _output(self, theta: Array) -> tuple[Array, Array]:
+        return self.objective.problem.outputs(shaped(self.objective.params, theta))
+
+    def _rms(self, away: Array) -> float:
+        return float(np.sqrt(np.average((away**2).sum(axis=1), weights=self._weights)))
+
+    def distance(self, theta: Array) -> float:
+        """Relative distance of the weights."""
+        model = self.objective.theta
+        return norm(theta - model) / norm(model) if norm(model) else float("nan")
+
+    def arm(self, theta: Array) -> Arm:
+        """Weights with their loss, penalty and outputs."""
+        model, loss = self.objective.theta, self.objective.loss(theta)
+        sizes = norm(theta) * norm(model)
+        return Arm(
+            coef=theta,
+            loss=loss,
+            penalty=self.objective.value(theta) - loss,
+            distance=self.distance(theta),
+            cosine=float(theta @ model) / sizes if sizes else float("nan"),
+            prediction=self._rms(self._output(theta)[0] - self._outputs),
+        )
+
+    def row(self, arm: str, draw: int, start: Array, run: Run, own: Arm) -> dict[str, Any]:
+        """Numbers of one run."""
+        near = matched(self.objective, self.layers, run.theta) if self.layers else None
+        function = own.prediction / self._spread if self._spread else own.prediction
+        return {
+            "arm": arm,
+            "draw": draw,
+            "start": self.distance(start),
+            "distance": own.distance,
+            "matched": float("nan") if near is None else self.distance(near),
+            "function": function,
+            "loss": own.loss,
+            "penalty": own.penalty,
+            "objective": own.loss + own.penalty,
+            "gradient": run.gradient,
+            "evaluations": run.n_evaluations,
+            "stopped": run.stopped,
+            "back": function <= BACK,
+        }
+
+
+def _median(runs: pd.DataFrame) -> int:
+    order = runs["function"].sort_values(kind="stable").index
+    return int(order[(len(order) - 1) // 2])
+
+
+def _facts(runs: pd.DataFrame, certified: Certificate, plan: Plan) -> Iterator[tuple[str, str]]:
+    for arm, own in runs.groupby("arm", sort=False):
+        name = "Back" if arm == "recovered" else "Back without R"
+        yield name, f"{own['back'].sum()} of {len(own)}"
+    yield "Start", plan.words
+    yield "Budget", f"{minimize.BUDGET} gradients"
+    yield "Smallest eigenvalue", f"{certified.lowest:.3g}"
+
+
+def _notes(
+    runs: pd.DataFrame, certified: Certificate, layers: list[Hidden], objective: Objective
+) -> Iterator[str]:
+    yield from _verdict(runs)
+    yield from certified.sentences()
+    words = {"budget": "Stopped by the budget", "no progress": "Stopped without progress"}
+    for how, own in names_of(runs).groupby(runs["stopped"], sort=False):
+        if how in words:
+            yield f"{words[how]}, before the gradient was zero: {', '.join(own)}."
+    if not layers:
+        yield (
+            "Hidden units could not be matched: no two layers of weights whose units can be "
+            "permuted without a change of the outputs and of R."
+        )
+    if objective.by_differences:
+        yield "Second derivatives by differences of gradients."
+
+
+def _verdict(runs: pd.DataFrame) -> Iterator[str]:
+    found = runs[runs["arm"] == "recovered"]
+    if len(found):
+        worst = found["function"].max()
+        yield (
+            f"The function is back in {found['back'].sum()} of {len(found)}: outputs differ by at "
+            f"most {BACK:g} of their standard deviation (largest: {worst:.2g})."
+        )
+        far = found["matched"].fillna(found["distance"])
+        if (found["back"] & (far > BACK)).any():
+            yield (
+                "The weights say nothing here: they differ while the function is the same. Read "
+                "the functions."
+            )
+    without = runs[runs["arm"] == "ablated"]
+    if len(without) and without["back"].all():
+        yield "Without R the function is back as well: these runs do not show that R makes it."

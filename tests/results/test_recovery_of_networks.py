@@ -1,0 +1,418 @@
+"""Networks retrained with the estimated penalty: from several starts, on a copy, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_iris
+from sklearn.neural_network import MLPRegressor
+from skorch import NeuralNetClassifier, NeuralNetRegressor
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.penalties import L2, Dropout, GradientNorm, SmoothL1
+from sklearn_implicitreg.results.recovery.certificates import smallest_eigenvalue
+from sklearn_implicitreg.results.recovery.matching import hidden_layers, matched
+from sklearn_implicitreg.results.recovery.objective import Objective
+
+N, P, H = 60, 4, 3
+
+
+def rows(seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((N, P))
+    y = np.sin(X.sum(axis=1, keepdims=True)) + 0.3 * rng.standard_normal((N, 1))
+    return torch.tensor(X), torch.tensor(y)
+
+
+def net(activation=nn.Tanh, seed=1, width=H, n_out=1):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(P, width), activation(), nn.Linear(width, n_out)).double()
+
+
+def squares(parameters):
+    return sum(p.square().sum() for p in parameters)
+
+
+def trained(module, objective, steps=3000):
+    """L-BFGS of torch to stationarity on a loss with its penalty."""
+    how = dict(max_iter=steps, line_search_fn="strong_wolfe")
+    how |= dict(tolerance_change=0, tolerance_grad=1e-11)
+    optimizer = torch.optim.LBFGS(module.parameters(), **how)
+
+    def closure():
+        optimizer.zero_grad()
+        value = objective(module)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    optimizer.zero_grad()
+    return module
+
+
+def fitted(module, X, y, **options):
+    options = dict(loss="mse", family="l2", params="all") | options
+    return ImplicitRegularizationEstimator(module, **options).fit(X, y)
+
+
+@pytest.fixture(scope="module")
+def l2_net():
+    X, y = rows()
+    module = trained(net(), lambda m: mse_loss(m(X), y) + 0.02 * squares(m.parameters()))
+    return fitted(module, X, y), X, y
+
+
+class Slow(nn.Module):
+    """A module of one's own, whose order of layers only its forward knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(H, 1)
+        self.first = nn.Linear(P, H)
+
+    def forward(self, x):
+        return self.last(nn.functional.softplus(self.first(x)))
+
+
+class TestComesBack:
+    def test_bare_module(self, l2_net):
+        est, X, y = l2_net
+        before = {n: p.detach().clone() for n, p in est.model.named_parameters()}
+        state = torch.get_rng_state()
+        found = est.recover(X, y, n_draws=2)
+        runs = found.runs[found.runs["arm"] == "recovered"]
+        assert runs["back"].all()
+        assert (runs["start"] > 0.02).all()
+        assert (runs["distance"] < 1e-6).all()
+        assert (runs["function"] < 1e-6).all()
+        assert found.is_minimizer
+        assert "Proposition A" in " ".join(str(found).split())
+        assert not found.runs[found.runs["arm"] == "ablated"]["back"].any()
+        for name, p in est.model.named_parameters():
+            assert torch.equal(p, before[name])
+            assert p.grad is None
+        assert torch.equal(torch.get_rng_state(), state)
+        again = est.recover(X, y, n_draws=2, arms=("recovered",))
+        assert again.runs.equals(runs)
+        np.testing.assert_array_equal(again.recovered.coef, found.recovered.coef)
+
+    def test_numbers_by_hand(self, l2_net):
+        est, X, y = l2_net
+        found = est.recover(X, y, start="trained", arms=("ablated",))
+        assert found.recovered is None
+        assert len(found.runs) == 1
+        own, values = net(), found.ablated.coef
+        torch.nn.utils.vector_to_parameters(torch.tensor(values), own.parameters())
+        model = torch.nn.utils.parameters_to_vector(est.model.parameters()).detach().numpy()
+        row = found.runs.iloc[0]
+        assert row["loss"] == pytest.approx(mse_loss(own(X), y).item(), rel=1e-10)
+        penalty = est.coef_[0] * squares(own.parameters()).item()
+        assert row["penalty"] == pytest.approx(penalty, rel=1e-9)
+        far = np.linalg.norm(values - model) / np.linalg.norm(model)
+        assert row["distance"] == pytest.approx(far, rel=1e-9)
+        output = est.model(X)
+        away = ((own(X) - output).square().mean().sqrt() / output.std(correction=0)).item()
+        assert row["function"] == pytest.approx(away, rel=1e-9)
+
+    @pytest.mark.parametrize("family", [SmoothL1(delta=1e-2), L2() + SmoothL1(delta=1e-2)], ids=str)
+    def test_penalties_with_a_kink(self, family):
+        X, y = rows()
+        coefs = [0.02, 0.01]
+
+        def objective(m):
+            terms = family.terms(dict(m.named_parameters()), None).values()
+            return mse_loss(m(X), y) + sum(c * t for c, t in zip(coefs, terms, strict=False))
+
+        found = fitted(trained(net(), objective), X, y, family=family)
+        found = found.recover(X, y, n_draws=2, arms=("recovered",))
+        runs = found.runs[found.runs["arm"] == "recovered"]
+        assert (runs["distance"] < 1e-6).all()
+
+    def test_penalty_on_the_weights_alone(self):
+        """Biases are trained as well, without a penalty."""
+        X, y = rows()
+
+        def objective(m):
+            return mse_loss(m(X), y) + 0.02 * squares(p for p in m.parameters() if p.ndim > 1)
+
+        est = fitted(trained(net(), objective), X, y, params="auto")
+        found = est.recover(X, y, n_draws=1, arms=("recovered",))
+        assert found.recovered.distance < 1e-6
+        assert len(found.index) == sum(p.numel() for p in est.model.parameters())
+
+    def test_classes_whose_outputs_may_shift(self):
+        """The last bias is free up to a constant, which no probability sees."""
+        X, y = load_iris(return_X_y=True)
+        X, y = torch.tensor(X - X.mean(0)), torch.tensor(y)
+
+        def objective(m):
+            return cross_entropy(m(X), y) + 0.01 * squares(p for p in m.parameters() if p.ndim > 1)
+
+        module = trained(net(n_out=3), objective)
+        found = fitted(module, X, y, loss="cross_entropy", params="auto")
+        found = found.recover(X, y, noise=0.3, n_draws=2, arms=("recovered",))
+        runs = found.runs[found.runs["arm"] == "recovered"]
+        assert (runs["function"] < 1e-6).all()
+        assert (runs["distance"] > 1e-3).any()
+        text = " ".join(str(found).split())
+        assert "Flat" in text
+        assert "The weights say nothing here" in text
+
+    def test_float32_of_skorch(self):
+        X, y = (t.numpy().astype(np.float32) for t in rows())
+        how = dict(max_epochs=1500, lr=0.2, train_split=None, verbose=0, batch_size=-1)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = NeuralNetRegressor(Slow, optimizer__weight_decay=0.05, **how).fit(X, y)
+        est = ImplicitRegularizationEstimator(model, family="weight_decay").fit(X, y)
+        found = est.recover(X, y, n_draws=1)
+        assert found.recovered.distance < 0.05 * found.ablated.distance
+        assert model.module_.first.weight.dtype == torch.float32
+
+    def test_classifier_of_skorch(self):
+        X, y = load_iris(return_X_y=True)
+        X = (X - X.mean(0)).astype(np.float32)
+        how = dict(max_epochs=300, lr=0.3, train_split=None, verbose=0, batch_size=-1)
+        module = nn.Sequential(nn.Linear(P, 3), nn.Softmax(dim=1))
+        model = NeuralNetClassifier(module, optimizer__weight_decay=0.05, **how).fit(X, y)
+        found = ImplicitRegularizationEstimator(model, family="weight_decay").fit(X, y)
+        assert found.recover(X, y, n_draws=1, arms=("recovered",)).runs["back"].all()
+
+    def test_perceptron_of_scikit_learn(self):
+        X, y = (t.numpy() for t in rows())
+        how = dict(hidden_layer_sizes=(3,), solver="lbfgs", max_iter=5000, random_state=0)
+        model = MLPRegressor(alpha=1.0, tol=1e-12, max_fun=10**5, **how).fit(X, y.ravel())
+        found = ImplicitRegularizationEstimator(model).fit(X, y.ravel())
+        found = found.recover(X, y.ravel(), n_draws=1)
+        assert found.method == "minimized"
+        assert found.recovered.distance < 0.05 < 0.1 * found.ablated.distance
+
+    def test_fresh_start_and_workers(self, l2_net):
+        est, X, y = l2_net
+        found = est.recover(X, y, start="fresh", n_draws=2, arms=("recovered",))
+        assert (found.runs["start"] > 0.3).all()
+        shared = est.recover(X, y, start="fresh", n_draws=2, arms=("recovered",), n_jobs=2)
+        assert shared.runs["distance"].to_numpy() == pytest.approx(
+            found.runs["distance"].to_numpy(), abs=1e-6
+        )
+
+    def test_random_state_gives_the_starts(self, l2_net):
+        est, X, y = l2_net
+        how = dict(n_draws=1, arms=("recovered",))
+        first = est.recover(X, y, **how).runs["start"][0]
+        other = fitted(est.model, X, y, random_state=5).recover(X, y, **how).runs["start"][0]
+        assert first != other
+        state = np.random.RandomState(5)
+        before = state.get_state()[1].copy()
+        est = fitted(est.model, X, y)
+        est.random_state = state
+        assert est.recover(X, y, **how).runs["start"][0] == other
+        np.testing.assert_array_equal(state.get_state()[1], before)
+
+
+class TestDropout:
+    def test_masks_are_fixed(self):
+        """L + R is the mean loss over the masks of the family, the same at all weights."""
+        X, y = rows()
+        module = nn.Sequential(nn.Linear(P, 5), nn.Tanh(), nn.Dropout(0.3), nn.Linear(5, 1))
+        problem = adapt(module.double(), Data(X, y), Options(loss="mse", params="all"))
+        penalty = Dropout(n_draws=3)
+        est = fitted(module, X, y, family=penalty)
+        objective = Objective(problem, est.penalty_)
+        coef, theta = est.coef_[0], objective.theta + 0.1
+        params = {
+            n: torch.tensor(t)
+            for n, t in zip(objective.params, split(objective, theta), strict=True)
+        }
+        expected = float(problem.at(params).gradient().loss)
+        expected += coef * float(penalty.terms(params, problem)["dropout"])
+        assert objective.value(theta) == pytest.approx(expected, rel=1e-10)
+        slope = objective.gradient(theta)[1]
+        along = np.random.default_rng(0).standard_normal(len(theta))
+        ends = [objective.value(theta + s * along) for s in (1e-5, -1e-5)]
+        assert slope @ along == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+        ahead, behind = (objective.gradient(theta + s * along)[1] for s in (1e-5, -1e-5))
+        np.testing.assert_allclose(
+            objective.product(theta, along), (ahead - behind) / 2e-5, atol=1e-6
+        )
+
+
+def split(objective, theta):
+    sizes = [t.numel() for t in objective.params.values()]
+    parts = np.split(theta, np.cumsum(sizes)[:-1])
+    return [part.reshape(t.shape) for part, t in zip(parts, objective.params.values(), strict=True)]
+
+
+class TestMatching:
+    @pytest.mark.parametrize(
+        ("activation", "signs"), [(nn.Tanh, True), (nn.ReLU, False), (nn.Sigmoid, False)]
+    )
+    def test_permuted_units_are_found(self, activation, signs):
+        X, y = rows()
+        module = nn.Sequential(
+            *net(activation, width=5)[:2], nn.Linear(5, 4), activation(), nn.Linear(4, 2)
+        ).double()
+        y = torch.cat([y, -y], dim=1)
+        objective = Objective(adapt(module, Data(X, y), Options(loss="mse", params="all")), None)
+        layers = hidden_layers(objective, 0)
+        assert [layer.signs for layer in layers] == [signs, signs]
+        theta, rng = objective.theta.copy(), np.random.default_rng(0)
+        w1, b1, w2, b2, w3, b3 = (part.copy() for part in split(objective, theta))
+        for _ in range(2):
+            order, flips = rng.permutation(5), rng.choice([-1.0, 1.0] if signs else [1.0], 5)
+            w1, b1, w2 = w1[order] * flips[:, None], b1[order] * flips, w2[:, order] * flips
+            order = rng.permutation(4)
+            w2, b2, w3 = w2[order], b2[order], w3[:, order]
+        moved = np.concatenate([part.ravel() for part in (w1, b1, w2, b2, w3, b3)])
+        assert np.linalg.norm(moved - theta) > 0.5
+        np.testing.assert_allclose(matched(objective, layers, moved), theta, atol=1e-14)
+
+    def test_layers_that_cannot_be_permuted(self):
+        """Normalized over halves of the units: two layers, but no symmetry."""
+        X, y = rows()
+        module = nn.Sequential(
+            nn.Linear(P, 4), nn.GroupNorm(2, 4), nn.Tanh(), nn.Linear(4, 1)
+        ).double()
+        with torch.no_grad():
+            module[1].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        objective = Objective(adapt(module, Data(X, y), Options(loss="mse")), None)
+        assert hidden_layers(objective, 0) == []
+
+
+class TestCertificates:
+    def test_lanczos_equals_dense(self):
+        X, y = rows()
+        module = net(width=60)
+        objective = Objective(adapt(module, Data(X, y), Options(loss="mse", params="all")), None)
+        p = len(objective.theta)
+        assert p > 200
+        hessian = np.array([objective.product(objective.theta, unit) for unit in np.eye(p)])
+        expected = np.linalg.eigvalsh(hessian)
+        lowest, largest, vector, converged = smallest_eigenvalue(objective, objective.theta, 0)
+        assert converged
+        assert expected[0] < 0
+        assert lowest == pytest.approx(expected[0], rel=1e-4)
+        assert largest == pytest.approx(expected[-1], rel=1e-2)
+        assert vector @ hessian @ vector == pytest.approx(lowest, rel=1e-4)
+
+    def test_saddle_is_called_one(self):
+        """All weights zero: a stationary point of a tanh net, whose Hessian has both signs."""
+        X, y = rows()
+        module = net()
+        with torch.no_grad():
+            for p in module.parameters():
+                p.zero_()
+            module[2].bias.fill_(float(y.mean()))
+            module[0].bias.fill_(1e-3)
+        est = fitted(module, X, y, family={"b": lambda params: params["2.bias"].square().sum()})
+        found = est.recover(X, y, n_draws=1, force=True, arms=("recovered",))
+        assert found.smallest_eigenvalue < 0
+        assert not found.is_minimizer
+        assert "A saddle, not a minimum" in " ".join(str(found).split())
+
+    def test_distance_to_the_minimum_is_estimated(self, l2_net):
+        """Weights off the minimum: the Newton step against the distance that was made."""
+        est, X, y = l2_net
+        module = net()
+        module.load_state_dict(est.model.state_dict())
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.add_(0.002 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+        off = fitted(module, X, y)
+        off.penalty_ = est.penalty_
+        found = off.recover(X, y, n_draws=1, arms=("recovered",))
+        text = " ".join(str(found).split())
+        assert "Estimated distance to the minimum" in text
+        estimate = float(text.split("Estimated distance to the minimum: ")[1].split()[0])
+        assert estimate == pytest.approx(found.recovered.distance, rel=0.15)
+
+    def test_penalty_on_the_gradient(self):
+        """Its own gradient is all that is known: products by differences."""
+        X, y = rows()
+        module = net()
+        est = fitted(module, X, y, family=GradientNorm())
+        problem = adapt(module, Data(X, y), Options(loss="mse", params="all"))
+        objective = Objective(problem, est.penalty_)
+        assert objective.by_differences
+        theta, along = objective.theta, np.random.default_rng(0).standard_normal(19)
+        ends = [objective.value(theta + s * along) for s in (1e-5, -1e-5)]
+        slope = objective.gradient(theta)[1]
+        assert slope @ along == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("activation", "loss"), [(nn.Tanh, "mse"), (nn.ReLU, "mse"), (nn.Identity, "huber")]
+    )
+    def test_no_lower_bound(self, activation, loss):
+        X, y = rows()
+        module = net(activation)
+        est = fitted(module, X, y, loss=loss)
+        sign = -abs(est.coef_[0])
+        leaves = tuple((leaf, (sign,)) for leaf, _ in est.penalty_.leaves)
+        est.penalty_ = type(est.penalty_)(leaves, est.penalty_.tensors)
+        with pytest.raises(ValueError, match="L \\+ R with a lower bound, got one that falls"):
+            est.recover(X, y, force=True)
+
+    @pytest.mark.parametrize("verdict", ["out of family", "not constant"])
+    def test_verdicts(self, l2_net, verdict):
+        est, X, y = l2_net
+        est = fitted(est.model, X, y)
+        est.verdict_ = verdict
+        with pytest.raises(ValueError, match=f"verdict '{verdict}'.*force=True"):
+            est.recover(X, y)
+        found = est.recover(X, y, n_draws=1, arms=("recovered",), force=True)
+        assert f"the verdict of the fit is '{verdict}'" in " ".join(str(found).split())
+
+    def test_layers_without_a_start(self):
+        class Own(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale = nn.Parameter(torch.ones(P, dtype=torch.float64))
+                self.last = nn.Linear(P, 1).double()
+
+            def forward(self, x):
+                return self.last(torch.tanh(x * self.scale))
+
+        X, y = rows()
+        module = trained(Own(), lambda m: mse_loss(m(X), y) + 0.02 * squares(m.parameters()))
+        est = fitted(module, X, y)
+        with pytest.raises(ValueError, match="reset_parameters.* got Own"):
+            est.recover(X, y, start="fresh")
+        assert est.recover(X, y, n_draws=1, arms=("recovered",)).runs["back"].all()
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"start": "cold"},
+            {"noise": 0.0},
+            {"noise": float("nan")},
+            {"n_draws": 0},
+            {"arms": ()},
+            {"arms": "recovered"},
+            {"arms": ("recovered", "other")},
+            {"arms": ("recovered", "recovered")},
+            {"force": 1},
+            {"n_jobs": 0},
+        ],
+        ids=str,
+    )
+    def test_parameters(self, l2_net, wrong):
+        est, X, y = l2_net
+        with pytest.raises(ValueError, match="Expected .* of recover to be"):
+            est.recover(X, y, **wrong)
+
+
+def test_tables(l2_net):
+    est, X, y = l2_net
+    found = est.recover(X, y, n_draws=1)
+    text = str(found)
+    for part in ("Back:", "1 of 1", "perturbed by 10 %", "2000 gradients", "without R 1"):
+        assert part in text
+    assert max(map(len, text.splitlines())) == 79
+    assert list(found.to_frame().columns) == ["model", "recovered", "ablated"]
+    assert "recovered 1" in found._repr_html_()

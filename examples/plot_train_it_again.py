@@ -23,7 +23,7 @@ X = torch.randn(100, 4, generator=rng)
 y = torch.tanh(X.sum(dim=1, keepdim=True)) + 0.3 * torch.randn(100, 1, generator=rng)
 
 torch.manual_seed(1)
-net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
 optimizer = torch.optim.LBFGS(
     net.parameters(), max_iter=2000, tolerance_grad=1e-10, tolerance_change=0.0,
     line_search_fn="strong_wolfe",

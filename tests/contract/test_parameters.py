@@ -102,6 +102,7 @@ KINDS = {
     "rate": [*WRONG, True, 0, -1.0, NAN, "0.1"],
     "filter": [*WRONG, 3, theory.ridge, "ridge", RIDGE],
     "matrix": [*WRONG, 3, [1.0, NAN], [["a", "b"]], [[NAN, 1.0]], np.ones((2, 2)) * 1j, [[[1.0]]]],
+    "frame": [*WRONG, 3, X, {"arm": []}, pd.DataFrame({"arm": ["recovered"]})],
     "vector": [*WRONG, 3, [NAN] * 24, ["a"] * 24, np.ones(5), np.ones((24, 24)), np.ones(24) * 1j],
     "square": [*WRONG, 3, [NAN] * 24, np.ones(5), -np.eye(24), X, np.ones(24) * 1j],
     "labels": ["a", 1j, object(), {1}, 3, [], np.ones(5), np.ones((24, 2)), np.ones(24)],
@@ -235,6 +236,12 @@ def called_back(**params):
 def searched(**params):
     data = {name: params.pop(name) for name in ("X", "y", "sample_weight") if name in params}
     return ImplicitRegularizationCV(**params).fit(**data)
+
+
+RUNS = pd.DataFrame(
+    [["recovered", 0, 0.1, 0.1, 0.1, 1.0]],
+    columns=["arm", "draw", "distance", "matched", "function", "objective"],
+)
 
 
 def displayed(display):
@@ -568,6 +575,16 @@ CALLS = {
         {"leverage": [0.5], "residual": [1.0], "cooks_distance": [1.0]},
         {"leverage": "vector", "residual": "vector", "cooks_distance": "vector"}
         | {"labels": "vector?", "mean_leverage": "number?", "n_labels": "size", "name": FREE},
+    ),
+    "RecoveryDisplay": (
+        inspection.RecoveryDisplay, displayed, {"runs": RUNS, "objective": 1.0},
+        {"runs": "frame", "objective": "number", "back": "positive?", "function_name": FREE}
+        | {"name": FREE},
+    ),
+    "RecoveryDisplay.from_estimator": (
+        inspection.RecoveryDisplay.from_estimator, None, {"estimator": FITTED, "X": X, "y": Y},
+        FIT | {"estimator": "estimator", "start": "name", "n_draws": "count", "name": FREE}
+        | {"ax": FREE, "scatter_kwargs": FREE, "line_kwargs": FREE},
     ),
     **{
         f"{name}.from_estimator": (

@@ -34,6 +34,7 @@ def recover(
         )
     description.check_all_unknown()
     problem = adapt(model, data, options)
+    problem.gradient()  # raises the errors of rows that do not fit the model
     task = Task(model, penalty, data, options, problem)
     loss = quadratic_loss(problem)
     found = None if loss is None else solved_arms(task, loss)
@@ -42,7 +43,6 @@ def recover(
             with warnings.catch_warnings():  # which were given a moment ago
                 warnings.simplefilter("ignore", ModelStateWarning)
                 problem = adapt(model, data, replace(options, dtype="float64"))
-        problem.gradient()  # raises the errors of rows that do not fit the model
         plan = plan or Plan("perturbed", 0.1, 3, ("recovered", "ablated"))
         return minimized_arms(Objective(problem, penalty), plan, remarks)
     found = found or refitted_arms(task, coef, description, loss)

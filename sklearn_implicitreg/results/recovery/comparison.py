@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -119,6 +120,27 @@ class Recovery:
             One row per weight, columns ``model``, ``recovered``, ``ablated``.
         """
         return pd.DataFrame({n: arm.coef for n, arm in self._arms.items()}, index=self.index)
+
+    def plot(self, ax: Any = None) -> Any:
+        """The arms against the model: weights, functions and loss.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or list of three, default=None
+            One is divided in three; a new figure if None.
+
+        Returns
+        -------
+        display : RecoveryDisplay
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib; the extra ``plot`` installs it.
+        """
+        from sklearn_implicitreg.inspection.recovery import RecoveryDisplay  # as est.plot does
+
+        return RecoveryDisplay.from_recovery(self, ax=ax)
 
     def __repr__(self) -> str:
         return str(self.summary())

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from joblib import parallel_config
 from sklearn.datasets import load_iris
 from sklearn.neural_network import MLPRegressor
 from skorch import NeuralNetClassifier, NeuralNetRegressor
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, Dropout, GradientNorm, SmoothL1
+from sklearn_implicitreg.results.recovery import minimize
 from sklearn_implicitreg.results.recovery.certificates import smallest_eigenvalue
 from sklearn_implicitreg.results.recovery.matching import hidden_layers, matched
 from sklearn_implicitreg.results.recovery.objective import Objective
@@ -65,6 +67,12 @@ def l2_net():
     return fitted(module, X, y), X, y
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """A budget that L alone, which has no minimum nearby, does not use for long."""
+    monkeypatch.setattr(minimize, "BUDGET", 200)
+
+
 class Slow(nn.Module):
     """A module of one's own, whose order of layers only its forward knows."""
 
@@ -78,7 +86,7 @@ class Slow(nn.Module):
 
 
 class TestComesBack:
-    def test_bare_module(self, l2_net):
+    def test_bare_module(self, l2_net, brief):
         est, X, y = l2_net
         before = {n: p.detach().clone() for n, p in est.model.named_parameters()}
         state = torch.get_rng_state()
@@ -99,7 +107,7 @@ class TestComesBack:
         assert again.runs.equals(runs)
         np.testing.assert_array_equal(again.recovered.coef, found.recovered.coef)
 
-    def test_numbers_by_hand(self, l2_net):
+    def test_numbers_by_hand(self, l2_net, brief):
         est, X, y = l2_net
         found = est.recover(X, y, start="trained", arms=("ablated",))
         assert found.recovered is None
@@ -161,7 +169,7 @@ class TestComesBack:
         assert "Flat" in text
         assert "The weights say nothing here" in text
 
-    def test_float32_of_skorch(self):
+    def test_float32_of_skorch(self, brief):
         X, y = (t.numpy().astype(np.float32) for t in rows())
         how = dict(max_epochs=1500, lr=0.2, train_split=None, verbose=0, batch_size=-1)
         with torch.random.fork_rng():
@@ -172,7 +180,7 @@ class TestComesBack:
         assert found.recovered.distance < 0.05 * found.ablated.distance
         assert model.module_.first.weight.dtype == torch.float32
 
-    def test_classifier_of_skorch(self):
+    def test_classifier_of_skorch(self, brief):
         X, y = load_iris(return_X_y=True)
         X = (X - X.mean(0)).astype(np.float32)
         how = dict(max_epochs=300, lr=0.3, train_split=None, verbose=0, batch_size=-1)
@@ -181,7 +189,7 @@ class TestComesBack:
         found = ImplicitRegularizationEstimator(model, family="weight_decay").fit(X, y)
         assert found.recover(X, y, n_draws=1, arms=("recovered",)).runs["back"].all()
 
-    def test_perceptron_of_scikit_learn(self):
+    def test_perceptron_of_scikit_learn(self, brief):
         X, y = (t.numpy() for t in rows())
         how = dict(hidden_layer_sizes=(3,), solver="lbfgs", max_iter=5000, random_state=0)
         model = MLPRegressor(alpha=1.0, tol=1e-12, max_fun=10**5, **how).fit(X, y.ravel())
@@ -192,14 +200,16 @@ class TestComesBack:
 
     def test_fresh_start_and_workers(self, l2_net):
         est, X, y = l2_net
-        found = est.recover(X, y, start="fresh", n_draws=2, arms=("recovered",))
+        how = dict(start="fresh", n_draws=2, arms=("recovered",))
+        found = est.recover(X, y, **how)
         assert (found.runs["start"] > 0.3).all()
-        shared = est.recover(X, y, start="fresh", n_draws=2, arms=("recovered",), n_jobs=2)
+        with parallel_config(backend="threading"):  # workers start in seconds
+            shared = est.recover(X, y, **how, n_jobs=2)
         assert shared.runs["distance"].to_numpy() == pytest.approx(
             found.runs["distance"].to_numpy(), abs=1e-6
         )
 
-    def test_random_state_gives_the_starts(self, l2_net):
+    def test_random_state_gives_the_starts(self, l2_net, brief):
         est, X, y = l2_net
         how = dict(n_draws=1, arms=("recovered",))
         first = est.recover(X, y, **how).runs["start"][0]
@@ -407,11 +417,11 @@ class TestBadInput:
             est.recover(X, y, **wrong)
 
 
-def test_tables(l2_net):
+def test_tables(l2_net, brief):
     est, X, y = l2_net
     found = est.recover(X, y, n_draws=1)
     text = str(found)
-    for part in ("Back:", "1 of 1", "perturbed by 10 %", "2000 gradients", "without R 1"):
+    for part in ("Back:", "1 of 1", "perturbed by 10 %", "200 gradients", "without R 1"):
         assert part in text
     assert max(map(len, text.splitlines())) == 79
     assert list(found.to_frame().columns) == ["model", "recovered", "ablated"]

@@ -98,13 +98,6 @@ class Problem(ABC):
         """The same problem with readings of its own at one of several places."""
         return self if self.n_passes == 1 else replace(self, reading=place * self.n_passes)
 
-    def drawing(self, draw: int) -> Self:
-        """The same problem with other random draws; the masses of its rows are read once."""
-        other = replace(self, draw=draw)
-        if "masses" in vars(self):
-            vars(other)["masses"] = self.masses
-        return other
-
     def row_batches(self, params: Params) -> Iterator[RowBatch]:
         """The rows block by block, with outputs at these parameters; others stay as trained."""
         raise ValueError(
@@ -177,10 +170,7 @@ class Problem(ABC):
     def spread_gradient(
         self, batches: list[Indices], center: Params, scale: Params | None = None
     ) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2`` over batches of rows; ``center`` is g.
-
-        With a scale of every entry it is that of ``(g_k - g)' scale (g_k - g)``.
-        """
+        """Gradient of ``mean_k (g_k - g)' scale (g_k - g)`` over batches; ``center`` is g."""
         raise self._no_path()
 
     def mean_and_spread(

@@ -35,10 +35,8 @@ def has_nuisance(
 def gradient_and_column(
     whole: Problem, window: Window, reference: Gradient
 ) -> tuple[LossGradient, Params | None]:
-    """Mean gradient of a window, and its column of mini-batching.
-
-    In one pass where both are at the mean iterate, with the rows of the window's batches.
-    """
+    """Mean gradient of a window, and its column of mini-batching."""
+    # In one pass where both are at the mean iterate, with the rows of the window's batches.
     if not window.skipping:
         return _gradient_and_column(whole, window, reference)
     columns: list[Params | None] = []

@@ -129,10 +129,8 @@ class Batch:
     def mean_gradient(self, problem: Problem, window: Window) -> LossGradient:
         """One pass over each batch."""
         parts = list(sub_windows(window, 1))
-        if any(step.rows is not None for step in window.counted):
-            problem.masses  # noqa: B018  (of all rows, which a loader would read for every draw)
         gradients = [
-            by_steps(problem.drawing(self.n_draws * part.start.step + k), part, _of_step)
+            by_steps(replace(problem, draw=self.n_draws * part.start.step + k), part, _of_step)
             for part in parts
             for k in range(self.n_draws)
         ]

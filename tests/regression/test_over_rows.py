@@ -149,7 +149,8 @@ class TestSandwich:
         rows = -slopes @ np.linalg.pinv(columns(THETA)).T
         mean, cov = rows.mean(0), np.cov(rows, rowvar=False) / N
         test = est.wald_test("l2, l1")
-        assert test.statistic == pytest.approx(mean @ np.linalg.solve(cov, mean) / 2, rel=1e-9)
+        squared = mean @ np.linalg.solve(cov, mean)  # Hotelling's T squared of two means
+        assert test.statistic == pytest.approx((N - 2) / (2 * (N - 1)) * squared, rel=1e-9)
         assert "over rows at fixed weights" in str(est.summary())
 
     def test_error_of_an_exact_fit_is_shown(self):

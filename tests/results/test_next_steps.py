@@ -465,9 +465,11 @@ def test_text_and_html():
 
 def test_the_summary_ends_with_the_first_step():
     est = fit(Lasso(alpha=0.5).fit(X, Y), family="l2")
-    last = f"Next: {est.next_steps()[0].title} (est.next_steps())."
+    steps = est.next_steps()
+    last = f"Next: {steps[0].title} (est.next_steps())."
+    where = f"What {steps.verdict!r} means: doc/trust.md#{steps.verdict.replace(' ', '-')}."
     summary = est.summary()
-    assert str(summary).splitlines()[-1] == last
+    assert " ".join(str(summary).split()).endswith(f"{last} {where}")
     assert last in summary._repr_html_()
     assert "est.next\\_steps()" in summary.as_latex()
 

@@ -106,10 +106,8 @@ class _Batched(Protocol):
 def mean_and_spread(
     problem: _Batched, batches: list[Indices], scale: Params | None = None
 ) -> tuple[LossGradient, Params]:
-    """Mean of the batch gradients, and the gradient of their spread about it.
-
-    Graphs are kept for the second derivatives as far as there is room.
-    """
+    """Mean of the batch gradients, and the gradient of their spread about it."""
+    # Graphs are kept for the second derivatives as far as there is room.
     held: list[BlockGradient] = []
     row_weights = np.zeros(problem.n_rows or 0)
 

@@ -81,3 +81,23 @@ def fresh_params(problem: Any, seed: int) -> Params:
                 )
     named = dict(own.named_parameters())
     return {name: named[name].detach() for name in problem.params}
+
+
+def masses_of(problem: Any) -> Array | None:
+    """Weight of every row in the mean loss; None where all count as one."""
+    if not problem.rows.n_rows:
+        return None
+    found: list[Tensor] = []
+    with preserved_rng(problem.device, problem.seed), torch.no_grad():
+        for read in problem.rows.batches(problem.batch_size):
+            batch = problem.to_device(read)
+            target = batch.target
+            if problem.row_loss.by_class:  # labels are numbered by the number of outputs
+                output = problem.forward(problem.module, batch.inputs)
+                target = problem.row_loss.prepare(output, target)
+            own = problem.row_loss.masses(target, batch.weight)
+            if own is None:
+                return None
+            found.append(own.double().cpu())
+    masses: Array = torch.cat(found).numpy()
+    return None if (masses == 1).all() else masses

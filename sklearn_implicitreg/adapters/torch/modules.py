@@ -136,27 +136,9 @@ class TorchProblem(Problem):
         # They take a pass over the rows, and are asked for at the weights of every step.
         own = (self.rows, self.row_loss, self.reading)
         if not self.memory or any(a is not b for a, b in zip(own, self.memory[0], strict=True)):
-            self.memory[:] = [own, self._masses()]
+            self.memory[:] = [own, functions.masses_of(self)]
         masses: Weights | None = self.memory[1]
         return masses
-
-    def _masses(self) -> Weights | None:
-        if not self.rows.n_rows:
-            return None
-        found: list[Tensor] = []
-        with preserved_rng(self.device, self.seed), torch.no_grad():
-            for read in self.rows.batches(self.batch_size):
-                batch = self.to_device(read)
-                target = batch.target
-                if self.row_loss.by_class:  # labels are numbered by the number of outputs
-                    output = self.forward(self.module, batch.inputs)
-                    target = self.row_loss.prepare(output, target)
-                own = self.row_loss.masses(target, batch.weight)
-                if own is None:
-                    return None
-                found.append(own.double().cpu())
-        masses: Weights = torch.cat(found).numpy()
-        return None if (masses == 1).all() else masses
 
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters, buffers and attributes."""
@@ -249,21 +231,17 @@ class TorchProblem(Problem):
     def spread_gradient(
         self, batches: list[Indices], center: Params, scale: Params | None = None
     ) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2``: ``2 mean_k H_k (g_k - g)``.
-
-        Only the tensors in ``center`` count in the norm.
-        """
+        """Gradient of ``mean_k |g_k - g|^2`` in the tensors of ``center``."""
+        # 2 mean_k H_k (g_k - g)
         if max(map(len, batches)) <= self.batch_size:
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 return spread_about(self, batches, center, scale=scale)
         # Batches that do not fit at once, and what has only a forward rule for its derivative.
         total = zeros_of(self.params)
-        for rows in batches:
-            batch = self.take(rows, np.ones(len(rows)))
+        for batch in (self.take(rows, np.ones(len(rows))) for rows in batches):
             own = batch.gradient().value
-            away = {name: own[name] - g for name, g in center.items()}
-            product = batch.hvp(times(away, scale))
-            for name, h in product.items():
+            away = times({name: own[name] - g for name, g in center.items()}, scale)
+            for name, h in batch.hvp(away).items():
                 add_to(total[name], h, 2 / len(batches))
         return total
 
@@ -272,10 +250,9 @@ class TorchProblem(Problem):
     ) -> tuple[LossGradient, Params] | None:
         """Mean of the batch gradients, and ``spread_gradient`` about it, in one pass."""
         drawn = self.batch_normalized or self.seed is not None
-        if drawn or max(map(len, batches)) > self.batch_size:
-            return None
-        with contextlib.suppress(RuntimeError, NotImplementedError):
-            return mean_and_spread(self, batches, scale)
+        if not drawn and max(map(len, batches)) <= self.batch_size:
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                return mean_and_spread(self, batches, scale)
         return None
 
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:

@@ -22,11 +22,10 @@ Given = tuple[Leaf, tuple[float, ...]]
 
 
 class Objective:
-    """``L + R`` of a problem; without a penalty L alone.
+    """``L + R`` of a problem; without a penalty L alone."""
 
-    A penalty of random masks is a difference of losses: on the masks of its own draws, which are
-    the same at all weights, and without them.
-    """
+    # A penalty of random masks is a difference of losses: on the masks of its own draws, which are
+    # the same at all weights, and without them.
 
     def __init__(self, problem: Problem, penalty: PenaltyValue | None):
         self.problem = problem.whole()

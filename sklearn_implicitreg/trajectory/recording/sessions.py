@@ -50,11 +50,9 @@ class Session:
     def begin(
         self, model: nn.Module, optimizers: Sequence[Optimizer], rows: Callable[[bool], Any]
     ) -> None:
-        """Start, or go on where the same model and optimizers were recorded before.
-
-        ``rows`` makes the data of families, where the user gave none; a flag says whether their
-        reference is taken on rows.
-        """
+        """Start, or go on where the same model and optimizers were recorded before."""
+        # ``rows`` makes the data of families, where the user gave none; a flag says whether their
+        # reference is taken on rows.
         self.end()  # where the run before raised
         given = (model, *optimizers)
         before = self._recorded

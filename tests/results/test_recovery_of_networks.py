@@ -14,7 +14,7 @@ from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, Dropout, GradientNorm, SmoothL1
 from sklearn_implicitreg.results.recovery import minimize
-from sklearn_implicitreg.results.recovery.certificates import smallest_eigenvalue
+from sklearn_implicitreg.results.recovery.certificates import certificate, smallest_eigenvalue
 from sklearn_implicitreg.results.recovery.matching import hidden_layers, matched
 from sklearn_implicitreg.results.recovery.objective import Objective
 
@@ -292,6 +292,12 @@ class TestMatching:
         assert hidden_layers(objective, 0) == []
 
 
+def certificate_of(est, X, y):
+    problem = adapt(est.model, Data(X, y), Options(loss=est.loss, params=est.params))
+    objective = Objective(problem, est.penalty_)
+    return certificate(objective, objective.theta, objective.scale(), 0)
+
+
 class TestCertificates:
     def test_lanczos_equals_dense(self):
         X, y = rows()
@@ -322,6 +328,51 @@ class TestCertificates:
         assert found.smallest_eigenvalue < 0
         assert not found.is_minimizer
         assert "A saddle, not a minimum" in " ".join(str(found).split())
+
+    @pytest.mark.parametrize(
+        ("params", "least"), [("all", 0.04), ("weight", 0.0)], ids=["strongly", "convex"]
+    )
+    def test_convex_models(self, params, least):
+        """A linear layer: one minimum, and away from it proposition D bounds the distance."""
+        X, y = rows()
+        classes = (y[:, 0] > 0).long()
+        module, other = nn.Linear(P, 2).double(), nn.Linear(P, 2).double()
+
+        def objective(m):
+            penalized = [p for n, p in m.named_parameters() if params in ("all", n)]
+            return cross_entropy(m(X), classes) + 0.02 * squares(penalized)
+
+        est = fitted(trained(module, objective), X, classes, loss="cross_entropy", params=params)
+        found = certificate_of(est, X, classes)
+        assert found.least == pytest.approx(least, rel=1e-6)
+        if least:
+            assert "Proposition B" in found.sentences()[0]
+            off = fitted(other, X, classes, loss="cross_entropy")
+            off.penalty_ = est.penalty_
+            away = certificate_of(off, X, classes)
+            assert "Proposition D" in away.sentences()[0]
+            gap = [
+                (p - q).detach().flatten()
+                for p, q in zip(module.parameters(), other.parameters(), strict=True)
+            ]
+            assert away.gradient / away.least > float(torch.cat(gap).norm())
+        else:  # both biases may shift
+            assert "Flat" in found.sentences()[0]
+
+    def test_convex_with_a_free_bias(self):
+        X, y = rows()
+        module = nn.Linear(P, 1).double()
+        module = trained(
+            module, lambda m: nn.functional.huber_loss(m(X), y) + 0.02 * squares([m.weight])
+        )
+        est = fitted(module, X, y, loss="huber", params="weight")
+        assert "Proposition C" in certificate_of(est, X, y).sentences()[0]
+
+    @pytest.mark.parametrize("family", ["l2", SmoothL1(delta=1e-2)], ids=str)
+    def test_no_claim_without_its_reasons(self, family):
+        X, y = rows()
+        module = net() if family == "l2" else nn.Linear(P, 1).double()
+        assert np.isnan(certificate_of(fitted(module, X, y, family=family), X, y).least)
 
     def test_distance_to_the_minimum_is_estimated(self, l2_net):
         """Weights off the minimum: the Newton step against the distance that was made."""

@@ -239,7 +239,7 @@ class RecoveryDisplay:
                 _points(loss, at, above, style, above < -_ROUNDING * abs(self.objective)),
             ]
         if self.back is not None:
-            style = {"color": GREY, "linestyle": "--", "linewidth": 1, "zorder": 0}
+            style = {"color": GREY, "linestyle": "--", "linewidth": 1, "zorder": 1.5}
             self.back_ = functions.axhline(self.back, **style)
             place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": "small"}
             functions.annotate("back", (1.01, self.back), color=GREY, **place)

@@ -223,6 +223,35 @@ class TestComesBack:
         np.testing.assert_array_equal(state.get_state()[1], before)
 
 
+@pytest.mark.parametrize(("lr", "n_epochs"), [(0.01, 8), (0.03, 25)])
+def test_averaged_weights(lr, n_epochs):
+    """The mean over the steps of SGD, as a penalty on the way from where they began."""
+    X, y = rows()
+    module, order = net(), torch.Generator().manual_seed(0)
+
+    def stepped(optimizer, batch=slice(None)):
+        optimizer.zero_grad()
+        mse_loss(module(X[batch]), y[batch]).backward()
+        optimizer.step()
+
+    for _ in range(20):
+        stepped(torch.optim.SGD(module.parameters(), lr=0.02))
+    begun = torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
+    center = {name: p.detach().clone() for name, p in module.named_parameters()}
+    averaged = torch.optim.swa_utils.AveragedModel(module)
+    for _ in range(n_epochs):
+        for batch in torch.randperm(N, generator=order).split(15):
+            stepped(torch.optim.SGD(module.parameters(), lr=lr), batch)
+            averaged.update_parameters(module)
+    est = fitted(averaged.module, X, y, family=L2(center=center))
+    assert est.r2_ >= 0.85
+    found = est.recover(X, y, start="trained", arms=("recovered",), force=True)
+    way, again = found.model.coef - begun, found.recovered.coef - begun
+    sizes = np.linalg.norm(way), np.linalg.norm(again)
+    assert way @ again >= 0.985 * np.prod(sizes)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
+
+
 class TestDropout:
     def test_masks_are_fixed(self):
         """L + R is the mean loss over the masks of the family, the same at all weights."""

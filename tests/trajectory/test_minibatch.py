@@ -187,11 +187,10 @@ def test_multilayer_perceptron_of_scikit_learn():
     assert ratios.std() < 0.05 * ratios.mean()
 
 
-@pytest.mark.parametrize("name", ["Adam", "RMSprop"])
-def test_nets_without_a_penalty_have_no_signal(name):
-    """19 of 20 by the level of the test; with one number for all entries 1 or 2 of 20."""
+def test_nets_without_a_penalty_have_no_signal():
+    """19 of 20 such nets; 2 of 20 where the column has one number for all entries."""
     verdicts = []
-    for seed in range(5):
-        case = trained(OPTIMIZERS[name], seed=10 + seed, n_before=40, n_epochs=12, size=10)
+    for seed in range(5):  # 4 of them; 1 of them
+        case = trained(OPTIMIZERS["RMSprop"], seed=10 + seed, n_before=40, n_epochs=12, size=10)
         verdicts.append(fitted(*case[:4], family="l2+power").verdict_)
     assert verdicts.count("no signal") >= 3

@@ -9,7 +9,7 @@ THEORY := bounds.py early_stopping.py filters.py implicit.py kernels.py noise.py
 PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
 	weights.py
 DISPLAYS := coefficient_path.py coefficients.py family_comparison.py gradient_match.py influence.py \
-	penalty_shape.py spectrum.py
+	penalty_shape.py recovery.py spectrum.py
 RECORDERS := lightning.py record.py skorch.py sklearn.py transformers.py
 PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix inspection/,$(DISPLAYS)) \

@@ -77,7 +77,7 @@ def eigenvalues(n_seeds: int = 6) -> float:
     return worst
 
 
-def newton_steps(n_seeds: int = 4) -> None:
+def newton_steps(n_seeds: int = 5) -> None:
     """Estimated over true distance of weights that were moved off a minimum."""
     ratios = []
     for truth in ("l2", "smooth_l1", "elastic_net"):
@@ -91,7 +91,7 @@ def newton_steps(n_seeds: int = 4) -> None:
             noise = np.random.default_rng(seed).standard_normal(len(objective.theta))
             noise /= np.linalg.norm(noise)
             size = np.linalg.norm(objective.theta)
-            for away in (1e-4, 1e-3, 1e-2):
+            for away in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2):
                 theta = objective.theta + away * size * noise
                 step, contraction = newton_distance(objective, theta, objective.gradient(theta)[1])
                 ratio = step * np.linalg.norm(theta) / (away * size)

@@ -32,6 +32,7 @@ from sklearn_implicitreg.inspection import (
     GradientMatchDisplay,
     InfluenceDisplay,
     PenaltyShapeDisplay,
+    RecoveryDisplay,
     SpectrumDisplay,
 )
 from sklearn_implicitreg.theory import gradient_flow, implicit_penalty
@@ -112,6 +113,15 @@ whole = ImplicitRegularizationEstimator(None, family="quadratic").fit(resamples)
 spectrum = whole.plot()
 
 # %%
+# Training again
+# --------------
+# With the penalty that was found and without it, compared with the model. Of a network there is a
+# column for each start; a ridge is solved in closed form.
+
+ridge = Ridge(alpha=3.0).fit(X, y)
+again = RecoveryDisplay.from_estimator(ImplicitRegularizationEstimator(ridge).fit(X, y), X, y)
+
+# %%
 assert isinstance(est.plot(), PenaltyShapeDisplay)
 assert isinstance(comparison, FamilyComparisonDisplay)
 assert search.best_family_ == "l1"
@@ -121,4 +131,5 @@ assert len(influence.texts_) == 3
 assert np.allclose(windows.path[:, 0], DECAYS, atol=1e-9)
 assert len(per_layer.coef) == 2
 assert np.allclose(spectrum.eigenvalues_.get_ydata(), 5.0 / len(X), rtol=1e-4)
+assert again.runs["distance"][0] < 1e-9 < again.runs["distance"][1]
 assert np.ptp(flow.eigenvalues_.get_ydata()) > 0

@@ -6,6 +6,7 @@ from sklearn_implicitreg.inspection.family_comparison import FamilyComparisonDis
 from sklearn_implicitreg.inspection.gradient_match import GradientMatchDisplay
 from sklearn_implicitreg.inspection.influence import InfluenceDisplay
 from sklearn_implicitreg.inspection.penalty_shape import PenaltyShapeDisplay
+from sklearn_implicitreg.inspection.recovery import RecoveryDisplay
 from sklearn_implicitreg.inspection.spectrum import SpectrumDisplay
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "GradientMatchDisplay",
     "InfluenceDisplay",
     "PenaltyShapeDisplay",
+    "RecoveryDisplay",
     "SpectrumDisplay",
 ]

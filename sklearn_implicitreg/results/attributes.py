@@ -365,12 +365,15 @@ class FittedResult:
         y: Any = None,
         sample_weight: Any = None,
         *,
-        start: str = "perturbed",
+        start: str | None = None,
         noise: float = 0.1,
         n_draws: int = 3,
         arms: Sequence[str] = ("recovered", "ablated"),
         force: bool = False,
         n_jobs: int | None = None,
+        mode: str = "auto",
+        train: Any = None,
+        initial: Any = None,
     ) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.
 
@@ -384,9 +387,10 @@ class FittedResult:
         ----------
         X, y, sample_weight
             The rows that the model was trained on, as in ``fit``.
-        start : {"perturbed", "trained", "fresh"}, default="perturbed"
+        start : {"perturbed", "trained", "fresh"}, default=None
             Where both arms of a network begin: near the model, at it, or where its layers begin.
-            The estimator's ``random_state`` gives the starts; None gives the same ones each time.
+            None is "perturbed", in ``mode="trainer"`` "fresh". The estimator's ``random_state``
+            gives the starts; None gives the same ones each time.
         noise : float, default=0.1
             Size of the perturbation relative to the weights of each tensor.
         n_draws : int, default=3
@@ -397,6 +401,16 @@ class FittedResult:
             Whether a penalty is tried that the verdict calls wrong.
         n_jobs : int or None, default=None
             Number of runs of a network at the same time; None means 1.
+        mode : {"auto", "trainer"}, default="auto"
+            "trainer" trains a network as the model was: all arms from the same start and in the
+            same order, other orders, and a start nudged by 1e-7 as the floor of chaos.
+        train : callable(model, penalty, seed) -> module, default=None
+            Trains a copy of the model on mean loss plus ``penalty(model)``, which is zero without
+            R, in the order of the seed: ``random_state`` (None: 0) and, for other orders, the
+            integers after it. None is for a skorch net: a clone of it, without weight decay and
+            dropout, with the penalty in its loss.
+        initial : torch.nn.Module, default=None
+            The model before its training, where all arms begin, instead of ``start``.
 
         Returns
         -------
@@ -409,7 +423,8 @@ class FittedResult:
         ValueError, TypeError
             If neither form states the penalty, or for given equations or ``known`` parts; if the
             verdict is "out of family" or "not constant" and ``force`` is False, or a penalty that
-            rewards large weights leaves L + R without a lower bound.
+            rewards large weights leaves L + R without a lower bound; if ``train`` returns anything
+            but a trained module of the model's architecture.
         """
         given = dict(locals())
         # Loaded when used: they import more of scikit-learn than all else together.
@@ -418,6 +433,8 @@ class FittedResult:
 
         self._fitted()
         check("recover", given, ALLOWED)
+        if train is not None and mode != "trainer":
+            raise ValueError("Expected mode='trainer' with train=, got mode='auto'.")
         source = self._source
         if isinstance(source.model_, list):
             raise ValueError(
@@ -430,7 +447,9 @@ class FittedResult:
         # A copy: the user's generator stays where it was.
         options = replace(source._options(), random_state=copy.deepcopy(source.random_state))
         seed, verbose = copy.deepcopy(source.random_state), source.verbose
-        plan = Plan(start, noise, n_draws, tuple(arms), seed, n_jobs, verbose)
+        start = start or ("fresh" if mode == "trainer" else "perturbed")
+        how = (seed, n_jobs, verbose, mode, train, initial)
+        plan = Plan(start, noise, n_draws, tuple(arms), *how)
         data = Data(X, y, sample_weight)
         return recover(
             source.model_, stated, self._description, self.penalty_, data, options, plan, remarks

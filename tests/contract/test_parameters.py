@@ -102,7 +102,12 @@ KINDS = {
     "rate": [*WRONG, True, 0, -1.0, NAN, "0.1"],
     "filter": [*WRONG, 3, theory.ridge, "ridge", RIDGE],
     "matrix": [*WRONG, 3, [1.0, NAN], [["a", "b"]], [[NAN, 1.0]], np.ones((2, 2)) * 1j, [[[1.0]]]],
+    "frame": [*WRONG, 3, X, {"arm": []}, pd.DataFrame({"arm": ["recovered"]})],
     "vector": [*WRONG, 3, [NAN] * 24, ["a"] * 24, np.ones(5), np.ones((24, 24)), np.ones(24) * 1j],
+    "square": [*WRONG, 3, [NAN] * 24, np.ones(5), -np.eye(24), X, np.ones(24) * 1j],
+    "labels": ["a", 1j, object(), {1}, 3, [], np.ones(5), np.ones((24, 2)), np.ones(24)],
+    "std_err": ["a", 1j, object(), {1}, ["a"], [-1.0]],
+    "df": [*WRONG, True, NAN, -INF, 0, 0.5, [5]],
     "spectrum": ["a", 1j, object(), {1}, [-1.0], [NAN], ["a"], [1j], None],
     "problem": [*WRONG, 3, NET, RIDGE, nn.Linear, X],
     "module": [*WRONG, 3, RIDGE, nn.Linear],
@@ -233,6 +238,12 @@ def searched(**params):
     return ImplicitRegularizationCV(**params).fit(**data)
 
 
+RUNS = pd.DataFrame(
+    [["recovered", 0, 0.1, 0.1, 0.1, 1.0]],
+    columns=["arm", "draw", "distance", "matched", "function", "objective"],
+)
+
+
 def displayed(display):
     return lambda **params: display(**params).plot()
 
@@ -284,6 +295,9 @@ OF_L1 = ImplicitRegularizationEstimator(RIDGE, family="l1").fit(X, Y)
 OF_MATRIX = ImplicitRegularizationEstimator(RIDGE, family="quadratic").fit(X, Y)
 SEARCHED = ImplicitRegularizationCV(RIDGE, families=["l1", "l2"]).fit(X, Y)
 OF_ENDPOINTS = ImplicitRegularizationEstimator(None).fit([package.Endpoint(RIDGE, X, Y)] * 2)
+OF_DESIGN = {"design": "matrix", "target": "vector?", "error_covariance": "square?"}
+OF_DESIGN |= {"groups": "labels?"}
+OF_BOUND = {"noise": "least0?", "alpha": "level"}
 CALLS = {
     "ridge": (theory.ridge, None, {"coef": 1.0}, {"coef": "positive"}),
     "principal_components": (theory.principal_components, None, {"k": 1}, {"k": "count"}),
@@ -337,6 +351,24 @@ CALLS = {
         theory.trajectory_bound, None, {"n_steps": 10, "variation": 1.0, "increment": 1.0},
         {"n_steps": "count", "variation": "least0", "increment": "least0", "alpha": "level"}
         | {"log_covering": "least0", "radius": "least0", "noise": "least0", "fixed_target": "flag"},
+    ),
+    **{
+        function.__name__: (function, None, {"design": X, "target": Y}, OF_DESIGN | more)
+        for function, more in [
+            (theory.distance_bound, {**OF_BOUND, "bias": "least0", "form": "name"}),
+            (theory.coefficient_bounds, OF_BOUND),
+            (theory.error_inflation, {}),
+            (theory.effective_parameters, {}),
+        ]
+    },
+    "gradient_bound": (
+        theory.gradient_bound, None, {"n_equations": 9, "noise": 1.0, "log_covering": 1.0},
+        {"n_equations": "count", "noise": "least0", "log_covering": "least0", "alpha": "level"}
+        | {"radius": "least0", "misfit": "least0", "inflation": "positive"},
+    ),
+    "smallest_detectable": (
+        theory.smallest_detectable, None, {"std_err": 1.0},
+        {"std_err": "std_err", "df": "df", "alpha": "level", "power": "level"},
     ),
     "SmoothL1": (penalties.SmoothL1, of_family, {}, {"delta": "positive"}),
     "ElasticNet": (penalties.ElasticNet, of_family, {}, {"delta": "positive"}),
@@ -543,6 +575,16 @@ CALLS = {
         {"leverage": [0.5], "residual": [1.0], "cooks_distance": [1.0]},
         {"leverage": "vector", "residual": "vector", "cooks_distance": "vector"}
         | {"labels": "vector?", "mean_leverage": "number?", "n_labels": "size", "name": FREE},
+    ),
+    "RecoveryDisplay": (
+        inspection.RecoveryDisplay, displayed, {"runs": RUNS, "objective": 1.0},
+        {"runs": "frame", "objective": "number", "back": "positive?", "function_name": FREE}
+        | {"name": FREE},
+    ),
+    "RecoveryDisplay.from_estimator": (
+        inspection.RecoveryDisplay.from_estimator, None, {"estimator": FITTED, "X": X, "y": Y},
+        FIT | {"estimator": "estimator", "start": "name", "n_draws": "count", "name": FREE}
+        | {"ax": FREE, "scatter_kwargs": FREE, "line_kwargs": FREE},
     ),
     **{
         f"{name}.from_estimator": (

@@ -24,6 +24,7 @@ from sklearn_implicitreg.inspection import (
     GradientMatchDisplay,
     InfluenceDisplay,
     PenaltyShapeDisplay,
+    RecoveryDisplay,
     SpectrumDisplay,
 )
 from sklearn_implicitreg.inspection.drawing import COLORS, LINES, MARKERS
@@ -42,13 +43,19 @@ MADE = {
     GradientMatchDisplay: lambda: fit(family="l1"),
     InfluenceDisplay: lambda: fit(family="l1"),
     PenaltyShapeDisplay: lambda: fit(LASSO, family="l1"),
+    RecoveryDisplay: fit,
     SpectrumDisplay: lambda: fit(family="quadratic"),
 }
+ROWS = {RecoveryDisplay: (X, Y)}  # which it trains on
+
+
+def drawn(display, **params):
+    return display.from_estimator(MADE[display](), *ROWS.get(display, ()), **params)
 
 
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_conventions(display):
-    made = display.from_estimator(MADE[display]())
+    made = drawn(display)
     for name in inspect.signature(display).parameters:
         assert hasattr(made, name), "data are kept under the names of the constructor"
     data = {name: getattr(made, name) for name in inspect.signature(display).parameters}
@@ -69,7 +76,7 @@ def test_conventions(display):
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_one_axes_is_used_or_divided(display):
     figure, (left, right) = plt.subplots(1, 2)
-    made = display.from_estimator(MADE[display](), ax=left)
+    made = drawn(display, ax=left)
     assert made.figure_ is figure
     axes = getattr(made, "axes_", [made.ax_])
     assert (left in axes) == (len(axes) == 1)
@@ -89,7 +96,7 @@ def test_one_axes_is_used_or_divided(display):
 def test_styles_are_passed_on_under_any_alias(display):
     names = [n for n in inspect.signature(display.plot).parameters if n.endswith("_kwargs")]
     assert names
-    made = display.from_estimator(MADE[display]())
+    made = drawn(display)
     for name in names:
         made.plot(**{name: {"cmap": "gray"} if name == "image_kwargs" else {"alpha": 0.5}})
     if display is GradientMatchDisplay:
@@ -99,14 +106,14 @@ def test_styles_are_passed_on_under_any_alias(display):
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_without_matplotlib(display, monkeypatch):
     est = MADE[display]()
-    made = display.from_estimator(est)
+    made = display.from_estimator(est, *ROWS.get(display, ()))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     text = rf"{display.__name__}.plot needs matplotlib: pip install sklearn_implicitreg\[plot\]"
     with pytest.raises(ImportError, match=text):
         made.plot()
     with pytest.raises(ImportError, match=text):
-        display.from_estimator(est)
+        display.from_estimator(est, *ROWS.get(display, ()))
     with pytest.raises(ImportError, match="needs matplotlib"):
         est.plot()
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from joblib import parallel_config
 from sklearn.datasets import load_iris
 from sklearn.neural_network import MLPRegressor
 from skorch import NeuralNetClassifier, NeuralNetRegressor
@@ -12,7 +13,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, Dropout, GradientNorm, SmoothL1
-from sklearn_implicitreg.results.recovery.certificates import smallest_eigenvalue
+from sklearn_implicitreg.results.recovery import minimize
+from sklearn_implicitreg.results.recovery.certificates import certificate, smallest_eigenvalue
 from sklearn_implicitreg.results.recovery.matching import hidden_layers, matched
 from sklearn_implicitreg.results.recovery.objective import Objective
 
@@ -65,6 +67,12 @@ def l2_net():
     return fitted(module, X, y), X, y
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """A budget that L alone, which has no minimum nearby, does not use for long."""
+    monkeypatch.setattr(minimize, "BUDGET", 200)
+
+
 class Slow(nn.Module):
     """A module of one's own, whose order of layers only its forward knows."""
 
@@ -78,7 +86,7 @@ class Slow(nn.Module):
 
 
 class TestComesBack:
-    def test_bare_module(self, l2_net):
+    def test_bare_module(self, l2_net, brief):
         est, X, y = l2_net
         before = {n: p.detach().clone() for n, p in est.model.named_parameters()}
         state = torch.get_rng_state()
@@ -99,7 +107,7 @@ class TestComesBack:
         assert again.runs.equals(runs)
         np.testing.assert_array_equal(again.recovered.coef, found.recovered.coef)
 
-    def test_numbers_by_hand(self, l2_net):
+    def test_numbers_by_hand(self, l2_net, brief):
         est, X, y = l2_net
         found = est.recover(X, y, start="trained", arms=("ablated",))
         assert found.recovered is None
@@ -161,7 +169,7 @@ class TestComesBack:
         assert "Flat" in text
         assert "The weights say nothing here" in text
 
-    def test_float32_of_skorch(self):
+    def test_float32_of_skorch(self, brief):
         X, y = (t.numpy().astype(np.float32) for t in rows())
         how = dict(max_epochs=1500, lr=0.2, train_split=None, verbose=0, batch_size=-1)
         with torch.random.fork_rng():
@@ -172,7 +180,7 @@ class TestComesBack:
         assert found.recovered.distance < 0.05 * found.ablated.distance
         assert model.module_.first.weight.dtype == torch.float32
 
-    def test_classifier_of_skorch(self):
+    def test_classifier_of_skorch(self, brief):
         X, y = load_iris(return_X_y=True)
         X = (X - X.mean(0)).astype(np.float32)
         how = dict(max_epochs=300, lr=0.3, train_split=None, verbose=0, batch_size=-1)
@@ -181,7 +189,7 @@ class TestComesBack:
         found = ImplicitRegularizationEstimator(model, family="weight_decay").fit(X, y)
         assert found.recover(X, y, n_draws=1, arms=("recovered",)).runs["back"].all()
 
-    def test_perceptron_of_scikit_learn(self):
+    def test_perceptron_of_scikit_learn(self, brief):
         X, y = (t.numpy() for t in rows())
         how = dict(hidden_layer_sizes=(3,), solver="lbfgs", max_iter=5000, random_state=0)
         model = MLPRegressor(alpha=1.0, tol=1e-12, max_fun=10**5, **how).fit(X, y.ravel())
@@ -192,14 +200,16 @@ class TestComesBack:
 
     def test_fresh_start_and_workers(self, l2_net):
         est, X, y = l2_net
-        found = est.recover(X, y, start="fresh", n_draws=2, arms=("recovered",))
+        how = dict(start="fresh", n_draws=2, arms=("recovered",))
+        found = est.recover(X, y, **how)
         assert (found.runs["start"] > 0.3).all()
-        shared = est.recover(X, y, start="fresh", n_draws=2, arms=("recovered",), n_jobs=2)
+        with parallel_config(backend="threading"):  # workers start in seconds
+            shared = est.recover(X, y, **how, n_jobs=2)
         assert shared.runs["distance"].to_numpy() == pytest.approx(
             found.runs["distance"].to_numpy(), abs=1e-6
         )
 
-    def test_random_state_gives_the_starts(self, l2_net):
+    def test_random_state_gives_the_starts(self, l2_net, brief):
         est, X, y = l2_net
         how = dict(n_draws=1, arms=("recovered",))
         first = est.recover(X, y, **how).runs["start"][0]
@@ -282,6 +292,12 @@ class TestMatching:
         assert hidden_layers(objective, 0) == []
 
 
+def certificate_of(est, X, y):
+    problem = adapt(est.model, Data(X, y), Options(loss=est.loss, params=est.params))
+    objective = Objective(problem, est.penalty_)
+    return certificate(objective, objective.theta, objective.scale(), 0)
+
+
 class TestCertificates:
     def test_lanczos_equals_dense(self):
         X, y = rows()
@@ -312,6 +328,51 @@ class TestCertificates:
         assert found.smallest_eigenvalue < 0
         assert not found.is_minimizer
         assert "A saddle, not a minimum" in " ".join(str(found).split())
+
+    @pytest.mark.parametrize(
+        ("params", "least"), [("all", 0.04), ("weight", 0.0)], ids=["strongly", "convex"]
+    )
+    def test_convex_models(self, params, least):
+        """A linear layer: one minimum, and away from it proposition D bounds the distance."""
+        X, y = rows()
+        classes = (y[:, 0] > 0).long()
+        module, other = nn.Linear(P, 2).double(), nn.Linear(P, 2).double()
+
+        def objective(m):
+            penalized = [p for n, p in m.named_parameters() if params in ("all", n)]
+            return cross_entropy(m(X), classes) + 0.02 * squares(penalized)
+
+        est = fitted(trained(module, objective), X, classes, loss="cross_entropy", params=params)
+        found = certificate_of(est, X, classes)
+        assert found.least == pytest.approx(least, rel=1e-6)
+        if least:
+            assert "Proposition B" in found.sentences()[0]
+            off = fitted(other, X, classes, loss="cross_entropy")
+            off.penalty_ = est.penalty_
+            away = certificate_of(off, X, classes)
+            assert "Proposition D" in away.sentences()[0]
+            gap = [
+                (p - q).detach().flatten()
+                for p, q in zip(module.parameters(), other.parameters(), strict=True)
+            ]
+            assert away.gradient / away.least > float(torch.cat(gap).norm())
+        else:  # both biases may shift
+            assert "Flat" in found.sentences()[0]
+
+    def test_convex_with_a_free_bias(self):
+        X, y = rows()
+        module = nn.Linear(P, 1).double()
+        module = trained(
+            module, lambda m: nn.functional.huber_loss(m(X), y) + 0.02 * squares([m.weight])
+        )
+        est = fitted(module, X, y, loss="huber", params="weight")
+        assert "Proposition C" in certificate_of(est, X, y).sentences()[0]
+
+    @pytest.mark.parametrize("family", ["l2", SmoothL1(delta=1e-2)], ids=str)
+    def test_no_claim_without_its_reasons(self, family):
+        X, y = rows()
+        module = net() if family == "l2" else nn.Linear(P, 1).double()
+        assert np.isnan(certificate_of(fitted(module, X, y, family=family), X, y).least)
 
     def test_distance_to_the_minimum_is_estimated(self, l2_net):
         """Weights off the minimum: the Newton step against the distance that was made."""
@@ -407,11 +468,11 @@ class TestBadInput:
             est.recover(X, y, **wrong)
 
 
-def test_tables(l2_net):
+def test_tables(l2_net, brief):
     est, X, y = l2_net
     found = est.recover(X, y, n_draws=1)
     text = str(found)
-    for part in ("Back:", "1 of 1", "perturbed by 10 %", "2000 gradients", "without R 1"):
+    for part in ("Back:", "1 of 1", "perturbed by 10 %", "200 gradients", "without R 1"):
         assert part in text
     assert max(map(len, text.splitlines())) == 79
     assert list(found.to_frame().columns) == ["model", "recovered", "ablated"]

@@ -238,12 +238,10 @@ class TorchProblem(Problem):
                 return spread_about(self, batches, center, scale=scale)
         # Batches that do not fit at once, and what has only a forward rule for its derivative.
         total = zeros_of(self.params)
-        for rows in batches:
-            batch = self.take(rows, np.ones(len(rows)))
+        for batch in (self.take(rows, np.ones(len(rows))) for rows in batches):
             own = batch.gradient().value
-            away = {name: own[name] - g for name, g in center.items()}
-            product = batch.hvp(times(away, scale))
-            for name, h in product.items():
+            away = times({name: own[name] - g for name, g in center.items()}, scale)
+            for name, h in batch.hvp(away).items():
                 add_to(total[name], h, 2 / len(batches))
         return total
 
@@ -252,10 +250,9 @@ class TorchProblem(Problem):
     ) -> tuple[LossGradient, Params] | None:
         """Mean of the batch gradients, and ``spread_gradient`` about it, in one pass."""
         drawn = self.batch_normalized or self.seed is not None
-        if drawn or max(map(len, batches)) > self.batch_size:
-            return None
-        with contextlib.suppress(RuntimeError, NotImplementedError):
-            return mean_and_spread(self, batches, scale)
+        if not drawn and max(map(len, batches)) <= self.batch_size:
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                return mean_and_spread(self, batches, scale)
         return None
 
     def graphs(self, batches: Sequence[Indices]) -> Iterator[BlockGradient]:

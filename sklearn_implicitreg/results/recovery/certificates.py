@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch import nn
 
-from sklearn_implicitreg.problem import flat
+from sklearn_implicitreg.problem import flat, shaped
 from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.quadratic_form import quadratic_penalty
 from sklearn_implicitreg.results.recovery.minimize import newton_step
 from sklearn_implicitreg.results.recovery.objective import Objective
 
@@ -23,6 +25,9 @@ _FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
 _AT_REST = 1e-6  # of the summands of the gradient
 _CONTRACTING = 0.5  # above, a Newton step does not tell the distance
 _DEEP = 10.0  # times the value at the model: a fall that is no rounding
+# Criteria that are convex functions of outputs.
+_CONVEX = {nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss}
+_CONVEX |= {nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.SoftMarginLoss}
 _FAR = (1e2, 1e4, 1e6)  # how far along a ray
 
 
@@ -37,6 +42,7 @@ class Certificate(NamedTuple):
     converged: bool
     step: float  # estimated distance to the minimum, relative to the weights
     contraction: float
+    least: float  # curvature that L + R has at all weights; NaN where it is not known
 
     @property
     def at_rest(self) -> bool:
@@ -51,6 +57,8 @@ class Certificate(NamedTuple):
     def sentences(self) -> list[str]:
         """Which proposition holds, in plain words, and the estimated distance."""
         said = [self._proposition()]
+        if self.least > 0:
+            return said  # with a bound where it is not at rest
         if self.sign > 0 and not self.at_rest and self.contraction < _CONTRACTING:
             said.append(
                 f"Estimated distance to the minimum: {self.step:.2g} of the weights, by a Newton "
@@ -67,6 +75,11 @@ class Certificate(NamedTuple):
         size = f"smallest eigenvalue of the Hessian of L + R: {self.lowest:.3g}"
         if not self.converged:
             size += ", not converged"
+        if self.least > 0 and not self.at_rest:
+            return (
+                f"Proposition D: L + R is strongly convex, and its minimum at most "
+                f"{self.gradient / self.least:.2g} away from the weights of the model ({size})."
+            )
         if self.sign < 0:
             return (
                 f"A saddle, not a minimum ({size}): near the model are weights with a lower "
@@ -82,6 +95,11 @@ class Certificate(NamedTuple):
                 f"The gradient of L + R is not zero at the model ({self.gradient:.2g}, of summands "
                 f"of {self.scale:.2g}), so no proposition holds there; {size}."
             )
+        if self.least >= 0:
+            name, convex = ("B", "strongly convex") if self.least > 0 else ("C", "convex")
+            return (
+                f"Proposition {name}: L + R is {convex}, and the model its only minimum ({size})."
+            )
         return (
             f"Proposition A: the model is a strict local minimum of L + R and its only stationary "
             f"point nearby ({size}); other basins may have minima of their own."
@@ -95,7 +113,41 @@ def certificate(objective: Objective, theta: Array, scale: float, seed: int) -> 
     step = contraction = float("nan")
     if norm(slope) and lowest > _FLAT * largest:
         step, contraction = newton_distance(objective, theta, slope)
-    return Certificate(norm(slope), scale, lowest, largest, direction, converged, step, contraction)
+    least = least_curvature(objective)
+    return Certificate(
+        norm(slope), scale, lowest, largest, direction, converged, step, contraction, least
+    )
+
+
+def least_curvature(objective: Objective) -> float:
+    """Smallest eigenvalue of the Hessian of R where L is convex and R quadratic; else NaN."""
+    problem, penalty = objective.problem, objective.penalty
+    criterion = getattr(getattr(problem, "row_loss", None), "criterion", None)
+    if type(criterion) not in _CONVEX or getattr(penalty, "model", None) is not None:
+        return float("nan")
+    if penalty is None or len(objective.theta) > _DENSE or not _is_affine(objective):
+        return float("nan")
+    rule = quadratic_penalty(penalty, objective.scope.params)
+    if rule is None:
+        return float("nan")
+    values = np.linalg.eigvalsh(rule.hessian)
+    if values[0] < -_FLAT * np.abs(values).max():
+        return float("nan")
+    free = len(values) < len(objective.theta) or values[0] <= _FLAT * values[-1]
+    return 0.0 if free else float(values[0])
+
+
+def _is_affine(objective: Objective) -> bool:
+    """Whether outputs are affine in the weights, by second differences at random ones."""
+    rng, theta = np.random.default_rng(0), objective.theta
+    ways = rng.standard_normal((2, len(theta))) * (1.0 + np.abs(theta))
+
+    def outputs(step: Array) -> Array:
+        return objective.problem.outputs(shaped(objective.params, theta + step))[0]
+
+    corners = [outputs(step) for step in (ways[0] + ways[1], ways[0], ways[1], 0 * theta)]
+    second = corners[0] - corners[1] - corners[2] + corners[3]
+    return bool(np.abs(second).max() <= _FLAT * max(np.abs(c).max() for c in corners))
 
 
 def newton_distance(objective: Objective, theta: Array, slope: Array) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -47,7 +48,7 @@ class Recovery:
         function differs by the median. None is an arm that was not asked for.
     index, notes : MultiIndex of length p, tuple of str
         Tensor and coordinate of every weight, and sentences for the reader.
-    method : {"closed form", "refit", "minimized"}
+    method : {"closed form", "refit", "minimized", "trained"}
         How the arms were made.
     is_minimizer, is_unique : bool or None
         Whether the recovered weights minimize L + R, or only solve the linear equations, and are
@@ -60,7 +61,9 @@ class Recovery:
         ``start`` and ``matched``, after matching hidden units; ``function``, the root mean square
         difference of outputs over their standard deviation; ``loss``, ``penalty`` and
         ``objective`` (L + R, in both arms), ``gradient`` (norm, of what the arm minimizes),
-        ``evaluations``, how it ``stopped``, and whether the function is ``back``.
+        ``evaluations``, how it ``stopped``, and whether the function is ``back``. After
+        ``mode="trainer"`` the ``seed`` of each draw, without these two; the arm "nudged" is the
+        recovered one of the first draw from a start moved by 1e-7.
     gradient : float
         Of a network the norm of the gradient of L + R at the model.
     facts : tuple of (str, str)
@@ -120,6 +123,27 @@ class Recovery:
         """
         return pd.DataFrame({n: arm.coef for n, arm in self._arms.items()}, index=self.index)
 
+    def plot(self, ax: Any = None) -> Any:
+        """The arms against the model: weights, functions and loss.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or list of three, default=None
+            One is divided in three; a new figure if None.
+
+        Returns
+        -------
+        display : RecoveryDisplay
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib; the extra ``plot`` installs it.
+        """
+        from sklearn_implicitreg.inspection.recovery import RecoveryDisplay  # as est.plot does
+
+        return RecoveryDisplay.from_recovery(self, ax=ax)
+
     def __repr__(self) -> str:
         return str(self.summary())
 
@@ -128,8 +152,12 @@ class Recovery:
 
 
 def _table_of_runs(runs: pd.DataFrame, model: Arm, gradient: float) -> pd.DataFrame:
-    table = runs[["distance", "matched", "function", "objective", "gradient", "stopped"]]
-    first = [0.0, 0.0, 0.0, model.loss + model.penalty, gradient, ""]
-    above = pd.DataFrame([first], columns=table.columns, index=["model"])
+    numbers = ["distance", "matched", "function", "objective", "gradient"]
+    first: dict[str, float | str] = dict.fromkeys(numbers, 0.0)
+    first |= {"objective": model.loss + model.penalty, "gradient": gradient}
+    if "stopped" in runs:
+        first["stopped"] = ""
+    table = runs[list(first)]
+    above = pd.DataFrame([first], index=["model"])
     table = pd.concat([above, table.set_axis(list(names_of(runs)))])
     return table.rename(columns={"objective": "L + R", "gradient": "|gradient|"})

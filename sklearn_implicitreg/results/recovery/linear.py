@@ -149,7 +149,10 @@ def _judged(found: Stationary) -> str:
             f"Not the only minimizer: {found.n_zero} of {found.n} eigenvalues of the Hessian of "
             "L + R are zero; shown is the shortest one."
         )
-    return "The Hessian of L + R is positive definite: the recovered weights minimize it, alone."
+    return (
+        "Proposition E: the Hessian of L + R is positive definite, the recovered weights minimize "
+        "it, alone."
+    )
 
 
 def refitted_arms(

@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
+from torch import nn
 
+from sklearn_implicitreg.penalties.fitted import named_tensors
 from sklearn_implicitreg.problem import flat, shaped
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
     Allowed,
     choice,
+    function,
+    instance,
     integer,
     number,
 )
@@ -33,14 +37,14 @@ from sklearn_implicitreg.results.recovery.certificates import (
 from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
 from sklearn_implicitreg.results.recovery.labels import names_of, weight_index
 from sklearn_implicitreg.results.recovery.matching import Hidden, hidden_layers, matched
-from sklearn_implicitreg.results.recovery.minimize import Run, minimized
+from sklearn_implicitreg.results.recovery.minimize import minimized
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 BACK = 1e-3  # of the standard deviation of the outputs
 _ARM = choice("recovered", "ablated")
 _JOBS = integer(-(2**31))
 ALLOWED = {
-    "start": choice("perturbed", "trained", "fresh"),
+    "start": NOTHING | choice("perturbed", "trained", "fresh"),
     "noise": number(above=0),
     "n_draws": integer(1),
     "arms": Allowed(
@@ -53,6 +57,9 @@ ALLOWED = {
         ("a tuple of 'recovered', 'ablated' or both",),
     ),
     "force": FLAG,
+    "mode": choice("auto", "trainer"),
+    "train": NOTHING | function("(model, penalty, seed) -> module", 3),
+    "initial": NOTHING | instance("a torch module", nn.Module),
     "n_jobs": NOTHING | Allowed(lambda n: n != 0 and _JOBS.holds(n), ("an integer other than 0",)),
 }
 
@@ -68,6 +75,9 @@ class Plan:
     random_state: Any = None
     n_jobs: int | None = None
     verbose: int = 0
+    mode: str = "auto"
+    train: Any = None
+    initial: Any = None
 
     @property
     def seeds(self) -> list[int]:
@@ -77,8 +87,18 @@ class Plan:
         return [int(s) for s in check_random_state(given).randint(2**31 - 1, size=n)]
 
     @property
+    def orders(self) -> list[int]:
+        """Seeds of a training: the estimator's own, and those that follow."""
+        given = self.random_state
+        if isinstance(given, int | np.integer) or given is None:
+            return [(int(given or 0) + k) % 2**32 for k in range(self.n_draws)]
+        return self.seeds
+
+    @property
     def words(self) -> str:
         """The start in words."""
+        if self.initial is not None:
+            return "given"
         more = f" by {100 * self.noise:g} %" if self.start == "perturbed" else ""
         return f"{self.start}{more}"
 
@@ -90,22 +110,27 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     check_bounded(objective, certified.direction)
     layers = hidden_layers(objective, plan.seeds[0])
     sides = {"recovered": objective, "ablated": objective.ablated()}
-    starts = [_start(objective, plan, seed) for seed in plan.seeds]
+    starts = [start_of(objective, plan, seed) for seed in plan.seeds]
     tasks = [(arm, draw) for arm in plan.arms for draw in range(len(starts))]
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(minimized)(sides[arm], starts[draw], scale) for arm, draw in tasks
+        delayed(minimized)(copy.copy(sides[arm]), starts[draw], scale) for arm, draw in tasks
     )
     ends = list(progress(outcomes, "Training again", len(tasks), plan.verbose))
-    compare = _Comparison(objective, layers)
+    compare = Comparison(objective, layers)
     rows, arms = [], []
     for (arm, draw), run in zip(tasks, ends, strict=True):
-        own = compare.arm(run.theta)
-        arms.append(own)
-        rows.append(compare.row(arm, draw, starts[draw], run, own))
+        there = weights_at(objective, run.theta)
+        arms.append(compare.arm(there))
+        rows.append(
+            {"arm": arm, "draw": draw}
+            | compare.row(starts[draw], there, arms[-1])
+            | {"gradient": run.gradient}
+            | {"evaluations": run.n_evaluations, "stopped": run.stopped}
+        )
     runs = pd.DataFrame(rows)
     chosen = {arm: arms[_median(runs[runs["arm"] == arm])] for arm in plan.arms}
     return Recovery(
-        model=compare.arm(objective.theta),
+        model=compare.arm(weights_at(objective, objective.theta)),
         recovered=chosen.get("recovered"),
         ablated=chosen.get("ablated"),
         index=weight_index(objective.problem, objective.params),
@@ -119,7 +144,13 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     )
 
 
-def _start(objective: Objective, plan: Plan, seed: int) -> Array:
+def start_of(objective: Objective, plan: Plan, seed: int) -> Array:
+    """Weights that a draw begins at."""
+    if plan.initial is not None:
+        named = named_tensors(
+            plan.initial, {n: tuple(t.shape) for n, t in objective.params.items()}
+        )
+        return flat({name: named[name].detach().double().cpu() for name in objective.params})
     if plan.start == "trained":
         return objective.theta
     if plan.start == "fresh":
@@ -132,60 +163,70 @@ def _start(objective: Objective, plan: Plan, seed: int) -> Array:
     return start
 
 
-@dataclass
-class _Comparison:
+class Weights(NamedTuple):
+    """Weights with what L + R and the rows say about them."""
+
+    theta: Array
+    loss: float
+    value: float  # L + R
+    gradient: float  # norm, of L + R
+    outputs: Array
+
+
+def weights_at(objective: Objective, theta: Array) -> Weights:
+    """Loss, penalty and outputs at some weights."""
+    value, slope = objective.gradient(theta)
+    outputs = objective.problem.outputs(shaped(objective.params, theta))[0]
+    return Weights(theta, objective.loss(theta), value, norm(slope), outputs)
+
+
+class Comparison:
     """What weights are compared with: those of the model, and its outputs on the rows."""
 
-    objective: Objective
-    layers: list[Hidden]
-
-    def __post_init__(self) -> None:
-        theta = self.objective.theta
-        self._outputs, self._weights = self._output(theta)
+    def __init__(self, objective: Objective, layers: list[Hidden]):
+        self._objective, self._layers, self._model = objective, layers, objective.theta
+        params = shaped(objective.params, self._model)
+        self._outputs, self._weights = objective.problem.outputs(params)
         mean = np.average(self._outputs, axis=0, weights=self._weights)
         self._spread = self._rms(self._outputs - mean)
-
-    def _output(self, theta: Array) -> tuple[Array, Array]:
-        return self.objective.problem.outputs(shaped(self.objective.params, theta))
 
     def _rms(self, away: Array) -> float:
         return float(np.sqrt(np.average((away**2).sum(axis=1), weights=self._weights)))
 
     def distance(self, theta: Array) -> float:
         """Relative distance of the weights."""
-        model = self.objective.theta
+        model = self._model
         return norm(theta - model) / norm(model) if norm(model) else float("nan")
 
-    def arm(self, theta: Array) -> Arm:
-        """Weights with their loss, penalty and outputs."""
-        model, loss = self.objective.theta, self.objective.loss(theta)
-        sizes = norm(theta) * norm(model)
+    def function_between(self, one: Weights, other: Weights) -> float:
+        """Difference of outputs, relative to the spread of the model's."""
+        return self._rms(one.outputs - other.outputs) / (self._spread or 1.0)
+
+    def arm(self, there: Weights) -> Arm:
+        """Weights beside the model's."""
+        sizes = norm(there.theta) * norm(self._model)
         return Arm(
-            coef=theta,
-            loss=loss,
-            penalty=self.objective.value(theta) - loss,
-            distance=self.distance(theta),
-            cosine=float(theta @ model) / sizes if sizes else float("nan"),
-            prediction=self._rms(self._output(theta)[0] - self._outputs),
+            coef=there.theta,
+            loss=there.loss,
+            penalty=there.value - there.loss,
+            distance=self.distance(there.theta),
+            cosine=float(there.theta @ self._model) / sizes if sizes else float("nan"),
+            prediction=self._rms(there.outputs - self._outputs),
         )
 
-    def row(self, arm: str, draw: int, start: Array, run: Run, own: Arm) -> dict[str, Any]:
+    def row(self, start: Array, there: Weights, own: Arm) -> dict[str, Any]:
         """Numbers of one run."""
-        near = matched(self.objective, self.layers, run.theta) if self.layers else None
-        function = own.prediction / self._spread if self._spread else own.prediction
+        near = matched(self._objective, self._layers, there.theta) if self._layers else None
+        function = own.prediction / (self._spread or 1.0)
         return {
-            "arm": arm,
-            "draw": draw,
             "start": self.distance(start),
             "distance": own.distance,
             "matched": float("nan") if near is None else self.distance(near),
             "function": function,
             "loss": own.loss,
             "penalty": own.penalty,
-            "objective": own.loss + own.penalty,
-            "gradient": run.gradient,
-            "evaluations": run.n_evaluations,
-            "stopped": run.stopped,
+            "objective": there.value,
+            "gradient": there.gradient,
             "back": function <= BACK,
         }
 

@@ -31,7 +31,7 @@ class Objective:
         self.problem = problem.whole()
         self.params = {name: t.detach().double() for name, t in self.problem.params.items()}
         self.theta = flat(self.params)
-        self._scope, self._penalty = problem, penalty
+        self.scope, self.penalty = problem, penalty
         self._on_params: list[Given] = []
         self._on_rows: list[Given] = []
         self._of_gradient: list[Given] = []  # whose own gradient is all that is known
@@ -143,11 +143,11 @@ class Objective:
             if share:
                 for loss in problem.losses():
                     yield loss(leaves)[0].double().cpu() * (share / weight)
-        if self._penalty is None:
+        if self.penalty is None:
             return
-        seen = {name: leaves[name] for name in self._scope.params}
-        if not isinstance(self._penalty, FittedPenalty):
-            yield self._penalty(seen)
+        seen = {name: leaves[name] for name in self.scope.params}
+        if not isinstance(self.penalty, FittedPenalty):
+            yield self.penalty(seen)
             return
         for leaf, coefs in self._on_params:
             yield _weighted(leaf.penalty.terms({n: seen[n] for n in leaf.names}, None), coefs)
@@ -165,7 +165,7 @@ class Objective:
         total, slope = 0.0, np.zeros_like(self.theta)
         if not self._of_gradient:
             return total, slope
-        there = self._scope.at({name: t.detach() for name, t in leaves.items()})
+        there = self.scope.at({name: t.detach() for name, t in leaves.items()})
         for leaf, coefs in self._of_gradient:
             own, penalty = {n: there.params[n] for n in leaf.names}, cast(Any, leaf.penalty)
             values, slopes = penalty.terms(own, there), penalty.full_gradient(own, there)
@@ -177,7 +177,7 @@ class Objective:
 
     def penalty_gradient(self, theta: Array) -> Array:
         """Gradient of R alone."""
-        if self._penalty is None:
+        if self.penalty is None:
             return np.zeros_like(theta)
         return self.gradient(theta)[1] - self.ablated().gradient(theta)[1]
 
@@ -190,7 +190,7 @@ class Objective:
 
     def ablated(self) -> Objective:
         """L alone."""
-        return Objective(self._scope, None)
+        return Objective(self.scope, None)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_at": None}

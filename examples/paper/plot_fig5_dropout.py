@@ -390,7 +390,7 @@ long = [row for row in cells.values() if row.epochs >= 100]
 assert np.allclose(*ridges.T, rtol=1e-6, atol=0)
 assert len(inside) - sum(inside) <= max(2, len(inside) / 6)  # at 95 %
 assert not long or max(row.factor for row in long) >= 10
-assert all(row.r2 < 0.1 for row in answered)  # no ridge
+assert all(row.r2 < 0.2 for row in answered)  # no ridge
 
 shown = [f"{trend['adam']:.2f} / {trend['ridge']:.2f}" for trend in trends.values()]
 factors = [row.factor for row in cells.values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -46,12 +47,13 @@ def _is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
+@cache
 def arrows() -> Counter[tuple[str, str]]:
     """How many modules of a part import how many of another, by the pair of parts."""
     found: Counter[tuple[str, str]] = Counter()
-    for path in ROOT.rglob("*.py"):
+    for path in sorted(ROOT.rglob("*.py")):
         mine = part_of(dotted(path))
-        found.update((mine, part_of(m)) for m in imports(path) if part_of(m) != mine)
+        found.update((mine, part_of(m)) for m in sorted(imports(path)) if part_of(m) != mine)
     return found
 
 
@@ -61,6 +63,7 @@ def heights(pairs: set[tuple[str, str]]) -> dict[str, int]:
     for upper, lower in pairs:
         below[upper].add(lower)
 
+    @cache
     def height(part: str) -> int:
         return max((1 + height(lower) for lower in below[part]), default=0)
 
@@ -70,6 +73,7 @@ def heights(pairs: set[tuple[str, str]]) -> dict[str, int]:
 def implied(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """Arrows between parts that are connected through others as well."""
 
+    @cache
     def leads(upper: str, lower: str) -> bool:
         return (upper, lower) in pairs or any(leads(b, lower) for a, b in pairs if a == upper)
 

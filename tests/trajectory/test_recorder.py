@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.trajectory import record
 from sklearn_implicitreg.trajectory.marks import StoredMark
-from sklearn_implicitreg.trajectory.recording.rows import RowFinder
+from sklearn_implicitreg.trajectory.recording.rows import RowFinder, holds_inputs
 
 X = torch.linspace(-1, 1, 40).reshape(20, 2)
 Y = X.sum(1, keepdim=True).sin()
@@ -660,3 +660,31 @@ def test_what_a_hook_of_the_user_does_after_a_step_is_no_part_of_it(every):
         visited, given = window.mean("visited"), window.mean("consumed")
         decay = {name: t + 0.2 * visited[name] for name, t in given.items()}
         assert close(window.mean("applied"), decay)
+
+
+IMAGES = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.arange(28).reshape(4, 7) % 9
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        (IMAGES, True),
+        (IMAGES.permute(0, 2, 3, 1), True),
+        (IMAGES.bfloat16(), True),
+        (IMAGES.where(IMAGES > -2, torch.nan), True),
+        (0.7 * IMAGES + 0.3 * IMAGES.flip(0), False),
+        (IMAGES + 1e-3, False),
+        (IMAGES[:, :, 1:], False),
+    ],
+)
+def test_inputs_of_a_module_are_those_of_the_batch(given, same):
+    batch = IMAGES if not given.isnan().any() else given
+    assert holds_inputs((batch, torch.ones(4, 1)), ((given,), {})) == same
+
+
+def test_an_input_that_the_module_gets_beside_the_batch():
+    kwargs = {"input_ids": TOKENS, "mask": torch.ones(4, 1, 7, 7)}
+    assert holds_inputs({"input_ids": TOKENS}, ((), kwargs))
+    assert not holds_inputs({"input_ids": TOKENS}, ((), {**kwargs, "input_ids": TOKENS + 1}))
+    assert holds_inputs({"input_ids": TOKENS}, ((), {}))

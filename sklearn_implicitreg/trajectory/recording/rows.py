@@ -228,14 +228,20 @@ def is_batch(part: Any) -> bool:
 
 
 def holds_inputs(batch: Any, inputs: Any) -> bool:
-    """Whether the largest array of a module's inputs is one of a batch, in whatever shape."""
-    given = max(_leaves(inputs), key=np.size, default=None)
-    if given is None:
-        return True
-    seen = torch.from_numpy(given).float().ravel()
-    own = (torch.from_numpy(leaf).ravel() for leaf in _leaves(batch) if leaf.size == given.size)
-    # The step may have cast them.
-    return any(torch.equal(leaf.to(kind).float(), seen) for leaf in own for kind in _KINDS)
+    """Whether the largest input of a module that has the size of a part of a batch is that part."""
+
+    # In any order, since a step may turn axes; and cast to fewer digits.
+    def ordered(leaf: Any, kind: torch.dtype) -> Tensor:
+        return torch.from_numpy(leaf).to(kind).float().ravel().nan_to_num().sort().values
+
+    own, given = list(_leaves(batch)), list(_leaves(inputs))
+    sizes = {part.size for part in own}
+    largest = max((leaf for leaf in given if leaf.size in sizes), key=np.size, default=None)
+    if largest is None:
+        return not given
+    seen = ordered(largest, torch.float32)
+    same = (part for part in own if part.size == largest.size)
+    return any(torch.equal(ordered(part, kind), seen) for part in same for kind in _KINDS)
 
 
 def _size(rows: Any) -> int:

@@ -234,7 +234,7 @@ def holds_inputs(batch: Any, inputs: Any) -> bool:
     def ordered(leaf: Any, kind: torch.dtype) -> Tensor:
         return torch.from_numpy(leaf).to(kind).float().ravel().nan_to_num().sort().values
 
-    own, given = list(_leaves(batch)), list(_leaves(inputs))
+    own, given = list(_leaves(batch)), [leaf for leaf in _leaves(inputs) if leaf.size]
     sizes = {part.size for part in own}
     largest = max((leaf for leaf in given if leaf.size in sizes), key=np.size, default=None)
     if largest is None:

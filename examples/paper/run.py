@@ -82,6 +82,8 @@ def main(argv=None):
             found[figure] = run(FIGURES[figure], options, Path(folder))
         args.out.mkdir(parents=True, exist_ok=True)
         size = "the paper's" if args.full else "quick"
+        if args.cache:
+            size += "; the seconds are without those of cells from earlier runs"
         text = page(found, size)
         (args.out / "results.md").write_text(text)
     print(text)

@@ -401,7 +401,7 @@ rows = [
         "published": "about 1e-3 in all",
         "audited": "38 to 61 times too large",
         "here": f"{min(factors):.1f} to {max(factors):.0f} times; after 100 epochs or more "
-        f"{', '.join(f'{row.factor:.0f}' for row in long)}",
+        f"{', '.join(f'{row.factor:.0f}' for row in long) or 'none'}",
         "verdict": "where Adam's budget ends",
     },
     {

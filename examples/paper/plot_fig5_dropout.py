@@ -340,8 +340,8 @@ for (depth, width, rate, _), row in cells.items():
 
 # %%
 # What Adam reads off hardly depends on the network: it is where Adam's budget ends. The exact
-# coefficient is far below it. It rises with the rate, too, where a deep network with much dropout is
-# far from the end of its training, but a ridge explains next to nothing of the gradient there.
+# coefficient is below it. It rises with the rate as well where a deep network with much dropout has
+# not ended its training, but a ridge explains next to nothing of the gradient there.
 
 trends = {}
 for name in args.cells:
@@ -401,7 +401,7 @@ rows = [
         "published": "about 1e-3 in all",
         "audited": "38 to 61 times too large",
         "here": f"{min(factors):.1f} to {max(factors):.0f} times; after 100 epochs or more "
-        f"{', '.join(f'{row.factor:.0f}' for row in long)}",
+        f"{', '.join(f'{row.factor:.0f}' for row in long) or 'none'}",
         "verdict": "where Adam's budget ends",
     },
     {

@@ -26,8 +26,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path for path in [ROOT / "README.md", *(ROOT / "doc").glob("*.md")] if ">>>" in path.read_text()
 )
+SLOW = ("_fig3_", "_fig5_")  # whole grids of trained nets; make paper runs them too
 EXAMPLES = [
-    pytest.param(script, id=script.name, marks=[pytest.mark.slow] * ("_fig5_" in script.name))
+    pytest.param(
+        script, id=script.name, marks=[pytest.mark.slow] * any(s in script.name for s in SLOW)
+    )
     for script in sorted((ROOT / "examples").rglob("plot_*.py"))
 ]
 PUBLIC_MODULES = [

@@ -139,4 +139,4 @@ def main(n_runs: int = 2000, only: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*[int(a) if a.isdigit() else a for a in sys.argv[1:]])
+    main(int(sys.argv[1]) if sys.argv[1:] else 2000, *sys.argv[2:])

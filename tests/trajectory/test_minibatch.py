@@ -147,6 +147,38 @@ def test_scale_is_saved_and_goes_on(tmp_path):
         torch.testing.assert_close(tensor, trajectory.marks[-1].scale[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "rates"])
+def test_scale_is_of_the_steps_that_were_made(name):
+    """Whether a scheduler moves before or after the end of the epoch changes no scale."""
+    found = {}
+    for first in (True, False):
+        net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        for index, p in enumerate(net.parameters()):
+            nn.init.constant_(p, 0.1 * (index + 1))
+        optimizer = OPTIMIZERS[name](list(net.parameters()))
+        # The first group's rate is halved; at last all rates are 0.
+        factors = [lambda k: (1, 0.5, 0)[k]] + [lambda k: (1, 1, 0)[k]] * (name == "rates")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        with record(net, optimizer) as recorder:
+            for _ in range(2):
+                optimizer.zero_grad()
+                net(torch.tensor([[1.0, -0.5]]).double()).sum().backward()
+                optimizer.step()
+                if first:
+                    scheduler.step()
+                recorder.epoch()
+                if not first:
+                    scheduler.step()
+        found[first] = [mark.scale for mark in recorder.trajectory.marks[1:]]
+    for early, late in zip(found[True], found[False], strict=True):
+        assert early.keys() == late.keys()
+        assert bool(early) == (name != "SGD")
+        for key, tensor in early.items():
+            torch.testing.assert_close(tensor, late[key], rtol=0, atol=0)
+    if name == "rates":
+        assert [float(scale["2.bias"].mean()) for scale in found[True]] == [4.0, 8.0]
+
+
 def test_recording_of_r_factors_has_it():
     net, X, y, trajectory, *_ = trained(OPTIMIZERS["Adam"], n_before=0)
     with torch.random.fork_rng():

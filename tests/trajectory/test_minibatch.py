@@ -219,6 +219,45 @@ def test_multilayer_perceptron_of_scikit_learn():
     assert ratios.std() < 0.05 * ratios.mean()
 
 
+def test_scale_of_an_mlp_is_what_its_step_multiplies_by():
+    """Without a first moment a step is the step size times the scale times the gradient."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((N, 4))
+    y = np.sin(X[:, 0])
+    settings = {"batch_size": N, "max_iter": 2, "beta_1": 0.0, "beta_2": 0.8, "epsilon": 0.1}
+    model = MLPRegressor(hidden_layer_sizes=(5,), random_state=0, **settings)
+    with pytest.warns(UserWarning, match="converged"):
+        model.fit(X, y)
+    est = ImplicitRegularizationEstimator(
+        model, mode="trajectory", trajectory=ContinueTraining(n_epochs=3), window="epoch"
+    ).fit(X, y)
+    for window in est._equations.targets.windows:
+        applied = window.mean("applied")
+        for name, scale in window.stop.scale.items():
+            moved = window.start.weights[name] - window.stop.weights[name]
+            expected = model.learning_rate_init * scale * applied[name]
+            torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_note_of_an_mlp_has_the_momentum_of_its_adam():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((N, 4))
+    y = np.sin(X[:, 0])
+    settings = {"batch_size": SIZE, "max_iter": 2, "beta_1": 0.7, "random_state": 0}
+    model = MLPRegressor(hidden_layer_sizes=(5,), **settings)
+    with pytest.warns(UserWarning, match="converged"):
+        model.fit(X, y)
+    est = ImplicitRegularizationEstimator(
+        model, mode="trajectory", trajectory=ContinueTraining(n_epochs=2), window="epoch"
+    ).fit(X, y)
+    [note] = [own for own in est._description.notes if own.startswith("minibatch: theory")]
+    # Steps k < T of an epoch weigh T - k; dampened, the velocity has had 1 - m^k of a gradient.
+    T = N // SIZE
+    kappa = sum((T - k) * (1 - 0.7**k) for k in range(1, T)) / (T * (T - 1) / 2)
+    lr = model.learning_rate_init / 2  # along the mean square, of which its loss is half
+    assert f"lr/4 times {kappa:.3g} = {lr / 4 * kappa:.4g}" in note
+
+
 def test_nets_without_a_penalty_have_no_signal():
     """19 of 20 such nets; 2 of 20 where the column has one number for all entries."""
     verdicts = []

@@ -114,9 +114,9 @@ class TorchProblem(Problem):
                 before = all_states(self.device) if index == 0 else []
                 block = self._block(self.to_device(batch), first=index == 0)
                 if index == 0:
-                    warn_if_random(self, batch, before)
-                if index == 0 and not self.batch_normalized:
-                    row_scale = self._row_scale(batch)
+                    with preserved_rng(self.device):  # the next batch goes on with the numbers
+                        warn_if_random(self, batch, before)
+                        row_scale = 0.0 if self.batch_normalized else self._row_scale(batch)
                 yield _scaled(block, row_scale)
                 del block  # freed before the next is made
 

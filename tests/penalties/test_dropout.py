@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.exceptions import CollinearTermsWarning
+from sklearn_implicitreg.exceptions import CollinearTermsWarning, ModelStateWarning
 from sklearn_implicitreg.penalties import Dropout, WeightDecay
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.inference import infer
@@ -499,3 +500,35 @@ class TestPathOfANetwork:
         )
         np.testing.assert_array_equal(first, again)
         assert first[0] != other[0]
+
+
+class Noisy(nn.Linear):
+    """Draws from the generators of torch and NumPy, also in eval state."""
+
+    def forward(self, x):
+        noise = torch.from_numpy(np.random.rand(len(x), 1))
+        return super().forward(nn.functional.dropout(x, 0.3)) + noise
+
+
+@pytest.mark.parametrize("kind", ["dropout", "nested", "noise in eval state"])
+def test_gradient_and_losses_have_the_same_masks(kind):
+    """What is looked at after the first batch takes no random numbers from the others."""
+    if kind == "noise in eval state":
+        drawn = replace(made(Noisy(3, 1).double(), batch_size=16), seed=3)
+        with pytest.warns(ModelStateWarning, match="random numbers"):
+            gradient = drawn.gradient()
+    else:
+        deep = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(Q), nn.Linear(5, 1)).double()
+        net = linear() if kind == "dropout" else nn.Sequential(nn.Dropout(Q), deep)
+        [drawn] = Dropout(n_draws=1).masked(made(net, batch_size=16, params="all"))
+        gradient = drawn.gradient()
+    leaves = {name: t.detach().requires_grad_() for name, t in drawn.params.items()}
+    total = weight = 0.0
+    for summed in drawn.losses():
+        value, mass = summed(leaves)
+        total, weight = total + value, weight + mass
+    loss = total / weight
+    assert gradient.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+    expected = torch.autograd.grad(loss, list(leaves.values()))
+    for name, own in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(gradient.value[name], own, rtol=1e-9, atol=1e-12)

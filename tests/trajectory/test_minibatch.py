@@ -147,6 +147,38 @@ def test_scale_is_saved_and_goes_on(tmp_path):
         torch.testing.assert_close(tensor, trajectory.marks[-1].scale[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "rates"])
+def test_scale_is_of_the_steps_that_were_made(name):
+    """Whether a scheduler moves before or after the end of the epoch changes no scale."""
+    found = {}
+    for first in (True, False):
+        net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        for index, p in enumerate(net.parameters()):
+            nn.init.constant_(p, 0.1 * (index + 1))
+        optimizer = OPTIMIZERS[name](list(net.parameters()))
+        # The first group's rate is halved; at last all rates are 0.
+        factors = [lambda k: (1, 0.5, 0)[k]] + [lambda k: (1, 1, 0)[k]] * (name == "rates")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        with record(net, optimizer) as recorder:
+            for _ in range(2):
+                optimizer.zero_grad()
+                net(torch.tensor([[1.0, -0.5]]).double()).sum().backward()
+                optimizer.step()
+                if first:
+                    scheduler.step()
+                recorder.epoch()
+                if not first:
+                    scheduler.step()
+        found[first] = [mark.scale for mark in recorder.trajectory.marks[1:]]
+    for early, late in zip(found[True], found[False], strict=True):
+        assert early.keys() == late.keys()
+        assert bool(early) == (name != "SGD")
+        for key, tensor in early.items():
+            torch.testing.assert_close(tensor, late[key], rtol=0, atol=0)
+    if name == "rates":
+        assert [float(scale["2.bias"].mean()) for scale in found[True]] == [4.0, 8.0]
+
+
 def test_recording_of_r_factors_has_it():
     net, X, y, trajectory, *_ = trained(OPTIMIZERS["Adam"], n_before=0)
     with torch.random.fork_rng():
@@ -185,6 +217,45 @@ def test_multilayer_perceptron_of_scikit_learn():
     ratios = np.concatenate([(scale[n].numpy() * named[t.shape]).ravel() for n, t in scale.items()])
     assert len(scale) == 4
     assert ratios.std() < 0.05 * ratios.mean()
+
+
+def test_scale_of_an_mlp_is_what_its_step_multiplies_by():
+    """Without a first moment a step is the step size times the scale times the gradient."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((N, 4))
+    y = np.sin(X[:, 0])
+    settings = {"batch_size": N, "max_iter": 2, "beta_1": 0.0, "beta_2": 0.8, "epsilon": 0.1}
+    model = MLPRegressor(hidden_layer_sizes=(5,), random_state=0, **settings)
+    with pytest.warns(UserWarning, match="converged"):
+        model.fit(X, y)
+    est = ImplicitRegularizationEstimator(
+        model, mode="trajectory", trajectory=ContinueTraining(n_epochs=3), window="epoch"
+    ).fit(X, y)
+    for window in est._equations.targets.windows:
+        applied = window.mean("applied")
+        for name, scale in window.stop.scale.items():
+            moved = window.start.weights[name] - window.stop.weights[name]
+            expected = model.learning_rate_init * scale * applied[name]
+            torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_note_of_an_mlp_has_the_momentum_of_its_adam():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((N, 4))
+    y = np.sin(X[:, 0])
+    settings = {"batch_size": SIZE, "max_iter": 2, "beta_1": 0.7, "random_state": 0}
+    model = MLPRegressor(hidden_layer_sizes=(5,), **settings)
+    with pytest.warns(UserWarning, match="converged"):
+        model.fit(X, y)
+    est = ImplicitRegularizationEstimator(
+        model, mode="trajectory", trajectory=ContinueTraining(n_epochs=2), window="epoch"
+    ).fit(X, y)
+    [note] = [own for own in est._description.notes if own.startswith("minibatch: theory")]
+    # Steps k < T of an epoch weigh T - k; dampened, the velocity has had 1 - m^k of a gradient.
+    T = N // SIZE
+    kappa = sum((T - k) * (1 - 0.7**k) for k in range(1, T)) / (T * (T - 1) / 2)
+    lr = model.learning_rate_init / 2  # along the mean square, of which its loss is half
+    assert f"lr/4 times {kappa:.3g} = {lr / 4 * kappa:.4g}" in note
 
 
 def test_nets_without_a_penalty_have_no_signal():

@@ -114,9 +114,9 @@ class TorchProblem(Problem):
                 before = all_states(self.device) if index == 0 else []
                 block = self._block(self.to_device(batch), first=index == 0)
                 if index == 0:
-                    warn_if_random(self, batch, before)
-                if index == 0 and not self.batch_normalized:
-                    row_scale = self._row_scale(batch)
+                    with preserved_rng(self.device):  # the next batch goes on with the numbers
+                        warn_if_random(self, batch, before)
+                        row_scale = 0.0 if self.batch_normalized else self._row_scale(batch)
                 yield _scaled(block, row_scale)
                 del block  # freed before the next is made
 
@@ -134,11 +134,12 @@ class TorchProblem(Problem):
     def masses(self) -> Weights | None:
         """Weight of every row in the mean loss; None where all count as one."""
         # They take a pass over the rows, and are asked for at the weights of every step.
-        own = (self.rows, self.row_loss, self.reading)
-        if not self.memory or any(a is not b for a, b in zip(own, self.memory[0], strict=True)):
-            self.memory[:] = [own, functions.masses_of(self)]
-        masses: Weights | None = self.memory[1]
-        return masses
+        rows, row_loss, reading, masses = self.memory or [None] * 4
+        if rows is not self.rows or row_loss is not self.row_loss or reading != self.reading:
+            masses = functions.masses_of(self)
+            self.memory[:] = self.rows, self.row_loss, self.reading, masses
+        found: Weights | None = masses
+        return found
 
     def at(self, params: Params) -> TorchProblem:
         """The same problem at other values of some parameters, buffers and attributes."""
@@ -157,11 +158,11 @@ class TorchProblem(Problem):
 
     def take(self, rows: Indices, weights: Weights) -> TorchProblem:
         """The same problem on some of the rows, with weights of their own."""
-        return replace(self, rows=self.rows.take(rows, weights))
+        return replace(self, rows=self.rows.take(rows, weights), memory=[])
 
     def seeing(self, batch: Any) -> TorchProblem:
         """The same problem on one batch, which passes at once as it did in training."""
-        return replace(self, rows=rows_of_batch(batch), n_passes=1)
+        return replace(self, rows=rows_of_batch(batch), n_passes=1, memory=[])
 
     def whole(self) -> TorchProblem:
         """The same problem with all trained tensors in scope."""

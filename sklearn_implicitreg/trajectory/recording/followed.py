@@ -40,6 +40,7 @@ class Followed:
         # In a step; whether it made its step of this round.
         self.pending = self.stepped = False
         self.idle, self.lr = "", float("nan")
+        self.rates: list[float] = []  # of the groups, in its last step
         self.frozen: frozenset[str] = frozenset()  # at its last step
         self.skipped: frozenset[str] = frozenset()  # by its last step
         self.rounding, self._rounding_at = float("nan"), -_ROUNDING_EVERY
@@ -77,6 +78,7 @@ class Followed:
         if self.stretch.n_steps == 1 and n_steps >= self._rounding_at + _ROUNDING_EVERY:
             self.rounding, self._rounding_at = self.stretch.rounding(), n_steps
         self.lr = self.watched.lr(self.optimizer)
+        self.rates = [number(group["lr"]) for group in self.optimizer.param_groups]
         self.stepped = True
 
 
@@ -151,17 +153,23 @@ def described(parts: Sequence[Followed]) -> tuple[str, dict[str, Any]]:
 
 def scales(parts: Sequence[Followed]) -> Params:
     """What each entry of a gradient is multiplied by, over the first step size; {} if by one."""
-    groups = {id(p): g for one in parts for g in one.optimizer.param_groups for p in g["params"]}
+    groups: dict[int, tuple[Any, float]] = {}
+    for one in parts:
+        for index, group in enumerate(one.optimizer.param_groups):
+            # A scheduler may have set the group's own to that of the next step.
+            lr = one.rates[index] if index < len(one.rates) else number(group["lr"])
+            groups |= {id(p): (group, lr) for p in group["params"]}
     own: dict[str, tuple[Tensor, float, Tensor | None]] = {}
     for one in parts:
         for name, p in one.params.items():
-            group, state = groups[id(p)], one.optimizer.state.get(p, {})
-            own[name] = p.detach(), number(group["lr"]), scale_of(p, group, state)
+            (group, lr), state = groups[id(p)], one.optimizer.state.get(p, {})
+            own[name] = p.detach(), lr, scale_of(p, group, state)
     rates = [lr for _, lr, _ in own.values()]
-    if not rates[0] or (len(set(rates)) == 1 and all(s is None for *_, s in own.values())):
+    first = next(filter(None, rates), 0.0)
+    if not first or (len(set(rates)) == 1 and all(s is None for *_, s in own.values())):
         return {}
     return {
-        name: (torch.ones_like(p) if scale is None else scale) * (lr / rates[0])
+        name: (torch.ones_like(p) if scale is None else scale) * (lr / first)
         for name, (p, lr, scale) in own.items()
     }
 

@@ -87,13 +87,13 @@ class _StepsOfModel(torch.optim.Optimizer):
         self._tensors = [layer.weight for layer in layers] + [layer.bias for layer in layers]
         self._inner = model._optimizer
         self._update = self._inner.update_params
-        super().__init__(self._tensors, {"lr": self.rate})
+        super().__init__(self._tensors, {"lr": self.rate, **_betas(self._inner)})
 
     @property
     def rate(self) -> float:
         """Step size, before the correction of Adam's moments."""
-        corrected = hasattr(self._inner, "beta_1")
-        return float(self._inner.learning_rate_init if corrected else self._inner.learning_rate)
+        own = self._inner
+        return float(own.learning_rate_init if _betas(own) else own.learning_rate)
 
     @torch.no_grad()
     def step(self, params: list[Any], grads: list[Any]) -> None:  # type: ignore[override]
@@ -104,8 +104,18 @@ class _StepsOfModel(torch.optim.Optimizer):
         for tensor, value in zip(self._tensors, params, strict=True):
             tensor.copy_(torch.tensor(value.T))
             self.state[tensor]["given"] = tensor.grad
-        for tensor, square in zip(self._tensors, getattr(self._inner, "vs", ()), strict=False):
-            self.state[tensor]["square_avg"] = torch.tensor(square.T)  # of Adam
+        if not _betas(self._inner):
+            return
+        for tensor, square in zip(self._tensors, self._inner.vs, strict=True):
+            self.state[tensor] |= {"exp_avg_sq": torch.tensor(square.T), "step": self._inner.t}
+        # Added before the bias is corrected, by torch's Adam after.
+        corrected = 1 - self._inner.beta_2**self._inner.t
+        self.param_groups[0]["eps"] = self._inner.epsilon / corrected**0.5
+
+
+def _betas(inner: Any) -> dict[str, Any]:
+    """Decay rates of the moments, of Adam only."""
+    return {"betas": (inner.beta_1, inner.beta_2)} if hasattr(inner, "beta_1") else {}
 
 
 def _given(moved: Tensor, group: Any, before: Any, after: Any) -> Tensor:
@@ -146,5 +156,6 @@ def continued(model: Any, data: Data, whole: Problem, *, n_epochs: int, every: i
             recorder.epoch()
     sgd = model.solver == "sgd"
     settings = {"momentum": model.momentum, "nesterov": model.nesterovs_momentum} if sgd else {}
+    settings |= _betas(own._optimizer)
     settings["lr"] = recorder.trajectory.steps[0].lr
     return replace(recorder.trajectory, optimizer="SGD" if sgd else "Adam", settings=settings)

@@ -1,5 +1,7 @@
 """Trained modules: known answers, invariances, kinks, and models that are not trained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from sklearn.linear_model import Lasso, MultiTaskLasso, Ridge
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.adapters.torch import functions
 
 
 class TestDigits:
@@ -172,3 +176,30 @@ class TestUnfitted:
             ValueError, match="at least as many equations as coefficients, got 1 eq"
         ):
             estimate(mlp(), X_, Y_, family="l2+l1", params=r"2\.bias")
+
+
+@pytest.mark.parametrize("between", ["a part", "a batch"])
+def test_masses_are_read_once(between, monkeypatch):
+    """What is asked of other rows in between, or a late reading, reads them no second time."""
+    net = nn.Linear(3, 2)
+    X, y = torch.randn(12, 3), torch.arange(12) % 2
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
+    problem = replace(adapt(net, Data(X, y), Options(loss=loss)), reading=int("1000"))
+    read = []
+
+    def counted(own, masses_of=functions.masses_of):
+        read.append(own.n_rows)
+        return masses_of(own)
+
+    monkeypatch.setattr(functions, "masses_of", counted)
+    expected = np.where(np.arange(12) % 2, 3.0, 1.0)
+    for _ in range(3):
+        whole = replace(problem, reading=int("1000"))
+        np.testing.assert_allclose(whole.masses, expected)
+        rows = np.array([1, 2])
+        if between == "a part":
+            part = problem.take(rows, np.array([1.0, 2.0]))
+        else:
+            part = problem.seeing((X[rows], y[rows]))
+        np.testing.assert_allclose(part.masses, [3.0, 2.0 if between == "a part" else 1.0])
+    assert read.count(12) == 1

@@ -342,6 +342,53 @@ DEEP = nn.Sequential(
 ).double()
 RIDGES = [Ridge(a).fit(X, Y) for a in (3.0, 1.0)]
 OTHER = Ridge(1.0).fit(X, Y[::-1])
+WEIGHTS = np.linspace(0.5, 2.0, len(X))
+WEIGHTED = Ridge(1.0).fit(X, Y, sample_weight=WEIGHTS)
+MOVED = Ridge(1.0).fit(X + 0.01 * Y[:, None], Y)
+
+
+def fitted(model, *rows):
+    return ImplicitRegularizationEstimator(model).fit(*rows)
+
+
+def searched(model, *rows):
+    return ImplicitRegularizationCV(model, families=["l2", "l1"]).fit(*rows)
+
+
+TWO_MODELS = {
+    "of an estimator": lambda: fitted(RIDGES[0], X, Y),
+    "of a search": lambda: searched(RIDGES[0], X, Y),
+    "of an endpoint": lambda: Endpoint(RIDGES[0], X, Y),
+    "of a list": lambda: [Endpoint(RIDGES[0], X, Y)] * 2,
+    "of a fitted list": lambda: fitted(None, [Endpoint(RIDGES[0], X, Y)] * 2),
+}
+OTHER_ROWS = {
+    "of an estimator": lambda *rows: fitted(rows[0], *rows[1:]),
+    "of a search": lambda *rows: searched(rows[0], *rows[1:]),
+    "of an endpoint": lambda *rows: Endpoint(*rows),
+    "of a list": lambda *rows: [Endpoint(RIDGES[1], X, Y), Endpoint(*rows)],
+    "of a fitted list": lambda *rows: fitted(None, [Endpoint(RIDGES[1], X, Y), Endpoint(*rows)]),
+}
+ONE, SEVERAL = list(TWO_MODELS)[:3], list(TWO_MODELS)[3:]
+
+
+@pytest.mark.parametrize("other", [(WEIGHTED, X, Y, WEIGHTS), (MOVED, X + 0.01 * Y[:, None], Y)])
+@pytest.mark.parametrize(
+    "pair", [(a, b) for own in (ONE, SEVERAL) for a in own for b in own], ids=" and ".join
+)
+def test_other_rows_or_weights(pair, other):
+    with pytest.raises(ValueError, match="on the same rows, got others"):
+        contrast(TWO_MODELS[pair[0]](), OTHER_ROWS[pair[1]](*other))
+
+
+def test_the_same_rows_and_weights():
+    treated = Ridge(3.0).fit(X, Y, sample_weight=WEIGHTS)
+    found = contrast(fitted(treated, X, Y, WEIGHTS), fitted(WEIGHTED, X.copy(), Y, WEIGHTS.copy()))
+    assert found.in_model_units()["alpha"] == pytest.approx(2.0)
+    even = contrast(fitted(RIDGES[0], X, Y, np.ones(len(X))), fitted(RIDGES[1], X, Y))
+    assert even.in_model_units()["alpha"] == pytest.approx(2.0)
+
+
 BAD = {
     "another width": (lambda: nets(WIDE, network()), SHAPES),
     "another depth": (

@@ -19,6 +19,7 @@ from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
 from sklearn_implicitreg.exceptions import ParameterError
 from sklearn_implicitreg.penalties import Penalty, as_penalty, penalty_with_terms
+from sklearn_implicitreg.penalties.base import same
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -629,8 +630,8 @@ def contrast(
 def _joined(shared: Penalty, family: Penalty) -> Penalty:
     """Both penalties, the shared one first, without what is in both twice."""
     first = getattr(shared, "parts", [shared])
-    known = {repr(part) for part in first}
-    parts = [part for part in getattr(family, "parts", [family]) if repr(part) not in known]
+    own = getattr(family, "parts", [family])
+    parts = [part for part in own if not any(same(part, known) for known in first)]
     return penalty_with_terms([*first, *parts]) if parts else shared
 
 

@@ -11,6 +11,7 @@ import torch
 from cases import X_DIABETES as X
 from cases import Y_DIABETES as Y
 from scipy.sparse import csr_array
+from sklearn.base import clone
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +24,7 @@ from sklearn_implicitreg import (
     contrast,
     record,
 )
+from sklearn_implicitreg.penalties import L2
 
 RNG = np.random.default_rng(0)
 INPUTS = torch.from_numpy(RNG.normal(size=(80, 4)))
@@ -330,6 +332,24 @@ def test_early_stopping_against_a_control_at_its_end():
     found = contrast(*ridges, X=features, y=target)
     assert found.coef_ == pytest.approx([1 / (0.8**-5 - 1)])
     assert found.coef_ == pytest.approx(found.total_coef_)
+    assert found.verdict_ == "supported"
+
+
+def test_penalties_that_look_alike_are_not_one():
+    treated, control = trained(0.012), trained(0.01)
+    start = dict(network().named_parameters())
+    families = [L2(center={n: s * p.detach() for n, p in start.items()}) for s in (1.0, 0.0)]
+    with pytest.raises(ValueError, match="Expected terms of different names"):
+        nets(treated, control, families[0], base=families[1])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, clone])
+def test_a_penalty_in_both_families_counts_once(copied):
+    treated, control = trained(0.012), trained(0.01)
+    center = {name: torch.zeros_like(p) for name, p in control.named_parameters()}
+    family = L2(center=center)
+    found = nets(treated, control, family, base=copied(family))
+    assert found.coef_ == pytest.approx([0.002], rel=1e-3)
     assert found.verdict_ == "supported"
 
 

@@ -24,7 +24,8 @@ from sklearn_implicitreg import (
     contrast,
     record,
 )
-from sklearn_implicitreg.penalties import L2
+from sklearn_implicitreg.exceptions import CollinearTermsWarning
+from sklearn_implicitreg.penalties import L2, Callables
 
 RNG = np.random.default_rng(0)
 INPUTS = torch.from_numpy(RNG.normal(size=(80, 4)))
@@ -115,6 +116,14 @@ def test_a_control_at_no_end_makes_the_verdict_partial():
     found = nets(trained(0.01), control)
     assert found.r2_control_ < 0.99
     assert found.verdict_ == "partial"
+    assert "its training had not ended" in str(found.summary()).replace("\n    ", " ")
+
+
+def test_a_term_without_a_gradient_hides_no_other():
+    nothing = Callables({"nothing": lambda p: 0.0 * sum(t.sum() for t in p.values())})
+    with pytest.warns(CollinearTermsWarning):
+        found = nets(trained(0.01), trained(max_iter=60), L2() + nothing)
+    assert found.coef_[1] == found.total_coef_[1] == 0
     assert "its training had not ended" in str(found.summary()).replace("\n    ", " ")
 
 

@@ -237,7 +237,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     }
     _equations: Equations
     _settings: Settings
-    _fitted_y: Any = None
+    _fitted_rows: tuple[Any, Any, Any] = (None, None, None)
 
     def __init__(  # noqa: PLR0913
         self,
@@ -321,7 +321,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             self._publish(result, self._with_unused(description))
             return self
         targets = self._targets(X, y, sample_weight)
-        self._fitted_y = y
+        self._fitted_rows = X, y, sample_weight
         penalty = self._penalty(targets.problem, family)
         return self._fit_on(targets.equations(penalty))
 
@@ -391,7 +391,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         found, unrest = completed_r2(
             fitted, others, coef, positive=self.positive, retrained=retrained
         )
-        warn_of_order(self._fitted_y, y)
+        warn_of_order(self._fitted_rows[1], y)
         warn_of_score(found, 0.0 if retrained else unrest)
         return found
 
@@ -486,5 +486,5 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        lost = ("_equations", "_evidence", "_fitted_y")
+        lost = ("_equations", "_evidence", "_fitted_rows")
         return {key: value for key, value in state.items() if key not in lost}

@@ -14,11 +14,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.base import AboutModel
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, holds_endpoints
-from sklearn_implicitreg.endpoints.pairs import check_pair, differ
+from sklearn_implicitreg.endpoints.pairs import check_pair, rows_differ
 from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
 from sklearn_implicitreg.exceptions import ParameterError
 from sklearn_implicitreg.penalties import Penalty, as_penalty, penalty_with_terms
+from sklearn_implicitreg.penalties.base import same
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -272,9 +273,14 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         return named
 
     def _compare(
-        self, estimator: ImplicitRegularizationEstimator, named: dict[str, Any], *rows: Any
+        self,
+        estimator: ImplicitRegularizationEstimator,
+        named: dict[str, Any],
+        X: Any,
+        y: Any,
+        weights: Any,
     ) -> None:
-        targets = estimator._targets(*rows)
+        targets = estimator._targets(X, y, weights)
         families = list(named.values())
         penalties = [
             estimator._penalty(targets.problem, penalty_with_terms(family)) for family in families
@@ -284,6 +290,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.best_index_ = found.best if self.refit == "best" else found.smallest
         best = estimator.set_params(family=families[self.best_index_])
         self.best_estimator_ = best._fit_on(candidates[self.best_index_].equations)
+        self.best_estimator_._fitted_rows = X, y, weights
         self.cv_results_: dict[str, Any] = {
             "name": list(named),
             "params": [{"family": family} for family in families],
@@ -623,8 +630,8 @@ def contrast(
 def _joined(shared: Penalty, family: Penalty) -> Penalty:
     """Both penalties, the shared one first, without what is in both twice."""
     first = getattr(shared, "parts", [shared])
-    known = {repr(part) for part in first}
-    parts = [part for part in getattr(family, "parts", [family]) if repr(part) not in known]
+    own = getattr(family, "parts", [family])
+    parts = [part for part in own if not any(same(part, known) for known in first)]
     return penalty_with_terms([*first, *parts]) if parts else shared
 
 
@@ -671,9 +678,14 @@ def _arm(given: Any, rows: tuple[Any, Any, Any], params: Mapping[str, Any]) -> t
 
 def _rows_differ(treated: Any, control: Any) -> bool:
     """Whether two arms that bring their rows are known to have different ones."""
-    pairs: list[tuple[Any, ...]] = []
-    if isinstance(treated, Endpoint) and isinstance(control, Endpoint):
-        pairs = [(getattr(treated, n), getattr(control, n)) for n in ("X", "y", "sample_weight")]
-    elif isinstance(treated, FittedResult) and isinstance(control, FittedResult):
-        pairs = [tuple(getattr(own._source, "_fitted_y", None) for own in (treated, control))]
-    return any(differ(*pair) for pair in pairs)
+    pairs = zip(_rows_of(treated), _rows_of(control), strict=False)
+    return any(rows_differ(*pair) for pair in pairs)
+
+
+def _rows_of(given: Any) -> list[tuple[Any, Any, Any]]:
+    """X, y and weights of every model of an arm that brings its rows."""
+    if isinstance(given, FittedResult):
+        X, y, sample_weight = given._source._fitted_rows
+        return _rows_of(X) if holds_endpoints(X) else [(X, y, sample_weight)]
+    own = [given] if isinstance(given, Endpoint) else given
+    return [(e.X, e.y, e.sample_weight) for e in own] if holds_endpoints(own) else []

@@ -224,6 +224,23 @@ class Penalty(Checked, BaseEstimator):
         return Grouped(self, by)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether penalties, or their parameters, are equal in kind and in value."""
+    if one is other or type(one) is not type(other):
+        return one is other
+    if isinstance(one, Penalty):
+        return same(vars(one), vars(other))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    # Of a table `==` is no answer but one for each entry.
+    found = np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+    return isinstance(found, bool | np.bool_) and bool(found)
+
+
 PENALTY = instance("a Penalty instance", Penalty)
 
 

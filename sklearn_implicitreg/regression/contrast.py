@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from sklearn_implicitreg.penalties.base import Penalty, same
 from sklearn_implicitreg.regression.chunks import chained, mapped
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.place import Place
@@ -61,13 +62,14 @@ def contrasted(joined: Equations, control: Equations, family: Equations) -> Equa
 
 def _places(joined: Equations, family: Equations) -> list[int]:
     """Which columns of both families together are those of one of them."""
-    found: dict[tuple[str, tuple[str, ...]], range] = {}
+    found: dict[tuple[str, ...], list[tuple[Penalty, range]]] = {}
     start = 0
     for leaf, size in joined.judged.design.leaves:
-        found[repr(leaf.penalty), leaf.names] = range(start, start + size)
+        found.setdefault(leaf.names, []).append((leaf.penalty, range(start, start + size)))
         start += size
     leaves = [leaf for leaf, _ in family.judged.design.leaves]
-    return [j for leaf in leaves for j in found[repr(leaf.penalty), leaf.names]]
+    places = [next(at for own, at in found[f.names] if same(own, f.penalty)) for f in leaves]
+    return [j for at in places for j in at]
 
 
 @dataclass(frozen=True)

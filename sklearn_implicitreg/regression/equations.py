@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import qr
 
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
@@ -26,6 +27,7 @@ from sklearn_implicitreg.regression.system import (
 )
 
 _SLACK = 3.0  # root mean square residuals of the equations that an inequality may miss by
+_DEPENDENT = 1e-13  # share of a nuisance column outside the others that is rounding
 
 Cluster = Literal["tensor", "endpoint", "window"]  # what standard errors take for independent
 # What a model's convention divides by, the convention, whether each output has a parameter.
@@ -210,8 +212,8 @@ class Equations:
         if not self.nuisance:
             return system.r_factor
         first = [i for i in range(system.n_terms) if i not in kept]
-        turned = system.r_factor[:, [*first, *kept, system.n_terms]]
-        return r_factor(turned[:, :-1], turned[:, -1])[len(first) :, len(first) :]
+        left = _beyond(system.r_factor, first, [*kept, system.n_terms])
+        return r_factor(left[:, :-1], left[:, -1])
 
     def signal(self, coef: Array | None = None) -> tuple[float, float]:
         r"""Squared norm of the mean target, free of noise by products of windows, and as it is."""
@@ -296,7 +298,8 @@ class Equations:
         if not self.nuisance:
             return float(target @ target)
         columns = [i for i in range(k) if i not in self.family]
-        return float(r_factor(upper[:, columns], target)[-1, -1] ** 2)
+        left = _beyond(np.column_stack([upper, target]), columns, [k + 1])
+        return float(np.square(left).sum())
 
     def _rows(self, labels: Sequence[str]) -> Iterator[Rows]:
         """The equations of some places, each with the label of its cluster."""
@@ -332,6 +335,16 @@ class Equations:
             f"Expected at least as many equations as coefficients, got {m} equations for the "
             f"{k} coefficients {list(system.term_names)}; take fewer terms, or widen params=."
         )
+
+
+def _beyond(upper: Array, first: list[int], rest: list[int]) -> Array:
+    """Columns of a R factor without their part in the span of the first ones."""
+    # The first ones may be zero or dependent, and then span fewer directions than they are.
+    norms = np.linalg.norm(upper[:, first], axis=0)
+    q, r, _ = qr(upper[:, first] / np.where(norms > 0, norms, 1.0), pivoting=True)
+    rank = int((np.abs(np.diagonal(r)) > _DEPENDENT).sum())
+    left: Array = (q.T @ upper[:, rest])[rank:]
+    return left
 
 
 # Equations of a family, and the spread of row gradients at each of its endpoints.

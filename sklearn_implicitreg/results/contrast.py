@@ -190,7 +190,7 @@ def _moved(found: Contrast) -> float:
     """How much the shared part changes an added coefficient, over its size."""
     change = np.abs(found.total_coef_ - found.coef_)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.nan_to_num(np.max(change / np.abs(found.coef_)), nan=0.0))
+        return float(np.max(np.nan_to_num(change / np.abs(found.coef_), nan=0.0)))
 
 
 def _of_control(found: Contrast, shortfall: float) -> list[str]:

@@ -24,12 +24,26 @@ _PARTS = 50  # of the rows, where the batches are not known
 
 
 def has_nuisance(
-    reference: Reference, window: int | str | None, windows: Sequence[Window]
+    reference: Reference,
+    window: int | str | None,
+    windows: Sequence[Window],
+    n_rows: int | None,
 ) -> TypeGuard[Gradient]:
     """Whether the noise of mini-batches leaves a penalty of its own in the windows."""
     several = any(stretch.n_steps > 1 for stretch in windows)
     own = isinstance(reference, Gradient) and reference.sub_window != 1
-    return window == "epoch" and own and several
+    if window != "epoch" or not own or not several:
+        return False
+    return not all(_is_full(step, n_rows) for stretch in windows for step in stretch.steps)
+
+
+def _is_full(step: Step, n_rows: int | None) -> bool:
+    """Whether the one batch of a step is all rows, so that the column would be rounding."""
+    if n_rows is None or len(step.parts) > 1:
+        return False
+    if step.rows is None:
+        return step.batch_size == n_rows
+    return len(step.rows) == n_rows and np.array_equal(np.unique(step.rows), np.arange(n_rows))
 
 
 def gradient_and_column(

@@ -35,7 +35,7 @@ def targets_from_r_factors(
     _check_problem(problem, held)
     _check_windows(trajectory, windows, held, reference, window)
     warn_of_single_steps(problem, windows, reference)
-    wanted = has_nuisance(reference, window, windows)
+    wanted = has_nuisance(reference, window, windows, problem.n_rows)
     found = all(block.nuisance for block in held.blocks)
     remarks = [f"The trajectory holds {held}, and no weights."]
     if wanted and not found:

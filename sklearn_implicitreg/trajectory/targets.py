@@ -256,11 +256,12 @@ def targets_from_weights(
     check_flow(reference, trajectory, windows)
     if not isinstance(reference, Applied):
         check_factors(whole, windows)
+    noisy = reference if has_nuisance(reference, window, windows, whole.n_rows) else None
     found, nuisances = [], []
     for i, part in enumerate(progress(windows, "windows", len(windows), verbose)):
         own = whole.read_again(i)  # windows with noise of their own show how much there is
-        if has_nuisance(reference, window, windows):
-            gradient, column = gradient_and_column(own, part, reference)
+        if noisy is not None:
+            gradient, column = gradient_and_column(own, part, noisy)
             nuisances.append(column)
         else:
             gradient = reference.mean_gradient(own, part)

@@ -11,6 +11,7 @@ import torch
 from cases import X_DIABETES as X
 from cases import Y_DIABETES as Y
 from scipy.sparse import csr_array
+from sklearn.base import clone
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +24,8 @@ from sklearn_implicitreg import (
     contrast,
     record,
 )
+from sklearn_implicitreg.exceptions import CollinearTermsWarning
+from sklearn_implicitreg.penalties import L2, Callables
 
 RNG = np.random.default_rng(0)
 INPUTS = torch.from_numpy(RNG.normal(size=(80, 4)))
@@ -113,6 +116,14 @@ def test_a_control_at_no_end_makes_the_verdict_partial():
     found = nets(trained(0.01), control)
     assert found.r2_control_ < 0.99
     assert found.verdict_ == "partial"
+    assert "its training had not ended" in str(found.summary()).replace("\n    ", " ")
+
+
+def test_a_term_without_a_gradient_hides_no_other():
+    nothing = Callables({"nothing": lambda p: 0.0 * sum(t.sum() for t in p.values())})
+    with pytest.warns(CollinearTermsWarning):
+        found = nets(trained(0.01), trained(max_iter=60), L2() + nothing)
+    assert found.coef_[1] == found.total_coef_[1] == 0
     assert "its training had not ended" in str(found.summary()).replace("\n    ", " ")
 
 
@@ -333,6 +344,24 @@ def test_early_stopping_against_a_control_at_its_end():
     assert found.verdict_ == "supported"
 
 
+def test_penalties_that_look_alike_are_not_one():
+    treated, control = trained(0.012), trained(0.01)
+    start = dict(network().named_parameters())
+    families = [L2(center={n: s * p.detach() for n, p in start.items()}) for s in (1.0, 0.0)]
+    with pytest.raises(ValueError, match="Expected terms of different names"):
+        nets(treated, control, families[0], base=families[1])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, clone])
+def test_a_penalty_in_both_families_counts_once(copied):
+    treated, control = trained(0.012), trained(0.01)
+    center = {name: torch.zeros_like(p) for name, p in control.named_parameters()}
+    family = L2(center=center)
+    found = nets(treated, control, family, base=copied(family))
+    assert found.coef_ == pytest.approx([0.002], rel=1e-3)
+    assert found.verdict_ == "supported"
+
+
 # Bad input
 
 SHAPES = "got '0.weight' of shape \\(7, 4\\) in the treated and '0.weight' of shape \\(6, 4\\)"
@@ -342,6 +371,53 @@ DEEP = nn.Sequential(
 ).double()
 RIDGES = [Ridge(a).fit(X, Y) for a in (3.0, 1.0)]
 OTHER = Ridge(1.0).fit(X, Y[::-1])
+WEIGHTS = np.linspace(0.5, 2.0, len(X))
+WEIGHTED = Ridge(1.0).fit(X, Y, sample_weight=WEIGHTS)
+MOVED = Ridge(1.0).fit(X + 0.01 * Y[:, None], Y)
+
+
+def fitted(model, *rows):
+    return ImplicitRegularizationEstimator(model).fit(*rows)
+
+
+def searched(model, *rows):
+    return ImplicitRegularizationCV(model, families=["l2", "l1"]).fit(*rows)
+
+
+TWO_MODELS = {
+    "of an estimator": lambda: fitted(RIDGES[0], X, Y),
+    "of a search": lambda: searched(RIDGES[0], X, Y),
+    "of an endpoint": lambda: Endpoint(RIDGES[0], X, Y),
+    "of a list": lambda: [Endpoint(RIDGES[0], X, Y)] * 2,
+    "of a fitted list": lambda: fitted(None, [Endpoint(RIDGES[0], X, Y)] * 2),
+}
+OTHER_ROWS = {
+    "of an estimator": lambda *rows: fitted(rows[0], *rows[1:]),
+    "of a search": lambda *rows: searched(rows[0], *rows[1:]),
+    "of an endpoint": lambda *rows: Endpoint(*rows),
+    "of a list": lambda *rows: [Endpoint(RIDGES[1], X, Y), Endpoint(*rows)],
+    "of a fitted list": lambda *rows: fitted(None, [Endpoint(RIDGES[1], X, Y), Endpoint(*rows)]),
+}
+ONE, SEVERAL = list(TWO_MODELS)[:3], list(TWO_MODELS)[3:]
+
+
+@pytest.mark.parametrize("other", [(WEIGHTED, X, Y, WEIGHTS), (MOVED, X + 0.01 * Y[:, None], Y)])
+@pytest.mark.parametrize(
+    "pair", [(a, b) for own in (ONE, SEVERAL) for a in own for b in own], ids=" and ".join
+)
+def test_other_rows_or_weights(pair, other):
+    with pytest.raises(ValueError, match="on the same rows, got others"):
+        contrast(TWO_MODELS[pair[0]](), OTHER_ROWS[pair[1]](*other))
+
+
+def test_the_same_rows_and_weights():
+    treated = Ridge(3.0).fit(X, Y, sample_weight=WEIGHTS)
+    found = contrast(fitted(treated, X, Y, WEIGHTS), fitted(WEIGHTED, X.copy(), Y, WEIGHTS.copy()))
+    assert found.in_model_units()["alpha"] == pytest.approx(2.0)
+    even = contrast(fitted(RIDGES[0], X, Y, np.ones(len(X))), fitted(RIDGES[1], X, Y))
+    assert even.in_model_units()["alpha"] == pytest.approx(2.0)
+
+
 BAD = {
     "another width": (lambda: nets(WIDE, network()), SHAPES),
     "another depth": (

@@ -1,5 +1,7 @@
 """The regression at a trained model: its rows, what is dropped, the completed score."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import L1, L2, L21, Power, SmoothL1, as_penalty
+from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.solve import solve
-from sklearn_implicitreg.regression.system import explained
+from sklearn_implicitreg.regression.system import System, explained, r_factor
 from sklearn_implicitreg.results.criterion import completed_r2
 
 SHAPES = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "2.bias": (1,)}
@@ -347,3 +350,26 @@ def test_weights_at_bounds_leave_no_equation():
     model = Lasso(1e3, positive=True).fit(X, y)
     with pytest.raises(ValueError, match="no coefficient is known"):
         ImplicitRegularizationEstimator(model, family="l2").fit(X, y)
+
+
+@pytest.mark.parametrize("kind", ["zero", "twice", "dependent", "plain", "all zero"])
+def test_what_is_beyond_nuisance_columns(kind):
+    rng = np.random.default_rng(0)
+    family, target, one, two = rng.normal(size=(4, 50))
+    nuisance = {
+        "zero": [np.zeros(50), one],
+        "twice": [one, one],
+        "dependent": [one, 1e-9 * two, one + 3 * two],
+        "plain": [one, two],
+        "all zero": [np.zeros(50)],
+    }[kind]
+    names = tuple(f"n{i}" for i in range(len(nuisance)))
+    upper = r_factor(np.column_stack([*nuisance, family]), target)
+    system = System((*names, "l2"), ("w",), (upper,), (50,))
+    own = Equations((SimpleNamespace(system=system),), None, nuisance=names)
+    span = np.column_stack(nuisance)
+    pair = np.column_stack([family, target])
+    left = pair - span @ np.linalg.lstsq(span, pair)[0]
+    found = own.without_nuisance(system)
+    np.testing.assert_allclose(found.T @ found, left.T @ left, rtol=1e-9)
+    assert own.signal()[1] == pytest.approx(left[:, 1] @ left[:, 1], rel=1e-9)

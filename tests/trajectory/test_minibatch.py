@@ -265,3 +265,29 @@ def test_nets_without_a_penalty_have_no_signal():
         case = trained(OPTIMIZERS["RMSprop"], seed=10 + seed, n_before=40, n_epochs=12, size=10)
         verdicts.append(fitted(*case[:4], family="l2+power").verdict_)
     assert verdicts.count("no signal") >= 3
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_batches_have_no_column(dtype, named):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(N, 4, generator=generator).to(dtype)
+    y = X[:, :1].sin() + 0.3 * torch.randn(N, 1, generator=generator).to(dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)).to(dtype)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=0.02)
+    with record(net, optimizer) as recorder:
+        for _ in range(8):
+            for _ in range(5):
+                if named:
+                    recorder.batch(torch.randperm(N, generator=generator))
+                optimizer.zero_grad()
+                mse_loss(net(X), y).backward()
+                optimizer.step()
+            recorder.epoch()
+    own = {"mode": "trajectory", "trajectory": recorder.trajectory, "window": "epoch"}
+    est = ImplicitRegularizationEstimator(net, loss="mse", params="all", **own).fit(X, y)
+    assert est.term_names_ == ["l2"]
+    assert est.coef_ == pytest.approx([0.01], rel=0.03)  # half of the decay, as w'w is the term
+    assert est.r2_ > 0.999 and est.verdict_ == "supported"

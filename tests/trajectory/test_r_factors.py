@@ -171,6 +171,17 @@ def test_a_term_is_found_in_a_family_that_has_it():
             same(fit(r_factors, **how), fit(weights, **how))
 
 
+def test_centers_that_look_alike_are_recorded_each():
+    start = dict(new_net().named_parameters())
+    ends = [{n: scale * p.detach() for n, p in start.items()} for scale in (0.0, 1.0)]
+    families = [L2(center=center) for center in ends]
+    weights = train(every=3, epochs=False, gradients=True)
+    r_factors = train(every=3, epochs=False, **{**APPLIED, "families": families})
+    for family in families:
+        how = {"family": family, "reference": "applied"}
+        same(fit(r_factors, **how), fit(weights, **how))
+
+
 @pytest.mark.parametrize("other", ["l1", SmoothL1(delta=1e-4), SmoothL1(delta=0.1)], ids=str)
 def test_a_term_that_is_alike_at_large_weights_is_not_taken(other):
     case = train(every=6, epochs=False, n_epochs=1, **{**APPLIED, "families": [SmoothL1()]})

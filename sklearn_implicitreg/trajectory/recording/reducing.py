@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.options import device_of
 from sklearn_implicitreg.adapters.torch.structure import weight_matrices
 from sklearn_implicitreg.penalties import penalty_with_terms
-from sklearn_implicitreg.penalties.base import Leaf
+from sklearn_implicitreg.penalties.base import Leaf, same
 from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, select_params
 from sklearn_implicitreg.problem.frozen import own_name
 from sklearn_implicitreg.regression.design import Design
@@ -89,8 +90,12 @@ class Reduction:
                 f"Expected families without random draws, got {drawn[0]!r}, whose instruments the "
                 "R factors do not hold; record the weights (without families=)."
             )
-        leaves = {(repr(leaf.penalty), leaf.names): replace(leaf, coef=None) for leaf in found}
-        return cls(problem, tuple(leaves.values()), reference)
+        leaves: dict[tuple[str, ...], list[Leaf]] = {}
+        for leaf in found:
+            known = leaves.setdefault(leaf.names, [])
+            if not any(same(leaf.penalty, own.penalty) for own in known):
+                known.append(replace(leaf, coef=None))
+        return cls(problem, tuple(chain.from_iterable(leaves.values())), reference)
 
     @property
     def device(self) -> torch.device:

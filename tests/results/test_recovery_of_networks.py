@@ -1,5 +1,7 @@
 """Networks retrained with the estimated penalty: from several starts, on a copy, in float64."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -342,6 +344,28 @@ class TestCertificates:
         assert lowest == pytest.approx(expected[0], rel=1e-4)
         assert largest == pytest.approx(expected[-1], rel=1e-2)
         assert vector @ hessian @ vector == pytest.approx(lowest, rel=1e-4)
+
+    @pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])
+    @pytest.mark.parametrize("lowest", [1e-6, 1e-2])
+    def test_flat_hessian(self, scale, lowest):
+        """A quarter of the eigenvalues zero: few products, and a value to the tolerance."""
+        p, rng, n = 400, np.random.default_rng(0), 0
+        basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
+        values = scale * np.concatenate([np.zeros(100), np.geomspace(lowest, 1, 300)])
+        hessian = (basis * values) @ basis.T
+
+        def product(theta, vector):
+            nonlocal n
+            n += 1
+            return hessian @ vector
+
+        flat = SimpleNamespace(product=product)
+        value, largest, vector, converged = smallest_eigenvalue(flat, np.zeros(p), 0)
+        assert n < 2500
+        assert largest == pytest.approx(scale, rel=1e-2)
+        assert abs(value) <= (1e-6 if converged else 1e-4) * scale
+        assert vector @ hessian @ vector == pytest.approx(value, abs=1e-12 * scale)
+        assert converged == (lowest == 1e-2 and scale > 0)
 
     def test_saddle_is_called_one(self):
         """All weights zero: a stationary point of a tanh net, whose Hessian has both signs."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import nn
 
 from sklearn_implicitreg.problem import flat, shaped
@@ -20,7 +20,8 @@ from sklearn_implicitreg.results.recovery.minimize import newton_step
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 _DENSE = 200  # weights; below, the whole Hessian costs less than Lanczos
-_TOL = 1e-5
+_TOL = 1e-6  # of the largest eigenvalue
+_RESTARTS = 50  # of Lanczos: about 1600 products
 _FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
 _AT_REST = 1e-6  # of the summands of the gradient
 _CONTRACTING = 0.5  # above, a Newton step does not tell the distance
@@ -171,16 +172,25 @@ def smallest_eigenvalue(
         return float(values[0]), float(np.abs(values).max()), vectors[:, 0], True
     operator = LinearOperator((p, p), lambda v: objective.product(theta, v), dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(p)
-    largest = float(abs(eigsh(operator, 1, which="LM", v0=start, tol=1e-2)[0][0]))
-    converged, size = True, min(p, 60)
-    try:
-        values, vectors = eigsh(operator, 1, which="SA", v0=start, tol=_TOL, ncv=size, maxiter=50)
-    except ArpackNoConvergence:
-        converged = False
-        values, vectors = eigsh(
-            operator, 1, which="SA", v0=start, tol=1e-2, ncv=size, maxiter=10 * p
-        )
-    return float(values[0]), largest, vectors[:, 0], converged
+    steepest = _end_of_spectrum(operator, "LM", start, 20, 1e-2)[0]
+    largest = abs(float(steepest @ operator.matvec(steepest)))
+    # ARPACK's tolerance is relative to the eigenvalue: that of a zero one is below rounding.
+    shifted = LinearOperator((p, p), lambda v: operator.matvec(v) + largest * v, dtype=np.float64)
+    direction, converged = _end_of_spectrum(shifted, "SA", start, 60, _TOL)
+    return float(direction @ operator.matvec(direction)), largest, direction, converged
+
+
+def _end_of_spectrum(
+    operator: LinearOperator, which: str, start: Array, size: int, tol: float
+) -> tuple[Array, bool]:
+    """Unit eigenvector at an end of the spectrum, and whether it is as exact as asked for."""
+    how = {"which": which, "v0": start, "ncv": size, "maxiter": _RESTARTS}
+    for reached in (tol, 100 * tol, 1e4 * tol):
+        try:
+            return eigsh(operator, 1, tol=reached, **how)[1][:, 0], reached == tol
+        except ArpackError:  # no convergence, or a Hessian that is zero
+            continue
+    return start / norm(start), False
 
 
 def check_bounded(objective: Objective, direction: Array) -> None:

@@ -367,6 +367,26 @@ class TestCertificates:
         assert vector @ hessian @ vector == pytest.approx(value, abs=1e-12 * scale)
         assert converged == (lowest == 1e-2 and scale > 0)
 
+    @pytest.mark.parametrize("hidden", [-1e-8, 1e-8])
+    def test_no_minimum_from_a_bound(self, hidden):
+        """At rest, with an eigenvalue among many small ones that Lanczos does not reach."""
+        p, rng = 400, np.random.default_rng(0)
+        basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
+        values = np.concatenate([[hidden], np.geomspace(2e-8, 1, p - 1)])
+        hessian = (basis * values) @ basis.T
+        objective = SimpleNamespace(
+            gradient=lambda theta: (0.0, np.zeros(p)),
+            product=lambda theta, vector: hessian @ vector,
+            problem=None,
+            penalty=None,
+        )
+        found = certificate(objective, np.zeros(p), 1.0, 0)
+        assert found.at_rest
+        assert found.lowest > 0
+        assert not found.converged
+        assert found.is_minimizer is None
+        assert "is only an upper bound" in found.sentences()[0]
+
     def test_saddle_is_called_one(self):
         """All weights zero: a stationary point of a tanh net, whose Hessian has both signs."""
         X, y = rows()

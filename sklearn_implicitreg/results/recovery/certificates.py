@@ -55,6 +55,13 @@ class Certificate(NamedTuple):
         """Sign of the smallest eigenvalue; 0 where it is zero to rounding."""
         return 0 if abs(self.lowest) <= _FLAT * self.largest else int(np.sign(self.lowest))
 
+    @property
+    def is_minimizer(self) -> bool | None:
+        """Whether the weights are a strict local minimum; None where only a bound is known."""
+        if self.sign <= 0 or not self.at_rest:
+            return False
+        return True if self.converged else None
+
     def sentences(self) -> list[str]:
         """Which proposition holds, in plain words, and the estimated distance."""
         said = [self._proposition()]
@@ -96,10 +103,19 @@ class Certificate(NamedTuple):
                 f"The gradient of L + R is not zero at the model ({self.gradient:.2g}, of summands "
                 f"of {self.scale:.2g}), so no proposition holds there; {size}."
             )
+        return self._at_minimum(size)
+
+    def _at_minimum(self, size: str) -> str:
         if self.least >= 0:
             name, convex = ("B", "strongly convex") if self.least > 0 else ("C", "convex")
             return (
                 f"Proposition {name}: L + R is {convex}, and the model its only minimum ({size})."
+            )
+        if not self.converged:
+            return (
+                "The gradient of L + R is zero at the model, but whether it is a minimum is not "
+                f"known: Lanczos did not converge, and {self.lowest:.3g} is only an upper bound "
+                "of the smallest eigenvalue of the Hessian, which may be negative."
             )
         return (
             f"Proposition A: the model is a strict local minimum of L + R and its only stationary "

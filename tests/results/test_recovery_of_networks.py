@@ -329,6 +329,19 @@ def certificate_of(est, X, y):
     return certificate(objective, objective.theta, objective.scale(), 0)
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.3, 0.3), (0.9, 1.0)], ids=["saddle", "minimum"])
+def test_newton_does_not_climb(monkeypatch, start, end):
+    """The smaller gradient next to a maximum of x^4 / 4 - x^2 / 2 is not progress."""
+    stays = SimpleNamespace(x=np.array([start, 0.0]))
+    monkeypatch.setattr(minimize, "minimize", lambda *given, **how: stays)
+    double_well = SimpleNamespace(
+        gradient=lambda x: (x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2, x * [x[0] ** 2 - 1, 2]),
+        product=lambda x, v: v * [3 * x[0] ** 2 - 1, 2],
+    )
+    found = minimize.minimized(double_well, stays.x, 1.0)
+    np.testing.assert_allclose(found.theta, [end, 0.0], atol=1e-9)
+
+
 class TestCertificates:
     def test_lanczos_equals_dense(self):
         X, y = rows()

@@ -329,6 +329,33 @@ def certificate_of(est, X, y):
     return certificate(objective, objective.theta, objective.scale(), 0)
 
 
+class Shifted(nn.Module):
+    """Logits of every position, of classes in dimension 1, with a shift that all classes share."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Linear(P, 3).double()
+        self.shift = nn.Linear(P, 1).double()
+
+    def forward(self, x):
+        return (self.logits(x) + self.shift(x)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("places", [(7,), (2, 5)], ids=["sequences", "images"])
+def test_functions_of_sequences_and_images(places):
+    """What all classes of a position share is no part of the function."""
+    rng = torch.Generator().manual_seed(0)
+    X = torch.randn(20, *places, P, generator=rng, dtype=torch.float64)
+    y = torch.randint(0, 3, (20, *places), generator=rng)
+    problem = adapt(Shifted(), Data(X, y), Options(loss="cross_entropy")).whole()
+    params = dict(problem.params)
+    outputs, weights = problem.outputs(params)
+    logits = nn.functional.linear(X, params["logits.weight"], params["logits.bias"]).detach()
+    expected = (logits - logits.mean(-1, keepdim=True)).movedim(-1, 1)
+    np.testing.assert_allclose(outputs, expected.flatten(1).numpy(), atol=1e-12)
+    assert weights.shape == (20,)
+
+
 @pytest.mark.parametrize(("start", "end"), [(0.3, 0.3), (0.9, 1.0)], ids=["saddle", "minimum"])
 def test_newton_does_not_climb(monkeypatch, start, end):
     """The smaller gradient next to a maximum of x^4 / 4 - x^2 / 2 is not progress."""

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from emulated_device import emulated, there
 from joblib import parallel_config
 from sklearn.datasets import load_iris
 from sklearn.neural_network import MLPRegressor
@@ -367,6 +368,18 @@ def test_newton_does_not_climb(monkeypatch, start, end):
     )
     found = minimize.minimized(double_well, stays.x, 1.0)
     np.testing.assert_allclose(found.theta, [end, 0.0], atol=1e-9)
+
+
+def test_network_on_a_device(l2_net, brief):
+    """The same numbers as on the CPU, in float64 there."""
+    est, X, y = l2_net
+    how = dict(n_draws=1, arms=("recovered",))
+    expected = est.recover(X, y, **how)
+    with emulated():
+        found = fitted(there(est.model), X, y).recover(X, y, **how)
+    assert found.smallest_eigenvalue == pytest.approx(expected.smallest_eigenvalue, rel=1e-9)
+    np.testing.assert_allclose(found.recovered.coef, expected.recovered.coef, rtol=1e-6)
+    assert found.is_minimizer
 
 
 class TestCertificates:

@@ -41,7 +41,8 @@ def batch_losses(problem: Any) -> Iterator[BatchLoss]:
             batch = problem.to_device(read)
 
             def loss(params: Params, batch: Batch = batch) -> tuple[Tensor, float]:
-                output = call(params, batch.inputs)
+                at = {name: t.to(problem.device) for name, t in params.items()}
+                output = call(at, batch.inputs)
                 target = problem.row_loss.prepare(output, batch.target)
                 summed: tuple[Tensor, float] = problem.row_loss(output, target, batch.weight)
                 return summed

@@ -1,5 +1,6 @@
 """Networks retrained with the estimated penalty: from several starts, on a copy, in float64."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,11 @@ from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, Dropout, GradientNorm, SmoothL1
 from sklearn_implicitreg.results.recovery import minimize
-from sklearn_implicitreg.results.recovery.certificates import certificate, smallest_eigenvalue
+from sklearn_implicitreg.results.recovery.certificates import (
+    certificate,
+    check_bounded,
+    smallest_eigenvalue,
+)
 from sklearn_implicitreg.results.recovery.matching import hidden_layers, matched
 from sklearn_implicitreg.results.recovery.objective import Objective
 
@@ -368,6 +373,25 @@ def test_newton_does_not_climb(monkeypatch, start, end):
     )
     found = minimize.minimized(double_well, stays.x, 1.0)
     np.testing.assert_allclose(found.theta, [end, 0.0], atol=1e-9)
+
+
+def test_rays_cost_little():
+    """Of many tensors: a few vectors of weights at a time, and no ray beyond where it rises."""
+    params = {str(k): torch.ones(100, 10) for k in range(200)}
+    theta, n = np.ones(200_000), 0
+
+    def value(there):
+        nonlocal n
+        n += 1
+        return float(there @ there)
+
+    many = SimpleNamespace(params=params, theta=theta, value=value, penalty_gradient=np.zeros_like)
+    tracemalloc.start()
+    check_bounded(many, theta / np.linalg.norm(theta))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * theta.nbytes
+    assert n == 1 + 2 * (2 + 200 + 1 + 2 * 199)
 
 
 def test_network_on_a_device(l2_net, brief):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import nn
 
-from sklearn_implicitreg.problem import flat, shaped
+from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.quadratic_form import quadratic_penalty
@@ -212,9 +211,13 @@ def _end_of_spectrum(
 def check_bounded(objective: Objective, direction: Array) -> None:
     """Raise ValueError where L + R falls without end along a ray from the model."""
     here = objective.value(objective.theta)
-    for words, start, ray in _rays(objective, direction):
+    for words, ray in _rays(objective, direction):
         with np.errstate(over="ignore", invalid="ignore"):
-            values = [objective.value(start + ray(far)) for far in (1.0, *_FAR)]
+            values = [objective.value(ray(1.0))]
+            for far in _FAR:
+                values.append(objective.value(ray(far)))
+                if not values[-1] < values[-2]:
+                    break
         falls = np.diff(values)
         # A fall that grows with the distance outruns whatever the loss does along the ray.
         deep = values[-1] < here - _DEEP * max(1.0, abs(here))
@@ -227,28 +230,36 @@ def check_bounded(objective: Objective, direction: Array) -> None:
             )
 
 
-def _rays(
-    objective: Objective, direction: Array
-) -> Iterator[tuple[str, Array, Callable[[float], Array]]]:
+def _rays(objective: Objective, direction: Array) -> Iterator[tuple[str, Callable[[float], Array]]]:
     """Ways to go far: along the smallest curvature, by tensors alone, by one against the next."""
     theta, size = objective.theta, norm(objective.theta) or 1.0
-    for step in (size * direction, -size * direction):
-        yield "a step along the smallest curvature", theta, _scaled(step)
-    masks: dict[str, Array] = {}
-    for name in objective.params:
-        chosen = {n: torch.full_like(t, float(n == name)) for n, t in objective.params.items()}
-        masks[name] = flat(chosen)
-    rewarded = (theta * objective.penalty_gradient(theta) < 0).astype(float)
-    named = {**masks, "the weights that the penalty rewards": rewarded}
-    for name, mask in named.items():
-        yield name, theta * (1 - mask), _scaled(theta * mask)
+    for length in (size, -size):
+        words = "a step along the smallest curvature"
+        yield words, functools.partial(_away, theta, length * direction)
+    ends = itertools.accumulate(t.numel() for t in objective.params.values())
+    places = {
+        name: slice(end - tensor.numel(), end)
+        for (name, tensor), end in zip(objective.params.items(), ends, strict=True)
+    }
+    for name, place in places.items():
+        yield name, functools.partial(_scaled, theta, place, slice(0))
+    rewarded = theta * objective.penalty_gradient(theta) < 0
+    words = "the weights that the penalty rewards"
+    yield words, functools.partial(_scaled, theta, rewarded, slice(0))
     matrices = [name for name, tensor in objective.params.items() if tensor.ndim > 1]
     for pair in itertools.pairwise(matrices):
         for up, down in (pair, pair[::-1]):
-            rest = theta * (1 - masks[up] - masks[down])
             words = f"{up} (and {down} by the inverse)"
-            yield words, rest, _scaled(theta * masks[up], theta * masks[down])
+            yield words, functools.partial(_scaled, theta, places[up], places[down])
 
 
-def _scaled(up: Array, down: Array | float = 0.0) -> Callable[[float], Array]:
-    return lambda far: far * up + down / far
+def _away(theta: Array, step: Array, far: float) -> Array:
+    return theta + far * step
+
+
+def _scaled(theta: Array, up: Any, down: slice, far: float) -> Array:
+    """Weights of which some are multiplied, and others divided."""
+    there = theta.copy()
+    there[up] *= far
+    there[down] /= far
+    return there

@@ -1,8 +1,12 @@
 """Networks retrained with the estimated penalty: from several starts, on a copy, in float64."""
 
+import tracemalloc
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from emulated_device import emulated, there
 from joblib import parallel_config
 from sklearn.datasets import load_iris
 from sklearn.neural_network import MLPRegressor
@@ -14,7 +18,11 @@ from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, Dropout, GradientNorm, SmoothL1
 from sklearn_implicitreg.results.recovery import minimize
-from sklearn_implicitreg.results.recovery.certificates import certificate, smallest_eigenvalue
+from sklearn_implicitreg.results.recovery.certificates import (
+    certificate,
+    check_bounded,
+    smallest_eigenvalue,
+)
 from sklearn_implicitreg.results.recovery.matching import hidden_layers, matched
 from sklearn_implicitreg.results.recovery.objective import Objective
 
@@ -327,6 +335,77 @@ def certificate_of(est, X, y):
     return certificate(objective, objective.theta, objective.scale(), 0)
 
 
+class Shifted(nn.Module):
+    """Logits of every position, of classes in dimension 1, with a shift that all classes share."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Linear(P, 3).double()
+        self.shift = nn.Linear(P, 1).double()
+
+    def forward(self, x):
+        return (self.logits(x) + self.shift(x)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("places", [(7,), (2, 5)], ids=["sequences", "images"])
+def test_functions_of_sequences_and_images(places):
+    """What all classes of a position share is no part of the function."""
+    rng = torch.Generator().manual_seed(0)
+    X = torch.randn(20, *places, P, generator=rng, dtype=torch.float64)
+    y = torch.randint(0, 3, (20, *places), generator=rng)
+    problem = adapt(Shifted(), Data(X, y), Options(loss="cross_entropy")).whole()
+    params = dict(problem.params)
+    outputs, weights = problem.outputs(params)
+    logits = nn.functional.linear(X, params["logits.weight"], params["logits.bias"]).detach()
+    expected = (logits - logits.mean(-1, keepdim=True)).movedim(-1, 1)
+    np.testing.assert_allclose(outputs, expected.flatten(1).numpy(), atol=1e-12)
+    assert weights.shape == (20,)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.3, 0.3), (0.9, 1.0)], ids=["saddle", "minimum"])
+def test_newton_does_not_climb(monkeypatch, start, end):
+    """The smaller gradient next to a maximum of x^4 / 4 - x^2 / 2 is not progress."""
+    stays = SimpleNamespace(x=np.array([start, 0.0]))
+    monkeypatch.setattr(minimize, "minimize", lambda *given, **how: stays)
+    double_well = SimpleNamespace(
+        gradient=lambda x: (x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2, x * [x[0] ** 2 - 1, 2]),
+        product=lambda x, v: v * [3 * x[0] ** 2 - 1, 2],
+    )
+    found = minimize.minimized(double_well, stays.x, 1.0)
+    np.testing.assert_allclose(found.theta, [end, 0.0], atol=1e-9)
+
+
+def test_rays_cost_little():
+    """Of many tensors: a few vectors of weights at a time, and no ray beyond where it rises."""
+    params = {str(k): torch.ones(100, 10) for k in range(200)}
+    theta, n = np.ones(200_000), 0
+
+    def value(there):
+        nonlocal n
+        n += 1
+        return float(there @ there)
+
+    many = SimpleNamespace(params=params, theta=theta, value=value, penalty_gradient=np.zeros_like)
+    tracemalloc.start()
+    check_bounded(many, theta / np.linalg.norm(theta))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * theta.nbytes
+    assert n == 1 + 2 * (2 + 200 + 1 + 2 * 199)
+
+
+def test_network_on_a_device(l2_net, brief):
+    """The same numbers as on the CPU, in float64 there."""
+    est, X, y = l2_net
+    how = dict(n_draws=1, arms=("recovered",))
+    expected = est.recover(X, y, **how)
+    with emulated():
+        found = fitted(there(est.model), X, y).recover(X, y, **how)
+    assert found.smallest_eigenvalue == pytest.approx(expected.smallest_eigenvalue, rel=1e-9)
+    np.testing.assert_allclose(found.recovered.coef, expected.recovered.coef, rtol=1e-6)
+    assert found.is_minimizer
+
+
 class TestCertificates:
     def test_lanczos_equals_dense(self):
         X, y = rows()
@@ -342,6 +421,48 @@ class TestCertificates:
         assert lowest == pytest.approx(expected[0], rel=1e-4)
         assert largest == pytest.approx(expected[-1], rel=1e-2)
         assert vector @ hessian @ vector == pytest.approx(lowest, rel=1e-4)
+
+    @pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])
+    @pytest.mark.parametrize("lowest", [1e-6, 1e-2])
+    def test_flat_hessian(self, scale, lowest):
+        """A quarter of the eigenvalues zero: few products, and a value to the tolerance."""
+        p, rng, n = 400, np.random.default_rng(0), 0
+        basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
+        values = scale * np.concatenate([np.zeros(100), np.geomspace(lowest, 1, 300)])
+        hessian = (basis * values) @ basis.T
+
+        def product(theta, vector):
+            nonlocal n
+            n += 1
+            return hessian @ vector
+
+        flat = SimpleNamespace(product=product)
+        value, largest, vector, converged = smallest_eigenvalue(flat, np.zeros(p), 0)
+        assert n < 2500
+        assert largest == pytest.approx(scale, rel=1e-2)
+        assert abs(value) <= (1e-6 if converged else 1e-4) * scale
+        assert vector @ hessian @ vector == pytest.approx(value, abs=1e-12 * scale)
+        assert converged == (lowest == 1e-2 and scale > 0)
+
+    @pytest.mark.parametrize("hidden", [-1e-8, 1e-8])
+    def test_no_minimum_from_a_bound(self, hidden):
+        """At rest, with an eigenvalue among many small ones that Lanczos does not reach."""
+        p, rng = 400, np.random.default_rng(0)
+        basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
+        values = np.concatenate([[hidden], np.geomspace(2e-8, 1, p - 1)])
+        hessian = (basis * values) @ basis.T
+        objective = SimpleNamespace(
+            gradient=lambda theta: (0.0, np.zeros(p)),
+            product=lambda theta, vector: hessian @ vector,
+            problem=None,
+            penalty=None,
+        )
+        found = certificate(objective, np.zeros(p), 1.0, 0)
+        assert found.at_rest
+        assert found.lowest > 0
+        assert not found.converged
+        assert found.is_minimizer is None
+        assert "is only an upper bound" in found.sentences()[0]
 
     def test_saddle_is_called_one(self):
         """All weights zero: a stationary point of a tanh net, whose Hessian has both signs."""

@@ -41,7 +41,8 @@ def batch_losses(problem: Any) -> Iterator[BatchLoss]:
             batch = problem.to_device(read)
 
             def loss(params: Params, batch: Batch = batch) -> tuple[Tensor, float]:
-                output = call(params, batch.inputs)
+                at = {name: t.to(problem.device) for name, t in params.items()}
+                output = call(at, batch.inputs)
                 target = problem.row_loss.prepare(output, batch.target)
                 summed: tuple[Tensor, float] = problem.row_loss(output, target, batch.weight)
                 return summed
@@ -54,13 +55,12 @@ def outputs_at(problem: Any, params: Params) -> tuple[Array, Array]:
     found, weights = [], []
     with torch.no_grad():
         for batch in problem.row_batches(params):
-            output = first_tensor((batch.outputs,))
-            found.append(output.reshape(batch.n_rows, -1).double().cpu().numpy())
+            output = first_tensor((batch.outputs,)).double()
+            if isinstance(problem.row_loss.criterion, nn.CrossEntropyLoss):
+                output = output - output.mean(dim=1, keepdim=True)  # it sees no common shift
+            found.append(output.reshape(batch.n_rows, -1).cpu().numpy())
             weights.append(batch.weight.double().cpu().numpy())
-    outputs = np.concatenate(found)
-    if isinstance(problem.row_loss.criterion, nn.CrossEntropyLoss):  # which sees no common shift
-        outputs = outputs - outputs.mean(axis=1, keepdims=True)
-    return outputs, np.concatenate(weights)
+    return np.concatenate(found), np.concatenate(weights)
 
 
 def fresh_params(problem: Any, seed: int) -> Params:

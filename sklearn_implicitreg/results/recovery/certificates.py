@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import nn
 
-from sklearn_implicitreg.problem import flat, shaped
+from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.quadratic_form import quadratic_penalty
@@ -20,7 +19,8 @@ from sklearn_implicitreg.results.recovery.minimize import newton_step
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 _DENSE = 200  # weights; below, the whole Hessian costs less than Lanczos
-_TOL = 1e-5
+_TOL = 1e-6  # of the largest eigenvalue
+_RESTARTS = 50  # of Lanczos: about 1600 products
 _FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
 _AT_REST = 1e-6  # of the summands of the gradient
 _CONTRACTING = 0.5  # above, a Newton step does not tell the distance
@@ -53,6 +53,13 @@ class Certificate(NamedTuple):
     def sign(self) -> int:
         """Sign of the smallest eigenvalue; 0 where it is zero to rounding."""
         return 0 if abs(self.lowest) <= _FLAT * self.largest else int(np.sign(self.lowest))
+
+    @property
+    def is_minimizer(self) -> bool | None:
+        """Whether the weights are a strict local minimum; None where only a bound is known."""
+        if self.sign <= 0 or not self.at_rest:
+            return False
+        return True if self.converged else None
 
     def sentences(self) -> list[str]:
         """Which proposition holds, in plain words, and the estimated distance."""
@@ -95,10 +102,19 @@ class Certificate(NamedTuple):
                 f"The gradient of L + R is not zero at the model ({self.gradient:.2g}, of summands "
                 f"of {self.scale:.2g}), so no proposition holds there; {size}."
             )
+        return self._at_minimum(size)
+
+    def _at_minimum(self, size: str) -> str:
         if self.least >= 0:
             name, convex = ("B", "strongly convex") if self.least > 0 else ("C", "convex")
             return (
                 f"Proposition {name}: L + R is {convex}, and the model its only minimum ({size})."
+            )
+        if not self.converged:
+            return (
+                "The gradient of L + R is zero at the model, but whether it is a minimum is not "
+                f"known: Lanczos did not converge, and {self.lowest:.3g} is only an upper bound "
+                "of the smallest eigenvalue of the Hessian, which may be negative."
             )
         return (
             f"Proposition A: the model is a strict local minimum of L + R and its only stationary "
@@ -171,24 +187,37 @@ def smallest_eigenvalue(
         return float(values[0]), float(np.abs(values).max()), vectors[:, 0], True
     operator = LinearOperator((p, p), lambda v: objective.product(theta, v), dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(p)
-    largest = float(abs(eigsh(operator, 1, which="LM", v0=start, tol=1e-2)[0][0]))
-    converged, size = True, min(p, 60)
-    try:
-        values, vectors = eigsh(operator, 1, which="SA", v0=start, tol=_TOL, ncv=size, maxiter=50)
-    except ArpackNoConvergence:
-        converged = False
-        values, vectors = eigsh(
-            operator, 1, which="SA", v0=start, tol=1e-2, ncv=size, maxiter=10 * p
-        )
-    return float(values[0]), largest, vectors[:, 0], converged
+    steepest = _end_of_spectrum(operator, "LM", start, 20, 1e-2)[0]
+    largest = abs(float(steepest @ operator.matvec(steepest)))
+    # ARPACK's tolerance is relative to the eigenvalue: that of a zero one is below rounding.
+    shifted = LinearOperator((p, p), lambda v: operator.matvec(v) + largest * v, dtype=np.float64)
+    direction, converged = _end_of_spectrum(shifted, "SA", start, 60, _TOL)
+    return float(direction @ operator.matvec(direction)), largest, direction, converged
+
+
+def _end_of_spectrum(
+    operator: LinearOperator, which: str, start: Array, size: int, tol: float
+) -> tuple[Array, bool]:
+    """Unit eigenvector at an end of the spectrum, and whether it is as exact as asked for."""
+    how = {"which": which, "v0": start, "ncv": size, "maxiter": _RESTARTS}
+    for reached in (tol, 100 * tol, 1e4 * tol):
+        try:
+            return eigsh(operator, 1, tol=reached, **how)[1][:, 0], reached == tol
+        except ArpackError:  # no convergence, or a Hessian that is zero
+            continue
+    return start / norm(start), False
 
 
 def check_bounded(objective: Objective, direction: Array) -> None:
     """Raise ValueError where L + R falls without end along a ray from the model."""
     here = objective.value(objective.theta)
-    for words, start, ray in _rays(objective, direction):
+    for words, ray in _rays(objective, direction):
         with np.errstate(over="ignore", invalid="ignore"):
-            values = [objective.value(start + ray(far)) for far in (1.0, *_FAR)]
+            values = [objective.value(ray(1.0))]
+            for far in _FAR:
+                values.append(objective.value(ray(far)))
+                if not values[-1] < values[-2]:
+                    break
         falls = np.diff(values)
         # A fall that grows with the distance outruns whatever the loss does along the ray.
         deep = values[-1] < here - _DEEP * max(1.0, abs(here))
@@ -201,28 +230,36 @@ def check_bounded(objective: Objective, direction: Array) -> None:
             )
 
 
-def _rays(
-    objective: Objective, direction: Array
-) -> Iterator[tuple[str, Array, Callable[[float], Array]]]:
+def _rays(objective: Objective, direction: Array) -> Iterator[tuple[str, Callable[[float], Array]]]:
     """Ways to go far: along the smallest curvature, by tensors alone, by one against the next."""
     theta, size = objective.theta, norm(objective.theta) or 1.0
-    for step in (size * direction, -size * direction):
-        yield "a step along the smallest curvature", theta, _scaled(step)
-    masks: dict[str, Array] = {}
-    for name in objective.params:
-        chosen = {n: torch.full_like(t, float(n == name)) for n, t in objective.params.items()}
-        masks[name] = flat(chosen)
-    rewarded = (theta * objective.penalty_gradient(theta) < 0).astype(float)
-    named = {**masks, "the weights that the penalty rewards": rewarded}
-    for name, mask in named.items():
-        yield name, theta * (1 - mask), _scaled(theta * mask)
+    for length in (size, -size):
+        words = "a step along the smallest curvature"
+        yield words, functools.partial(_away, theta, length * direction)
+    ends = itertools.accumulate(t.numel() for t in objective.params.values())
+    places = {
+        name: slice(end - tensor.numel(), end)
+        for (name, tensor), end in zip(objective.params.items(), ends, strict=True)
+    }
+    for name, place in places.items():
+        yield name, functools.partial(_scaled, theta, place, slice(0))
+    rewarded = theta * objective.penalty_gradient(theta) < 0
+    words = "the weights that the penalty rewards"
+    yield words, functools.partial(_scaled, theta, rewarded, slice(0))
     matrices = [name for name, tensor in objective.params.items() if tensor.ndim > 1]
     for pair in itertools.pairwise(matrices):
         for up, down in (pair, pair[::-1]):
-            rest = theta * (1 - masks[up] - masks[down])
             words = f"{up} (and {down} by the inverse)"
-            yield words, rest, _scaled(theta * masks[up], theta * masks[down])
+            yield words, functools.partial(_scaled, theta, places[up], places[down])
 
 
-def _scaled(up: Array, down: Array | float = 0.0) -> Callable[[float], Array]:
-    return lambda far: far * up + down / far
+def _away(theta: Array, step: Array, far: float) -> Array:
+    return theta + far * step
+
+
+def _scaled(theta: Array, up: Any, down: slice, far: float) -> Array:
+    """Weights of which some are multiplied, and others divided."""
+    there = theta.copy()
+    there[up] *= far
+    there[down] /= far
+    return there

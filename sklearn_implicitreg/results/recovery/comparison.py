@@ -53,7 +53,8 @@ class Recovery:
     is_minimizer, is_unique : bool or None
         Whether the recovered weights minimize L + R, or only solve the linear equations, and are
         its only stationary point. None after a refit, which minimizes. Of a network, whether the
-        model is a strict local minimum, and None.
+        model is a strict local minimum (None where the smallest eigenvalue is not exact enough to
+        say), and None.
     smallest_eigenvalue : float
         Of the Hessian of L + R; NaN after a refit. Of a network, at the model.
     runs : DataFrame or None

@@ -93,16 +93,17 @@ def _descended(counted: _Counted, start: Array, scale: float) -> Array:
 
 
 def _polished(counted: _Counted, theta: Array, scale: float) -> Array:
-    """Newton's steps as long as they make the gradient smaller."""
-    slope = counted.gradient(theta)[1]
+    """Newton's steps as long as they make the gradient smaller and do not climb to a saddle."""
+    here, slope = counted.gradient(theta)
     for _ in range(_N_NEWTON):
         if norm(slope) <= ROUNDING * scale:
             break
         there = theta + newton_step(functools.partial(counted.product, theta), -slope)
-        ahead = counted.gradient(there)[1]
-        if not norm(ahead) < 0.5 * norm(slope):
+        value, ahead = counted.gradient(there)
+        climbs = value > here + ROUNDING * max(1.0, abs(here))
+        if climbs or not norm(ahead) < 0.5 * norm(slope):
             break
-        theta, slope = there, ahead
+        theta, here, slope = there, value, ahead
     return theta
 
 

@@ -136,7 +136,7 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
         index=weight_index(objective.problem, objective.params),
         notes=(*remarks, *_notes(runs, certified, layers, objective)),
         method="minimized",
-        is_minimizer=certified.sign > 0 and certified.at_rest,
+        is_minimizer=certified.is_minimizer,
         smallest_eigenvalue=certified.lowest,
         runs=runs,
         gradient=certified.gradient,

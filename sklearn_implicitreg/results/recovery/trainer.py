@@ -83,7 +83,7 @@ def trained_arms(
         index=weight_index(objective.problem, objective.params),
         notes=(*remarks, *_notes(runs, floor, plan), *certified.sentences()),
         method="trained",
-        is_minimizer=certified.sign > 0 and certified.at_rest,
+        is_minimizer=certified.is_minimizer,
         smallest_eigenvalue=certified.lowest,
         runs=runs,
         gradient=certified.gradient,

@@ -32,6 +32,7 @@ from sklearn_implicitreg.problem.parameters import (
     shown,
 )
 from sklearn_implicitreg.regression.fit import Settings, verdict_on
+from sklearn_implicitreg.regression.inference import OVER_ROWS
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.contrast import Arms, Contrast
 from sklearn_implicitreg.results.criterion import (
@@ -577,7 +578,8 @@ def contrast(
     ------
     ValueError, TypeError
         If the models have other tensors, losses, rows or numbers of windows, if they are one model,
-        for a structured family and ``positive=True``, or as the estimator raises.
+        for a structured family, ``positive=True`` and a covariance over rows, or as the estimator
+        raises.
 
     See Also
     --------
@@ -610,10 +612,17 @@ def contrast(
             "Expected recordings in fitted estimators, got trajectory=; fit one estimator for each "
             "with mode='trajectory', and contrast the two."
         )
-    family, own = penalty_with_terms(family), (X, y, sample_weight)
+    own = vars(treated) if isinstance(treated, FittedResult) else params
+    asked = own.get("covariance")
+    if isinstance(asked, str) and asked in OVER_ROWS:
+        raise ValueError(
+            f"Expected standard errors over equations in a contrast, got covariance={asked!r}, "
+            "which is for one model on rows that its weights have not seen; use covariance='auto'."
+        )
+    family, rows = penalty_with_terms(family), (X, y, sample_weight)
     shared = family if base is None else penalty_with_terms(base)
-    one, first = _arm(treated, own, params)
-    other, second = _arm(control, own, params)
+    one, first = _arm(treated, rows, params)
+    other, second = _arm(control, rows, params)
     if one.positive or other.positive:
         raise ValueError(
             "Expected positive=False in a contrast, got True; a treatment may add a negative one."

@@ -272,8 +272,7 @@ def targets_from_weights(
     def deviations(other: Problem | None) -> Sequence[LossGradient]:
         if other is None:
             return found
-        again = map(other.read_again, range(len(windows)))
-        pairs = list(zip(windows, again, strict=True))
+        pairs = zip(windows, map(other.read_again, range(len(windows))), strict=True)
         return [deviation(problem, w, reference.mean_gradient(own, w)) for w, own in pairs]
 
     def places(targets: TrajectoryTargets, penalty: Penalty) -> tuple[tuple[Place, ...], Place]:

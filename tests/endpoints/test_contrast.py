@@ -508,6 +508,19 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("covariance", ["sandwich", "bootstrap"])
+@pytest.mark.parametrize("how", ["models", "estimators", "searches"])
+def test_no_standard_errors_over_rows(covariance, how):
+    arms, params = RIDGES, {"X": X, "y": Y, "covariance": covariance}
+    if how != "models":
+        kind, own = ImplicitRegularizationEstimator, {"covariance": covariance}
+        if how == "searches":
+            kind, own = ImplicitRegularizationCV, own | {"families": ["l2", "l1"]}
+        arms, params = [kind(m, **own).fit(X, Y) for m in RIDGES], {}
+    with pytest.raises(ValueError, match=f"got covariance='{covariance}', which is for one model"):
+        contrast(*arms, **params)
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input(kind):
     call, text = BAD[kind]

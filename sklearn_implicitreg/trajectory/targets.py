@@ -285,12 +285,7 @@ def targets_from_weights(
         mean = mean_of(zip([place.design for place in own], targets.shares, strict=True))
         return tuple(own), Place(problem, mean, LossGradient.mean(found, targets.shares))
 
-    remarks += _left_out(trajectory, windows)
-    if problem.n_passes > 1:
-        remarks += (
-            f"The reference is the mean over {problem.n_passes} readings of rows that differ at "
-            "each, in every window others.",
-        )
+    remarks += (*_left_out(trajectory, windows), *_readings(problem))
     settled = (deviations, places, bool(columns), trajectory, remarks)
     return TrajectoryTargets(problem, reference, windows, *settled)
 
@@ -311,6 +306,15 @@ def _shared(
             f"sizes used ({_unknown(windows, whole)}).",
         )
     return known, ()
+
+
+def _readings(problem: Problem) -> tuple[str, ...]:
+    if problem.n_passes == 1:
+        return ()
+    return (
+        f"The reference is the mean over {problem.n_passes} readings of rows that differ at each, "
+        "in every window others.",
+    )
 
 
 def _left_out(trajectory: Trajectory, windows: Sequence[Window]) -> tuple[str, ...]:

@@ -225,7 +225,17 @@ class Penalty(Checked, BaseEstimator):
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether penalties, or their parameters, are equal in kind and in value."""
+    """Whether penalties, or their parameters, are equal in kind and in value.
+
+    Parameters
+    ----------
+    one, other : object
+        Penalties, or what they hold.
+
+    Returns
+    -------
+    equal : bool
+    """
     if one is other or type(one) is not type(other):
         return one is other
     if isinstance(one, Penalty):

@@ -68,7 +68,18 @@ class Dropout(OfGradient):
         return found
 
     def masked(self, problem: Problem) -> list[Problem]:
-        """The problem with each of the masks: R is the mean of their losses minus its own."""
+        """The problem with each of the masks: R is the mean of their losses minus its own.
+
+        Parameters
+        ----------
+        problem : Problem
+            The model on its data.
+
+        Returns
+        -------
+        problems : list of Problem
+            One for each draw.
+        """
         seeds = np.random.SeedSequence([int(self.random_state), problem.draw])
         return [problem.with_dropout(self.q, int(s)) for s in seeds.generate_state(self.n_draws)]
 

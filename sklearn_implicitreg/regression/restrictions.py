@@ -89,7 +89,19 @@ def wald_test(
 
 
 def denominator(q: int, inference: Inference) -> float:
-    """Degrees of freedom below, of a test of q combinations of coefficients."""
+    """Degrees of freedom below, of a test of q combinations of coefficients.
+
+    Parameters
+    ----------
+    q : int
+        Number of combinations.
+    inference : Inference
+        Covariance of the coefficients.
+
+    Returns
+    -------
+    df : float
+    """
     # A covariance from C clusters is a sum of C squares: Hotelling's T squared.
     return inference.df - (q - 1 if inference.covariance in _REPLICATED else 0)
 

@@ -182,7 +182,9 @@ def test_classes_in_float32():
 class TestSkorch:
     HOW = dict(max_epochs=15, lr=0.1, verbose=0, batch_size=10, iterator_train__shuffle=True)
 
-    @pytest.mark.parametrize("split", [None, ValidSplit(0.25, random_state=0)], ids=str)
+    @pytest.mark.parametrize(
+        "split", [None, ValidSplit(0.25, random_state=0)], ids=["whole", "split"]
+    )
     def test_own_training(self, split):
         """The decay of the optimizer is taken away, where it is stated in the loss."""
         x, y = X.numpy().astype(np.float32), Y.numpy().astype(np.float32)
@@ -275,7 +277,6 @@ class TestBadInput:
             ({"initial": {"0.weight": 1}}, "initial of recover"),
             ({"initial": nn.Linear(P, 1)}, "Expected initial a module .* another architecture"),
         ],
-        ids=str,
     )
     def test_parameters(self, pair, wrong, words):
         est, rows, y = fitted(pair[1])

@@ -583,7 +583,7 @@ CALLS = {
     ),
     "RecoveryDisplay.from_estimator": (
         inspection.RecoveryDisplay.from_estimator, None, {"estimator": FITTED, "X": X, "y": Y},
-        FIT | {"estimator": "estimator", "start": "name", "n_draws": "count", "name": FREE}
+        FIT | {"estimator": "estimator", "start": "name?", "n_draws": "count", "name": FREE}
         | {"ax": FREE, "scatter_kwargs": FREE, "line_kwargs": FREE},
     ),
     **{

@@ -13,6 +13,11 @@ from sklearn.base import clone
 
 from sklearn_implicitreg import ImplicitRegularizationCV, equations
 
+# The models are not trained on the rows: no advice on training or search applies to them.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn_implicitreg.exceptions.SelectionWarning"),
+    pytest.mark.filterwarnings("ignore::sklearn_implicitreg.exceptions.OutputWarning"),
+]
 ROUNDING = 1e-11  # of a fit in float64, times the condition of its columns
 
 

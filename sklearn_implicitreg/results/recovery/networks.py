@@ -37,7 +37,7 @@ from sklearn_implicitreg.results.recovery.certificates import (
 from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
 from sklearn_implicitreg.results.recovery.labels import names_of, weight_index
 from sklearn_implicitreg.results.recovery.matching import Hidden, hidden_layers, matched
-from sklearn_implicitreg.results.recovery.minimize import minimized
+from sklearn_implicitreg.results.recovery.minimize import Run, minimized
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 BACK = 1e-3  # of the standard deviation of the outputs
@@ -113,7 +113,7 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     starts = [start_of(objective, plan, seed) for seed in plan.seeds]
     tasks = [(arm, draw) for arm in plan.arms for draw in range(len(starts))]
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(minimized)(copy.copy(sides[arm]), starts[draw], scale) for arm, draw in tasks
+        delayed(_alone)(sides[arm], starts[draw], scale) for arm, draw in tasks
     )
     ends = list(progress(outcomes, "Training again", len(tasks), plan.verbose))
     compare = Comparison(objective, layers)
@@ -142,6 +142,11 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
         gradient=certified.gradient,
         facts=tuple(_facts(runs, certified, plan)),
     )
+
+
+def _alone(side: Objective, start: Array, scale: float) -> Run:
+    """A run on a module of its own, into which no other thread puts its weights."""
+    return minimized(Objective(side.scope.at({}), side.penalty), start, scale)
 
 
 def start_of(objective: Objective, plan: Plan, seed: int) -> Array:

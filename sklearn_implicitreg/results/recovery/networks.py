@@ -14,7 +14,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import nn
 
 from sklearn_implicitreg.penalties.fitted import named_tensors
-from sklearn_implicitreg.problem import flat, shaped
+from sklearn_implicitreg.problem import Problem, flat, shaped
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
@@ -28,6 +28,7 @@ from sklearn_implicitreg.problem.parameters import (
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.quadratic_form import PenaltyValue
 from sklearn_implicitreg.results.recovery import minimize
 from sklearn_implicitreg.results.recovery.certificates import (
     Certificate,
@@ -109,11 +110,11 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     certified = certificate(objective, objective.theta, scale, plan.seeds[0])
     check_bounded(objective, certified.direction)
     layers = hidden_layers(objective, plan.seeds[0])
-    sides = {"recovered": objective, "ablated": objective.ablated()}
+    penalties = {"recovered": objective.penalty, "ablated": None}
     starts = [start_of(objective, plan, seed) for seed in plan.seeds]
     tasks = [(arm, draw) for arm in plan.arms for draw in range(len(starts))]
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(_alone)(sides[arm], starts[draw], scale) for arm, draw in tasks
+        delayed(_run)(objective.scope, penalties[arm], starts[draw], scale) for arm, draw in tasks
     )
     ends = list(progress(outcomes, "Training again", len(tasks), plan.verbose))
     compare = Comparison(objective, layers)
@@ -144,9 +145,9 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     )
 
 
-def _alone(side: Objective, start: Array, scale: float) -> Run:
-    """A run on a module of its own, into which no other thread puts its weights."""
-    return minimized(Objective(side.scope.at({}), side.penalty), start, scale)
+def _run(problem: Problem, penalty: PenaltyValue | None, start: Array, scale: float) -> Run:
+    """One run, on a module of its own, into which no other thread puts its weights."""
+    return minimized(Objective(problem.at({}), penalty), start, scale)
 
 
 def start_of(objective: Objective, plan: Plan, seed: int) -> Array:

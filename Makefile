@@ -8,14 +8,15 @@ THEORY := bounds.py early_stopping.py filters.py implicit.py kernels.py noise.py
 	strength.py units.py
 PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
 	weights.py
-DISPLAYS := coefficient_path.py coefficients.py family_comparison.py gradient_match.py influence.py \
-	penalty_shape.py recovery.py spectrum.py
+DISPLAYS := coefficient_path.py coefficients.py family_comparison.py gradient_match.py \
+	identifiability.py influence.py penalty_shape.py recovery.py spectrum.py
 RECORDERS := lightning.py record.py skorch.py sklearn.py transformers.py
 PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix inspection/,$(DISPLAYS)) \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
 	regression/restrictions.py $(addprefix trajectory/recording/,$(RECORDERS)) \
-	$(addprefix results/,attributes.py contrast.py recovery/comparison.py) \
+	$(addprefix results/,attributes.py contrast.py identifiability.py scoring.py \
+	recovery/comparison.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev libraries
 .DEFAULT_GOAL := help

@@ -7,7 +7,12 @@ from typing import Any
 from sklearn_implicitreg.endpoints.endpoint import Endpoint
 from sklearn_implicitreg.endpoints.retraining import endpoints
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator
-from sklearn_implicitreg.model_selection import ImplicitRegularizationCV, contrast, equations
+from sklearn_implicitreg.model_selection import (
+    ImplicitRegularizationCV,
+    contrast,
+    equations,
+    identifiability,
+)
 from sklearn_implicitreg.problem.frozen import FrozenModel
 from sklearn_implicitreg.problem.linear_model import LinearModel
 from sklearn_implicitreg.trajectory import record
@@ -21,6 +26,7 @@ __all__ = [
     "contrast",
     "endpoints",
     "equations",
+    "identifiability",
     "record",
     "training_rows",
 ]

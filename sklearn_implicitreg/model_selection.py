@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,17 +18,14 @@ from sklearn_implicitreg.endpoints.endpoint import Endpoint, holds_endpoints
 from sklearn_implicitreg.endpoints.pairs import check_pair, rows_differ
 from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
-from sklearn_implicitreg.exceptions import ParameterError
-from sklearn_implicitreg.penalties import Penalty, as_penalty, penalty_with_terms
+from sklearn_implicitreg.penalties import Penalty, penalty_with_terms
 from sklearn_implicitreg.penalties.base import same
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
-    Allowed,
     checked,
     choice,
     having,
-    instance,
     integer,
     shown,
 )
@@ -41,7 +39,9 @@ from sklearn_implicitreg.results.criterion import (
     ranked,
     smallest_within,
 )
-from sklearn_implicitreg.results.families import table_of_families
+from sklearn_implicitreg.results.families import SEVERAL, named_families, table_of_families
+from sklearn_implicitreg.results.identifiability import Identifiability, identifiability_of
+from sklearn_implicitreg.results.scoring import family_score, simplest_within_one_se
 from sklearn_implicitreg.results.summary import Summary
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "contrast",
     "equations",
     "family_score",
+    "identifiability",
     "simplest_within_one_se",
 ]
 
@@ -128,10 +129,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
 
     _allowed: ClassVar = {
         **{name: ImplicitRegularizationEstimator._allowed[name] for name in _SHARED},
-        "families": Allowed(
-            lambda given: isinstance(given, Mapping | list | tuple) and len(given) > 0,
-            ("a list or dict of at least one family",),
-        ),
+        "families": SEVERAL,
         "cv": NOTHING
         | integer(2)
         | having("a splitter", "split")
@@ -209,7 +207,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.check_parameters()
         self._given = in_words(X, y, sample_weight)
         X, y = self._rows(X, y)
-        named = self._named_families()
+        named = named_families(self.families)
         estimator = self._estimator()
         compare = self._compare if self.cv is None else self._search
         compare(estimator, named, X, y, sample_weight)
@@ -257,21 +255,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
             )
         own = {name: getattr(self, name) for name in _SHARED}
         return ImplicitRegularizationEstimator(self.model, **own)
-
-    def _named_families(self) -> dict[str, Any]:
-        if isinstance(self.families, Mapping):
-            named = dict(self.families)
-        else:
-            names = [f if isinstance(f, str) else repr(f) for f in self.families]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(
-                    f"Expected families of different names, got {twice} twice; name them by a dict."
-                )
-            named = dict(zip(names, self.families, strict=True))
-        for family in named.values():
-            as_penalty(family)  # an unknown one is an error before any pass over the data
-        return named
 
     def _compare(
         self,
@@ -349,123 +332,6 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         }
 
 
-@checked(estimator=having("a fitted ImplicitRegularizationEstimator", "score"))
-def family_score(
-    estimator: Any, X: Any, y: Any = None, sample_weight: Any = None
-) -> dict[str, float]:
-    """Score of a fitted estimator, and the number of its coefficients, for a search.
-
-    ``GridSearchCV(est, {"family": [...]}, scoring=family_score, refit=simplest_within_one_se)``
-    takes the smallest family within one standard error, counted at the model at hand.
-
-    Parameters
-    ----------
-    estimator : ImplicitRegularizationEstimator
-        Fitted, or a fitted pipeline that ends in one.
-    X, y, sample_weight
-        As for ``estimator.score``.
-
-    Returns
-    -------
-    scores : dict
-        ``score`` and ``n_terms``: the search has ``mean_test_score`` and ``mean_test_n_terms``.
-
-    Raises
-    ------
-    ValueError
-        If it is no estimator of this package, or as its ``score`` raises.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sklearn.linear_model import Ridge
-    >>> from sklearn.model_selection import GridSearchCV
-    >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> est = ImplicitRegularizationEstimator(Ridge().fit(X, y))
-    >>> family_score(est.fit(X, y), X, y)["n_terms"]
-    1
-    >>> search = GridSearchCV(est, {"family": ["l2+l1", "l2"]}, scoring=family_score,
-    ...                       refit=simplest_within_one_se)
-    >>> search.fit(X, y).best_params_
-    {'family': 'l2'}
-    """
-    weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-    own = estimator
-    while hasattr(own, "steps"):
-        own = own.steps[-1][1]
-    if not isinstance(own, FittedResult):
-        raise ParameterError(
-            f"Expected estimator of family_score to be a fitted ImplicitRegularizationEstimator, "
-            f"got {shown(estimator)}; other estimators have no family."
-        )
-    score = float(estimator.score(X, y, **weights))
-    return {"score": score, "n_terms": own.n_terms_}
-
-
-@checked(cv_results=instance("the cv_results_ of a search", Mapping))
-def simplest_within_one_se(cv_results: Mapping[str, Any]) -> int:
-    """Index of the family with the fewest coefficients within one standard error of the best.
-
-    Pass the function as
-    ``GridSearchCV(..., scoring=family_score, refit=simplest_within_one_se)``: :func:`family_score`
-    counts the coefficients at the model. Without it they are counted by the family alone, and one
-    with a coefficient per group (``per``) counts as more than any sum of families.
-
-    Parameters
-    ----------
-    cv_results : dict
-        ``cv_results_`` of a search over ``family``.
-
-    Returns
-    -------
-    index : int
-        The best-scoring one among the simplest.
-
-    Raises
-    ------
-    ValueError
-        If the search is not over one parameter ``family``, or has no ``mean_test_score``.
-
-    References
-    ----------
-    Breiman, Friedman, Olshen, Stone (1984), Classification and Regression Trees, section 3.4.3.
-
-    Examples
-    --------
-    >>> simplest_within_one_se({
-    ...     "params": [{"family": "l2+l1"}, {"family": "l2"}],
-    ...     "mean_test_score": [0.91, 0.90], "std_test_score": [0.1, 0.1],
-    ...     "split0_test_score": [0.9, 0.8], "split1_test_score": [0.92, 1.0]})
-    1
-    """
-    if "mean_test_score" not in cv_results:
-        raise ValueError(
-            f"Expected the results of a search with one score, or with scoring=family_score, got "
-            f"{sorted(key for key in cv_results if key.startswith('mean_'))}."
-        )
-    sizes = cv_results.get("mean_test_n_terms")
-    if sizes is None:
-        families = [_family_in(params) for params in cv_results["params"]]
-        sizes = [penalty_with_terms(family).count_terms() for family in families]
-    scores = np.asarray(cv_results["mean_test_score"], dtype=float)
-    spread = float(np.asarray(cv_results["std_test_score"], dtype=float)[np.nanargmax(scores)])
-    n_splits = sum(key.startswith("split") and key.endswith("_test_score") for key in cv_results)
-    margin = spread / max(1, n_splits) ** 0.5
-    return smallest_within(scores, np.full(len(scores), margin), np.asarray(sizes))
-
-
-def _family_in(params: Mapping[str, Any]) -> Any:
-    """Value of ``family`` in a candidate, also of a step in a pipeline."""
-    found = [value for key, value in params.items() if key.split("__")[-1] == "family"]
-    if len(found) != 1:
-        raise ValueError(
-            f"Expected a search over one parameter 'family', got candidates of {list(params)}; "
-            "use this rule where families are compared."
-        )
-    return found[0]
-
-
 def equations(
     model: Any,
     X: Any = None,
@@ -513,6 +379,17 @@ def equations(
     >>> float(round((regression.target / regression.data["l2"] * len(X)).mean(), 6))
     3.0
     """
+    estimator, targets = _estimator_and_targets(model, X, y, sample_weight, params)
+    family = estimator.family if families is None else families
+    penalty = estimator._penalty(targets.problem, penalty_with_terms(family))
+    data, target, groups = targets.equations(penalty).frame()
+    return Bunch(data=data, target=target, groups=groups)
+
+
+def _estimator_and_targets(
+    model: Any, X: Any, y: Any, sample_weight: Any, params: Mapping[str, Any]
+) -> tuple[ImplicitRegularizationEstimator, Any]:
+    """An estimator of the model, and the gradients that its families share."""
     if isinstance(model, ImplicitRegularizationCV):
         check_is_fitted(model, "best_estimator_")
         model = model.best_estimator_
@@ -527,11 +404,78 @@ def equations(
             f"Expected a model, got {estimator.model!r}: its equations are the X and y given."
         )
     estimator.check_parameters()
-    targets = estimator._targets(*estimator._rows(X, y), sample_weight)
-    family = estimator.family if families is None else families
-    penalty = estimator._penalty(targets.problem, penalty_with_terms(family))
-    data, target, groups = targets.equations(penalty).frame()
-    return Bunch(data=data, target=target, groups=groups)
+    return estimator, estimator._targets(*estimator._rows(X, y), sample_weight)
+
+
+@checked(families=NOTHING | SEVERAL)
+def identifiability(
+    model: Any,
+    X: Any = None,
+    y: Any = None,
+    families: Any = None,
+    sample_weight: Any = None,
+    **params: Any,
+) -> Identifiability:
+    """Which families the equations of a model can tell apart.
+
+    A coefficient is read off the part of a term's gradient that no other term has. Where a
+    gradient is a combination of others, as with ``orthogonality = schatten - 2 l2``, no cosine
+    between two of them need show it.
+
+    Parameters
+    ----------
+    model : trained model or fitted ImplicitRegularizationEstimator
+        With a fitted estimator (or ``ImplicitRegularizationCV``) its parameters are used.
+    X, y
+        As for :func:`equations`.
+    families : list of families, or dict of name to family
+        What is compared; a term that several have counts once. By default the estimator's own.
+    sample_weight : array-like of shape (n,), default=None
+        The weights that the model was trained with.
+    **params
+        Further parameters of :class:`ImplicitRegularizationEstimator`, such as ``loss``.
+
+    Returns
+    -------
+    found : Identifiability
+        Cosines, principal angles, dependences in words, groups and advice; ``print`` it.
+
+    Raises
+    ------
+    ValueError
+        As the estimator raises; for structured families, which have no terms.
+
+    See Also
+    --------
+    ImplicitRegularizationCV : Compares what families explain.
+
+    Notes
+    -----
+    A column is a combination of those before it where the sine of its angle to them is below 1e-8;
+    the same combination is then tried at weights a tenth away. Groups of nearly collinear terms are
+    those of Belsley, Kuh and Welsch: condition indices of the scaled columns above 10, with more
+    than half of the variance of two coefficients.
+
+    References
+    ----------
+    Belsley, Kuh, Welsch (1980), Regression Diagnostics, chapter 3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_implicitreg import identifiability
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> found = identifiability(Ridge().fit(X, y), X, y, ["l2", "weight_decay", "l1"])
+    >>> str(found.dependences_[0]), found.groups_
+    ('weight_decay = 0.5 l2', [('l2', 'weight_decay')])
+    """
+    estimator, targets = _estimator_and_targets(model, X, y, sample_weight, params)
+    given = [estimator.family] if families is None else families
+    named = {name: penalty_with_terms(family) for name, family in named_families(given).items()}
+    joined = estimator._penalty(targets.problem, reduce(_joined, named.values()))
+    own = {name: estimator._penalty(targets.problem, part) for name, part in named.items()}
+    return identifiability_of(targets.equations(joined), joined, own)
 
 
 def contrast(

@@ -4,6 +4,7 @@ from sklearn_implicitreg.inspection.coefficient_path import CoefficientPathDispl
 from sklearn_implicitreg.inspection.coefficients import CoefficientDisplay
 from sklearn_implicitreg.inspection.family_comparison import FamilyComparisonDisplay
 from sklearn_implicitreg.inspection.gradient_match import GradientMatchDisplay
+from sklearn_implicitreg.inspection.identifiability import IdentifiabilityDisplay
 from sklearn_implicitreg.inspection.influence import InfluenceDisplay
 from sklearn_implicitreg.inspection.penalty_shape import PenaltyShapeDisplay
 from sklearn_implicitreg.inspection.recovery import RecoveryDisplay
@@ -14,6 +15,7 @@ __all__ = [
     "CoefficientPathDisplay",
     "FamilyComparisonDisplay",
     "GradientMatchDisplay",
+    "IdentifiabilityDisplay",
     "InfluenceDisplay",
     "PenaltyShapeDisplay",
     "RecoveryDisplay",

@@ -188,6 +188,11 @@ class Equations:
                 self._raise_of_count(own)
         return system
 
+    @property
+    def in_r2(self) -> System:
+        """R factors of the equations that R-squared is of: of the mean over windows, or of all."""
+        return self.system if self.mean is None else self.mean.system
+
     def tested(self, solution: Solution) -> Inequalities:
         """The inequalities of all places at the shared coefficients, to within residuals."""
         slack, powers = _SLACK * solution.residual / solution.n_equations**0.5, self.judged.powers

@@ -13,13 +13,15 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
+from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty, penalty_with_terms
 from sklearn_implicitreg.problem.parameters import check
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.attribution import table_of_shares
 from sklearn_implicitreg.results.fit_description import Description
+from sklearn_implicitreg.results.identifiability import Identifiability, identifiability_of
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
 from sklearn_implicitreg.results.next_steps import NextSteps, section_of, steps_for
@@ -178,6 +180,70 @@ class FittedResult:
             )
         equations, _ = self._kept("influence")
         return influence(equations.system, solution, equations.places[0].problem, top)
+
+    def attribution(self) -> pd.DataFrame:
+        """Share of R2 of each term, averaged over the orders in which the terms can enter.
+
+        What collinear terms explain together is shared between them: the shares describe the
+        fit, they do not say what caused it. By least squares, whatever ``positive`` is.
+
+        Returns
+        -------
+        frame : DataFrame
+            One row per term: ``share``, whose sum is R2; ``alone``, R2 of the term without the
+            others; ``last``, what R2 loses without the term.
+
+        Raises
+        ------
+        ValueError
+            If there are more than 12 terms, the family is solved as a whole, or the estimator was
+            unpickled.
+
+        See Also
+        --------
+        sklearn_implicitreg.identifiability : Which terms can be told apart.
+
+        References
+        ----------
+        Lindeman, Merenda, Gold (1980), Introduction to Bivariate and Multivariate Analysis, 119.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> est = ImplicitRegularizationEstimator(Ridge().fit(X, y), family="l2+l1").fit(X, y)
+        >>> est.attribution().round(3).loc["l2"].to_dict()
+        {'share': 0.677, 'alone': 1.0, 'last': 0.354}
+        """
+        self._fitted().regression()
+        equations, _ = self._kept("attribution")
+        return table_of_shares(equations)
+
+    def identifiability(self) -> Identifiability:
+        """Which terms of the family the equations of this fit can tell apart.
+
+        Returns
+        -------
+        found : Identifiability
+            Cosines, dependences in words, groups and advice; ``print`` it.
+
+        Raises
+        ------
+        ValueError
+            If the family is solved as a whole, or the estimator was unpickled.
+
+        See Also
+        --------
+        sklearn_implicitreg.identifiability : The same for several families.
+        """
+        self._fitted().regression()
+        equations, _ = self._kept("identifiability")
+        source = self._source
+        family = penalty_with_terms(source.family)
+        penalty = source._penalty(equations.places[0].problem, family)
+        return identifiability_of(equations, penalty, {repr(family): penalty})
 
     def smallest_detectable(self, alpha: float = 0.05, power: float = 0.8) -> Array:
         """Smallest coefficients that this model and these rows could show.

@@ -1,4 +1,4 @@
-"""The table of all families of a comparison."""
+"""Families side by side: their names, and the table of a comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sklearn_implicitreg.penalties import as_penalty
+from sklearn_implicitreg.problem.parameters import Allowed
 from sklearn_implicitreg.results.summary import Summary
+
+SEVERAL = Allowed(
+    lambda given: isinstance(given, Mapping | list | tuple) and len(given) > 0,
+    ("a list or dict of at least one family",),
+)
+
+
+def named_families(families: Any) -> dict[str, Any]:
+    """Families by name, a dict or a list of them."""
+    if isinstance(families, Mapping):
+        named = dict(families)
+    else:
+        names = [f if isinstance(f, str) else repr(f) for f in families]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"Expected families of different names, got {twice} twice; name them by a dict."
+            )
+        named = dict(zip(names, families, strict=True))
+    for family in named.values():
+        as_penalty(family)  # an unknown one is an error before any pass over the data
+    return named
 
 
 def table_of_families(best: Summary, results: Mapping[str, Any], index: int) -> Summary:

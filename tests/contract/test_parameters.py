@@ -514,6 +514,10 @@ CALLS = {
         package.equations, None, {"model": RIDGE, "X": X, "y": Y},
         FIT | {"model": "model", "families": "family?", "params": "pattern"},
     ),
+    "identifiability": (
+        package.identifiability, None, {"model": RIDGE, "X": X, "y": Y, "families": ["l2"]},
+        FIT | {"model": "model", "families": "families?", "params": "pattern"},
+    ),
     "contrast": (
         package.contrast, None, {"treated": RIDGE, "control": OTHER_RIDGE, "X": X, "y": Y},
         FIT | {"treated": "model", "control": "model", "family": "family", "base": "family?"},
@@ -576,6 +580,10 @@ CALLS = {
         {"leverage": "vector", "residual": "vector", "cooks_distance": "vector"}
         | {"labels": "vector?", "mean_leverage": "number?", "n_labels": "size", "name": FREE},
     ),
+    "IdentifiabilityDisplay": (
+        inspection.IdentifiabilityDisplay, displayed, {"cosines": np.eye(2), "names": ["a", "b"]},
+        {"cosines": "matrix", "names": "vector", "groups": FREE},
+    ),
     "RecoveryDisplay": (
         inspection.RecoveryDisplay, displayed, {"runs": RUNS, "objective": 1.0},
         {"runs": "frame", "objective": "number", "back": "positive?", "function_name": FREE}
@@ -594,7 +602,8 @@ CALLS = {
         for name, fitted in {
             "PenaltyShapeDisplay": FITTED, "FamilyComparisonDisplay": SEARCHED,
             "CoefficientPathDisplay": OF_ENDPOINTS, "CoefficientDisplay": FITTED,
-            "SpectrumDisplay": OF_MATRIX, "InfluenceDisplay": OF_L1,
+            "SpectrumDisplay": OF_MATRIX, "IdentifiabilityDisplay": FITTED,
+            "InfluenceDisplay": OF_L1,
         }.items()
     },
     "load_mnist": (

@@ -13,7 +13,9 @@ from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
+from sklearn_implicitreg.penalties.learned import Learned, LearnedPenalty
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
+from sklearn_implicitreg.penalties.spline import Spline
 from sklearn_implicitreg.penalties.structured import (
     Structured,
     StructuredPenalty,
@@ -49,12 +51,15 @@ __all__ = [
     "Fixed",
     "GradientNorm",
     "Grouped",
+    "Learned",
+    "LearnedPenalty",
     "Penalty",
     "Power",
     "Quadratic",
     "RowBatch",
     "Scoped",
     "SmoothL1",
+    "Spline",
     "Structured",
     "StructuredPenalty",
     "StructuredSolution",
@@ -73,6 +78,7 @@ FAMILIES: dict[str, type[Penalty]] = {
     "weight_decay": WeightDecay,
     "power": Power,
     "l21": L21,
+    "spline": Spline,
 }
 
 # Other words for families, whose terms have the names of the family.

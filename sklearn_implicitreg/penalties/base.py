@@ -164,7 +164,11 @@ class Penalty(Checked, BaseEstimator):
     def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
         """The concrete penalties that this one is made of (only itself, unless combined)."""
         self.check_parameters()
-        return [Leaf(self, tuple(params))]
+        return [Leaf(self.placed(params), tuple(params))]
+
+    def placed(self, params: Params) -> Penalty:
+        """The penalty with what it takes from the tensors that it sees, such as knots."""
+        return self
 
     def __add__(self, other: Any) -> Any:
         """Join two families: the coefficients of both are estimated together."""
@@ -408,7 +412,12 @@ class Grouped(_Combined):
         # Split what the penalty sees of all tensors: it need not see some of every group.
         whole = self.penalty.leaves(params, problem)
         return [
-            replace(leaf, names=seen, group=f"{leaf.group},{group}" if leaf.group else group)
+            replace(
+                leaf,
+                penalty=leaf.penalty.placed({name: params[name] for name in seen}),
+                names=seen,
+                group=f"{leaf.group},{group}" if leaf.group else group,
+            )
             for group, names in members.items()
             for leaf in whole
             if (seen := tuple(name for name in names if name in leaf.names))

@@ -75,6 +75,7 @@ def check_penalty(
         problem = _small_net()
         params = problem.params
     params = {name: tensor.detach().double() for name, tensor in params.items()}
+    penalty = penalty.placed(params)
     check = _Check(penalty, problem)
     values = check.terms(params)
     check_terms(penalty, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -47,6 +47,21 @@ class StructuredPenalty:
 
     coefficients: Array
     shapes: Shapes
+
+    def nothing(self) -> StructuredPenalty:
+        """The same with Q = 0."""
+        return replace(self, coefficients=np.zeros_like(self.coefficients))
+
+    def words(self) -> str:
+        """What the penalty is like, in a sentence."""
+        if not np.isfinite(self.coefficients).all():
+            return "The penalty is not finite."
+        own = self.coefficients
+        values = np.linalg.eigvalsh(own) if own.ndim == 2 else own
+        return (
+            f"R = theta' Q theta with eigenvalues of Q from {values.min():.4g} to "
+            f"{values.max():.4g}, mean {values.mean():.4g}."
+        )
 
     @property
     def matrix_(self) -> Array:
@@ -131,7 +146,7 @@ class StructuredSolution:
     (2, [0.1, 0.3])
     """
 
-    penalty: StructuredPenalty
+    penalty: Any  # StructuredPenalty, or LearnedPenalty
     coef: Array  # (k,)
     term_names: Sequence[str]  # made when asked for
     fitted: Array  # (p, M), part of the targets that the family explains
@@ -140,6 +155,7 @@ class StructuredSolution:
     notes: tuple[str, ...]
     dependent: tuple[str, ...] = ()  # what is not determined, in words
     conf_int: Array | None = None  # (k, 2)
+    held_out: tuple[float, int] | None = None  # R2 of equations left out, and how many
 
     @property
     def n_unknowns(self) -> int:
@@ -186,6 +202,8 @@ class Structured(Checked, BaseEstimator, ABC):
     >>> all(issubclass(family, Structured) for family in STRUCTURED.values())
     True
     """
+
+    at_mean = True  # whether the mean gradient over a window is that at its mean weights
 
     def solve(
         self,
@@ -249,7 +267,8 @@ class Structured(Checked, BaseEstimator, ABC):
         -------
         ndarray of shape (p, M)
         """
-        return found.penalty.gradient(thetas)
+        gradients: Array = found.penalty.gradient(thetas)
+        return gradients
 
 
 class _Names(Sequence[str]):

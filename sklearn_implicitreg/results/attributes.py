@@ -14,13 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty, penalty_with_terms
-from sklearn_implicitreg.problem.parameters import check
+from sklearn_implicitreg.problem.parameters import SEED, check, integer
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
 from sklearn_implicitreg.regression.restrictions import WaldTest, wald_test
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.attribution import table_of_shares
 from sklearn_implicitreg.results.fit_description import Description
+from sklearn_implicitreg.results.held_out import r2_of_left_out
 from sklearn_implicitreg.results.identifiability import Identifiability, identifiability_of
 from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
@@ -244,6 +245,47 @@ class FittedResult:
         family = penalty_with_terms(source.family)
         penalty = source._penalty(equations.places[0].problem, family)
         return identifiability_of(equations, penalty, {repr(family): penalty})
+
+    def held_out_r2(self, n_splits: int = 5, random_state: int = 0) -> float:
+        """R2 of equations that the coefficients were not chosen by, for families of many terms.
+
+        The equations (one per weight) are divided into parts at random; each part is predicted by
+        least squares on the others. ``score`` is about rows instead. Equations of one tensor are
+        not independent, as rows of data are; what is left over of a true family is.
+
+        Parameters
+        ----------
+        n_splits : int, default=5
+            Number of parts.
+        random_state : int, default=0
+            Seed of the division.
+
+        Returns
+        -------
+        r2 : float
+            Uncentered, below 0 for coefficients that fit noise.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two equations in a part, the family is solved as a whole, the
+            recording was reduced, or the estimator was unpickled.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> from sklearn_implicitreg import ImplicitRegularizationEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> est = ImplicitRegularizationEstimator(Ridge().fit(X, y), family="power").fit(X, y)
+        >>> est.held_out_r2() < est.r2_
+        True
+        """
+        given = {"n_splits": n_splits, "random_state": random_state}
+        check("held_out_r2", given, {"n_splits": integer(2), "random_state": SEED})
+        self._fitted().regression()
+        equations, _ = self._kept("held_out_r2")
+        return r2_of_left_out(equations, int(n_splits), int(random_state))
 
     def smallest_detectable(self, alpha: float = 0.05, power: float = 0.8) -> Array:
         """Smallest coefficients that this model and these rows could show.

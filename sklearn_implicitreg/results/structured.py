@@ -45,6 +45,7 @@ class StructuredDescription(Description):
             ("Unknowns", str(found.n_unknowns)),
             ("Determined", str(found.rank)),
             ("R2 (uncentered)", f"{result.r2:.4f}"),
+            *([] if found.held_out is None else [("R2 left out", f"{found.held_out[0]:.4f}")]),
             ("Cosine", f"{result.cosine[0]:.4f}"),
             ("Verdict", result.verdict.label),
         ]
@@ -55,7 +56,7 @@ class StructuredDescription(Description):
         if k > _SHOWN:
             notes.append(f"The first {_SHOWN} of {k} coefficients; to_frame() has all.")
         if not np.isnan(result.coef).all():  # else there was no gradient to explain
-            notes += [self._size(result), *_sentences(found.notes)]
+            notes += [result.penalty.words(), *_sentences(found.notes)]
         notes += self.notes
         return Summary("Implicit regularization", header, table, notes)
 
@@ -70,6 +71,7 @@ class StructuredDescription(Description):
             "family": repr(family),
             "r2": result.r2,
             "cosine": float(result.cosine[0]),
+            "r2_left_out": None if found.held_out is None else found.held_out[0],
             "n_equations": result.n_equations,
             "n_unknowns": found.n_unknowns,
             "rank": found.rank,
@@ -78,16 +80,6 @@ class StructuredDescription(Description):
             "facts": dict(self.header),
             "notes": [*_sentences(found.notes), *self.notes],
         }
-
-    def _size(self, result: Result) -> str:
-        matrix = result.penalty.coefficients
-        if not np.isfinite(matrix).all():
-            return "The penalty is not finite."
-        values = np.linalg.eigvalsh(matrix) if matrix.ndim == 2 else matrix
-        return (
-            f"R = theta' Q theta with eigenvalues of Q from {values.min():.4g} to "
-            f"{values.max():.4g}, mean {values.mean():.4g}."
-        )
 
 
 def _table(result: Result, n: int) -> pd.DataFrame:
@@ -101,6 +93,11 @@ def fit_structured(
 ) -> tuple[Result, StructuredDescription]:
     """Fit of a structured family at endpoints, or at the mean iterates of windows."""
     # The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
+    if not family.at_mean and targets.place == "window":
+        raise ValueError(
+            f"Expected mode='endpoint' for {family!r}, got a trajectory: the mean of its gradient "
+            "over a window is not that at mean weights; fit a family with terms, such as Spline()."
+        )
     gradients, problems = targets.gradients, _acted_on(targets, family)
     at_bound = sorted({n for p in problems for n, free in p.free.items() if not bool(free.all())})
     if at_bound:
@@ -121,9 +118,9 @@ def fit_structured(
         cosine = float((minus / size * (found.fitted / fit)).sum()) if fit else 0.0
     verdict = _judged(found, targets, size, shortfall)
     if not signal:
-        nothing = replace(found.penalty, coefficients=np.zeros_like(found.penalty.coefficients))
         blank = np.full(len(found.coef), np.nan)
         bounds = None if found.conf_int is None else np.column_stack([blank, blank])
+        nothing = found.penalty.nothing()
         found = replace(found, coef=blank, conf_int=bounds, penalty=nothing, notes=())
     slim = replace(found, fitted=found.fitted[:, :0])  # p x M numbers are not kept
     result = Result(
@@ -217,6 +214,9 @@ def _judged(found: StructuredSolution, targets: Targets, size: float, shortfall:
     shown = [*found.dependent[:_SHOWN], *(["..."] if len(found.dependent) > _SHOWN else [])]
     which = f"; not determined: {', '.join(shown)}" if shown else ""
     text = f"{found.n_equations} equations determine {found.rank} of {k} unknowns{which}."
+    n = found.n_equations
+    if found.held_out is not None:  # a network can explain any equations that it has seen
+        k, n, shortfall = 1, found.held_out[1], 1 - found.held_out[0]
     fit = (size, 1 - shortfall, shortfall)
-    measures = Measures(found.n_equations, k, found.rank, *fit, undetermined=text)
+    measures = Measures(n, k, min(k, found.rank), *fit, undetermined=text)
     return judge(measures, rounding=rounding, n_kinks=n_kinks, cause=cause)

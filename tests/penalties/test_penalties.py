@@ -142,7 +142,8 @@ class Nothing(Penalty):
         return {}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# A spline takes its knots from the weights, see test_learned.
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "spline"])
 class TestFamilies:
     def test_keeps_the_contract(self, name):
         check_penalty(FAMILIES[name]())

@@ -446,7 +446,8 @@ class TestCheckPenalty:
         check_penalty(penalty, problem=problem_of(net, batch_size=200))
         assert torch.equal(torch.get_rng_state(), state)
 
-    @pytest.mark.parametrize("name", FAMILIES)
+    # Of a spline on a net of few weights a difference crosses knots, see test_learned.
+    @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "spline"])
     def test_families_without_rows(self, net, name):
         check_penalty(FAMILIES[name](), problem=problem_of(net))
 

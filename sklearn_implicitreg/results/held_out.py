@@ -1,0 +1,43 @@
+"""R-squared of equations that the coefficients were not chosen by."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import lstsq, qr
+
+from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.system import Array
+
+
+def r2_of_left_out(equations: Equations, n_splits: int, seed: int) -> float:
+    """R-squared over folds of equations, each predicted by least squares on the others."""
+    system = equations.in_r2
+    if system.n_equations < n_splits * 2:
+        raise ValueError(
+            f"Expected at least two equations in each of {n_splits} parts, got "
+            f"{system.n_equations}; use fewer."
+        )
+    folds = np.random.default_rng(seed).permutation(np.arange(system.n_equations) % n_splits)
+    parts: list[list[Array]] = [[] for _ in range(n_splits)]
+    start = 0
+    for _, _, design, target in system.single("to leave some out"):
+        own = folds[start : start + len(target)]
+        start += len(target)
+        for fold, part in enumerate(parts):
+            chosen = own == fold
+            if chosen.any():
+                part.append(np.column_stack([design[chosen], target[chosen]]))
+    uppers = [_upper(np.vstack(part)) for part in parts]
+    left = whole = 0.0
+    for fold, upper in enumerate(uppers):
+        rest = _upper(np.vstack([own for i, own in enumerate(uppers) if i != fold]))
+        coef = lstsq(rest[:, :-1], rest[:, -1])[0]
+        left += float(np.square(upper[:, -1] - upper[:, :-1] @ coef).sum())
+        whole += float(np.square(upper[:, -1]).sum())
+    return 1 - left / whole if whole else 0.0
+
+
+def _upper(rows: Array) -> Array:
+    """R factor of rows, of which there may be fewer than columns."""
+    found: Array = qr(rows, mode="r", check_finite=False)[0][: rows.shape[1]]
+    return found

@@ -15,7 +15,7 @@ PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix inspection/,$(DISPLAYS)) \
 	endpoints/endpoint.py endpoints/retraining.py problem/linear_model.py \
 	regression/restrictions.py $(addprefix trajectory/recording/,$(RECORDERS)) \
-	$(addprefix results/,attributes.py contrast.py identifiability.py scoring.py \
+	$(addprefix results/,attributes.py contrast.py scoring.py \
 	recovery/comparison.py) \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev libraries

@@ -167,7 +167,18 @@ class Penalty(Checked, BaseEstimator):
         return [Leaf(self.placed(params), tuple(params))]
 
     def placed(self, params: Params) -> Penalty:
-        """The penalty with what it takes from the tensors that it sees, such as knots."""
+        """The penalty with what it takes from the tensors that it sees, such as knots.
+
+        Parameters
+        ----------
+        params : dict of str to Tensor
+            The tensors.
+
+        Returns
+        -------
+        penalty : Penalty
+            Most penalties take nothing, and return themselves.
+        """
         return self
 
     def __add__(self, other: Any) -> Any:

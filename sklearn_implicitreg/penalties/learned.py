@@ -65,11 +65,21 @@ class LearnedPenalty:
     coefficients: Array
 
     def nothing(self) -> LearnedPenalty:
-        """The same with a value of zero everywhere."""
+        """The same with a value of zero everywhere.
+
+        Returns
+        -------
+        penalty : LearnedPenalty
+        """
         return replace(self, scale=0.0, coefficients=np.zeros_like(self.coefficients))
 
     def words(self) -> str:
-        """What the penalty is, in a sentence."""
+        """What the penalty is, in a sentence.
+
+        Returns
+        -------
+        str
+        """
         return (
             f"R is computed by {type(self.module).__name__} with {len(self.coefficients)} "
             "parameters, which have no meaning one by one."

@@ -86,7 +86,18 @@ class Spline(Penalty):
         return float(_DEGREE + (np.size(self.knots) if n is None else n + 1))
 
     def placed(self, params: Params) -> Penalty:
-        """The penalty with its knots at these weights."""
+        """The penalty with its knots at these weights.
+
+        Parameters
+        ----------
+        params : dict of str to Tensor
+            The tensors that the penalty sees.
+
+        Returns
+        -------
+        penalty : Spline
+            Itself where the knots were given.
+        """
         n = _number(self.knots) or self._n_placed
         if not n:
             return self

@@ -49,11 +49,21 @@ class StructuredPenalty:
     shapes: Shapes
 
     def nothing(self) -> StructuredPenalty:
-        """The same with Q = 0."""
+        """The same with Q = 0.
+
+        Returns
+        -------
+        penalty : StructuredPenalty
+        """
         return replace(self, coefficients=np.zeros_like(self.coefficients))
 
     def words(self) -> str:
-        """What the penalty is like, in a sentence."""
+        """What the penalty is like, in a sentence.
+
+        Returns
+        -------
+        str
+        """
         if not np.isfinite(self.coefficients).all():
             return "The penalty is not finite."
         own = self.coefficients

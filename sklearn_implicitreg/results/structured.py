@@ -93,11 +93,6 @@ def fit_structured(
 ) -> tuple[Result, StructuredDescription]:
     """Fit of a structured family at endpoints, or at the mean iterates of windows."""
     # The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
-    if not family.at_mean and targets.place == "window":
-        raise ValueError(
-            f"Expected mode='endpoint' for {family!r}, got a trajectory: the mean of its gradient "
-            "over a window is not that at mean weights; fit a family with terms, such as Spline()."
-        )
     gradients, problems = targets.gradients, _acted_on(targets, family)
     at_bound = sorted({n for p in problems for n, free in p.free.items() if not bool(free.all())})
     if at_bound:
@@ -171,6 +166,11 @@ def _sentences(notes: Sequence[str]) -> list[str]:
 
 def _acted_on(targets: Targets, family: Any) -> tuple[Problem, ...]:
     """The problems of the tensors that training acted on, which must be the same everywhere."""
+    if not family.at_mean and targets.place == "window":
+        raise ValueError(
+            f"Expected mode='endpoint' for {family!r}, got a trajectory: the mean of its gradient "
+            "over a window is not that at mean weights; fit a family with terms, such as Spline()."
+        )
     everywhere = frozenset.union(*[gradient.absent for gradient in targets.gradients])
     if any(gradient.absent != everywhere for gradient in targets.gradients):
         raise ValueError(

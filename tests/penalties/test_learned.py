@@ -16,6 +16,7 @@ from sklearn_implicitreg import (
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
     LinearModel,
+    record,
 )
 from sklearn_implicitreg.inspection import PenaltyShapeDisplay
 from sklearn_implicitreg.penalties import Learned, Spline, check_penalty
@@ -276,6 +277,30 @@ def test_bad_input(family, text):
     est = ImplicitRegularizationEstimator(model, family=family())
     with pytest.raises((ValueError, TypeError), match=text):
         est.fit(X, y)
+
+
+def test_a_network_along_a_trajectory_is_an_error_and_a_spline_is_not():
+    torch.manual_seed(0)
+    X, y = torch.randn(60, 4).double(), torch.randn(60, 2).double()
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    steps = torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=0.02)
+    with record(net, steps) as recorder:
+        for _ in range(30):
+            recorder.batch(torch.arange(60))
+            steps.zero_grad()
+            nn.functional.mse_loss(net(X), y).backward()
+            steps.step()
+    est = ImplicitRegularizationEstimator(
+        net, mode="trajectory", trajectory=recorder.trajectory, reference="batch", loss="mse"
+    )
+    with pytest.raises(ValueError, match="Expected mode='endpoint' for Learned"):
+        est.set_params(family=learned()).fit(X, y)
+    est.set_params(family=Spline(3)).fit(X, y)
+    assert est.r2_ > 0.9999  # weights were larger before than at the end, where the knots are
+    at = net[0].weight.detach()
+    params = {n: t.detach().clone().requires_grad_() for n, t in net.named_parameters()}
+    est.penalty_(params).backward()
+    np.testing.assert_allclose(params["0.weight"].grad, 0.02 * at, atol=2e-4)
 
 
 def test_number_of_knots_without_weights():

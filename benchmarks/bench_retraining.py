@@ -5,16 +5,18 @@ Run: ``python benchmarks/bench_retraining.py``
 
 from __future__ import annotations
 
+import copy
 import time
 
 import numpy as np
 import torch
 from bench_recovery import digits_net
-from nets import FAMILIES, train
+from nets import FAMILIES, make_data, train
+from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.penalties import L2, SmoothL1
+from sklearn_implicitreg.penalties import L2, EarlyStopping, SmoothL1
 from sklearn_implicitreg.results.recovery.certificates import newton_distance, smallest_eigenvalue
 from sklearn_implicitreg.results.recovery.objective import Objective
 
@@ -104,6 +106,42 @@ def newton_steps(n_seeds: int = 5) -> None:
     print(f"  contraction below .5: {len(near)} of {len(ratios)}, {min(near):.3f}..{max(near):.3f}")
 
 
+def _moved(net, start):
+    own, before = (nn.utils.parameters_to_vector(m.parameters()).detach() for m in (net, start))
+    return float((own - before).norm() / before.norm())
+
+
+def early_stopping(n_seeds: int = 6) -> None:
+    """Function of 10-30-1 nets whose descent was stopped, over that of the ablated arm."""
+    lr = 0.02
+    for seed in range(n_seeds):
+        X, y = make_data(seed)
+        for most in (0.05, 0.15, 0.25, 0.4):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                net = nn.Sequential(nn.Linear(10, 30), nn.Tanh(), nn.Linear(30, 1)).double()
+            start, n_steps = copy.deepcopy(net), -1
+            optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+            while _moved(net, start) <= most:
+                before, n_steps = copy.deepcopy(net), n_steps + 1
+                optimizer.zero_grad()
+                nn.functional.mse_loss(net(X), y).backward()
+                optimizer.step()
+            est = ImplicitRegularizationEstimator(
+                before, family=EarlyStopping(lr=lr, start=start), loss="mse", params="all"
+            ).fit(X, y)
+            shown = f"seed {seed}, moved {_moved(before, start):.1%}, {n_steps} steps"
+            shown += f", fitted {est.coef_[0]:.1f}, R2 {est.r2_:.3f}"
+            try:
+                runs = est.recover(X, y, n_draws=1).runs.set_index("arm")
+            except ValueError as error:
+                print(f"  early stopping, {shown}: {str(error)[:40]}...")
+                continue
+            away = runs["function"]
+            ratio = away["recovered"] / away["ablated"]
+            print(f"  early stopping, {shown}: function over the ablated one {ratio:.4f}")
+
+
 def main() -> None:
     """Print all tables."""
     torch.set_num_threads(1)
@@ -111,6 +149,7 @@ def main() -> None:
     digits()
     eigenvalues()
     newton_steps()
+    early_stopping()
 
 
 if __name__ == "__main__":

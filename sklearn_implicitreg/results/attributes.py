@@ -398,7 +398,8 @@ class FittedResult:
         arms : sequence of {"recovered", "ablated"}, default=("recovered", "ablated")
             Which arms of a network are trained.
         force : bool, default=False
-            Whether a penalty is tried that the verdict calls wrong.
+            Whether a penalty is tried that the verdict calls wrong, or that of early stopping for
+            a network that moved far from its start.
         n_jobs : int or None, default=None
             Number of runs of a network at the same time; None means 1.
         mode : {"auto", "trainer"}, default="auto"
@@ -448,7 +449,7 @@ class FittedResult:
         options = replace(source._options(), random_state=copy.deepcopy(source.random_state))
         seed, verbose = copy.deepcopy(source.random_state), source.verbose
         start = start or ("fresh" if mode == "trainer" else "perturbed")
-        how = (seed, n_jobs, verbose, mode, train, initial)
+        how = (seed, n_jobs, verbose, mode, train, initial, force)
         plan = Plan(start, noise, n_draws, tuple(arms), *how)
         data = Data(X, y, sample_weight)
         return recover(

@@ -84,8 +84,9 @@ class StructuredDescription(Description):
         if not np.isfinite(matrix).all():
             return "The penalty is not finite."
         values = np.linalg.eigvalsh(matrix) if matrix.ndim == 2 else matrix
+        away = "theta" if result.penalty.center is None else "(theta - start)"
         return (
-            f"R = theta' Q theta with eigenvalues of Q from {values.min():.4g} to "
+            f"R = {away}' Q {away} with eigenvalues of Q from {values.min():.4g} to "
             f"{values.max():.4g}, mean {values.mean():.4g}."
         )
 

@@ -28,6 +28,7 @@ _DEEP = 10.0  # times the value at the model: a fall that is no rounding
 # Criteria that are convex functions of outputs.
 _CONVEX = {nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss}
 _CONVEX |= {nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.SoftMarginLoss}
+_MOVED = 0.25  # of the start; farther, one curvature does not stand for the whole way
 _FAR = (1e2, 1e4, 1e6)  # how far along a ray
 
 
@@ -228,6 +229,30 @@ def check_bounded(objective: Objective, direction: Array) -> None:
                 f"{here:.3g}), because the penalty rewards large "
                 "weights. Fit with positive=True or another family, and recover that."
             )
+
+
+def near_start(objective: Objective, found: Certificate, force: bool) -> tuple[str, ...]:
+    """What early stopping of a network rests on; ValueError where it moved too far, if not forced.
+
+    Its penalty has the curvature halfway from the start.
+    """
+    start = getattr(objective.penalty, "center", None)
+    if start is None:
+        return ()
+    moved = norm(objective.theta - start) / (norm(start) or float("nan"))
+    how = f"the weights moved by {100 * moved:.3g} % of their start"
+    if moved <= _MOVED and found.sign >= 0:
+        return (f"R is that of early stopping, by the curvature halfway: {how}.",)
+    if found.sign < 0:
+        how += f", and L + R has a negative curvature at the model ({found.lowest:.2g})"
+    if force:
+        return (f"Trained with force=True: {how}, too far for the penalty of early stopping.",)
+    raise ValueError(
+        "Expected a network near its start, as the penalty of early stopping takes the curvature "
+        f"halfway for that of the whole way (up to {100 * _MOVED:g} %, with L + R convex at the "
+        f"model), got one too far: {how}. Compare trainings by mode='trainer' with another "
+        "family, or give force=True."
+    )
 
 
 def _rays(objective: Objective, direction: Array) -> Iterator[tuple[str, Callable[[float], Array]]]:

@@ -34,6 +34,7 @@ from sklearn_implicitreg.results.recovery.certificates import (
     Certificate,
     certificate,
     check_bounded,
+    near_start,
 )
 from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
 from sklearn_implicitreg.results.recovery.labels import names_of, weight_index
@@ -79,6 +80,7 @@ class Plan:
     mode: str = "auto"
     train: Any = None
     initial: Any = None
+    force: bool = False
 
     @property
     def seeds(self) -> list[int]:
@@ -108,6 +110,7 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     """Both arms from every start, compared with the model."""
     scale = objective.scale()
     certified = certificate(objective, objective.theta, scale, plan.seeds[0])
+    remarks = (*remarks, *near_start(objective, certified, plan.force))
     check_bounded(objective, certified.direction)
     layers = hidden_layers(objective, plan.seeds[0])
     penalties = {"recovered": objective.penalty, "ablated": None}

@@ -27,7 +27,7 @@ from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.problem.frozen import inner_module, own_name, own_names
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.results.recovery.certificates import certificate, check_bounded
+from sklearn_implicitreg.results.recovery.certificates import certificate, check_bounded, near_start
 from sklearn_implicitreg.results.recovery.comparison import Recovery
 from sklearn_implicitreg.results.recovery.labels import weight_index
 from sklearn_implicitreg.results.recovery.matching import hidden_layers
@@ -55,6 +55,7 @@ def trained_arms(
     """Every arm by the user's training: one draw per order, and one start nudged."""
     trainer = Trainer.of(objective, model, data, options, plan)
     certified = certificate(objective, objective.theta, objective.scale(), plan.orders[0])
+    remarks = (*remarks, *near_start(objective, certified, plan.force))
     check_bounded(objective, certified.direction)
     starts = [start_of(objective, plan, seed) for seed in plan.orders]
     tasks = [(arm, draw) for draw in range(len(starts)) for arm in plan.arms]

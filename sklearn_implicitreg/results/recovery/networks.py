@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.quadratic_form import PenaltyValue
 from sklearn_implicitreg.results.recovery import minimize
+from sklearn_implicitreg.results.recovery.cache import kept, manifest
 from sklearn_implicitreg.results.recovery.certificates import (
     Certificate,
     certificate,
@@ -62,6 +65,7 @@ ALLOWED = {
     "mode": choice("auto", "trainer"),
     "train": NOTHING | function("(model, penalty, seed) -> module", 3),
     "initial": NOTHING | instance("a torch module", nn.Module),
+    "cache": NOTHING | instance("the path of a folder", str, os.PathLike),
     "n_jobs": NOTHING | Allowed(lambda n: n != 0 and _JOBS.holds(n), ("an integer other than 0",)),
 }
 
@@ -81,6 +85,7 @@ class Plan:
     train: Any = None
     initial: Any = None
     force: bool = False
+    cache: Any = None
 
     @property
     def seeds(self) -> list[int]:
@@ -116,8 +121,13 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     penalties = {"recovered": objective.penalty, "ablated": None}
     starts = [start_of(objective, plan, seed) for seed in plan.seeds]
     tasks = [(arm, draw) for arm in plan.arms for draw in range(len(starts))]
+    known = manifest(plan.cache, objective, budget=minimize.BUDGET, scale=scale)
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(_run)(objective.scope, penalties[arm], starts[draw], scale) for arm, draw in tasks
+        delayed(kept)(
+            *(plan.cache, f"{arm}-{draw + 1}", known, starts[draw], Run),
+            functools.partial(_run, objective.scope, penalties[arm], starts[draw], scale),
+        )
+        for arm, draw in tasks
     )
     ends = list(progress(outcomes, "Training again", len(tasks), plan.verbose))
     compare = Comparison(objective, layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import warnings
@@ -27,6 +28,7 @@ from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.problem.frozen import inner_module, own_name, own_names
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.results.recovery.cache import kept, manifest, source_of
 from sklearn_implicitreg.results.recovery.certificates import certificate, check_bounded, near_start
 from sklearn_implicitreg.results.recovery.comparison import Recovery
 from sklearn_implicitreg.results.recovery.labels import weight_index
@@ -61,8 +63,14 @@ def trained_arms(
     tasks = [(arm, draw) for draw in range(len(starts)) for arm in plan.arms]
     if "recovered" in plan.arms:
         tasks.append(("nudged", 0))
+    source = source_of(plan.train or model)
+    known = manifest(plan.cache, objective, train=source, begun=plan.words)
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(trainer.run)(arm, starts[draw], plan.orders[draw]) for arm, draw in tasks
+        delayed(kept)(
+            *(plan.cache, f"{arm}-order-{plan.orders[draw]}", known, starts[draw], Weights),
+            functools.partial(trainer.run, arm, starts[draw], plan.orders[draw]),
+        )
+        for arm, draw in tasks
     )
     ends = dict(
         zip(tasks, progress(outcomes, "Training again", len(tasks), plan.verbose), strict=True)

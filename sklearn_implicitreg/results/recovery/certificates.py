@@ -22,6 +22,7 @@ _DENSE = 200  # weights; below, the whole Hessian costs less than Lanczos
 _TOL = 1e-6  # of the largest eigenvalue
 _RESTARTS = 50  # of Lanczos: about 1600 products
 _FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
+_BY_DIFFERENCES = 1e-6  # of the largest: accuracy of an eigenvalue by differences of gradients
 _AT_REST = 1e-6  # of the summands of the gradient
 _CONTRACTING = 0.5  # above, a Newton step does not tell the distance
 _DEEP = 10.0  # times the value at the model: a fall that is no rounding
@@ -44,6 +45,7 @@ class Certificate(NamedTuple):
     step: float  # estimated distance to the minimum, relative to the weights
     contraction: float
     least: float  # curvature that L + R has at all weights; NaN where it is not known
+    accuracy: float  # of the smallest eigenvalue
 
     @property
     def at_rest(self) -> bool:
@@ -52,14 +54,20 @@ class Certificate(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """Sign of the smallest eigenvalue; 0 where it is zero to rounding."""
-        return 0 if abs(self.lowest) <= _FLAT * self.largest else int(np.sign(self.lowest))
+        """Sign of the smallest eigenvalue; 0 where it is zero to rounding or to its accuracy."""
+        # A curvature is never below the smallest: a negative one needs no accurate direction.
+        if self.lowest < -_FLAT * self.largest:
+            return -1
+        accuracy = self.accuracy if self.converged else 0.0
+        return int(self.lowest > max(_FLAT * self.largest, accuracy))
 
     @property
     def is_minimizer(self) -> bool | None:
         """Whether the weights are a strict local minimum; None where only a bound is known."""
-        if self.sign <= 0 or not self.at_rest:
+        if not self.at_rest or self.sign < 0:
             return False
+        if self.sign == 0:
+            return None if self.accuracy > _FLAT * self.largest else False
         return True if self.converged else None
 
     def sentences(self) -> list[str]:
@@ -92,6 +100,11 @@ class Certificate(NamedTuple):
             return (
                 f"A saddle, not a minimum ({size}): near the model are weights with a lower "
                 "L + R, and training on it would not end here. Compare functions, not weights."
+            )
+        if self.sign == 0 and self.accuracy > _FLAT * self.largest:
+            return (
+                f"Flat ({size}, zero to its accuracy of {self.accuracy:.1g}): whether the model is "
+                "a minimum or a saddle is not known. Compare functions."
             )
         if self.sign == 0:
             return (
@@ -130,10 +143,12 @@ def certificate(objective: Objective, theta: Array, scale: float, seed: int) -> 
     step = contraction = float("nan")
     if norm(slope) and lowest > _FLAT * largest:
         step, contraction = newton_distance(objective, theta, slope)
+    accuracy = norm(objective.product(theta, direction) - lowest * direction)
+    if objective.by_differences:
+        accuracy = max(accuracy, _BY_DIFFERENCES * largest)
     least = least_curvature(objective)
-    return Certificate(
-        norm(slope), scale, lowest, largest, direction, converged, step, contraction, least
-    )
+    found = (lowest, largest, direction, converged, step, contraction, least, accuracy)
+    return Certificate(norm(slope), scale, *found)
 
 
 def least_curvature(objective: Objective) -> float:

@@ -45,6 +45,7 @@ from sklearn_implicitreg.results.recovery.matching import Hidden, hidden_layers,
 from sklearn_implicitreg.results.recovery.minimize import Run, minimized
 from sklearn_implicitreg.results.recovery.objective import Objective
 
+_LOWER = 1e-9  # of L + R: a difference that is no rounding
 BACK = 1e-3  # of the standard deviation of the outputs
 _ARM = choice("recovered", "ablated")
 _JOBS = integer(-(2**31))
@@ -269,6 +270,7 @@ def _notes(
 ) -> Iterator[str]:
     yield from _verdict(runs)
     yield from certified.sentences()
+    yield from _ends(runs, objective.value(objective.theta))
     words = {"budget": "Stopped by the budget", "no progress": "Stopped without progress"}
     for how, own in names_of(runs).groupby(runs["stopped"], sort=False):
         if how in words:
@@ -280,6 +282,26 @@ def _notes(
         )
     if objective.by_differences:
         yield "Second derivatives by differences of gradients."
+
+
+def _ends(runs: pd.DataFrame, value: float) -> Iterator[str]:
+    """Runs below the model's L + R, and those that show no minimum of L alone nearby."""
+    below = runs["objective"] < value - _LOWER * max(1.0, abs(value))
+    lower = runs[(runs["arm"] == "recovered") & below & ~runs["back"]]
+    if len(lower):
+        yield (
+            f"Ended elsewhere at a lower L + R than the model's ({value:.4g}): "
+            f"{', '.join(names_of(lower))} (lowest {lower['objective'].min():.4g}). The model is "
+            "not where L + R is smallest."
+        )
+    without = runs[runs["arm"] == "ablated"]
+    left = without[(without["stopped"] != "stationary") | (without["distance"] > 1)]
+    if len(left):
+        yield (
+            f"L alone has no minimum near the model: {', '.join(names_of(left))} ended by the "
+            f"budget or far away ({left['distance'].min():.2g} to {left['distance'].max():.2g} "
+            "times the size of the weights), so where they stand depends on the budget."
+        )
 
 
 def _verdict(runs: pd.DataFrame) -> Iterator[str]:

@@ -63,8 +63,7 @@ def trained_arms(
     tasks = [(arm, draw) for draw in range(len(starts)) for arm in plan.arms]
     if "recovered" in plan.arms:
         tasks.append(("nudged", 0))
-    source = source_of(plan.train or model)
-    known = manifest(plan.cache, objective, train=source, begun=plan.words)
+    known = manifest(plan.cache, objective, train=source_of(plan.train or model), how=plan.words)
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
         delayed(kept)(
             *(plan.cache, f"{arm}-order-{plan.orders[draw]}", known, starts[draw], Weights),
@@ -82,9 +81,7 @@ def trained_arms(
         | compare.row(starts[draw], ends[arm, draw], arms[arm, draw])
         for arm, draw in tasks
     )
-    floor = float("nan")
-    if "recovered" in plan.arms:
-        floor = compare.function_between(ends["nudged", 0], ends["recovered", 0])
+    floor = _floor(compare, ends)
     return Recovery(
         model=compare.arm(weights_at(objective, objective.theta)),
         recovered=arms.get(("recovered", 0)),
@@ -98,6 +95,13 @@ def trained_arms(
         gradient=certified.gradient,
         facts=tuple(_facts(runs, floor, plan)),
     )
+
+
+def _floor(compare: Comparison, ends: dict[tuple[str, int], Weights]) -> float:
+    """How far a nudge of the start moves the function; NaN without these arms."""
+    if ("nudged", 0) not in ends:
+        return float("nan")
+    return compare.function_between(ends["nudged", 0], ends["recovered", 0])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,11 @@ from torch import nn
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, Dropout, EarlyStopping, SmoothL1
-from sklearn_implicitreg.results.recovery.certificates import newton_distance, smallest_eigenvalue
+from sklearn_implicitreg.results.recovery.certificates import (
+    certificate,
+    newton_distance,
+    smallest_eigenvalue,
+)
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 RECOVERED = ("recovered",)
@@ -60,7 +64,19 @@ def digits() -> None:
             f"  digits {name:12s}: distance {row['distance']:.1e}, function {row['function']:.1e}, "
             f"{row['evaluations']} evaluations, {row['stopped']}, "
             f"{time.perf_counter() - start:.1f} s, smallest eigenvalue "
-            f"{found.smallest_eigenvalue:.6e}, gradient {found.gradient:.1e}\n    {found.notes[1]}"
+            f"{found.smallest_eigenvalue:.6e}, gradient {found.gradient:.1e}\n    {found.notes[1]}",
+            flush=True,
+        )
+        problem = adapt(net, Data(X, y), Options(loss="cross_entropy", params="all"))
+        objective = Objective(problem, est.penalty_)
+        theta = objective.theta
+        dense = np.linalg.eigvalsh([objective.product(theta, e) for e in np.eye(len(theta))])
+        here = certificate(objective, theta, objective.scale(), 0)
+        print(
+            f"    smallest eigenvalue by all {len(theta)} products {dense[0]:.6e}, largest "
+            f"{dense[-1]:.3g}: Lanczos off by {abs(here.lowest / dense[0] - 1):.1e}, accuracy "
+            f"{here.accuracy:.1e}, converged {here.converged}, sign {here.sign:+d}",
+            flush=True,
         )
 
 

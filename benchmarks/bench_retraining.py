@@ -5,17 +5,24 @@ Run: ``python benchmarks/bench_retraining.py``
 
 from __future__ import annotations
 
+import copy
 import time
 
 import numpy as np
 import torch
 from bench_recovery import digits_net
-from nets import FAMILIES, train
+from nets import FAMILIES, make_data, train
+from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.penalties import L2, SmoothL1
-from sklearn_implicitreg.results.recovery.certificates import newton_distance, smallest_eigenvalue
+from sklearn_implicitreg.penalties import L2, Dropout, EarlyStopping, SmoothL1
+from sklearn_implicitreg.results.recovery import minimize
+from sklearn_implicitreg.results.recovery.certificates import (
+    certificate,
+    newton_distance,
+    smallest_eigenvalue,
+)
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 RECOVERED = ("recovered",)
@@ -58,7 +65,19 @@ def digits() -> None:
             f"  digits {name:12s}: distance {row['distance']:.1e}, function {row['function']:.1e}, "
             f"{row['evaluations']} evaluations, {row['stopped']}, "
             f"{time.perf_counter() - start:.1f} s, smallest eigenvalue "
-            f"{found.smallest_eigenvalue:.6e}, gradient {found.gradient:.1e}\n    {found.notes[1]}"
+            f"{found.smallest_eigenvalue:.6e}, gradient {found.gradient:.1e}\n    {found.notes[1]}",
+            flush=True,
+        )
+        problem = adapt(net, Data(X, y), Options(loss="cross_entropy", params="all"))
+        objective = Objective(problem, est.penalty_)
+        theta = objective.theta
+        dense = np.linalg.eigvalsh([objective.product(theta, e) for e in np.eye(len(theta))])
+        here = certificate(objective, theta, objective.scale(), 0)
+        print(
+            f"    smallest eigenvalue by all {len(theta)} products {dense[0]:.6e}, largest "
+            f"{dense[-1]:.3g}: Lanczos off by {abs(here.lowest / dense[0] - 1):.1e}, accuracy "
+            f"{here.accuracy:.1e}, converged {here.converged}, sign {here.sign:+d}",
+            flush=True,
         )
 
 
@@ -104,6 +123,85 @@ def newton_steps(n_seeds: int = 5) -> None:
     print(f"  contraction below .5: {len(near)} of {len(ratios)}, {min(near):.3f}..{max(near):.3f}")
 
 
+def _moved(net, start):
+    own, before = (nn.utils.parameters_to_vector(m.parameters()).detach() for m in (net, start))
+    return float((own - before).norm() / before.norm())
+
+
+def early_stopping(n_seeds: int = 6) -> None:
+    """Function of 10-30-1 nets whose descent was stopped, over that of the ablated arm."""
+    lr = 0.02
+    for seed in range(n_seeds):
+        X, y = make_data(seed)
+        for most in (0.05, 0.15, 0.25, 0.4):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                net = nn.Sequential(nn.Linear(10, 30), nn.Tanh(), nn.Linear(30, 1)).double()
+            start, n_steps = copy.deepcopy(net), -1
+            optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+            while _moved(net, start) <= most:
+                before, n_steps = copy.deepcopy(net), n_steps + 1
+                optimizer.zero_grad()
+                nn.functional.mse_loss(net(X), y).backward()
+                optimizer.step()
+            est = ImplicitRegularizationEstimator(
+                before, family=EarlyStopping(lr=lr, start=start), loss="mse", params="all"
+            ).fit(X, y)
+            shown = f"seed {seed}, moved {_moved(before, start):.1%}, {n_steps} steps"
+            shown += f", fitted {est.coef_[0]:.1f}, R2 {est.r2_:.3f}"
+            try:
+                runs = est.recover(X, y, n_draws=1).runs.set_index("arm")
+            except ValueError as error:
+                print(f"  early stopping, {shown}: {str(error)[:40]}...")
+                continue
+            away = runs["function"]
+            ratio = away["recovered"] / away["ablated"]
+            print(f"  early stopping, {shown}: function over the ablated one {ratio:.4f}")
+
+
+def _with_masks(seed: int, masks: int):
+    """A 10-16-1 net trained by Adam, then by its decreasing steps, with dropout of .3."""
+    X, y = make_data(seed, n_rows=200)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 1))
+        net.double().train()
+        torch.manual_seed(1000 + masks)
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        steps = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6000)
+        for _ in range(6000):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(X), y).backward()
+            optimizer.step()
+            steps.step()
+    return net.eval(), X, y
+
+
+def dropout(n_seeds: int = 2, budget: int = 350) -> None:
+    """Function and penalty of nets with dropout, trained again on fixed masks."""
+    minimize.BUDGET, usual = budget, minimize.BUDGET
+    for seed in range(n_seeds):
+        begun = time.perf_counter()
+        (net, X, y), (other, _, _) = _with_masks(seed, 0), _with_masks(seed, 1)
+        est = ImplicitRegularizationEstimator(
+            net, family=Dropout(q=0.3, n_draws=24), loss="mse", params="all"
+        ).fit(X, y)
+        with torch.no_grad():
+            away = (other(X) - net(X)).square().mean().sqrt() / net(X).std(correction=0)
+        found = est.recover(X, y, noise=0.02, n_draws=1)
+        runs = found.runs.set_index("arm")
+        own, ablated = runs.loc["recovered"], runs.loc["ablated"]
+        print(
+            f"  dropout, seed {seed}: coefficient {est.coef_[0]:.3f}, function "
+            f"{own['function']:.3f} ({own['stopped']}), over the ablated one "
+            f"{own['function'] / ablated['function']:.3f}, over another seed "
+            f"{own['function'] / float(away):.2f}, R over the model's "
+            f"{own['penalty'] / found.model.penalty:.3f}, {time.perf_counter() - begun:.0f} s",
+            flush=True,
+        )
+    minimize.BUDGET = usual
+
+
 def main() -> None:
     """Print all tables."""
     torch.set_num_threads(1)
@@ -111,6 +209,8 @@ def main() -> None:
     digits()
     eigenvalues()
     newton_steps()
+    early_stopping()
+    dropout()
 
 
 if __name__ == "__main__":

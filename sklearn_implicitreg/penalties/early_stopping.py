@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import special
 from scipy.linalg import eigh
 from scipy.optimize import least_squares
+from torch import nn
 
+from sklearn_implicitreg.penalties.fitted import named_tensors
 from sklearn_implicitreg.penalties.structured import (
     Array,
     Endpoints,
+    Shapes,
     Structured,
     StructuredPenalty,
     StructuredSolution,
 )
-from sklearn_implicitreg.problem import Problem, Sampling
-from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, number
+from sklearn_implicitreg.problem import Problem, Sampling, as_tensor, flat, shaped
+from sklearn_implicitreg.problem.frozen import own_names
+from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, instance, number
 from sklearn_implicitreg.theory import early_stopping_eigenvalues, early_stopping_slopes
 
 _N_STARTS = 200
@@ -35,12 +39,17 @@ _INTERVALS: dict[Sampling, str] = {
 
 
 class EarlyStopping(Structured):
-    """The penalty that gradient descent from zero leaves after an unknown number of steps.
+    """Gradient descent that was stopped, ``R = (theta - start)' Lambda_t (theta - start)``.
 
-    For a quadratic loss with Hessian ``2 S = 2 V diag(s) V'`` it is ``theta' Lambda_t theta``
-    with ``Lambda_t = V diag(s / ((1 - 2 lr s)^-t - 1)) V'``. ``coef_[0]`` is t, the number of steps
-    that the fit is worth; inf without a finite best t. Parameters out of scope, such as an
-    intercept, are profiled out of the Hessian. The endpoints must be away from zero.
+    For a quadratic loss with Hessian ``2 S = 2 V diag(s) V'`` it has ``Lambda_t = V diag(s / ((1 -
+    2 lr s)^-t - 1)) V'``. ``coef_[0]`` is t, the number of steps that the fit is worth; inf without
+    a finite best t. Parameters out of scope, such as an intercept, are profiled out of the Hessian.
+    The endpoints must be away from the start.
+
+    A network needs its ``start`` and all trained tensors in scope (``params="all"``). Its Hessian
+    is that of Gauss and Newton halfway from the start, which stands for the whole way as long as
+    the weights moved by a quarter of their size or less: t and R are approximations, and R2 shows
+    what they leave.
 
     Parameters
     ----------
@@ -48,6 +57,9 @@ class EarlyStopping(Structured):
         Step size on the mean loss; by default the flow, whose unknown is the time ``lr * t``.
     shared : bool, default=True
         One number for all endpoints; otherwise one each.
+    start : dict of str to array or Tensor, or torch.nn.Module, default=None
+        Weights before the training, a value for every tensor in scope under its name. None is
+        zero.
 
     See Also
     --------
@@ -75,11 +87,18 @@ class EarlyStopping(Structured):
     (['steps'], [30.0])
     """
 
-    _allowed: ClassVar = {"lr": NOTHING | number(above=0), "shared": FLAG}
+    _allowed: ClassVar = {
+        "lr": NOTHING | number(above=0),
+        "shared": FLAG,
+        "start": NOTHING
+        | instance("a dict of tensor name to array", Mapping)
+        | instance("a torch module", nn.Module),
+    }
 
-    def __init__(self, lr: float | None = None, shared: bool = True):
+    def __init__(self, lr: float | None = None, shared: bool = True, start: Any = None):
         self.lr = lr
         self.shared = shared
+        self.start = start
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
         thetas, targets, sampling = endpoints.thetas, endpoints.targets, endpoints.sampling
@@ -88,12 +107,15 @@ class EarlyStopping(Structured):
                 "Expected the endpoints' problems: EarlyStopping needs the curvature of their "
                 "losses. Fit models with data instead of equations alone."
             )
-        if not np.abs(thetas).max(axis=0).all():
+        start = self._flat_start(endpoints.shapes)
+        moved = thetas if start is None else thetas - start[:, None]
+        if not np.abs(moved).max(axis=0).all():
+            where = "zero" if start is None else "the start"
             raise ValueError(
-                "Expected endpoints away from zero, got one at zero: no step was taken, and no "
-                "finite penalty gives it."
+                f"Expected endpoints away from {where}, got one at {where}: no step was taken, and "
+                "no finite penalty gives it."
             )
-        views = _views(thetas, targets / 2, endpoints.problems)
+        views = _views(moved, targets / 2, self._curvatures(endpoints.problems, start))
         groups = [views] if self.shared else [[view] for view in views]
         if len(groups[0]) < _MIN_CLUSTERS:
             sampling = "one data set"  # so few give an interval by the misfit alone
@@ -106,7 +128,7 @@ class EarlyStopping(Structured):
         names = (name,) if self.shared else tuple(f"{name}[{k}]" for k in range(len(fits)))
         never = tuple(n for n, value in zip(names, coef, strict=True) if np.isinf(value))
         return StructuredSolution(
-            StructuredPenalty(views[0].matrix(self.lr, per_view[0]), endpoints.shapes),
+            StructuredPenalty(views[0].matrix(self.lr, per_view[0]), endpoints.shapes, start),
             coef=coef,
             term_names=names,
             fitted=fitted,
@@ -129,8 +151,41 @@ class EarlyStopping(Structured):
         steps = float(found.coef[0])
         if np.isnan(steps):
             return np.zeros_like(thetas)  # there was no gradient to explain
-        views = _views(thetas, thetas, problems)
+        start = found.penalty.center
+        moved = thetas if start is None else thetas - start[:, None]
+        views = _views(moved, moved, self._curvatures(problems, start))
         return np.column_stack([view.gradient(self.lr, steps) for view in views])
+
+    def _flat_start(self, shapes: Shapes) -> Array | None:
+        if self.start is None:
+            return None
+        given = {name: as_tensor(t) for name, t in own_names(self.start, "start").items()}
+        named = named_tensors(given, shapes)
+        start = flat({name: named[name].detach() for name in shapes})
+        if not np.isfinite(start).all():
+            raise ValueError("Expected a finite start, got NaN or inf.")
+        return start
+
+    def _curvatures(self, problems: Sequence[Problem], start: Array | None) -> Iterator[Array]:
+        """Hessians, of a network that of Gauss and Newton halfway from the start."""
+        for problem in problems:
+            if start is None or not problem.has_paths:
+                yield _quadratic(problem)
+                continue
+            if problem.left_out:
+                raise ValueError(
+                    "Expected all trained tensors in scope for EarlyStopping of a network, got "
+                    f"{', '.join(problem.left_out)} left out, which moved as well; give "
+                    "params='all'."
+                )
+            halfway = shaped(problem.params, (flat(problem.params) + start) / 2)
+            yield problem.at(halfway).gauss_newton()
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # noqa: N803, as scikit-learn names it
+        if self.start is None:
+            return str(super().__repr__(N_CHAR_MAX))
+        kind = type(self.start).__name__
+        return f"EarlyStopping(lr={self.lr}, shared={self.shared}, start=<{kind}>)"
 
     def _notes(self, sampling: Sampling, share: float, never: tuple[str, ...]) -> tuple[str, ...]:
         notes = [
@@ -165,12 +220,19 @@ class _View:
         return early_stopping_eigenvalues(self.s, lr, steps)
 
 
-def _views(thetas: Array, rhs: Array, problems: Sequence[Problem]) -> list[_View]:
+def _quadratic(problem: Problem) -> Array:
+    try:
+        return problem.hessian()
+    except ValueError as error:
+        more = ", or the weights before the training of a network, EarlyStopping(start=...)"
+        raise ValueError(f"{str(error).removesuffix('.')}{more}.") from error
+
+
+def _views(thetas: Array, rhs: Array, curvatures: Iterable[Array]) -> list[_View]:
     """Endpoints in the eigenvectors of their curvature, decomposed once where it repeats."""
     views: list[_View] = []
     hessian: Array | None = None
-    for theta, target, problem in zip(thetas.T, rhs.T, problems, strict=True):
-        own = problem.hessian()
+    for theta, target, own in zip(thetas.T, rhs.T, curvatures, strict=True):
         if hessian is None or not np.array_equal(own, hessian):
             hessian = own
             values, vectors = eigh(hessian / 2)

@@ -27,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class StructuredPenalty:
-    """``R(theta) = theta' Q theta`` with an estimated Q, full or diagonal.
+    """``R = (theta - center)' Q (theta - center)`` with an estimated Q, full or diagonal.
 
     Attributes
     ----------
@@ -35,6 +35,8 @@ class StructuredPenalty:
         Q, or its diagonal.
     shapes : dict of str to tuple of int
         Shapes of the tensors that theta is flattened and concatenated from, in this order.
+    center : ndarray of shape (p,) or None
+        Where R is zero, such as the start of a training that was stopped early; None is zero.
 
     Examples
     --------
@@ -47,6 +49,7 @@ class StructuredPenalty:
 
     coefficients: Array
     shapes: Shapes
+    center: Array | None = None
 
     def nothing(self) -> StructuredPenalty:
         """The same with Q = 0.
@@ -68,8 +71,9 @@ class StructuredPenalty:
             return "The penalty is not finite."
         own = self.coefficients
         values = np.linalg.eigvalsh(own) if own.ndim == 2 else own
+        away = "theta" if self.center is None else "(theta - start)"
         return (
-            f"R = theta' Q theta with eigenvalues of Q from {values.min():.4g} to "
+            f"R = {away}' Q {away} with eigenvalues of Q from {values.min():.4g} to "
             f"{values.max():.4g}, mean {values.mean():.4g}."
         )
 
@@ -95,10 +99,12 @@ class StructuredPenalty:
         -------
         float
         """
-        return float(theta @ self.gradient(theta)) / 2
+        theta = as_numbers("theta", theta)
+        away = theta if self.center is None else theta - self.center
+        return float(away @ self.gradient(theta)) / 2
 
     def gradient(self, theta: Array) -> Array:
-        """Gradient ``2 Q theta`` at flattened parameters.
+        """Gradient ``2 Q (theta - center)`` at flattened parameters.
 
         Parameters
         ----------
@@ -115,6 +121,8 @@ class StructuredPenalty:
                 f"Expected theta of shape ({len(self.coefficients)},) or with a column for each "
                 f"set of parameters, got {theta.shape}."
             )
+        if self.center is not None:
+            theta = (theta.T - self.center).T
         if self.coefficients.ndim == 2:
             return 2 * (self.coefficients @ theta)
         return 2 * (self.coefficients * theta.T).T
@@ -140,6 +148,8 @@ class StructuredPenalty:
         """
         named = named_tensors(params, self.shapes)
         theta = torch.cat([named[name].reshape(-1) for name in self.shapes])
+        if self.center is not None:
+            theta = theta - theta.new_tensor(self.center)
         q = theta.new_tensor(self.coefficients)
         return theta @ (q @ theta) if q.ndim == 2 else theta.square() @ q
 

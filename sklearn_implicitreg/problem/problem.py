@@ -190,6 +190,10 @@ class Problem(ABC):
         """Hessian of a quadratic mean loss in the flattened parameters, the others profiled out."""
         raise self._not_quadratic()
 
+    def gauss_newton(self) -> npt.NDArray[np.float64]:
+        """Hessian of the mean loss in the flattened parameters, without that of the outputs."""
+        raise self._no_path()
+
     def _not_quadratic(self) -> ValueError:
         return ValueError(
             f"Expected a loss that is quadratic in the parameters, got {self.loss_name} of "

@@ -482,6 +482,7 @@ class FittedResult:
         mode: str = "auto",
         train: Any = None,
         initial: Any = None,
+        cache: Any = None,
     ) -> Recovery:
         """Train on loss and estimated penalty, and compare with the model.
 
@@ -506,7 +507,8 @@ class FittedResult:
         arms : sequence of {"recovered", "ablated"}, default=("recovered", "ablated")
             Which arms of a network are trained.
         force : bool, default=False
-            Whether a penalty is tried that the verdict calls wrong.
+            Whether a penalty is tried that the verdict calls wrong, or that of early stopping for
+            a network that moved far from its start.
         n_jobs : int or None, default=None
             Number of runs of a network at the same time; None means 1.
         mode : {"auto", "trainer"}, default="auto"
@@ -519,6 +521,11 @@ class FittedResult:
             dropout, with the penalty in its loss.
         initial : torch.nn.Module, default=None
             The model before its training, where all arms begin, instead of ``start``.
+        cache : str or path, default=None
+            Folder where every finished run of a network is kept. After an interruption the same
+            call goes on with the runs that are missing, to the same bits. A file of other weights,
+            rows, penalties or settings, or a damaged one, is written again. What ``train`` does is
+            compared by its source alone.
 
         Returns
         -------
@@ -556,7 +563,7 @@ class FittedResult:
         options = replace(source._options(), random_state=copy.deepcopy(source.random_state))
         seed, verbose = copy.deepcopy(source.random_state), source.verbose
         start = start or ("fresh" if mode == "trainer" else "perturbed")
-        how = (seed, n_jobs, verbose, mode, train, initial)
+        how = (seed, n_jobs, verbose, mode, train, initial, force, cache)
         plan = Plan(start, noise, n_draws, tuple(arms), *how)
         data = Data(X, y, sample_weight)
         return recover(

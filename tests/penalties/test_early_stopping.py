@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import t as student_t
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 
+from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import EarlyStopping
 
@@ -246,6 +247,70 @@ def test_no_finite_number_of_steps():
     assert "no finite number" in found.notes[-1]
 
 
+class TestStart:
+    def test_a_linear_model_from_ones(self):
+        X, y = X_DIABETES + 3.0, Y_DIABETES
+        model = LinearRegression().fit(X, y)
+        centered, theta = X - X.mean(axis=0), np.ones(10)
+        lr = 0.2 / np.linalg.eigvalsh(2 * centered.T @ centered / len(y))[-1]
+        for _ in range(100):
+            theta -= 2 * lr * centered.T @ (centered @ theta - y) / len(y)
+        model.coef_, model.intercept_ = theta, y.mean() - X.mean(axis=0) @ theta
+        found = solved(model, X, y, lr=lr, start={"coef": np.ones(10)})
+        assert_allclose(found.coef, [100], rtol=1e-8)
+        assert abs(solved(model, X, y, lr=lr).coef[0] - 100) > 0.01
+        rows = 2 * centered.T @ (y - y.mean() - centered @ theta) / len(y)
+        assert_allclose(found.penalty.gradient(theta), rows, rtol=1e-6)
+        assert found.penalty.value(np.ones(10)) == 0
+        step = 1e-3 * np.arange(10)
+        ahead, behind = (found.penalty.value(theta + s * step) for s in (1, -1))
+        assert_allclose(ahead - behind, 2 * step @ rows, rtol=1e-6)
+        assert float(found.penalty({"coef": torch.tensor(theta)})) == pytest.approx(
+            found.penalty.value(theta)
+        )
+
+    def test_a_module_that_is_linear_in_float32(self):
+        X = torch.tensor(X_DIABETES / X_DIABETES.std(), dtype=torch.float32)
+        y = torch.tensor(Y_DIABETES / 100, dtype=torch.float32)[:, None]
+        module = torch.nn.Linear(10, 1)
+        start = {name: t.detach().clone() for name, t in module.named_parameters()}
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        for _ in range(40):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(module(X), y).backward()
+            optimizer.step()
+        est = ImplicitRegularizationEstimator(
+            module, family=EarlyStopping(lr=0.05, start=start), loss="mse", params="all"
+        ).fit(X, y)
+        assert_allclose(est.coef_, [40], rtol=1e-4)
+        found = est.recover(X, y)
+        assert found.method == "closed form"
+        assert found.recovered.distance < 1e-5 < found.ablated.distance
+
+    @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+    def test_curvature_of_a_network(self, loss):
+        rng = torch.Generator().manual_seed(0)
+        X, w = torch.randn(20, 3, generator=rng).double(), torch.rand(20, generator=rng).double()
+        y = torch.randint(4, (20,), generator=rng)
+        y = y if loss == "cross_entropy" else torch.randn(20, 4, generator=rng).double()
+        module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 4))
+        options = Options(loss=loss, params="all", batch_size=7)
+        own = adapt(module.double(), Data(X, y, w), options)
+
+        def outputs(*tensors):
+            named = dict(zip(own.params, tensors, strict=True))
+            return torch.func.functional_call(module, named, (X,))
+
+        jacobian = torch.autograd.functional.jacobian(outputs, tuple(own.params.values()))
+        J = torch.cat([part.reshape(20, 4, -1) for part in jacobian], dim=2).detach()
+        inner = torch.eye(4).double().expand(20, 4, 4) * 2 / 4
+        if loss == "cross_entropy":
+            p = outputs(*own.params.values()).softmax(1)
+            inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        expected = torch.einsum("n,nki,nkl,nlj->ij", w / w.sum(), J, inner, J)
+        assert_allclose(own.gauss_newton(), expected.detach(), atol=1e-14)
+
+
 class TestBadInput:
     def test_without_problems(self):
         with pytest.raises(ValueError, match="needs the curvature"):
@@ -259,3 +324,33 @@ class TestBadInput:
     def test_step_size(self, lr):
         with pytest.raises(ValueError, match="lr"):
             EarlyStopping(lr=lr).solve(np.ones((2, 1)), np.ones((2, 1)), [problem(2 * np.eye(2))])
+
+    @pytest.mark.parametrize(
+        ("start", "words"),
+        [
+            (np.ones(2), "start must be|Expected start"),
+            ({"weight": np.ones(2)}, "missing"),
+            ({"coef": np.ones(3)}, r"shape \(2,\)"),
+            ({"coef": [np.nan, 1.0]}, "finite start"),
+            ({"coef": np.ones(2)}, "no step was taken"),
+        ],
+        ids=["array", "name", "shape", "nan", "endpoint"],
+    )
+    def test_where_the_training_began(self, start, words):
+        with pytest.raises(ValueError, match=words):
+            EarlyStopping(start=start).solve(
+                np.ones((2, 1)), np.ones((2, 1)), [problem(2 * np.eye(2))]
+            )
+
+    def test_networks(self):
+        X, y = torch.randn(9, 3), torch.randn(9, 1)
+        module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+        start = {name: t.detach() + 1 for name, t in module.named_parameters()}
+        for params, family, words in [
+            ("all", EarlyStopping(), "EarlyStopping.start"),
+            ("weights", EarlyStopping(start=start), "params='all'"),
+        ]:
+            est = ImplicitRegularizationEstimator(module, family=family, loss="mse", params=params)
+            with pytest.raises(ValueError, match=words):
+                est.fit(X, y)
+        assert repr(EarlyStopping(start=start)).endswith("start=<dict>)")

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, Dropout, GradientNorm, SmoothL1
-from sklearn_implicitreg.results.recovery import minimize
+from sklearn_implicitreg.results.recovery import certificates, minimize, networks
 from sklearn_implicitreg.results.recovery.certificates import (
     certificate,
     check_bounded,
@@ -107,6 +107,9 @@ class TestComesBack:
         assert found.is_minimizer
         assert "Proposition A" in " ".join(str(found).split())
         assert not found.runs[found.runs["arm"] == "ablated"]["back"].any()
+        text = " ".join(str(found).split())
+        assert "L alone has no minimum near the model: without R 1, without R 2 ended" in text
+        assert "lower L + R" not in text
         for name, p in est.model.named_parameters():
             assert torch.equal(p, before[name])
             assert p.grad is None
@@ -456,6 +459,7 @@ class TestCertificates:
             product=lambda theta, vector: hessian @ vector,
             problem=None,
             penalty=None,
+            by_differences=False,
         )
         found = certificate(objective, np.zeros(p), 1.0, 0)
         assert found.at_rest
@@ -463,6 +467,36 @@ class TestCertificates:
         assert not found.converged
         assert found.is_minimizer is None
         assert "is only an upper bound" in found.sentences()[0]
+
+    @pytest.mark.parametrize(
+        ("hidden", "exact", "minimizer", "words"),
+        [
+            (1e-7, 1e-8, True, "Proposition A"),
+            (1e-7, 1e-5, None, "zero to its accuracy of 1e-05): whether the model is a minimum"),
+            (-1e-7, 1e-5, False, "A saddle"),
+            (1e-12, 1e-16, False, "L + R does not change along a direction"),
+        ],
+        ids=["positive", "unknown", "negative", "zero"],
+    )
+    def test_sign_to_its_accuracy(self, monkeypatch, hidden, exact, minimizer, words):
+        """Between rounding and the tolerance of Lanczos, by the residual of the direction."""
+        hessian = np.diag([hidden, 0.5, 1.0])
+        direction = np.array([1.0, exact / 0.5, 0.0])
+        objective = SimpleNamespace(
+            gradient=lambda theta: (0.0, np.zeros(3)),
+            product=lambda theta, vector: hessian @ vector,
+            problem=None,
+            penalty=None,
+            by_differences=False,
+        )
+        given = (hidden, 1.0, direction, True)
+        monkeypatch.setattr(certificates, "smallest_eigenvalue", lambda *args: given)
+        found = certificate(objective, np.zeros(3), 1.0, 0)
+        assert found.is_minimizer is minimizer
+        assert words in found.sentences()[0]
+        objective.by_differences = True
+        rough = certificate(objective, np.zeros(3), 1.0, 0)
+        assert rough.is_minimizer is (False if hidden < -1e-9 else None)
 
     def test_saddle_is_called_one(self):
         """All weights zero: a stationary point of a tanh net, whose Hessian has both signs."""
@@ -627,3 +661,25 @@ def test_tables(l2_net, brief):
     assert max(map(len, text.splitlines())) == 79
     assert list(found.to_frame().columns) == ["model", "recovered", "ablated"]
     assert "recovered 1" in found._repr_html_()
+
+
+def test_a_run_that_ends_lower(monkeypatch):
+    """A model in the higher well of (x^2 - 1)^2 + 0.2 x, and one start over the hill."""
+    X, y = torch.ones(4, 1).double(), torch.zeros(4, 1).double()
+
+    class Well(nn.Module):
+        def __init__(self, x):
+            super().__init__()
+            self.x = nn.Parameter(torch.tensor([x], dtype=torch.float64))
+
+        def forward(self, rows):
+            return ((self.x**2 - 1) ** 2 + 0.2 * self.x + 1) * rows
+
+    x = max(r.real for r in np.roots([4, 0, -4, 0.2]) if abs(r.imag) < 1e-9)
+    est = fitted(Well(x), X, y, loss=lambda output, target: output.mean(), family="l2")
+    starts = iter([np.array([x + 0.1]), np.array([-0.7])])
+    monkeypatch.setattr(networks, "start_of", lambda *args: next(starts))
+    text = " ".join(str(est.recover(X, y, n_draws=2, arms=("recovered",), force=True)).split())
+    assert "Ended elsewhere at a lower L + R than the model's (1.19" in text
+    assert ": recovered 2 (lowest 0.7" in text
+    assert "L alone" not in text

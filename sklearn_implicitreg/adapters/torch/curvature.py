@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from sklearn_implicitreg.problem import (
 
 # Each column is a pass over the rows.
 _MAX_HESSIAN = 2000
+_MAX_CURVATURE = 3000  # without a second derivative of the module
 _HELD = 2**28  # bytes of graphs that are kept from the mean gradient to the spread about it
 _AFFINE_TOL = 1e4  # rounding units that a gradient may be off a straight line by
 
@@ -196,6 +197,48 @@ def quadratic_hessian(problem: Problem) -> npt.NDArray[np.float64]:
     hessian = np.stack(columns, axis=1)
     scope = np.repeat([name in problem.params for name in whole.params], sizes)
     return profiled((hessian + hessian.T) / 2, scope)
+
+
+def gauss_newton(
+    problem: Problem, calls: Iterator[tuple[Callable[[Params], Any], Callable[[Any], Any]]]
+) -> npt.NDArray[np.float64]:
+    """``mean_i J_i' H_i J_i``: J_i of the outputs of a row, H_i the Hessian of its loss in them."""
+    p, weight = sum(t.numel() for t in problem.params.values()), 0.0
+    if p > _MAX_CURVATURE:
+        raise ValueError(
+            f"Expected at most {_MAX_CURVATURE} parameters for the curvature of a network, got "
+            f"{p}; give a smaller one."
+        )
+    total = np.zeros((p, p))
+    for call, summed in calls:
+        leaves = [t.detach().clone().requires_grad_() for t in problem.params.values()]
+        with torch.enable_grad():
+            output = call(dict(zip(problem.params, leaves, strict=True)))
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    "Expected a network with one tensor as its output for its curvature, got "
+                    f"{type(output).__name__}."
+                )
+            value, mass = summed(output)
+            slope = torch.autograd.grad(value, output, create_graph=True)[0]
+            # Linear in what stands before it, so that its derivative is J times a vector.
+            before = torch.zeros_like(output, requires_grad=True)
+            back = _joined(output, leaves, before, create_graph=True)
+        weight += mass
+        if not slope.requires_grad:
+            continue  # the loss is linear in the outputs
+        for column, unit in enumerate(torch.eye(p, dtype=back.dtype, device=back.device)):
+            along = torch.autograd.grad(back, before, unit, retain_graph=True)[0]
+            bent = torch.autograd.grad(slope, output, along, retain_graph=True)[0]
+            total[:, column] += _joined(output, leaves, bent).detach().cpu().double().numpy()
+    return (total + total.T) / (2 * weight)
+
+
+def _joined(output: Tensor, leaves: list[Tensor], along: Tensor, **how: bool) -> Tensor:
+    """Gradient of outputs along a vector, as one vector."""
+    options = {"retain_graph": True, "materialize_grads": True, "allow_unused": True} | how
+    found = torch.autograd.grad(output, leaves, along, **options)
+    return torch.cat([g.reshape(-1) for g in found])
 
 
 def _affine_gradient(problem: Problem) -> bool:

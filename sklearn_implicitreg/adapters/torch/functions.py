@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from sklearn_implicitreg.problem.problem import BatchLoss
 from sklearn_implicitreg.problem.row_models import first_tensor
 
 Array = npt.NDArray[np.float64]
+OutputCall = Callable[[Params], Any]
+SummedLoss = Callable[[Any], tuple[Tensor, float]]
 
 
 def losses(problem: Any) -> Iterator[BatchLoss]:
@@ -30,6 +32,18 @@ def losses(problem: Any) -> Iterator[BatchLoss]:
 
 def batch_losses(problem: Any) -> Iterator[BatchLoss]:
     """Summed loss and weight of every batch as functions; random numbers begin at the seed."""
+    for call, summed in batch_calls(problem):
+
+        def loss(
+            params: Params, call: OutputCall = call, summed: SummedLoss = summed
+        ) -> tuple[Tensor, float]:
+            return summed(call(params))
+
+        yield loss
+
+
+def batch_calls(problem: Any) -> Iterator[tuple[OutputCall, SummedLoss]]:
+    """Outputs of every batch as a function, and their summed loss and weight as another."""
     call = ModuleCall(problem.module, problem.forward)
     # Fused attention has neither a forward rule nor a second derivative.
     with (
@@ -40,14 +54,15 @@ def batch_losses(problem: Any) -> Iterator[BatchLoss]:
         for read in merged_last(problem.rows.batches(problem.batch_size), problem.batch_normalized):
             batch = problem.to_device(read)
 
-            def loss(params: Params, batch: Batch = batch) -> tuple[Tensor, float]:
-                at = {name: t.to(problem.device) for name, t in params.items()}
-                output = call(at, batch.inputs)
-                target = problem.row_loss.prepare(output, batch.target)
-                summed: tuple[Tensor, float] = problem.row_loss(output, target, batch.weight)
-                return summed
+            def output(params: Params, batch: Batch = batch) -> Any:
+                return call({n: t.to(problem.device) for n, t in params.items()}, batch.inputs)
 
-            yield loss
+            def summed(output: Any, batch: Batch = batch) -> tuple[Tensor, float]:
+                target = problem.row_loss.prepare(output, batch.target)
+                found: tuple[Tensor, float] = problem.row_loss(output, target, batch.weight)
+                return found
+
+            yield output, summed
 
 
 def outputs_at(problem: Any, params: Params) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch import functions
 from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward, without_cudnn
 from sklearn_implicitreg.adapters.torch.curvature import (
+    gauss_newton,
     hessian_vector,
     mean_and_spread,
     quadratic_hessian,
@@ -277,6 +278,10 @@ class TorchProblem(Problem):
     def hessian(self) -> npt.NDArray[np.float64]:
         """Hessian of a module that is linear, with squared error."""
         return quadratic_hessian(self)
+
+    def gauss_newton(self) -> npt.NDArray[np.float64]:
+        """Hessian of the loss of outputs that are linear in the parameters, as they are here."""
+        return gauss_newton(self, functions.batch_calls(self))
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""

@@ -22,12 +22,14 @@ _DENSE = 200  # weights; below, the whole Hessian costs less than Lanczos
 _TOL = 1e-6  # of the largest eigenvalue
 _RESTARTS = 50  # of Lanczos: about 1600 products
 _FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
+_BY_DIFFERENCES = 1e-6  # of the largest: accuracy of an eigenvalue by differences of gradients
 _AT_REST = 1e-6  # of the summands of the gradient
 _CONTRACTING = 0.5  # above, a Newton step does not tell the distance
 _DEEP = 10.0  # times the value at the model: a fall that is no rounding
 # Criteria that are convex functions of outputs.
 _CONVEX = {nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss}
 _CONVEX |= {nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.SoftMarginLoss}
+_MOVED = 0.25  # of the start; farther, one curvature does not stand for the whole way
 _FAR = (1e2, 1e4, 1e6)  # how far along a ray
 
 
@@ -43,6 +45,7 @@ class Certificate(NamedTuple):
     step: float  # estimated distance to the minimum, relative to the weights
     contraction: float
     least: float  # curvature that L + R has at all weights; NaN where it is not known
+    accuracy: float  # of the smallest eigenvalue
 
     @property
     def at_rest(self) -> bool:
@@ -51,14 +54,20 @@ class Certificate(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """Sign of the smallest eigenvalue; 0 where it is zero to rounding."""
-        return 0 if abs(self.lowest) <= _FLAT * self.largest else int(np.sign(self.lowest))
+        """Sign of the smallest eigenvalue; 0 where it is zero to rounding or to its accuracy."""
+        # A curvature is never below the smallest: a negative one needs no accurate direction.
+        if self.lowest < -_FLAT * self.largest:
+            return -1
+        accuracy = self.accuracy if self.converged else 0.0
+        return int(self.lowest > max(_FLAT * self.largest, accuracy))
 
     @property
     def is_minimizer(self) -> bool | None:
         """Whether the weights are a strict local minimum; None where only a bound is known."""
-        if self.sign <= 0 or not self.at_rest:
+        if not self.at_rest or self.sign < 0:
             return False
+        if self.sign == 0:
+            return None if self.accuracy > _FLAT * self.largest else False
         return True if self.converged else None
 
     def sentences(self) -> list[str]:
@@ -91,6 +100,11 @@ class Certificate(NamedTuple):
             return (
                 f"A saddle, not a minimum ({size}): near the model are weights with a lower "
                 "L + R, and training on it would not end here. Compare functions, not weights."
+            )
+        if self.sign == 0 and self.accuracy > _FLAT * self.largest:
+            return (
+                f"Flat ({size}, zero to its accuracy of {self.accuracy:.1g}): whether the model is "
+                "a minimum or a saddle is not known. Compare functions."
             )
         if self.sign == 0:
             return (
@@ -129,10 +143,12 @@ def certificate(objective: Objective, theta: Array, scale: float, seed: int) -> 
     step = contraction = float("nan")
     if norm(slope) and lowest > _FLAT * largest:
         step, contraction = newton_distance(objective, theta, slope)
+    accuracy = norm(objective.product(theta, direction) - lowest * direction)
+    if objective.by_differences:
+        accuracy = max(accuracy, _BY_DIFFERENCES * largest)
     least = least_curvature(objective)
-    return Certificate(
-        norm(slope), scale, lowest, largest, direction, converged, step, contraction, least
-    )
+    found = (lowest, largest, direction, converged, step, contraction, least, accuracy)
+    return Certificate(norm(slope), scale, *found)
 
 
 def least_curvature(objective: Objective) -> float:
@@ -228,6 +244,30 @@ def check_bounded(objective: Objective, direction: Array) -> None:
                 f"{here:.3g}), because the penalty rewards large "
                 "weights. Fit with positive=True or another family, and recover that."
             )
+
+
+def near_start(objective: Objective, found: Certificate, force: bool) -> tuple[str, ...]:
+    """What early stopping of a network rests on; ValueError where it moved too far, if not forced.
+
+    Its penalty has the curvature halfway from the start.
+    """
+    start = getattr(objective.penalty, "center", None)
+    if start is None:
+        return ()
+    moved = norm(objective.theta - start) / (norm(start) or float("nan"))
+    how = f"the weights moved by {100 * moved:.3g} % of their start"
+    if moved <= _MOVED and found.sign >= 0:
+        return (f"R is that of early stopping, by the curvature halfway: {how}.",)
+    if found.sign < 0:
+        how += f", and L + R has a negative curvature at the model ({found.lowest:.2g})"
+    if force:
+        return (f"Trained with force=True: {how}, too far for the penalty of early stopping.",)
+    raise ValueError(
+        "Expected a network near its start, as the penalty of early stopping takes the curvature "
+        f"halfway for that of the whole way (up to {100 * _MOVED:g} %, with L + R convex at the "
+        f"model), got one too far: {how}. Compare trainings by mode='trainer' with another "
+        "family, or give force=True."
+    )
 
 
 def _rays(objective: Objective, direction: Array) -> Iterator[tuple[str, Callable[[float], Array]]]:

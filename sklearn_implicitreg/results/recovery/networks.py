@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,10 +32,12 @@ from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.quadratic_form import PenaltyValue
 from sklearn_implicitreg.results.recovery import minimize
+from sklearn_implicitreg.results.recovery.cache import kept, manifest
 from sklearn_implicitreg.results.recovery.certificates import (
     Certificate,
     certificate,
     check_bounded,
+    near_start,
 )
 from sklearn_implicitreg.results.recovery.comparison import Arm, Recovery
 from sklearn_implicitreg.results.recovery.labels import names_of, weight_index
@@ -41,6 +45,7 @@ from sklearn_implicitreg.results.recovery.matching import Hidden, hidden_layers,
 from sklearn_implicitreg.results.recovery.minimize import Run, minimized
 from sklearn_implicitreg.results.recovery.objective import Objective
 
+_LOWER = 1e-9  # of L + R: a difference that is no rounding
 BACK = 1e-3  # of the standard deviation of the outputs
 _ARM = choice("recovered", "ablated")
 _JOBS = integer(-(2**31))
@@ -61,6 +66,7 @@ ALLOWED = {
     "mode": choice("auto", "trainer"),
     "train": NOTHING | function("(model, penalty, seed) -> module", 3),
     "initial": NOTHING | instance("a torch module", nn.Module),
+    "cache": NOTHING | instance("the path of a folder", str, os.PathLike),
     "n_jobs": NOTHING | Allowed(lambda n: n != 0 and _JOBS.holds(n), ("an integer other than 0",)),
 }
 
@@ -79,6 +85,8 @@ class Plan:
     mode: str = "auto"
     train: Any = None
     initial: Any = None
+    force: bool = False
+    cache: Any = None
 
     @property
     def seeds(self) -> list[int]:
@@ -108,13 +116,19 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     """Both arms from every start, compared with the model."""
     scale = objective.scale()
     certified = certificate(objective, objective.theta, scale, plan.seeds[0])
+    remarks = (*remarks, *near_start(objective, certified, plan.force))
     check_bounded(objective, certified.direction)
     layers = hidden_layers(objective, plan.seeds[0])
     penalties = {"recovered": objective.penalty, "ablated": None}
     starts = [start_of(objective, plan, seed) for seed in plan.seeds]
     tasks = [(arm, draw) for arm in plan.arms for draw in range(len(starts))]
+    known = manifest(plan.cache, objective, budget=minimize.BUDGET, scale=scale)
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(_run)(objective.scope, penalties[arm], starts[draw], scale) for arm, draw in tasks
+        delayed(kept)(
+            *(plan.cache, f"{arm}-{draw + 1}", known, starts[draw], Run),
+            functools.partial(_run, objective.scope, penalties[arm], starts[draw], scale),
+        )
+        for arm, draw in tasks
     )
     ends = list(progress(outcomes, "Training again", len(tasks), plan.verbose))
     compare = Comparison(objective, layers)
@@ -256,6 +270,7 @@ def _notes(
 ) -> Iterator[str]:
     yield from _verdict(runs)
     yield from certified.sentences()
+    yield from _ends(runs, objective.value(objective.theta))
     words = {"budget": "Stopped by the budget", "no progress": "Stopped without progress"}
     for how, own in names_of(runs).groupby(runs["stopped"], sort=False):
         if how in words:
@@ -267,6 +282,26 @@ def _notes(
         )
     if objective.by_differences:
         yield "Second derivatives by differences of gradients."
+
+
+def _ends(runs: pd.DataFrame, value: float) -> Iterator[str]:
+    """Runs below the model's L + R, and those that show no minimum of L alone nearby."""
+    below = runs["objective"] < value - _LOWER * max(1.0, abs(value))
+    lower = runs[(runs["arm"] == "recovered") & below & ~runs["back"]]
+    if len(lower):
+        yield (
+            f"Ended elsewhere at a lower L + R than the model's ({value:.4g}): "
+            f"{', '.join(names_of(lower))} (lowest {lower['objective'].min():.4g}). The model is "
+            "not where L + R is smallest."
+        )
+    without = runs[runs["arm"] == "ablated"]
+    left = without[(without["stopped"] != "stationary") | (without["distance"] > 1)]
+    if len(left):
+        yield (
+            f"L alone has no minimum near the model: {', '.join(names_of(left))} ended by the "
+            f"budget or far away ({left['distance'].min():.2g} to {left['distance'].max():.2g} "
+            "times the size of the weights), so where they stand depends on the budget."
+        )
 
 
 def _verdict(runs: pd.DataFrame) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import warnings
@@ -27,7 +28,8 @@ from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.problem.frozen import inner_module, own_name, own_names
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.results.recovery.certificates import certificate, check_bounded
+from sklearn_implicitreg.results.recovery.cache import kept, manifest, source_of
+from sklearn_implicitreg.results.recovery.certificates import certificate, check_bounded, near_start
 from sklearn_implicitreg.results.recovery.comparison import Recovery
 from sklearn_implicitreg.results.recovery.labels import weight_index
 from sklearn_implicitreg.results.recovery.matching import hidden_layers
@@ -55,13 +57,19 @@ def trained_arms(
     """Every arm by the user's training: one draw per order, and one start nudged."""
     trainer = Trainer.of(objective, model, data, options, plan)
     certified = certificate(objective, objective.theta, objective.scale(), plan.orders[0])
+    remarks = (*remarks, *near_start(objective, certified, plan.force))
     check_bounded(objective, certified.direction)
     starts = [start_of(objective, plan, seed) for seed in plan.orders]
     tasks = [(arm, draw) for draw in range(len(starts)) for arm in plan.arms]
     if "recovered" in plan.arms:
         tasks.append(("nudged", 0))
+    known = manifest(plan.cache, objective, train=source_of(plan.train or model), how=plan.words)
     outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(trainer.run)(arm, starts[draw], plan.orders[draw]) for arm, draw in tasks
+        delayed(kept)(
+            *(plan.cache, f"{arm}-order-{plan.orders[draw]}", known, starts[draw], Weights),
+            functools.partial(trainer.run, arm, starts[draw], plan.orders[draw]),
+        )
+        for arm, draw in tasks
     )
     ends = dict(
         zip(tasks, progress(outcomes, "Training again", len(tasks), plan.verbose), strict=True)
@@ -73,9 +81,7 @@ def trained_arms(
         | compare.row(starts[draw], ends[arm, draw], arms[arm, draw])
         for arm, draw in tasks
     )
-    floor = float("nan")
-    if "recovered" in plan.arms:
-        floor = compare.function_between(ends["nudged", 0], ends["recovered", 0])
+    floor = _floor(compare, ends)
     return Recovery(
         model=compare.arm(weights_at(objective, objective.theta)),
         recovered=arms.get(("recovered", 0)),
@@ -89,6 +95,13 @@ def trained_arms(
         gradient=certified.gradient,
         facts=tuple(_facts(runs, floor, plan)),
     )
+
+
+def _floor(compare: Comparison, ends: dict[tuple[str, int], Weights]) -> float:
+    """How far a nudge of the start moves the function; NaN without these arms."""
+    if ("nudged", 0) not in ends:
+        return float("nan")
+    return compare.function_between(ends["nudged", 0], ends["recovered", 0])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from sklearn_implicitreg.penalties.anchored import EWC, PreconditionedL2
 from sklearn_implicitreg.penalties.base import Fixed, Grouped, Penalty, Scoped, Sum
 from sklearn_implicitreg.penalties.checks import check_penalty
 from sklearn_implicitreg.penalties.dropout import Dropout
@@ -13,6 +14,13 @@ from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
+from sklearn_implicitreg.penalties.groups import L21, GroupLasso, MaxNorm
+from sklearn_implicitreg.penalties.matrices import (
+    Coherence,
+    LayerBalance,
+    Orthogonality,
+    RowNormVariance,
+)
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
 from sklearn_implicitreg.penalties.structured import (
     Structured,
@@ -22,8 +30,13 @@ from sklearn_implicitreg.penalties.structured import (
 from sklearn_implicitreg.penalties.weights import (
     L1,
     L2,
-    L21,
+    MCP,
+    SCAD,
     ElasticNet,
+    L1OverL2,
+    L1Squared,
+    LogCosh,
+    LogPenalty,
     Power,
     SmoothL1,
     WeightDecay,
@@ -33,14 +46,18 @@ from sklearn_implicitreg.problem.parameters import shown
 
 __all__ = [
     "ALIASES",
+    "EWC",
     "FAMILIES",
     "L1",
     "L2",
     "L21",
+    "MCP",
+    "SCAD",
     "STRUCTURED",
     "ActivationL2",
     "BatchGradientNorm",
     "Callables",
+    "Coherence",
     "Diagonal",
     "Dropout",
     "EarlyStopping",
@@ -48,11 +65,21 @@ __all__ = [
     "FittedPenalty",
     "Fixed",
     "GradientNorm",
+    "GroupLasso",
     "Grouped",
+    "L1OverL2",
+    "L1Squared",
+    "LayerBalance",
+    "LogCosh",
+    "LogPenalty",
+    "MaxNorm",
+    "Orthogonality",
     "Penalty",
     "Power",
+    "PreconditionedL2",
     "Quadratic",
     "RowBatch",
+    "RowNormVariance",
     "Scoped",
     "SmoothL1",
     "Structured",
@@ -73,6 +100,14 @@ FAMILIES: dict[str, type[Penalty]] = {
     "weight_decay": WeightDecay,
     "power": Power,
     "l21": L21,
+    "l1_squared": L1Squared,
+    "l1_over_l2": L1OverL2,
+    "group_lasso": GroupLasso,
+    "max_norm": MaxNorm,
+    "row_norm_variance": RowNormVariance,
+    "layer_balance": LayerBalance,
+    "coherence": Coherence,
+    "orthogonality": Orthogonality,
 }
 
 # Other words for families, whose terms have the names of the family.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
-from sklearn_implicitreg.penalties.sums import OfMatrices, matrices, norms, unless_zero
+from sklearn_implicitreg.penalties.sums import OfMatrices, matrices, unless_zero
 from sklearn_implicitreg.problem import Params, Problem
 
 
@@ -116,14 +116,14 @@ class LayerBalance(Penalty):
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Variance of the logarithms of the matrices' norms."""
         seen = self._seen(params)
-        sizes = torch.stack([norms(tensor.reshape(-1), 0) for tensor in seen.values()])
+        sizes = torch.stack([tensor.square().sum() for tensor in seen.values()])
         zero = [name for name, norm in zip(seen, sizes.tolist(), strict=True) if not norm]
         if zero:
             raise ValueError(
                 f"Expected matrices that are not zero for LayerBalance, got zeros in {zero}; leave "
                 "them out by .on(...)."
             )
-        logs = sizes.log()
+        logs = sizes.log() / 2
         return {"layer_balance": (logs - logs.mean()).square().mean()}
 
     def _seen(self, params: Params) -> Params:

@@ -55,7 +55,7 @@ class Anchored(OfTensors):
 
     def _away(self, params: Params) -> Params:
         """Differences from the center, which must have every tensor in its shape."""
-        return params if self.center is None else away(params, self.center)
+        return params if self.center is None else _from_center(params, self.center)
 
 
 class _WeightedSquares(Penalty):
@@ -128,8 +128,8 @@ class EWC(_WeightedSquares):
         return "ewc" if self.name is None else f"ewc_{self.name}"
 
     def _weighted(self, params: Params) -> dict[str, tuple[Tensor, Tensor]]:
-        weights = not_negative(params, self.weights, "a weight of EWC")
-        return {name: (weights[name], t) for name, t in away(params, self.center).items()}
+        weights = _not_negative(params, self.weights, "a weight of EWC")
+        return {name: (weights[name], t) for name, t in _from_center(params, self.center).items()}
 
 
 class PreconditionedL2(_WeightedSquares):
@@ -213,17 +213,17 @@ class PreconditionedL2(_WeightedSquares):
         return f"PreconditionedL2(v=<{type(self.v).__name__}>, eps={self.eps})"
 
     def _weighted(self, params: Params) -> dict[str, tuple[Tensor, Tensor]]:
-        v = not_negative(params, self.v, "a second moment of the gradient")
+        v = _not_negative(params, self.v, "a second moment of the gradient")
         return {name: (v[name].sqrt() + self.eps, tensor) for name, tensor in params.items()}
 
 
-def away(params: Params, center: Any) -> Params:
+def _from_center(params: Params, center: Any) -> Params:
     """Differences from a center."""
     own = _matched(params, center, "a center")
     return {name: tensor - own[name] for name, tensor in params.items()}
 
 
-def not_negative(params: Params, values: Any, what: str) -> Params:
+def _not_negative(params: Params, values: Any, what: str) -> Params:
     """Values for every tensor, none of them below zero."""
     found = _matched(params, values, what)
     for name, own in found.items():

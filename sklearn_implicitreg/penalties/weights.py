@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class L2(Anchored):
 
     affine = True
     _kind = "l2"
+
+    def __init__(self, center: Any = None, name: str | None = None):
+        super().__init__(center, name)
 
     def _value(self, tensor: Tensor) -> Tensor:
         return tensor.square().sum()
@@ -106,6 +109,9 @@ class L1(Anchored):
     """
 
     _kind = "l1"
+
+    def __init__(self, center: Any = None, name: str | None = None):
+        super().__init__(center, name)
 
     def _value(self, tensor: Tensor) -> Tensor:
         return tensor.abs().sum()

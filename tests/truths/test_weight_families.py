@@ -210,7 +210,7 @@ class TestAnchored:
 
     def test_l1_from_a_center(self):
         """Fine-tuning by proximal steps: weights that stay at the center are inequalities."""
-        center, coef = self.center(0.3), 4e-3
+        center, coef = self.center(0.3), 1e-2
         start = list(center.values())
 
         def prox(tensors, lr):
@@ -222,7 +222,7 @@ class TestAnchored:
 
         net = mlp()
         net.load_state_dict(center)
-        proximally(net, prox)
+        proximally(net, prox, n_steps=1200)
         free = [p != c for p, c in zip(net.parameters(), start, strict=True)]
         penalty = L1(center=center)
         minimized(net, lambda own: coef * value(penalty, own), free)

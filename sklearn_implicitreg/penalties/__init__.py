@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from sklearn_implicitreg.penalties.anchored import EWC, PreconditionedL2
 from sklearn_implicitreg.penalties.base import Fixed, Grouped, Penalty, Scoped, Sum
 from sklearn_implicitreg.penalties.checks import check_penalty
 from sklearn_implicitreg.penalties.dropout import Dropout
@@ -13,7 +14,14 @@ from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
+from sklearn_implicitreg.penalties.groups import L21, GroupLasso, MaxNorm
 from sklearn_implicitreg.penalties.learned import Learned, LearnedPenalty
+from sklearn_implicitreg.penalties.matrices import (
+    Coherence,
+    LayerBalance,
+    Orthogonality,
+    RowNormVariance,
+)
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
 from sklearn_implicitreg.penalties.spline import Spline
 from sklearn_implicitreg.penalties.structured import (
@@ -24,8 +32,13 @@ from sklearn_implicitreg.penalties.structured import (
 from sklearn_implicitreg.penalties.weights import (
     L1,
     L2,
-    L21,
+    MCP,
+    SCAD,
     ElasticNet,
+    L1OverL2,
+    L1Squared,
+    LogCosh,
+    LogPenalty,
     Power,
     SmoothL1,
     WeightDecay,
@@ -35,14 +48,18 @@ from sklearn_implicitreg.problem.parameters import shown
 
 __all__ = [
     "ALIASES",
+    "EWC",
     "FAMILIES",
     "L1",
     "L2",
     "L21",
+    "MCP",
+    "SCAD",
     "STRUCTURED",
     "ActivationL2",
     "BatchGradientNorm",
     "Callables",
+    "Coherence",
     "Diagonal",
     "Dropout",
     "EarlyStopping",
@@ -50,13 +67,23 @@ __all__ = [
     "FittedPenalty",
     "Fixed",
     "GradientNorm",
+    "GroupLasso",
     "Grouped",
     "Learned",
     "LearnedPenalty",
+    "L1OverL2",
+    "L1Squared",
+    "LayerBalance",
+    "LogCosh",
+    "LogPenalty",
+    "MaxNorm",
+    "Orthogonality",
     "Penalty",
     "Power",
+    "PreconditionedL2",
     "Quadratic",
     "RowBatch",
+    "RowNormVariance",
     "Scoped",
     "SmoothL1",
     "Spline",
@@ -79,6 +106,14 @@ FAMILIES: dict[str, type[Penalty]] = {
     "power": Power,
     "l21": L21,
     "spline": Spline,
+    "l1_squared": L1Squared,
+    "l1_over_l2": L1OverL2,
+    "group_lasso": GroupLasso,
+    "max_norm": MaxNorm,
+    "row_norm_variance": RowNormVariance,
+    "layer_balance": LayerBalance,
+    "coherence": Coherence,
+    "orthogonality": Orthogonality,
 }
 
 # Other words for families, whose terms have the names of the family.

@@ -47,7 +47,7 @@ def check_penalty(
     penalty : Penalty
         What is checked.
     params : dict of str to Tensor, default=None
-        Where it is checked; by default at the problem's parameters, or at two random tensors.
+        Where it is checked; by default at the problem's parameters, or at three random tensors.
     problem : Problem or RowBatch, default=None
         Model and data in float64, such as ``RowBatch.of(module, X, y)``; by default a penalty on
         rows is checked on a small net with layers "0", "1", "2", and two outputs.
@@ -252,7 +252,7 @@ def _pickled(penalty: Penalty) -> Penalty:
 
 def _parameters() -> Params:
     rng = np.random.default_rng(0)
-    shapes = {"layer.weight": (3, 4), "layer.bias": (3,)}
+    shapes = {"layer.weight": (3, 4), "layer.bias": (3,), "out.weight": (2, 3)}
     return {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()}
 
 

@@ -1,86 +1,55 @@
-"""Penalties on the weights alone, each a sum over tensors with a closed-form gradient."""
+"""Penalties on the weights one by one, or on their sizes within a tensor, in closed form."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+import math
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from sklearn_implicitreg.penalties.anchored import Anchored
 from sklearn_implicitreg.penalties.base import Penalty
-from sklearn_implicitreg.problem import Params, Problem, as_tensor
-from sklearn_implicitreg.problem.frozen import own_names
-from sklearn_implicitreg.problem.parameters import NOTHING, check, instance, number
-
-_PARAMS = {"params": instance("a dict of tensor name to Tensor", Mapping)}
+from sklearn_implicitreg.penalties.sums import OfTensors, unless_zero
+from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.problem.parameters import number
 
 
-class _OfTensors(Penalty):
-    """A penalty with one term that sums up over the tensors."""
-
-    _term: str
-
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        self.check_parameters()
-        check(f"{type(self).__name__}.terms", {"params": params}, _PARAMS)
-        return {self._term: cast(Tensor, sum(map(self._value, params.values())))}
-
-    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        return {self._term: self._slope(tensor)}
-
-    @abstractmethod
-    def _value(self, tensor: Tensor) -> Tensor:
-        """Value at one tensor."""
-
-    @abstractmethod
-    def _slope(self, tensor: Tensor) -> Tensor:
-        """Gradient at one tensor."""
-
-
-class L2(_OfTensors):
+class L2(Anchored):
     """Ridge, ``R = sum theta^2``, or the squared distance ``R = sum (theta - center)^2``.
 
     Without a center the coefficient is ``alpha / n`` of scikit-learn's ``Ridge``, and the term
-    is ``l2``; with one, such as the weights that a fine-tuning started from, it is ``l2_center``.
+    is ``l2``. With one the term is ``l2_center``, or ``l2_<name>``. Centers in use: the weights
+    that a fine-tuning started from (L2-SP [1]_), those before an averaging of weights (SWA), or the
+    average that a training is drawn to (EMA, mean teachers).
 
     Parameters
     ----------
     center : dict of str to array or Tensor, or torch.nn.Module, default=None
         A value for every tensor in scope, under its name; others are ignored. None is zero.
+    name : str, default=None
+        A word for the term, which keeps several centers apart.
+
+    References
+    ----------
+    .. [1] Li, Grandvalet and Davoine (2018), Explicit inductive bias for transfer learning with
+       convolutional networks.
 
     Examples
     --------
     >>> L2().terms({"w": torch.tensor([3.0, 4.0])}, None)
     {'l2': tensor(25.)}
-    >>> L2(center={"w": [3.0, 2.0]}).terms({"w": torch.tensor([3.0, 4.0])}, None)
-    {'l2_center': tensor(4.)}
+    >>> start, average = {"w": [3.0, 2.0]}, {"w": [0.0, 4.0]}
+    >>> both = L2(center=start, name="start") + L2(center=average, name="average")
+    >>> both.terms({"w": torch.tensor([3.0, 4.0])}, None)
+    {'l2_start': tensor(4.), 'l2_average': tensor(9.)}
     """
 
     affine = True
-    _allowed: ClassVar = {
-        "center": NOTHING
-        | instance("a dict of tensor name to array", Mapping)
-        | instance("a torch module", nn.Module)
-    }
+    _kind = "l2"
 
-    def __init__(self, center: Any = None):
-        self.center = center
-
-    @property
-    def elementwise(self) -> bool:  # type: ignore[override]
-        """Whether there is no center, which is given for whole tensors."""
-        return self.center is None
-
-    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
-        """``sum (theta - center)^2`` over all tensors."""
-        self.check_parameters()
-        return super().terms(self._away(params), problem)
-
-    def gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """``2 (theta - center)``."""
-        return super().gradient(name, self._away({name: tensor})[name])
+    def __init__(self, center: Any = None, name: str | None = None):
+        super().__init__(center, name)
 
     def _value(self, tensor: Tensor) -> Tensor:
         return tensor.square().sum()
@@ -88,37 +57,16 @@ class L2(_OfTensors):
     def _slope(self, tensor: Tensor) -> Tensor:
         return 2 * tensor
 
-    def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # noqa: N803, as scikit-learn names it
-        return "L2()" if self.center is None else f"L2(center=<{type(self.center).__name__}>)"
 
-    @property
-    def _term(self) -> str:  # type: ignore[override]
-        return "l2" if self.center is None else "l2_center"
+class _KinkAtZero(OfTensors):
+    """A penalty that is not differentiable where a coordinate is zero."""
 
-    def _away(self, params: Params) -> Params:
-        """Differences from the center, which must have every tensor in its shape."""
-        if self.center is None:
-            return params
-        center = own_names(self.center, "center")
-        missing = [name for name in params if name not in center]
-        if missing:
-            raise ValueError(
-                f"Expected a center for {list(params)}, got one for {list(center)}: {missing} "
-                "missing; add them, or restrict the penalty by .on(...)."
-            )
-        found = {}
-        for name, tensor in params.items():
-            own = as_tensor(center[name]).to(tensor)
-            if own.shape != tensor.shape:
-                raise ValueError(
-                    f"Expected a center of shape {tuple(tensor.shape)} for {name!r}, got "
-                    f"{tuple(own.shape)}."
-                )
-            found[name] = tensor - own.detach()
-        return found
+    def smooth(self, name: str, tensor: Tensor) -> Tensor:
+        """Where ``theta`` is not zero."""
+        return tensor != 0
 
 
-class WeightDecay(_OfTensors):
+class WeightDecay(OfTensors):
     """``R = 1/2 sum theta^2``: the coefficient is torch's ``weight_decay``.
 
     Examples
@@ -138,19 +86,32 @@ class WeightDecay(_OfTensors):
         return tensor
 
 
-class L1(_OfTensors):
+class L1(Anchored):
     """Lasso, ``R = sum |theta|`` (coefficient ``2 alpha`` of scikit-learn's ``Lasso``).
 
-    A coordinate at zero gives the inequality ``|g| <= coef`` instead of an equation.
+    With a center it is the distance ``R = sum |theta - center|``, and the term is ``l1_center``, or
+    ``l1_<name>``. A coordinate at zero, or at the center, gives the inequality ``|g| <= coef``
+    instead of an equation.
+
+    Parameters
+    ----------
+    center : dict of str to array or Tensor, or torch.nn.Module, default=None
+        A value for every tensor in scope, under its name; others are ignored. None is zero.
+    name : str, default=None
+        A word for the term, which keeps several centers apart.
 
     Examples
     --------
     >>> L1().terms({"w": torch.tensor([3.0, -4.0])}, None)
     {'l1': tensor(7.)}
+    >>> L1(center={"w": [1.0, -4.0]}).terms({"w": torch.tensor([3.0, -4.0])}, None)
+    {'l1_center': tensor(2.)}
     """
 
-    elementwise = True
-    _term = "l1"
+    _kind = "l1"
+
+    def __init__(self, center: Any = None, name: str | None = None):
+        super().__init__(center, name)
 
     def _value(self, tensor: Tensor) -> Tensor:
         return tensor.abs().sum()
@@ -159,11 +120,15 @@ class L1(_OfTensors):
         return tensor.sign()
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
-        """Where ``theta`` is not zero."""
-        return tensor != 0
+        """Where ``theta`` is not at the center."""
+        return self._away({name: tensor})[name] != 0
+
+    def beside(self, name: str, tensor: Tensor, step: Tensor) -> dict[str, Tensor]:
+        """The gradient on the step's side of the center."""
+        return {self._term: self._slope(self._away({name: tensor})[name] + step)}
 
 
-class SmoothL1(_OfTensors):
+class SmoothL1(OfTensors):
     """Smoothed lasso, ``R = sum h_delta(theta)`` with torch's ``smooth_l1_loss(beta=delta)``.
 
     ``h_delta(x) = x^2 / (2 delta)`` for ``|x| < delta`` and ``|x| - delta / 2`` beyond.
@@ -226,7 +191,7 @@ class ElasticNet(Penalty):
         return L2().gradient(name, tensor) | SmoothL1(self.delta).gradient(name, tensor)
 
 
-class Power(_OfTensors):
+class Power(OfTensors):
     """``R = sum |theta|^q``.
 
     Parameters
@@ -260,35 +225,195 @@ class Power(_OfTensors):
         return torch.ones_like(tensor, dtype=torch.bool) if self.q > 1 else tensor != 0
 
 
-class L21(_OfTensors):
-    """Group lasso over features, ``R = sum_j ||W[:, j]||_2`` (``MultiTaskLasso``: ``2 alpha``).
+class LogPenalty(_KinkAtZero):
+    """Logarithm, ``R = sum log(1 + |theta| / eps)``, which iterated l1 minimizes [1]_.
 
-    ``W`` has shape (outputs, features); further axes (kernels) belong to the output axis'
-    norm. In a tensor with one axis every entry is a feature of its own.
+    Parameters
+    ----------
+    eps : float
+        Where it turns from the shape of l1 to a logarithm, in the units of the weights.
+
+    References
+    ----------
+    .. [1] Candes, Wakin and Boyd (2008), Enhancing sparsity by reweighted l1 minimization.
 
     Examples
     --------
-    >>> L21().terms({"w": torch.tensor([[3.0, 1.0], [4.0, 0.0]])}, None)
-    {'l21': tensor(6.)}
+    >>> LogPenalty(eps=0.5).terms({"w": torch.tensor([0.5, -1.5])}, None)
+    {'log': tensor(2.0794)}
     """
 
-    _term = "l21"
+    elementwise = True
+    _term = "log"
+    _allowed: ClassVar = {"eps": number(above=0)}
+
+    def __init__(self, eps: float):
+        self.eps = eps
 
     def _value(self, tensor: Tensor) -> Tensor:
-        return _feature_norms(tensor).sum()
+        return torch.log1p(tensor.abs() / self.eps).sum()
 
     def _slope(self, tensor: Tensor) -> Tensor:
-        norms = _feature_norms(tensor)
-        return tensor / torch.where(norms == 0, 1.0, norms)
-
-    def smooth(self, name: str, tensor: Tensor) -> Tensor:
-        """Features that are not zero in all outputs."""
-        return (_feature_norms(tensor) != 0).expand_as(tensor)
+        return tensor.sign() / (self.eps + tensor.abs())
 
 
-def _feature_norms(tensor: Tensor) -> Tensor:
-    """Norm over all axes but the second, kept for broadcasting."""
-    if tensor.ndim < 2:
-        return tensor.abs()
-    axes = [axis for axis in range(tensor.ndim) if axis != 1]
-    return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True)  # type: ignore[no-any-return]
+class LogCosh(OfTensors):
+    """``R = sum log cosh(theta / scale)``: like l2 near zero, like l1 far from it.
+
+    Parameters
+    ----------
+    scale : float
+        Where it turns from the one to the other, in the units of the weights.
+
+    Examples
+    --------
+    >>> LogCosh(scale=1.0).terms({"w": torch.tensor([0.0, 1.0])}, None)
+    {'log_cosh': tensor(0.4338)}
+    """
+
+    elementwise = True
+    _term = "log_cosh"
+    _allowed: ClassVar = {"scale": number(above=0)}
+
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def _value(self, tensor: Tensor) -> Tensor:
+        x = tensor / self.scale
+        return (torch.logaddexp(x, -x) - math.log(2)).sum()
+
+    def _slope(self, tensor: Tensor) -> Tensor:
+        return torch.tanh(tensor / self.scale) / self.scale
+
+
+class SCAD(_KinkAtZero):
+    """Smoothly clipped absolute deviation [1]_, ``R = sum p(|theta|)``.
+
+    ``p(t) = lam t`` up to ``lam``, ``(2 a lam t - t^2 - lam^2) / (2 (a - 1))`` up to ``a lam``, and
+    ``lam^2 (a + 1) / 2`` beyond. The coefficient multiplies all of it.
+
+    Parameters
+    ----------
+    lam : float
+        Slope at zero and width of the l1 part, in the units of the weights.
+    a : float, default=3.7
+        Where the penalty is flat, in multiples of ``lam``; above 2.
+
+    References
+    ----------
+    .. [1] Fan and Li (2001), Variable selection via nonconcave penalized likelihood and its oracle
+       properties.
+
+    Examples
+    --------
+    >>> SCAD(lam=1.0, a=3.0).terms({"w": torch.tensor([0.5, -2.0, 9.0])}, None)
+    {'scad': tensor(4.2500)}
+    """
+
+    elementwise = True
+    _term = "scad"
+    _allowed: ClassVar = {"lam": number(above=0), "a": number(above=2)}
+
+    def __init__(self, lam: float, a: float = 3.7):
+        self.lam = lam
+        self.a = a
+
+    def _value(self, tensor: Tensor) -> Tensor:
+        size, lam, a = tensor.abs(), self.lam, self.a
+        middle = (2 * a * lam * size - size.square() - lam**2) / (2 * (a - 1))
+        value = torch.where(size <= lam, lam * size, middle)
+        return torch.where(size <= a * lam, value, lam**2 * (a + 1) / 2).sum()
+
+    def _slope(self, tensor: Tensor) -> Tensor:
+        falling = (self.a * self.lam - tensor.abs()) / (self.a - 1)
+        return falling.clamp(0, self.lam) * tensor.sign()
+
+
+class MCP(_KinkAtZero):
+    """Minimax concave penalty [1]_, ``R = sum p(|theta|)``.
+
+    ``p(t) = lam t - t^2 / (2 gamma)`` up to ``gamma lam``, and ``gamma lam^2 / 2`` beyond. The
+    coefficient multiplies all of it.
+
+    Parameters
+    ----------
+    lam : float
+        Slope at zero, in the units of the weights.
+    gamma : float, default=3.0
+        Where the penalty is flat, in multiples of ``lam``; above 1.
+
+    References
+    ----------
+    .. [1] Zhang (2010), Nearly unbiased variable selection under minimax concave penalty.
+
+    Examples
+    --------
+    >>> MCP(lam=1.0, gamma=2.0).terms({"w": torch.tensor([1.0, -9.0])}, None)
+    {'mcp': tensor(1.7500)}
+    """
+
+    elementwise = True
+    _term = "mcp"
+    _allowed: ClassVar = {"lam": number(above=0), "gamma": number(above=1)}
+
+    def __init__(self, lam: float, gamma: float = 3.0):
+        self.lam = lam
+        self.gamma = gamma
+
+    def _value(self, tensor: Tensor) -> Tensor:
+        size = tensor.abs()
+        value = self.lam * size - size.square() / (2 * self.gamma)
+        return torch.where(size <= self.gamma * self.lam, value, self.gamma * self.lam**2 / 2).sum()
+
+    def _slope(self, tensor: Tensor) -> Tensor:
+        return (self.lam - tensor.abs() / self.gamma).clamp(min=0) * tensor.sign()
+
+
+class L1Squared(_KinkAtZero):
+    """Exclusive lasso over tensors [1]_, ``R = sum_l (sum_j |theta_lj|)^2``, l over the tensors.
+
+    Of one tensor its gradient is a multiple of that of ``l1``. So is that of the square of the sum
+    over all tensors, for which ``l1`` stands.
+
+    References
+    ----------
+    .. [1] Zhou, Jin and Hoi (2010), Exclusive lasso for multi-task feature selection.
+
+    Examples
+    --------
+    >>> L1Squared().terms({"a": torch.tensor([3.0, -4.0]), "b": torch.tensor([2.0])}, None)
+    {'l1_squared': tensor(53.)}
+    """
+
+    _term = "l1_squared"
+
+    def _value(self, tensor: Tensor) -> Tensor:
+        return tensor.abs().sum().square()
+
+    def _slope(self, tensor: Tensor) -> Tensor:
+        return 2 * tensor.abs().sum() * tensor.sign()
+
+
+class L1OverL2(_KinkAtZero):
+    """Scale-invariant sparsity [1]_, ``R = sum_l |theta_l|_1 / |theta_l|_2``, l over the tensors.
+
+    It is between 1 and the root of the number of entries for each tensor, and 0 for one of zeros.
+
+    References
+    ----------
+    .. [1] Krishnan, Tay and Fergus (2011), Blind deconvolution using a normalized sparsity measure.
+
+    Examples
+    --------
+    >>> L1OverL2().terms({"w": torch.tensor([3.0, -4.0])}, None)
+    {'l1_over_l2': tensor(1.4000)}
+    """
+
+    _term = "l1_over_l2"
+
+    def _value(self, tensor: Tensor) -> Tensor:
+        return tensor.abs().sum() / unless_zero(cast(Tensor, torch.linalg.vector_norm(tensor)))
+
+    def _slope(self, tensor: Tensor) -> Tensor:
+        norm = unless_zero(cast(Tensor, torch.linalg.vector_norm(tensor)))
+        return tensor.sign() / norm - (tensor.abs().sum() / norm**3) * tensor

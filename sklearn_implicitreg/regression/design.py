@@ -122,20 +122,25 @@ class Design:
                 rows = slice(at, at + _CHUNK)
                 yield start + at, full[rows], None if smooth is None else smooth[rows]
 
-    def columns(self, name: str, tensor: Tensor | None = None) -> Tensor:
-        """All columns for one tensor, (numel, k); with ``tensor`` at other values of it."""
+    def columns(self, name: str) -> Tensor:
+        """All columns for one tensor, (numel, k)."""
         if not self.parts:
             return self.designs[name]
-        at = self.weights(name) if tensor is None else tensor
-        return self._widened(name, self._piece(name, 0, at, self._reaching.get(name, [])).columns)
+        parts = self._reaching.get(name, [])
+        return self._widened(name, self._piece(name, 0, self.weights(name), parts).columns)
 
-    def known(self, name: str, tensor: Tensor | None = None) -> Tensor | None:
+    def known(self, name: str) -> Tensor | None:
         """Gradient of the penalties with known coefficients, (numel,)."""
         if not self.parts:
             return self.knowns.get(name)
         fixed = [part for part in self._reaching.get(name, []) if part.leaf.coef is not None]
-        at = self.weights(name) if tensor is None else tensor
-        return self._piece(name, 0, at, fixed).known
+        return self._piece(name, 0, self.weights(name), fixed).known
+
+    def beside(self, name: str, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        """All columns for one tensor and its known part, a tiny step away from the kinks."""
+        parts = self._reaching.get(name, [])
+        piece = self._piece(name, 0, self.weights(name), parts, step)
+        return self._widened(name, piece.columns), piece.known
 
     def smooth(self, name: str) -> Tensor | None:
         """Mask of the coordinates at which all terms are differentiable; None: all of them."""
@@ -193,11 +198,18 @@ class Design:
         full[:, list(self.support(name))] = own
         return full
 
-    def _piece(self, name: str, start: int, at: Tensor, parts: list[LeafColumns]) -> Piece:
-        """Columns of one tensor or of a chunk of it."""
+    def _piece(
+        self,
+        name: str,
+        start: int,
+        at: Tensor,
+        parts: list[LeafColumns],
+        step: Tensor | None = None,
+    ) -> Piece:
+        """Columns of one tensor or of a chunk of it, or a step away from there."""
         columns, known, smooth = [], None, None
         for part in parts:
-            own = part.columns(name, at)
+            own = part.columns(name, at) if step is None else part.beside(name, at, step)
             if part.leaf.coef is None:
                 for column in own:
                     columns.append(column.reshape(-1))

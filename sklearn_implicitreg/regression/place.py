@@ -125,10 +125,12 @@ class Place:
         n = sum(self.problem.params[name].numel() for name in self.names)
         return n - self.system.n_equations
 
-    def target(self, name: str, tensor: Tensor | None = None) -> Tensor:
+    def target(self, name: str) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""
+        return self._target(name, self.design.known(name))
+
+    def _target(self, name: str, known: Tensor | None) -> Tensor:
         slope = self.gradient.value[name].reshape(-1)
-        known = self.design.known(name, tensor)
         return -slope if known is None else -(slope + known)
 
     def inequalities(self, coef: Array, slack: float = 0.0) -> Inequalities:
@@ -146,9 +148,9 @@ class Place:
             dropped = self.dropped(name)
             if dropped is None:
                 continue
-            side, beside, slope = self._beside(name, dropped)
+            side, target, slope = self._beside(name, dropped)
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
-            descent = (self.target(name, beside) - bound) * side.sign()
+            descent = (target - bound) * side.sign()
             violated += int((dropped & (descent > slack + 1e-6 * scale)).sum())
         return Inequalities(dropped_here, violated)
 
@@ -162,11 +164,11 @@ class Place:
             dropped = self.dropped(name)
             if dropped is None:
                 continue
-            _, beside, slope = self._beside(name, dropped)
+            _, target, slope = self._beside(name, dropped)
             steep = torch.nonzero((slope[dropped].abs() > _NUDGE**0.5).any(0)).reshape(-1)
             if len(steep) == 1:
                 term = self.design.term_names[int(steep)]
-                target, own = self.target(name, beside)[dropped], slope[dropped, int(steep)]
+                target, own = target[dropped], slope[dropped, int(steep)]
                 ratio = torch.where(target == 0, 0.0, target / own).max()
                 bounds[term] = max(bounds.get(term, 0.0), float(ratio))
         return bounds
@@ -237,12 +239,13 @@ class Place:
         return None if smooth is None or bool(smooth.all()) else ~smooth
 
     def _beside(self, name: str, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Direction of descent, the tensor a touch along it from its kinks, its columns."""
-        tensor, target = self.design.weights(name), self.target(name)
+        """Direction of descent, and target and columns a touch along it from the kinks."""
+        target = self.target(name)
         free = self.problem.free.get(name)
         ones = torch.ones_like(target)
         side = target if free is None else torch.where(free.reshape(-1), target, ones)
         size = side.abs().max()
         nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
-        beside = tensor + nudge.reshape(tensor.shape)
-        return side, beside, self.design.columns(name, beside)
+        shape = self.problem.params[name].shape
+        columns, known = self.design.beside(name, nudge.reshape(shape))
+        return side, self._target(name, known), columns

@@ -47,6 +47,7 @@ def module():
 
 
 NET = module()
+SQUARES = {name: p.detach().square() for name, p in NET.named_parameters()}
 
 
 @cache
@@ -116,6 +117,7 @@ KINDS = {
     "model": [*WRONG, 3, Ridge, nn.Linear, nn.LazyLinear(1), X],
     "estimator": [*WRONG, 3, Ridge, NET, Ridge()],
     "path": [None, 1j, [], object(), {1}, 3, True],
+    "word": [1j, [], object(), {1}, 3, True],
     "folder": [1j, [], object(), {1}, 3, True],
     "function": [*WRONG, 3, True],
     "penalty": [*WRONG, 3, True, penalties.L2, RIDGE],
@@ -373,7 +375,24 @@ CALLS = {
     "SmoothL1": (penalties.SmoothL1, of_family, {}, {"delta": "positive"}),
     "ElasticNet": (penalties.ElasticNet, of_family, {}, {"delta": "positive"}),
     "Power": (penalties.Power, of_family, {}, {"q": "positive"}),
-    "L2": (penalties.L2, of_family, {}, {"center": "dict"}),
+    "L1": (penalties.L1, of_family, {}, {"center": "dict", "name": "word"}),
+    "L2": (penalties.L2, of_family, {}, {"center": "dict", "name": "word"}),
+    "EWC": (
+        penalties.EWC, of_family, {"center": NET, "weights": SQUARES},
+        {"center": "dict", "weights": "dict", "name": "word"},
+    ),
+    "PreconditionedL2": (
+        penalties.PreconditionedL2, of_family, {"v": SQUARES}, {"v": "dict", "eps": "least0"}
+    ),
+    "LogPenalty": (penalties.LogPenalty, of_family, {"eps": 0.1}, {"eps": "positive"}),
+    "LogCosh": (penalties.LogCosh, of_family, {"scale": 0.1}, {"scale": "positive"}),
+    "SCAD": (penalties.SCAD, of_family, {"lam": 1.0}, {"lam": "positive", "a": "positive"}),
+    "MCP": (penalties.MCP, of_family, {"lam": 1.0}, {"lam": "positive", "gamma": "positive"}),
+    "GroupLasso": (
+        penalties.GroupLasso, of_family, {},
+        {"by": "name", "n_heads": "count?", "tol": "share"},
+    ),
+    "MaxNorm": (penalties.MaxNorm, of_family, {}, {"tol": "share"}),
     "ActivationL2": (penalties.ActivationL2, of_family, {"layer": "1"}, {"layer": "name"}),
     "Callables": (
         penalties.Callables, of_family, {"functions": {"a": lambda p: p["0.weight"].sum()}},

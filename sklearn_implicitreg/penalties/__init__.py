@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from sklearn_implicitreg.penalties.base import Fixed, Grouped, Penalty, Scoped, Sum
+from sklearn_implicitreg.penalties.base import Fixed, Frame, Grouped, Penalty, Scoped, Sum
 from sklearn_implicitreg.penalties.checks import check_penalty
 from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
@@ -14,6 +14,19 @@ from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
+from sklearn_implicitreg.penalties.spectra import (
+    ConditionNumber,
+    EffectiveDepth,
+    LogDet,
+    LogNormVariance,
+    LogSpectralNorm,
+    Nuclear,
+    Schatten,
+    SpectralEntropy,
+    SpectralGap,
+    SpectralNorm,
+    StableRank,
+)
 from sklearn_implicitreg.penalties.structured import (
     Structured,
     StructuredPenalty,
@@ -41,20 +54,32 @@ __all__ = [
     "ActivationL2",
     "BatchGradientNorm",
     "Callables",
+    "ConditionNumber",
     "Diagonal",
     "Dropout",
     "EarlyStopping",
+    "EffectiveDepth",
     "ElasticNet",
     "FittedPenalty",
     "Fixed",
+    "Frame",
     "GradientNorm",
     "Grouped",
+    "LogDet",
+    "LogNormVariance",
+    "LogSpectralNorm",
+    "Nuclear",
     "Penalty",
     "Power",
     "Quadratic",
     "RowBatch",
+    "Schatten",
     "Scoped",
     "SmoothL1",
+    "SpectralEntropy",
+    "SpectralGap",
+    "SpectralNorm",
+    "StableRank",
     "Structured",
     "StructuredPenalty",
     "StructuredSolution",
@@ -73,6 +98,17 @@ FAMILIES: dict[str, type[Penalty]] = {
     "weight_decay": WeightDecay,
     "power": Power,
     "l21": L21,
+    "nuclear": Nuclear,
+    "schatten": Schatten,
+    "log_det": LogDet,
+    "spectral_norm": SpectralNorm,
+    "log_spectral_norm": LogSpectralNorm,
+    "stable_rank": StableRank,
+    "spectral_entropy": SpectralEntropy,
+    "spectral_gap": SpectralGap,
+    "condition_number": ConditionNumber,
+    "effective_depth": EffectiveDepth,
+    "log_norm_variance": LogNormVariance,
 }
 
 # Other words for families, whose terms have the names of the family.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Number
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,43 @@ class Leaf:
         return {t: factor * v for t, v in self.penalty.terms(seen, problem).items()}
 
 
+class Frame(NamedTuple):
+    """Bases of a tensor as a matrix, its first axis by the others, in which R has derivatives.
+
+    ``left`` (m, m) and ``right`` (n, n) hold orthonormal columns. ``mask`` (m, n) is False in a
+    block of some rows and columns of ``left' W right``, which is zero and a kink of R.
+    """
+
+    left: Tensor
+    right: Tensor
+    mask: Tensor
+
+    def rotated(self, tensor: Tensor) -> Tensor:
+        """A tensor of the same shape, or all its coordinates, in these bases, (m, n)."""
+        return self.left.T @ tensor.reshape(self.mask.shape).to(self.left) @ self.right
+
+    def restored(self, matrix: Tensor) -> Tensor:
+        """A matrix in these bases in the tensor's own coordinates, (m, n)."""
+        return self.left @ matrix @ self.right.T
+
+    def projected(self, tensor: Tensor) -> Tensor:
+        """A tensor without its part in the block."""
+        inside = self.rotated(tensor).masked_fill(~self.mask, 0.0)
+        return self.restored(inside).reshape(tensor.shape)
+
+    def block(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the block; ValueError if what ``mask`` leaves out is none."""
+        out = ~self.mask
+        rows, columns = (torch.nonzero(out.any(dim=axis)).reshape(-1) for axis in (1, 0))
+        if not bool(out[rows][:, columns].all()):
+            raise ValueError("Expected the mask of a frame to leave out rows by columns, a block.")
+        return rows, columns
+
+    def is_like(self, other: Frame) -> bool:
+        """Whether another has the same bases and block."""
+        return all(torch.equal(*pair) for pair in zip(self, other, strict=True))
+
+
 class Penalty(Checked, BaseEstimator):
     """A family of penalties ``R = sum_k coef_k * R_k(theta)`` with unknown coefficients.
 
@@ -55,8 +92,9 @@ class Penalty(Checked, BaseEstimator):
 
     Optional: ``gradient(name, tensor)``, the gradients of the terms with respect to one tensor, of
     penalties that are sums over tensors; ``smooth(name, tensor)``, a mask of the coordinates at
-    which every term is differentiable; ``stochastic = True`` of a penalty that draws random
-    numbers, seeded by ``problem.draw``, and on a trajectory needs instruments.
+    which every term is differentiable, or a :class:`Frame` of bases with such a mask;
+    ``stochastic = True`` of a penalty that draws random numbers, seeded by ``problem.draw``, and on
+    a trajectory needs instruments.
 
     Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some tensors),
     ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a known coefficient).

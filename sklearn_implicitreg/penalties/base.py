@@ -55,17 +55,22 @@ class Frame(NamedTuple):
     block of some rows and columns of ``left' W right``, which is zero and a kink of R.
     """
 
+    # Rows without a part in the block are turned back to the tensor's own columns, in which a
+    # penalty's gradient is spread out: in singular bases one equation may determine a coefficient.
+
     left: Tensor
     right: Tensor
     mask: Tensor
 
     def rotated(self, tensor: Tensor) -> Tensor:
         """A tensor of the same shape, or all its coordinates, in these bases, (m, n)."""
-        return self.left.T @ tensor.reshape(self.mask.shape).to(self.left) @ self.right
+        turned = self.left.T @ tensor.reshape(self.mask.shape).to(self.left)
+        return torch.where(self.mask.all(dim=1, keepdim=True), turned, turned @ self.right)
 
     def restored(self, matrix: Tensor) -> Tensor:
         """A matrix in these bases in the tensor's own coordinates, (m, n)."""
-        return self.left @ matrix @ self.right.T
+        own = torch.where(self.mask.all(dim=1, keepdim=True), matrix, matrix @ self.right.T)
+        return self.left @ own
 
     def projected(self, tensor: Tensor) -> Tensor:
         """A tensor without its part in the block."""

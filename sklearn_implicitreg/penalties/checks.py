@@ -192,8 +192,11 @@ class _Check:
             first = tensor[:, :1] if tensor.ndim > 1 else tensor.reshape(-1)[:1]
             first.zero_()
         for name, tensor in at.items():
-            direction = _smooth(self.penalty, at, name)((tensor == 0).to(tensor))
-            middle, jumps = self.terms(at), []
+            try:
+                smooth, middle = _smooth(self.penalty, at, name), self.terms(at)
+            except ValueError:  # R has no value or no derivative there, and says so
+                return
+            direction, jumps = smooth((tensor == 0).to(tensor)), []
             for step in (_STEP, _STEP / 100):
                 ahead, behind = (
                     self.terms(at | {name: tensor + sign * step * direction}) for sign in (1, -1)

@@ -25,6 +25,11 @@ class _Factors(NamedTuple):
     values: Tensor
     right: Tensor
 
+    def times(self, values: Tensor) -> Tensor:
+        """``left @ diag(values) @ right`` with other values, of which many may be zero."""
+        used = torch.nonzero(values).reshape(-1)
+        return (self.left[:, used] * values[used]) @ self.right[used]
+
 
 # Of each tensor its matrix when it was last decomposed, and the factors; None outside of a fit.
 _Known = dict[str, tuple[Tensor, _Factors]]
@@ -78,8 +83,7 @@ class _SingularValues(torch.autograd.Function):
             values = torch.linalg.svdvals(matrix)
             (slope,) = torch.autograd.grad(values, matrix, slopes[0], create_graph=True)
             return slope, None
-        left, _, right = _decomposed(ctx.name, matrix)
-        return (left * slopes[0]) @ right, None
+        return _decomposed(ctx.name, matrix).times(slopes[0]), None
 
 
 def _singular_values(name: str, matrix: Tensor) -> Tensor:
@@ -169,12 +173,12 @@ class _SumOfMatrices(_Spectral):
         """``U diag(f'(s)) V'``; zero for a tensor with one axis."""
         if not self._counts(tensor):
             return {self._term: torch.zeros_like(tensor)}
-        left, values, right = _decomposed(name, tensor.flatten(1))
-        self._check(name, values)
+        factors = _decomposed(name, tensor.flatten(1))
+        self._check(name, factors.values)
         with torch.enable_grad():
-            at = values.clone().requires_grad_()
+            at = factors.values.clone().requires_grad_()
             (slope,) = torch.autograd.grad(self._value(at), at)
-        return {self._term: ((left * slope) @ right).reshape(tensor.shape)}
+        return {self._term: factors.times(slope).reshape(tensor.shape)}
 
     def _total(self, spectra: Params) -> Tensor:
         return torch.stack([self._value(values) for values in spectra.values()]).sum()

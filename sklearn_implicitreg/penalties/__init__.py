@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from sklearn_implicitreg.penalties.base import Fixed, Frame, Grouped, Penalty, Scoped, Sum
+from sklearn_implicitreg.penalties.base import Fixed, Grouped, Penalty, Scoped, Sum
 from sklearn_implicitreg.penalties.checks import check_penalty
 from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic

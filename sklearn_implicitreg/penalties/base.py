@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Number
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,48 +46,6 @@ class Leaf:
         seen = {name: params[name] for name in self.names}
         factor = 1.0 if self.coef is None else self.coef
         return {t: factor * v for t, v in self.penalty.terms(seen, problem).items()}
-
-
-class Frame(NamedTuple):
-    """Bases of a tensor as a matrix, its first axis by the others, in which R has derivatives.
-
-    ``left`` (m, m) and ``right`` (n, n) hold orthonormal columns. ``mask`` (m, n) is False in a
-    block of some rows and columns of ``left' W right``, which is zero and a kink of R.
-    """
-
-    # Rows without a part in the block are turned back to the tensor's own columns, in which a
-    # penalty's gradient is spread out: in singular bases one equation may determine a coefficient.
-
-    left: Tensor
-    right: Tensor
-    mask: Tensor
-
-    def rotated(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same shape, or all its coordinates, in these bases, (m, n)."""
-        turned = self.left.T @ tensor.reshape(self.mask.shape).to(self.left)
-        return torch.where(self.mask.all(dim=1, keepdim=True), turned, turned @ self.right)
-
-    def restored(self, matrix: Tensor) -> Tensor:
-        """A matrix in these bases in the tensor's own coordinates, (m, n)."""
-        own = torch.where(self.mask.all(dim=1, keepdim=True), matrix, matrix @ self.right.T)
-        return self.left @ own
-
-    def projected(self, tensor: Tensor) -> Tensor:
-        """A tensor without its part in the block."""
-        inside = self.rotated(tensor).masked_fill(~self.mask, 0.0)
-        return self.restored(inside).reshape(tensor.shape)
-
-    def block(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the block; ValueError if what ``mask`` leaves out is none."""
-        out = ~self.mask
-        rows, columns = (torch.nonzero(out.any(dim=axis)).reshape(-1) for axis in (1, 0))
-        if not bool(out[rows][:, columns].all()):
-            raise ValueError("Expected the mask of a frame to leave out rows by columns, a block.")
-        return rows, columns
-
-    def is_like(self, other: Frame) -> bool:
-        """Whether another has the same bases and block."""
-        return all(torch.equal(*pair) for pair in zip(self, other, strict=True))
 
 
 class Penalty(Checked, BaseEstimator):

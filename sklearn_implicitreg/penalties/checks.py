@@ -12,8 +12,9 @@ import torch
 from sklearn.base import clone
 from torch import Tensor, nn
 
-from sklearn_implicitreg.penalties.base import Frame, Penalty
+from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.penalties.columns import check_terms, gradient_of
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,

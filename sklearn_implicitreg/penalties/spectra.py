@@ -11,7 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.penalties.base import Frame, Leaf, Penalty
+from sklearn_implicitreg.penalties.base import Leaf, Penalty
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.parameters import number
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.penalties.base import Frame, Leaf, Penalty, name_terms
+from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
 from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.regression.chunks import Chunks
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.penalties.base import Frame
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import LossGradient, Problem
 from sklearn_implicitreg.regression.blocks import Block, as_rows, device_r_factor, streamed_r_factor
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped

@@ -16,7 +16,7 @@ from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.problem.parameters import number
 
-_EQUAL = 1e-12  # relative difference of singular values that rounding makes
+_EQUAL = 1e-6  # relative difference of singular values below which training meant them equal
 
 
 class _Factors(NamedTuple):

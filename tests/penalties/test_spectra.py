@@ -1,11 +1,13 @@
 """Penalties on singular values: formulas against NumPy, one decomposition, zeros, frames."""
 
 import gc
+import pickle
 import weakref
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator, equations
@@ -99,6 +101,31 @@ class TestFormulas:
             shared = torch.autograd.functional.hessian(value, tuple(matrices))
         for one, other in zip(sum(plain, ()), sum(shared, ()), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+    def test_columns_are_slopes_of_terms(self, name):
+        """By central differences in every weight, and by autograd."""
+        net, X, y = small_problem()
+        problem = adapt(net, Data(X, y), Options(loss="mse", params="all"))
+        params, penalty = problem.params, FAMILIES[name]()
+        leaves = {n: t.clone().requires_grad_() for n, t in params.items()}
+        value, design = penalty.terms(leaves, None)[name], Design.at(penalty, problem)
+        exact = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        for (n, tensor), slope in zip(params.items(), exact, strict=True):
+            columns = design.columns(n)
+            torch.testing.assert_close(columns[:, 0], slope.reshape(-1), rtol=1e-11, atol=1e-13)
+            for i in range(tensor.numel()):
+                step = torch.zeros(tensor.numel()).double()
+                step[i] = 1e-5
+                step = step.reshape(tensor.shape)
+                ahead = penalty.terms(params | {n: tensor + step}, None)[name]
+                behind = penalty.terms(params | {n: tensor - step}, None)[name]
+                assert float(ahead - behind) / 2e-5 == pytest.approx(float(columns[i]), 1e-6, 1e-7)
+
+    def test_clone_repr_pickle(self, name):
+        penalty = FAMILIES[name]()
+        for other in (clone(penalty), pickle.loads(pickle.dumps(penalty)), eval(repr(penalty))):
+            assert type(other) is type(penalty)
+            assert other.terms(TENSORS, None) == penalty.terms(TENSORS, None)
 
     def test_no_matrix(self, name):
         with pytest.raises(ValueError, match="Expected a tensor for .* with two axes"):

@@ -22,6 +22,7 @@ from sklearn_implicitreg.endpoints.endpoint import Endpoint, endpoint_targets, h
 from sklearn_implicitreg.endpoints.precomputed import given_equations
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import Fixed, Penalty, Structured, as_penalty, penalty_with_terms
+from sklearn_implicitreg.penalties.spectra import shared_decompositions
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
@@ -284,6 +285,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.random_state = random_state
         self.verbose = verbose
 
+    @shared_decompositions()
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the coefficients at the trained weights.
 

@@ -20,6 +20,7 @@ from sklearn_implicitreg.endpoints.templates import routing_enabled
 from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_words
 from sklearn_implicitreg.penalties import Penalty, penalty_with_terms
 from sklearn_implicitreg.penalties.base import same
+from sklearn_implicitreg.penalties.spectra import shared_decompositions
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -186,6 +187,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.random_state = random_state
         self.verbose = verbose
 
+    @shared_decompositions()
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Compare the families, and fit the one that is taken.
 

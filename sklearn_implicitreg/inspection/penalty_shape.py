@@ -369,6 +369,12 @@ def _points(fit: Any, equations: Any) -> tuple[Array, Array, Any]:
 def _fitted(fit: Any, targets: Any) -> Pair:
     """Weight and gradient of the fitted penalty at every parameter."""
     both = targets.equations(fit._penalty(targets.problem, _Weight() + fit_penalty(fit)))
+    if any(place.design.frame(name) for place in both.places for name in place.names):
+        raise ValueError(
+            f"Expected equations of single weights, got those of {fit.family!r} in singular bases, "
+            "where some singular values count as zero: R has no shape there; draw the fit by "
+            "GradientMatchDisplay."
+        )
     own = [i for i, name in enumerate(both.term_names) if name.startswith(_Weight._term)]
     names = list(fit.term_names_)
     rest = [i for i in both.family if i not in own]

@@ -12,6 +12,7 @@ from sklearn_implicitreg.penalties.checks import check_penalty
 from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.groups import L21, GroupLasso, MaxNorm
@@ -23,6 +24,19 @@ from sklearn_implicitreg.penalties.matrices import (
     RowNormVariance,
 )
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
+from sklearn_implicitreg.penalties.spectra import (
+    ConditionNumber,
+    EffectiveDepth,
+    LogDet,
+    LogNormVariance,
+    LogSpectralNorm,
+    Nuclear,
+    Schatten,
+    SpectralEntropy,
+    SpectralGap,
+    SpectralNorm,
+    StableRank,
+)
 from sklearn_implicitreg.penalties.spline import Spline
 from sklearn_implicitreg.penalties.structured import (
     Structured,
@@ -60,12 +74,15 @@ __all__ = [
     "BatchGradientNorm",
     "Callables",
     "Coherence",
+    "ConditionNumber",
     "Diagonal",
     "Dropout",
     "EarlyStopping",
+    "EffectiveDepth",
     "ElasticNet",
     "FittedPenalty",
     "Fixed",
+    "Frame",
     "GradientNorm",
     "GroupLasso",
     "Grouped",
@@ -78,6 +95,10 @@ __all__ = [
     "LogPenalty",
     "MaxNorm",
     "Orthogonality",
+    "LogDet",
+    "LogNormVariance",
+    "LogSpectralNorm",
+    "Nuclear",
     "Penalty",
     "Power",
     "PreconditionedL2",
@@ -87,6 +108,11 @@ __all__ = [
     "Scoped",
     "SmoothL1",
     "Spline",
+    "Schatten",
+    "SpectralEntropy",
+    "SpectralGap",
+    "SpectralNorm",
+    "StableRank",
     "Structured",
     "StructuredPenalty",
     "StructuredSolution",
@@ -114,6 +140,17 @@ FAMILIES: dict[str, type[Penalty]] = {
     "layer_balance": LayerBalance,
     "coherence": Coherence,
     "orthogonality": Orthogonality,
+    "nuclear": Nuclear,
+    "schatten": Schatten,
+    "log_det": LogDet,
+    "spectral_norm": SpectralNorm,
+    "log_spectral_norm": LogSpectralNorm,
+    "stable_rank": StableRank,
+    "spectral_entropy": SpectralEntropy,
+    "spectral_gap": SpectralGap,
+    "condition_number": ConditionNumber,
+    "effective_depth": EffectiveDepth,
+    "log_norm_variance": LogNormVariance,
 }
 
 # Other words for families, whose terms have the names of the family.

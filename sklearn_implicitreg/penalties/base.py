@@ -55,10 +55,11 @@ class Penalty(Checked, BaseEstimator):
 
     Optional: ``gradient(name, tensor)``, the gradients of the terms with respect to one tensor, of
     penalties that are sums over tensors; ``smooth(name, tensor)``, a mask of the coordinates at
-    which every term is differentiable; ``beside(name, tensor, step)``, the gradients a tiny step
-    away from the kinks where they are not those at ``tensor + step``, as where small weights count
-    as zero; ``stochastic = True`` of a penalty that draws random
-    numbers, seeded by ``problem.draw``, and on a trajectory needs instruments.
+    which every term is differentiable, or a :class:`Frame` of bases with such a mask;
+    ``beside(name, tensor, step)``, the gradients a tiny step away from the kinks where they are not
+    those at ``tensor + step``, as where small weights count as zero; ``stochastic = True`` of a
+    penalty that draws random numbers, seeded by ``problem.draw``, and on a trajectory needs
+    instruments.
 
     Penalties are combined with ``a + b`` (joined), ``a.on("fc1")`` (restricted to some tensors),
     ``a.per("layer")`` (one coefficient per layer) and ``0.1 * a`` (a known coefficient).

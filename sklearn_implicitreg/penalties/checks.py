@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import random
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.penalties.columns import check_terms, gradient_of
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -23,6 +25,7 @@ from sklearn_implicitreg.problem.parameters import (
 )
 
 _STEP = 1e-6  # of the central differences
+_Projection = Callable[[Tensor], Tensor]
 _GLOBAL = "A global random generator was used; draw from batch.rng, or from a seeded generator."
 
 
@@ -87,11 +90,11 @@ def check_penalty(
     if problem is not None:
         _check_rows(penalty, params, problem)
     for name in params:
-        mask = _smooth(penalty, params, name)
-        check.closed_form(params, name, values, mask)
+        smooth = _smooth(penalty, params, name)
+        check.closed_form(params, name, values, smooth)
         for term, value in values.items():
             for entry in range(value.numel()):
-                check.differences(params, name, (term, entry), mask)
+                check.differences(params, name, (term, entry), smooth)
     if problem is None:
         check.kinks(params)
 
@@ -126,7 +129,7 @@ class _Check:
             raise AssertionError(f"{what} has other values of {changed}.")
 
     def closed_form(
-        self, params: Params, name: str, values: dict[str, Tensor], mask: Tensor
+        self, params: Params, name: str, values: dict[str, Tensor], smooth: _Projection
     ) -> None:
         gradient = getattr(self.penalty, "gradient", None)
         if gradient is None:
@@ -142,7 +145,7 @@ class _Check:
                     f"{which} has shape {tuple(slope.shape)}, the tensor has {tuple(tensor.shape)}."
                 )
             exact = self._autograd(params, name, (term, 0))
-            if not torch.allclose(slope[mask], exact[mask], rtol=1e-10, atol=1e-12):
+            if not torch.allclose(smooth(slope), smooth(exact), rtol=1e-10, atol=1e-12):
                 raise AssertionError(f"{which} is not that of terms.")
         half = tensor.reshape(-1)[: (tensor.numel() + 1) // 2]
         pieces = gradient(name, half) if self.penalty.elementwise else {}
@@ -166,16 +169,18 @@ class _Check:
                     f"gradient of {term!r} at {name!r} is not affine in it; drop `affine`."
                 )
 
-    def differences(self, params: Params, name: str, entry: tuple[str, int], mask: Tensor) -> None:
+    def differences(
+        self, params: Params, name: str, entry: tuple[str, int], smooth: _Projection
+    ) -> None:
         tensor = params[name]
         direction = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
         # A step must not cross a kink at zero.
-        mask = mask & ((tensor == 0) | (tensor.abs() > 10 * _STEP))
-        direction = torch.where(mask, direction, 0.0)
+        near = (tensor != 0) & (tensor.abs() <= 10 * _STEP)
+        direction = smooth(direction.masked_fill(near, 0.0))
         ahead = self._value(params | {name: tensor + _STEP * direction}, entry)
         behind = self._value(params | {name: tensor - _STEP * direction}, entry)
         slope = float(ahead - behind) / (2 * _STEP)
-        exact = float((self._autograd(params, name, entry)[mask] * direction[mask]).sum())
+        exact = float((smooth(self._autograd(params, name, entry)) * direction).sum())
         # Written so that NaN fails.
         if not abs(slope - exact) <= 1e-6 * max(1.0, abs(exact)):
             raise AssertionError(
@@ -189,8 +194,11 @@ class _Check:
             first = tensor[:, :1] if tensor.ndim > 1 else tensor.reshape(-1)[:1]
             first.zero_()
         for name, tensor in at.items():
-            direction = (_smooth(self.penalty, at, name) & (tensor == 0)).to(tensor)
-            middle, jumps = self.terms(at), []
+            try:
+                smooth, middle = _smooth(self.penalty, at, name), self.terms(at)
+            except ValueError:  # R has no value or no derivative there, and says so
+                return
+            direction, jumps = smooth((tensor == 0).to(tensor)), []
             for step in (_STEP, _STEP / 100):
                 ahead, behind = (
                     self.terms(at | {name: tensor + sign * step * direction}) for sign in (1, -1)
@@ -252,7 +260,7 @@ def _pickled(penalty: Penalty) -> Penalty:
 
 def _parameters() -> Params:
     rng = np.random.default_rng(0)
-    shapes = {"layer.weight": (3, 4), "layer.bias": (3,), "out.weight": (2, 3)}
+    shapes = {"layer.weight": (3, 4), "layer.bias": (3,), "head.weight": (2, 3)}
     return {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()}
 
 
@@ -264,16 +272,30 @@ def _small_net() -> RowBatch:
     return RowBatch.of(net, X, y)
 
 
-def _smooth(penalty: Penalty, params: Params, name: str) -> Tensor:
-    mask = torch.ones_like(params[name], dtype=torch.bool)
+def _smooth(penalty: Penalty, params: Params, name: str) -> _Projection:
+    """What takes off a tensor's directions without a derivative."""
+    projections: list[_Projection] = []
     for leaf in penalty.leaves(params, None):
         smooth = getattr(leaf.penalty, "smooth", None)
         if smooth is not None and name in leaf.names:
-            own = smooth(name, params[name])
-            if not isinstance(own, Tensor) or own.dtype != torch.bool or own.shape != mask.shape:
-                raise AssertionError(
-                    f"smooth of {leaf.penalty!r} gives {shown(own)} at {name!r}, and not a mask of "
-                    f"the tensor's shape {tuple(mask.shape)}."
-                )
-            mask = mask & own
-    return mask
+            projections.append(_projection(leaf.penalty, name, params[name]))
+
+    def projected(tensor: Tensor) -> Tensor:
+        for projection in projections:
+            tensor = projection(tensor)
+        return tensor
+
+    return projected
+
+
+def _projection(penalty: Any, name: str, tensor: Tensor) -> _Projection:
+    own = penalty.smooth(name, tensor)
+    if isinstance(own, Frame):
+        own.block()
+        return own.projected
+    if not isinstance(own, Tensor) or own.dtype != torch.bool or own.shape != tensor.shape:
+        raise AssertionError(
+            f"smooth of {penalty!r} gives {shown(own)} at {name!r}, and not a mask of "
+            f"the tensor's shape {tuple(tensor.shape)}."
+        )
+    return lambda given: torch.where(own, given, 0.0)

@@ -45,7 +45,8 @@ class ClosedForm(LeafColumns):
         first = leaf.names[0]
         tensor = params[first].detach()
         # Names of terms need no more than one number where every number is alike.
-        self.terms = tuple(gradient(first, tensor.reshape(-1)[:1] if self.elementwise else tensor))
+        seen = tensor.reshape(-1)[:1] if self.elementwise else tensor.double()
+        self.terms = tuple(gradient(first, seen))
 
     def columns(self, name: str, tensor: Tensor) -> list[Tensor]:
         """Columns for one tensor; zero where the leaf does not see it."""

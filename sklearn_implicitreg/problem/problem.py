@@ -124,8 +124,10 @@ class Problem(ABC):
         """Names of the entries of a flattened tensor; None where they have numbers alone."""
         return None
 
-    def labels(self, name: str, entries: Indices) -> npt.NDArray[Any]:
-        """Names of some entries of a flattened tensor, or their numbers."""
+    def labels(self, name: str, entries: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Names of some entries of a flattened tensor, or their numbers; of pairs that they are."""
+        if entries.dtype.names:  # rows and columns in singular bases, which are no entries
+            return np.array([f"rotated ({i}, {j})" for i, j in entries.tolist()], dtype=object)
         names = self.entry_names(name)
         return entries if names is None else np.asarray(names, dtype=object)[entries]
 

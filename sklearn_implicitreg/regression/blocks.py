@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sklearn_implicitreg.regression.chunks import Chunks
 from sklearn_implicitreg.regression.system import Array, Rows, merge, r_factor, summed_r_factor
 
-# Where in the tensor they start and which they are (None: all from there), columns, target and
-# instruments of some equations.
-Block = tuple[tuple[int, Tensor | None], Tensor, Tensor, Tensor | None, Tensor | None]
+# Where in the tensor they start, which they are (None: all from there) and, in rotated bases, how
+# many columns these have; columns, target and instruments of some equations.
+Block = tuple[tuple[int, Tensor | None, int | None], Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def as_rows(name: str, block: Block) -> Rows:
     """Some equations of a tensor as arrays."""
-    (start, kept), design, target, *_ = block
+    (start, kept, width), design, target, *_ = block
     places = np.arange(len(target)) if kept is None else kept.cpu().numpy()
-    return (name,), start + places, design.cpu().numpy(), target.cpu().numpy()
+    places = start + places if width is None else _rotated(places, width)
+    return (name,), places, design.cpu().numpy(), target.cpu().numpy()
+
+
+def _rotated(places: npt.NDArray[np.int64], width: int) -> npt.NDArray[Any]:
+    """Rows and columns of places in rotated bases, which are no weights."""
+    found = np.empty(len(places), dtype=[("row", np.int64), ("column", np.int64)])
+    found["row"], found["column"] = np.divmod(places, width)
+    return found
 
 
 def streamed_r_factor(blocks: Chunks[Block], device: torch.device) -> tuple[Array, int]:

@@ -104,6 +104,8 @@ class _Both:
                 # Other coordinates may be at a kink, and the chunks may be others.
                 if one is None or other is None or not np.array_equal(one[1], other[1]):
                     return None
+                if one[1].dtype.names:  # each in bases of its own
+                    return None
                 design = _columns(one[2], self.treated) - _columns(other[2], self.control)
                 factors.append(r_factor(design, one[3] - other[3]))
                 n += len(design)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty, name_terms
 from sklearn_implicitreg.penalties.columns import LeafColumns, columns_of_leaves
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.regression.chunks import Chunks
 
@@ -29,6 +30,7 @@ class Piece(NamedTuple):
     smooth: Tensor | None  # (m,); None: everywhere
     instruments: Tensor | None
     room: Tensor | None = None  # (k + 1, m), the columns and a row for their target
+    frame: Frame | None = None  # bases that the coordinates are in, of a whole tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +117,15 @@ class Design:
         return Chunks(range(0, len(flat), _CHUNK), piece)
 
     def full_pieces(self, name: str) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Start, all columns and smooth coordinates of one tensor, in chunks of one size."""
-        for start, columns, _, smooth, *_ in self.pieces(name):
+        """Start, all columns and smooth coordinates of one tensor, in chunks of one size.
+
+        Columns in a frame are in the tensor's own coordinates, without their part at the kink.
+        """
+        for start, columns, _, smooth, _, _, frame in self.pieces(name):
             full = self._widened(name, columns)
+            if frame is not None:
+                inside = full.T.reshape(-1, *frame.mask.shape) * frame.mask
+                full, smooth = frame.restored(inside).reshape(len(inside), -1).T, None
             for at in range(0, max(len(full), 1), _CHUNK):
                 rows = slice(at, at + _CHUNK)
                 yield start + at, full[rows], None if smooth is None else smooth[rows]
@@ -126,27 +134,36 @@ class Design:
         """All columns for one tensor, (numel, k)."""
         if not self.parts:
             return self.designs[name]
-        parts = self._reaching.get(name, [])
-        return self._widened(name, self._piece(name, 0, self.weights(name), parts).columns)
+        room, _ = self._evaluated(name, self.weights(name), self._reaching.get(name, []))
+        return self._widened(name, room[:-1].T)
 
     def known(self, name: str) -> Tensor | None:
         """Gradient of the penalties with known coefficients, (numel,)."""
         if not self.parts:
             return self.knowns.get(name)
         fixed = [part for part in self._reaching.get(name, []) if part.leaf.coef is not None]
-        return self._piece(name, 0, self.weights(name), fixed).known
+        return self._evaluated(name, self.weights(name), fixed)[1]
 
     def beside(self, name: str, step: Tensor) -> tuple[Tensor, Tensor | None]:
         """All columns for one tensor and its known part, a tiny step away from the kinks."""
         parts = self._reaching.get(name, [])
-        piece = self._piece(name, 0, self.weights(name), parts, step)
-        return self._widened(name, piece.columns), piece.known
+        room, known = self._evaluated(name, self.weights(name), parts, step)
+        return self._widened(name, room[:-1].T), known
 
     def smooth(self, name: str) -> Tensor | None:
-        """Mask of the coordinates at which all terms are differentiable; None: all of them."""
+        """Mask of the coordinates at which all terms are differentiable; None: all of them.
+
+        The coordinates are those in the tensor's frame, where it has one.
+        """
         if not self.parts:
             return self.masks.get(name)
-        return self._piece(name, 0, self.weights(name), self._reaching.get(name, [])).smooth
+        return self._kinks(name, self.weights(name), self._reaching.get(name, []))[0]
+
+    def frame(self, name: str) -> Frame | None:
+        """Bases in which one tensor's kinks are coordinates; None: its own."""
+        # What can be evaluated on any piece of a tensor has none.
+        parts = [part for part in self._reaching.get(name, []) if not part.elementwise]
+        return self._kinks(name, self.weights(name), parts)[1] if parts else None
 
     @property
     def elementwise(self) -> bool:
@@ -198,16 +215,21 @@ class Design:
         full[:, list(self.support(name))] = own
         return full
 
-    def _piece(
-        self,
-        name: str,
-        start: int,
-        at: Tensor,
-        parts: list[LeafColumns],
-        step: Tensor | None = None,
-    ) -> Piece:
-        """Columns of one tensor or of a chunk of it, or a step away from there."""
-        columns, known, smooth = [], None, None
+    def _piece(self, name: str, start: int, at: Tensor, parts: list[LeafColumns]) -> Piece:
+        """Columns of one tensor or of a chunk of it."""
+        room, known = self._evaluated(name, at, parts)
+        smooth, frame = self._kinks(name, at, parts)
+        if frame is not None:
+            for row in room[:-1]:
+                row.copy_(frame.rotated(row).reshape(-1))
+            known = None if known is None else frame.rotated(known).reshape(-1)
+        return Piece(start, room[:-1].T, known, smooth, None, room, frame)
+
+    def _evaluated(
+        self, name: str, at: Tensor, parts: list[LeafColumns], step: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Columns as rows, with one more row for the target, and the known part."""
+        columns, known = [], None
         for part in parts:
             own = part.columns(name, at) if step is None else part.beside(name, at, step)
             if part.leaf.coef is None:
@@ -217,15 +239,43 @@ class Design:
                 for column in own:
                     more = part.leaf.coef * column.reshape(-1)
                     known = more if known is None else known + more
-            kinks = getattr(part.leaf.penalty, "smooth", None)
-            if kinks is not None and name in part.leaf.names:
-                mask = kinks(name, at).reshape(-1)
-                smooth = mask if smooth is None else smooth & mask
         # Column by column, as LAPACK wants it.
         room = at.new_empty((len(columns) + 1, at.numel()))
         for row, column in zip(room, columns, strict=False):
             row.copy_(column)
-        return Piece(start, room[:-1].T, known, smooth, None, room)
+        return room, known
+
+    def _kinks(
+        self, name: str, at: Tensor, parts: list[LeafColumns]
+    ) -> tuple[Tensor | None, Frame | None]:
+        """Mask of where all terms are differentiable, and the bases that it is in."""
+        smooth: Tensor | None = None
+        frame: Frame | None = None
+        for part in parts:
+            kinks = getattr(part.leaf.penalty, "smooth", None)
+            if kinks is None or name not in part.leaf.names:
+                continue
+            own = kinks(name, at)
+            if isinstance(own, Tensor):
+                mask = own.reshape(-1)
+                smooth = mask if smooth is None else smooth & mask
+            elif frame is None:
+                frame = own
+            elif not frame.is_like(own):
+                raise ValueError(
+                    f"Expected kinks of one kind at {name!r}, got two frames of bases, of "
+                    f"{part.leaf.penalty!r} and of another penalty; give both the same tolerance, "
+                    "or restrict them by .on(...) to different tensors."
+                )
+        if frame is None:
+            return smooth, None
+        if smooth is not None and not bool(smooth.all()):
+            raise ValueError(
+                f"Expected kinks of one kind at {name!r}, got zeros among its entries and among "
+                "its singular values; fit the two penalties each alone, or restrict them by "
+                ".on(...) to different tensors."
+            )
+        return frame.mask.reshape(-1), frame
 
     @cached_property
     def _reaching(self) -> dict[str, list[LeafColumns]]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import LossGradient, Problem
 from sklearn_implicitreg.regression.blocks import Block, as_rows, device_r_factor, streamed_r_factor
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
@@ -20,6 +21,7 @@ from sklearn_implicitreg.regression.system import Array, Rows, System
 
 _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of small weights 2e-4
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
+_TOUCH = 1e-8  # the same of singular values, relative to the largest weight
 _SMALL = 2**14  # numbers of one tensor's columns that are kept for a second pass
 _NO_INSTRUMENTS = (
     "a family with random draws along a trajectory, whose coefficients come from instruments: "
@@ -148,7 +150,7 @@ class Place:
             dropped = self.dropped(name)
             if dropped is None:
                 continue
-            side, target, slope = self._beside(name, dropped)
+            dropped, side, target, slope = self._beside(name, dropped)
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
             descent = (target - bound) * side.sign()
             violated += int((dropped & (descent > slack + 1e-6 * scale)).sum())
@@ -164,7 +166,7 @@ class Place:
             dropped = self.dropped(name)
             if dropped is None:
                 continue
-            _, target, slope = self._beside(name, dropped)
+            dropped, _, target, slope = self._beside(name, dropped)
             steep = torch.nonzero((slope[dropped].abs() > _NUDGE**0.5).any(0)).reshape(-1)
             if len(steep) == 1:
                 term = self.design.term_names[int(steep)]
@@ -207,19 +209,24 @@ class Place:
 
     def _block(self, name: str, piece: Piece) -> Block:
         """Equations of a piece of a tensor: those at no kink and no bound."""
-        start, columns, known, smooth, instruments, room = piece
+        start, columns, known, smooth, instruments, room, frame = piece
         stop, free = start + len(columns), self.problem.free.get(name)
-        slope = self.gradient.value[name].reshape(-1)[start:stop]
+        slope = self.gradient.value[name]
+        if frame is not None:
+            _check_bounds(name, free)
+            slope = frame.rotated(slope)
+        slope = slope.reshape(-1)[start:stop]
+        width = None if frame is None else frame.mask.shape[1]
         out = None if room is None else room[-1]
         target = torch.neg(slope if known is None else slope + known, out=out)
         if free is not None:
             own = free.reshape(-1)[start:stop]
             smooth = own if smooth is None else smooth & own
         if smooth is None or bool(smooth.all()):
-            return (start, None), columns, target, instruments, room
+            return (start, None, width), columns, target, instruments, room
         index = torch.nonzero(smooth).reshape(-1)
         instruments = None if instruments is None else instruments[index]
-        return (start, index), columns[index], target[index], instruments, None
+        return (start, index, width), columns[index], target[index], instruments, None
 
     def _rows(self, labels: Sequence[str]) -> Iterable[Rows]:
         """The equations of some tensors as arrays."""
@@ -231,21 +238,53 @@ class Place:
         return {}
 
     def dropped(self, name: str) -> Tensor | None:
-        """Mask of the coordinates at a kink or a bound; None where there are none."""
+        """Mask of the coordinates, in a frame, at a kink or a bound; None where there are none."""
         smooth, free = self.design.smooth(name), self.problem.free.get(name)
         if free is not None:
             free = free.reshape(-1)
             smooth = free if smooth is None else smooth & free
         return None if smooth is None or bool(smooth.all()) else ~smooth
 
-    def _beside(self, name: str, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Direction of descent, and target and columns a touch along it from the kinks."""
+    def _beside(self, name: str, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is tested, direction of descent, target and columns a touch along it from kinks."""
+        frame = self.design.frame(name)
+        if frame is not None:
+            return self._beside_block(name, frame)
         target = self.target(name)
         free = self.problem.free.get(name)
         ones = torch.ones_like(target)
         side = target if free is None else torch.where(free.reshape(-1), target, ones)
         size = side.abs().max()
         nudge = torch.where(dropped, side / torch.where(size == 0, 1.0, size), 0.0) * _NUDGE
-        shape = self.problem.params[name].shape
-        columns, known = self.design.beside(name, nudge.reshape(shape))
-        return side, self._target(name, known), columns
+        columns, known = self.design.beside(name, nudge.reshape(self.problem.params[name].shape))
+        return dropped, side, self._target(name, known), columns
+
+    def _beside_block(self, name: str, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same in the singular bases of the target's block at a kink, for its diagonal."""
+        # Along one pair of the target's singular vectors after the other L + R must not descend:
+        # for a nuclear norm this says that the block has a spectral norm of at most coef.
+        rows, columns = frame.block()
+        inside = torch.meshgrid(rows, columns, indexing="ij")
+        left, sizes, right = torch.linalg.svd(frame.rotated(self.target(name))[inside])
+        turned, k = Frame(frame.left.clone(), frame.right.clone(), frame.mask), len(sizes)
+        turned.left[:, rows] @= left
+        turned.right[:, columns] @= right.T
+        tested = torch.zeros_like(frame.mask)
+        tested[rows[:k], columns[:k]] = True
+        tensor = self.design.weights(name)
+        size = _TOUCH * tensor.abs().max().clamp(min=_NUDGE)
+        kept = torch.where(frame.mask, turned.rotated(tensor), 0.0)
+        beside = turned.restored(kept + size * tested).reshape(tensor.shape)
+        found, known = self.design.beside(name, beside - tensor)
+        slopes = [turned.rotated(own).reshape(-1) for own in found.T]
+        target = turned.rotated(self._target(name, known)).reshape(-1)
+        return tested.reshape(-1), target, target, torch.stack(slopes, dim=1)
+
+
+def _check_bounds(name: str, free: Tensor | None) -> None:
+    """Raise ValueError for coordinates at a bound, which are none in rotated bases."""
+    if free is not None and not bool(free.all()):
+        raise ValueError(
+            f"Expected no weight at a bound where singular values are zero, got some in {name!r}; "
+            "fit a penalty without a kink, or a model without positive=True."
+        )

@@ -44,12 +44,14 @@ def _noise(place: Place) -> tuple[float, Array]:
     if n < 2:
         return 0.0, np.zeros((k, k))
     for name in place.names:
-        out = place.dropped(name)
-        mean = gradient.value[name].reshape(-1)
+        out, frame = place.dropped(name), place.design.frame(name)
+        values = [own.value[name] for own in (gradient, *gradient.readings)]
+        if frame is not None:  # without what its mask leaves out, in the tensor's own coordinates
+            values, out = [frame.projected(value) for value in values], None
+        mean, *each = [value.reshape(-1) for value in values]
         for start, columns, _ in place.design.full_pieces(name):
             rows = slice(start, start + len(columns))
-            parts = [own.value[name].reshape(-1)[rows] for own in gradient.readings]
-            away = torch.stack(parts) - mean[rows]
+            away = torch.stack([own[rows] for own in each]) - mean[rows]
             if out is not None:
                 away = away.masked_fill(out[rows], 0.0)
             products += (away @ columns).cpu().numpy()

@@ -97,6 +97,12 @@ def mean_of(parts: Iterable[tuple[Design, float]]) -> Design:
     for design, share in parts:
         first = first or design
         for name in design.params:
+            if design.frame(name) is not None:
+                raise ValueError(
+                    f"Expected singular values above zero along a trajectory, got some in {name!r} "
+                    "that count as zero at a step, each step in bases of its own; lower the "
+                    "penalty's tol, or fit the endpoint alone."
+                )
             _add(held, name, design.columns(name), share)
             known, mask = design.known(name), design.smooth(name)
             if known is not None:

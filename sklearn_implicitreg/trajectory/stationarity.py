@@ -99,6 +99,9 @@ def _vector(gradient: LossGradient, place: Place, names: Sequence[str]) -> torch
     for name in names:
         slope, known = gradient.value[name].reshape(-1), place.design.known(name)
         slope, dropped = slope if known is None else slope + known, place.dropped(name)
+        frame = place.design.frame(name)
+        if frame is not None:
+            slope = frame.rotated(slope).reshape(-1)
         parts.append((slope if dropped is None else slope[~dropped]).cpu())
     return torch.cat(parts)
 

@@ -8,12 +8,22 @@ from typing import Any
 
 from sklearn_implicitreg.penalties.base import Fixed, Grouped, Penalty, Scoped, Sum
 from sklearn_implicitreg.penalties.checks import check_penalty
+from sklearn_implicitreg.penalties.decov import DeCov
 from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
-from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
+from sklearn_implicitreg.penalties.functions import ActivationL1, ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
+from sklearn_implicitreg.penalties.inputs import DropoutQuadratic, InputNoise, Jacobian, Mixup
+from sklearn_implicitreg.penalties.outputs import (
+    KLToReference,
+    LabelSmoothing,
+    OutputEntropy,
+    OutputL2,
+)
+from sklearn_implicitreg.penalties.path_norm import PathNorm
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
+from sklearn_implicitreg.penalties.sharpness import HessianTrace, Sharpness
 from sklearn_implicitreg.penalties.structured import (
     Structured,
     StructuredPenalty,
@@ -38,22 +48,35 @@ __all__ = [
     "L2",
     "L21",
     "STRUCTURED",
+    "ActivationL1",
     "ActivationL2",
     "BatchGradientNorm",
     "Callables",
+    "DeCov",
     "Diagonal",
     "Dropout",
+    "DropoutQuadratic",
     "EarlyStopping",
     "ElasticNet",
     "FittedPenalty",
     "Fixed",
     "GradientNorm",
     "Grouped",
+    "HessianTrace",
+    "InputNoise",
+    "Jacobian",
+    "KLToReference",
+    "LabelSmoothing",
+    "Mixup",
+    "OutputEntropy",
+    "OutputL2",
+    "PathNorm",
     "Penalty",
     "Power",
     "Quadratic",
     "RowBatch",
     "Scoped",
+    "Sharpness",
     "SmoothL1",
     "Structured",
     "StructuredPenalty",
@@ -73,6 +96,16 @@ FAMILIES: dict[str, type[Penalty]] = {
     "weight_decay": WeightDecay,
     "power": Power,
     "l21": L21,
+    "output_l2": OutputL2,
+    "output_entropy": OutputEntropy,
+    "label_smoothing": LabelSmoothing,
+    "jacobian": Jacobian,
+    "input_noise": InputNoise,
+    "mixup": Mixup,
+    "dropout_quadratic": DropoutQuadratic,
+    "path_norm": PathNorm,
+    "sharpness": Sharpness,
+    "hessian_trace": HessianTrace,
 }
 
 # Other words for families, whose terms have the names of the family.

@@ -27,9 +27,10 @@ class Dropout(OfGradient):
     Of a linear model the inputs are dropped. The expectation is exact there, without masks, for
     squared error, the logistic loss of two classes, and Poisson and gamma deviances with log link.
 
-    Of a network the expectation is a mean over passes with masks of their own for every row. Its noise makes the
-    coefficient at an endpoint too small, by the share of noise in the squared norm of the column;
-    on a trajectory it does not, by instruments: columns of other masks at each window's start.
+    Of a network the expectation is a mean over passes with masks of their own for every row. Its
+    noise makes the coefficient at an endpoint too small, by the share of noise in the squared norm
+    of the column; on a trajectory it does not, by instruments: columns of other masks at each
+    window's start.
 
     Parameters
     ----------

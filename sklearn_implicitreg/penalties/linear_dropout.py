@@ -44,10 +44,11 @@ class LinearDropout(Penalty):
 
     def _poisson(self, a: Tensor, batch: RowBatch, k: int) -> Tensor:
         # E exp(eta + sum_j (m_j / (1 - q) - 1) a_j), the parts of a mean of logarithms near zero.
-        return batch.outputs[:, k].exp() * torch.expm1(self._log_mean(a))
+        mean: Tensor = batch.outputs[:, k].exp()
+        return mean * torch.expm1(self._log_mean(a))
 
     def _gamma(self, a: Tensor, batch: RowBatch, k: int) -> Tensor:
-        size = batch.target[:, k] * (-batch.outputs[:, k]).exp()
+        size: Tensor = batch.prepared[:, k] * (-batch.outputs[:, k]).exp()
         return size * torch.expm1(self._log_mean(-a))
 
     def _log_mean(self, a: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ class LinearDropout(Penalty):
 
     def _logistic(self, a: Tensor, batch: RowBatch, k: int) -> Tensor:
         rest = batch.outputs[:, k] - a.sum(1)  # the intercept is not dropped
-        mean: Tensor = _MeanLogCosh.apply(a / (1 - self.q), rest, self.q)
+        terms = a / (1 - self.q)
+        mean: Tensor = _MeanLogCosh.apply(terms, rest, self.q)  # type: ignore[no-untyped-call]
         return mean - _log_cosh(batch.outputs[:, k] / 2)
 
 
@@ -91,7 +93,7 @@ class _MeanLogCosh(torch.autograd.Function):
         return value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
         in_a, in_rest = ctx.saved_tensors
         return slope[:, None] * in_a, slope * in_rest, None

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sklearn_implicitreg.problem.frozen import rebuilt
 from sklearn_implicitreg.problem.gradient import BlockGradient
 from sklearn_implicitreg.problem.masks import draw_masks
-from sklearn_implicitreg.problem.problem import Indices, Problem, Weights
+from sklearn_implicitreg.problem.problem import BatchLoss, Indices, Problem, Weights
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import ModuleCall
 from sklearn_implicitreg.problem.vectors import Params, add_to, times, wide, zeros_of
@@ -67,6 +67,12 @@ class BatchProblem(Problem):
         sums = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         named = dict(zip(leaves, sums, strict=True))
         yield BlockGradient(named, float(total.detach()), self.batch.total_weight, self.n_rows, 0.0)
+
+    def losses(self) -> Iterator[BatchLoss]:
+        """The loss on the rows as a differentiable function of the parameters."""
+        mass = self.batch.total_weight
+        with sdpa_kernel(SDPBackend.MATH):
+            yield lambda params: (self._loss(params) * mass, mass)
 
     def at(self, params: Params) -> BatchProblem:
         """The same rows at other parameters."""

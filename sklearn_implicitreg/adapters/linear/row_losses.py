@@ -53,7 +53,7 @@ class LinearLosses:
         kind, target = self.kind, self.prepare(output, target)
         if kind is not None:
             return _IN_TORCH[kind](output, target), None
-        value: Tensor = _Once.apply(output, target, self.loss)
+        value: Tensor = _Once.apply(output, target, self.loss)  # type: ignore[no-untyped-call]
         return value, None
 
 
@@ -68,7 +68,7 @@ class _Once(torch.autograd.Function):
         return torch.from_numpy(found.value)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         (derivative,) = ctx.saved_tensors
         return slope * derivative, None, None

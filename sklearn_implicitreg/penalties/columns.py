@@ -169,7 +169,10 @@ def check_terms(penalty: Penalty, values: object) -> None:
                 f"Expected every term of {name} to be a scalar or vector Tensor under a string, "
                 f"got {term!r}: {value!r}."
             )
-        if value.is_complex():
-            raise TypeError(f"Expected real values, got {term!r} of {name} = {value}.")
+        if value.is_complex() or not value.is_floating_point():
+            raise TypeError(
+                f"Expected real values of a floating-point type, got {term!r} of {name} = {value}; "
+                "a number such as a rank has no gradient."
+            )
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"Expected finite values, got {term!r} of {name} = {value}.")

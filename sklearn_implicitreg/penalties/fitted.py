@@ -48,7 +48,7 @@ class FittedPenalty:
     @classmethod
     def of(cls, leaves: Coefficients, problem: Problem) -> FittedPenalty:
         """The penalty of a problem's tensors, with its model where a leaf needs it."""
-        needed = any([_needs_rows(leaf) for leaf, _ in leaves])
+        needed = any([needs_rows(leaf) for leaf, _ in leaves])
         model = next(problem.row_batches(problem.params)).model if needed else None
         return cls(leaves, {name: tuple(t.shape) for name, t in problem.params.items()}, model)
 
@@ -86,7 +86,7 @@ class FittedPenalty:
         """
         named = named_tensors(params, self.tensors)
         batch = None
-        if X is not None and any(_needs_rows(leaf) for leaf, _ in self.leaves):
+        if X is not None and any(needs_rows(leaf) for leaf, _ in self.leaves):
             batch = self._batch(params, X, y, sample_weight)
         return self.at(named, batch)
 
@@ -107,7 +107,7 @@ class FittedPenalty:
         total = params[next(iter(self.tensors))].new_zeros(())
         for leaf, coefs in self.leaves:
             seen = {name: params[name] for name in leaf.names}
-            there = rows if _needs_rows(leaf) else None
+            there = rows if needs_rows(leaf) else None
             values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, there).values()])
             total = total + (values @ values.new_tensor(coefs)).to(total)
         return total
@@ -128,7 +128,7 @@ class FittedPenalty:
         return cast(Problem, BatchProblem.of(batch.seeing(self.tensors), drawn=random))
 
 
-def _needs_rows(leaf: Leaf) -> bool:
+def needs_rows(leaf: Leaf) -> bool:
     """Whether a penalty is a function of rows of data, or of the loss on them."""
     return leaf.penalty.on_rows or hasattr(leaf.penalty, "full_gradient")
 

@@ -133,7 +133,9 @@ class HessianTrace(OfGradient):
                 leaves = {name: t.detach().clone().requires_grad_() for name, t in own.items()}
                 loss, weight = summed(leaves)
                 first = _derivatives(loss, leaves)
-                for n_draws, signs in enumerate(self._signs(scope), start=1):
+                n_draws = 0
+                for signs in self._signs(scope):
+                    n_draws += 1
                     bent = _dot(_derivatives(_dot(first, signs), leaves), signs)
                     total += float(bent.detach())
                     for name, g in _derivatives(bent, leaves).items() if sloped else ():

@@ -333,8 +333,11 @@ class RowBatch:
                     f"Expected {term!r} of {owner} to be one number for each of {self.n_rows} "
                     f"rows, got {shape}; sum over the other axes."
                 )
-            if value.is_complex():
-                raise TypeError(f"Expected real values for every row, got {term!r} of {owner}.")
+            if not value.is_floating_point():
+                raise TypeError(
+                    "Expected real values of a floating-point type for every row, got "
+                    f"{value.dtype} as {term!r} of {owner}; a rank, say, has no gradient."
+                )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Expected finite values for every row, got {term!r} of {owner}.")
         weight = wide(self.weight)

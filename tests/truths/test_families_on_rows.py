@@ -180,11 +180,27 @@ def dropout_quadratic(net, X, y):
     return 0.3 / 1.4 * mean((X.flatten(1).square() * form).sum(1))
 
 
+def activation_l1(net, X, y):
+    return mean(hidden(net, X).abs().sum(1))
+
+
+def activation_l2(net, X, y):
+    return mean(hidden(net, X).square().sum(1))
+
+
+def output_l2(net, X, y):
+    return mean(net(X).square().sum(1))
+
+
+def squared_norm(net, X, y):
+    return norm(gradient(net, X, y)) ** 2
+
+
 # Family, its strength and its value.
 FAMILIES = {
-    "activation_l1": (lambda net: ActivationL1("1"), 0.01, lambda n, X, y: mean(hidden(n, X).abs().sum(1))),
-    "activation_l2": (lambda net: ActivationL2("1"), 0.02, lambda n, X, y: mean(hidden(n, X).square().sum(1))),
-    "output_l2": (lambda net: OutputL2(), 0.02, lambda n, X, y: mean(n(X).square().sum(1))),
+    "activation_l1": (lambda net: ActivationL1("1"), 0.01, activation_l1),
+    "activation_l2": (lambda net: ActivationL2("1"), 0.02, activation_l2),
+    "output_l2": (lambda net: OutputL2(), 0.02, output_l2),
     "output_entropy": (lambda net: OutputEntropy(), 0.1, entropy),
     "label_smoothing": (lambda net: LabelSmoothing(), 0.1, smoothing),
     "kl_to_reference": (lambda net: KLToReference(reference(net)), 0.1, kl),
@@ -194,7 +210,7 @@ FAMILIES = {
     "dropout_quadratic": (lambda net: DropoutQuadratic(0.3), 1.0, dropout_quadratic),
     "decov": (lambda net: DeCov("1"), 0.05, decov),
     "path_norm": (lambda net: PathNorm(), 1e-3, path_norm),
-    "gradient_norm": (lambda net: GradientNorm(), 0.2, lambda n, X, y: norm(gradient(n, X, y)) ** 2),
+    "gradient_norm": (lambda net: GradientNorm(), 0.2, squared_norm),
     "sharpness": (lambda net: Sharpness(0.1), 0.5, sharpness),
     "hessian_trace": (lambda net: HessianTrace(None), 1e-3, trace),
 }  # fmt: skip
@@ -214,7 +230,7 @@ def minimized(net, objective, rounds=30):
 
     for _ in range(rounds):
         optimizer.step(closure)
-        if norm([p.grad for p in net.parameters()]) < 1e-7:
+        if norm([p.grad for p in net.parameters()]) < 1e-8:
             break
     net.zero_grad()
     return net
@@ -265,3 +281,61 @@ class TestTrained:
             blocks = fit(net, family, X, y, batch_size=size)
             scale = abs(whole.coef_).max()
             np.testing.assert_allclose(blocks.coef_, whole.coef_, rtol=0, atol=1e-12 * scale)
+
+
+class Recurrent(nn.Module):
+    """A GRU whose last state gives the classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.out = nn.GRU(2, 3, batch_first=True), nn.Linear(3, N_CLASSES)
+
+    def forward(self, x):
+        return self.out(self.gru(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    """One layer of self-attention, averaged over the places."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(2, 1, batch_first=True)
+        self.out = nn.Linear(2, N_CLASSES)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.attend(x, x, x, need_weights=False)[0]).mean(1))
+
+
+@pytest.mark.parametrize("name", ["output_entropy", "label_smoothing", "input_noise"])
+@pytest.mark.parametrize("kind", [Recurrent, Attention])
+def test_recurrent_and_attention(kind, name):
+    net, (X, y) = seeded(kind()), rows_of((4, 2))
+    family, coef, value = FAMILIES[name]
+    net = net[0]
+    minimized(net, lambda: cross_entropy(net, X, y) + decay(net) + coef * value(net, X, y), 4)
+    total = cross_entropy(net, X, y) + decay(net) + coef * value(net, X, y)
+    left = norm(torch.autograd.grad(total, list(net.parameters())))
+    assert left <= 1e-3 * norm(gradient(net, X, y)).detach()
+    est = fit(net, L2() + family(net), X, y)
+    np.testing.assert_allclose(est.coef_, [L2_COEF, coef], rtol=0.01)
+    assert est.r2_ > 0.9999
+
+
+def test_training_by_torchs_own_label_smoothing():
+    net, (X, y) = mlp(), rows_of((4,))
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    minimized(net, lambda: loss(net(X), y) + decay(net))
+    est = fit(net, "l2+label_smoothing", X, y, sample_weight=None)
+    np.testing.assert_allclose(est.coef_, [L2_COEF, 0.1], rtol=1e-4)
+    assert est.r2_ > 0.9999
+
+
+@pytest.mark.parametrize("name", ["gradient_norm", "decov"])
+def test_training_with_the_penalty_of_a_fit(name):
+    """``penalty_`` in a loop leads back to the net that it was read from."""
+    net, (X, y) = trained("mlp", name), rows_of((4,))
+    penalty = fit(net, L2() + FAMILIES[name][0](net), X, y).penalty_
+    again = mlp()
+    minimized(again, lambda: cross_entropy(again, X, y) + penalty(again, X, y, WEIGHT))
+    for one, other in zip(again.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss
 from sklearn_implicitreg.adapters.linear.row_losses import LinearLosses
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.problem import (
     BlockGradient,
     LinearCall,
@@ -243,11 +244,13 @@ class LinearProblem(Problem):
         )
         plain = bool((factor == 1).all())
         rng = np.random.default_rng([0, self.draw])
-        for rows in row_blocks(self.X):
-            inputs = as_tensor(rows_of_features(self.X, rows))
-            target, weight = as_tensor(self.y[rows]), as_tensor(self.weight[rows])
-            of_rows = None if plain else as_tensor(factor[rows])
-            yield RowBatch(model, params, inputs, target, weight, rng, factor=of_rows)
+        with preserved_rng(torch.device("cpu")):
+            for rows in row_blocks(self.X):
+                # Copies: a penalty that works in place would write to the user's rows.
+                given = rows_of_features(self.X, rows), self.y[rows], self.weight[rows]
+                inputs, target, weight = (as_tensor(part).clone() for part in given)
+                of_rows = None if plain else as_tensor(factor[rows])
+                yield RowBatch(model, params, inputs, target, weight, rng, factor=of_rows)
 
 
 def parsed(name: str) -> tuple[str, int | None]:

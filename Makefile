@@ -6,8 +6,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
 THEORY := bounds.py early_stopping.py filters.py implicit.py kernels.py noise.py spectral.py \
 	strength.py units.py
-PENALTIES := __init__.py base.py checks.py dropout.py early_stopping.py quadratic.py structured.py \
-	weights.py
+PENALTIES := __init__.py base.py checks.py decov.py dropout.py early_stopping.py functions.py \
+	inputs.py outputs.py path_norm.py quadratic.py sharpness.py structured.py weights.py
 DISPLAYS := coefficient_path.py coefficients.py family_comparison.py gradient_match.py influence.py \
 	penalty_shape.py recovery.py spectrum.py
 RECORDERS := lightning.py record.py skorch.py sklearn.py transformers.py

@@ -9,13 +9,15 @@ from typing import Any
 from sklearn_implicitreg.penalties.anchored import EWC, PreconditionedL2
 from sklearn_implicitreg.penalties.base import Fixed, Grouped, Penalty, Scoped, Sum
 from sklearn_implicitreg.penalties.checks import check_penalty
+from sklearn_implicitreg.penalties.decov import DeCov
 from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.frames import Frame
-from sklearn_implicitreg.penalties.functions import ActivationL2, Callables
+from sklearn_implicitreg.penalties.functions import ActivationL1, ActivationL2, Callables
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.groups import L21, GroupLasso, MaxNorm
+from sklearn_implicitreg.penalties.inputs import DropoutQuadratic, InputNoise, Jacobian, Mixup
 from sklearn_implicitreg.penalties.learned import Learned, LearnedPenalty
 from sklearn_implicitreg.penalties.matrices import (
     Coherence,
@@ -23,7 +25,15 @@ from sklearn_implicitreg.penalties.matrices import (
     Orthogonality,
     RowNormVariance,
 )
+from sklearn_implicitreg.penalties.outputs import (
+    KLToReference,
+    LabelSmoothing,
+    OutputEntropy,
+    OutputL2,
+)
+from sklearn_implicitreg.penalties.path_norm import PathNorm
 from sklearn_implicitreg.penalties.quadratic import Diagonal, Quadratic
+from sklearn_implicitreg.penalties.sharpness import HessianTrace, Sharpness
 from sklearn_implicitreg.penalties.spectra import (
     ConditionNumber,
     EffectiveDepth,
@@ -70,13 +80,16 @@ __all__ = [
     "MCP",
     "SCAD",
     "STRUCTURED",
+    "ActivationL1",
     "ActivationL2",
     "BatchGradientNorm",
     "Callables",
     "Coherence",
     "ConditionNumber",
+    "DeCov",
     "Diagonal",
     "Dropout",
+    "DropoutQuadratic",
     "EarlyStopping",
     "EffectiveDepth",
     "ElasticNet",
@@ -99,6 +112,15 @@ __all__ = [
     "LogNormVariance",
     "LogSpectralNorm",
     "Nuclear",
+    "HessianTrace",
+    "InputNoise",
+    "Jacobian",
+    "KLToReference",
+    "LabelSmoothing",
+    "Mixup",
+    "OutputEntropy",
+    "OutputL2",
+    "PathNorm",
     "Penalty",
     "Power",
     "PreconditionedL2",
@@ -106,6 +128,7 @@ __all__ = [
     "RowBatch",
     "RowNormVariance",
     "Scoped",
+    "Sharpness",
     "SmoothL1",
     "Spline",
     "Schatten",
@@ -151,6 +174,16 @@ FAMILIES: dict[str, type[Penalty]] = {
     "condition_number": ConditionNumber,
     "effective_depth": EffectiveDepth,
     "log_norm_variance": LogNormVariance,
+    "output_l2": OutputL2,
+    "output_entropy": OutputEntropy,
+    "label_smoothing": LabelSmoothing,
+    "jacobian": Jacobian,
+    "input_noise": InputNoise,
+    "mixup": Mixup,
+    "dropout_quadratic": DropoutQuadratic,
+    "path_norm": PathNorm,
+    "sharpness": Sharpness,
+    "hessian_trace": HessianTrace,
 }
 
 # Other words for families, whose terms have the names of the family.

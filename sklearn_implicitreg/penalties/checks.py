@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Penalty
 from sklearn_implicitreg.penalties.columns import check_terms, gradient_of
+from sklearn_implicitreg.penalties.fitted import needs_rows
 from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem.frozen import tensors_in
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
     checked,
@@ -43,7 +45,9 @@ def check_penalty(
     random generator is used; a closed-form ``gradient`` equals autograd to 1e-10, on pieces too
     where ``elementwise`` is set; autograd equals central differences to 1e-6 where the penalty is
     smooth; without a problem, ``smooth`` leaves out kinks where columns are zero. What ``rows``
-    returns for a row does not depend on the other rows.
+    returns for a row does not depend on the other rows. Values change with the parameters, which a
+    constant, a rank or a model outside of the problem do not; and nothing that the problem has is
+    written to.
 
     Parameters
     ----------
@@ -52,8 +56,9 @@ def check_penalty(
     params : dict of str to Tensor, default=None
         Where it is checked; by default at the problem's parameters, or at three random tensors.
     problem : Problem or RowBatch, default=None
-        Model and data in float64, such as ``RowBatch.of(module, X, y)``; by default a penalty on
-        rows is checked on a small net with layers "0", "1", "2", and two outputs.
+        Model and data in float64, such as ``RowBatch.of(module, X, y, loss=...)``; by default a
+        penalty on data is checked on a small net with layers "0", "1", "2", two outputs, their
+        probabilities as targets and cross-entropy.
 
     Raises
     ------
@@ -74,7 +79,7 @@ def check_penalty(
     given = problem is not None
     if params is None:
         params = _parameters() if problem is None else problem.params
-    if problem is None and any(leaf.penalty.on_rows for leaf in penalty.leaves(params, None)):
+    if problem is None and any(map(needs_rows, penalty.leaves(params, None))):
         problem = _small_net()
         params = problem.params
     params = {name: tensor.detach().double() for name, tensor in params.items()}
@@ -89,6 +94,7 @@ def check_penalty(
         check.same(_pickled(penalty), params, values, "A pickled copy")
     if problem is not None:
         _check_rows(penalty, params, problem)
+    check.depends(params, values)
     for name in params:
         smooth = _smooth(penalty, params, name)
         check.closed_form(params, name, values, smooth)
@@ -114,11 +120,43 @@ class _Check:
 
     def terms(self, params: Params, penalty: Penalty | None = None) -> dict[str, Tensor]:
         """Terms, the same random numbers every time; global generators must not be used."""
-        before = _generators()
+        before, tensors = _generators(), [*params.values(), *self._tensors()]
+        kept = [t.detach().clone() for t in tensors]
         values = (penalty or self.penalty).terms(params, cast(Problem | None, self._problem))
         if _generators() != before:
             raise AssertionError(_GLOBAL)
+        if not all(map(torch.equal, kept, tensors)):
+            raise AssertionError(
+                f"{self.penalty!r} wrote to the parameters, the model or its rows; compute new "
+                "tensors, as t.mul(2) does, not t.mul_(2)."
+            )
         return values
+
+    def _tensors(self) -> list[Tensor]:
+        """What the problem has: its parameters, the rows of a batch, buffers of its module."""
+        problem: Any = self._problem
+        if problem is None:
+            return []
+        module = getattr(getattr(problem, "model", None), "module", None)
+        stored = [] if module is None else [*module.parameters(), *module.buffers()]
+        rows = vars(problem) if hasattr(problem, "total_weight") else {}
+        given = (rows.get("inputs"), rows.get("_target"), rows.get("weight"))
+        return [*problem.params.values(), *stored, *tensors_in(given)]
+
+    def depends(self, params: Params, values: dict[str, Tensor]) -> None:
+        """Values must be others at other parameters."""
+        rng = np.random.default_rng(0)
+        moved = {
+            name: t + 0.1 * torch.from_numpy(rng.standard_normal(tuple(t.shape))).to(t)
+            for name, t in params.items()
+        }
+        for term, value in self.terms(moved).items():
+            if bool((value == values[term]).any()):
+                raise AssertionError(
+                    f"{term!r} does not change with the parameters: it is a constant, a number "
+                    "such as a rank, or of a model outside of the problem; compute it from "
+                    "`params`, or from `batch.outputs` and `batch.call`."
+                )
 
     def same(self, penalty: Penalty, params: Params, values: dict[str, Tensor], what: str) -> None:
         again = self.terms(params, penalty)
@@ -173,7 +211,8 @@ class _Check:
         self, params: Params, name: str, entry: tuple[str, int], smooth: _Projection
     ) -> None:
         tensor = params[name]
-        direction = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).reshape(tensor.shape)
+        # Its entries do not add up to zero, as the slopes of a sum over entries would along it.
+        direction = torch.linspace(-1, 1.5, tensor.numel(), dtype=tensor.dtype).view_as(tensor)
         # A step must not cross a kink at zero.
         near = (tensor != 0) & (tensor.abs() <= 10 * _STEP)
         direction = smooth(direction.masked_fill(near, 0.0))
@@ -268,8 +307,8 @@ def _small_net() -> RowBatch:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
-        X, y = torch.randn(12, 4).double(), torch.randn(12, 2).double()
-    return RowBatch.of(net, X, y)
+        X, y = torch.randn(12, 4).double(), torch.randn(12, 2).double().softmax(1)
+    return RowBatch.of(net, X, y, loss=nn.CrossEntropyLoss(reduction="none"))
 
 
 def _smooth(penalty: Penalty, params: Params, name: str) -> _Projection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -131,12 +132,14 @@ def _mean_gradients(
     """Gradients of means over rows, block by block: one forward pass, a backward per term."""
     seen = _as_leaves(params, tuple(dict.fromkeys(n for leaf in leaves for n in leaf.names)))
     totals: list[dict[str, Params]] = [{} for _ in leaves]
-    weight = 0.0
+    weight, drawn, rngs = 0.0, None, []
     with torch.enable_grad(), closing(problem.row_batches(seen)) as batches:
         for batch in batches:
-            for leaf, total in zip(leaves, totals, strict=True):
+            if batch.rng is not drawn:  # its own numbers for every leaf, whatever others draw
+                drawn, rngs = batch.rng, [copy.deepcopy(batch.rng) for _ in leaves]
+            for leaf, total, rng in zip(leaves, totals, rngs, strict=True):
                 own = {name: seen[name] for name in leaf.names}
-                values = leaf.penalty.rows(batch.seeing(leaf.names))
+                values = leaf.penalty.rows(batch.seeing(leaf.names).seeded(rng))
                 for term, value in batch.summed(values, type(leaf.penalty).__name__).items():
                     column = total.setdefault(
                         term, {n: torch.zeros_like(t) for n, t in own.items()}
@@ -179,7 +182,10 @@ def check_terms(penalty: Penalty, values: object) -> None:
                 f"Expected every term of {name} to be a scalar or vector Tensor under a string, "
                 f"got {term!r}: {value!r}."
             )
-        if value.is_complex():
-            raise TypeError(f"Expected real values, got {term!r} of {name} = {value}.")
+        if value.is_complex() or not value.is_floating_point():
+            raise TypeError(
+                f"Expected real values of a floating-point type, got {term!r} of {name} = {value}; "
+                "a number such as a rank has no gradient."
+            )
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"Expected finite values, got {term!r} of {name} = {value}.")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.penalties.gradients import OfGradient, Scope
+from sklearn_implicitreg.penalties.linear_dropout import LinearDropout
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.problem.parameters import NOTHING, SEED, integer, number
 
@@ -20,14 +24,19 @@ class Dropout(OfGradient):
     a network that was trained with dropout at rate ``q`` follows ``L + R`` with coefficient 1
     [1]_. For a linear model with squared error ``R = q / (1 - q) * sum_j mean(x_j^2) theta_j^2``.
 
-    The expectation is a mean over passes with masks of their own for every row. Its noise makes the
-    coefficient at an endpoint too small, by the share of noise in the squared norm of the column;
-    on a trajectory it does not, by instruments: columns of other masks at each window's start.
+    Of a linear model the inputs are dropped. The expectation is exact there, without masks, for
+    squared error, the logistic loss of two classes, and Poisson and gamma deviances with log link.
+
+    Of a network the expectation is a mean over passes with masks of their own for every row. Its
+    noise makes the coefficient at an endpoint too small, by the share of noise in the squared norm
+    of the column; on a trajectory it does not, by instruments: columns of other masks at each
+    window's start.
 
     Parameters
     ----------
     q : float, default=None
         Rate of all layers that have one above zero or are dropout layers; None takes their own.
+        A linear model has no layers that say it.
     n_draws, random_state : int, default=10 and 0
         Passes over the rows that are averaged, and seed of the masks at all rates and weights.
 
@@ -59,6 +68,19 @@ class Dropout(OfGradient):
         self.q = q
         self.n_draws = n_draws
         self.random_state = random_state
+
+    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
+        """The penalty, or for a linear model its exact form."""
+        return [replace(leaf, penalty=self._form(problem)) for leaf in super().leaves(params, None)]
+
+    def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
+        """Value of the term; it can be differentiated once with respect to the parameters."""
+        form = self._form(problem)
+        return super().terms(params, problem) if form is self else form.terms(params, problem)
+
+    def _form(self, problem: Problem | None) -> Penalty:
+        linear = problem is not None and not getattr(problem, "has_paths", True)
+        return LinearDropout(float(self.q)) if linear and self.q is not None else self
 
     def _problem(self, problem: Problem | None) -> Problem:
         self.check_parameters()

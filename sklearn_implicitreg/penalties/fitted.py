@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.penalties.base import Leaf
-from sklearn_implicitreg.problem import Params, Problem, RowBatch
+from sklearn_implicitreg.problem import BatchProblem, Params, Problem, RowBatch
 from sklearn_implicitreg.problem.frozen import own_names
 from sklearn_implicitreg.problem.row_models import RowModel
 
@@ -48,8 +48,8 @@ class FittedPenalty:
     @classmethod
     def of(cls, leaves: Coefficients, problem: Problem) -> FittedPenalty:
         """The penalty of a problem's tensors, with its model where a leaf needs it."""
-        on_rows = any([leaf.penalty.on_rows for leaf, _ in leaves])
-        model = next(problem.row_batches(problem.params)).model if on_rows else None
+        needed = any([needs_rows(leaf) for leaf, _ in leaves])
+        model = next(problem.row_batches(problem.params)).model if needed else None
         return cls(leaves, {name: tuple(t.shape) for name, t in problem.params.items()}, model)
 
     def __call__(
@@ -61,15 +61,15 @@ class FittedPenalty:
     ) -> Tensor:
         """Value at a module or at a dict of parameters, differentiable with respect to both.
 
-        Penalties on rows need X, some also y: their value is the mean over these rows, of the
-        module in the mode it is in.
+        Penalties on data need X, some also y: their value is that of these rows, of the module in
+        the mode it is in.
 
         Parameters
         ----------
         params : torch.nn.Module or dict of str to Tensor
             Must hold the tensors in ``self.tensors``; it may be wrapped by ``torch.compile``.
         X, y : Tensor or array, or dict or tuple of these, optional
-            Rows, for penalties on rows.
+            Rows, for penalties on data.
         sample_weight : array of shape (n,), optional
             Weights of the rows.
 
@@ -86,18 +86,18 @@ class FittedPenalty:
         """
         named = named_tensors(params, self.tensors)
         batch = None
-        if X is not None and any(leaf.penalty.on_rows for leaf, _ in self.leaves):
+        if X is not None and any(needs_rows(leaf) for leaf, _ in self.leaves):
             batch = self._batch(params, X, y, sample_weight)
         return self.at(named, batch)
 
-    def at(self, params: Params, rows: Problem | RowBatch | None) -> Tensor:
-        """Value at a dict of parameters, for penalties on rows the mean over given rows.
+    def at(self, params: Params, rows: Problem | None) -> Tensor:
+        """Value at a dict of parameters, for penalties on data that of given rows.
 
         Parameters
         ----------
         params : dict of str to Tensor
             The tensors in ``self.tensors``.
-        rows : Problem, RowBatch or None
+        rows : Problem or None
             Rows with their model.
 
         Returns
@@ -107,20 +107,30 @@ class FittedPenalty:
         total = params[next(iter(self.tensors))].new_zeros(())
         for leaf, coefs in self.leaves:
             seen = {name: params[name] for name in leaf.names}
-            there = cast(Problem, rows) if leaf.penalty.on_rows else None
+            there = rows if needs_rows(leaf) else None
             values = torch.cat([v.reshape(-1) for v in leaf.penalty.terms(seen, there).values()])
             total = total + (values @ values.new_tensor(coefs)).to(total)
         return total
 
     def _batch(
         self, params: nn.Module | Mapping[str, Tensor], X: Any, y: Any, sample_weight: Any
-    ) -> RowBatch:
-        if isinstance(params, nn.Module):
-            return RowBatch.of(params, X, y, sample_weight, None)
+    ) -> Problem:
         if self.model is None:
             raise ValueError("Expected a module for a penalty on rows, got parameters alone.")
-        named = own_names(params, "parameters")
-        return RowBatch.at(self.model, named, X, y, sample_weight, None)
+        if isinstance(params, nn.Module):
+            batch = RowBatch.of(params, X, y, sample_weight, None, self.model.loss)
+        else:
+            module = getattr(self.model, "module", None)
+            others = {} if module is None else own_names(module, "parameters")
+            named = others | own_names(params, "parameters")
+            batch = RowBatch.at(self.model, named, X, y, sample_weight, None)
+        random = any(getattr(leaf.penalty, "stochastic", False) for leaf, _ in self.leaves)
+        return cast(Problem, BatchProblem.of(batch.seeing(self.tensors), drawn=random))
+
+
+def needs_rows(leaf: Leaf) -> bool:
+    """Whether a penalty is a function of rows of data, or of the loss on them."""
+    return leaf.penalty.on_rows or hasattr(leaf.penalty, "full_gradient")
 
 
 def named_tensors(

@@ -1,4 +1,4 @@
-"""Penalties on what a model computes, each a mean over rows, and penalties given as callables."""
+"""Penalties on what layers compute, and penalties given as callables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
-from sklearn_implicitreg.problem.parameters import Allowed, instance, takes
+from sklearn_implicitreg.problem.parameters import LAYER, Allowed, takes
 
 
 class ActivationL2(Penalty):
@@ -31,7 +31,7 @@ class ActivationL2(Penalty):
     {'activation_l2': tensor([5., 9.])}
     """
 
-    _allowed: ClassVar = {"layer": instance("the name of a layer", str)}
+    _allowed: ClassVar = {"layer": LAYER}
 
     def __init__(self, layer: str):
         self.layer = layer
@@ -40,6 +40,41 @@ class ActivationL2(Penalty):
         """``sum_j a_j^2`` of every row."""
         activation = batch.activation(self.layer).reshape(batch.n_rows, -1)
         return {"activation_l2": activation.square().sum(1)}
+
+
+class ActivationL1(Penalty):
+    """Absolute activations of a layer, ``R = mean_i sum_j |a_j(x_i)|`` over the rows.
+
+    The sparsity penalty of autoencoders [1]_. An activation of exactly zero counts as flat, which
+    is right behind a ReLU.
+
+    Parameters
+    ----------
+    layer : str
+        Name in ``module.named_modules()`` of the layer whose output counts.
+
+    References
+    ----------
+    .. [1] Glorot, Bordes and Bengio (2011), Deep Sparse Rectifier Neural Networks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1))
+    >>> batch = RowBatch.of(net, torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+    >>> ActivationL1("0").rows(batch)
+    {'activation_l1': tensor([3., 3.])}
+    """
+
+    _allowed: ClassVar = {"layer": LAYER}
+
+    def __init__(self, layer: str):
+        self.layer = layer
+
+    def rows(self, batch: RowBatch) -> dict[str, Tensor]:
+        """``sum_j |a_j|`` of every row."""
+        activation = batch.activation(self.layer).reshape(batch.n_rows, -1)
+        return {"activation_l1": activation.abs().sum(1)}
 
 
 class Callables(Penalty):

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Penalty
-from sklearn_implicitreg.problem import Indices, Params, Problem
+from sklearn_implicitreg.problem import BatchProblem, Indices, Params, Problem
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
@@ -48,9 +48,10 @@ class OfGradient(Penalty):
         if problem is None:
             raise ValueError(
                 f"Expected a model with its data, which {type(self).__name__} is a function of, "
-                "got the weights alone; it cannot be evaluated without them."
+                "got the weights alone; give X and y."
             )
-        return problem
+        found: Problem = BatchProblem.of(problem, drawn=getattr(self, "stochastic", False))
+        return found
 
     @abstractmethod
     def _value(self, scope: Scope) -> float:

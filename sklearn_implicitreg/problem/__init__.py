@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sklearn_implicitreg.problem.batch_problem import BatchProblem
 from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, Rest, closing
 from sklearn_implicitreg.problem.problem import (
     Indices,
@@ -26,6 +27,7 @@ from sklearn_implicitreg.problem.vectors import (
 )
 
 __all__ = [
+    "BatchProblem",
     "BlockGradient",
     "Indices",
     "LinearCall",

@@ -211,4 +211,5 @@ GROUPS = (
     | function("(name, tensor)", 2)
 )
 SEED = integer(0, 2**32 - 1)
+LAYER = instance("the name of a layer", str)
 RANDOM_STATE = NOTHING | SEED | instance("a RandomState", np.random.RandomState)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from sklearn_implicitreg.problem.parameters import (
     Allowed,
     as_numbers,
     check,
+    function,
     instance,
     shown,
 )
 from sklearn_implicitreg.problem.row_models import (
+    GivenLosses,
     ModuleCall,
     RowModel,
     as_tensor,
@@ -37,6 +39,7 @@ _OF = {
     "X": Allowed(lambda X: X is not None, ("the inputs of the rows",)),
     "module": instance("an nn.Module", nn.Module),
     "random_state": NOTHING | SEED,
+    "loss": NOTHING | instance("an unreduced loss of torch", nn.Module) | function("(output, y)"),
 }
 
 
@@ -70,6 +73,8 @@ class RowBatch:
         target: Any = None,
         weight: Tensor | None = None,
         rng: np.random.Generator | int | None = 0,
+        mean_mass: Callable[[], float] | None = None,
+        factor: Tensor | None = None,
     ):
         self.model = model
         self.params = params
@@ -81,6 +86,8 @@ class RowBatch:
         self.weight = ones if weight is None else weight
         self._target = target
         self._rng = rng
+        self._mean_mass = mean_mass  # of all rows, where this is one block of several
+        self._factor = factor  # of the losses of every row, or of each of its outputs
         self._at = params
         self._cache: dict[str, Any] = {}  # shared by the views that `seeing` makes
 
@@ -92,6 +99,7 @@ class RowBatch:
         y: Any = None,
         sample_weight: Any = None,
         random_state: int | None = 0,
+        loss: Any = None,
     ) -> RowBatch:
         """Batch of a module, in the mode it is in, at its own parameters.
 
@@ -105,18 +113,24 @@ class RowBatch:
             Targets and weights of the rows.
         random_state : int or None, default=0
             Seed of ``rng``; None takes one from torch's generator if a number is drawn.
+        loss : callable(output, target), default=None
+            Loss that returns one number per row, such as ``nn.MSELoss(reduction="none")``, for
+            penalties that look at it.
 
         Returns
         -------
         RowBatch
         """
-        given = {"module": module, "X": X, "random_state": random_state}
+        given = {"module": module, "X": X, "random_state": random_state, "loss": loss}
         check("RowBatch.of", given, _OF)
         module = inner_module(module)
         params: Params = {own_name(name): p for name, p in module.named_parameters()}
         if sample_weight is not None:
             sample_weight = as_numbers("sample_weight", sample_weight)
-        batch = cls.at(ModuleCall(module), params, X, y, sample_weight, random_state)
+        # A loss by rows that comes from a fitted penalty is one already.
+        losses = loss if loss is None or hasattr(loss, "each") else GivenLosses(loss)
+        model = ModuleCall(module, loss=losses)
+        batch = cls.at(model, params, X, y, sample_weight, random_state)
         if not batch.n_rows:
             raise ValueError("Expected at least 1 row of data, got 0.")
         shape, weight = (batch.n_rows,), batch.weight
@@ -158,6 +172,12 @@ class RowBatch:
         return self._target
 
     @property
+    def prepared(self) -> Any:
+        """Targets as the loss compares them with the outputs: numbers of classes, not labels."""
+        loss = self.model.loss
+        return self.target if loss is None else loss.prepare(self.outputs, self.target)
+
+    @property
     def outputs(self) -> Any:
         """Outputs of the model, by one forward pass however often they are read."""
         if "outputs" not in self._cache:
@@ -181,6 +201,56 @@ class RowBatch:
         outputs : Tensor, or what the model returns
         """
         return self.model(self._at, inputs)
+
+    def losses(self, outputs: Any = None, target: Any = None) -> Tensor:
+        """Loss of every row; their weighted mean over all rows is the loss of the training.
+
+        Parameters
+        ----------
+        outputs, target : optional
+            Other outputs, or other targets, than those of the rows.
+
+        Returns
+        -------
+        losses : Tensor of shape (n,)
+
+        Raises
+        ------
+        ValueError
+            If the loss is not known, or gives no number per row.
+        """
+        if self.model.loss is None:
+            raise ValueError(
+                "Expected a loss for this penalty, got a model alone; give one that returns a "
+                "number per row, as RowBatch.of(module, X, y, loss=...)."
+            )
+        target = self.target if target is None else target
+        values, mass = self.model.loss.each(self.outputs if outputs is None else outputs, target)
+        values = self.weighed(values)
+        if mass is None:
+            return values
+        if self._mean_mass is not None:
+            return values / self._mean_mass()
+        return values * (self.total_weight / float((wide(self.weight) * wide(mass)).sum()))
+
+    def weighed(self, values: Tensor) -> Tensor:
+        """Sums over the outputs of a linear model, each with its weight in the loss."""
+        values = values if self._factor is None else values * self._factor
+        return values.reshape(self.n_rows, -1).sum(1)
+
+    @property
+    def coef(self) -> Tensor | None:
+        """Coefficients of a linear model, of shape (K, p), without intercept; None of a net."""
+        coef = getattr(self.model, "coef", None)
+        return None if coef is None else coef(self._at)[:, :-1]
+
+    def squared_weights(self, inputs: Any) -> Any:
+        """Outputs of a module at other inputs with all of its weights squared."""
+        module = getattr(self.model, "module", None)
+        own = {} if module is None else dict(module.named_parameters())
+        named = {own_name(name): t for name, t in own.items()} | self._at
+        squares = {name: t.square() for name, t in named.items() if name in self.trained}
+        return self.model(named | squares, inputs)
 
     def activation(self, name: str, inputs: bool = False) -> Tensor:
         """What a layer returned, or received, in the pass that gave ``outputs``.
@@ -237,6 +307,15 @@ class RowBatch:
         return self._rng
 
     @property
+    def trained(self) -> list[str]:
+        """Names of the trained tensors of the model, among those that the batch has."""
+        module = getattr(self.model, "module", None)
+        if module is None:
+            return list(self._at)
+        named = module.named_parameters()
+        return [own_name(n) for n, t in named if t.requires_grad and own_name(n) in self._at]
+
+    @property
     def total_weight(self) -> float:
         """Sum of the weights."""
         return float(wide(self.weight).sum())
@@ -254,8 +333,11 @@ class RowBatch:
                     f"Expected {term!r} of {owner} to be one number for each of {self.n_rows} "
                     f"rows, got {shape}; sum over the other axes."
                 )
-            if value.is_complex():
-                raise TypeError(f"Expected real values for every row, got {term!r} of {owner}.")
+            if not value.is_floating_point():
+                raise TypeError(
+                    "Expected real values of a floating-point type for every row, got "
+                    f"{value.dtype} as {term!r} of {owner}; a rank, say, has no gradient."
+                )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Expected finite values for every row, got {term!r} of {owner}.")
         weight = wide(self.weight)
@@ -275,18 +357,19 @@ class RowBatch:
         view.params = {name: self._at[name] for name in names}
         return view
 
-    def seeded(self, seed: int) -> RowBatch:
+    def seeded(self, seed: int | np.random.Generator) -> RowBatch:
         """The same batch with a generator of its own."""
         view = copy.copy(self)
         view._rng = np.random.default_rng(seed)
         return view
 
-    def part(self, rows: slice) -> RowBatch:
-        """Some of the rows, with a forward pass of their own."""
+    def part(self, rows: Any) -> RowBatch:
+        """Some of the rows, by a slice or by numbers, with a forward pass of their own."""
         part = copy.copy(self)
         part.inputs = map_leaves(lambda t: t[rows], self.inputs)
         part._target = map_leaves(lambda t: t[rows], self._target)
         part.weight = self.weight[rows]
+        part._factor = None if self._factor is None else self._factor[rows]
         part.n_rows = len(part.weight)
         part._cache = {}
         return part

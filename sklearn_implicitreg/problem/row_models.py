@@ -28,8 +28,22 @@ Calls = dict[tuple[str, bool], list[Any]]
 _COLLECTED: ContextVar[Calls | None] = ContextVar("collected", default=None)
 
 
+class RowLosses(Protocol):
+    """The loss of a model, row by row, as a function of outputs and targets."""
+
+    def prepare(self, output: Any, target: Any) -> Any:
+        """Targets as the loss compares them with the outputs, such as numbers of classes."""
+
+    def each(self, output: Any, target: Any) -> tuple[Tensor, Tensor | None]:
+        """Loss of every row times its weight in the mean, and that weight; None: all are one."""
+
+
 class RowModel(Protocol):
     """Outputs as a function of some of the parameters (the others stay) and of the inputs."""
+
+    @property
+    def loss(self) -> RowLosses | None:
+        """The loss that the model was trained with, where it is known row by row."""
 
     @property
     def layers(self) -> Mapping[str, nn.Module]:
@@ -143,6 +157,7 @@ class ModuleCall:
 
     module: nn.Module
     forward: Forward = call_module
+    loss: RowLosses | None = None
 
     @property
     def layers(self) -> Mapping[str, nn.Module]:
@@ -158,7 +173,7 @@ class ModuleCall:
 
     def __reduce__(self) -> Any:
         """Pickles as the module, without the net that called it."""
-        return ModuleCall, (self.module,)
+        return ModuleCall, (self.module, call_module, self.loss)
 
 
 @dataclass(frozen=True)
@@ -168,21 +183,47 @@ class LinearCall:
     matrix: npt.NDArray[np.float64]  # [coef, intercept parameter], of shape (K, p + 1)
     places: Mapping[str, npt.NDArray[np.intp]]  # of every parameter in the flattened matrix
     unit: float = 1.0  # what the intercept parameter multiplies
+    loss: RowLosses | None = None
 
     @property
     def layers(self) -> Mapping[str, nn.Module]:
         """None."""
         return {}
 
-    def __call__(self, params: Params, inputs: Any) -> Tensor:
-        """Outputs of shape (n, K)."""
+    def coef(self, params: Params) -> Tensor:
+        """Coefficients with the intercept parameter last, of shape (K, p + 1)."""
         flat = torch.from_numpy(self.matrix.reshape(-1))
         for name, tensor in params.items():
             if name in self.places:
                 place = torch.from_numpy(self.places[name])
                 flat = flat.index_put((place,), tensor.double().reshape(-1))
-        matrix = flat.reshape(self.matrix.shape)
+        return flat.reshape(self.matrix.shape)
+
+    def __call__(self, params: Params, inputs: Any) -> Tensor:
+        """Outputs of shape (n, K)."""
+        matrix = self.coef(params)
         return inputs @ matrix[:, :-1].T + self.unit * matrix[:, -1]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class GivenLosses:
+    """A loss given as a function that returns one number per row, or several to be averaged."""
+
+    function: Callable[[Any, Any], Any]
+
+    def prepare(self, output: Any, target: Any) -> Any:
+        """Targets as they are."""
+        return target
+
+    def each(self, output: Any, target: Any) -> tuple[Tensor, None]:
+        """Losses of the rows, which all count alike."""
+        value = self.function(output, target)
+        if not isinstance(value, Tensor) or not value.ndim:
+            raise ValueError(
+                f"Expected a loss that returns one number per row, got {shown(value)}; give one "
+                'that is not reduced, such as nn.CrossEntropyLoss(reduction="none").'
+            )
+        return value.reshape(len(value), -1).mean(1), None
 
 
 @contextlib.contextmanager

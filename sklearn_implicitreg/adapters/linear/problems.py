@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from sklearn_implicitreg.adapters.linear.losses import Array, Loss
+from sklearn_implicitreg.adapters.linear.row_losses import LinearLosses
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.problem import (
     BlockGradient,
     LinearCall,
@@ -235,12 +237,20 @@ class LinearProblem(Problem):
         """Blocks of rows, with the linear predictor at these parameters as outputs."""
         matrix = self.matrix() / np.append(np.ones(self.X.shape[1]), self.intercept_unit)
         places = {name: self.places(name) for name in (*self.params, *self.left_out)}
-        model = LinearCall(matrix, places, self.intercept_unit)
+        model = LinearCall(matrix, places, self.intercept_unit, LinearLosses(self.loss))
+        own = self.weight[:, None]
+        factor = np.divide(
+            self.loss_weight, own, out=np.zeros_like(self.loss_weight), where=own > 0
+        )
+        plain = bool((factor == 1).all())
         rng = np.random.default_rng([0, self.draw])
-        for rows in row_blocks(self.X):
-            inputs = as_tensor(rows_of_features(self.X, rows))
-            target, weight = as_tensor(self.y[rows]), as_tensor(self.weight[rows])
-            yield RowBatch(model, params, inputs, target, weight, rng)
+        with preserved_rng(torch.device("cpu")):
+            for rows in row_blocks(self.X):
+                # Copies: a penalty that works in place would write to the user's rows.
+                given = rows_of_features(self.X, rows), self.y[rows], self.weight[rows]
+                inputs, target, weight = (as_tensor(part).clone() for part in given)
+                of_rows = None if plain else as_tensor(factor[rows])
+                yield RowBatch(model, params, inputs, target, weight, rng, factor=of_rows)
 
 
 def parsed(name: str) -> tuple[str, int | None]:

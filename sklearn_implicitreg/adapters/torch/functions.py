@@ -116,3 +116,22 @@ def masses_of(problem: Any) -> Array | None:
             found.append(own.double().cpu())
     masses: Array = torch.cat(found).numpy()
     return None if (masses == 1).all() else masses
+
+
+def mean_mass(problem: Any) -> float:
+    """Mean weight that classes, or labels that are not ignored, give a row in the mean loss."""
+    if not problem.row_loss.by_class:
+        return 1.0
+    total = weight = 0.0
+    with preserved_rng(problem.device, problem._drawn), torch.no_grad():
+        for read in problem.rows.batches(problem.batch_size):
+            batch = problem.to_device(read)
+            mass = problem.row_loss.counts(batch.target)
+            if mass is None:
+                output = problem.forward(problem.module, batch.inputs)
+                mass = problem.row_loss.masses(problem.row_loss.prepare(output, batch.target), None)
+            n_rows = len(first_tensor((batch.inputs,)))
+            own = torch.ones(n_rows) if batch.weight is None else batch.weight.double().cpu()
+            total += float(own.sum() if mass is None else own.double() @ mass.double().cpu())
+            weight += float(own.sum())
+    return total / weight

@@ -125,6 +125,34 @@ class RowLoss:
             per_row, row_weight = per_row * weight, row_weight * weight
         return per_row.sum(), float(row_weight.double().sum())
 
+    def each(self, output: Any, target: Any) -> tuple[Tensor, Tensor | None]:
+        """Loss of every row times its weight in the mean, and that weight; None: all are one."""
+        if self.inside is not None:
+            raise ValueError(
+                f"Expected a loss of outputs and targets for this penalty, got {self.words!r}, "
+                "which calls the model; add what it takes from the model as a term of its own."
+            )
+        target = self.prepare(output, target)
+        value, n_rows = self._value(output, target), _n_rows(output, target)
+        if value.ndim == 0 or len(value) != n_rows:
+            raise ValueError(
+                f"Expected a loss that returns one number for each of {n_rows} rows for this "
+                f"penalty, got shape {tuple(value.shape)}; return the unreduced losses."
+            )
+        rows, element = value.reshape(n_rows, -1), self._element_weights(target)
+        if element is None:
+            return rows.sum(1) if self.sum_outputs else rows.mean(1), None
+        return rows.sum(1), element.reshape(n_rows, -1).sum(1)
+
+    def counts(self, target: Any) -> Tensor | None:
+        """Weights of rows that are known without outputs: how many labels are not ignored."""
+        if not self.by_class or self.criterion.weight is not None:  # type: ignore[attr-defined]
+            return None
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            return None
+        kept = target != self._ignore_index
+        return kept.reshape(len(kept), -1).sum(1)
+
     def _value(self, output: Any, target: Any) -> Tensor:
         value = (self.evaluate or self.criterion)(output, target)
         if not isinstance(value, Tensor):

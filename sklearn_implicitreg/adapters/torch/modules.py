@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,6 @@ from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
     device_of,
     doubtful,
-    draw_masks,
     dtype_of,
     seed_of,
     set_modes,
@@ -79,6 +78,7 @@ from sklearn_implicitreg.problem import (
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
+from sklearn_implicitreg.problem.masks import draw_masks
 from sklearn_implicitreg.problem.problem import BatchLoss
 from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
 
@@ -186,13 +186,14 @@ class TorchProblem(Problem):
             yield from replace(self, reading=reading)._batches_once(params)
 
     def _batches_once(self, params: Params) -> Iterator[RowBatch]:
-        model = ModuleCall(self.module, self.forward)
+        model = ModuleCall(self.module, self.forward, self.row_loss)
+        mean_mass = cache(lambda: functions.mean_mass(self))
         rng = np.random.default_rng([0, self.draw, *[self.reading] * (self.reading > 0)])
         with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
                 batch = self.to_device(read)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
-                yield RowBatch(model, at, *batch, rng)
+                yield RowBatch(model, at, *batch, rng, mean_mass)
 
     def losses(self) -> Iterator[BatchLoss]:
         """The loss on each batch of rows, as a differentiable function of the parameters."""

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.sklearn.containers import innermost
 from sklearn_implicitreg.adapters.torch.generators import generators_in, preserved_rng, seeded
-from sklearn_implicitreg.adapters.torch.options import draw_masks
 from sklearn_implicitreg.adapters.torch.structure import skeleton
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.problem.frozen import inner_module, own_name, own_names
+from sklearn_implicitreg.problem.masks import draw_masks
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.recovery.cache import kept, manifest, source_of

@@ -33,6 +33,7 @@ from sklearn_implicitreg.problem.parameters import (
 )
 from sklearn_implicitreg.regression.fit import Settings, verdict_on
 from sklearn_implicitreg.regression.inference import OVER_ROWS
+from sklearn_implicitreg.regression.shape import resolved
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.contrast import Arms, Contrast
 from sklearn_implicitreg.results.criterion import (
@@ -530,7 +531,8 @@ def equations(
     targets = estimator._targets(*estimator._rows(X, y), sample_weight)
     family = estimator.family if families is None else families
     penalty = estimator._penalty(targets.problem, penalty_with_terms(family))
-    data, target, groups = targets.equations(penalty).frame()
+    known = resolved(targets, penalty, estimator.positive).penalty
+    data, target, groups = targets.equations(known).frame()
     return Bunch(data=data, target=target, groups=groups)
 
 

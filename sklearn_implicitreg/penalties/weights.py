@@ -170,8 +170,9 @@ class SmoothL1(_OfTensors):
 
     Parameters
     ----------
-    delta : float, default=1e-3
-        Width of the smoothed corner, in the units of the weights.
+    delta : float or "fit", default=1e-3
+        Width of the smoothed corner, in the units of the weights; "fit" estimates it,
+        between .01 and 3 times their root mean square.
 
     Examples
     --------
@@ -182,9 +183,14 @@ class SmoothL1(_OfTensors):
     elementwise = True
     _term = "smooth_l1"
     _allowed: ClassVar = {"delta": number(above=0)}
+    shapes: ClassVar = {"delta": (0.01, 3.0)}
 
-    def __init__(self, delta: float = 1e-3):
+    def __init__(self, delta: float | str = 1e-3):
         self.delta = delta
+
+    def shape_unit(self, name: str, params: Params) -> float:
+        """Root mean square of the weights."""
+        return _rms(params)
 
     def _value(self, tensor: Tensor) -> Tensor:
         zero = torch.zeros_like(tensor)
@@ -201,8 +207,8 @@ class ElasticNet(Penalty):
 
     Parameters
     ----------
-    delta : float, default=1e-3
-        Width of the smoothed corner of ``smooth_l1``.
+    delta : float or "fit", default=1e-3
+        Width of the smoothed corner of ``smooth_l1``; "fit" estimates it.
 
     Examples
     --------
@@ -212,9 +218,14 @@ class ElasticNet(Penalty):
 
     elementwise = True
     _allowed: ClassVar = {"delta": number(above=0)}
+    shapes: ClassVar = {"delta": (0.01, 3.0)}
 
-    def __init__(self, delta: float = 1e-3):
+    def __init__(self, delta: float | str = 1e-3):
         self.delta = delta
+
+    def shape_unit(self, name: str, params: Params) -> float:
+        """Root mean square of the weights."""
+        return _rms(params)
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``sum theta^2`` and ``sum h_delta(theta)``."""
@@ -231,8 +242,9 @@ class Power(_OfTensors):
 
     Parameters
     ----------
-    q : float, default=4.0
-        Exponent, above 0; at ``q <= 1`` a coordinate at zero gives no equation.
+    q : float or "fit", default=4.0
+        Exponent, above 0; at ``q <= 1`` a coordinate at zero gives no equation. "fit" estimates
+        it, between 0.5 and 6.
 
     Examples
     --------
@@ -243,8 +255,9 @@ class Power(_OfTensors):
     elementwise = True
     _term = "power"
     _allowed: ClassVar = {"q": number(above=0)}
+    shapes: ClassVar = {"q": (0.5, 6.0)}
 
-    def __init__(self, q: float = 4.0):
+    def __init__(self, q: float | str = 4.0):
         self.q = q
 
     def _value(self, tensor: Tensor) -> Tensor:
@@ -284,6 +297,12 @@ class L21(_OfTensors):
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Features that are not zero in all outputs."""
         return (_feature_norms(tensor) != 0).expand_as(tensor)
+
+
+def _rms(params: Params) -> float:
+    """Root mean square of all weights, 1 where they are zero."""
+    total = sum(float(t.detach().double().square().sum()) for t in params.values())
+    return (total / sum(t.numel() for t in params.values())) ** 0.5 or 1.0
 
 
 def _feature_norms(tensor: Tensor) -> Tensor:

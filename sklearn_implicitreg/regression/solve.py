@@ -31,6 +31,7 @@ class Solution:
     active: np.ndarray[tuple[int], np.dtype[np.bool_]]  # False: held at zero
     n_equations: int
     eps: float  # rounding unit of the numbers that the columns were built with
+    n_shapes: int = 0  # parameters of the columns that were found beside the coefficients
 
     @property
     def tss(self) -> float:
@@ -55,7 +56,7 @@ class Solution:
     @cached_property
     def n_used(self) -> int:
         """Independent columns that the answer uses: their rank, or those above zero."""
-        return min(self.rank, int(np.count_nonzero(self.active)))
+        return min(self.rank, int(np.count_nonzero(self.active)) + self.n_shapes)
 
 
 @dataclass(frozen=True, eq=False)

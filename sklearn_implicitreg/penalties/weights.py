@@ -185,7 +185,7 @@ class SmoothL1(_OfTensors):
     _allowed: ClassVar = {"delta": number(above=0)}
     shapes: ClassVar = {"delta": (0.01, 3.0)}
 
-    def __init__(self, delta: float | str = 1e-3):
+    def __init__(self, delta: Any = 1e-3):
         self.delta = delta
 
     def shape_unit(self, name: str, params: Params) -> float:
@@ -197,7 +197,8 @@ class SmoothL1(_OfTensors):
         return nn.functional.smooth_l1_loss(tensor, zero, reduction="sum", beta=self.delta)
 
     def _slope(self, tensor: Tensor) -> Tensor:
-        return (tensor / self.delta).clamp(-1, 1)
+        slope: Tensor = (tensor / self.delta).clamp(-1, 1)
+        return slope
 
 
 class ElasticNet(Penalty):
@@ -220,7 +221,7 @@ class ElasticNet(Penalty):
     _allowed: ClassVar = {"delta": number(above=0)}
     shapes: ClassVar = {"delta": (0.01, 3.0)}
 
-    def __init__(self, delta: float | str = 1e-3):
+    def __init__(self, delta: Any = 1e-3):
         self.delta = delta
 
     def shape_unit(self, name: str, params: Params) -> float:
@@ -257,7 +258,7 @@ class Power(_OfTensors):
     _allowed: ClassVar = {"q": number(above=0)}
     shapes: ClassVar = {"q": (0.5, 6.0)}
 
-    def __init__(self, q: float | str = 4.0):
+    def __init__(self, q: Any = 4.0):
         self.q = q
 
     def _value(self, tensor: Tensor) -> Tensor:
@@ -266,7 +267,8 @@ class Power(_OfTensors):
     def _slope(self, tensor: Tensor) -> Tensor:
         # At zero the power of q < 1 is infinite and the sign 0: the product is set to 0 there.
         size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self.q - 1))
-        return self.q * size * tensor.sign()
+        slope: Tensor = self.q * size * tensor.sign()
+        return slope
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Everywhere for ``q > 1``, else where ``theta`` is not zero."""

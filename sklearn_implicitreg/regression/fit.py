@@ -164,7 +164,10 @@ def _with_interval(shape: Shape, column: int, kept: list[int], result: Result) -
     own = [kept[i] for i in shape.columns]
     terms = np.eye(len(inference.std_err))[own]
     # The best of many shapes fits noise as several terms do: the level of the test is strict.
-    if not inference.exact and not wald(terms, solution.coef[own], inference)[1] < _ZERO:
+    p_value = wald(terms, solution.coef[own], inference)[1]
+    if not np.isfinite(p_value):
+        return shape.failing("the coefficient of its term has no standard error")
+    if not inference.exact and not p_value < _ZERO:
         return shape.failing("not identifiable, its term may explain nothing")
     error = float(inference.std_err[column])
     half = float(inference.conf_int[column, 1] - inference.conf_int[column, 0]) / 2

@@ -105,10 +105,17 @@ class _Search:
                 if leaf.coef is not None or i in found:
                     what = "an unknown coefficient" if leaf.coef is not None else "one 'fit'"
                     raise ValueError(
-                        f"Expected {what} in a term with {short_name(name)}='fit', got "
+                        f"Expected {what} in a term with {name.split('__')[-1]}='fit', got "
                         f"{self.penalty!r}; give it a number."
                     )
                 found[i] = s
+        for i, j in itertools.combinations(found, 2):
+            twice = base[i].names == base[j].names and base[i].group == base[j].group
+            if twice and same(base[i].penalty, base[j].penalty):
+                raise ValueError(
+                    f"Expected terms that differ in more than a value to be found, got two of "
+                    f"{type(base[i].penalty).__name__} in {self.penalty!r}; give one a number."
+                )
         return [found.get(i) for i, leaf in enumerate(base) if leaf.coef is None]
 
     @cached_property
@@ -178,7 +185,7 @@ class _Search:
         nodes /= np.where(norms > 0, norms, 1.0)  # columns of unit norm turn, and grow no more
 
         def at(place: Array) -> Array:
-            columns = nodes[0].copy()
+            columns: Array = nodes[0].copy()
             for s, x in enumerate((place - middle) / half):
                 columns[:, users[s]] = np.tensordot(weights[s](x), nodes[:, :, users[s]], 1)
             return columns

@@ -22,7 +22,6 @@ from sklearn_implicitreg.endpoints.endpoint import Endpoint, endpoint_targets, h
 from sklearn_implicitreg.endpoints.precomputed import given_equations
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import Fixed, Penalty, Structured, as_penalty, penalty_with_terms
-from sklearn_implicitreg.penalties.shape import short_name
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
@@ -469,9 +468,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     def _found(self) -> Penalty:
         """The family of the fit, with the shapes that were found."""
         family = penalty_with_terms(self.family)
-        values = {shape.name: shape.value for shape in self._fitted().shapes}
-        unknown = family.unknown_shapes()
-        found: Penalty = family.with_shapes({name: values[short_name(name)] for name in unknown})
+        values = [shape.value for shape in self._fitted().shapes]
+        found: Penalty = family.with_shapes(dict(zip(family.unknown_shapes(), values, strict=True)))
         return found
 
     def _fit_to(self, targets: EndpointTargets | TrajectoryTargets, family: Penalty) -> Any:

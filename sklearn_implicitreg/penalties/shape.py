@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,16 +26,19 @@ class Shape:
     std_err: float = np.nan
     conf_int: tuple[float, float] = (np.nan, np.nan)
     notes: tuple[str, ...] = ()
+    interval: bool = True  # whether it can have one
 
     def failing(self, why: str) -> Shape:
         """The same without an interval, and why."""
         note = f"{self.name} = {self.value:.4g} has no interval: {why}."
-        return replace(self, notes=(*self.notes, note))
+        return replace(self, notes=(*self.notes, note), interval=False)
 
 
-def short_name(name: str) -> str:
-    """Name of a parameter without those of the scopes and groups that its penalty is in."""
-    return name.replace("penalty__", "")
+def short_names(names: Collection[str]) -> list[str]:
+    """Names of parameters without those of their penalties, where these differ without."""
+    last = [name.rpartition("__")[2] for name in names]
+    whole = [name.replace("penalty__", "") for name in names]
+    return [own if last.count(own) == 1 else full for own, full in zip(last, whole, strict=True)]
 
 
 class Variants(Penalty):

@@ -116,7 +116,7 @@ def _of_terms(result: Result, equations: Equations) -> Result:
     place = {old: new for new, old in enumerate(kept)}
     shapes = tuple(
         _with_interval(shape, names.index(shape.name), kept, result)
-        if shape.name in names and not shape.notes
+        if shape.name in names and shape.interval
         else shape
         for shape in equations.shapes
     )

@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 from sklearn_implicitreg.penalties import Penalty, Sum
 from sklearn_implicitreg.penalties.base import Leaf, same
-from sklearn_implicitreg.penalties.shape import Shape, ShapeSlope, Variants, short_name
+from sklearn_implicitreg.penalties.shape import Shape, ShapeSlope, Variants, short_names
 from sklearn_implicitreg.regression.equations import Equations, Targets
 from sklearn_implicitreg.regression.solve import decompose, norm_of, solve
 from sklearn_implicitreg.regression.system import Array, merge
@@ -301,8 +301,8 @@ class _Search:
     def described(self, place: Array) -> list[Shape]:
         """The shapes at a place, with the columns that have them."""
         users = [np.flatnonzero(self.kind == s).tolist() for s in range(len(place))]
-        found = zip(self.unknown, np.exp(place).tolist(), users, strict=True)
-        return [Shape(short_name(name), value, tuple(own)) for name, value, own in found]
+        found = zip(short_names(self.unknown), np.exp(place).tolist(), users, strict=True)
+        return [Shape(name, value, tuple(own)) for name, value, own in found]
 
     def slope(self, place: Array, s: int, coef: Array) -> ShapeSlope:
         """Slope of the terms of a shape in its logarithm, with their coefficients."""
@@ -316,7 +316,7 @@ class _Search:
                 start += n
                 if user == s:
                     weighted.append((leaf, tuple(own.tolist())))
-        return ShapeSlope(short_name(list(self.unknown)[s]), tuple(weighted))
+        return ShapeSlope(short_names(self.unknown)[s], tuple(weighted))
 
     def with_caution(
         self, shapes: tuple[Shape, ...], found: Sequence[tuple[float, Array]]

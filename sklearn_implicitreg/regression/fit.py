@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lstsq
 
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
 from sklearn_implicitreg.penalties.shape import Shape
@@ -24,7 +23,7 @@ from sklearn_implicitreg.regression.inference import (
 from sklearn_implicitreg.regression.place import Inequalities, Place
 from sklearn_implicitreg.regression.readings import share_of_readings, with_readings
 from sklearn_implicitreg.regression.restrictions import denominator, wald
-from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
+from sklearn_implicitreg.regression.solve import Solution, solve, solve_system, solve_with_free
 from sklearn_implicitreg.regression.spread import deviations
 from sklearn_implicitreg.regression.system import Array, System
 from sklearn_implicitreg.regression.verdict import (
@@ -280,7 +279,7 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
     n = system.n_equations
     found = solve_system(system, positive=positive, eps=eps)
     if positive and equations.slopes:
-        return _with_free_slopes(equations, system, eps)
+        return solve_with_free(system, (*equations.slopes, *equations.nuisance), eps)
     if not positive or not equations.nuisance:
         return found
     sign = np.where(np.isin(system.term_names, equations.nuisance), -1.0, 1.0)
@@ -288,25 +287,6 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
     if turned.residual < found.residual:
         found = replace(turned, coef=turned.coef * sign, cosine=turned.cosine * sign)
     return replace(found, active=found.active | (sign < 0))
-
-
-def _with_free_slopes(equations: Equations, system: System, eps: float) -> Solution:
-    """Solution whose terms are not negative, and whose slopes of shapes have any sign."""
-    free = (*equations.slopes, *equations.nuisance)
-    upper, names = system.r_factor, system.term_names
-    terms = [i for i, name in enumerate(names) if name not in free]
-    others = [i for i, name in enumerate(names) if name in free]
-    beyond = lstsq(upper[:, others], upper[:, [*terms, -1]])[0]
-    left = upper[:, [*terms, -1]] - upper[:, others] @ beyond
-    positive = solve(left, system.n_equations, positive=True, eps=eps)
-    used = sorted([*(terms[i] for i in np.flatnonzero(positive.active)), *others])
-    own = solve(upper[:, [*used, -1]], system.n_equations, eps=eps)
-    whole = solve(upper, system.n_equations, eps=eps)
-    coef, active = np.zeros(system.n_terms), np.zeros(system.n_terms, dtype=np.bool_)
-    coef[used], active[used] = own.coef, True
-    return replace(
-        whole, coef=coef, active=active, r2=own.r2, shortfall=own.shortfall, cosine=whole.cosine
-    )
 
 
 def _warn_of_dependence(solution: Solution, system: System) -> None:

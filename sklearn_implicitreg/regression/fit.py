@@ -170,7 +170,8 @@ def _with_interval(shape: Shape, column: int, kept: list[int], result: Result) -
         return shape.failing("not identifiable, its term may explain nothing")
     error = float(inference.std_err[column])
     half = float(inference.conf_int[column, 1] - inference.conf_int[column, 0]) / 2
-    ends = (shape.value * float(np.exp(-half)), shape.value * float(np.exp(half)))
+    with np.errstate(over="ignore", under="ignore"):  # hardly known: from 0 to infinity
+        ends = (shape.value * float(np.exp(-half)), shape.value * float(np.exp(half)))
     return replace(shape, std_err=shape.value * error, conf_int=ends)
 
 

@@ -41,6 +41,7 @@ from sklearn_implicitreg.problem.parameters import (
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Settings, fit
 from sklearn_implicitreg.regression.inference import COVARIANCES, OVER_ROWS
+from sklearn_implicitreg.regression.shape import resolved
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.criterion import completed_r2
 from sklearn_implicitreg.results.fit_description import Description
@@ -162,7 +163,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     term_names_ : list of str
         Names of the terms, ``"l2[fc1]"`` for a grouped one.
     n_terms_ : int
-        Number of coefficients of the family: those without the column of mini-batching.
+        Number of coefficients of the family, without the column of mini-batching, and of shapes.
     std_err_, pvalues_ : ndarray of shape (k,)
         Standard errors and two-sided p-values, over equations unless ``covariance`` is over rows;
         None for a structured family.
@@ -174,6 +175,9 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Of each term's (a structured family's: the fitted) gradient with minus that of the loss.
     condition_number_, vif_ : float, ndarray of shape (k,)
         Of the columns scaled to unit norm, and uncentered variance inflation factors, or None.
+    shapes_ : DataFrame
+        Value, standard error and interval of every parameter of the family that was ``"fit"``;
+        NaN where there is none, as :meth:`summary` explains. Only there if one was.
     n_equations_ : int
         Rows of the regression.
     aic_, bic_ : float
@@ -324,8 +328,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             return self
         targets = self._targets(X, y, sample_weight)
         self._fitted_rows = X, y, sample_weight
-        penalty = self._penalty(targets.problem, family)
-        return self._fit_on(targets.equations(penalty))
+        return self._fit_to(targets, family)
 
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
@@ -370,7 +373,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
             targets = self._endpoint_targets(X, y, sample_weight, reset=False)
             if structured:
                 return r2_at(self._result, targets)
-            return targets.equations(self._penalty(targets.problem, family)).r2(coef)
+            return targets.equations(self._penalty(targets.problem, self._found())).r2(coef)
         if structured:
             raise ValueError(
                 f"Expected a list of Endpoint to score {family!r}, got other data: a "
@@ -463,6 +466,17 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         for name, coef in (self.known or {}).items():
             penalty = penalty + Fixed(penalty_with_terms(name), float(coef))
         return penalty
+
+    def _found(self) -> Penalty:
+        """The family of the fit, with the shapes that were found."""
+        family = penalty_with_terms(self.family)
+        values = [shape.value for shape in self._fitted().shapes]
+        found: Penalty = family.with_shapes(dict(zip(family.unknown_shapes(), values, strict=True)))
+        return found
+
+    def _fit_to(self, targets: EndpointTargets | TrajectoryTargets, family: Penalty) -> Any:
+        penalty = self._penalty(targets.problem, family)
+        return self._fit_on(resolved(targets, penalty, self.positive).equations(targets))
 
     def _fit_on(self, equations: Equations) -> Any:
         evidence = getattr(self, "_evidence", None)

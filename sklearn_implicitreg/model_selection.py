@@ -32,6 +32,7 @@ from sklearn_implicitreg.problem.parameters import (
 )
 from sklearn_implicitreg.regression.fit import Settings, verdict_on
 from sklearn_implicitreg.regression.inference import OVER_ROWS
+from sklearn_implicitreg.regression.shape import resolved
 from sklearn_implicitreg.results.attributes import FittedResult
 from sklearn_implicitreg.results.contrast import Arms, Contrast
 from sklearn_implicitreg.results.criterion import (
@@ -384,7 +385,8 @@ def equations(
     estimator, targets = _estimator_and_targets(model, X, y, sample_weight, params)
     family = estimator.family if families is None else families
     penalty = estimator._penalty(targets.problem, penalty_with_terms(family))
-    data, target, groups = targets.equations(penalty).frame()
+    known = resolved(targets, penalty, estimator.positive).penalty
+    data, target, groups = targets.equations(known).frame()
     return Bunch(data=data, target=target, groups=groups)
 
 

@@ -12,7 +12,6 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.problem.parameters import shown
 
 Array = npt.NDArray[np.float64]
@@ -81,7 +80,7 @@ def equations_of(fit: Any, X: Any, y: Any, sample_weight: Any) -> Any:
 
 def fit_penalty(fit: Any) -> Any:
     """The family of a fit as a penalty with terms."""
-    return penalty_with_terms(fit.family)
+    return fit._source._found()
 
 
 def drawn_rows(equations: Any) -> Iterator[tuple[str, Array, Array]]:

@@ -317,8 +317,7 @@ def has_shape(fit: Any) -> bool:
 def _fit_of_family(fit: Any, family: Any, equations: Any) -> Any:
     """The same fit of another family, to gradients that are there."""
     again, targets = clone(fit).set_params(family=family), equations.targets
-    penalty = again._penalty(targets.problem, penalty_with_terms(family))
-    return again._fit_on(targets.equations(penalty))
+    return again._fit_to(targets, penalty_with_terms(family))
 
 
 def _data(fits: Sequence[Any], equations: Any) -> dict[str, Any]:

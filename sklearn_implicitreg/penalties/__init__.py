@@ -230,7 +230,10 @@ def as_penalty(family: Any) -> Penalty | Structured:
     >>> as_penalty("quadratic")
     Quadratic()
     """
-    if isinstance(family, Penalty | Structured):
+    if isinstance(family, Penalty):
+        family.check_parameters(unknown=True)
+        return family
+    if isinstance(family, Structured):
         family.check_parameters()
         return family
     if isinstance(family, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import Counter
@@ -22,6 +23,8 @@ from sklearn_implicitreg.problem.parameters import (
     SCOPE,
     Allowed,
     Checked,
+    check,
+    choice,
     instance,
     number,
     shown,
@@ -29,6 +32,7 @@ from sklearn_implicitreg.problem.parameters import (
 
 GroupBy = str | Mapping[str, str] | Callable[[str, Tensor], str]
 Scope = str | Callable[[str, Tensor], bool]
+FIT = "fit"  # in the place of the value of a shape parameter
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Penalty(Checked, BaseEstimator):
         Whether ``gradient`` and ``smooth`` can be evaluated on any piece of a tensor.
     affine : bool, default=False
         Whether the gradient is affine in the weights: its mean is then that at mean weights.
+    shapes : dict of str to (float, float), default={}
+        Parameters that may be ``"fit"``, with the range above 0 in which the estimator looks.
 
     See Also
     --------
@@ -90,6 +96,104 @@ class Penalty(Checked, BaseEstimator):
     __array_ufunc__ = None  # NumPy numbers leave ``number * penalty`` to the penalty
     elementwise = False
     affine = False
+    shapes: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def check_parameters(self, unknown: bool = False) -> None:
+        """Raise ValueError for a parameter that cannot be used, "fit" unless it may be unknown.
+
+        Parameters
+        ----------
+        unknown : bool, default=False
+            Whether parameters of ``shapes`` may be ``"fit"``.
+        """
+        unset = [name for name in self.shapes if _is_fit(getattr(self, name, None))]
+        if unset and not unknown:
+            raise ValueError(
+                f"Expected a number as {unset[0]} of {type(self).__name__} here, got 'fit', which "
+                "ImplicitRegularizationEstimator replaces by the value that it finds; give a "
+                "number, or take est.penalty_ of a fit."
+            )
+        allowed = {
+            name: kind | choice(FIT) if name in self.shapes else kind
+            for name, kind in self._allowed.items()
+        }
+        given = {key: value for key, value in vars(self).items() if key not in unset}
+        check(type(self).__name__, given, allowed)
+
+    def unknown_shapes(self, params: Params | None = None) -> dict[str, tuple[float, float]]:
+        """Shape parameters that are "fit", as ``get_params`` names them, and their ranges.
+
+        Parameters
+        ----------
+        params : dict of str to Tensor, default=None
+            The weights, for ranges that are relative to them.
+
+        Returns
+        -------
+        shapes : dict of str to (float, float)
+
+        Raises
+        ------
+        ValueError
+            If a parameter is "fit" that is not in ``shapes``, or its range is none above 0.
+        """
+        found: dict[str, tuple[float, float]] = {}
+        for key, value in self._inner().items():
+            if isinstance(value, Penalty):
+                inside = value.unknown_shapes(params)
+                found |= {f"{key}__{name}": own for name, own in inside.items()}
+            elif _is_fit(value) and key in self.shapes:
+                low, high = _range(type(self).__name__, key, self.shapes[key])
+                unit = 1.0 if params is None else self.shape_unit(key, params)
+                found[key] = low * unit, high * unit
+            elif _is_fit(value) and key not in self._allowed:
+                can = list(self.shapes) or "none"
+                raise ValueError(
+                    f"Expected a value for {key} of {type(self).__name__}, got 'fit', which stands "
+                    f"for parameters in its `shapes`: {can}."
+                )
+        return found
+
+    def with_shapes(self, values: Mapping[str, float]) -> Any:
+        """The same penalty with values of shape parameters.
+
+        Parameters
+        ----------
+        values : dict of str to float
+            By the names of :meth:`unknown_shapes`.
+
+        Returns
+        -------
+        penalty : Penalty
+        """
+        own = copy.copy(self)
+        for key, inside in _by_head(values).items():
+            if "" in inside:
+                setattr(own, key, inside[""])
+            else:
+                setattr(own, key, getattr(self, key).with_shapes(inside))
+        return own
+
+    def shape_unit(self, name: str, params: Params) -> float:
+        """What the range of a shape parameter is in units of, 1 unless a family has another.
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+        params : dict of str to Tensor
+            The weights.
+
+        Returns
+        -------
+        unit : float
+        """
+        return 1.0
+
+    def _inner(self) -> dict[str, Any]:
+        """Parameters, among them the penalties that this one is made of."""
+        params: dict[str, Any] = self.get_params(deep=False)
+        return params
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """Value of each term at these parameters; of a penalty on rows, the weighted mean.
@@ -155,6 +259,10 @@ class Penalty(Checked, BaseEstimator):
 
     def count_terms(self) -> float:
         """Number of coefficients as far as the family alone says; inf where the model decides."""
+        unknown = self.unknown_shapes()
+        if unknown:
+            known = self.with_shapes({name: low for name, (low, _) in unknown.items()})
+            return float(known.count_terms()) + len(unknown)
         counts = set()
         for size in (2, 3):
             try:
@@ -240,6 +348,30 @@ class Penalty(Checked, BaseEstimator):
         penalty : Grouped
         """
         return Grouped(self, by)
+
+
+def _is_fit(value: Any) -> bool:
+    return isinstance(value, str) and value == FIT
+
+
+def _range(owner: str, name: str, ends: Any) -> tuple[float, float]:
+    """Range of a shape parameter; ValueError unless 0 < low < high."""
+    numbers = isinstance(ends, tuple | list) and len(ends) == 2 and all(map(number().holds, ends))
+    if not numbers or not 0 < ends[0] < ends[1]:
+        raise ValueError(
+            f"Expected the range of {name} in {owner}.shapes to be two finite numbers "
+            f"0 < low < high, got {shown(ends)}."
+        )
+    return float(ends[0]), float(ends[1])
+
+
+def _by_head(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Values by the first part of their names."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        head, _, rest = name.partition("__")
+        found.setdefault(head, {})[rest] = value
+    return found
 
 
 def same(one: Any, other: Any) -> bool:
@@ -346,6 +478,14 @@ class Sum(_Combined):
                 )
             named[name].set_params(**{parameter: value})
         return self
+
+    def _inner(self) -> dict[str, Any]:
+        return dict(self._named())
+
+    def with_shapes(self, values: Mapping[str, float]) -> Sum:
+        """The same sum with values of shape parameters of its parts."""
+        inside = _by_head(values)
+        return Sum([part.with_shapes(inside.get(n, {})) for n, part in self._named().items()])
 
     def count_terms(self) -> float:
         """Those of all parts."""

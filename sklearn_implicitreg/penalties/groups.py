@@ -65,9 +65,9 @@ class GroupLasso(OfTensors):
         self.n_heads = n_heads
         self.tol = tol
 
-    def check_parameters(self) -> None:
+    def check_parameters(self, unknown: bool = False) -> None:
         """Raise ValueError as well where ``n_heads`` is missing, or given for other groups."""
-        super().check_parameters()
+        super().check_parameters(unknown)
         if (self.by == "heads") != (self.n_heads is not None):
             raise ValueError(
                 f"Expected n_heads with by='heads' and with it alone, got by={self.by!r} and "

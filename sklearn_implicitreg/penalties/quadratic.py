@@ -28,6 +28,11 @@ class Diagonal(Structured):
     One endpoint gives ``q_j = -grad_j / (2 theta_j)``, several the least-squares value. One that
     is zero at every endpoint has no equation: its coefficient is 0, not determined.
 
+    Parameters
+    ----------
+    psd : bool, default=False
+        Keep the coefficients at or above zero.
+
     Examples
     --------
     >>> thetas = np.array([[1.0], [2.0], [0.0]])
@@ -35,6 +40,11 @@ class Diagonal(Structured):
     >>> found.coef.tolist(), found.dependent
     ([3.0, 1.0, 0.0], ('diagonal[theta[2]]',))
     """
+
+    _allowed: ClassVar = {"psd": FLAG}
+
+    def __init__(self, psd: bool = False):
+        self.psd = psd
 
     def _solve(self, endpoints: Endpoints) -> StructuredSolution:
         thetas, targets = endpoints.thetas, endpoints.targets
@@ -44,6 +54,9 @@ class Diagonal(Structured):
         coef = np.zeros(len(thetas))
         squares = 2 * largest[used] * np.square(unit[used]).sum(axis=1)
         coef[used] = (unit[used] * targets[used]).sum(axis=1) / squares
+        n_below = int((coef < 0).sum())
+        if self.psd:  # each entry has equations of its own: zero is the best that is left
+            coef = np.maximum(coef, 0.0)
         penalty = StructuredPenalty(coef, endpoints.shapes)
         fitted = penalty.gradient(thetas)
         names = endpoints.names("diagonal[{}]")
@@ -53,6 +66,8 @@ class Diagonal(Structured):
             notes.append(
                 f"{len(zero)} parameters are zero at every endpoint: they have no equation"
             )
+        if self.psd and n_below:
+            notes.append(f"{n_below} coefficients are held at 0, which would be negative")
         rank = int(used.sum())
         return StructuredSolution(
             penalty, coef, names, fitted, rank, thetas.size, tuple(notes), dependent=zero

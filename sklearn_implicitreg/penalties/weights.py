@@ -135,8 +135,9 @@ class SmoothL1(OfTensors):
 
     Parameters
     ----------
-    delta : float, default=1e-3
-        Width of the smoothed corner, in the units of the weights.
+    delta : float or "fit", default=1e-3
+        Width of the smoothed corner, in the units of the weights; "fit" estimates it,
+        between .01 and 3 times their root mean square.
 
     Examples
     --------
@@ -147,16 +148,22 @@ class SmoothL1(OfTensors):
     elementwise = True
     _term = "smooth_l1"
     _allowed: ClassVar = {"delta": number(above=0)}
+    shapes: ClassVar = {"delta": (0.01, 3.0)}
 
-    def __init__(self, delta: float = 1e-3):
+    def __init__(self, delta: Any = 1e-3):
         self.delta = delta
+
+    def shape_unit(self, name: str, params: Params) -> float:
+        """Root mean square of the weights."""
+        return _rms(params)
 
     def _value(self, tensor: Tensor) -> Tensor:
         zero = torch.zeros_like(tensor)
         return nn.functional.smooth_l1_loss(tensor, zero, reduction="sum", beta=self.delta)
 
     def _slope(self, tensor: Tensor) -> Tensor:
-        return (tensor / self.delta).clamp(-1, 1)
+        slope: Tensor = (tensor / self.delta).clamp(-1, 1)
+        return slope
 
 
 class ElasticNet(Penalty):
@@ -166,8 +173,8 @@ class ElasticNet(Penalty):
 
     Parameters
     ----------
-    delta : float, default=1e-3
-        Width of the smoothed corner of ``smooth_l1``.
+    delta : float or "fit", default=1e-3
+        Width of the smoothed corner of ``smooth_l1``; "fit" estimates it.
 
     Examples
     --------
@@ -177,9 +184,14 @@ class ElasticNet(Penalty):
 
     elementwise = True
     _allowed: ClassVar = {"delta": number(above=0)}
+    shapes: ClassVar = {"delta": (0.01, 3.0)}
 
-    def __init__(self, delta: float = 1e-3):
+    def __init__(self, delta: Any = 1e-3):
         self.delta = delta
+
+    def shape_unit(self, name: str, params: Params) -> float:
+        """Root mean square of the weights."""
+        return _rms(params)
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``sum theta^2`` and ``sum h_delta(theta)``."""
@@ -196,8 +208,9 @@ class Power(OfTensors):
 
     Parameters
     ----------
-    q : float, default=4.0
-        Exponent, above 0; at ``q <= 1`` a coordinate at zero gives no equation.
+    q : float or "fit", default=4.0
+        Exponent, above 0; at ``q <= 1`` a coordinate at zero gives no equation. "fit" estimates
+        it, between 0.5 and 6.
 
     Examples
     --------
@@ -208,8 +221,9 @@ class Power(OfTensors):
     elementwise = True
     _term = "power"
     _allowed: ClassVar = {"q": number(above=0)}
+    shapes: ClassVar = {"q": (0.5, 6.0)}
 
-    def __init__(self, q: float = 4.0):
+    def __init__(self, q: Any = 4.0):
         self.q = q
 
     def _value(self, tensor: Tensor) -> Tensor:
@@ -218,7 +232,8 @@ class Power(OfTensors):
     def _slope(self, tensor: Tensor) -> Tensor:
         # At zero the power of q < 1 is infinite and the sign 0: the product is set to 0 there.
         size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self.q - 1))
-        return self.q * size * tensor.sign()
+        slope: Tensor = self.q * size * tensor.sign()
+        return slope
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Everywhere for ``q > 1``, else where ``theta`` is not zero."""
@@ -417,3 +432,9 @@ class L1OverL2(_KinkAtZero):
     def _slope(self, tensor: Tensor) -> Tensor:
         norm = unless_zero(cast(Tensor, torch.linalg.vector_norm(tensor)))
         return tensor.sign() / norm - (tensor.abs().sum() / norm**3) * tensor
+
+
+def _rms(params: Params) -> float:
+    """Root mean square of all weights, 1 where they are zero."""
+    total = sum(float(t.detach().double().square().sum()) for t in params.values())
+    return (total / sum(t.numel() for t in params.values())) ** 0.5 or 1.0

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.linalg import qr
 
 from sklearn_implicitreg.penalties import FittedPenalty, Penalty
+from sklearn_implicitreg.penalties.shape import Shape
 from sklearn_implicitreg.problem import LossGradient, Problem, Sampling
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.constancy import Constancy, constancy
@@ -84,6 +85,9 @@ class Equations:
     agreement: str = ""
     paired: System | None = None  # differences of pairs, which R-squared is about where they are
     step_rounding: float = 0.0  # norm over all windows of what rounding did to the steps
+    shapes: tuple[Shape, ...] = ()  # parameters of the penalty that were found
+    tangent: Equations | None = None  # the same with a column for each of them, its slope
+    slopes: tuple[str, ...] = ()  # of a tangent: which columns these are
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -94,6 +98,24 @@ class Equations:
     def family(self) -> list[int]:
         """Which columns are of the family."""
         return [i for i, name in enumerate(self.term_names) if name not in self.nuisance]
+
+    @property
+    def counted(self) -> Equations:
+        """The equations in which shapes count as coefficients: the tangent, or these."""
+        if self.tangent is None:
+            return self
+        return replace(
+            self.tangent,
+            objection=self.objection,
+            evidence=self.evidence,
+            agreement=self.agreement,
+        )
+
+    def with_slopes(self, coef: Array) -> Array:
+        """Coefficients of the terms among those of the tangent: its slopes have zero."""
+        found = np.zeros(len(self.counted.term_names))
+        found[[self.counted.term_names.index(name) for name in self.term_names]] = coef
+        return found
 
     @property
     def judged(self) -> Place:
@@ -133,6 +155,8 @@ class Equations:
             places=tuple(place.on(names, columns) for place in self.places),
             mean=self.mean and self.mean.on(names, columns),
             nuisance=tuple(name for name in self.nuisance if name in left),
+            shapes=(),  # of all tensors
+            tangent=None,
         )
 
     @cached_property

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_implicitreg.exceptions import CollinearTermsWarning, warn_user
+from sklearn_implicitreg.penalties.shape import Shape
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.inference import (
     OVER_ROWS,
@@ -22,7 +23,7 @@ from sklearn_implicitreg.regression.inference import (
 from sklearn_implicitreg.regression.place import Inequalities, Place
 from sklearn_implicitreg.regression.readings import share_of_readings, with_readings
 from sklearn_implicitreg.regression.restrictions import denominator, wald
-from sklearn_implicitreg.regression.solve import Solution, solve, solve_system
+from sklearn_implicitreg.regression.solve import Solution, solve, solve_system, solve_with_free
 from sklearn_implicitreg.regression.spread import deviations
 from sklearn_implicitreg.regression.system import Array, System
 from sklearn_implicitreg.regression.verdict import (
@@ -33,6 +34,8 @@ from sklearn_implicitreg.regression.verdict import (
     judge,
 )
 from sklearn_implicitreg.regression.zeros import with_zeros
+
+_ZERO = 1e-3  # level of the test that a term is zero, beside whose shape
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Result:
     same: float | None = None  # share that one coefficient explains of what each place's do
     scale_invariant: tuple[str, ...] = ()  # tensors whose scale the loss does not see
     whole: tuple[Any, Any] | None = None  # family solved as a whole, what its solver found
+    shapes: tuple[Shape, ...] = ()  # parameters of the terms that were found
 
     def regression(self) -> tuple[Solution, Inference]:
         """Solution and standard errors of a regression on columns."""
@@ -96,16 +100,85 @@ def fit(equations: Equations, settings: Settings) -> Result:
 
 def judged_fit(equations: Equations, settings: Settings) -> Result:
     """The same without the warning, which the verdict says as well."""
-    ready = equations.in_range()
+    ready = equations.counted.in_range()
     with np.errstate(over="ignore", invalid="ignore"):  # what is out of range raises an error
         result = _fitted(ready, settings)
-        return result if ready is equations else _unscaled(result, ready)
+        result = result if ready.judged.powers is None else _unscaled(result, ready)
+    return result if equations.tangent is None else _of_terms(result, equations)
+
+
+def _of_terms(result: Result, equations: Equations) -> Result:
+    """The result without the slopes of shapes, and the intervals that these give."""
+    solution, inference = result.regression()
+    names = result.term_names
+    kept = [i for i, name in enumerate(names) if name in equations.term_names]
+    place = {old: new for new, old in enumerate(kept)}
+    shapes = tuple(
+        _with_interval(shape, names.index(shape.name), kept, result)
+        if shape.name in names and shape.interval
+        else shape
+        for shape in equations.shapes
+    )
+    solution = replace(
+        solution,
+        coef=solution.coef[kept],
+        cosine=solution.cosine[kept],
+        vif=solution.vif[kept],
+        reach=solution.reach[kept],
+        active=solution.active[kept],
+        dependent=tuple(place[i] for i in solution.dependent if i in place),
+        n_shapes=len(shapes),
+    )
+    units = inference.units
+    inference = replace(
+        inference,
+        std_err=inference.std_err[kept],
+        tvalues=inference.tvalues[kept],
+        pvalues=inference.pvalues[kept],
+        conf_int=inference.conf_int[kept],
+        cov=inference.cov[np.ix_(kept, kept)],
+        units=units[kept] if isinstance(units, np.ndarray) else units,
+    )
+    assert result.stated is not None
+    return replace(
+        result,
+        term_names=[names[i] for i in kept],
+        coef=solution.coef,
+        conf_int=inference.conf_int,
+        cosine=solution.cosine,
+        penalty=equations.penalty(solution),
+        solution=solution,
+        inference=inference,
+        family=[place[i] for i in result.family if i in place],
+        path=None if result.path is None else result.path[:, kept],
+        bands=None if result.bands is None else result.bands[:, kept],
+        stated=result.stated[kept],
+        shapes=shapes,
+    )
+
+
+def _with_interval(shape: Shape, column: int, kept: list[int], result: Result) -> Shape:
+    """A shape with the interval of its logarithm, unless its terms may be zero."""
+    solution, inference = result.regression()
+    own = [kept[i] for i in shape.columns]
+    terms = np.eye(len(inference.std_err))[own]
+    # The best of many shapes fits noise as several terms do: the level of the test is strict.
+    p_value = wald(terms, solution.coef[own], inference)[1]
+    if not np.isfinite(p_value):
+        return shape.failing("the coefficient of its term has no standard error")
+    if not inference.exact and not p_value < _ZERO:
+        return shape.failing("not identifiable, its term may explain nothing")
+    error = float(inference.std_err[column])
+    half = float(inference.conf_int[column, 1] - inference.conf_int[column, 0]) / 2
+    with np.errstate(over="ignore", under="ignore"):  # hardly known: from 0 to infinity
+        ends = (shape.value * float(np.exp(-half)), shape.value * float(np.exp(half)))
+    return replace(shape, std_err=shape.value * error, conf_int=ends)
 
 
 def verdict_on(equations: Equations, positive: bool) -> Verdict:
     """The verdict of a fit, with no more computed than it goes by."""
     covariance = "ols" if equations.mean is None else "auto"
-    return _fitted(equations.in_range(), Settings(positive, covariance)).verdict
+    return _fitted(equations.counted.in_range(), Settings(positive, covariance)).verdict
 
 
 def _unscaled(result: Result, ready: Equations) -> Result:
@@ -206,6 +279,8 @@ def _solved(equations: Equations, system: System, eps: float, positive: bool) ->
     """Solution of a system, in which a nuisance column may have any sign."""
     n = system.n_equations
     found = solve_system(system, positive=positive, eps=eps)
+    if positive and equations.slopes:
+        return solve_with_free(system, (*equations.slopes, *equations.nuisance), eps)
     if not positive or not equations.nuisance:
         return found
     sign = np.where(np.isin(system.term_names, equations.nuisance), -1.0, 1.0)
@@ -357,8 +432,9 @@ def _insignificant(equations: Equations, coef: Array, inference: Inference) -> s
     """Sentence where the joint test of the family's coefficients does not reject."""
     if inference.covariance != "cluster":
         return ""
-    q = len(equations.family)
-    family = np.eye(len(equations.term_names))[equations.family]
+    names, kept = equations.term_names, equations.family
+    own = [j for j, i in enumerate(kept) if names[i] not in equations.slopes]
+    q, family, coef = len(own), np.eye(len(names))[[kept[j] for j in own]], coef[own]
     statistic, p_value = wald(family, coef, inference)
     if not p_value >= 0.05:
         return ""

@@ -408,6 +408,8 @@ def _packaged(
     lost = list(solution.dependent)
     full[lost, :] = np.nan
     full[:, lost] = np.nan
+    # Rounding leaves variances of an exact fit a hair below zero.
+    full[np.diag_indices(k)] = np.maximum(np.diagonal(full), 0.0)
     std_err = np.sqrt(np.diagonal(full))
     with np.errstate(divide="ignore", invalid="ignore"):
         tvalues = solution.coef / std_err

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import svd
+from scipy.linalg import lstsq, svd
 from scipy.optimize import nnls
 
 from sklearn_implicitreg.regression.system import Array, System
@@ -31,6 +32,7 @@ class Solution:
     active: np.ndarray[tuple[int], np.dtype[np.bool_]]  # False: held at zero
     n_equations: int
     eps: float  # rounding unit of the numbers that the columns were built with
+    n_shapes: int = 0  # parameters of the columns that were found beside the coefficients
 
     @property
     def tss(self) -> float:
@@ -55,7 +57,7 @@ class Solution:
     @cached_property
     def n_used(self) -> int:
         """Independent columns that the answer uses: their rank, or those above zero."""
-        return min(self.rank, int(np.count_nonzero(self.active)))
+        return min(self.rank, int(np.count_nonzero(self.active)) + self.n_shapes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +187,22 @@ def solve_system(system: System, *, positive: bool = False, eps: float = _EPS) -
         n_equations=system.n_equations,
         eps=eps,
     )
+
+
+def solve_with_free(system: System, free: Sequence[str], eps: float) -> Solution:
+    """Non-negative coefficients of all columns but some, which have any sign."""
+    upper, names = system.r_factor, system.term_names
+    terms = [i for i, name in enumerate(names) if name not in free]
+    others = [i for i, name in enumerate(names) if name in free]
+    beyond = lstsq(upper[:, others], upper[:, [*terms, -1]])[0]
+    left = upper[:, [*terms, -1]] - upper[:, others] @ beyond
+    active = solve(left, system.n_equations, positive=True, eps=eps).active
+    used = sorted([*(terms[i] for i in np.flatnonzero(active)), *others])
+    own = solve(upper[:, [*used, -1]], system.n_equations, eps=eps)
+    coef, in_use = np.zeros(system.n_terms), np.zeros(system.n_terms, dtype=np.bool_)
+    coef[used], in_use[used] = own.coef, True
+    whole = solve(upper, system.n_equations, eps=eps)
+    return replace(whole, coef=coef, active=in_use, r2=own.r2, shortfall=own.shortfall)
 
 
 def norm_of(vector: Array) -> float:

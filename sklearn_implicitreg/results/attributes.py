@@ -45,6 +45,7 @@ class FittedResult:
     vif_: Array | None
     condition_number_: float | None
     penalty_: FittedPenalty | StructuredPenalty | None
+    shapes_: pd.DataFrame
     aic_: float | None
     bic_: float | None
     # The rows of fit, as its caller writes them, and what they are.
@@ -55,12 +56,12 @@ class FittedResult:
 
     def _publish(self, result: Result, description: Description) -> None:
         """Set the public attributes; None where the family has no columns."""
-        for name in ("coef_path_", "coef_path_conf_int_", "_equations", "_steps"):
+        for name in ("coef_path_", "coef_path_conf_int_", "shapes_", "_equations", "_steps"):
             vars(self).pop(name, None)  # of an earlier fit
         self._result, self._description = result, description
         solution, inference = result.solution, result.inference
         self.term_names_ = result.term_names
-        self.n_terms_ = len(result.family) or len(result.coef)
+        self.n_terms_ = (len(result.family) or len(result.coef)) + len(result.shapes)
         self.coef_ = result.coef
         self.conf_int_ = result.conf_int
         self.r2_ = result.r2
@@ -74,6 +75,10 @@ class FittedResult:
             setattr(self, f"{name}_", getattr(solution, name, None))
         if result.path is not None:
             self.coef_path_, self.coef_path_conf_int_ = result.path, result.bands
+        if result.shapes:
+            rows = [(s.value, s.std_err, *s.conf_int) for s in result.shapes]
+            names = [shape.name for shape in result.shapes]
+            self.shapes_ = pd.DataFrame(rows, names, ["value", "std_err", "ci_low", "ci_high"])
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())  # type: ignore[call-overload]

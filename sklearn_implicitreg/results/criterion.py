@@ -12,6 +12,7 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import LossGradient
 from sklearn_implicitreg.regression.equations import Equations, Targets
 from sklearn_implicitreg.regression.fit import judged_solution
+from sklearn_implicitreg.regression.shape import resolved
 from sklearn_implicitreg.regression.solve import Solution, decompose
 from sklearn_implicitreg.regression.spread import Spread, parts_of_noise
 from sklearn_implicitreg.regression.system import Array, System, explained
@@ -101,6 +102,8 @@ def completed_r2(
     """
     # The noise of leaving the other rows out is scaled to that of one row in a hundred, so that
     # scores of different numbers of folds compare.
+    coef = equations.with_slopes(coef)
+    equations = equations.counted
     whole = equations.completed(others).in_range()
     own = equations.in_range() if retrained else whole
     completed, unrest = judged_solution(whole, positive), whole.judged.gradient.unrest
@@ -117,8 +120,12 @@ def completed_r2(
 
 def compared(targets: Targets, penalties: Sequence[Penalty], positive: bool) -> list[Candidate]:
     """Every family with the noise ``(1/99) tr(P S) / (n |g|^2)`` that a row in a hundred adds."""
-    seen = targets.observed(penalties, _BLOCKS)
-    return [_candidate(equations, spreads, positive) for equations, spreads in seen]
+    found = [resolved(targets, penalty, positive) for penalty in penalties]
+    seen = targets.observed([own.tangent for own in found], _BLOCKS)
+    return [
+        _candidate(own.equations(targets, equations), spreads, positive)
+        for own, (equations, spreads) in zip(found, seen, strict=True)
+    ]
 
 
 def ranked(candidates: Sequence[Candidate]) -> Comparison:
@@ -168,10 +175,11 @@ def _error_of_difference(own: Candidate, best: Candidate, left: float) -> float:
     return float(variance**0.5)
 
 
-def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) -> Candidate:
+def _candidate(whole: Equations, spreads: Sequence[Spread], positive: bool) -> Candidate:
+    equations = whole.counted
     solution = judged_solution(equations, positive)
     if solution.norm <= equations.rounding:
-        return Candidate(equations, solution, tuple(np.zeros(len(s)) for s in spreads))
+        return Candidate(whole, solution, tuple(np.zeros(len(s)) for s in spreads))
     system = equations.system if equations.mean is None else equations.mean.system
     noise = _noise(system, spreads, equations.eps)
     if equations.nuisance:  # what lies along it is projected out of the columns
@@ -184,7 +192,7 @@ def _candidate(equations: Equations, spreads: Sequence[Spread], positive: bool) 
             f"a norm of {solution.norm:.3g}; compare them for targets in other units, or fit one "
             "family by ImplicitRegularizationEstimator."
         )
-    return Candidate(equations, solution, tuple(shares))
+    return Candidate(whole, solution, tuple(shares))
 
 
 def _noise(

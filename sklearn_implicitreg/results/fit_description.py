@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sklearn_implicitreg.penalties.shape import Shape
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result
@@ -33,7 +34,7 @@ class Description:
         targets = equations.targets
         return cls(
             tuple(targets.header(equations, result)),
-            tuple(targets.notes(equations, result)),
+            (*targets.notes(equations, result), *(n for s in result.shapes for n in s.notes)),
             *targets.units(equations),
             equations.places[0].design.known_terms,
         )
@@ -42,7 +43,8 @@ class Description:
         """Table for people."""
         solution, inference = result.regression()
         verdict = result.verdict
-        header = [*self.header, *_regression_header(result), ("Verdict", verdict.label)]
+        shapes = [(f"{shape.name} (fit)", _in_words(shape)) for shape in result.shapes]
+        header = [*self.header, *_regression_header(result), *shapes, ("Verdict", verdict.label)]
         notes = [
             verdict.sentence[0].upper() + verdict.sentence[1:],
             f"Standard errors: {inference.description}.",
@@ -69,6 +71,7 @@ class Description:
             "verdict": result.verdict.label,
             "reason": result.verdict.sentence,
             "covariance": inference.covariance,
+            "shapes": {s.name: [s.value, *s.conf_int] for s in result.shapes},
             "facts": dict(self.header),
             "notes": list(self.notes),
         }
@@ -107,6 +110,13 @@ class Description:
             return {key: np.array([params[key] for params in stated.values()]) for key in keys}
         pairs = ((f"{key}[{g}]", params[key]) for g, params in stated.items() for key in params)
         return dict(pairs)
+
+
+def _in_words(shape: Shape) -> str:
+    """Value and interval of a shape."""
+    low, high = shape.conf_int
+    interval = "no interval" if np.isnan(low) else f"[{low:.4g}, {high:.4g}]"
+    return f"{shape.value:.4g} {interval}"
 
 
 def _regression_header(result: Result) -> list[tuple[str, str]]:

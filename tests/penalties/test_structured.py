@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy.optimize import nnls
 from sklearn.base import clone
 from torch import nn
 
@@ -152,6 +153,19 @@ class TestQuadratic:
 
 
 class TestDiagonal:
+    def test_psd_is_non_negative_least_squares(self):
+        rng = np.random.default_rng(0)
+        thetas, targets = rng.normal(size=(2, 5, 3))
+        found = Diagonal(psd=True).solve(thetas, targets)
+        rows = zip(thetas, targets, strict=True)
+        expected = [nnls(2 * t[:, None], target)[0][0] for t, target in rows]
+        np.testing.assert_allclose(found.coef, expected, rtol=1e-12)
+        n_below = int((Diagonal().solve(thetas, targets).coef < 0).sum())
+        assert n_below > 0
+        assert f"{n_below} coefficients are held at 0" in found.notes[-1]
+        with pytest.raises(ValueError, match="Expected psd of Diagonal to be True or False"):
+            Diagonal(psd=2).solve(thetas, targets)
+
     def test_one_endpoint_in_closed_form(self):
         thetas, targets = np.array([[1.0], [-2.0], [0.5]]), np.array([[3.0], [1.0], [-2.0]])
         found = Diagonal().solve(thetas, targets)

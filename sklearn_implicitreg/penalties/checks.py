@@ -145,7 +145,7 @@ class _Check:
 
     def depends(self, params: Params, values: dict[str, Tensor]) -> None:
         """Values must be others at other parameters."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(1)
         moved = {
             name: t + 0.1 * torch.from_numpy(rng.standard_normal(tuple(t.shape))).to(t)
             for name, t in params.items()

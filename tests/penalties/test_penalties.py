@@ -217,7 +217,8 @@ class TestClosedForms:
     def test_one_layer(self, name):
         penalty = FAMILIES[name]()
         params = {"weight": torch.tensor([[0.5, -2.0]], dtype=torch.float64)}
-        check_penalty(penalty, params)
+        if name != "row_norm_variance":  # which is a constant of one row
+            check_penalty(penalty, params)
         found = adapt(
             nn.Linear(2, 1, bias=False).double(),
             Data(np.ones((3, 2)), np.ones(3)),

@@ -140,7 +140,7 @@ def test_result_names_its_fields():
     assert {field.name for field in fields(Result)} == {
         *("term_names", "coef", "conf_int", "r2", "cosine", "n_equations", "verdict", "penalty"),
         *("solution", "inference", "family", "path", "bands", "noise_share", "signal_share"),
-        *("stated", "same", "tested", "scale_invariant", "whole"),
+        *("stated", "same", "tested", "scale_invariant", "whole", "shapes"),
     }
 
 

@@ -285,17 +285,22 @@ def near_start(objective: Objective, found: Certificate, force: bool) -> tuple[s
         return ()
     moved = norm(objective.theta - start) / (norm(start) or float("nan"))
     how = f"the weights moved by {100 * moved:.3g} % of their start"
-    if moved <= _MOVED and found.sign >= 0:
+    near = found.at_rest or found.contraction < _CONTRACTING
+    if moved <= _MOVED and found.sign >= 0 and near:
         return (f"R is that of early stopping, by the curvature halfway: {how}.",)
     if found.sign < 0:
         how += f", and L + R has a negative curvature at the model ({found.lowest:.2g})"
+    elif not near:
+        how += (
+            ", and a Newton step from the model does not contract, so no minimum of L + R is near"
+        )
     if force:
         return (f"Trained with force=True: {how}, too far for the penalty of early stopping.",)
     raise ValueError(
         "Expected a network near its start, as the penalty of early stopping takes the curvature "
         f"halfway for that of the whole way (up to {100 * _MOVED:g} %, with L + R convex at the "
-        f"model), got one too far: {how}. Compare trainings by mode='trainer' with another "
-        "family, or give force=True."
+        f"model and its minimum near), got one too far: {how}. Compare trainings by "
+        "mode='trainer' with another family, or give force=True."
     )
 
 

@@ -166,11 +166,13 @@ def newton_steps(n_seeds: int = 4) -> None:
             ).fit(net.X, net.y)
             problem = adapt(net.net, Data(net.X, net.y), Options(loss="mse", params="all"))
             objective = Objective(problem, est.penalty_)
+            # The weights that the distance is from: the net's own are off by gradient / curvature.
+            minimum = minimize.minimized(objective, objective.theta, objective.scale()).theta
             noise = np.random.default_rng(seed).standard_normal(len(objective.theta))
             noise /= np.linalg.norm(noise)
-            size = np.linalg.norm(objective.theta)
+            size = np.linalg.norm(minimum)
             for away in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3):
-                theta = objective.theta + away * size * noise
+                theta = minimum + away * size * noise
                 step, contraction = newton_distance(objective, theta, objective.gradient(theta)[1])
                 ratio = step * np.linalg.norm(theta) / (away * size)
                 if contraction < 0.5 and smallest_eigenvalue(objective, theta, seed)[0] <= 0:

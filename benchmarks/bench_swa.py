@@ -6,7 +6,7 @@ nearly straight ``c = (1 - momentum) / (lr * steps)``. Printed: c by ``L2(center
 value, its R2, that of ``L2()`` (the ridge around zero), and the way to the mean made by training
 with the penalty instead, from the start.
 
-An epoch has 27 steps, as many as 54,000 rows have in batches of 2,000. 10,000 rows, one seed: two
+An epoch has 27 steps, as many as 54,000 rows have in batches of 2,000. 10,000 rows, one seed: a few
 minutes on one core.
 
 Run: ``python benchmarks/bench_swa.py [folder of mnist.npz] [rows] [seeds]``
@@ -27,7 +27,7 @@ from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.datasets import load_mnist
 from sklearn_implicitreg.penalties import L2
 
-STEPS, EPOCHS, EPOCHS_BEFORE = 27, 100, 100
+STEPS, EPOCHS = 27, 100
 LR, MOMENTUM, LR_BEFORE = 0.005, 0.9, 0.05
 
 
@@ -59,7 +59,7 @@ def averaged(X, y, seed: int):
         for n_in in (X.shape[1], 256, 256):
             layers += [nn.Linear(n_in, 256), nn.ReLU()]
         net = nn.Sequential(*layers, nn.Linear(256, 10))
-    for _ in epochs(net, X, y, LR_BEFORE, EPOCHS_BEFORE, seed):
+    for _ in epochs(net, X, y, LR_BEFORE, EPOCHS, seed):
         pass
     start, mean = copy.deepcopy(net), AveragedModel(net)
     for now in epochs(net, X, y, LR, EPOCHS, seed + 1):

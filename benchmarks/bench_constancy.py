@@ -1,6 +1,6 @@
 """How often a coefficient that is constant, or not, is called so: recordings and endpoint lists.
 
-Run: ``python benchmarks/bench_constancy.py [seeds per optimizer]``
+Run: ``python benchmarks/bench_constancy.py [seeds per optimizer] [lists]``
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import product
 
+import numpy as np
 import torch
+from sklearn.linear_model import Ridge
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from sklearn_implicitreg import ImplicitRegularizationEstimator, record
+from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator, record
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.02),
@@ -96,5 +98,50 @@ def main(n_seeds: int = 10) -> None:
         )
 
 
+def resampled(seed: int, n_nets: int = 6) -> list[Endpoint]:
+    """Nets that SGD left, each trained on a resample of one data set with the same decay."""
+    torch.manual_seed(seed)
+    X = torch.randn(200, 5).double()
+    y = torch.sin(X.sum(1, keepdim=True)) + 0.3 * torch.randn(200, 1).double()
+    group = []
+    for _ in range(n_nets):
+        rows = torch.randint(200, (200,))
+        own, target = X[rows], y[rows]
+        net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+        steps = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.02)
+        for _ in range(150):
+            for batch in torch.randperm(200).split(20):
+                steps.zero_grad()
+                mse_loss(net(own[batch]), target[batch]).backward()
+                steps.step()
+        group.append(Endpoint(net, own, target))
+    return group
+
+
+def lists(n: int) -> None:
+    """Print the verdicts of lists of resampled nets, and of Ridge models 20 % apart."""
+    families = ("l2", "l2+l1")
+    alarms: Counter[str] = Counter()
+    for seed in range(n):
+        group = resampled(seed)
+        for family in families:
+            fit = ImplicitRegularizationEstimator(None, family=family, loss="mse", params="all")
+            alarms[family] += fit.fit(group).verdict_ == "not constant"
+    shown = ", ".join(f"{family} {alarms[family]}" for family in families)
+    print(f"lists of resampled nets: not constant in {shown} of {n}", flush=True)
+    seen = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        group = []
+        for alpha in (1.0, 1.0, 1.0, 1.2, 1.2, 1.2):
+            X = rng.standard_normal((100, 8))
+            y = X @ rng.standard_normal(8) + rng.standard_normal(100)
+            group.append(Endpoint(Ridge(alpha).fit(X, y), X, y))
+        seen += ImplicitRegularizationEstimator(None).fit(group).verdict_ == "not constant"
+    print(f"lists of Ridge models, alphas 20 % apart: seen in {seen} of 20", flush=True)
+
+
 if __name__ == "__main__":
-    main(*(int(a) for a in sys.argv[1:2]))
+    numbers = [int(a) for a in sys.argv[1:]]
+    main(*numbers[:1])
+    lists(*numbers[1:2] or [100])

@@ -11,10 +11,12 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import draw_house  # noqa: E402
+import families_page  # noqa: E402
 import next_steps_page  # noqa: E402
 
 (HERE / "generated").mkdir(exist_ok=True)
 (HERE / "generated" / "house.svg").write_text(draw_house.svg())
+(HERE / "generated" / "families.md").write_text(families_page.page())
 (HERE / "generated" / "next_steps.md").write_text(next_steps_page.page())
 
 project = "sklearn_implicitreg"

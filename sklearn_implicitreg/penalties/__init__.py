@@ -194,10 +194,25 @@ FAMILIES: dict[str, type[Penalty]] = {
     "path_norm": PathNorm,
     "sharpness": Sharpness,
     "hessian_trace": HessianTrace,
+    "gradient_norm": GradientNorm,
+    "batch_gradient_norm": BatchGradientNorm,
+    "dropout": Dropout,
 }
 
-# Other words for families, whose terms have the names of the family.
-ALIASES: dict[str, type[Penalty]] = {"ridge": L2, "lasso": L1, "dropout": Dropout}
+# Other words for families, whose terms have the names of the family; the second block is that of
+# the code of Rudoler, Tan, Hooker and Kording (2026), whose means over matrices are sums here.
+ALIASES: dict[str, type[Penalty]] = {
+    "ridge": L2,
+    "lasso": L1,
+    "grad_squared": GradientNorm,
+    "layer_norm_balance": LogNormVariance,
+    "layer_norm_product": LogSpectralNorm,
+    "nuclear_norm": Nuclear,
+    "orthogonal": Orthogonality,
+    "smooth_lasso": SmoothL1,
+    "smoothed_schatten": Schatten,
+    "weight_coherence": Coherence,
+}
 
 STRUCTURED: dict[str, type[Structured]] = {
     "diagonal": Diagonal,
@@ -258,8 +273,9 @@ def as_penalty(family: Any) -> Penalty | Structured:
         parts = [as_penalty(part) for part in family]
     else:
         raise TypeError(
-            f"Expected family to be one of {[*FAMILIES, *STRUCTURED]}, a Penalty, a list of "
-            f"these, or a dict of name to callable(params) -> scalar, got {shown(family)}."
+            "Expected family to be a name of penalties.FAMILIES or STRUCTURED, such as 'l2', a "
+            "Penalty, a list of these, or a dict of name to callable(params) -> scalar, got "
+            f"{shown(family)}."
         )
     if len(parts) == 1:
         return parts[0]
@@ -294,7 +310,7 @@ def penalty_with_terms(family: Any) -> Penalty:
     penalty = as_penalty(family)
     if isinstance(penalty, Structured):
         raise ValueError(
-            f"Expected a family with terms, one of {list(FAMILIES)} or a Penalty, got "
+            f"Expected a family with terms, a name of penalties.FAMILIES or a Penalty, got "
             f"{penalty!r}: it is solved as a whole and stands alone, as family={family!r}."
         )
     return penalty
@@ -306,6 +322,6 @@ def _named(name: str) -> Penalty | Structured:
         return known[name]()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise ValueError(
-        f"Unknown family {name!r}; expected one of {[*FAMILIES, *STRUCTURED]}, joined by '+'. "
-        f"Did you mean {near[0]!r}?"
+        f"Unknown family {name!r}; expected names of penalties.FAMILIES or STRUCTURED, joined by "
+        f"'+'. Did you mean {near[0]!r}?"
     )

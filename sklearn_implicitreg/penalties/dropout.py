@@ -82,7 +82,8 @@ class Dropout(OfGradient):
         return super().terms(params, problem) if form is self else form.terms(params, problem)
 
     def _form(self, problem: Problem | None) -> Penalty:
-        linear = problem is not None and not getattr(problem, "has_paths", True)
+        # A recording without data knows parameters alone, and cannot be trained on either.
+        linear = not getattr(problem, "has_paths", True) and getattr(problem, "n_rows", None)
         return LinearDropout(float(self.q)) if linear and self.q is not None else self
 
     def _problem(self, problem: Problem | None) -> Problem:

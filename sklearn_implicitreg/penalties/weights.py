@@ -174,6 +174,7 @@ class SmoothL1(_Wide, OfTensors):
 class ElasticNet(_Wide):
     """The paper's elastic net, terms ``l2`` and ``smooth_l1`` in this order.
 
+    ``R = l2 sum theta^2 + smooth_l1 sum h_delta(theta)``, with a coefficient for each term;
     scikit-learn's elastic net is the family ``"l2+l1"``.
 
     Parameters

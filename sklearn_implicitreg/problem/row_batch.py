@@ -249,7 +249,8 @@ class RowBatch:
         module = getattr(self.model, "module", None)
         own = {} if module is None else dict(module.named_parameters())
         named = {own_name(name): t for name, t in own.items()} | self._at
-        squares = {name: t.square() for name, t in named.items() if name in self.trained}
+        weights = {own_name(name) for name in own}
+        squares = {name: t.square() for name, t in named.items() if name in weights}
         return self.model(named | squares, inputs)
 
     def activation(self, name: str, inputs: bool = False) -> Tensor:

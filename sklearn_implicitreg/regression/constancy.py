@@ -27,6 +27,7 @@ class Constancy:
     tensors: tuple[float, float]  # F and p, tensors as replicates
     df: tuple[int, int]  # of the first F
     change: float  # squared size of the variation, a place, without noise
+    left: float  # squared size of what the own coefficients leave, a place
     above_rounding: bool
 
     def in_words(self) -> str:
@@ -91,6 +92,7 @@ def constancy(
         tensors=by_tensors,
         df=(df, sum(spare)),
         change=max(0.0, beyond) / len(places),
+        left=sum(p.residual for p in places) / len(places),
         above_rounding=between**0.5 > rounding,
     )
 

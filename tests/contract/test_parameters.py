@@ -47,6 +47,7 @@ def module():
 
 
 NET = module()
+PHI = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1))
 SQUARES = {name: p.detach().square() for name, p in NET.named_parameters()}
 
 
@@ -121,6 +122,7 @@ KINDS = {
     "folder": [1j, [], object(), {1}, 3, True],
     "function": [*WRONG, 3, True],
     "penalty": [*WRONG, 3, True, penalties.L2, RIDGE],
+    "knots": [*WRONG, 0, True, NAN, INF, [0.5, 0.2], [0.0], [NAN]],
     "family": [*WRONG, 3, True, {}, ["nope"], {"a": 1}, penalties.L2, penalties.SmoothL1, [[]]],
     "families": [*WRONG, 3, True, {}, "l2", ["nope"], [penalties.L2], [3], {"a": None}],
     "known": ["a", 1j, [], object(), {1}, {"l2": True}, {"l2": NAN}, {"l2": "a"}, {1: 0.1}, 0.1],
@@ -173,7 +175,7 @@ KINDS = {
 # What the package returns, and bases and penalties without parameters.
 RESULTS = {
     *("FittedPenalty", "ImplicitPenalty", "Kinks", "SpectralFilter", "StructuredPenalty"),
-    *("RowBatch", "StructuredSolution", "Trajectory"),
+    *("Frame", "LearnedPenalty", "RowBatch", "StructuredSolution", "Trajectory"),
     # Which hand their parameters on to record, and need libraries.
     *("LightningRecorder", "TransformersRecorder"),
 }
@@ -394,6 +396,33 @@ CALLS = {
     ),
     "MaxNorm": (penalties.MaxNorm, of_family, {}, {"tol": "share"}),
     "ActivationL2": (penalties.ActivationL2, of_family, {"layer": "1"}, {"layer": "name"}),
+    "LogDet": (penalties.LogDet, of_family, {}, {"eps": "positive"}),
+    "Nuclear": (penalties.Nuclear, of_family, {}, {"tol": "share"}),
+    "Schatten": (penalties.Schatten, of_family, {}, {"q": "positive", "tol": "share"}),
+    "ActivationL1": (penalties.ActivationL1, of_family, {"layer": "1"}, {"layer": "name"}),
+    "DeCov": (penalties.DeCov, of_family, {"layer": "1"}, {"layer": "name"}),
+    "KLToReference": (
+        penalties.KLToReference, of_family, {"model": NET}, {"model": "module", "reverse": "flag"}
+    ),
+    "Jacobian": (
+        penalties.Jacobian, of_family, {}, {"n_projections": "count?"},
+    ),
+    "InputNoise": (
+        penalties.InputNoise, of_family, {}, {"sigma": "positive", "n_draws": "count"},
+    ),
+    "Mixup": (penalties.Mixup, of_family, {},
+        {"alpha": "positive", "n_draws": "count", "random_state": "size"}),
+    "DropoutQuadratic": (penalties.DropoutQuadratic, of_family, {}, {"q": "share"}),
+    "Sharpness": (penalties.Sharpness, of_family, {}, {"rho": "positive"}),
+    "HessianTrace": (
+        penalties.HessianTrace, of_family, {}, {"n_draws": "count?", "random_state": "size"},
+    ),
+    "Spline": (penalties.Spline, of_family, {"knots": 2}, {"knots": "knots"}),
+    "Learned": (
+        penalties.Learned, of_family, {"module": PHI, "n_starts": 1, "max_iter": 20},
+        {"module": "module", "inputs": "name", "n_starts": "count", "max_iter": "count"}
+        | {"random_state": "size"},
+    ),
     "Callables": (
         penalties.Callables, of_family, {"functions": {"a": lambda p: p["0.weight"].sum()}},
         {"functions": "families"},
@@ -424,8 +453,10 @@ CALLS = {
         penalties.Quadratic, structured, {},
         {"psd": "flag", "shrinkage": "name?", "normalize": "flag"},
     ),
+    "Diagonal": (penalties.Diagonal, structured, {}, {"psd": "flag"}),
     "EarlyStopping": (
-        penalties.EarlyStopping, structured, {}, {"lr": "positive?", "shared": "flag"}
+        penalties.EarlyStopping, structured, {},
+        {"lr": "positive?", "shared": "flag", "start": "dict?"},
     ),
     "as_penalty": (penalties.as_penalty, None, {"family": "l2"}, {"family": "family"}),
     "penalty_with_terms": (

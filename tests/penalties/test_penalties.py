@@ -542,12 +542,11 @@ class TestAsPenalty:
         with pytest.raises(ValueError, match="Unknown family") as caught:
             as_penalty(name)
         assert f"Did you mean '{near}" in str(caught.value)
-        assert all(f"'{known}'" in str(caught.value) for known in FAMILIES)
 
     @pytest.mark.parametrize("family", [None, 3, [], {}, {"a": 1}, L2], ids=repr)
     def test_other_things(self, family):
         with pytest.raises(
-            TypeError, match=r"Expected (family to be one of|functions of Callables)"
+            TypeError, match=r"Expected (family to be a name of|functions of Callables)"
         ):
             as_penalty(family)
 

@@ -19,7 +19,6 @@ from torch import nn
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import (
-    FAMILIES,
     L2,
     ActivationL2,
     Callables,
@@ -445,12 +444,6 @@ class TestCheckPenalty:
         check_penalty(penalty, problem=RowBatch.of(net, X[:7], y[:7]))
         check_penalty(penalty, problem=problem_of(net, batch_size=200))
         assert torch.equal(torch.get_rng_state(), state)
-
-    # Of a spline on a net of few weights a difference crosses knots, see test_learned.
-    @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "spline"])
-    def test_families_without_rows(self, name):
-        # Not at a trained net, whose last matrix has no full rank.
-        check_penalty(FAMILIES[name](), problem=problem_of(mlp()))
 
     def test_a_layer_of_another_net(self):
         with pytest.raises(ValueError, match=r"among \['0', '1', '2'\], got 'fc1'"):

@@ -168,51 +168,6 @@ def test_scale_invariant(penalty):
     assert float(scaled) == pytest.approx(float(value), rel=1e-12)
 
 
-def gradients(penalty, params):
-    leaves = {name: t.clone().requires_grad_() for name, t in params.items()}
-    (value,) = penalty.terms(leaves, None).values()
-    found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-    return torch.cat([g.reshape(-1) for g in found])
-
-
-# Half of l2, under the optimizers' name.
-SAME = {frozenset({"l2", "weight_decay"})}
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        {"a": (6, 5), "a.bias": (6,), "b": (4, 6), "b.bias": (4,)},
-        {"c": (3, 1, 2, 2), "d": (4, 3, 2, 2), "e": (5, 8)},
-        {"ih": (9, 4), "hh": (9, 3), "out": (2, 3)},
-    ],
-    ids=["mlp", "conv", "gru"],
-)
-def test_no_two_families_are_proportional(shapes):
-    params = {n: t**3 for n, t in tensors(shapes).items()}  # small weights among them
-    center = {n: t.square() for n, t in params.items()}
-    families = {name: family() for name, family in FAMILIES.items() if name != "elastic_net"}
-    families |= {
-        name: penalty
-        for name, penalty in WITH_ARGUMENTS.items()
-        if name not in {"filters", "heads", "columns"}  # columns is l21
-    }
-    families |= {
-        "l1_center": L1(center=center),
-        "l2_center": L2(center=center),
-        "ewc": EWC(center=center, weights=center),
-        "preconditioned_l2": PreconditionedL2(center),
-    }
-    slopes = {name: gradients(penalty, params) for name, penalty in families.items()}
-    assert all(bool(s.any()) for s in slopes.values())
-    found = set()
-    for one, other in itertools.combinations(slopes, 2):
-        cosine = torch.nn.functional.cosine_similarity(slopes[one], slopes[other], dim=0)
-        if abs(float(cosine)) > 1 - 1e-6:
-            found.add(frozenset({one, other}))
-    assert found == SAME
-
-
 class TestGroups:
     def test_l21_is_the_group_lasso_of_columns(self):
         params = tensors()

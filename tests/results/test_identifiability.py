@@ -81,6 +81,39 @@ def test_one_function_of_norms_more_than_layers_depends_at_these_weights_alone()
     assert any("endpoints at other weights" in note for note in known.advice_)
 
 
+SPECTRAL = ["spectral_norm", "log_spectral_norm", "log_norm_variance"]
+FOUR = {
+    "a polynomial of singular values": (
+        ["l2", "schatten", "orthogonality"],
+        "orthogonality = schatten - 2 l2",
+        True,
+    ),
+    "three functions of two Frobenius norms": (
+        ["l2", "layer_balance", {"fourth": frobenius(2)}],
+        "fourth = ",
+        False,
+    ),
+    "three functions of two spectral norms": (SPECTRAL, "log_norm_variance = ", False),
+    "stable rank of both norms": (
+        ["l2", "layer_balance", *SPECTRAL[:2], "stable_rank"],
+        "stable_rank = ",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_dependences_between_families_of_the_package(name):
+    families, words, everywhere = FOUR[name]
+    known = found(families)
+    (dependence,) = known.dependences_
+    assert str(dependence).startswith(words)
+    assert dependence.everywhere == everywhere
+    own = {dependence.term, *dependence.others}
+    assert len(own) == len(families)  # all take part
+    assert [set(group) for group in known.groups_] == [own]
+
+
 def test_endpoints_at_other_weights_separate_what_one_does_not():
     norms = [{f"norm_{p}": frobenius(p)} for p in (0.5, 1, 2)]
     group = [Endpoint(net(seed), *rows()) for seed in range(3)]

@@ -420,6 +420,12 @@ def test_of_a_search(named):
     assert list(found.cv_results_["name"])[:2] == names  # those of the search are asked again
 
 
+@pytest.mark.parametrize(("family", "asked"), [("spline", True), ("l2", False)])
+def test_a_curve_is_asked_for_equations_left_out(family, asked):
+    steps = fit(Ridge(0.1).fit(X, Y), family=family).next_steps()
+    assert any("held_out_r2" in step.code for step in steps) == asked
+
+
 def test_in_a_pipeline_and_unpickled():
     model = make_pipeline(StandardScaler(), Lasso(alpha=0.5)).fit(X, Y)
     est = fit(model, family="l2")

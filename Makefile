@@ -7,8 +7,8 @@ PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist w
 THEORY := bounds.py early_stopping.py filters.py implicit.py kernels.py noise.py spectral.py \
 	strength.py units.py
 PENALTIES := __init__.py anchored.py base.py checks.py decov.py dropout.py early_stopping.py \
-	functions.py groups.py inputs.py learned.py matrices.py outputs.py path_norm.py quadratic.py \
-	sharpness.py spectra.py spline.py structured.py weights.py
+	factored.py functions.py groups.py inputs.py learned.py matrices.py outputs.py path_norm.py \
+	quadratic.py sharpness.py spectra.py spline.py structured.py weights.py
 DISPLAYS := coefficient_path.py coefficients.py family_comparison.py gradient_match.py \
 	identifiability.py influence.py penalty_shape.py recovery.py spectrum.py
 RECORDERS := lightning.py record.py skorch.py sklearn.py transformers.py

@@ -434,7 +434,8 @@ def identifiability(
         As for :func:`equations`.
     families : list of families, or dict of name to family
         What is compared; a term that several have counts once. By default the estimator's own
-        family, or all families of an ``ImplicitRegularizationCV``.
+        family, or all families of an ``ImplicitRegularizationCV``. Unknown shapes are those that
+        all families together have in a fit.
     sample_weight : array-like of shape (n,), default=None
         The weights that the model was trained with.
     **params
@@ -479,9 +480,28 @@ def identifiability(
     if families is None:
         families = getattr(model, "families", [estimator.family])
     named = {name: penalty_with_terms(family) for name, family in named_families(families).items()}
+    named = _with_shapes(estimator, targets, named)
     joined = estimator._penalty(targets.problem, reduce(_joined, named.values()))
     own = {name: estimator._penalty(targets.problem, part) for name, part in named.items()}
     return identifiability_of(targets.equations(joined), joined, own)
+
+
+def _with_shapes(
+    estimator: ImplicitRegularizationEstimator, targets: Any, named: Mapping[str, Penalty]
+) -> dict[str, Penalty]:
+    """Families at the shapes that are found where all of them are fitted at once."""
+    joined = reduce(_joined, named.values())
+    unknown = joined.unknown_shapes()
+    found = resolved(targets, estimator._penalty(targets.problem, joined), estimator.positive)
+    values = [shape.value for shape in found.shapes]
+    known = joined.with_shapes(dict(zip(unknown, values, strict=True)))
+    parts = list(zip(_parts(joined), _parts(known), strict=True))
+    return {
+        name: penalty_with_terms(
+            [new for part in _parts(family) for old, new in parts if same(part, old)]
+        )
+        for name, family in named.items()
+    }
 
 
 def contrast(
@@ -588,10 +608,14 @@ def contrast(
 
 def _joined(shared: Penalty, family: Penalty) -> Penalty:
     """Both penalties, the shared one first, without what is in both twice."""
-    first = getattr(shared, "parts", [shared])
-    own = getattr(family, "parts", [family])
-    parts = [part for part in own if not any(same(part, known) for known in first)]
+    first = _parts(shared)
+    parts = [part for part in _parts(family) if not any(same(part, known) for known in first)]
     return penalty_with_terms([*first, *parts]) if parts else shared
+
+
+def _parts(penalty: Penalty) -> list[Penalty]:
+    """What a sum is made of, or the penalty alone."""
+    return list(getattr(penalty, "parts", [penalty]))
 
 
 def _arm(given: Any, rows: tuple[Any, Any, Any], params: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -125,7 +125,7 @@ class SpectrumDisplay:
             )
         name = verdict_title(fit) if name is None else name
         given: Any = getattr(fit, "feature_names_in_", None)
-        if given is not None and len(given) != len(fit.penalty_.coefficients):
+        if given is not None and len(given) != len(getattr(fit.penalty_, "diagonal_", ())):
             given = None
         return cls.from_penalty(
             fit.penalty_,
@@ -174,7 +174,7 @@ class SpectrumDisplay:
         TypeError
             If the penalty has no matrix.
         """
-        matrix = getattr(penalty, "coefficients", getattr(penalty, "matrix", None))
+        matrix = getattr(penalty, "entries_", getattr(penalty, "matrix", None))
         if isinstance(penalty, type) or matrix is None:
             raise TypeError(
                 "Expected a StructuredPenalty or an ImplicitPenalty, which have a matrix, got "

@@ -12,6 +12,12 @@ from sklearn_implicitreg.penalties.checks import check_penalty
 from sklearn_implicitreg.penalties.decov import DeCov
 from sklearn_implicitreg.penalties.dropout import Dropout
 from sklearn_implicitreg.penalties.early_stopping import EarlyStopping
+from sklearn_implicitreg.penalties.factored import (
+    KroneckerPenalty,
+    KroneckerQuadratic,
+    LowRankPenalty,
+    LowRankQuadratic,
+)
 from sklearn_implicitreg.penalties.fitted import FittedPenalty
 from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.penalties.functions import ActivationL1, ActivationL2, Callables
@@ -104,8 +110,12 @@ __all__ = [
     "L1OverL2",
     "L1Squared",
     "LayerBalance",
+    "KroneckerPenalty",
+    "KroneckerQuadratic",
     "LogCosh",
     "LogPenalty",
+    "LowRankPenalty",
+    "LowRankQuadratic",
     "MaxNorm",
     "Orthogonality",
     "LogDet",
@@ -208,6 +218,7 @@ STRUCTURED: dict[str, type[Structured]] = {
     "diagonal": Diagonal,
     "quadratic": Quadratic,
     "early_stopping": EarlyStopping,
+    "kronecker": KroneckerQuadratic,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,9 +34,11 @@ class Dropout(OfGradient):
 
     Parameters
     ----------
-    q : float, default=None
+    q : float or "fit", default=None
         Rate of all layers that have one above zero or are dropout layers; None takes their own.
-        A linear model has no layers that say it.
+        A linear model has no layers that say it; there "fit" estimates it, between .01 and .95.
+        With squared error the coefficient and ``q / (1 - q)`` are one number. Masks of a network
+        jump with the rate: compare several by ``ImplicitRegularizationCV``.
     n_draws, random_state : int, default=10 and 0
         Passes over the rows that are averaged, and seed of the masks at all rates and weights.
 
@@ -63,8 +65,9 @@ class Dropout(OfGradient):
         "n_draws": integer(1),
         "random_state": SEED,
     }
+    shapes: ClassVar = {"q": (0.01, 0.95)}
 
-    def __init__(self, q: float | None = None, n_draws: int = 10, random_state: int = 0):
+    def __init__(self, q: Any = None, n_draws: int = 10, random_state: int = 0):
         self.q = q
         self.n_draws = n_draws
         self.random_state = random_state

@@ -64,9 +64,15 @@ class EarlyStopping(Structured):
     See Also
     --------
     sklearn_implicitreg.theory.early_stopping_eigenvalues : The eigenvalues of the penalty.
+    sklearn_implicitreg.theory.kernel_penalty : The same of kernel models, by theory.
 
     Notes
     -----
+    A kernel model with n weights a is a :class:`~sklearn_implicitreg.LinearModel` whose inputs are
+    the kernel matrix K; a penalty ``coef a'Ka`` of its loss adds the rows ``sqrt(n coef) K^(1/2)``
+    with the target 0, all rows and targets times ``sqrt(2)``, as there are twice as many. From
+    a start other than zero R has a linear term: ``(a - start)' Q (a - start)``.
+
     The interval is on the scale of log t: of four or more endpoints that share their t by leaving
     out one at a time, for resamples by the spread of their answers; otherwise by the misfit.
 

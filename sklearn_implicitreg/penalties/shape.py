@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty, same
+from sklearn_implicitreg.penalties.frames import Frame
 from sklearn_implicitreg.problem import Params, Problem, RowBatch
 
 Weighted = tuple[tuple[Leaf, tuple[float, ...]], ...]  # leaves with a factor for each term
@@ -105,13 +106,16 @@ class ShapeSlope(Penalty):
             total = total + sum(f * own for f, own in zip(factors, values, strict=True))
         return {self.term: total}
 
-    def smooth(self, name: str, tensor: Tensor) -> Tensor:
-        """Where all leaves are smooth."""
+    def smooth(self, name: str, tensor: Tensor) -> Tensor | Frame:
+        """Where all leaves are smooth; in the bases of those that have a frame."""
         mask = torch.ones_like(tensor, dtype=torch.bool)
         for leaf, _ in self.weighted:
-            own: Any = getattr(leaf.penalty, "smooth", None)
-            if own is not None and name in leaf.names:
-                mask = mask & own(name, tensor)
+            kinks: Any = getattr(leaf.penalty, "smooth", None)
+            if kinks is not None and name in leaf.names:
+                own: Tensor | Frame = kinks(name, tensor)
+                if not isinstance(own, Tensor):
+                    return own
+                mask = mask & own
         return mask
 
     def _gradient(self, name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -199,8 +199,8 @@ class Schatten(_SumOfMatrices):
 
     Parameters
     ----------
-    q : float, default=4.0
-        Exponent, above 0.
+    q : float or "fit", default=4.0
+        Exponent, above 0. "fit" estimates it, between 0.5 and 6.
     tol : float, default=1e-2
         With ``q <= 1``, share of the largest singular value of a matrix up to which others count
         as zero; above 0 and below 1. Training by L-BFGS leaves zeros of about 1e-3.
@@ -218,8 +218,9 @@ class Schatten(_SumOfMatrices):
 
     _term = "schatten"
     _allowed: ClassVar = {"q": number(above=0), "tol": number(above=0, below=1)}
+    shapes: ClassVar = {"q": (0.5, 6.0)}
 
-    def __init__(self, q: float = 4.0, tol: float = 1e-2):
+    def __init__(self, q: Any = 4.0, tol: float = 1e-2):
         self.q = q
         self.tol = tol
 

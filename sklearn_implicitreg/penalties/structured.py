@@ -83,6 +83,11 @@ class StructuredPenalty:
         return self.coefficients if self.coefficients.ndim == 2 else np.diag(self.coefficients)
 
     @property
+    def entries_(self) -> Array:
+        """Q as a full matrix, or its diagonal where the rest is zero."""
+        return self.coefficients
+
+    @property
     def diagonal_(self) -> Array:
         """Diagonal of Q, of shape (p,)."""
         return np.diag(self.coefficients) if self.coefficients.ndim == 2 else self.coefficients
@@ -116,16 +121,16 @@ class StructuredPenalty:
         ndarray of the shape of theta
         """
         theta = as_numbers("theta", theta)
-        if theta.shape[:1] != (len(self.coefficients),):
+        size = sum(map(prod, self.shapes.values()))
+        if theta.shape[:1] != (size,):
             raise ValueError(
-                f"Expected theta of shape ({len(self.coefficients)},) or with a column for each "
-                f"set of parameters, got {theta.shape}."
+                f"Expected theta of shape ({size},) or with a column for each set of parameters, "
+                f"got {theta.shape}."
             )
         if self.center is not None:
             theta = (theta.T - self.center).T
-        if self.coefficients.ndim == 2:
-            return 2 * (self.coefficients @ theta)
-        return 2 * (self.coefficients * theta.T).T
+        gradient: Array = 2 * self._times(torch.from_numpy(theta)).numpy()
+        return gradient
 
     def __call__(self, params: nn.Module | Mapping[str, Tensor]) -> Tensor:
         """Value at a module or at a dict of parameters, differentiable with respect to both.
@@ -150,8 +155,12 @@ class StructuredPenalty:
         theta = torch.cat([named[name].reshape(-1) for name in self.shapes])
         if self.center is not None:
             theta = theta - theta.new_tensor(self.center)
+        return theta @ self._times(theta)
+
+    def _times(self, theta: Tensor) -> Tensor:
+        """Q times one set of parameters, or one per column."""
         q = theta.new_tensor(self.coefficients)
-        return theta @ (q @ theta) if q.ndim == 2 else theta.square() @ q
+        return q @ theta if q.ndim == 2 else q.reshape(-1, *[1] * (theta.ndim - 1)) * theta
 
 
 @dataclass(frozen=True)
@@ -176,11 +185,12 @@ class StructuredSolution:
     dependent: tuple[str, ...] = ()  # what is not determined, in words
     conf_int: Array | None = None  # (k, 2)
     held_out: tuple[float, int] | None = None  # R2 of equations left out, and how many
+    n_free: int | None = None  # numbers that can be chosen, where they are not the coefficients
 
     @property
     def n_unknowns(self) -> int:
-        """Number of coefficients."""
-        return len(self.coef)
+        """Numbers that are looked for: the coefficients, or those that they are made of."""
+        return len(self.coef) if self.n_free is None else self.n_free
 
 
 @dataclass(frozen=True)

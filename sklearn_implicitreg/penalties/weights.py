@@ -128,7 +128,16 @@ class L1(Anchored):
         return {self._term: self._slope(self._away({name: tensor})[name] + step)}
 
 
-class SmoothL1(OfTensors):
+class _Wide(Penalty):
+    """A penalty with a width or a height in the units of the weights."""
+
+    def shape_unit(self, name: str, params: Params) -> float:
+        """Root mean square of the weights."""
+        total = sum(float(t.detach().double().square().sum()) for t in params.values())
+        return (total / sum(t.numel() for t in params.values())) ** 0.5 or 1.0
+
+
+class SmoothL1(_Wide, OfTensors):
     """Smoothed lasso, ``R = sum h_delta(theta)`` with torch's ``smooth_l1_loss(beta=delta)``.
 
     ``h_delta(x) = x^2 / (2 delta)`` for ``|x| < delta`` and ``|x| - delta / 2`` beyond.
@@ -153,10 +162,6 @@ class SmoothL1(OfTensors):
     def __init__(self, delta: Any = 1e-3):
         self.delta = delta
 
-    def shape_unit(self, name: str, params: Params) -> float:
-        """Root mean square of the weights."""
-        return _rms(params)
-
     def _value(self, tensor: Tensor) -> Tensor:
         zero = torch.zeros_like(tensor)
         return nn.functional.smooth_l1_loss(tensor, zero, reduction="sum", beta=self.delta)
@@ -166,7 +171,7 @@ class SmoothL1(OfTensors):
         return slope
 
 
-class ElasticNet(Penalty):
+class ElasticNet(_Wide):
     """The paper's elastic net, terms ``l2`` and ``smooth_l1`` in this order.
 
     ``R = l2 sum theta^2 + smooth_l1 sum h_delta(theta)``, with a coefficient for each term;
@@ -189,10 +194,6 @@ class ElasticNet(Penalty):
 
     def __init__(self, delta: Any = 1e-3):
         self.delta = delta
-
-    def shape_unit(self, name: str, params: Params) -> float:
-        """Root mean square of the weights."""
-        return _rms(params)
 
     def terms(self, params: Params, problem: Problem | None) -> dict[str, Tensor]:
         """``sum theta^2`` and ``sum h_delta(theta)``."""
@@ -241,13 +242,14 @@ class Power(OfTensors):
         return torch.ones_like(tensor, dtype=torch.bool) if self.q > 1 else tensor != 0
 
 
-class LogPenalty(_KinkAtZero):
+class LogPenalty(_Wide, _KinkAtZero):
     """Logarithm, ``R = sum log(1 + |theta| / eps)``, which iterated l1 minimizes [1]_.
 
     Parameters
     ----------
-    eps : float
-        Where it turns from the shape of l1 to a logarithm, in the units of the weights.
+    eps : float or "fit"
+        Where it turns from the shape of l1 to a logarithm, in the units of the weights; "fit"
+        estimates it, between .01 and 10 times their root mean square.
 
     References
     ----------
@@ -262,24 +264,27 @@ class LogPenalty(_KinkAtZero):
     elementwise = True
     _term = "log"
     _allowed: ClassVar = {"eps": number(above=0)}
+    shapes: ClassVar = {"eps": (0.01, 10.0)}
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: Any):
         self.eps = eps
 
     def _value(self, tensor: Tensor) -> Tensor:
         return torch.log1p(tensor.abs() / self.eps).sum()
 
     def _slope(self, tensor: Tensor) -> Tensor:
-        return tensor.sign() / (self.eps + tensor.abs())
+        slope: Tensor = tensor.sign() / (self.eps + tensor.abs())
+        return slope
 
 
-class LogCosh(OfTensors):
+class LogCosh(_Wide, OfTensors):
     """``R = sum log cosh(theta / scale)``: like l2 near zero, like l1 far from it.
 
     Parameters
     ----------
-    scale : float
-        Where it turns from the one to the other, in the units of the weights.
+    scale : float or "fit"
+        Where it turns from the one to the other, in the units of the weights; "fit" estimates it,
+        between .01 and 10 times their root mean square.
 
     Examples
     --------
@@ -290,8 +295,9 @@ class LogCosh(OfTensors):
     elementwise = True
     _term = "log_cosh"
     _allowed: ClassVar = {"scale": number(above=0)}
+    shapes: ClassVar = {"scale": (0.01, 10.0)}
 
-    def __init__(self, scale: float):
+    def __init__(self, scale: Any):
         self.scale = scale
 
     def _value(self, tensor: Tensor) -> Tensor:
@@ -299,10 +305,11 @@ class LogCosh(OfTensors):
         return (torch.logaddexp(x, -x) - math.log(2)).sum()
 
     def _slope(self, tensor: Tensor) -> Tensor:
-        return torch.tanh(tensor / self.scale) / self.scale
+        slope: Tensor = torch.tanh(tensor / self.scale) / self.scale
+        return slope
 
 
-class SCAD(_KinkAtZero):
+class SCAD(_Wide, _KinkAtZero):
     """Smoothly clipped absolute deviation [1]_, ``R = sum p(|theta|)``.
 
     ``p(t) = lam t`` up to ``lam``, ``(2 a lam t - t^2 - lam^2) / (2 (a - 1))`` up to ``a lam``, and
@@ -310,8 +317,9 @@ class SCAD(_KinkAtZero):
 
     Parameters
     ----------
-    lam : float
-        Slope at zero and width of the l1 part, in the units of the weights.
+    lam : float or "fit"
+        Slope at zero and width of the l1 part, in the units of the weights; "fit" estimates it,
+        between .01 and 3 times their root mean square.
     a : float, default=3.7
         Where the penalty is flat, in multiples of ``lam``; above 2.
 
@@ -329,8 +337,9 @@ class SCAD(_KinkAtZero):
     elementwise = True
     _term = "scad"
     _allowed: ClassVar = {"lam": number(above=0), "a": number(above=2)}
+    shapes: ClassVar = {"lam": (0.01, 3.0)}
 
-    def __init__(self, lam: float, a: float = 3.7):
+    def __init__(self, lam: Any, a: float = 3.7):
         self.lam = lam
         self.a = a
 
@@ -342,10 +351,11 @@ class SCAD(_KinkAtZero):
 
     def _slope(self, tensor: Tensor) -> Tensor:
         falling = (self.a * self.lam - tensor.abs()) / (self.a - 1)
-        return falling.clamp(0, self.lam) * tensor.sign()
+        slope: Tensor = falling.clamp(0, self.lam) * tensor.sign()
+        return slope
 
 
-class MCP(_KinkAtZero):
+class MCP(_Wide, _KinkAtZero):
     """Minimax concave penalty [1]_, ``R = sum p(|theta|)``.
 
     ``p(t) = lam t - t^2 / (2 gamma)`` up to ``gamma lam``, and ``gamma lam^2 / 2`` beyond. The
@@ -353,8 +363,9 @@ class MCP(_KinkAtZero):
 
     Parameters
     ----------
-    lam : float
-        Slope at zero, in the units of the weights.
+    lam : float or "fit"
+        Slope at zero, in the units of the weights; "fit" estimates it, between .01 and 3 times
+        their root mean square.
     gamma : float, default=3.0
         Where the penalty is flat, in multiples of ``lam``; above 1.
 
@@ -371,8 +382,9 @@ class MCP(_KinkAtZero):
     elementwise = True
     _term = "mcp"
     _allowed: ClassVar = {"lam": number(above=0), "gamma": number(above=1)}
+    shapes: ClassVar = {"lam": (0.01, 3.0)}
 
-    def __init__(self, lam: float, gamma: float = 3.0):
+    def __init__(self, lam: Any, gamma: float = 3.0):
         self.lam = lam
         self.gamma = gamma
 
@@ -382,7 +394,8 @@ class MCP(_KinkAtZero):
         return torch.where(size <= self.gamma * self.lam, value, self.gamma * self.lam**2 / 2).sum()
 
     def _slope(self, tensor: Tensor) -> Tensor:
-        return (self.lam - tensor.abs() / self.gamma).clamp(min=0) * tensor.sign()
+        slope: Tensor = (self.lam - tensor.abs() / self.gamma).clamp(min=0) * tensor.sign()
+        return slope
 
 
 class L1Squared(_KinkAtZero):
@@ -433,9 +446,3 @@ class L1OverL2(_KinkAtZero):
     def _slope(self, tensor: Tensor) -> Tensor:
         norm = unless_zero(cast(Tensor, torch.linalg.vector_norm(tensor)))
         return tensor.sign() / norm - (tensor.abs().sum() / norm**3) * tensor
-
-
-def _rms(params: Params) -> float:
-    """Root mean square of all weights, 1 where they are zero."""
-    total = sum(float(t.detach().double().square().sum()) for t in params.values())
-    return (total / sum(t.numel() for t in params.values())) ** 0.5 or 1.0

@@ -418,8 +418,8 @@ def _variation(equations: Equations, solution: Solution) -> tuple[str, str]:
         return "", ""
     along = equations.mean is not None
     places = "windows" if along else "endpoints"
-    # At an endpoint what its own coefficients leave is noise of SGD, which no one knows the kind of,
-    # or a missing term: either can look like coefficients that differ.
+    # At an endpoint what its own coefficients leave is noise of SGD or a missing term: either can
+    # look like coefficients that differ.
     missing = max(0.0, equations.signal(solution.coef)[0]) if along else found.left
     if found.change > missing:
         return (

@@ -24,6 +24,9 @@ _UNIT = -np.cos(np.pi * (np.arange(_NODES) + 0.5) / _NODES)
 _GRID = {1: 64, 2: 24}  # points along each shape in that look; of more shapes fewer
 _STARTS = 3
 _STEP = 1e-4  # of differences, in the logarithm
+_WIDE_STEP = 1e-2
+_JUMPS = 0.1  # relative difference of slopes by the two steps
+_DEPENDENT = 1e-8  # sine of the angle of a slope to the columns
 _NEAR = 0.02  # starts that are closer, as a share of the range, are one
 _HOPELESS = 100.0  # times what the best start leaves of the target
 _NOTHING = 1e-8  # share of the target that a term with a shape must have
@@ -166,14 +169,14 @@ class _Search:
             found.append(np.concatenate([*kept, nuisance]))
         return [upper[:, index] for index in found], upper[:, -1]
 
-    def exact(self, place: Array) -> Columns:
+    def exact(self, place: Array, step: float = _STEP) -> Columns:
         """Columns at a place, with slopes by central differences."""
-        steps = _STEP * np.eye(len(place))
-        around = [place, *(place + step for step in steps), *(place - step for step in steps)]
+        steps = step * np.eye(len(place))
+        around = [place, *(place + own for own in steps), *(place - own for own in steps)]
         equations = self.targets.equations(Variants([self.at(own) for own in around]))
         (here, *others), target = self.columns(equations, around)
         n = len(place)
-        slopes = np.array([(others[s] - others[n + s]) / (2 * _STEP) for s in range(n)])
+        slopes = np.array([(others[s] - others[n + s]) / (2 * step) for s in range(n)])
         return here, slopes, target
 
     def first_look(self) -> tuple[Callable[[Array], Columns], Array]:
@@ -270,9 +273,10 @@ class _Search:
         starts = self.starts(interpolated)
         found = sorted([self.refined(self.exact, s) for s in starts], key=lambda own: own[0])
         cost, place = found[0]
-        here, _, target = self.exact(place)
+        here, exact, target = self.exact(place)
         upper = np.column_stack([here, target])
         coef = solve(upper, len(upper), positive=self.positive).coef
+        self.check_jumps(place, exact @ coef, coef)
         shapes, slopes = [], []
         for shape, s in zip(self.described(place), range(len(place)), strict=True):
             own = list(shape.columns)
@@ -280,7 +284,9 @@ class _Search:
                 shapes.append(shape.failing("not identifiable, its term explains nothing"))
                 continue
             at = (place[s] - self.low[s]) / (self.high[s] - self.low[s])
-            if not _EDGE * 2 < at < 1 - _EDGE * 2:
+            if _is_dependent(exact[s] @ coef, here):
+                shape = shape.failing("not identifiable, a coefficient does what it does")
+            elif not _EDGE * 2 < at < 1 - _EDGE * 2:
                 low, high = list(self.unknown.values())[s]
                 shape = shape.failing(f"it is at an end of its range, {low:g} to {high:g}")
             shapes.append(shape)
@@ -288,6 +294,19 @@ class _Search:
         known = self.at(place)
         noted = self.with_caution(tuple(shapes), found)
         return Resolved(known, Sum([known, *slopes]), noted)
+
+    def check_jumps(self, place: Array, slopes: Array, coef: Array) -> None:
+        """Raise ValueError where random columns jump, whose slopes depend on the step."""
+        if not any(getattr(leaf.penalty, "stochastic", False) for leaf in self.leaves(place)):
+            return
+        wide = self.exact(place, _WIDE_STEP)[1] @ coef
+        for name, one, other in zip(short_names(self.unknown), slopes, wide, strict=True):
+            if norm_of(one - other) > _JUMPS * norm_of(other):
+                raise ValueError(
+                    f"Expected a family that changes smoothly with its unknown {name}, got jumps, "
+                    f"as of masks that are drawn for a network: {self.penalty!r}; give it numbers, "
+                    "and compare them by ImplicitRegularizationCV(families=[...])."
+                )
 
     def has_signal(self, target: Array) -> bool:
         """Whether the target is above rounding."""
@@ -334,6 +353,12 @@ class _Search:
                 note = f"Other shapes explain as much: {words}."
                 return (replace(shapes[0], notes=(*shapes[0].notes, note)), *shapes[1:])
         return shapes
+
+
+def _is_dependent(slope: Array, columns: Array) -> bool:
+    """Whether a slope is a combination of columns."""
+    left = decompose(np.column_stack([columns, slope])).left
+    return norm_of(slope - left @ (left.T @ slope)) <= _DEPENDENT * norm_of(slope)
 
 
 def _is_smooth(nodes: Array) -> bool:

@@ -175,7 +175,8 @@ KINDS = {
 # What the package returns, and bases and penalties without parameters.
 RESULTS = {
     *("FittedPenalty", "ImplicitPenalty", "Kinks", "SpectralFilter", "StructuredPenalty"),
-    *("Frame", "LearnedPenalty", "RowBatch", "StructuredSolution", "Trajectory"),
+    *("Frame", "KroneckerPenalty", "LearnedPenalty", "LowRankPenalty", "RowBatch"),
+    *("StructuredSolution", "Trajectory"),
     # Which hand their parameters on to record, and need libraries.
     *("LightningRecorder", "TransformersRecorder"),
 }
@@ -454,6 +455,9 @@ CALLS = {
         {"psd": "flag", "shrinkage": "name?", "normalize": "flag"},
     ),
     "Diagonal": (penalties.Diagonal, structured, {}, {"psd": "flag"}),
+    "LowRankQuadratic": (
+        penalties.LowRankQuadratic, structured, {"rank": 1}, {"rank": "count", "psd": "flag"}
+    ),
     "EarlyStopping": (
         penalties.EarlyStopping, structured, {},
         {"lr": "positive?", "shared": "flag", "start": "dict?"},

@@ -207,8 +207,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("params", "words"),
         [
-            ({"q": 1.0}, "q of Dropout to be None or a finite number >= 0 and < 1"),
-            ({"q": -0.1}, "q of Dropout to be None or a finite number >= 0 and < 1"),
+            ({"q": 1.0}, "q of Dropout to be None, a finite number >= 0 and < 1 or 'fit'"),
+            ({"q": -0.1}, "q of Dropout to be None, a finite number >= 0 and < 1 or 'fit'"),
             ({"n_draws": 0}, "n_draws of Dropout to be an integer >= 1"),
             ({"n_draws": 1.5}, "n_draws of Dropout to be an integer >= 1"),
             ({"random_state": None}, "random_state of Dropout to be "),

@@ -295,7 +295,7 @@ VECTOR = {"b": torch.ones(3)}
 BAD = {
     "eps": (LogPenalty(eps=0), PARAMS, "Expected eps of LogPenalty to be a finite number > 0"),
     "scale": (LogCosh(scale=-1), PARAMS, "Expected scale of LogCosh to be a finite number > 0"),
-    "lam": (SCAD(lam="a"), PARAMS, "Expected lam of SCAD to be a finite number > 0, got 'a'"),
+    "lam": (SCAD(lam="a"), PARAMS, "lam of SCAD to be a finite number > 0 or 'fit', got 'a'"),
     "a": (SCAD(lam=1, a=2), PARAMS, "Expected a of SCAD to be a finite number > 2"),
     "gamma": (MCP(lam=1, gamma=1), PARAMS, "Expected gamma of MCP to be a finite number > 1"),
     "by": (GroupLasso("cols"), PARAMS, "Expected by of GroupLasso to be 'rows', 'columns'"),

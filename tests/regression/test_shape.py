@@ -22,7 +22,18 @@ from sklearn_implicitreg import (
 )
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.model_selection import family_score, simplest_within_one_se
-from sklearn_implicitreg.penalties import L2, ElasticNet, Penalty, Power, SmoothL1
+from sklearn_implicitreg.penalties import (
+    L2,
+    MCP,
+    SCAD,
+    ElasticNet,
+    LogCosh,
+    LogPenalty,
+    Penalty,
+    Power,
+    Schatten,
+    SmoothL1,
+)
 from sklearn_implicitreg.regression.solve import solve_system
 from sklearn_implicitreg.trajectory import record
 
@@ -69,6 +80,28 @@ def schatten(q, coef=0.01):
     return pull
 
 
+def log_cosh(scale, coef=0.01):
+    return lambda t: coef * torch.tanh(t / scale) / scale
+
+
+def log(eps, coef=0.01):
+    return lambda t: coef * t.sign() / (eps + t.abs())
+
+
+def scad(lam, coef=0.01):
+    def pull(t):
+        size = t.abs()
+        middle = (3.7 * lam - size) / 2.7
+        slope = torch.where(size <= lam, torch.full_like(size, lam), middle)
+        return coef * torch.where(size <= 3.7 * lam, slope, torch.zeros_like(size)) * t.sign()
+
+    return pull
+
+
+def mcp(lam, coef=0.01):
+    return lambda t: coef * torch.relu(lam - t.abs() / 3) * t.sign()
+
+
 def added(*pulls):
     return lambda t: sum(pull(t) for pull in pulls)
 
@@ -80,7 +113,7 @@ def fitted(net, family, **options):
     return est.fit(np.zeros((1, 1)), np.zeros(1))
 
 
-class Schatten(Penalty):
+class ByAutograd(Penalty):
     """A spectral family, whose gradient autograd finds."""
 
     shapes = {"q": (0.3, 4.0)}  # noqa: RUF012
@@ -90,7 +123,7 @@ class Schatten(Penalty):
 
     def terms(self, params, problem):
         values = [torch.linalg.svdvals(t).pow(self.q).sum() for t in params.values()]
-        return {"schatten": torch.stack(values).sum()}
+        return {"spectrum": torch.stack(values).sum()}
 
 
 class Scaled(Penalty):
@@ -134,11 +167,17 @@ CASES = {
     "delta": (smooth_l1(0.08), SmoothL1(delta=FIT), {"delta": 0.08}),
     "elastic net": (added(ridge(), smooth_l1(0.08)), ElasticNet(delta=FIT), {"delta": 0.08}),
     "spectrum": (schatten(1.2), Schatten(q=FIT), {"q": 1.2}),
+    "spectrum below 1": (schatten(0.7), Schatten(q=FIT), {"q": 0.7}),
     "spectrum beside l2": (
         added(ridge(), schatten(1.2)),
         L2() + Schatten(q=FIT),
         {"q": 1.2},
     ),
+    "spectrum by autograd": (schatten(1.2), ByAutograd(q=FIT), {"q": 1.2}),
+    "log-cosh": (added(ridge(), log_cosh(0.08)), L2() + LogCosh(scale=FIT), {"scale": 0.08}),
+    "log": (added(ridge(), log(0.08)), L2() + LogPenalty(eps=FIT), {"eps": 0.08}),
+    "scad": (added(ridge(), scad(0.08)), L2() + SCAD(lam=FIT), {"lam": 0.08}),
+    "mcp": (added(ridge(), mcp(0.08)), L2() + MCP(lam=FIT), {"lam": 0.08}),
     "two shapes": (
         added(smooth_l1(0.08, 0.003), power(3)),
         SmoothL1(delta=FIT) + Power(q=FIT),
@@ -157,19 +196,43 @@ def test_shapes_are_found(case):
     assert est.n_terms_ == len(est.coef_) + len(shapes)
 
 
-@pytest.mark.parametrize("family", [Power, SmoothL1], ids=["power", "smooth_l1"])
+COUNTED = {
+    "power": (Power, "_slope", "q", power(1.5)),
+    "smooth_l1": (SmoothL1, "_slope", "delta", smooth_l1(0.08)),
+    "schatten": (Schatten, "_value", "q", schatten(1.2)),
+    "log_cosh": (LogCosh, "_slope", "scale", log_cosh(0.08)),
+    "log": (LogPenalty, "_slope", "eps", log(0.08)),
+    "scad": (SCAD, "_slope", "lam", scad(0.08)),
+    "mcp": (MCP, "_slope", "lam", mcp(0.08)),
+}
+
+
+@pytest.mark.parametrize("case", COUNTED)
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_few_columns_are_evaluated(family, noise, monkeypatch):
+def test_few_columns_are_evaluated(case, noise, monkeypatch):
+    family, method, name, pull = COUNTED[case]
     seen = []
-    slope = family._slope
+    own = getattr(family, method)
+    # At the second tensor: of the first the names of the terms are read as well.
+    second = {torch.Size([10, 16]), torch.Size([10])}
     monkeypatch.setattr(
-        family,
-        "_slope",
-        lambda own, t: (seen.append(t.shape == (16, 20)), slope(own, t))[1],
+        family, method, lambda self, t: (seen.append(t.shape in second), own(self, t))[1]
     )
-    pull, name = (power(1.5), "q") if family is Power else (smooth_l1(0.08), "delta")
     fitted(Pulled(pull, noise=noise), family(**{name: FIT}))
     assert 16 < sum(seen) <= 50
+
+
+def test_a_spectrum_with_zeros():
+    net = Pulled(lambda t: t)
+    for k, p in enumerate(net.parameters()):
+        left, values, right = torch.linalg.svd(p.detach(), full_matrices=False)
+        values[4:] = 0
+        p.data = (left * values) @ right
+        net.pulls[k] = 0.01 * (left[:, :4] * (0.7 * values[:4].pow(-0.3))) @ right[:4]
+    est = fitted(net, Schatten(q=FIT))
+    assert est.shapes_["value"].item() == pytest.approx(0.7, rel=1e-6)
+    assert est.coef_[0] == pytest.approx(0.01, rel=1e-6)
+    assert est.shapes_["ci_low"].item() == pytest.approx(0.7, rel=1e-4)
 
 
 def test_the_scale_of_the_weights_does_not_matter():

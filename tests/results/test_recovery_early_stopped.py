@@ -2,7 +2,9 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch.nn.functional import mse_loss
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.penalties import EarlyStopping
 from sklearn_implicitreg.results.recovery import minimize
+from sklearn_implicitreg.results.recovery.certificates import Certificate, near_start
 
 LR = 0.02
 
@@ -80,3 +83,16 @@ def test_negative_curvature():
     est.penalty_ = replace(est.penalty_, coefficients=-est.penalty_.coefficients)
     with pytest.raises(ValueError, match="negative curvature at the model"):
         est.recover(X, y)
+
+
+def test_no_minimum_nearby():
+    """Near the start, but with a curvature halfway that is not that of the whole way."""
+    found = Certificate(1.0, 1.0, 0.02, 20.0, None, True, 3.0, 30.0, float("nan"), 1e-9)
+    objective = SimpleNamespace(theta=np.full(3, 1.1), penalty=SimpleNamespace(center=np.ones(3)))
+    with pytest.raises(ValueError, match=r"moved by 10 % of their start, and a Newton step from"):
+        near_start(objective, found, False)
+    [said] = near_start(objective, found, True)
+    assert said.startswith("Trained with force=True")
+    for fine in ({"contraction": 0.1}, {"gradient": 1e-9, "contraction": float("nan")}):
+        [said] = near_start(objective, found._replace(**fine), False)
+        assert said.startswith("R is that of early stopping")

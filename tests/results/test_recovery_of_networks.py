@@ -428,7 +428,7 @@ class TestCertificates:
     @pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])
     @pytest.mark.parametrize("lowest", [1e-6, 1e-2])
     def test_flat_hessian(self, scale, lowest):
-        """A quarter of the eigenvalues zero: few products, and a value to the tolerance."""
+        """A quarter of the eigenvalues zero, next to small ones: found, in few products."""
         p, rng, n = 400, np.random.default_rng(0), 0
         basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
         values = scale * np.concatenate([np.zeros(100), np.geomspace(lowest, 1, 300)])
@@ -441,15 +441,31 @@ class TestCertificates:
 
         flat = SimpleNamespace(product=product)
         value, largest, vector, converged = smallest_eigenvalue(flat, np.zeros(p), 0)
-        assert n < 2500
-        assert largest == pytest.approx(scale, rel=1e-2)
-        assert abs(value) <= (1e-6 if converged else 1e-4) * scale
+        assert n <= p
+        assert largest == pytest.approx(scale, rel=1e-9)
+        assert abs(value) <= 1e-9 * scale
         assert vector @ hessian @ vector == pytest.approx(value, abs=1e-12 * scale)
-        assert converged == (lowest == 1e-2 and scale > 0)
+        assert converged
+
+    @pytest.mark.parametrize("hidden", [-1e-6, 1e-6])
+    @pytest.mark.parametrize("kept", [1000, 60])
+    def test_small_eigenvalue_next_to_large_ones(self, monkeypatch, hidden, kept):
+        """The sign and four digits of one that is a millionth of the largest."""
+        monkeypatch.setattr(certificates, "_KEPT", kept)
+        p, rng = 400, np.random.default_rng(0)
+        basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
+        hessian = (basis * [hidden, *np.geomspace(3e-6 if kept > p else 1e-3, 1, p - 1)]) @ basis.T
+        curved = SimpleNamespace(product=lambda theta, vector: hessian @ vector)
+        value, _, vector, converged = smallest_eigenvalue(curved, np.zeros(p), 0)
+        assert value == pytest.approx(hidden, rel=1e-4)
+        assert converged
+        assert abs(vector @ basis[:, 0]) == pytest.approx(1.0, abs=1e-6)
 
     @pytest.mark.parametrize("hidden", [-1e-8, 1e-8])
-    def test_no_minimum_from_a_bound(self, hidden):
-        """At rest, with an eigenvalue among many small ones that Lanczos does not reach."""
+    def test_no_minimum_from_a_bound(self, monkeypatch, hidden):
+        """At rest, with an eigenvalue among many small ones that few vectors do not reach."""
+        monkeypatch.setattr(certificates, "_KEPT", 20)
+        monkeypatch.setattr(certificates, "_PRODUCTS", 200)
         p, rng = 400, np.random.default_rng(0)
         basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
         values = np.concatenate([[hidden], np.geomspace(2e-8, 1, p - 1)])

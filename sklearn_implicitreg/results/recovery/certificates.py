@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from scipy.linalg import eigh
 from torch import nn
 
 from sklearn_implicitreg.problem import shaped
@@ -19,8 +19,12 @@ from sklearn_implicitreg.results.recovery.minimize import newton_step
 from sklearn_implicitreg.results.recovery.objective import Objective
 
 _DENSE = 200  # weights; below, the whole Hessian costs less than Lanczos
-_TOL = 1e-6  # of the largest eigenvalue
-_RESTARTS = 50  # of Lanczos: about 1600 products
+_TOL = 1e-5  # of the smallest eigenvalue: where Lanczos ends
+_REACHED = 1e-6  # of the largest: with less the smallest one is a bound only
+_PRODUCTS = 3000  # of Lanczos
+_KEPT, _FEWEST = 1000, 60  # vectors of Lanczos
+_NUMBERS = 40_000_000  # in these vectors
+_ROUNDING = 1e-14
 _FLAT = 1e-9  # of the largest eigenvalue: below, differences of rounding
 _BY_DIFFERENCES = 1e-6  # of the largest: accuracy of an eigenvalue by differences of gradients
 _AT_REST = 1e-6  # of the summands of the gradient
@@ -141,7 +145,8 @@ def certificate(objective: Objective, theta: Array, scale: float, seed: int) -> 
     slope = objective.gradient(theta)[1]
     lowest, largest, direction, converged = smallest_eigenvalue(objective, theta, seed)
     step = contraction = float("nan")
-    if norm(slope) and lowest > _FLAT * largest:
+    at_rest = norm(slope) <= _AT_REST * scale
+    if not at_rest and lowest > _FLAT * largest:
         step, contraction = newton_distance(objective, theta, slope)
     accuracy = norm(objective.product(theta, direction) - lowest * direction)
     if objective.by_differences:
@@ -201,27 +206,51 @@ def smallest_eigenvalue(
         hessian = np.array([objective.product(theta, unit) for unit in np.eye(p)])
         values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
         return float(values[0]), float(np.abs(values).max()), vectors[:, 0], True
-    operator = LinearOperator((p, p), lambda v: objective.product(theta, v), dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(p)
-    steepest = _end_of_spectrum(operator, "LM", start, 20, 1e-2)[0]
-    largest = abs(float(steepest @ operator.matvec(steepest)))
-    # ARPACK's tolerance is relative to the eigenvalue: that of a zero one is below rounding.
-    shifted = LinearOperator((p, p), lambda v: operator.matvec(v) + largest * v, dtype=np.float64)
-    direction, converged = _end_of_spectrum(shifted, "SA", start, 60, _TOL)
-    return float(direction @ operator.matvec(direction)), largest, direction, converged
+    return _ends_of_spectrum(functools.partial(objective.product, theta), start)
 
 
-def _end_of_spectrum(
-    operator: LinearOperator, which: str, start: Array, size: int, tol: float
-) -> tuple[Array, bool]:
-    """Unit eigenvector at an end of the spectrum, and whether it is as exact as asked for."""
-    how = {"which": which, "v0": start, "ncv": size, "maxiter": _RESTARTS}
-    for reached in (tol, 100 * tol, 1e4 * tol):
-        try:
-            return eigsh(operator, 1, tol=reached, **how)[1][:, 0], reached == tol
-        except ArpackError:  # no convergence, or a Hessian that is zero
-            continue
-    return start / norm(start), False
+def _ends_of_spectrum(
+    product: Callable[[Array], Array], start: Array
+) -> tuple[float, float, Array, bool]:
+    """Lanczos with all vectors kept: of small eigenvalues next to large ones it needs hundreds."""
+    p = len(start)
+    size = min(p, _KEPT, max(_FEWEST, _NUMBERS // p))
+    basis, projected = np.empty((size, p)), np.zeros((size, size))
+    basis[0], n, check, largest, lasted = start / norm(start), 0, 20, 0.0, False
+    for k_products in range(1, _PRODUCTS + 1):
+        ahead, n = np.array(product(basis[n])), n + 1
+        if not np.isfinite(ahead).all():
+            return float("nan"), float("nan"), basis[0], False
+        projected[n - 1, :n] = projected[:n, n - 1] = _orthogonalized(ahead, basis[:n])
+        beyond = norm(ahead)
+        ended = n == p or beyond <= _ROUNDING * np.abs(projected[:n, :n]).max()
+        if ended or n in (size, check) or k_products == _PRODUCTS:
+            check = n + max(20, n // 8)
+            values, vectors = eigh(projected[:n, :n])
+            largest = max(largest, float(np.abs(values).max()))
+            away = 0.0 if ended else beyond * abs(vectors[-1, 0])
+            exact = away <= max(_TOL * abs(values[0]), _FLAT * largest)
+            if ended or (exact and lasted) or k_products == _PRODUCTS:
+                break
+            lasted = exact
+            if n == size:
+                n, check = size // 2, size // 2 + 20
+                basis[:n] = vectors[:, :n].T @ basis
+                projected[:n, :n] = np.diag(values[:n])
+        basis[n] = ahead / beyond
+    direction = vectors[:, 0] @ basis[: len(vectors)]
+    return float(values[0]), largest, direction / norm(direction), bool(away <= _REACHED * largest)
+
+
+def _orthogonalized(vector: Array, basis: Array) -> Array:
+    """Take the part in a basis out of a vector, in place; its coefficients."""
+    found = np.zeros(len(basis))
+    for _ in range(2):  # once more for the rounding of the first
+        more = basis @ vector
+        vector -= more @ basis
+        found += more
+    return found
 
 
 def check_bounded(objective: Objective, direction: Array) -> None:
@@ -256,17 +285,22 @@ def near_start(objective: Objective, found: Certificate, force: bool) -> tuple[s
         return ()
     moved = norm(objective.theta - start) / (norm(start) or float("nan"))
     how = f"the weights moved by {100 * moved:.3g} % of their start"
-    if moved <= _MOVED and found.sign >= 0:
+    near = found.at_rest or found.contraction < _CONTRACTING
+    if moved <= _MOVED and found.sign >= 0 and near:
         return (f"R is that of early stopping, by the curvature halfway: {how}.",)
     if found.sign < 0:
         how += f", and L + R has a negative curvature at the model ({found.lowest:.2g})"
+    elif not near:
+        how += (
+            ", and a Newton step from the model does not contract, so no minimum of L + R is near"
+        )
     if force:
         return (f"Trained with force=True: {how}, too far for the penalty of early stopping.",)
     raise ValueError(
         "Expected a network near its start, as the penalty of early stopping takes the curvature "
         f"halfway for that of the whole way (up to {100 * _MOVED:g} %, with L + R convex at the "
-        f"model), got one too far: {how}. Compare trainings by mode='trainer' with another "
-        "family, or give force=True."
+        f"model and its minimum near), got one too far: {how}. Compare trainings by "
+        "mode='trainer' with another family, or give force=True."
     )
 
 

@@ -71,7 +71,9 @@ def minimized(objective: Objective, start: Array, scale: float) -> Run:
     except _Spent:
         theta, stopped = counted.best, "budget"
     value, slope = objective.gradient(theta)
-    if stopped == "stationary" and norm(slope) > STATIONARY * scale:
+    if norm(slope) <= STATIONARY * scale:
+        stopped = "stationary"  # also where the budget ended the last steps of Newton
+    elif stopped == "stationary":
         stopped = "no progress"
     return Run(theta, value, norm(slope), counted.n, stopped)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from sklearn_implicitreg.problem import Params, Problem, flat, shaped
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.quadratic_form import PenaltyValue
 
-_HELD = 16  # batches whose graphs are kept for products with the Hessian
+_HELD = 16  # batches whose graphs are kept for products with the Hessian,
+_HELD_ROWS = 20_000  # or rows, as of many masks
 _STEP = 1e-6  # of a difference of gradients, relative to the weights
 Given = tuple[Leaf, tuple[float, ...]]
 
@@ -40,7 +41,9 @@ class Objective:
         for coef, problems in masked:
             losses += [(coef / len(problems), drawn) for drawn in problems]
         self._losses = [(share, *self._weighed(own), own) for share, own in losses]
-        self._n_batches = sum(n for _, _, n, _ in self._losses)
+        n_batches = sum(n for _, _, n, _ in self._losses)
+        n_rows = (self.problem.n_rows or _HELD_ROWS) * len(self._losses)
+        self._held = n_batches <= _HELD or n_rows <= _HELD_ROWS
         self._at: tuple[bytes, list[Tensor], list[Tensor]] | None = None
         self.by_differences = bool(self._of_gradient)
 
@@ -80,7 +83,7 @@ class Objective:
         leaves = {n: t.requires_grad_() for n, t in shaped(self.params, theta).items()}
         total, slope = self._beside(leaves)
         with torch.enable_grad():
-            for part in self._parts(leaves):
+            for part in self._summands(leaves):
                 total += float(part.detach())
                 if part.requires_grad:
                     found = torch.autograd.grad(
@@ -123,7 +126,7 @@ class Objective:
         tensors, kept = list(leaves.values()), []
         self._at = None
         with torch.enable_grad():
-            for part in self._parts(leaves):
+            for part in self._summands(leaves):
                 if not part.requires_grad:
                     continue
                 found = torch.autograd.grad(
@@ -132,10 +135,17 @@ class Objective:
                 slope = torch.cat([g.cpu().double().reshape(-1) for g in found])
                 if not slope.requires_grad:
                     continue  # a linear part
-                kept += [slope] if self._n_batches <= _HELD else []
+                kept += [slope] if self._held else []
                 yield tensors, slope
-        if self._n_batches <= _HELD:
+        if self._held:
             self._at = key, tensors, kept
+
+    def _summands(self, leaves: Params) -> Iterable[Tensor]:
+        """Numbers that add up to ``L + R``; of many masks one, whose pass backward is for all."""
+        parts = self._parts(leaves)
+        if self._held and len(self._losses) > 1:
+            return [torch.stack(list(parts)).sum()]
+        return parts
 
     def _parts(self, leaves: Params) -> Iterator[Tensor]:
         """Numbers that add up to ``L + R``, without what has no graph."""

@@ -116,7 +116,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         What the trajectory is compared with: the gradient on all rows, on the same batch without
         what was added, the gradient flow, or what the optimizer was given.
     window : None, int or "epoch", default=None
-        Steps in one block of equations; None takes the stretch between two marks.
+        Steps in one block of equations; None takes the stretch between two marks. "epoch" saves
+        time: a family on data takes a pass for each window.
     loss : "auto", None, str, nn loss or callable(output, target), default="auto"
         The data term; known (also as None) for scikit-learn and skorch models and for modules that
         return their loss where labels are given, as Hugging Face's do; else a bare module needs it.

@@ -433,8 +433,9 @@ def identifiability(
     X, y
         As for :func:`equations`.
     families : list of families, or dict of name to family
-        What is compared; a term that several have counts once. By default the estimator's own.
-        Unknown shapes are those that all families together have in a fit.
+        What is compared; a term that several have counts once. By default the estimator's own
+        family, or all families of an ``ImplicitRegularizationCV``. Unknown shapes are those that
+        all families together have in a fit.
     sample_weight : array-like of shape (n,), default=None
         The weights that the model was trained with.
     **params
@@ -476,8 +477,9 @@ def identifiability(
     ('weight_decay = 0.5 l2', [('l2', 'weight_decay')])
     """
     estimator, targets = _estimator_and_targets(model, X, y, sample_weight, params)
-    given = [estimator.family] if families is None else families
-    named = {name: penalty_with_terms(family) for name, family in named_families(given).items()}
+    if families is None:
+        families = getattr(model, "families", [estimator.family])
+    named = {name: penalty_with_terms(family) for name, family in named_families(families).items()}
     named = _with_shapes(estimator, targets, named)
     joined = estimator._penalty(targets.problem, reduce(_joined, named.values()))
     own = {name: estimator._penalty(targets.problem, part) for name, part in named.items()}

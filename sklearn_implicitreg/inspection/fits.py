@@ -97,7 +97,9 @@ def term_label(fit: Any) -> str:
     """Names of a fit's terms without their groups, such as ``l2 + l1``."""
     result = fit._fitted()
     names = [result.term_names[i].partition("[")[0] for i in result.family]
-    return " + ".join(dict.fromkeys(names))
+    once = list(dict.fromkeys(names))
+    label = " + ".join(once)
+    return label if len(label) <= _MAX_TITLE else f"{once[0]} + ... + {once[-1]}"
 
 
 def verdict_title(fit: Any) -> str:

@@ -275,7 +275,7 @@ def as_penalty(family: Any) -> Penalty | Structured:
         raise TypeError(
             "Expected family to be a name of penalties.FAMILIES or STRUCTURED, such as 'l2', a "
             "Penalty, a list of these, or a dict of name to callable(params) -> scalar, got "
-            f"{shown(family)}."
+            f"{shown(family)}{'; give an instance' if isinstance(family, type) else ''}."
         )
     if len(parts) == 1:
         return parts[0]
@@ -320,8 +320,15 @@ def _named(name: str) -> Penalty | Structured:
     known: dict[str, type[Penalty | Structured]] = {**FAMILIES, **ALIASES, **STRUCTURED}
     if name in known:
         return known[name]()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    plain, call, _ = name.replace("_", "").lower().partition("(")
+    without = set(__all__) - {cls.__name__ for cls in known.values() if not call}
+    classes = [own for own in sorted(without) if own.lower() == plain]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.45)
+    if classes:
+        hint = f"The class {classes[0]} is given as an instance, family={classes[0]}(...)."
+    else:
+        hint = f"Did you mean {near[0]!r}?" if near else f"The names are {', '.join(known)}."
     raise ValueError(
         f"Unknown family {name!r}; expected names of penalties.FAMILIES or STRUCTURED, joined by "
-        f"'+'. Did you mean {near[0]!r}?"
+        f"'+'. {hint}"
     )

@@ -136,7 +136,8 @@ class PreconditionedL2(_WeightedSquares):
     """Decoupled decay at the end of Adam, ``R = sum_j (sqrt(v_j) + eps) theta_j^2``.
 
     AdamW moves each weight by ``g_j / (sqrt(v_j) + eps) + weight_decay * theta_j`` [1]_, which is
-    zero where training ends. So the coefficient is ``weight_decay / 2``.
+    zero where training ends. So the coefficient is ``weight_decay / 2``, after several
+    times ``1 / (lr * weight_decay)`` steps, the last ones at a small learning rate.
 
     Parameters
     ----------

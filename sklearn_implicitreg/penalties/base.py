@@ -444,6 +444,9 @@ class Sum(_Combined):
     def __init__(self, parts: list[Penalty]):
         self.parts = parts
 
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # noqa: N803, as scikit-learn names it
+        return f"Sum(parts=[{', '.join(map(repr, self.parts))}])"
+
     def _parts(self) -> list[Penalty]:
         return self.parts
 

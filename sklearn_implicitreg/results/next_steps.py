@@ -285,6 +285,14 @@ RULES = (
     ),
     Rule(
         ("supported",),
+        lambda s: s.is_spline,
+        "See what the curve explains of equations left out",
+        "Many coefficients explain much of anything: believe the curve where this is close to R2.",
+        "print(est.held_out_r2())",
+        "none",
+    ),
+    Rule(
+        ("supported",),
         lambda s: s.n_layers > 1,
         "See whether every layer says the same",
         "The verdict is on all layers together; the table has each one's own coefficient and R2.",

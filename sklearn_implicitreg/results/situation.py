@@ -232,6 +232,12 @@ class Situation:
         return len(set(map(layer_of, self.equations.judged.names)))
 
     @property
+    def is_spline(self) -> bool:
+        """Whether a curve was found whose equations are kept."""
+        named = any(name.startswith("spline_") for name in self.result.term_names)
+        return named and self.equations is not None and not self.reduced
+
+    @property
     def layers_differ(self) -> bool:
         """Whether a coefficient for each layer explains what one for all does not."""
         if self.n_layers < 2 or self.est.group_by is not None or self._layers is None:

@@ -150,7 +150,13 @@ def _parts(s: Situation) -> list[str]:
 def _search(s: Situation, names: list[str]) -> str:
     """Code that compares families, with the one of the fit where it is none of them."""
     if s.searched:
-        return f"est.set_params(families={_quoted(names)}).fit({s.rows})"
+        return (
+            "asked = est.families\n"
+            "if not isinstance(asked, dict):\n"
+            "    asked = {str(family): family for family in asked}\n"
+            f"more = {_quoted(names)}\n"
+            f"est.set_params(families=asked | {{name: name for name in more}}).fit({s.rows})"
+        )
     given, parts = s.est.family, names == _parts(s)
     own = isinstance(given, str) and given in names
     listed = _quoted(names if own or parts or s.structured else ["est.family", *names])

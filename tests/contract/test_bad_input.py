@@ -37,7 +37,7 @@ from sklearn_implicitreg import (
     equations,
 )
 from sklearn_implicitreg.exceptions import ModelStateWarning, OutputWarning
-from sklearn_implicitreg.penalties import RowBatch
+from sklearn_implicitreg.penalties import L2, RowBatch
 from sklearn_implicitreg.theory import l2_boosting, ridge, scalar_equivalent
 from sklearn_implicitreg.trajectory import ImplicitRegularizationRecorder, record
 
@@ -241,6 +241,26 @@ FAMILIES = {
         (lambda: RIDGE, {"family": "l2+smooth"}, X, Y, None),
         ValueError,
         "Unknown family 'smooth'.*Did you mean 'smooth_l1'",
+    ),
+    "class-without-a-name": (
+        (lambda: RIDGE, {"family": "ewc"}, X, Y, None),
+        ValueError,
+        r"Unknown family 'ewc'.*The class EWC is given as an instance, family=EWC\(\.\.\.\)",
+    ),
+    "called-in-a-string": (
+        (lambda: RIDGE, {"family": "dropout(0.3)"}, X, Y, None),
+        ValueError,
+        r"The class Dropout is given as an instance, family=Dropout\(\.\.\.\)",
+    ),
+    "nothing-near": (
+        (lambda: RIDGE, {"family": "xyz"}, X, Y, None),
+        ValueError,
+        "Unknown family 'xyz'.*The names are l2, l1, ",
+    ),
+    "class-of-a-family": (
+        (lambda: RIDGE, {"family": L2}, X, Y, None),
+        TypeError,
+        r"got <class '.*L2'>; give an instance\.",
     ),
     "family-of-another-type": (
         (lambda: RIDGE, {"family": 3}, X, Y, None),

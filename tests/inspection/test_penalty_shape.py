@@ -50,6 +50,11 @@ def test_curve_is_the_derivative_of_the_penalty_that_trained():
     np.testing.assert_allclose(points[away], display.target[away], rtol=1e-5)
 
 
+def test_many_terms_have_a_short_label():
+    (label,) = PenaltyShapeDisplay.from_estimator(fit(family="spline")).curves
+    assert label.startswith("spline_0 + ... + spline_") and len(label) < 50
+
+
 def _r2(model):
     target = minus_gradient(model)
     return (model.coef_ @ target) ** 2 / (target @ target) / (model.coef_ @ model.coef_)

@@ -524,6 +524,10 @@ class TestAsPenalty:
             (("l2", SmoothL1(0.1)), "Sum(parts=[L2(), SmoothL1(delta=0.1)])"),
             (["l2+l1", "power"], "Sum(parts=[L2(), L1(), Power()])"),
             (["l2"], "L2()"),
+            (
+                [L2(center={}, name="start"), L2()],
+                "Sum(parts=[L2(center=<dict>, name='start'), L2()])",
+            ),
         ],
         ids=repr,
     )

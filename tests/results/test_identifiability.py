@@ -167,6 +167,8 @@ def test_of_a_fit_and_of_a_search():
     assert [str(own) for own in est.identifiability().dependences_] == ["weight_decay = 0.5 l2"]
     search = ImplicitRegularizationCV(RIDGE, families=["l2", "l1"]).fit(X, Y)
     assert list(search.identifiability().cosines_) == ["l2"]
+    assert list(identifiability(search, X, Y).cosines_) == ["l2", "l1"]
+    assert list(identifiability(est, X, Y).cosines_) == ["l2", "weight_decay"]
     assert "Every term has a direction of its own" in str(search.identifiability())
 
 

@@ -22,7 +22,7 @@ from sklearn_implicitreg import (
     ImplicitRegularizationEstimator,
 )
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
-from sklearn_implicitreg.penalties import L2, WeightDecay
+from sklearn_implicitreg.penalties import L2, Power, WeightDecay
 from sklearn_implicitreg.regression.verdict import VERDICTS
 from sklearn_implicitreg.results.next_steps import RULES
 from sklearn_implicitreg.trajectory import record
@@ -405,15 +405,25 @@ def test_as_many_coefficients_as_equations():
     assert taken(est, X=X[:, :2], y=Y).verdict_ == "supported"
 
 
-def test_of_a_search():
+@pytest.mark.parametrize("named", [False, True])
+def test_of_a_search(named):
+    asked = {"own": "l1", "power": Power(3.0)} if named else ["l1", Power(3.0)]
     search = ImplicitRegularizationCV(
-        ElasticNet(alpha=0.01, tol=1e-12, max_iter=100_000).fit(X, Y), families=["l1", "power"]
+        ElasticNet(alpha=0.01, tol=1e-12, max_iter=100_000).fit(X, Y), families=asked
     ).fit(X, Y)
     assert search.verdict_ != "supported"
     assert "Next: " in str(search.summary())
     titles = [step.title for step in search.next_steps()]
     found = taken(search, step=titles.index("Search other families"), X=X, y=Y)
     assert found.verdict_ == "supported"
+    names = ["own", "power"] if named else ["l1", "Power(q=3.0)"]
+    assert list(found.cv_results_["name"])[:2] == names  # those of the search are asked again
+
+
+@pytest.mark.parametrize(("family", "asked"), [("spline", True), ("l2", False)])
+def test_a_curve_is_asked_for_equations_left_out(family, asked):
+    steps = fit(Ridge(0.1).fit(X, Y), family=family).next_steps()
+    assert any("held_out_r2" in step.code for step in steps) == asked
 
 
 def test_in_a_pipeline_and_unpickled():

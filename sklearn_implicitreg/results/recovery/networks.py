@@ -297,10 +297,11 @@ def _ends(runs: pd.DataFrame, value: float) -> Iterator[str]:
     without = runs[runs["arm"] == "ablated"]
     left = without[(without["stopped"] != "stationary") | (without["distance"] > 1)]
     if len(left):
+        far = dict.fromkeys(f"{d(left['distance']):.2g}" for d in (min, max))
         yield (
             f"L alone has no minimum near the model: {', '.join(names_of(left))} ended by the "
-            f"budget or far away ({left['distance'].min():.2g} to {left['distance'].max():.2g} "
-            "times the size of the weights), so where they stand depends on the budget."
+            f"budget or far away (at {' to '.join(far)} times the size of the weights), so that "
+            "their place depends on the budget."
         )
 
 

@@ -168,8 +168,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
     ):
         self.model = model
         self.families = families
-        self.cv = cv
-        self.refit = refit
+        self.cv, self.refit = cv, refit
         self.mode = mode
         self.trajectory = trajectory
         self.reference = reference

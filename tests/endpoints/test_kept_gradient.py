@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,11 +27,9 @@ from sklearn_implicitreg import (
     equations,
 )
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
-from sklearn_implicitreg.adapters.linear.streams import StreamedProblem
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem
 from sklearn_implicitreg.endpoints import kept
 from sklearn_implicitreg.exceptions import CacheWarning
-from sklearn_implicitreg.penalties import Penalty
 
 pytest.importorskip("safetensors")
 Estimator = ImplicitRegularizationEstimator
@@ -259,7 +256,7 @@ def replaced(own):
     own[1] = Softer()
 
 
-MODEL, HOW = net, {"loss": "mse", "params": "weights"}
+HOW = {"loss": "mse", "params": "weights"}
 DIFFERENT = {
     "weights (0.weight)": lambda: (changed_net(lambda own: shift(own[0].weight)), {}, data()),
     "weights out of scope and buffers (3.bias)": lambda: (
@@ -383,49 +380,115 @@ BLOCKED = ["batches", "norms", "masks", "readings", "stream", "other rows"]
 
 @pytest.mark.parametrize("several", [False, True], ids=["sum", "blocks"])
 @pytest.mark.parametrize("kind", BLOCKED)
-def test_killed_at_any_block_and_resumed(kind, several, tmp_path, monkeypatch, passes):
+def test_killed_in_a_block_and_resumed(kind, several, tmp_path, monkeypatch, passes):
     model, how, rows = KINDS[kind]()
     cls = ImplicitRegularizationCV if several else Estimator
     how = how | ({"families": ["l1", "l2"]} if several else {})
     passes.clear()
     plain = cls(model, **how).fit(*rows)
     whole = len(passes)
-    for end in range(1, min(whole, 24)):
-        folder = tmp_path / str(end)
-        resumed = killed_after(end, cls(model, **how, cache=folder), rows, monkeypatch, passes)
-        same(resumed, plain)
+    for end in sorted({min(2, whole), whole} | ({1, 5} if kind == "batches" else set())):
+        est = cls(model, **how, cache=tmp_path / str(end))
+        with monkeypatch.context() as patched:
+            interrupt_before(end, patched)
+            with pytest.raises(KeyboardInterrupt):
+                est.fit(*rows)
+        passes.clear()
+        same(est.fit(*rows), plain)
         if kind == "batches":  # what was written is not computed again
             assert len(passes) == whole - end + 1
-        assert not list(folder.glob("*.part"))
 
 
-def killed_after(end, est, rows, monkeypatch, passes):
-    passes.clear()
-    plain = kept.KeptGradient._put
+def interrupt_before(end, patched):
+    """The computation of a block ends all of it."""
+    left = iter([None] * (end - 1))
+    torch_block, linear_block = TorchProblem._block, LinearProblem.measured
 
-    class Stop(list):
-        def append(self, item):
-            super().append(item)
-            if len(self) == end:
-                raise KeyboardInterrupt
+    def stop():
+        if next(left, "end") == "end":
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        stop = Stop()
-        torch_block, linear_block = TorchProblem._block, LinearProblem.measured
+    def block(self, batch, first=False, twice=False):
+        if sys._getframe(1).f_code.co_name == "_blocks_from":
+            stop()
+        return torch_block(self, batch, first, twice)
 
-        def block(self, batch, first=False, twice=False):
-            if sys._getframe(1).f_code.co_name == "_blocks_from":
-                stop.append("block")
-            return torch_block(self, batch, first, twice)
+    def linear(self, *args):
+        stop()
+        return linear_block(self, *args)
 
-        def linear(self, *args):
-            stop.append("block")
-            return linear_block(self, *args)
+    patched.setattr(TorchProblem, "_block", block)
+    patched.setattr(LinearProblem, "measured", linear)
 
-        patched.setattr(TorchProblem, "_block", block)
-        patched.setattr(LinearProblem, "measured", linear)
-        with pytest.raises(KeyboardInterrupt):
-            est.fit(*rows)
-    assert kept.KeptGradient._put is plain
-    passes.clear()
-    return est.fit(*rows)
+
+@pytest.mark.filterwarnings("ignore:What .* names was damaged")
+@pytest.mark.parametrize("place", ["half", "after"])
+@pytest.mark.parametrize("several", [False, True], ids=["sum", "blocks"])
+def test_killed_while_writing(several, place, tmp_path, monkeypatch):
+    model, how, rows = KINDS["batches"]()
+    how = how | {"batch_size": 20}  # three blocks
+    cls = ImplicitRegularizationCV if several else Estimator
+    how = how | ({"families": ["l1", "l2"]} if several else {})
+    plain, replace = cls(model, **how).fit(*rows), kept._replace
+    for number in itertools.count() if not several else (0, 1, 2, 7, 41, 42):
+        est, writes = cls(model, **how, cache=tmp_path / str(number)), itertools.count()
+
+        def killed(file, write, writes=writes, number=number):
+            if next(writes) != number:
+                return replace(file, write)
+            part = file.with_name(f"{file.name}.part")
+            if place == "half":
+                write(part)
+                part.write_bytes(part.read_bytes()[:9])
+            if place == "after":
+                replace(file, write)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(kept, "_replace", killed)
+            try:
+                est.fit(*rows)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        same(est.fit(*rows), plain)
+        left = [file.name for file in est.cache.glob("*.part")]
+        assert left in ([], ["manifest.json.part"])
+    assert number >= 7
+    assert len(list(est.cache.glob("*.safetensors"))) == (20 if several else 1)
+
+
+SCRIPT = """
+import sys, time, torch
+from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.endpoints import kept
+kept._SECONDS, kept._SHARE = 0.0, 0
+torch.manual_seed(0)
+net, X = torch.nn.Linear(3, 1), torch.randn(400, 3)
+def loss(output, target):
+    time.sleep(0.004)
+    return (output - target).square().mean()
+est = ImplicitRegularizationEstimator(net, loss=loss, batch_size=4, cache=sys.argv[1] or None)
+print("ready", flush=True)
+print(est.fit(X, X[:, :1]).to_json(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_times(tmp_path):
+    def run(folder):
+        command = [sys.executable, "-c", SCRIPT, str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    whole = run("").communicate()[0]
+    rng, n_killed = np.random.default_rng(0), 0
+    for _ in range(8):
+        process = run(tmp_path)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        n_killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    assert n_killed
+    assert run(tmp_path).communicate()[0] == whole

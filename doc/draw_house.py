@@ -12,6 +12,7 @@ from pathlib import Path
 NAME = "sklearn_implicitreg"
 ROOT = Path(__file__).parents[1] / NAME
 FACE = "__init__"  # the package's own, from which users import
+SHELL = "__main__"  # the same, from a command line
 
 _WIDTH, _HEIGHT, _GAP = 800, 46, 52  # of the picture, of a box, between layers
 _COLORS = ("#1f4e79", "#d3dce6")  # of arrows that nothing else implies, and of the others
@@ -25,7 +26,8 @@ def dotted(path: Path) -> str:
 
 def part_of(module: str) -> str:
     """Root module or package that a module belongs to."""
-    return module.split(".")[1] if "." in module else FACE
+    part = module.split(".")[1] if "." in module else FACE
+    return FACE if part == SHELL else part
 
 
 def imports(path: Path) -> set[str]:

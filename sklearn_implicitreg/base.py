@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -268,12 +269,30 @@ def check_structured(estimator: Any, family: Any) -> None:
 
 def check_precomputed(estimator: Any) -> None:
     """Raise ValueError for parameters about a model where equations are given as arrays."""
-    none = dict.fromkeys(("trajectory", "group_by", "known"))
+    none = dict.fromkeys(("trajectory", "group_by", "known", "cache"))
     given = _not_default(estimator, {"family": "l2", "mode": "endpoint"} | none)
     if given:
         raise ValueError(
             f"Expected {given} left at the default with model='precomputed': the columns of X are "
             "the family, and what is known belongs into y."
+        )
+
+
+def check_cache(estimator: Any) -> None:
+    """Raise ValueError where a gradient cannot be kept, or not be found again."""
+    if estimator.cache is None:
+        return
+    if estimator.mode == "trajectory":
+        raise ValueError(
+            "Expected cache=None with mode='trajectory', whose steps have gradients of their own, "
+            f"got cache={estimator.cache!r}; record with directory= instead."
+        )
+    drawn = estimator.module_mode == "train" or estimator.n_passes not in ("auto", 1)
+    if drawn and not isinstance(estimator.random_state, Integral):
+        raise ValueError(
+            "Expected an integer as random_state with cache= where random numbers are drawn "
+            "(module_mode='train', n_passes above 1), so that the next fit draws the same ones, "
+            f"got {estimator.random_state!r}."
         )
 
 

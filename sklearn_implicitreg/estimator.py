@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn_implicitreg.adapters import Data, adapt
 from sklearn_implicitreg.base import (
     PRECOMPUTED,
     AboutModel,
+    check_cache,
     check_precomputed,
     check_structured,
 )
@@ -154,6 +156,10 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     random_state : int, RandomState instance or None, default=None
         Of the masks where ``module_mode="train"``, of the readings of ``n_passes``, and of the
         bootstrap over rows.
+    cache : str, path or None, default=None
+        Folder that keeps the loss gradient, with ``mode="endpoint"`` only: the next fit of the
+        same model on the same rows, of any family, reads it, and a fit that was killed goes on
+        where it was. It needs the package safetensors.
     verbose : int, default=0
         Print progress bars over windows of a trajectory and over endpoints if above 0.
 
@@ -239,6 +245,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "device": choice("auto") | DEVICE,
         "dtype": choice("auto", "float32", "float64") | choice(torch.float32, torch.float64),
         "random_state": RANDOM_STATE,
+        "cache": NOTHING | instance("the name of a folder", str, PathLike),
         "verbose": integer(0) | FLAG,
     }
     _equations: Equations
@@ -267,6 +274,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         device: Any = "auto",
         dtype: Any = "auto",
         random_state: Any = None,
+        cache: Any = None,
         verbose: int = 0,
     ):
         self.model = model
@@ -288,6 +296,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.device = device
         self.dtype = dtype
         self.random_state = random_state
+        self.cache = cache
         self.verbose = verbose
 
     @shared_decompositions()
@@ -309,7 +318,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         Raises
         ------
         ValueError, TypeError
-            For data that do not fit, unknown names, or more coefficients than equations.
+            For data that do not fit, unknown names, more coefficients than equations, or a cache
+            of another gradient.
         """
         self.check_parameters()
         self._given = in_words(X, y, sample_weight)
@@ -404,6 +414,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     def _targets(self, X: Any, y: Any, sample_weight: Any) -> EndpointTargets | TrajectoryTargets:
         """What the equations of every family have in common; trains a template."""
         self._evidence = None
+        check_cache(self)
         if holds_endpoints(X):
             return self._endpoint_targets(X, y, sample_weight, reset=True)
         model = self._train(X, y, sample_weight)
@@ -423,7 +434,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if self.trajectory is not None:
             self._evidence = trajectory_of(self.model_, data, problem, self.trajectory)
             problem = in_groups_of(problem, self._evidence)
-        return EndpointTargets((problem,), row_blocks=self._row_blocks())
+        return EndpointTargets((problem,), row_blocks=self._row_blocks(), cache=self.cache)
 
     def _row_blocks(self) -> int:
         """Blocks of rows whose spread a covariance over rows needs."""
@@ -457,7 +468,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         if reset:
             self.model_ = [endpoint.model for endpoint in group]
         targets = endpoint_targets(group, self._options(), self.verbose)
-        return replace(targets, row_blocks=self._row_blocks())
+        return replace(targets, row_blocks=self._row_blocks(), cache=self.cache if reset else None)
 
     def _penalty(self, problem: Problem, penalty: Penalty) -> Penalty:
         """The penalty in the groups asked for, or in the model's own, with the known part."""

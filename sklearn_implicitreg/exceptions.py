@@ -8,6 +8,7 @@ from types import FrameType
 
 __all__ = [
     "AugmentationWarning",
+    "CacheWarning",
     "CollinearTermsWarning",
     "ImplicitRegularizationWarning",
     "IndefinitePenaltyWarning",
@@ -49,6 +50,13 @@ class AugmentationWarning(ImplicitRegularizationWarning):
     """The data differ each time they are read.
 
     Explained in doc/warnings.md#augmentationwarning.
+    """
+
+
+class CacheWarning(ImplicitRegularizationWarning):
+    """Files of a cache are damaged, and what they held is computed again.
+
+    Explained in doc/warnings.md#cachewarning.
     """
 
 

@@ -86,7 +86,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         As for :class:`ImplicitRegularizationEstimator`, for every family.
     covariance, confidence_level, module_mode, batch_size, n_passes, device, dtype : object
         As for :class:`ImplicitRegularizationEstimator`.
-    random_state, verbose : object
+    random_state, cache, verbose : object
         As for :class:`ImplicitRegularizationEstimator`.
 
     Attributes
@@ -163,12 +163,12 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         device: Any = "auto",
         dtype: Any = "auto",
         random_state: Any = None,
+        cache: Any = None,
         verbose: int = 0,
     ):
         self.model = model
         self.families = families
-        self.cv = cv
-        self.refit = refit
+        self.cv, self.refit = cv, refit
         self.mode = mode
         self.trajectory = trajectory
         self.reference = reference
@@ -186,6 +186,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.device = device
         self.dtype = dtype
         self.random_state = random_state
+        self.cache = cache
         self.verbose = verbose
 
     @shared_decompositions()
@@ -301,6 +302,11 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         from sklearn.model_selection import GridSearchCV  # a light import of the package
 
         X, y, sample_weight = rows
+        if self.cache is not None:
+            raise ValueError(
+                "Expected cache=None with cv, whose folds have gradients of their own, got "
+                f"{self.cache!r}; leave out cv: families are compared on all rows then."
+            )
         if not hasattr(X, "shape") and not isinstance(X, list | tuple):
             raise ValueError(
                 f"Expected rows that can be divided into folds, got {type(X).__name__}; leave out "

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from sklearn_implicitreg.endpoints.kept import KeptGradient
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, Sampling
 from sklearn_implicitreg.progress import progress
@@ -19,6 +21,7 @@ from sklearn_implicitreg.regression.fit import Result
 from sklearn_implicitreg.regression.place import Inequalities, Place
 from sklearn_implicitreg.regression.spread import Spread, observed
 
+Source = TypeVar("Source")
 _CONDITION_NOTE = 30.0  # above it a statistician would ask which terms are told apart
 AT_REST = 0.3  # at the end of a training at most .1, on other rows about 1
 _VIF_NOTE = 10.0  # the same, by the usual rule
@@ -36,6 +39,7 @@ class EndpointTargets:
     verbose: int = 0
     sampling: Sampling = "data sets"  # how the rows of the endpoints are related
     row_blocks: int = 0  # whose spread is kept with the one place, for errors over rows
+    cache: Any = None  # folder in which the gradients are kept
 
     @property
     def problem(self) -> Problem:
@@ -46,16 +50,26 @@ class EndpointTargets:
     def gradients(self) -> tuple[LossGradient, ...]:
         """Gradients of the mean losses, in one pass over the rows of each."""
         if len(self.problems) == 1:
-            return (self.problem.gradient(),)
-        return tuple(problem.gradient() for problem in self._progress())
+            return (self._sources[0].gradient(),)
+        return tuple(source.gradient() for source in self._progress(self._sources))
+
+    @cached_property
+    def _sources(self) -> Sequence[Problem | KeptGradient]:
+        """What gives the gradients: the problems, or a folder of each."""
+        if self.cache is None:
+            return self.problems
+        if len(self.problems) == 1:
+            return (KeptGradient.of(self.cache, self.problem),)
+        numbered = enumerate(self.problems)
+        return tuple(KeptGradient.of(Path(self.cache, f"endpoint-{i}"), p) for i, p in numbered)
 
     @property
     def n_passes(self) -> int:
         """Readings of rows that differ at each."""
         return max(problem.n_passes for problem in self.problems)
 
-    def _progress(self) -> Iterator[Problem]:
-        return progress(self.problems, "gradients", len(self.problems), self.verbose)
+    def _progress(self, sources: Sequence[Source]) -> Iterator[Source]:
+        return progress(sources, "gradients", len(sources), self.verbose)
 
     def equations(self, penalty: Penalty) -> Equations:
         """Equations of a penalty; those of a single endpoint are clustered by tensor."""
@@ -68,12 +82,12 @@ class EndpointTargets:
         """Equations of several penalties from one pass over the rows, with their noise."""
         designs, spreads, gradients = [], [], []
         n_blocks = max(n_blocks, self.row_blocks)
-        for problem in self._progress():
+        for problem, source in zip(self.problems, self._progress(self._sources), strict=True):
             designs.append([Design.at(penalty, problem) for penalty in penalties])
             if self.row_blocks:
                 _check_rows(problem, penalties)
-            blocks, seen = observed(problem.blocks(n_blocks), problem, designs[-1])
-            gradients.append(problem.over_passes(LossGradient.from_blocks(blocks)))
+            blocks, seen = observed(source.blocks(n_blocks), problem, designs[-1])
+            gradients.append(source.over_passes(LossGradient.from_blocks(blocks)))
             spreads.append(seen)
         if min(gradient.n_rows for gradient in gradients) < 2:
             raise ValueError(

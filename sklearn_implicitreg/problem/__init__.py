@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sklearn_implicitreg.problem.batch_problem import BatchProblem
-from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, Rest, closing
+from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient, Rest, closing, summed
 from sklearn_implicitreg.problem.problem import (
     Indices,
     ParamsSpec,
@@ -50,6 +50,7 @@ __all__ = [
     "profiled",
     "select_params",
     "shaped",
+    "summed",
     "times",
     "zeros_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -88,33 +88,23 @@ class LossGradient:
     @classmethod
     def from_blocks(cls, blocks: Iterator[BlockGradient]) -> LossGradient:
         """Add up blocks of rows, in float64."""
-        total: Params = {}
-        absent: frozenset[str] | None = None
-        loss = weight = scale = 0.0
-        n_rows = n_kinks = 0
-        rest = Rest()
-        with closing(blocks):
-            for block in blocks:
-                _accumulate(total, block.sums)
-                loss += block.loss
-                weight += block.weight
-                scale += block.scale
-                n_rows += block.n_rows
-                n_kinks += block.n_kinks
-                absent = block.absent if absent is None else absent & block.absent
-                rest += block.rest
-                del block  # freed before the next is made
-        if n_rows < 1:
+        return cls.of_sum(summed(blocks))
+
+    @classmethod
+    def of_sum(cls, total: BlockGradient) -> LossGradient:
+        """Divide the sum over all rows, which is used up, by their weight."""
+        weight = total.weight
+        if total.n_rows < 1:
             raise ValueError(
                 "Expected at least 1 row of data, got 0; a stream must begin from its first row "
                 "each time it is read."
             )
         if not weight > 0:
             raise ValueError(f"Expected a positive total weight of the rows, got {weight}.")
-        for tensor in total.values():
+        for tensor in total.sums.values():
             tensor.div_(weight)
-        mean = (total, loss / weight, weight, n_rows, scale / weight, n_kinks)
-        return cls(*mean, absent or frozenset(), rest)
+        numbers = (total.loss / weight, weight, total.n_rows, total.scale / weight, total.n_kinks)
+        return cls(total.sums, *numbers, total.absent, total.rest)
 
     @classmethod
     def over_readings(cls, passes: Iterable[LossGradient], n: int) -> LossGradient:
@@ -179,6 +169,36 @@ class LossGradient:
     def norm(self) -> float:
         """Euclidean norm over all parameters."""
         return norm_of(self.value)
+
+
+def summed(
+    blocks: Iterator[BlockGradient], keep: Callable[[BlockGradient], None] | None = None
+) -> BlockGradient:
+    """Sum of all blocks, in float64; ``keep`` is called with what it is after each of them."""
+    sums: Params = {}
+    absent: frozenset[str] | None = None
+    loss = weight = scale = 0.0
+    n_rows = n_kinks = 0
+    rest = Rest()
+
+    def total() -> BlockGradient:
+        missing = absent or frozenset()
+        return BlockGradient(sums, loss, weight, n_rows, scale, n_kinks, missing, rest)
+
+    with closing(blocks):
+        for block in blocks:
+            _accumulate(sums, block.sums)
+            loss += block.loss
+            weight += block.weight
+            scale += block.scale
+            n_rows += block.n_rows
+            n_kinks += block.n_kinks
+            absent = block.absent if absent is None else absent & block.absent
+            rest += block.rest
+            del block  # freed before the next is made
+            if keep is not None:
+                keep(total())
+    return total()
 
 
 def _accumulate(total: Params, sums: Params) -> None:

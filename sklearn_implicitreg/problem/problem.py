@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -82,16 +82,44 @@ class Problem(ABC):
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums over at least ``n_blocks`` blocks of rows, if there are as many rows."""
 
+    def blocks_after(self, n_done: int, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """The same blocks without the first ones, which are made all the same."""
+        return islice(self.blocks(n_blocks), n_done, None)
+
     def gradient(self) -> LossGradient:
         """Gradient of the mean loss over all rows, in one pass."""
         return self.over_passes(LossGradient.from_blocks(self.blocks()))
 
-    def over_passes(self, first: LossGradient) -> LossGradient:
+    @property
+    def sums_blocks(self) -> bool:
+        """Whether the gradient is that of the sum of all blocks, to the bit."""
+        return type(self).gradient is Problem.gradient
+
+    def facts(self) -> dict[str, Any]:
+        """What the gradient depends on without the rows: tensors by name, or what JSON holds."""
+        return {
+            "model": self.model_name,
+            "loss": self.loss_name,
+            "params": [*self.params],
+            "weights": self.params,
+            "n_passes": self.n_passes,
+            "dtype": self.eps,
+        }
+
+    def contents(self) -> Iterator[dict[str, Any]]:
+        """The rows block by block, as the loss takes them: X, y and sample_weight."""
+        for batch in self.row_batches(self.params):
+            yield {"X": batch.inputs, "y": batch.given_target, "sample_weight": batch.weight}
+
+    def over_passes(
+        self, first: LossGradient, once: Callable[[Problem], LossGradient] | None = None
+    ) -> LossGradient:
         """The mean gradient over all readings of rows that differ at each; of others the first."""
         if self.n_passes == 1:
             return first
+        once = once or (lambda problem: LossGradient.from_blocks(problem.blocks()))
         later = range(self.reading + 1, self.reading + self.n_passes)
-        others = (LossGradient.from_blocks(replace(self, reading=r).blocks()) for r in later)
+        others = (once(replace(self, reading=r)) for r in later)
         return LossGradient.over_readings(chain([first], others), self.n_passes)
 
     def read_again(self, place: int) -> Self:

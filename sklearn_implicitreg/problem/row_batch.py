@@ -172,6 +172,11 @@ class RowBatch:
         return self._target
 
     @property
+    def given_target(self) -> Any:
+        """Targets of the rows, None if there are none."""
+        return self._target
+
+    @property
     def prepared(self) -> Any:
         """Targets as the loss compares them with the outputs: numbers of classes, not labels."""
         loss = self.model.loss

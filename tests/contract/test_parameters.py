@@ -282,7 +282,8 @@ ESTIMATOR = {
     "group_by": "groups?", "known": "known", "positive": "flag", "covariance": "name",
     "confidence_level": "level", "module_mode": "name", "batch_size": "batch_size",
     "n_passes": "batch_size",
-    "device": "device", "dtype": "dtype", "random_state": "seed", "verbose": "verbose",
+    "device": "device", "dtype": "dtype", "random_state": "seed", "cache": "folder",
+    "verbose": "verbose",
 }  # fmt: skip
 SHARED = {name: kind for name, kind in ESTIMATOR.items() if name not in ("model", "family")}
 FIT = {"X": "X", "y": "y", "sample_weight": "weight"}

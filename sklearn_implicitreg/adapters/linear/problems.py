@@ -65,6 +65,21 @@ class LinearProblem(Problem):
         center = self.center()
         return self.gathered([self.measured(rows, center) for rows in row_blocks(self.X)], center)
 
+    def facts(self) -> dict[str, Any]:
+        """What the gradient depends on without the rows."""
+        return super().facts() | {
+            "settings of the loss": [self.loss.words, repr(dict(self.loss.values))],
+            "weights out of scope": {"all": torch.from_numpy(self.matrix())},
+            "intercept": [self.intercept is not None, self.intercept_unit, self.at_rest],
+        }
+
+    def contents(self) -> Iterator[dict[str, Any]]:
+        """The rows block by block."""
+        for rows in row_blocks(self.X):
+            weights = (self.weight[rows], self.loss_weight[rows])
+            own = rows_of_features(self.X, rows)
+            yield {"X": own, "y": self.y[rows], "sample_weight": weights}
+
     def center(self) -> Array | None:
         """Mean of the first rows; None without an intercept out of scope, and of a sparse X."""
         if self._constant is None or self._constant in self._scope or sparse.issparse(self.X):

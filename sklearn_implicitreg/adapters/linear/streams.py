@@ -37,6 +37,11 @@ class StreamedProblem(Problem):
         parts = (p.measured(rows, center) for p in self._problems() for rows in row_blocks(p.X))
         return self.over_passes(own.gathered(parts, center))
 
+    def contents(self) -> Iterator[dict[str, Any]]:
+        """The rows block by block."""
+        for problem in self._problems():
+            yield from problem.contents()
+
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Gradient sums, one per block of the source unless several random ones are asked for."""
         if n_blocks <= 1:

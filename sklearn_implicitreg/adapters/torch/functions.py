@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sklearn_implicitreg.adapters.torch.curvature import hessian_vector
 from sklearn_implicitreg.adapters.torch.data import Batch, merged_last
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.structure import skeleton
-from sklearn_implicitreg.problem import ModuleCall, Params
+from sklearn_implicitreg.problem import ModuleCall, Params, add_to, zeros_of
 from sklearn_implicitreg.problem.problem import BatchLoss
 from sklearn_implicitreg.problem.row_models import first_tensor
 
@@ -76,6 +77,31 @@ def outputs_at(problem: Any, params: Params) -> tuple[Array, Array]:
             found.append(output.reshape(batch.n_rows, -1).cpu().numpy())
             weights.append(batch.weight.double().cpu().numpy())
     return np.concatenate(found), np.concatenate(weights)
+
+
+def hessian_product(problem: Any, vector: Params) -> Params:
+    """Hessian of the mean loss times a vector, in one pass."""
+    own = problem.params
+    wrong = [n for n, v in vector.items() if n not in own or v.shape != own[n].shape]
+    if wrong:
+        raise ValueError(f"Expected a vector shaped like {list(own)}, got also {wrong}.")
+    along = {
+        name: vector[name].to(t) if name in vector else torch.zeros_like(t)
+        for name, t in own.items()
+    }
+    total = zeros_of(own)
+    weight = mass = 0.0
+    for summed in batch_losses(problem):
+
+        def loss(params: Params, summed: BatchLoss = summed) -> Tensor:
+            nonlocal mass
+            value, mass = summed(params)
+            return value
+
+        for name, product in hessian_vector(loss, own, along).items():
+            add_to(total[name], product)
+        weight += mass
+    return {name: product.div_(weight) for name, product in total.items()}
 
 
 def fresh_params(problem: Any, seed: int) -> Params:

@@ -20,7 +20,6 @@ from sklearn_implicitreg.adapters.torch import functions
 from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward, without_cudnn
 from sklearn_implicitreg.adapters.torch.curvature import (
     gauss_newton,
-    hessian_vector,
     mean_and_spread,
     quadratic_hessian,
     spread_about,
@@ -34,6 +33,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     rows_in,
 )
 from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
+from sklearn_implicitreg.adapters.torch.facts import facts_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
     with_custom_loss,
@@ -103,6 +103,19 @@ class TorchProblem(Problem):
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """One block per batch; batches are made smaller where more blocks are asked for."""
+        return self._blocks_from(0, n_blocks)
+
+    def blocks_after(self, n_done: int, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """The same blocks without the first ones, whose rows are read but not passed on."""
+        if self._drawn is not None:  # what they draw, the next ones do not
+            return super().blocks_after(n_done, n_blocks)
+        return self._blocks_from(n_done, n_blocks)
+
+    def facts(self) -> dict[str, Any]:
+        """What the gradient depends on without the rows."""
+        return super().facts() | facts_of(self)
+
+    def _blocks_from(self, n_done: int, n_blocks: int) -> Iterator[BlockGradient]:
         size = self.batch_size
         split = n_blocks > 1 and not self.batch_normalized
         if split and self.rows.n_rows:
@@ -113,13 +126,16 @@ class TorchProblem(Problem):
                 merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
             ):
                 before = all_states(self.device) if index == 0 else []
-                block = self._block(self.to_device(batch), first=index == 0)
+                if index >= n_done:
+                    block = self._block(self.to_device(batch), first=index == 0)
                 if index == 0:
                     with preserved_rng(self.device):  # the next batch goes on with the numbers
-                        warn_if_random(self, batch, before)
+                        if not n_done:
+                            warn_if_random(self, batch, before)
                         row_scale = 0.0 if self.batch_normalized else self._row_scale(batch)
-                yield _scaled(block, row_scale)
-                del block  # freed before the next is made
+                if index >= n_done:
+                    yield _scaled(block, row_scale)
+                    del block  # freed before the next is made
 
     @property
     def n_rows(self) -> int | None:
@@ -209,27 +225,7 @@ class TorchProblem(Problem):
 
     def hvp(self, vector: Params) -> Params:
         """Hessian of the mean loss times a vector, in one pass."""
-        own = self.params
-        wrong = [n for n, v in vector.items() if n not in own or v.shape != own[n].shape]
-        if wrong:
-            raise ValueError(f"Expected a vector shaped like {list(own)}, got also {wrong}.")
-        along = {
-            name: vector[name].to(t) if name in vector else torch.zeros_like(t)
-            for name, t in own.items()
-        }
-        total = zeros_of(own)
-        weight = mass = 0.0
-        for summed in functions.batch_losses(self):
-
-            def loss(params: Params, summed: BatchLoss = summed) -> Tensor:
-                nonlocal mass
-                value, mass = summed(params)
-                return value
-
-            for name, product in hessian_vector(loss, own, along).items():
-                add_to(total[name], product)
-            weight += mass
-        return {name: product.div_(weight) for name, product in total.items()}
+        return functions.hessian_product(self, vector)
 
     def spread_gradient(
         self, batches: list[Indices], center: Params, scale: Params | None = None

@@ -1,0 +1,195 @@
+"""The estimator from a command line: ``python -m sklearn_implicitreg estimate --help``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_TEXT = """\
+Find the penalty that a trained torch model behaves as if it had been trained with.
+
+The functions are imported from the working folder, or from installed packages. The result is
+printed on standard output, progress and warnings on standard error."""
+_CODES = """\
+exit codes:
+  0  a fit was made, whatever its verdict is
+  1  an error in the code of the model or of the data, with its traceback
+  2  an argument, a file or the data do not fit, in one sentence"""
+
+
+class _Wrong(Exception):
+    """An argument that does not fit, in a sentence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        # What functions of the user's print must not come between the numbers.
+        with contextlib.redirect_stdout(sys.stderr):
+            text = _estimated(given)
+    except _Wrong as error:
+        print(f"sklearn_implicitreg: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(text)  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m sklearn_implicitreg", description=_TEXT)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    shape = argparse.RawDescriptionHelpFormatter
+    own = commands.add_parser(
+        "estimate",
+        help="coefficients of a family, or the best of several",
+        description=_TEXT,
+        epilog=_CODES,
+        formatter_class=shape,
+    )
+    own.add_argument(
+        "--model",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function without arguments that returns the nn.Module",
+    )
+    own.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="state dict: a .safetensors file, or one of torch.save, read with weights_only=True; "
+        "without it the model comes trained from its function",
+    )
+    own.add_argument(
+        "--data",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function without arguments that returns (X, y), (X, y, sample_weight), a Dataset or "
+        "a DataLoader: the rows of the training",
+    )
+    own.add_argument(
+        "--family",
+        default="l2",
+        metavar="NAMES",
+        help="l2+l1 is one family of two terms; of several (l2,l1) the best is taken (default: l2)",
+    )
+    own.add_argument("--loss", default="auto", help="name of the loss, such as mse (default: auto)")
+    own.add_argument("--params", default="auto", help="auto, all, weights or a regular expression")
+    own.add_argument("--batch-size", type=_count, default="auto", metavar="N", help="rows at once")
+    own.add_argument(
+        "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"
+    )
+    own.add_argument("--cache", metavar="FOLDER", help="keep the loss gradient there, or read it")
+    own.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _estimated(given: argparse.Namespace) -> str:
+    """Table or JSON of the fit that the arguments ask for."""
+    from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
+
+    with _stage("model"):
+        model = _called(given.model, "model")
+        if given.weights is not None:
+            _load(model, Path(given.weights))
+    with _stage("data"):
+        rows = _called(given.data, "data")
+        rows = tuple(rows) if isinstance(rows, tuple | list) else (rows,)
+        if not 1 <= len(rows) <= 3:
+            raise _Wrong(f"Expected (X, y) or a loader from {given.data}, got {len(rows)} things.")
+    names = [name.strip() for name in given.family.split(",")]
+    own = {name: getattr(given, name) for name in ("loss", "params", "batch_size", "device")}
+    own["cache"] = given.cache
+    with _stage(f"fit of {given.family}"), _in_a_sentence():
+        if len(names) > 1:
+            est = ImplicitRegularizationCV(model, families=names, **own)
+        else:
+            est = ImplicitRegularizationEstimator(model, family=names[0], **own)
+        est.fit(*rows)
+        return str(est.to_json() if given.json else est.summary())
+
+
+def _called(name: str, what: str) -> Any:
+    """What the function of a name such as ``module:function`` returns."""
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise _Wrong(f"Expected --{what} module:function, got {name!r}.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that the module imports
+        raise _Wrong(
+            f"Expected --{what} module:function, got {name!r}: there is no module {module!r} in "
+            f"{Path.cwd()} and none is installed."
+        ) from error
+    own = getattr(found, function, None)
+    if not callable(own):
+        raise _Wrong(f"Expected a function {function!r} in {found.__file__}, got {own!r}.")
+    return own()
+
+
+def _load(model: Any, file: Path) -> None:
+    """Load the weights of a module from a file that runs no code."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise _Wrong(f"Expected an nn.Module for --weights, got {type(model).__name__}.")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise _Wrong(f"Expected the package safetensors to read {file}; install it.") from error
+    except OSError as error:
+        raise _Wrong(f"Expected a file of weights, got {file} ({error.strerror}).") from error
+    except Exception as error:  # a damaged file may raise anything
+        # What torch says of other pickles is how to run the code in them.
+        raise _Wrong(
+            f"Expected a state dict in {file}, as safetensors or torch.save(model.state_dict(), "
+            "...) write it, got a damaged file or one that holds code."
+        ) from error
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        raise _Wrong(f"Expected the weights of the model in {file}: {text}") from error
+
+
+@contextlib.contextmanager
+def _stage(name: str) -> Iterator[None]:
+    """Say what is done, and how long it took."""
+    start = time.perf_counter()
+    print(f"{name} ...", end=" ", flush=True, file=sys.stderr)  # noqa: T201
+    try:
+        yield
+    except BaseException:
+        print(file=sys.stderr)  # noqa: T201
+        raise
+    print(f"{time.perf_counter() - start:.1f} s", flush=True, file=sys.stderr)  # noqa: T201
+
+
+@contextlib.contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """Errors of the package, which are sentences, without their traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise _Wrong(" ".join(str(error).split())) from error
+
+
+def _count(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""The command line: what it prints, what it loads, and how it ends."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sklearn_implicitreg
+from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
+from sklearn_implicitreg.__main__ import main
+
+MINE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def model():
+    print("building")
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+def rows():
+    rng = torch.Generator().manual_seed(0)
+    X = torch.randn(80, 3, generator=rng).double()
+    return X, X[:, :1].sin()
+
+def weighted():
+    return *rows(), torch.linspace(1, 2, 80)
+
+def loader():
+    return DataLoader(TensorDataset(*rows()), 16)
+
+def wrong_rows():
+    return torch.ones(3, 7).double(), torch.ones(3, 1).double()
+
+def many():
+    return 1, 2, 3, 4
+
+def missing():
+    import not_there_at_all
+
+def broken():
+    raise RuntimeError("of the user's own")
+
+ridge = object
+number = 3
+"""
+
+
+@functools.cache
+def trained():
+    """State of the net at a minimum of its loss and 0.02 sum w^2, and its rows."""
+    space = {}
+    exec(MINE, space)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = space["model"]()
+    X, y = space["rows"]()
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=300, tolerance_grad=1e-9)
+
+    def closure():
+        optimizer.zero_grad()
+        own = sum(p.square().sum() for n, p in net.named_parameters() if "weight" in n)
+        loss = nn.functional.mse_loss(net(X), y) + 0.02 * own
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return net, X, y
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of the user's in the working folder, and weights that it was trained to."""
+    (tmp_path / "mine_of_command.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine_of_command", raising=False)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    net, X, y = trained()
+    torch.save(net.state_dict(), "net.pt")
+    return net, X, y
+
+
+def arguments(**changed):
+    own = {"model": "mine_of_command:model", "weights": "net.pt", "data": "mine_of_command:rows"}
+    own |= {"loss": "mse"} | changed
+    pairs = [(f"--{name}", value) for name, value in own.items() if value is not None]
+    return ["estimate", *(part for pair in pairs for part in pair)]
+
+
+def test_json_of_a_known_coefficient(mine, capsys):
+    net, X, y = mine
+    assert main([*arguments(), "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found == json.loads(ImplicitRegularizationEstimator(net, loss="mse").fit(X, y).to_json())
+    assert found["terms"][0]["coef"] == pytest.approx(0.02, rel=1e-3)
+    assert "building" in err
+    assert all(f"{stage} ..." in err for stage in ("model", "data", "fit of l2"))
+
+
+def test_safetensors_families_and_cache(mine, capsys):
+    from safetensors.torch import save_file
+
+    net, X, y = mine
+    save_file(net.state_dict(), "net.safetensors")
+    how = {"weights": "net.safetensors", "family": "l2,l1", "params": "all", "cache": "kept"}
+    plain = ImplicitRegularizationCV(net, families=["l2", "l1"], loss="mse", params="all")
+    plain.fit(X, y)
+    for _ in range(2):
+        assert main(arguments(**how)) == 0
+        assert capsys.readouterr().out == f"{plain.summary()}\n"
+    assert Path("kept", "manifest.json").exists()
+    torch.save({n: t + 1e-3 for n, t in net.state_dict().items()}, "net.pt")
+    assert main(arguments(**(how | {"weights": "net.pt"}))) == 2
+    assert "got one with other weights (0.weight, 0.bias" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", ["weighted", "loader"])
+def test_kinds_of_data(mine, rows, capsys):
+    import mine_of_command
+
+    given = getattr(mine_of_command, rows)()
+    given = given if isinstance(given, tuple) else (given,)
+    plain = ImplicitRegularizationEstimator(mine[0], loss="mse").fit(*given)
+    assert main([*arguments(data=f"mine_of_command:{rows}"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(plain.to_json())
+
+
+WRONG = {
+    "no colon": ({"model": "mine_of_command"}, "Expected --model module:function, got"),
+    "no module": ({"data": "nowhere:rows"}, "there is no module 'nowhere'"),
+    "no function": ({"data": "mine_of_command:nope"}, "Expected a function 'nope' in"),
+    "no callable": ({"model": "mine_of_command:number"}, "Expected a function 'number' in"),
+    "no net": ({"model": "mine_of_command:ridge"}, "Expected an nn.Module for --weights"),
+    "no file": ({"weights": "gone.pt"}, "got gone.pt (No such file or directory)"),
+    "no safetensors": ({"weights": "gone.safetensors"}, "Expected a file of weights, got gone"),
+    "code": ({"weights": "whole.pt"}, "got a damaged file or one that holds code"),
+    "cut": ({"weights": "cut.safetensors"}, "got a damaged file or one that holds code"),
+    "other net": ({"weights": "other.pt"}, "Expected the weights of the model in other.pt"),
+    "a tensor": ({"weights": "tensor.pt"}, "Expected the weights of the model in tensor.pt"),
+    "family": ({"family": "l2,nope"}, "nope"),
+    "loss": ({"loss": "nope"}, "nope"),
+    "no loss": ({"loss": None}, "loss"),
+    "params": ({"params": "nope"}, "selects none of the trained parameters"),
+    "rows": ({"data": "mine_of_command:wrong_rows"}, "Expected"),
+    "many": ({"data": "mine_of_command:many"}, "got 4 things"),
+    "device": ({"device": "gpu"}, "device"),
+    "cache": ({"cache": "net.pt"}, "Expected a folder as cache, got the file 'net.pt'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_arguments_are_a_sentence(mine, case, capsys):
+    torch.save(nn.Linear(3, 1), "whole.pt")
+    torch.save(nn.Linear(3, 1).state_dict(), "other.pt")
+    torch.save(torch.ones(3), "tensor.pt")
+    Path("cut.safetensors").write_bytes(b"\x10\x00")
+    changed, text = WRONG[case]
+    assert main(arguments(**changed)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("sklearn_implicitreg: ")
+    assert text in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("case", [[], ["estimate"], ["nope"], [*arguments(), "--batch-size", "x"]])
+def test_usage(case, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(case)
+    assert ended.value.code == 2
+    assert "usage: python -m sklearn_implicitreg" in capsys.readouterr().err
+
+
+def test_help_states_the_exit_codes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["estimate", "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("--weights", "--cache", "exit codes:", "0  a fit was made"))
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("missing", ModuleNotFoundError), ("broken", RuntimeError)]
+)
+def test_errors_of_the_users_code_keep_their_traceback(mine, name, error):
+    with pytest.raises(error):
+        main(arguments(data=f"mine_of_command:{name}"))
+
+
+def test_from_a_shell(mine):
+    command = [sys.executable, "-m", "sklearn_implicitreg", *arguments(weights="gone.pt")]
+    root = str(Path(sklearn_implicitreg.__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": root}
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.splitlines()[-1].startswith("sklearn_implicitreg: Expected a file of weights")
+    assert (
+        subprocess.run(
+            command, capture_output=True, env=os.environ | {"PYTHONPATH": root}
+        ).returncode
+        == 2
+    )

@@ -32,7 +32,12 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "offline",
 ]
-exclude_patterns = ["generated/next_steps.md", "_build", "**sg_execution_times.rst"]
+exclude_patterns = [
+    "generated/next_steps.md",
+    "generated/families.md",
+    "_build",
+    "**sg_execution_times.rst",
+]
 templates_path = ["_templates"]
 default_role = "py:obj"
 

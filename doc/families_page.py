@@ -113,7 +113,7 @@ def page():
     same = proportional("mlp")
     lines = []
     for title, modules in PARTS.items():
-        lines += [f"### {title}", "", HEAD]
+        lines += [f"## {title}", "", HEAD]
         for name, cls in families().items():
             if cls.__module__.rpartition(".")[2] in modules:
                 own = [*([names[cls]] if cls in names else []), *more.get(cls, [])]
@@ -129,7 +129,7 @@ def _row(name, cls, strings, same):
     with_terms = issubclass(cls, Penalty)
     cells = [
         ", ".join(f"`{own}`" for own in strings) or "-",
-        f"[`{name}`](generated/sklearn_implicitreg.penalties.{name}.rst)",
+        f"{{class}}`~sklearn_implicitreg.penalties.{name}`",
         f"`{formula}`".replace("|", "\\|"),
         _unknowns(family) if with_terms else "all at once",
         _equations(family, at) if with_terms else "of whole endpoints",

@@ -157,6 +157,6 @@ def test_coefficient_at_an_exact_endpoint(name):
 
 def test_page_has_a_row_for_each():
     text = PAGE.page()
-    assert all(f"[`{name}`]" in text for name in CLASSES)
+    assert all(f"penalties.{name}`" in text for name in CLASSES)
     assert all(f"`{name}`" in text for name in FAMILIES)
     assert "sum_l sum_i s_i^q" in text

@@ -25,7 +25,7 @@ PARTS = {
     "Of activations and outputs": ("functions", "outputs", "decov", "path_norm"),
     "Of inputs": ("inputs",),
     "Of the loss": ("gradients", "sharpness", "dropout"),
-    "Solved as a whole": ("quadratic", "factored", "early_stopping", "learned"),
+    "Without terms": ("quadratic", "factored", "early_stopping", "learned"),
 }
 HEAD = (
     "| name | class | R | unknowns | equations | sees | scale | coincides with |\n"

@@ -492,3 +492,21 @@ def test_killed_at_random_times(tmp_path):
         process.stdout.close()
     assert n_killed
     assert run(tmp_path).communicate()[0] == whole
+
+
+@pytest.mark.parametrize("kind", ["norms", "masks", "readings"])
+def test_nothing_of_the_users_changes(kind, tmp_path):
+    model, how, rows = KINDS[kind]()
+    before = copy.deepcopy(model.state_dict()), copy.deepcopy(rows)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for _ in range(2):
+        Estimator(model, **how, cache=tmp_path).fit(*rows)
+    with pytest.raises(ValueError, match="got one with other"):
+        Estimator(model, **(how | {"batch_size": 20}), cache=tmp_path).fit(*rows)
+    assert torch.equal(states[0], torch.get_rng_state())
+    np.testing.assert_array_equal(states[1], np.random.get_state()[1])
+    assert all(map(torch.equal, before[0].values(), model.state_dict().values()))
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    for own, given in zip(before[1], rows, strict=True):
+        assert not isinstance(given, torch.Tensor) or torch.equal(own, given)

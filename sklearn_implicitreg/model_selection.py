@@ -479,7 +479,7 @@ def identifiability(
     named = {name: penalty_with_terms(family) for name, family in named_families(given).items()}
     joined = estimator._penalty(targets.problem, reduce(_joined, named.values()))
     own = {name: estimator._penalty(targets.problem, part) for name, part in named.items()}
-    return identifiability_of(targets.equations(joined), joined, own)
+    return identifiability_of(targets.equations(joined), own)
 
 
 def contrast(

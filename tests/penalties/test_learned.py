@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from scipy.interpolate import BSpline
 from sklearn.base import clone
@@ -176,6 +177,35 @@ def test_left_out_equations_are_those_of_a_plain_loop():
     assert est.held_out_r2() == pytest.approx(expected, abs=1e-10)
     assert est.held_out_r2() < est.r2_
     assert est.held_out_r2(n_splits=3, random_state=1) != est.held_out_r2()
+
+
+def plain_loop(columns, target, solve):
+    folds = np.random.default_rng(0).permutation(np.arange(len(target)) % 5)
+    left = np.zeros(len(target))
+    for fold in range(5):
+        own = folds == fold
+        left[own] = target[own] - columns[own] @ solve(columns[~own], target[~own])
+    return 1 - left @ left / (target @ target)
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (1, -1, 1), (-1, -1, -1)], ids=str)
+def test_left_out_equations_of_coefficients_that_are_positive(signs):
+    rng = np.random.default_rng(3)
+    columns = rng.standard_normal((60, 3))
+    target = columns @ np.multiply(signs, [1.0, 2.0, 0.3]) + 0.5 * rng.standard_normal(60)
+    est = ImplicitRegularizationEstimator("precomputed", positive=True).fit(columns, target)
+    expected = plain_loop(columns, target, lambda D, t: scipy.optimize.nnls(D, t)[0])
+    assert est.held_out_r2() == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 1.0, 1e20], ids=str)
+def test_left_out_equations_do_not_depend_on_the_units_of_a_term(unit):
+    rng = np.random.default_rng(3)
+    columns = rng.standard_normal((60, 3))
+    target = columns @ [1.0, 2.0, 0.3] + 0.5 * rng.standard_normal(60)
+    expected = plain_loop(columns, target, lambda D, t: np.linalg.lstsq(D, t)[0])
+    est = ImplicitRegularizationEstimator("precomputed").fit(columns * [1, unit, 1], target)
+    assert est.held_out_r2() == pytest.approx(expected, abs=1e-10)
 
 
 def test_many_useless_columns_explain_nothing_of_what_is_left_out():

@@ -14,8 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from sklearn_implicitreg.penalties import Penalty
-from sklearn_implicitreg.penalties.base import Leaf, same
-from sklearn_implicitreg.problem import Params, Problem
+from sklearn_implicitreg.penalties.base import same
+from sklearn_implicitreg.penalties.held import Held
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.place import Place
@@ -113,17 +113,6 @@ class Identifiability:
 _WHERE = {True: "at other weights too", False: "at these weights"}
 
 
-class _Held(Penalty):
-    """The terms of a design, with what they took from its weights, such as knots."""
-
-    def __init__(self, held: list[Leaf]):
-        self.held = held
-
-    def leaves(self, params: Params, problem: Problem | None) -> list[Leaf]:
-        """The same at any weights."""
-        return self.held
-
-
 def identifiability_of(equations: Equations, families: Mapping[str, Penalty]) -> Identifiability:
     """Cosines, angles and dependences of the columns of some equations."""
     system = equations.in_r2
@@ -174,7 +163,7 @@ def _moved(equations: Equations) -> Array:
         )
         params[name] = tensor.detach() * torch.as_tensor(factors).to(tensor)
     there = problem.at(params) if problem.has_paths else replace(problem, params=params)
-    held = _Held([leaf for leaf, _ in here.design.leaves])
+    held = Held([leaf for leaf, _ in here.design.leaves])
     place = Place(there, Design.at(held, there), here.gradient)
     moved: Array = place.system.r_factor[:, :-1]
     return moved

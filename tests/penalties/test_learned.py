@@ -14,6 +14,7 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 from sklearn_implicitreg import (
+    Endpoint,
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
     LinearModel,
@@ -345,3 +346,68 @@ def test_too_few_weights_to_learn_from():
     theta[:5] = 0
     with pytest.raises(ValueError, match="at least 10 weights that are not zero"):
         learned().solve(theta, theta)
+
+
+def net_of(seed, hidden=6):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 3)).double()
+
+
+PLACED = {
+    "spline": (Spline(), ""),
+    "two knots": (Spline(2), ""),
+    "one layer": (Spline(2).on("0"), "0"),
+}
+
+
+@pytest.mark.parametrize("case", PLACED)
+def test_endpoints_share_their_knots(case):
+    family, scope = PLACED[case]
+    X, y = torch.randn(40, 4).double(), torch.randn(40, 3).double()
+    nets = [net_of(seed) for seed in range(3)]
+    with torch.no_grad():  # sizes of their own
+        nets[1][0].weight.mul_(3)
+    group = [Endpoint(net, X, y) for net in nets]
+    est = ImplicitRegularizationEstimator(None, family=family, loss="mse").fit(group)
+    weights = [
+        {n: p for n, p in net.named_parameters() if "weight" in n and scope in n} for net in nets
+    ]
+    sizes = {f"{i}{n}": p for i, own in enumerate(weights) for n, p in own.items()}
+    placed = (family.penalty if scope else family).placed(sizes)
+    columns, target = [], []
+    for net, own in zip(nets, weights, strict=True):
+        every = {n: p for n, p in net.named_parameters() if "weight" in n}
+        loss = nn.functional.mse_loss(net(X), y)
+        for (n, p), g in zip(
+            every.items(), torch.autograd.grad(loss, list(every.values())), strict=True
+        ):
+            if n in own:
+                slopes = placed.gradient(n, p.detach()).values()
+                columns.append(torch.stack([s.flatten() for s in slopes], 1).numpy())
+                target.append(-g.flatten().numpy())
+    coef = np.linalg.lstsq(np.concatenate(columns), np.concatenate(target))[0]
+    np.testing.assert_allclose(est.coef_, coef, rtol=1e-6)
+
+
+def test_windows_share_their_knots():
+    X, y = torch.randn(40, 4).double(), torch.randn(40, 3).double()
+    net = net_of(0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.02)
+    with record(net, optimizer, every=1) as recording:
+        for _ in range(8):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(X), y).backward()
+            optimizer.step()
+    own = {"mode": "trajectory", "trajectory": recording, "loss": "mse", "params": "weights"}
+    # With the spectral term columns are those of each window's weights, and not averaged.
+    est = ImplicitRegularizationEstimator(net, family=[Spline(2), "nuclear"], **own).fit(X, y)
+    weights = [p.detach() for n, p in net.named_parameters() if "weight" in n]
+    expected = 0.01 * sum(float(p.square().sum()) for p in weights)
+    assert float(est.penalty_(net).detach()) == pytest.approx(expected, rel=1e-2)
+    assert est.r2_ == pytest.approx(1, abs=1e-4)
+    placed = Spline(2).placed({"w": torch.cat([p.flatten() for p in weights])})
+    held = [leaf.penalty.knots for leaf, _ in est._equations.places[0].design.leaves[:1]]
+    np.testing.assert_allclose(held[0], placed.knots)
+    assert all(
+        place.design.leaves[0][0].penalty.knots == held[0] for place in est._equations.places
+    )

@@ -489,7 +489,7 @@ def identifiability(
     named = _with_shapes(estimator, targets, named)
     joined = estimator._penalty(targets.problem, reduce(_joined, named.values()))
     own = {name: estimator._penalty(targets.problem, part) for name, part in named.items()}
-    return identifiability_of(targets.equations(joined), joined, own)
+    return identifiability_of(targets.equations(joined), own)
 
 
 def _with_shapes(

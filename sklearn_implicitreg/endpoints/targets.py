@@ -13,6 +13,7 @@ import numpy as np
 
 from sklearn_implicitreg.endpoints.kept import KeptGradient
 from sklearn_implicitreg.penalties import Penalty
+from sklearn_implicitreg.penalties.held import shared
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, Sampling
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.design import Design
@@ -75,15 +76,18 @@ class EndpointTargets:
         """Equations of a penalty; those of a single endpoint are clustered by tensor."""
         if self.row_blocks:
             return self.observed([penalty], self.row_blocks)[0][0]
-        designs = [Design.at(penalty, problem) for problem in self.problems]
+        pairs = zip(shared(penalty, self.problems), self.problems, strict=True)
+        designs = [Design.at(own, problem) for own, problem in pairs]
         return self._equations_at(designs, self.gradients)
 
     def observed(self, penalties: Sequence[Penalty], n_blocks: int) -> list[Observed]:
         """Equations of several penalties from one pass over the rows, with their noise."""
         designs, spreads, gradients = [], [], []
         n_blocks = max(n_blocks, self.row_blocks)
-        for problem, source in zip(self.problems, self._progress(self._sources), strict=True):
-            designs.append([Design.at(penalty, problem) for penalty in penalties])
+        held = zip(*[shared(penalty, self.problems) for penalty in penalties], strict=True)
+        places = zip(self.problems, self._progress(self._sources), held, strict=True)
+        for problem, source, own_families in places:
+            designs.append([Design.at(penalty, problem) for penalty in own_families])
             if self.row_blocks:
                 _check_rows(problem, penalties)
             blocks, seen = observed(source.blocks(n_blocks), problem, designs[-1])

@@ -148,8 +148,8 @@ class _Spectral(Penalty):
             shapes = {name: tuple(tensor.shape) for name, tensor in params.items()}
             raise ValueError(
                 f"Expected a tensor for {type(self).__name__} with two axes or more, and at least "
-                f"{self._side} rows and columns as a matrix, got {shapes}; choose others by params="
-                "or .on(...)."
+                f"{self._side} rows and columns as a matrix, got {shapes}; choose others by "
+                "params= or .on(...)."
             )
         return found
 

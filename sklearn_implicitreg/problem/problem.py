@@ -232,8 +232,9 @@ class Problem(ABC):
 
     def _no_path(self) -> ValueError:
         return ValueError(
-            f"Expected a torch module, skorch net or MLP for a trajectory, got {self.model_name}; "
-            "a trajectory needs the loss at other weights than the trained ones."
+            "Expected a torch module, skorch net or MLP where the loss is needed at other weights "
+            "than the trained ones, as on a trajectory or for a family of loss gradients, got "
+            f"{self.model_name}; give such a model, or another family."
         )
 
 

@@ -167,7 +167,7 @@ def _spanned(upper: Array | None, k: int) -> Array:
 def _basis(columns: Array) -> Array:
     """Orthonormal basis of columns."""
     left, values, _ = np.linalg.svd(columns, full_matrices=False)
-    kept: Array = left[:, values > _RANK * max(values[0], np.finfo(float).tiny)]
+    kept: Array = left[:, values > _RANK * values.max(initial=np.finfo(float).tiny)]
     return kept
 
 

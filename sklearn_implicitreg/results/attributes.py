@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_implicitreg.adapters import Data
-from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty, penalty_with_terms
+from sklearn_implicitreg.penalties import FittedPenalty, StructuredPenalty
 from sklearn_implicitreg.problem.parameters import SEED, check, integer
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Result, Settings
@@ -247,16 +247,17 @@ class FittedResult:
         self._fitted().regression()
         equations, _ = self._kept("identifiability")
         source = self._source
-        family = penalty_with_terms(source.family)
+        family = source._found()
         penalty = source._penalty(equations.places[0].problem, family)
-        return identifiability_of(equations, penalty, {repr(family): penalty})
+        return identifiability_of(equations, {repr(family): penalty})
 
     def held_out_r2(self, n_splits: int = 5, random_state: int = 0) -> float:
         """R2 of equations that the coefficients were not chosen by, for families of many terms.
 
         The equations (one per weight) are divided into parts at random; each part is predicted by
-        least squares on the others. ``score`` is about rows instead. Equations of one tensor are
-        not independent, as rows of data are; what is left over of a true family is.
+        least squares on the others, non-negative where ``positive`` is set. ``score`` is about rows
+        instead. Equations of one tensor are not independent, as rows of data are; what is left over
+        of a true family is.
 
         Parameters
         ----------
@@ -289,8 +290,9 @@ class FittedResult:
         given = {"n_splits": n_splits, "random_state": random_state}
         check("held_out_r2", given, {"n_splits": integer(2), "random_state": SEED})
         self._fitted().regression()
-        equations, _ = self._kept("held_out_r2")
-        return r2_of_left_out(equations, int(n_splits), int(random_state))
+        equations, settings = self._kept("held_out_r2")
+        seed = int(random_state)
+        return r2_of_left_out(equations, int(n_splits), seed, settings.positive)
 
     def smallest_detectable(self, alpha: float = 0.05, power: float = 0.8) -> Array:
         """Smallest coefficients that this model and these rows could show.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import lstsq, qr
+import numpy.typing as npt
+from scipy.linalg import qr
 
 from sklearn_implicitreg.regression.equations import Equations
+from sklearn_implicitreg.regression.solve import solve
 from sklearn_implicitreg.regression.system import Array
 
 
-def r2_of_left_out(equations: Equations, n_splits: int, seed: int) -> float:
+def r2_of_left_out(equations: Equations, n_splits: int, seed: int, positive: bool = False) -> float:
     """R-squared over folds of equations, each predicted by least squares on the others."""
     system = equations.in_r2
     if system.n_equations < n_splits * 2:
@@ -28,13 +30,25 @@ def r2_of_left_out(equations: Equations, n_splits: int, seed: int) -> float:
             if chosen.any():
                 part.append(np.column_stack([design[chosen], target[chosen]]))
     uppers = [_upper(np.vstack(part)) for part in parts]
+    free = np.isin(system.term_names, equations.nuisance)
     left = whole = 0.0
     for fold, upper in enumerate(uppers):
         rest = _upper(np.vstack([own for i, own in enumerate(uppers) if i != fold]))
-        coef = lstsq(rest[:, :-1], rest[:, -1])[0]
+        coef = _coefficients(rest, free, positive)
         left += float(np.square(upper[:, -1] - upper[:, :-1] @ coef).sum())
         whole += float(np.square(upper[:, -1]).sum())
     return 1 - left / whole if whole else 0.0
+
+
+def _coefficients(upper: Array, free: npt.NDArray[np.bool_], positive: bool) -> Array:
+    """Coefficients of the columns, of which the free ones may have any sign."""
+    if not positive:
+        return solve(upper, len(upper)).coef
+    k = len(free)
+    both = np.column_stack([upper[:, :k], -upper[:, :k][:, free], upper[:, k]])
+    found = solve(both, len(both), positive=True).coef
+    found[:k][free] -= found[k:]
+    return found[:k]
 
 
 def _upper(rows: Array) -> Array:

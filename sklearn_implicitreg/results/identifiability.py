@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.base import same
+from sklearn_implicitreg.penalties.held import Held
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.place import Place
@@ -112,16 +113,14 @@ class Identifiability:
 _WHERE = {True: "at other weights too", False: "at these weights"}
 
 
-def identifiability_of(
-    equations: Equations, penalty: Penalty, families: Mapping[str, Penalty]
-) -> Identifiability:
+def identifiability_of(equations: Equations, families: Mapping[str, Penalty]) -> Identifiability:
     """Cosines, angles and dependences of the columns of some equations."""
     system = equations.in_r2
     names = list(system.term_names)
     columns = system.r_factor[:, :-1]
     sizes = np.linalg.norm(columns, axis=0)
     scaled = columns / np.where(sizes == 0, 1.0, sizes)
-    elsewhere = _moved(equations, penalty) if len(equations.places) == 1 else columns
+    elsewhere = _moved(equations) if len(equations.places) == 1 else columns
     found, kept = _dependences(names, columns, elsewhere)
     near = _near(scaled[:, kept], [names[j] for j in kept])
     cosines = pd.DataFrame(np.clip(scaled.T @ scaled, -1, 1), names, names)
@@ -146,15 +145,17 @@ def _places_of(family: Penalty, equations: Equations) -> list[int]:
     found: list[int] = []
     start = 0
     for leaf, n in place.design.leaves:
-        if any(one.group == leaf.group and same(one.penalty, leaf.penalty) for one in own):
+        alike = [one for one in own if (one.group, one.names) == (leaf.group, leaf.names)]
+        if any(same(one.penalty, leaf.penalty) for one in alike):
             found += range(start, start + n)
         start += n
     return found
 
 
-def _moved(equations: Equations, penalty: Penalty) -> Array:
+def _moved(equations: Equations) -> Array:
     """R factor of the columns at weights a tenth away; a dependence there is one of the family."""
-    problem, rng = equations.places[0].problem, np.random.default_rng(0)
+    (here,) = equations.places
+    problem, rng = here.problem, np.random.default_rng(0)
     params = {}
     for name, tensor in problem.params.items():
         factors = (1 + _MOVED * rng.standard_normal()) * (
@@ -162,7 +163,8 @@ def _moved(equations: Equations, penalty: Penalty) -> Array:
         )
         params[name] = tensor.detach() * torch.as_tensor(factors).to(tensor)
     there = problem.at(params) if problem.has_paths else replace(problem, params=params)
-    place = Place(there, Design.at(penalty, there), equations.places[0].gradient)
+    held = Held([leaf for leaf, _ in here.design.leaves])
+    place = Place(there, Design.at(held, there), here.gradient)
     moved: Array = place.system.r_factor[:, :-1]
     return moved
 

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn_implicitreg.exceptions import PathNoiseWarning, warn_user
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
+from sklearn_implicitreg.penalties.held import shared
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, Sampling
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.equations import Equations, Observed, Units
@@ -75,6 +76,7 @@ class TrajectoryTargets:
 
     def equations(self, penalty: Penalty) -> Equations:
         """Equations of a penalty along the trajectory; a window is a cluster."""
+        (penalty,) = shared(penalty, [self.problem])  # windows have the same knots
         places, mean = self.places(self, penalty)
         equations = Equations(
             places,

@@ -9,6 +9,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.penalties import L2, BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.regression.design import Design
@@ -285,10 +286,20 @@ def test_scikit_learn_models_have_no_path():
 
     X = np.random.default_rng(0).normal(size=(20, 3))
     problem = adapt(Ridge().fit(X, X[:, 0]), Data(X, X[:, 0]), Options())
-    with pytest.raises(
-        ValueError, match="Expected a torch module, skorch net or MLP for a trajectory"
-    ):
+    with pytest.raises(ValueError, match="Expected a torch module, skorch net or MLP where"):
         problem.hvp(problem.params)
+
+
+@pytest.mark.parametrize("name", ["gradient_norm", "sharpness", "hessian_trace"])
+@pytest.mark.parametrize("kind", ["LogisticRegression", "PoissonRegressor"])
+def test_families_of_loss_gradients_say_which_models_have_them(name, kind):
+    import sklearn.linear_model
+
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    y = (X[:, 0] > 0).astype(int)
+    model = getattr(sklearn.linear_model, kind)().fit(X, y)
+    with pytest.raises(ValueError, match=f"for a family of loss gradients, got {kind}; give such"):
+        ImplicitRegularizationEstimator(model, family=name).fit(X, y)
 
 
 def _spread_case(dtype=torch.float64):

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from scipy.interpolate import BSpline
 from sklearn.base import clone
@@ -13,6 +14,7 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 from sklearn_implicitreg import (
+    Endpoint,
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
     LinearModel,
@@ -178,6 +180,35 @@ def test_left_out_equations_are_those_of_a_plain_loop():
     assert est.held_out_r2(n_splits=3, random_state=1) != est.held_out_r2()
 
 
+def plain_loop(columns, target, solve):
+    folds = np.random.default_rng(0).permutation(np.arange(len(target)) % 5)
+    left = np.zeros(len(target))
+    for fold in range(5):
+        own = folds == fold
+        left[own] = target[own] - columns[own] @ solve(columns[~own], target[~own])
+    return 1 - left @ left / (target @ target)
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (1, -1, 1), (-1, -1, -1)], ids=str)
+def test_left_out_equations_of_coefficients_that_are_positive(signs):
+    rng = np.random.default_rng(3)
+    columns = rng.standard_normal((60, 3))
+    target = columns @ np.multiply(signs, [1.0, 2.0, 0.3]) + 0.5 * rng.standard_normal(60)
+    est = ImplicitRegularizationEstimator("precomputed", positive=True).fit(columns, target)
+    expected = plain_loop(columns, target, lambda D, t: scipy.optimize.nnls(D, t)[0])
+    assert est.held_out_r2() == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 1.0, 1e20], ids=str)
+def test_left_out_equations_do_not_depend_on_the_units_of_a_term(unit):
+    rng = np.random.default_rng(3)
+    columns = rng.standard_normal((60, 3))
+    target = columns @ [1.0, 2.0, 0.3] + 0.5 * rng.standard_normal(60)
+    expected = plain_loop(columns, target, lambda D, t: np.linalg.lstsq(D, t)[0])
+    est = ImplicitRegularizationEstimator("precomputed").fit(columns * [1, unit, 1], target)
+    assert est.held_out_r2() == pytest.approx(expected, abs=1e-10)
+
+
 def test_many_useless_columns_explain_nothing_of_what_is_left_out():
     rng = np.random.default_rng(0)
     columns, target = rng.standard_normal((60, 40)), rng.standard_normal(60)
@@ -315,3 +346,68 @@ def test_too_few_weights_to_learn_from():
     theta[:5] = 0
     with pytest.raises(ValueError, match="at least 10 weights that are not zero"):
         learned().solve(theta, theta)
+
+
+def net_of(seed, hidden=6):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 3)).double()
+
+
+PLACED = {
+    "spline": (Spline(), ""),
+    "two knots": (Spline(2), ""),
+    "one layer": (Spline(2).on("0"), "0"),
+}
+
+
+@pytest.mark.parametrize("case", PLACED)
+def test_endpoints_share_their_knots(case):
+    family, scope = PLACED[case]
+    X, y = torch.randn(40, 4).double(), torch.randn(40, 3).double()
+    nets = [net_of(seed) for seed in range(3)]
+    with torch.no_grad():  # sizes of their own
+        nets[1][0].weight.mul_(3)
+    group = [Endpoint(net, X, y) for net in nets]
+    est = ImplicitRegularizationEstimator(None, family=family, loss="mse").fit(group)
+    weights = [
+        {n: p for n, p in net.named_parameters() if "weight" in n and scope in n} for net in nets
+    ]
+    sizes = {f"{i}{n}": p for i, own in enumerate(weights) for n, p in own.items()}
+    placed = (family.penalty if scope else family).placed(sizes)
+    columns, target = [], []
+    for net, own in zip(nets, weights, strict=True):
+        every = {n: p for n, p in net.named_parameters() if "weight" in n}
+        loss = nn.functional.mse_loss(net(X), y)
+        for (n, p), g in zip(
+            every.items(), torch.autograd.grad(loss, list(every.values())), strict=True
+        ):
+            if n in own:
+                slopes = placed.gradient(n, p.detach()).values()
+                columns.append(torch.stack([s.flatten() for s in slopes], 1).numpy())
+                target.append(-g.flatten().numpy())
+    coef = np.linalg.lstsq(np.concatenate(columns), np.concatenate(target))[0]
+    np.testing.assert_allclose(est.coef_, coef, rtol=1e-6)
+
+
+def test_windows_share_their_knots():
+    X, y = torch.randn(40, 4).double(), torch.randn(40, 3).double()
+    net = net_of(0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.02)
+    with record(net, optimizer, every=1) as recording:
+        for _ in range(8):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(X), y).backward()
+            optimizer.step()
+    own = {"mode": "trajectory", "trajectory": recording, "loss": "mse", "params": "weights"}
+    # With the spectral term columns are those of each window's weights, and not averaged.
+    est = ImplicitRegularizationEstimator(net, family=[Spline(2), "nuclear"], **own).fit(X, y)
+    weights = [p.detach() for n, p in net.named_parameters() if "weight" in n]
+    expected = 0.01 * sum(float(p.square().sum()) for p in weights)
+    assert float(est.penalty_(net).detach()) == pytest.approx(expected, rel=1e-2)
+    assert est.r2_ == pytest.approx(1, abs=1e-4)
+    placed = Spline(2).placed({"w": torch.cat([p.flatten() for p in weights])})
+    held = [leaf.penalty.knots for leaf, _ in est._equations.places[0].design.leaves[:1]]
+    np.testing.assert_allclose(held[0], placed.knots)
+    assert all(
+        place.design.leaves[0][0].penalty.knots == held[0] for place in est._equations.places
+    )

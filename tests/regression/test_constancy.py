@@ -1,9 +1,15 @@
 """One coefficient for all places: the two F tests against fits of their models written out."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 
+from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator, record
+from sklearn_implicitreg.penalties import L2, Schatten
 from sklearn_implicitreg.regression.constancy import constancy
 from sklearn_implicitreg.regression.system import System
 
@@ -131,3 +137,67 @@ def test_nothing_is_tested_where_nothing_can_be():
     assert constancy(small, [0, 1], 0.0) is None
     zero = [System.from_arrays(np.zeros((5, 2)), np.ones(5), NAMES)] * 3
     assert constancy(zero, [0, 1], 0.0) is None
+
+
+@pytest.mark.parametrize("n_without", [1, 2, 3])
+@pytest.mark.parametrize("nuisance", [False, True])
+def test_tensors_without_columns_of_the_family_are_no_replicates(n_without, nuisance):
+    rng = np.random.default_rng(6)
+    reaching = stack([[0.3 + 0.1 * w, -0.1] for w in range(W)], 0.5, rng, nuisance=nuisance)
+    other = rng.normal(size=(n_without * M, K + 1 + nuisance))
+    other[:, :K] = 0.0
+    if nuisance:  # it is projected out by the place's own coefficient, here of zero
+        other[:, K] = 0.0
+    labels = np.repeat([f"without{g}" for g in range(n_without)], M)
+    names = (*NAMES, "minibatch")[: K + nuisance]
+    both = []
+    for w, own in enumerate(reaching[0]):
+        columns = np.concatenate([reaching[1][w].reshape(G * M, -1), other[:, :-1]])
+        target = np.concatenate([reaching[2][w].ravel(), other[:, -1]])
+        groups = np.concatenate([np.repeat([f"t{g}" for g in range(G)], M), labels])
+        both.append(System.from_arrays(columns, target, names, groups))
+        assert own.n_terms == both[-1].n_terms
+    alone, beside = (constancy(own, [0, 1], 0.0) for own in (reaching[0], both))
+    np.testing.assert_allclose(beside.tensors, alone.tensors, rtol=1e-9)
+
+
+SCOPED = {
+    "one layer": (L2().on("0"), ["0.weight", "0.bias"]),
+    "a bias": (L2().on("2.bias"), ["2.bias"]),
+    "matrices": (Schatten(2), ["0.weight", "2.weight"]),
+}
+
+
+@pytest.mark.parametrize("case", SCOPED)
+@pytest.mark.parametrize("mode", ["trajectory", "endpoints"])
+def test_families_that_reach_some_of_the_tensors(case, mode):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    X, y = torch.randn(30, 3).double(), torch.randn(30, 2).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=0.02)
+    family, reached = SCOPED[case]
+    settings = {"family": family, "loss": "mse", "params": "all"}
+    states = []
+    with record(net, optimizer, every=1) as recording:
+        for _ in range(12):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(X), y).backward()
+            optimizer.step()
+            states.append(copy.deepcopy(net))
+    if mode == "trajectory":
+        own = {"mode": "trajectory", "trajectory": recording}
+        est = ImplicitRegularizationEstimator(net, **settings, **own).fit(X, y)
+        assert est.coef_[0] == pytest.approx(0.01, rel=1e-8)
+        return
+    group = [Endpoint(own, X, y) for own in states[::4]]
+    est = ImplicitRegularizationEstimator(None, **settings).fit(group)
+    top = bottom = 0.0
+    for own in states[::4]:
+        loss = nn.functional.mse_loss(own(X), y)
+        named = dict(own.named_parameters())
+        slopes = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+        for name in reached:
+            column = 2 * named[name].detach()
+            top -= float((column * slopes[name]).sum())
+            bottom += float(column.square().sum())
+    assert est.coef_[0] == pytest.approx(top / bottom, rel=1e-6)

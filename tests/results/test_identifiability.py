@@ -17,7 +17,7 @@ from sklearn_implicitreg import (
     ImplicitRegularizationEstimator,
     identifiability,
 )
-from sklearn_implicitreg.penalties import L2
+from sklearn_implicitreg.penalties import L1, L2, Power, SmoothL1, Spline
 from sklearn_implicitreg.regression.attribution import shares_of_r2
 
 X, Y = load_diabetes(return_X_y=True)
@@ -144,6 +144,44 @@ def test_principal_angles_are_those_of_numpy():
     cosine = np.linalg.norm(basis.T @ fourth) / np.linalg.norm(fourth)
     assert known.angles_.iloc[0, 1] == pytest.approx(np.degrees(np.arccos(cosine)))
     assert known.angles_.iloc[0, 0] == pytest.approx(0, abs=1e-5)
+
+
+SPLINES = {
+    "default": Spline(),
+    "two": Spline(2),
+    "scoped": Spline(1).on("0"),
+    "given": Spline([0.1, 0.5]),
+}
+
+
+@pytest.mark.parametrize("kind", SPLINES)
+def test_a_lasso_is_the_sum_of_splines_at_other_weights_too(kind):
+    known = found([SPLINES[kind], L1().on("0" if kind == "scoped" else "")])
+    (dependence,) = known.dependences_
+    assert dependence.everywhere
+    np.testing.assert_allclose(list(dependence.others.values()), 1, rtol=1e-8)
+    assert len(dependence.others) == len(known.cosines_) - 1
+
+
+@pytest.mark.parametrize("family", [L2(), Power(3), SmoothL1(0.1)], ids=["l2", "power", "smooth"])
+def test_one_family_on_separate_tensors_is_two_at_right_angles(family):
+    known = found({"first": family.on("0"), "last": family.on("2"), "all": Power(5)})
+    assert known.angles_["first"]["last"] == pytest.approx(90)
+    assert known.angles_["first"]["first"] == pytest.approx(0, abs=1e-5)
+    assert 0 < known.angles_["first"]["all"] < 90
+
+
+SHAPES = {"q": Power("fit"), "sum": Power("fit") + L2(), "delta": SmoothL1("fit").on("0")}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_of_a_fit_with_a_shape_that_was_found(kind):
+    family = SHAPES[kind]
+    est = ImplicitRegularizationEstimator(net(), family=family, loss="mse").fit(*rows())
+    value = float(est.shapes_["value"].iloc[0])
+    at = family.with_shapes({name: value for name in family.unknown_shapes()})
+    expected = found({"all": at})
+    np.testing.assert_allclose(est.identifiability().cosines_, expected.cosines_, atol=1e-10)
 
 
 def test_nearly_collinear_terms_are_a_group_and_others_are_not():

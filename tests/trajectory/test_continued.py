@@ -222,11 +222,11 @@ def test_the_gradient_of_the_loss_alone_is_what_is_left_of_an_mlp_without_a_pena
 
 BAD = {
     "lbfgs": (lambda: trained(mlp(solver="lbfgs"), X, Y), Y, "solver='sgd' or 'adam' to train on"),
-    "linear": (lambda: Ridge().fit(X, Y), Y, "for a trajectory, got Ridge"),
+    "linear": (lambda: Ridge().fit(X, Y), Y, "for a family of loss gradients, got Ridge"),
     "one row at a time": (
         lambda: make_pipeline(StandardScaler(), SGDRegressor()).fit(X, Y),
         Y,
-        "for a trajectory, got SGDRegressor; a trajectory needs the loss",
+        "for a family of loss gradients, got SGDRegressor",
     ),
 }
 

@@ -354,6 +354,10 @@ BAD_RECORDINGS = {
     "no-families": ({"loss": "mse"}, "families= with loss=, reference= or params=, got none"),
     "not-a-list": ({**APPLIED, "families": "l2"}, r"families to be a list such as \['l2'\]"),
     "unknown": ({**APPLIED, "families": ["l3"]}, "l3"),
+    "knots-of-the-end": (
+        {**APPLIED, "families": ["l2", "spline"]},
+        r"known before the training, got Spline.*give knots=\[\.\.\.\], or record the weights",
+    ),
     "random-draws": (
         {**APPLIED, "families": ["l2", Dropout(0.3)]},
         "without random draws, got Dro",

@@ -90,6 +90,13 @@ class Reduction:
                 f"Expected families without random draws, got {drawn[0]!r}, whose instruments the "
                 "R factors do not hold; record the weights (without families=)."
             )
+        placed = [leaf.penalty for leaf in found if _moves(leaf, problem)]
+        if placed:
+            raise ValueError(
+                f"Expected families that are known before the training, got {placed[0]!r}, which "
+                "takes its knots from the weights at the end; give knots=[...], or record the "
+                "weights (without families=)."
+            )
         leaves: dict[tuple[str, ...], list[Leaf]] = {}
         for leaf in found:
             known = leaves.setdefault(leaf.names, [])
@@ -256,3 +263,9 @@ def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
         eps=max(torch.finfo(kind).eps for kind in kinds),
         left_out=tuple(n for n in trained if n not in names),
     )
+
+
+def _moves(leaf: Leaf, problem: Problem) -> bool:
+    """Whether the penalty takes something from the weights, which the end of a training has."""
+    own = {name: problem.params[name] for name in leaf.names}
+    return leaf.penalty.placed(own) is not leaf.penalty

@@ -239,7 +239,8 @@ def test_the_picture_of_the_house_shows_every_part(tmp_path):
     shown = {text.text for text in ElementTree.parse(picture).iter(f"{SVG}text")}
     package = Path(sklearn_implicitreg.__file__).parent
     parts = {path.stem for path in package.iterdir() if list(path.glob("*.py"))}
-    assert parts | {path.stem for path in package.glob("*.py")} <= shown
+    parts |= {path.stem for path in package.glob("*.py")}
+    assert parts - {"__main__"} <= shown  # the command line is drawn with the face
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)

@@ -66,7 +66,13 @@ class GroupLasso(OfTensors):
         self.tol = tol
 
     def check_parameters(self, unknown: bool = False) -> None:
-        """Raise ValueError as well where ``n_heads`` is missing, or given for other groups."""
+        """Raise ValueError as well where ``n_heads`` is missing, or given for other groups.
+
+        Parameters
+        ----------
+        unknown : bool, default=False
+            Whether parameters of ``shapes`` may be ``"fit"``.
+        """
         super().check_parameters(unknown)
         if (self.by == "heads") != (self.n_heads is not None):
             raise ValueError(

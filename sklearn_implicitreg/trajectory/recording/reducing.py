@@ -84,19 +84,7 @@ class Reduction:
         problem = replace(problem, param_groups=groups)
         penalties = map(penalty_with_terms, families)
         found = [leaf for own in penalties for leaf in own.leaves(problem.params, problem)]
-        drawn = [leaf.penalty for leaf in found if is_stochastic(leaf)]
-        if drawn:
-            raise ValueError(
-                f"Expected families without random draws, got {drawn[0]!r}, whose instruments the "
-                "R factors do not hold; record the weights (without families=)."
-            )
-        placed = [leaf.penalty for leaf in found if _moves(leaf, problem)]
-        if placed:
-            raise ValueError(
-                f"Expected families that are known before the training, got {placed[0]!r}, which "
-                "takes its knots from the weights at the end; give knots=[...], or record the "
-                "weights (without families=)."
-            )
+        _check_families(found, problem)
         leaves: dict[tuple[str, ...], list[Leaf]] = {}
         for leaf in found:
             known = leaves.setdefault(leaf.names, [])
@@ -265,7 +253,18 @@ def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
     )
 
 
-def _moves(leaf: Leaf, problem: Problem) -> bool:
-    """Whether the penalty takes something from the weights, which the end of a training has."""
-    own = {name: problem.params[name] for name in leaf.names}
-    return leaf.penalty.placed(own) is not leaf.penalty
+def _check_families(leaves: Sequence[Leaf], problem: Problem) -> None:
+    """Raise ValueError for penalties whose columns cannot be reduced while a model is trained."""
+    for leaf in leaves:
+        if is_stochastic(leaf):
+            raise ValueError(
+                f"Expected families without random draws, got {leaf.penalty!r}, whose instruments "
+                "the R factors do not hold; record the weights (without families=)."
+            )
+        seen = {name: problem.params[name] for name in leaf.names}
+        if leaf.penalty.placed(seen) is not leaf.penalty:
+            raise ValueError(
+                f"Expected families that are known before the training, got {leaf.penalty!r}, "
+                "which takes its knots from the weights at the end; give knots=[...], or record "
+                "the weights (without families=)."
+            )

@@ -28,7 +28,7 @@ PARTS = {
     "Without terms": ("quadratic", "factored", "early_stopping", "learned"),
 }
 HEAD = (
-    "| name | class | R | unknowns | equations | sees | scale | coincides with |\n"
+    "| name | class | R | unknowns | equations | cost | scale | coincides with |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 EXTRA = {"Dropout": {"q": 0.3}, "BatchGradientNorm": {"batch_size": 8}}
@@ -133,7 +133,7 @@ def _row(name, cls, strings, same):
         f"`{formula}`".replace("|", "\\|"),
         _unknowns(family) if with_terms else "all at once",
         _equations(family, at) if with_terms else "of whole endpoints",
-        _sees(family, at) if with_terms else "weights",
+        _cost(family, at) if with_terms else "none beside the weights",
         _scale(family, at) if with_terms else "",
         ", ".join(sorted(f"`{next(iter(own - {name}))}`" for own in same if name in own)),
     ]
@@ -166,11 +166,11 @@ def _equations(family, at):
     return "not at kinks: inequalities" if any(kinks) else "all"
 
 
-def _sees(family, at):
+def _cost(family, at):
     (leaf, *_) = family.leaves(at.params, at)
     if family.on_rows:
-        return "rows, in one shared pass"
-    return "rows, in passes of its own" if needs_rows(leaf) else "weights"
+        return "one pass over rows, shared"
+    return "passes over rows of its own" if needs_rows(leaf) else "none beside the weights"
 
 
 def _scale(family, at):

@@ -32,9 +32,11 @@ def rows(n=N):
     return rng.normal(size=(n, P)), rng.normal(size=n)
 
 
-def minimize(parameters, objective, max_iter):
+def minimize(parameters, objective, max_iter, *, rounds=1, tol=1e-8):
+    """Minimize by L-BFGS, in rounds of so many iterations until all slopes are below tol."""
+    parameters = list(parameters)
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=max_iter, tolerance_grad=1e-8, tolerance_change=0.0,
+        parameters, max_iter=max_iter, tolerance_grad=tol, tolerance_change=0.0,
         history_size=100, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -44,7 +46,10 @@ def minimize(parameters, objective, max_iter):
         loss.backward()
         return loss
 
-    optimizer.step(closure)
+    for _ in range(rounds):
+        optimizer.step(closure)
+        if max(float(p.grad.abs().max()) for p in parameters) < tol:
+            break
 
 
 def by_hand(model, loss, terms):

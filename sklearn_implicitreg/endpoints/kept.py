@@ -63,7 +63,7 @@ class KeptGradient:
             text = json.dumps({"format": _FORMAT, "facts": facts}, indent=1)
             with _written(place):
                 place.mkdir(parents=True, exist_ok=True)
-                _replace(place / "manifest.json", lambda part: part.write_text(text))
+                put_in_place(place / "manifest.json", lambda part: part.write_text(text))
         else:
             others = differences(held, facts, problem.eps)
             if others:
@@ -154,13 +154,12 @@ class KeptGradient:
         return None
 
     def _is_sound(self, name: str, checksum: str) -> bool:
-        with (self.folder / name).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == checksum
+        return _checksum(self.folder / name) == checksum
 
     def _put(self, name: str, state: State) -> None:
         """Replace the state of a pass, and remove the files of the one before it."""
         text = json.dumps(state | {"of": self.key}, indent=1)
-        _replace(self.folder / f"{name}.json", lambda part: part.write_text(text))
+        put_in_place(self.folder / f"{name}.json", lambda part: part.write_text(text))
         named = {shard for part in state["parts"] for shard in part["shards"]}
         for file in self.folder.glob(f"{name}-*"):
             if file.name not in named:
@@ -176,9 +175,8 @@ class KeptGradient:
             # Copies: a gradient may be a view of another one.
             own = {name: tensor.detach().cpu().clone() for name, tensor in shard.items()}
             own = {name: tensor.contiguous() for name, tensor in own.items()}
-            _replace(file, lambda part, own=own: save_file(own, part))  # type: ignore[misc]
-            with file.open("rb") as stream:
-                shards[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            put_in_place(file, lambda part, own=own: save_file(own, part))  # type: ignore[misc]
+            shards[file.name] = _checksum(file)
         rest = {name: np.asarray(v).tolist() for name, v in vars(numbers.rest).items()}
         own_numbers = {name: np.asarray(getattr(numbers, name)).item() for name in _NUMBERS}
         return own_numbers | {"absent": sorted(numbers.absent), "rest": rest, "shards": shards}
@@ -228,7 +226,12 @@ def _shards(tensors: Params) -> Iterator[Params]:
     yield shard
 
 
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def put_in_place(file: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name and then rename it, so that nobody reads half of one."""
     part = file.with_name(f"{file.name}.part")  # what a kill leaves is replaced or removed
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.gradients import OfGradient, Scope
-from sklearn_implicitreg.problem import Params, Problem, add_to, closing, zeros_of
+from sklearn_implicitreg.problem import Params, Problem, add_to, closing, norm_of, zeros_of
 from sklearn_implicitreg.problem.parameters import NOTHING, SEED, integer, number
 
 
@@ -68,7 +67,7 @@ class Sharpness(OfGradient):
 
     def _step(self, scope: Scope, gradient: Params) -> tuple[Params, float]:
         counted = scope.only(gradient)
-        size = math.sqrt(sum(float(g.square().sum()) for g in counted.values()))
+        size = norm_of(counted)
         return {n: g * (self.rho / (size or 1.0)) for n, g in counted.items()}, size
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import qr
 
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.solve import solve
-from sklearn_implicitreg.regression.system import Array
+from sklearn_implicitreg.regression.system import Array, merge, r_factor
 
 
 def r2_of_left_out(equations: Equations, n_splits: int, seed: int, positive: bool = False) -> float:
@@ -28,12 +27,12 @@ def r2_of_left_out(equations: Equations, n_splits: int, seed: int, positive: boo
         for fold, part in enumerate(parts):
             chosen = own == fold
             if chosen.any():
-                part.append(np.column_stack([design[chosen], target[chosen]]))
-    uppers = [_upper(np.vstack(part)) for part in parts]
+                part.append(r_factor(design[chosen], target[chosen]))
+    uppers = [merge(part) for part in parts]
     free = np.isin(system.term_names, equations.nuisance)
     left = whole = 0.0
     for fold, upper in enumerate(uppers):
-        rest = _upper(np.vstack([own for i, own in enumerate(uppers) if i != fold]))
+        rest = merge([own for i, own in enumerate(uppers) if i != fold])
         coef = _coefficients(rest, free, positive)
         left += float(np.square(upper[:, -1] - upper[:, :-1] @ coef).sum())
         whole += float(np.square(upper[:, -1]).sum())
@@ -49,9 +48,3 @@ def _coefficients(upper: Array, free: npt.NDArray[np.bool_], positive: bool) -> 
     found = solve(both, len(both), positive=True).coef
     found[:k][free] -= found[k:]
     return found[:k]
-
-
-def _upper(rows: Array) -> Array:
-    """R factor of rows, of which there may be fewer than columns."""
-    found: Array = qr(rows, mode="r", check_finite=False)[0][: rows.shape[1]]
-    return found

@@ -429,7 +429,7 @@ def test_killed_while_writing(several, place, tmp_path, monkeypatch):
     how = how | {"batch_size": 20}  # three blocks
     cls = ImplicitRegularizationCV if several else Estimator
     how = how | ({"families": ["l1", "l2"]} if several else {})
-    plain, replace = cls(model, **how).fit(*rows), kept._replace
+    plain, replace = cls(model, **how).fit(*rows), kept.put_in_place
     for number in itertools.count() if not several else (0, 1, 2, 7, 41, 42):
         est, writes = cls(model, **how, cache=tmp_path / str(number)), itertools.count()
 
@@ -445,7 +445,7 @@ def test_killed_while_writing(several, place, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(kept, "_replace", killed)
+            patched.setattr(kept, "put_in_place", killed)
             try:
                 est.fit(*rows)
             except KeyboardInterrupt:

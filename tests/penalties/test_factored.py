@@ -3,6 +3,7 @@
 import pickle
 from types import SimpleNamespace
 
+import module_cases
 import numpy as np
 import pytest
 import torch
@@ -287,23 +288,13 @@ def trained(seed):
     for p in net.parameters():
         nn.init.normal_(p, std=0.7, generator=rng)
     a, b = torch.from_numpy(A0), torch.from_numpy(B0)
-    optimizer = torch.optim.LBFGS(
-        net.parameters(),
-        max_iter=3000,
-        tolerance_grad=1e-10,
-        tolerance_change=1e-18,
-        line_search_fn="strong_wolfe",
-    )
 
     def objective():
-        optimizer.zero_grad()
         first, last = net[0].weight, net[2].weight
         penalty = torch.trace(first.T @ a @ first @ b) + 0.01 * last.square().sum()
-        loss = nn.functional.mse_loss(net(X), y) + penalty
-        loss.backward()
-        return loss
+        return nn.functional.mse_loss(net(X), y) + penalty
 
-    optimizer.step(objective)
+    module_cases.minimize(net.parameters(), objective, 3000, tol=1e-10)
     return Endpoint(net, X, y)
 
 

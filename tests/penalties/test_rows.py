@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from module_cases import minimize
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits
@@ -46,19 +47,7 @@ def mlp():
 
 def minimized(net, loss, rounds=25):
     """The net at a stationary point of a loss."""
-    optimizer = torch.optim.LBFGS(
-        net.parameters(), max_iter=200, tolerance_grad=1e-12, tolerance_change=0.0,
-        history_size=50, line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def closure():
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    for _ in range(rounds):
-        optimizer.step(closure)
+    minimize(net.parameters(), loss, 200, rounds=rounds, tol=1e-12)
     net.zero_grad()
     return net
 

@@ -99,7 +99,7 @@ def test_killed_or_stopped_while_writing(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             est.recover(X, y, **HOW, cache=tmp_path)
     assert os.listdir(tmp_path) == []
-    (tmp_path / "recovered-2.part").write_bytes(b"PK half")  # what a kill leaves
+    (tmp_path / "recovered-2.npz.part").write_bytes(b"PK half")  # what a kill leaves
     est.recover(X, y, **HOW, cache=tmp_path)
     assert sorted(os.listdir(tmp_path)) == NAMES
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from module_cases import minimize
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -101,20 +102,13 @@ def test_coefficient_of_a_trained_net(name):
     X, y = torch.rand(24, 8, generator=torch.Generator().manual_seed(2)).double(), TARGETS
     coef = share(cls, problem, net)
     family, penalty = PAGE.made(cls, net) + L2(), _penalty(cls, problem, net, coef)
-    steps = torch.optim.LBFGS(
+    minimize(
         net.parameters(),
-        max_iter=600,
-        history_size=60,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
+        lambda: cross_entropy(net(X), y) + penalty(net, X, y),
+        600,
+        rounds=10,
+        tol=1e-9,
     )
-
-    def closure():
-        steps.zero_grad()
-        value = cross_entropy(net(X), y) + penalty(net, X, y)
-        value.backward()
-        return value
 
     def left_over():
         sizes = []
@@ -123,10 +117,6 @@ def test_coefficient_of_a_trained_net(name):
             sizes.append(torch.cat([g.reshape(-1) for g in slopes]).norm())
         return sizes[0] / sizes[1]
 
-    for _ in range(10):
-        steps.step(closure)
-        if left_over() < 1e-6:
-            break
     assert left_over() < 1e-3
     est = ImplicitRegularizationEstimator(net, family=family, loss="cross_entropy").fit(X, y)
     np.testing.assert_allclose(est.coef_, [coef, 1e-3], rtol=1e-4)

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from module_cases import minimize
 from torch import nn
 from torch.func import functional_call, hessian, jacrev, vmap
 
@@ -217,21 +218,7 @@ FAMILIES = {
 
 
 def minimized(net, objective, rounds=30):
-    optimizer = torch.optim.LBFGS(
-        net.parameters(), max_iter=100, tolerance_grad=1e-9, tolerance_change=0.0,
-        history_size=60, line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def closure():
-        optimizer.zero_grad()
-        value = objective()
-        value.backward()
-        return value
-
-    for _ in range(rounds):
-        optimizer.step(closure)
-        if norm([p.grad for p in net.parameters()]) < 1e-8:
-            break
+    minimize(net.parameters(), objective, 100, rounds=rounds, tol=1e-9)
     net.zero_grad()
     return net
 

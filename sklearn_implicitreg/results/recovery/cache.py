@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ import numpy as np
 import scipy
 import torch
 
+from sklearn_implicitreg.endpoints.kept import put_in_place
 from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.problem.frozen import tensors_in
 from sklearn_implicitreg.regression.system import Array
@@ -68,13 +68,12 @@ def kept(
 
 def _stored(file: Path, stated: str, found: Found) -> Found:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")  # the same name each time: what a kill leaves is replaced
-    try:
-        with part.open("wb") as stream:
+
+    def write(part: Path) -> None:
+        with part.open("wb") as stream:  # np.savez would give a path its own ending
             np.savez(stream, manifest=stated, **found._asdict())  # type: ignore[attr-defined]
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+
+    put_in_place(file, write)
     return found
 
 

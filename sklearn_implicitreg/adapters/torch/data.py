@@ -145,6 +145,8 @@ def few_rows(batch: Batch, n: int) -> Batch | None:
 def rows_in(batch: Batch) -> int:
     """Number of rows of a batch: the length of its first tensor, or of a list of anything."""
     alone = batch.inputs
+    if isinstance(alone, Tensor) and alone.ndim:
+        return len(alone)
     if isinstance(alone, PackedSequence):
         return int(alone.batch_sizes[0])
     for tensor in tensors_in(batch[:2]):

@@ -422,6 +422,8 @@ def _kind(loss: nn.Module) -> str:
 
 
 def _n_rows(output: Any, target: Any) -> int:
+    if isinstance(output, Tensor) and output.ndim:
+        return len(output)
     for tree in (output, target):
         for tensor in tensors_in(tree):
             if tensor.ndim:

@@ -30,12 +30,14 @@ from sklearn_implicitreg.adapters.torch.data import (
     few_rows,
     map_tensors,
     merged_last,
+    of_equal_weight,
     rows_in,
 )
 from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
 from sklearn_implicitreg.adapters.torch.facts import facts_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
+    with_counted_labels,
     with_custom_loss,
     with_integers,
 )
@@ -58,7 +60,12 @@ from sklearn_implicitreg.adapters.torch.options import (
     stored_notes,
 )
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
-from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
+from sklearn_implicitreg.adapters.torch.structure import (
+    normalizing,
+    restore,
+    skeleton,
+    weight_matrices,
+)
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -282,6 +289,9 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
+        parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
+        if len(parts) > 1:
+            return _sum_of([self._block(part, first, twice) for part in parts])
         # Where a second derivative is asked for, callers look at the errors of torch.
         with contextlib.nullcontext() if twice else in_forward(self.module, batch.inputs):
             output = self.forward(self.module, batch.inputs)
@@ -412,6 +422,19 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
     return replace(block, scale=max(row_scale * block.n_rows, norm_of(block.sums)))
 
 
+def _sum_of(blocks: Sequence[BlockGradient]) -> BlockGradient:
+    """Several blocks as one."""
+    first, *others = blocks
+    return BlockGradient(
+        {name: sum((own.sums[name] for own in others), first.sums[name]) for name in first.sums},
+        sum(own.loss for own in blocks),
+        sum(own.weight for own in blocks),
+        sum(own.n_rows for own in blocks),
+        0.0,
+        absent=frozenset.intersection(*[own.absent for own in blocks]),
+    )
+
+
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     model = inner_module(model)
@@ -449,7 +472,8 @@ def module_problem(
     normalized, notes = set_modes(own, options, rows)
     named: Params = dict(own.named_parameters())
     covered = {own_name(n) for n in default} if default else weight_matrices(own)
-    names = select_params(options.params, {n: named[n] for n in trained}, covered)
+    scope = {n: named[n] for n in trained}
+    names = select_params(options.params, scope, covered, normalizing(own))
     problem = TorchProblem(
         params={n: named[n].detach() for n in names},
         model_name=model_name or type(own).__name__,
@@ -469,7 +493,8 @@ def module_problem(
         forward=call,
         **fields,
     )
-    return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
+    problem = with_counted_labels(with_integers(problem))
+    return with_custom_loss(problem, module, options)  # type: ignore[no-any-return]
 
 
 def _trained(module: nn.Module) -> Params:

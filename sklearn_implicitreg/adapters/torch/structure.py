@@ -47,14 +47,19 @@ def skeleton(
     return rebuilt(module, named, lambda tensor: moved(tensor).clone())
 
 
-def weight_matrices(module: nn.Module) -> set[str]:
-    """Names of the parameters with two or more axes that belong to no normalization."""
-    norms = {
+def normalizing(module: nn.Module) -> set[str]:
+    """Names of the parameters of normalization layers."""
+    return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
         if isinstance(part, _NORMS)
         for name, _ in part.named_parameters(recurse=False)
     }
+
+
+def weight_matrices(module: nn.Module) -> set[str]:
+    """Names of the parameters with two or more axes that belong to no normalization."""
+    norms = normalizing(module)
     every = {n: p for n, p in module.named_parameters() if p.requires_grad}
     return {n for n, p in every.items() if p.ndim >= 2 and n not in norms} or set(every)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.options import device_of
-from sklearn_implicitreg.adapters.torch.structure import weight_matrices
+from sklearn_implicitreg.adapters.torch.structure import normalizing, weight_matrices
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.penalties.base import Leaf, same
 from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, select_params
@@ -242,7 +242,8 @@ def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
     }
     device = device_of("auto", found)
     trained = {n: p.to(device) for n, p in found.items()}
-    names = select_params(params, trained, {own_name(n) for n in weight_matrices(model)})
+    covered, norms = ({own_name(n) for n in own(model)} for own in (weight_matrices, normalizing))
+    names = select_params(params, trained, covered, norms)
     kinds = {p.dtype for p in trained.values()}
     return _Weights(
         params={n: trained[n] for n in names},

@@ -37,7 +37,8 @@ from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 
 TorchProblem = Any  # which imports this module
 
-_DIGITS = 0.65  # of the rounding unit's; the others are left to rounding
+_DIGITS = 0.75  # of the rounding unit's; the others are left to rounding
+_PARTS = 4  # of a few rows, whose losses are compared with that of all
 _MAX_INTEGERS = 4  # of which all combinations are tried
 
 
@@ -126,11 +127,12 @@ def _counted(batch: Batch, loss: Callable[[Batch], Tensor]) -> Callable[[Tensor]
     for counted in ways:
         counts = counted(labels).reshape(n_rows, -1).sum(1)
         # Rows with many labels and rows with few: a mean over rows is another one.
-        parts = counts.argsort().tensor_split([n_rows // 2])
-        masses = [int(counts[part].sum()) for part in parts]
-        if not all(masses):
+        parts = counts.argsort(stable=True).tensor_split(min(_PARTS, n_rows))
+        parts = tuple(part for part in parts if counts[part].any())
+        if len(parts) < 2:
             continue
         few = [Batch(*map_tensors(operator.itemgetter(part), tuple(batch))) for part in parts]
+        masses = [int(counts[part].sum()) for part in parts]
         total = sum(mass * float(loss(own)) for mass, own in zip(masses, few, strict=True))
         if abs(total / sum(masses) - float(value)) <= size:
             return counted

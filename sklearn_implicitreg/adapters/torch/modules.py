@@ -60,12 +60,7 @@ from sklearn_implicitreg.adapters.torch.options import (
     stored_notes,
 )
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
-from sklearn_implicitreg.adapters.torch.structure import (
-    normalizing,
-    restore,
-    skeleton,
-    weight_matrices,
-)
+from sklearn_implicitreg.adapters.torch.structure import in_scope, restore, skeleton
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -79,7 +74,6 @@ from sklearn_implicitreg.problem import (
     call_module,
     check_finite_params,
     norm_of,
-    select_params,
     times,
     zeros_of,
 )
@@ -291,7 +285,7 @@ class TorchProblem(Problem):
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
         parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
         if len(parts) > 1:
-            return _sum_of([self._block(part, first, twice) for part in parts])
+            return BlockGradient.joined([self._block(part, first, twice) for part in parts])
         # Where a second derivative is asked for, callers look at the errors of torch.
         with contextlib.nullcontext() if twice else in_forward(self.module, batch.inputs):
             output = self.forward(self.module, batch.inputs)
@@ -422,19 +416,6 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
     return replace(block, scale=max(row_scale * block.n_rows, norm_of(block.sums)))
 
 
-def _sum_of(blocks: Sequence[BlockGradient]) -> BlockGradient:
-    """Several blocks as one."""
-    first, *others = blocks
-    return BlockGradient(
-        {name: sum((own.sums[name] for own in others), first.sums[name]) for name in first.sums},
-        sum(own.loss for own in blocks),
-        sum(own.weight for own in blocks),
-        sum(own.n_rows for own in blocks),
-        0.0,
-        absent=frozenset.intersection(*[own.absent for own in blocks]),
-    )
-
-
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     model = inner_module(model)
@@ -471,9 +452,7 @@ def module_problem(
         call = CopyCall(module, forward, doubtful(own) if options.module_mode == "auto" else {})
     normalized, notes = set_modes(own, options, rows)
     named: Params = dict(own.named_parameters())
-    covered = {own_name(n) for n in default} if default else weight_matrices(own)
-    scope = {n: named[n] for n in trained}
-    names = select_params(options.params, scope, covered, normalizing(own))
+    names = in_scope(own, {n: named[n] for n in trained}, options.params, default)
     problem = TorchProblem(
         params={n: named[n].detach() for n in names},
         model_name=model_name or type(own).__name__,

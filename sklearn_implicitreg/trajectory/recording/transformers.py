@@ -187,7 +187,8 @@ def _count_of(model: nn.Module, batch: Mapping[str, Any], total: Any) -> Counted
     for part in copy.modules():
         part.training = False  # without dropout, so that two losses can be compared
     one = total / total
-    with preserved_rng(total.device), torch.no_grad(), contextlib.suppress(Exception):
+    device = next(model.parameters()).device
+    with preserved_rng(device), torch.no_grad(), contextlib.suppress(Exception):
         summed, mean = (float(_loss_of(copy(**batch, **more))) for more in ({_N_LABELS: one}, {}))
         for counted in (_one, _after_first, _all):
             if abs(summed - counted(batch["labels"]) * mean) <= _CLOSE * abs(summed):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader
@@ -219,6 +220,26 @@ def test_decay_leaves_out_matrices_of_normalization_layers():
     assert "1.weight" in chosen["weights"]
 
 
+def test_decay_of_a_linear_model_and_of_a_reduced_recording():
+    X, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20.0)
+    problem = adapt(Ridge().fit(X, y), Data(X, y), Options(params="decay"))
+    assert (list(problem.params), problem.left_out) == (["coef"], ("intercept",))
+    net = nn.Sequential(nn.LayerNorm((1, 3)), nn.Linear(3, 1)).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.03)
+    given = {"families": ["weight_decay"], "reference": "applied", "params": "decay"}
+    with record(net, optimizer, **given) as path:
+        for _ in range(4):
+            optimizer.zero_grad()
+            net(torch.tensor(X)[:, None]).square().mean().backward()
+            optimizer.step()
+    est = ImplicitRegularizationEstimator(
+        net, family="weight_decay", mode="trajectory", trajectory=path.trajectory,
+        reference="applied", loss="mse", params="decay",
+    ).fit(X[:, None], y[:, None, None])  # fmt: skip
+    assert est.n_equations_ == 3
+    np.testing.assert_allclose(est.coef_, 0.03, rtol=1e-10)
+
+
 def recorded(decays, n_epochs=3, accumulated=2):
     """AdamW with a decay for each block, on losses divided by the labels of a step."""
     model, rows = Model(), samples(24)
@@ -315,3 +336,45 @@ def test_families_of_gradients_pass_attention(family):
     X, y = torch.randn(12, 3, 8).double(), torch.randn(12, 1).double()
     est = ImplicitRegularizationEstimator(net, family=family, loss="mse").fit(X, y)
     assert np.isfinite(est.coef_).all()
+
+
+class Encoder(nn.Module):
+    """Layers of torch, whose fast path of evaluation has no derivatives."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCABULARY, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(8, VOCABULARY)
+        self.double()
+
+    def forward(self, input_ids, labels=None):
+        hidden = self.encoder(self.embedding(input_ids), src_key_padding_mask=input_ids == 0)
+        logits = self.head(hidden)
+        if labels is None:
+            return {"logits": logits}
+        full = nn.functional.pad(labels, (0, logits.shape[1] - labels.shape[1]), value=-100)
+        kept = full[:, : logits.shape[1]]
+        return {"loss": cross_entropy(logits.transpose(1, 2), kept), "logits": logits}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_of_torch_with_rows_that_are_filled_up(training):
+    """The evaluation state, whose masks leave the filling out, in first and second derivatives."""
+    model, rows = Encoder().eval(), samples(9)
+    wanted = plain(model, rows, "aligned")
+    model.train(training)
+    X = DataLoader(rows, batch_size=4, collate_fn=collate)
+    problem = adapt(model, Data(X, None), Options(params="all"))
+    g = problem.gradient().value
+    assert_close(g, wanted)
+    found, step, name = problem.hvp(g), 1e-5, "encoder.layers.0.self_attn.in_proj_weight"
+    ends = [
+        problem.at({n: t + s * g[n] for n, t in problem.params.items()}).gradient().value[name]
+        for s in (step, -step)
+    ]
+    difference = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close(found[name], difference, rtol=1e-5, atol=1e-8)
+    assert model.training == training

@@ -71,6 +71,20 @@ class BlockGradient:
     absent: frozenset[str] = frozenset()  # tensors that the loss of these rows does not reach
     rest: Rest = _NO_REST
 
+    @classmethod
+    def joined(cls, blocks: Sequence[BlockGradient]) -> BlockGradient:
+        """The rows of several blocks as one, without their scale and rest."""
+        first, *others = blocks
+        return cls(
+            {n: sum((own.sums[n] for own in others), t) for n, t in first.sums.items()},
+            sum(own.loss for own in blocks),
+            sum(own.weight for own in blocks),
+            sum(own.n_rows for own in blocks),
+            0.0,
+            sum(own.n_kinks for own in blocks),
+            frozenset.intersection(*[own.absent for own in blocks]),
+        )
+
 
 @dataclass(frozen=True)
 class LossGradient:

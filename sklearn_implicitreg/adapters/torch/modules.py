@@ -30,12 +30,14 @@ from sklearn_implicitreg.adapters.torch.data import (
     few_rows,
     map_tensors,
     merged_last,
+    of_equal_weight,
     rows_in,
 )
 from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
 from sklearn_implicitreg.adapters.torch.facts import facts_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
+    with_counted_labels,
     with_custom_loss,
     with_integers,
 )
@@ -58,7 +60,7 @@ from sklearn_implicitreg.adapters.torch.options import (
     stored_notes,
 )
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
-from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
+from sklearn_implicitreg.adapters.torch.structure import in_scope, restore, skeleton
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -72,7 +74,6 @@ from sklearn_implicitreg.problem import (
     call_module,
     check_finite_params,
     norm_of,
-    select_params,
     times,
     zeros_of,
 )
@@ -284,6 +285,9 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
+        parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
+        if len(parts) > 1:
+            return BlockGradient.joined([self._block(part, first, twice) for part in parts])
         # Where a second derivative is asked for, callers look at the errors of torch.
         try:
             output = self.forward(self.module, batch.inputs)
@@ -455,8 +459,7 @@ def module_problem(
         call = CopyCall(module, forward, doubtful(own) if options.module_mode == "auto" else {})
     normalized, notes = set_modes(own, options, rows)
     named: Params = dict(own.named_parameters())
-    covered = {own_name(n) for n in default} if default else weight_matrices(own)
-    names = select_params(options.params, {n: named[n] for n in trained}, covered)
+    names = in_scope(own, {n: named[n] for n in trained}, options.params, default)
     problem = TorchProblem(
         params={n: named[n].detach() for n in names},
         model_name=model_name or type(own).__name__,
@@ -476,7 +479,8 @@ def module_problem(
         forward=call,
         **fields,
     )
-    return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
+    problem = with_counted_labels(with_integers(problem))
+    return with_custom_loss(problem, module, options)  # type: ignore[no-any-return]
 
 
 def _trained(module: nn.Module) -> Params:

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 import torch
 from cases import CASES, N_DIABETES, N_WINE, X_DIABETES, X_WINE, Y_DIABETES, Y_TWO, Y_UNIT, Y_WINE
 from sklearn.base import clone
@@ -457,7 +456,7 @@ def test_penalty_closes_the_gradient():
 
 @pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2.0, N)], ids=["plain", "weights"])
 @pytest.mark.parametrize("covariance", ["ols", "hc3"])
-def test_precomputed_is_the_regression_of_statsmodels(covariance, weights):
+def test_precomputed_is_the_regression_of_statsmodels(covariance, weights, sm):
     frame = pd.DataFrame(X, columns=[f"term {i}" for i in range(10)])
     est = Estimator("precomputed", covariance=covariance).fit(frame, Y, sample_weight=weights)
     model = sm.OLS(Y, frame) if weights is None else sm.WLS(Y, frame, weights=weights)

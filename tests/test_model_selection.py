@@ -8,7 +8,6 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 import torch
 from cases import X_DIABETES, X_WINE, Y_DIABETES, Y_TWO, Y_WINE
 from sklearn.base import clone
@@ -585,7 +584,7 @@ def logistic():
     return model.fit(X_WINE, Y_WINE)
 
 
-def test_equations_in_statsmodels(logistic):
+def test_equations_in_statsmodels(logistic, sm):
     regression = equations(logistic, X_WINE, Y_WINE, ["l2", "l1"])
     est = Estimator(logistic, family="l2+l1", covariance="ols").fit(X_WINE, Y_WINE)
     theirs = sm.OLS(regression.target, regression.data).fit()
@@ -596,7 +595,7 @@ def test_equations_in_statsmodels(logistic):
     assert len(regression.data) == est.n_equations_ == 39
 
 
-def test_equations_of_a_noisy_regression_in_statsmodels():
+def test_equations_of_a_noisy_regression_in_statsmodels(sm):
     model = Ridge(50.0).fit(X, Y)
     regression = equations(model, X[:300], Y[:300], ["l2", "l1"])
     for covariance, options in {"ols": {}, "hc3": {"cov_type": "HC3", "use_t": True}}.items():

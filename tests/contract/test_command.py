@@ -107,10 +107,9 @@ def test_json_of_a_known_coefficient(mine, capsys):
 
 
 def test_safetensors_families_and_cache(mine, capsys):
-    from safetensors.torch import save_file
-
+    safetensors = pytest.importorskip("safetensors.torch")
     net, X, y = mine
-    save_file(net.state_dict(), "net.safetensors")
+    safetensors.save_file(net.state_dict(), "net.safetensors")
     how = {"weights": "net.safetensors", "family": "l2,l1", "params": "all", "cache": "kept"}
     plain = ImplicitRegularizationCV(net, families=["l2", "l1"], loss="mse", params="all")
     plain.fit(X, y)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 import torch
 from scipy import sparse, stats
 from sklearn.linear_model import Lasso, LogisticRegression, Ridge
@@ -17,6 +16,8 @@ from sklearn_implicitreg import (
 )
 from sklearn_implicitreg.penalties import L2, GradientNorm
 from sklearn_implicitreg.trajectory import record
+
+sm = pytest.importorskip("statsmodels.api")
 
 RNG = np.random.default_rng(0)
 N, P = 80, 4

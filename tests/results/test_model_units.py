@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from cases import CASES
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
@@ -29,7 +28,6 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from statsmodels.base.elastic_net import RegularizedResults
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator as Estimator
 from sklearn_implicitreg import LinearModel, equations
@@ -183,7 +181,7 @@ def test_containers_give_the_parameters_of_the_model_inside():
 
 
 @pytest.mark.parametrize(("family", "ratio"), [("l2", 0.0), ("l1", 1.0), ("l2+l1", 0.6)])
-def test_statsmodels_trains_them(family, ratio):
+def test_statsmodels_trains_them(family, ratio, sm):
     options = {"zero_tol": 1e-12, "cnvrg_tol": 1e-12, "maxiter": 5000} if ratio else {}
     model = sm.OLS(Y, X)
     truth = model.fit_regularized(alpha=0.7, L1_wt=ratio, **options)
@@ -193,8 +191,10 @@ def test_statsmodels_trains_them(family, ratio):
     np.testing.assert_allclose(again.params, truth.params, rtol=1e-6, atol=1e-6)
 
 
-def test_square_root_lasso_in_units_of_the_elastic_net():
+def test_square_root_lasso_in_units_of_the_elastic_net(sm):
     """Its weights are those of a lasso, whose strength has the residual in it."""
+    from statsmodels.base import elastic_net
+
     strength = 40.0
     lasso = Lasso(alpha=1.0, fit_intercept=False, **TIGHT)
     alpha = 1.0
@@ -202,7 +202,7 @@ def test_square_root_lasso_in_units_of_the_elastic_net():
         root = np.linalg.norm(Y - X @ lasso.set_params(alpha=alpha).fit(X, Y).coef_)
         alpha = strength * root / len(Y) ** 1.5
     model = sm.OLS(Y, X)
-    results = RegularizedResults(model, lasso.coef_)  # as statsmodels returns them
+    results = elastic_net.RegularizedResults(model, lasso.coef_)  # as statsmodels returns them
     units = Estimator(results, family="l1").fit(X, Y).in_model_units()
     assert units == pytest.approx({"alpha": alpha, "L1_wt": 1.0}, rel=1e-8)
     again = model.fit_regularized(**units, zero_tol=1e-10, cnvrg_tol=1e-12, maxiter=5000)
@@ -512,7 +512,7 @@ def test_no_inverse_and_no_share_of_a_negative_penalty(model, found):
         model_units(model, found, description)
 
 
-def test_statsmodels_has_no_constructor_with_a_penalty():
+def test_statsmodels_has_no_constructor_with_a_penalty(sm):
     results = sm.OLS(Y, X).fit_regularized(alpha=0.7, L1_wt=0.0)
     est = Estimator(results).fit(X, Y)
     with pytest.raises(TypeError, match=r"give in_model_units\(\) to the training of its library"):

@@ -163,6 +163,8 @@ def test_bad_arguments_are_a_sentence(mine, case, capsys):
     torch.save(torch.ones(3), "tensor.pt")
     Path("cut.safetensors").write_bytes(b"\x10\x00")
     changed, text = WRONG[case]
+    if "cache" in changed or ".safetensors" in changed.get("weights", ""):
+        pytest.importorskip("safetensors")
     assert main(arguments(**changed)) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -170,6 +172,12 @@ def test_bad_arguments_are_a_sentence(mine, case, capsys):
     assert last.startswith("sklearn_implicitreg: ")
     assert text in last
     assert "Traceback" not in err
+
+
+def test_without_safetensors(mine, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert main(arguments(weights="gone.safetensors")) == 2
+    assert "install it: pip install sklearn_implicitreg[cache]." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", [[], ["estimate"], ["nope"], [*arguments(), "--batch-size", "x"]])

@@ -36,7 +36,9 @@ def delete_one_cluster(design, target, groups):
     """Jackknife by refitting the rows of the other clusters, one cluster after the other."""
     coef = np.linalg.lstsq(design, target, rcond=None)[0]
     labels = np.unique(groups)
-    refits = [np.linalg.lstsq(design[groups != c], target[groups != c])[0] for c in labels]
+    refits = [
+        np.linalg.lstsq(design[groups != c], target[groups != c], rcond=None)[0] for c in labels
+    ]
     spread = np.array(refits) - coef
     return (len(labels) - 1) / len(labels) * spread.T @ spread
 
@@ -225,7 +227,7 @@ class TestRounding:
 
     def test_of_the_target(self):
         design, target, _ = equations()
-        size = np.linalg.norm(target - design @ np.linalg.lstsq(design, target)[0])
+        size = np.linalg.norm(target - design @ np.linalg.lstsq(design, target, rcond=None)[0])
         _, below = fitted(design, target, rounding=1.001 * size)
         _, above = fitted(design, target, rounding=0.999 * size)
         assert (below.exact, above.exact) == (True, False)

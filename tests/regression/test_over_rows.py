@@ -230,7 +230,7 @@ class TestBootstrap:
 def test_covers_the_coefficient_of_the_population(covariance):
     """The gradient of the population is ``2 (theta - beta)`` where features are independent."""
     beta, runs, n, held = np.array([1.2, -0.3, 0.3, 0.6]), 200, 20, 0
-    truth = np.linalg.lstsq(columns(THETA), -2 * (THETA - beta))[0]
+    truth = np.linalg.lstsq(columns(THETA), -2 * (THETA - beta), rcond=None)[0]
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         rows = rng.normal(size=(n, P))

@@ -349,7 +349,7 @@ def test_collinear_coefficients_are_zero_together_or_not_at_all():
     found = given(design, target)
     assert np.count_nonzero(found) == 1
     assert found.sum() == pytest.approx(3.0, rel=1e-2)  # solved again, not the joint value
-    best = np.linalg.lstsq(design, target)[1][0]
+    best = np.linalg.lstsq(design, target, rcond=None)[1][0]
     assert np.square(target - design @ found).sum() <= 1.5 * best
 
 
@@ -397,7 +397,7 @@ def test_a_small_lasso_that_is_there_stays(share):
     """Stationary to rounding, where nothing was left."""
     weights = np.array([1.0, -2.0, 0.5, 1.5, -1.0, 3.0])
     rest = np.random.default_rng(5).normal(size=300)
-    rest -= ROWS @ np.linalg.lstsq(ROWS, rest)[0]
+    rest -= ROWS @ np.linalg.lstsq(ROWS, rest, rcond=None)[0]
     slope = 300 / 2 * (0.1 * weights * 2 + share * np.sign(weights))  # X'(y - X w) = n/2 grad R
     target = ROWS @ weights + rest + ROWS @ np.linalg.solve(ROWS.T @ ROWS, slope)
     model = LinearModel(weights, loss="squared_error")

@@ -6,6 +6,7 @@ import pytest
 
 # By the end of the name of what has the docstring.
 NEEDED = {
+    "IterateRecorder": ["sklearn.callback"],
     "LightningRecorder": ["lightning"],
     "TransformersRecorder": ["transformers", "accelerate"],
 }
@@ -17,7 +18,7 @@ def pytest_collection_modifyitems(items):
         example = isinstance(item, pytest.DoctestItem)
         name = item.name.rpartition(".")[2] if example else ""
         libraries = ["matplotlib"] if name.endswith("Display") else NEEDED.get(name, [])
-        if name in NEEDED:
+        if {"lightning", "transformers"} & set(libraries):
             item.add_marker(pytest.mark.filterwarnings("default"))  # which warn of themselves
         for library in libraries:
             missing = importlib.util.find_spec(library) is None

@@ -212,7 +212,7 @@ def test_json_has_no_nan(kind, family):
     if kind == "precomputed":
         est = Estimator("precomputed").fit(X, np.zeros(N))
     elif kind == "per-output":
-        est = Estimator(Ridge([1.0, 2.0]).fit(X, Y_TWO), family=family).fit(X, Y_TWO)
+        est = Estimator(Ridge(np.array([1.0, 2.0])).fit(X, Y_TWO), family=family).fit(X, Y_TWO)
     else:
         model = LinearRegression() if kind == "no-signal" else Ridge()
         family = f"{family}+weight_decay" if kind == "collinear" else family
@@ -226,7 +226,7 @@ def test_json_has_no_nan(kind, family):
 
 
 def test_one_alpha_per_output_is_an_array():
-    est = Estimator(Ridge(alpha=[1.0, 5.0]).fit(X, Y_TWO)).fit(X, Y_TWO)
+    est = Estimator(Ridge(alpha=np.array([1.0, 5.0])).fit(X, Y_TWO)).fit(X, Y_TWO)
     assert est.term_names_ == ["l2[output 0]", "l2[output 1]"]
     np.testing.assert_allclose(est.in_model_units()["alpha"], [1.0, 5.0], rtol=1e-8)
     np.testing.assert_allclose(est.explicit_estimator().alpha, [1.0, 5.0], rtol=1e-8)
@@ -262,7 +262,7 @@ EXPLICIT = {
     "Ridge-weight-decay": (Ridge(3.0), "weight_decay", Y, Ridge, 1e-9),
     "Ridge-no-intercept": (Ridge(3.0, fit_intercept=False), "l2", Y, Ridge, 1e-9),
     "Ridge-positive": (Ridge(300.0, positive=True, tol=1e-12), "l2", Y, Ridge, 1e-6),
-    "Ridge-outputs": (Ridge([1.0, 5.0]), "l2", Y_TWO, Ridge, 1e-9),
+    "Ridge-outputs": (Ridge(np.array([1.0, 5.0])), "l2", Y_TWO, Ridge, 1e-9),
     "RidgeCV": (RidgeCV([0.5, 5.0]), "l2", Y, Ridge, 1e-9),
     "BayesianRidge": (BayesianRidge(), "l2", Y, Ridge, 1e-9),
     "Lasso": (Lasso(1.5, **CD), "l1", Y, Lasso, 1e-9),
@@ -503,6 +503,7 @@ def test_no_gradient_is_no_signal(family):
         est.in_model_units()
 
 
+@pytest.mark.filterwarnings("ignore:Setting penalty=None:UserWarning")  # of scikit-learn 1.8
 def test_no_gradient_of_a_classifier():
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-14, max_iter=1000)
     est = Estimator(model.fit(X, Y_CLASS)).fit(X, Y_CLASS)

@@ -476,7 +476,9 @@ def test_search_of_a_template_and_weights():
 
 
 def test_search_of_one_alpha_per_output():
-    search = ImplicitRegularizationCV(Ridge([5.0, 50.0]).fit(X, Y_TWO), families=["l1", "l2"])
+    search = ImplicitRegularizationCV(
+        Ridge(np.array([5.0, 50.0])).fit(X, Y_TWO), families=["l1", "l2"]
+    )
     search.fit(X, Y_TWO)
     np.testing.assert_allclose(search.in_model_units()["alpha"], [5.0, 50.0], rtol=1e-8)
 

@@ -301,7 +301,7 @@ def test_one_output_is_not_judged_by_what_another_left(ratio, solver):
     rng = np.random.default_rng(1)
     scale = np.array([ratio, 1.0])
     target = (ROWS @ rng.normal(size=(6, 2)) + rng.normal(size=(300, 2))) * scale
-    model = Ridge([2.0, 7.0], solver=solver, random_state=0).fit(ROWS, target)
+    model = Ridge(np.array([2.0, 7.0]), solver=solver, random_state=0).fit(ROWS, target)
     est = Estimator(model).fit(ROWS, target)
     np.testing.assert_allclose(est.in_model_units()["alpha"], [2.0, 7.0], rtol=5e-2)
     np.testing.assert_allclose(est.explicit_estimator().alpha, [2.0, 7.0], rtol=5e-2)
@@ -311,7 +311,7 @@ def test_one_output_is_not_judged_by_what_another_left(ratio, solver):
 def test_an_output_without_a_penalty(ratio):
     target = np.column_stack([ratio * (ROWS @ SLOPES + 1), ROWS[:, ::-1] @ SLOPES - 2])
     target += np.random.default_rng(2).normal(size=target.shape)
-    model = Ridge([4.0, 0.0], solver="svd").fit(ROWS, target)
+    model = Ridge(np.array([4.0, 0.0]), solver="svd").fit(ROWS, target)
     np.testing.assert_allclose(
         Estimator(model).fit(ROWS, target).in_model_units()["alpha"], [4.0, 0.0], rtol=1e-6
     )
@@ -479,6 +479,7 @@ def test_liblinear_penalizes_the_intercept_and_no_other_solver_does():
             again.fit(CANCER, LABELS)
 
 
+@pytest.mark.filterwarnings("ignore:Setting penalty=None:UserWarning")  # of scikit-learn 1.8
 def test_zero_or_impossible_penalties():
     plain = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-13)
     noisy = np.random.default_rng(8).random(300) < 1 / (1 + np.exp(-ROWS[:, 0]))

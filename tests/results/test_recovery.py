@@ -59,7 +59,7 @@ MODELS = {
     "weighted": (Ridge(alpha=3.0), X_DIABETES, Y_DIABETES, W_DIABETES),
     "no intercept": (Ridge(alpha=3.0, fit_intercept=False), X_DIABETES, Y_DIABETES, None),
     "two outputs": (Ridge(alpha=3.0), X_DIABETES, Y_TWO, None),
-    "one alpha per output": (Ridge(alpha=[1.0, 9.0]), X_DIABETES, Y_TWO, None),
+    "one alpha per output": (Ridge(alpha=np.array([1.0, 9.0])), X_DIABETES, Y_TWO, None),
     "sparse": (
         Ridge(alpha=3.0, solver="sparse_cg", tol=1e-14),
         sparse.csr_matrix(X_DIABETES),

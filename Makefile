@@ -21,7 +21,7 @@ PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev libraries
 .DEFAULT_GOAL := help
-.PHONY: help demo picture paper test test-all test-libraries fuzz lint format doc benchmarks clean
+.PHONY: help demo picture paper test test-all test-libraries test-matrix fuzz lint format doc benchmarks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ test-libraries: $(VENV)/.libraries  ## recorders with Lightning, Transformers an
 	$(PYTEST) sklearn_implicitreg/trajectory tests/trajectory/test_libraries.py \
 		tests/trajectory/test_hugging_face.py tests/trajectory/test_wrapped.py \
 		tests/contract/test_docs.py -k "not example and not picture"
+
+test-matrix:  ## tests with the oldest versions, without optional libraries, and of the wheel
+	PYTHON=$(PYTHON) .ci/matrix $(CELLS)
 
 fuzz: $(VENV)/.test  ## ten thousand random models, families and trainings against laws that hold for all
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz
@@ -77,4 +80,4 @@ $(addprefix $(VENV)/.,$(EXTRAS)): $(VENV)/.%: $(VENV)/.torch pyproject.toml
 	touch $@
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) doc/_build doc/auto_examples doc/generated .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .matrix doc/_build doc/auto_examples doc/generated .pytest_cache .mypy_cache .ruff_cache

@@ -7,10 +7,11 @@ import sys
 from collections import Counter
 from functools import cache
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 NAME = "sklearn_implicitreg"
-ROOT = Path(__file__).parents[1] / NAME
+ROOT = Path(find_spec(NAME).origin).parent  # the installed one, wherever it is
 FACE = "__init__"  # the package's own, from which users import
 SHELL = "__main__"  # the same, from a command line
 

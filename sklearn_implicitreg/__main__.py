@@ -149,7 +149,10 @@ def _load(model: Any, file: Path) -> None:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except ImportError as error:
-        raise _Wrong(f"Expected the package safetensors to read {file}; install it.") from error
+        raise _Wrong(
+            f"Expected the package safetensors to read {file}, which is not installed; install it: "
+            "pip install sklearn_implicitreg[cache]."
+        ) from error
     except OSError as error:
         raise _Wrong(f"Expected a file of weights, got {file} ({error.strerror}).") from error
     except Exception as error:  # a damaged file may raise anything

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 import torch
 from cases import CASES, N_DIABETES, N_WINE, X_DIABETES, X_WINE, Y_DIABETES, Y_TWO, Y_UNIT, Y_WINE
 from sklearn.base import clone
@@ -213,7 +212,7 @@ def test_json_has_no_nan(kind, family):
     if kind == "precomputed":
         est = Estimator("precomputed").fit(X, np.zeros(N))
     elif kind == "per-output":
-        est = Estimator(Ridge([1.0, 2.0]).fit(X, Y_TWO), family=family).fit(X, Y_TWO)
+        est = Estimator(Ridge(np.array([1.0, 2.0])).fit(X, Y_TWO), family=family).fit(X, Y_TWO)
     else:
         model = LinearRegression() if kind == "no-signal" else Ridge()
         family = f"{family}+weight_decay" if kind == "collinear" else family
@@ -227,7 +226,7 @@ def test_json_has_no_nan(kind, family):
 
 
 def test_one_alpha_per_output_is_an_array():
-    est = Estimator(Ridge(alpha=[1.0, 5.0]).fit(X, Y_TWO)).fit(X, Y_TWO)
+    est = Estimator(Ridge(alpha=np.array([1.0, 5.0])).fit(X, Y_TWO)).fit(X, Y_TWO)
     assert est.term_names_ == ["l2[output 0]", "l2[output 1]"]
     np.testing.assert_allclose(est.in_model_units()["alpha"], [1.0, 5.0], rtol=1e-8)
     np.testing.assert_allclose(est.explicit_estimator().alpha, [1.0, 5.0], rtol=1e-8)
@@ -263,7 +262,7 @@ EXPLICIT = {
     "Ridge-weight-decay": (Ridge(3.0), "weight_decay", Y, Ridge, 1e-9),
     "Ridge-no-intercept": (Ridge(3.0, fit_intercept=False), "l2", Y, Ridge, 1e-9),
     "Ridge-positive": (Ridge(300.0, positive=True, tol=1e-12), "l2", Y, Ridge, 1e-6),
-    "Ridge-outputs": (Ridge([1.0, 5.0]), "l2", Y_TWO, Ridge, 1e-9),
+    "Ridge-outputs": (Ridge(np.array([1.0, 5.0])), "l2", Y_TWO, Ridge, 1e-9),
     "RidgeCV": (RidgeCV([0.5, 5.0]), "l2", Y, Ridge, 1e-9),
     "BayesianRidge": (BayesianRidge(), "l2", Y, Ridge, 1e-9),
     "Lasso": (Lasso(1.5, **CD), "l1", Y, Lasso, 1e-9),
@@ -457,7 +456,7 @@ def test_penalty_closes_the_gradient():
 
 @pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2.0, N)], ids=["plain", "weights"])
 @pytest.mark.parametrize("covariance", ["ols", "hc3"])
-def test_precomputed_is_the_regression_of_statsmodels(covariance, weights):
+def test_precomputed_is_the_regression_of_statsmodels(covariance, weights, sm):
     frame = pd.DataFrame(X, columns=[f"term {i}" for i in range(10)])
     est = Estimator("precomputed", covariance=covariance).fit(frame, Y, sample_weight=weights)
     model = sm.OLS(Y, frame) if weights is None else sm.WLS(Y, frame, weights=weights)
@@ -504,6 +503,7 @@ def test_no_gradient_is_no_signal(family):
         est.in_model_units()
 
 
+@pytest.mark.filterwarnings("ignore:Setting penalty=None:UserWarning")  # of scikit-learn 1.8
 def test_no_gradient_of_a_classifier():
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-14, max_iter=1000)
     est = Estimator(model.fit(X, Y_CLASS)).fit(X, Y_CLASS)

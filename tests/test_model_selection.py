@@ -8,7 +8,6 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 import torch
 from cases import X_DIABETES, X_WINE, Y_DIABETES, Y_TWO, Y_WINE
 from sklearn.base import clone
@@ -477,7 +476,9 @@ def test_search_of_a_template_and_weights():
 
 
 def test_search_of_one_alpha_per_output():
-    search = ImplicitRegularizationCV(Ridge([5.0, 50.0]).fit(X, Y_TWO), families=["l1", "l2"])
+    search = ImplicitRegularizationCV(
+        Ridge(np.array([5.0, 50.0])).fit(X, Y_TWO), families=["l1", "l2"]
+    )
     search.fit(X, Y_TWO)
     np.testing.assert_allclose(search.in_model_units()["alpha"], [5.0, 50.0], rtol=1e-8)
 
@@ -585,7 +586,7 @@ def logistic():
     return model.fit(X_WINE, Y_WINE)
 
 
-def test_equations_in_statsmodels(logistic):
+def test_equations_in_statsmodels(logistic, sm):
     regression = equations(logistic, X_WINE, Y_WINE, ["l2", "l1"])
     est = Estimator(logistic, family="l2+l1", covariance="ols").fit(X_WINE, Y_WINE)
     theirs = sm.OLS(regression.target, regression.data).fit()
@@ -596,7 +597,7 @@ def test_equations_in_statsmodels(logistic):
     assert len(regression.data) == est.n_equations_ == 39
 
 
-def test_equations_of_a_noisy_regression_in_statsmodels():
+def test_equations_of_a_noisy_regression_in_statsmodels(sm):
     model = Ridge(50.0).fit(X, Y)
     regression = equations(model, X[:300], Y[:300], ["l2", "l1"])
     for covariance, options in {"ols": {}, "hc3": {"cov_type": "HC3", "use_t": True}}.items():

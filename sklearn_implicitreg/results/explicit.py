@@ -199,7 +199,7 @@ def _units(model: Any, coef: Mapping[str, float], description: Description) -> d
 
 
 def _logistic_params(own: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Kind of penalty, as the installed version spells it, and a solver that has it."""
+    """A solver that has this kind of penalty, which the ratio and strength state."""
     solver, default = own["solver"], LogisticRegression().penalty
     solvers = {"l1": ("saga", "liblinear"), "elasticnet": ("saga",)}.get(name, (solver,))
     params: dict[str, Any] = {} if solver in solvers else {"solver": solvers[0]}
@@ -209,9 +209,7 @@ def _logistic_params(own: Mapping[str, Any], name: str) -> dict[str, Any]:
             "has both does not penalize the intercept, as this one does. Fit one term, or use "
             "penalty_ in a training loop."
         )
-    if default == "l2":  # before scikit-learn 1.8
-        params["penalty"] = name
-    elif own["penalty"] != default:  # l1_ratio and C state it, once this one does not
+    if own["penalty"] != default:  # l1_ratio and C state it, once this one does not
         params["penalty"] = default
     return params
 

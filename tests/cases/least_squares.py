@@ -19,6 +19,7 @@ from sklearn.linear_model import (
     RidgeClassifierCV,
     RidgeCV,
 )
+from sklearn.utils.validation import has_fit_parameter
 
 from cases.case import Case
 from cases.data import (
@@ -73,7 +74,7 @@ RIDGE = [
     ),
     Case(
         "ridge-alpha-per-target",
-        Ridge(alpha=[1.0, 5.0]),
+        Ridge(alpha=np.array([1.0, 5.0])),
         X_DIABETES,
         Y_TWO,
         "l2",
@@ -234,16 +235,6 @@ SPARSE_MODELS = [
         {"alpha": 3.0},
     ),
     Case(
-        "multi-task-lasso-weights",
-        MultiTaskLasso(3.0, **_CD),
-        X_DIABETES,
-        Y_TWO,
-        "l21",
-        {"l21": 6.0},
-        {"alpha": 3.0},
-        W_DIABETES,
-    ),
-    Case(
         "multi-task-elastic-net",
         MultiTaskElasticNet(3.0, l1_ratio=0.8, **_CD),
         X_DIABETES,
@@ -253,3 +244,16 @@ SPARSE_MODELS = [
         {"alpha": 3.0, "l1_ratio": 0.8},
     ),
 ]
+if has_fit_parameter(MultiTaskLasso, "sample_weight"):  # since scikit-learn 1.9
+    SPARSE_MODELS.append(
+        Case(
+            "multi-task-lasso-weights",
+            MultiTaskLasso(3.0, **_CD),
+            X_DIABETES,
+            Y_TWO,
+            "l21",
+            {"l21": 6.0},
+            {"alpha": 3.0},
+            W_DIABETES,
+        )
+    )

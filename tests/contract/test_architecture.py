@@ -136,7 +136,7 @@ def shown():
     for module in (importlib.import_module(NAME + suffix) for suffix in PUBLIC_MODULES):
         names = [*module.__all__, *getattr(module, "_RECORDERS", ())]
         things += [getattr(module, name) for name in names]
-    for line in (ROOT.parent / "doc" / "api.rst").read_text().split():
+    for line in (Path(__file__).parents[2] / "doc" / "api.rst").read_text().split():
         if line.startswith(("results.", "regression.")):  # what a method returns
             where, name = line.rsplit(".", 1)
             things.append(getattr(importlib.import_module(f"{NAME}.{where}"), name))

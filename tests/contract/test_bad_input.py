@@ -23,7 +23,6 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from skorch import NeuralNetRegressor
 from skorch.dataset import ValidSplit
-from statsmodels.api import OLS
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -204,7 +203,7 @@ LOSSES = {
         r"Unknown loss '\?\?\?'; expected one of \[[^]]*\]\.$",
     ),
     "statsmodels-before-fit": (
-        (lambda: OLS(Y, X), {}, X, Y, None),
+        (lambda: pytest.importorskip("statsmodels.api").OLS(Y, X), {}, X, Y, None),
         TypeError,
         r"Expected results of statsmodels, got OLS before its fit; give .*model\.fit\(\)",
     ),

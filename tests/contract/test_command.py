@@ -107,10 +107,9 @@ def test_json_of_a_known_coefficient(mine, capsys):
 
 
 def test_safetensors_families_and_cache(mine, capsys):
-    from safetensors.torch import save_file
-
+    safetensors = pytest.importorskip("safetensors.torch")
     net, X, y = mine
-    save_file(net.state_dict(), "net.safetensors")
+    safetensors.save_file(net.state_dict(), "net.safetensors")
     how = {"weights": "net.safetensors", "family": "l2,l1", "params": "all", "cache": "kept"}
     plain = ImplicitRegularizationCV(net, families=["l2", "l1"], loss="mse", params="all")
     plain.fit(X, y)
@@ -164,6 +163,8 @@ def test_bad_arguments_are_a_sentence(mine, case, capsys):
     torch.save(torch.ones(3), "tensor.pt")
     Path("cut.safetensors").write_bytes(b"\x10\x00")
     changed, text = WRONG[case]
+    if "cache" in changed or ".safetensors" in changed.get("weights", ""):
+        pytest.importorskip("safetensors")
     assert main(arguments(**changed)) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -171,6 +172,12 @@ def test_bad_arguments_are_a_sentence(mine, case, capsys):
     assert last.startswith("sklearn_implicitreg: ")
     assert text in last
     assert "Traceback" not in err
+
+
+def test_without_safetensors(mine, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert main(arguments(weights="gone.safetensors")) == 2
+    assert "install it: pip install sklearn_implicitreg[cache]." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", [[], ["estimate"], ["nope"], [*arguments(), "--batch-size", "x"]])

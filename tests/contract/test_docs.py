@@ -48,13 +48,25 @@ RECORD = ROOT / "doc" / "record.md"
 EXTENDING = ROOT / "doc" / "extending.md"
 SVG = "{http://www.w3.org/2000/svg}"
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+NEEDS = {  # beyond the dependencies: how a page or script shows it
+    "matplotlib": r"\bmatplotlib\.pyplot|Display\.",
+    "safetensors": r"\bcache=folder",
+    "statsmodels": r"\bimport statsmodels",
+}
 CODE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def skip_without_what_it_needs(source):
+    for library, sign in NEEDS.items():
+        if re.search(sign, source):
+            pytest.importorskip(library)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page(page, monkeypatch):
     monkeypatch.setattr(exceptions, "_GIVEN", set())  # warnings that come once a process
     source = "\n".join(block for block in CODE.findall(page.read_text()) if ">>>" in block)
+    skip_without_what_it_needs(source)
     test = doctest.DocTestParser().get_doctest(source, {}, page.name, str(page), 0)
     report = []
     doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.append)
@@ -251,6 +263,7 @@ def test_api_page_lists_public_names(module):
 
 @pytest.mark.parametrize("script", EXAMPLES)
 def test_example(script, tmp_path):
+    skip_without_what_it_needs(script.read_text())
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     run = subprocess.run(
         [sys.executable, "-W", "error", str(script)],

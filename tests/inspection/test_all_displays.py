@@ -6,7 +6,6 @@ import inspect
 import pickle
 import sys
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from displays import LASSO, RIDGE, X, Y, fit, of_net, of_resamples, on_path, trained
@@ -29,6 +28,8 @@ from sklearn_implicitreg.inspection import (
     SpectrumDisplay,
 )
 from sklearn_implicitreg.inspection.drawing import COLORS, LINES, MARKERS
+
+plt = pytest.importorskip("matplotlib.pyplot")
 
 DISPLAYS = [getattr(package, name) for name in package.__all__]
 

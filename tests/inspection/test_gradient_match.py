@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import matplotlib.colors as mcolors
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from cases import X_DIABETES, Y_DIABETES
@@ -21,6 +19,9 @@ from torch import nn
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
 from sklearn_implicitreg.inspection import GradientMatchDisplay
 from sklearn_implicitreg.inspection.drawing import COLORS
+
+mcolors = pytest.importorskip("matplotlib.colors")
+plt = pytest.importorskip("matplotlib.pyplot")
 
 X, Y = X_DIABETES, Y_DIABETES
 RIDGE = Ridge(50.0).fit(X, Y)

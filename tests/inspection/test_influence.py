@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import statsmodels.api as sm
+import pytest
 from displays import X, Y, fit
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.inspection import InfluenceDisplay
+
+sm = pytest.importorskip("statsmodels.api")
 
 
 def test_numbers_are_those_of_statsmodels():

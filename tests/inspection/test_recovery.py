@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.colors as mcolors
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +14,9 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.inspection import RecoveryDisplay
+
+mcolors = pytest.importorskip("matplotlib.colors")
+plt = pytest.importorskip("matplotlib.pyplot")
 
 COLUMNS = ["arm", "draw", "distance", "matched", "function", "objective"]
 

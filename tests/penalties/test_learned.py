@@ -172,7 +172,7 @@ def test_left_out_equations_are_those_of_a_plain_loop():
     left = np.zeros(N_WEIGHTS)
     for fold in range(5):
         own = folds == fold
-        coef = np.linalg.lstsq(columns[~own], target[~own])[0]
+        coef = np.linalg.lstsq(columns[~own], target[~own], rcond=None)[0]
         left[own] = target[own] - columns[own] @ coef
     expected = 1 - left @ left / (target @ target)
     assert est.held_out_r2() == pytest.approx(expected, abs=1e-10)
@@ -204,7 +204,7 @@ def test_left_out_equations_do_not_depend_on_the_units_of_a_term(unit):
     rng = np.random.default_rng(3)
     columns = rng.standard_normal((60, 3))
     target = columns @ [1.0, 2.0, 0.3] + 0.5 * rng.standard_normal(60)
-    expected = plain_loop(columns, target, lambda D, t: np.linalg.lstsq(D, t)[0])
+    expected = plain_loop(columns, target, lambda D, t: np.linalg.lstsq(D, t, rcond=None)[0])
     est = ImplicitRegularizationEstimator("precomputed").fit(columns * [1, unit, 1], target)
     assert est.held_out_r2() == pytest.approx(expected, abs=1e-10)
 
@@ -385,7 +385,7 @@ def test_endpoints_share_their_knots(case):
                 slopes = placed.gradient(n, p.detach()).values()
                 columns.append(torch.stack([s.flatten() for s in slopes], 1).numpy())
                 target.append(-g.flatten().numpy())
-    coef = np.linalg.lstsq(np.concatenate(columns), np.concatenate(target))[0]
+    coef = np.linalg.lstsq(np.concatenate(columns), np.concatenate(target), rcond=None)[0]
     np.testing.assert_allclose(est.coef_, coef, rtol=1e-6)
 
 

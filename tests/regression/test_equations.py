@@ -369,7 +369,7 @@ def test_what_is_beyond_nuisance_columns(kind):
     own = Equations((SimpleNamespace(system=system),), None, nuisance=names)
     span = np.column_stack(nuisance)
     pair = np.column_stack([family, target])
-    left = pair - span @ np.linalg.lstsq(span, pair)[0]
+    left = pair - span @ np.linalg.lstsq(span, pair, rcond=None)[0]
     found = own.without_nuisance(system)
     np.testing.assert_allclose(found.T @ found, left.T @ left, rtol=1e-9)
     assert own.signal()[1] == pytest.approx(left[:, 1] @ left[:, 1], rel=1e-9)

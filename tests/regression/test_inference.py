@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from scipy import stats
-from statsmodels.datasets import longley
 
 from sklearn_implicitreg.regression.inference import (
     COVARIANCES,
@@ -38,7 +36,9 @@ def delete_one_cluster(design, target, groups):
     """Jackknife by refitting the rows of the other clusters, one cluster after the other."""
     coef = np.linalg.lstsq(design, target, rcond=None)[0]
     labels = np.unique(groups)
-    refits = [np.linalg.lstsq(design[groups != c], target[groups != c])[0] for c in labels]
+    refits = [
+        np.linalg.lstsq(design[groups != c], target[groups != c], rcond=None)[0] for c in labels
+    ]
     spread = np.array(refits) - coef
     return (len(labels) - 1) / len(labels) * spread.T @ spread
 
@@ -46,7 +46,7 @@ def delete_one_cluster(design, target, groups):
 class TestAgainstStatsmodels:
     @pytest.mark.parametrize("name", ["ols", "nonrobust"])
     @pytest.mark.parametrize("level", [0.95, 0.8])
-    def test_ols(self, name, level):
+    def test_ols(self, name, level, sm):
         design, target, _ = equations()
         _, inference = fitted(design, target, covariance=name, confidence_level=level)
         expected = sm.OLS(target, design).fit()
@@ -57,7 +57,7 @@ class TestAgainstStatsmodels:
         np.testing.assert_allclose(inference.conf_int, expected.conf_int(1 - level), rtol=1e-10)
         assert (inference.covariance, inference.df) == ("ols", 297)
 
-    def test_hc3(self):
+    def test_hc3(self, sm):
         design, target, _ = equations()
         _, inference = fitted(design, target, covariance="hc3")
         expected = sm.OLS(target, design).fit().get_robustcov_results("HC3", use_t=True)
@@ -66,14 +66,14 @@ class TestAgainstStatsmodels:
         np.testing.assert_allclose(inference.conf_int, expected.conf_int(), rtol=1e-10)
         assert (inference.covariance, inference.df) == ("hc3", 297)
 
-    def test_every_row_its_own_cluster_is_hc3(self):
+    def test_every_row_its_own_cluster_is_hc3(self, sm):
         design, target, _ = equations(m=60)
         _, inference = fitted(design, target, np.arange(60), covariance="cluster")
         expected = sm.OLS(target, design).fit().get_robustcov_results("HC3").cov_params()
         np.testing.assert_allclose(inference.cov, 59 / 60 * expected, rtol=1e-10)
 
-    def test_longley(self):
-        data = longley.load_pandas()
+    def test_longley(self, sm):
+        data = sm.datasets.longley.load_pandas()
         design = np.column_stack([np.ones(16), data.exog.to_numpy()])
         _, inference = fitted(design, data.endog.to_numpy(), covariance="ols")
         # Certified by the National Institute of Standards and Technology.
@@ -227,7 +227,7 @@ class TestRounding:
 
     def test_of_the_target(self):
         design, target, _ = equations()
-        size = np.linalg.norm(target - design @ np.linalg.lstsq(design, target)[0])
+        size = np.linalg.norm(target - design @ np.linalg.lstsq(design, target, rcond=None)[0])
         _, below = fitted(design, target, rounding=1.001 * size)
         _, above = fitted(design, target, rounding=0.999 * size)
         assert (below.exact, above.exact) == (True, False)

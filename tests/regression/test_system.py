@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from scipy.linalg import qr
 
 from sklearn_implicitreg.regression.inference import hc3_meat
@@ -149,7 +148,7 @@ def test_select_equals_the_r_factor_of_these_columns(system, equations):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_hc3_of_a_sub_family_reads_the_rows_of_the_whole(system, equations):
+def test_hc3_of_a_sub_family_reads_the_rows_of_the_whole(system, equations, sm):
     design, target, _ = equations
     part = system.select(["l21", "l2"])
     columns = design[:, [2, 0]]
@@ -188,7 +187,7 @@ def test_hc3_meat_is_nan_where_one_row_alone_tells_a_coefficient():
     assert np.isnan(meat).all()
 
 
-def test_r_factors_hold_what_cluster_robust_errors_need(system, equations):
+def test_r_factors_hold_what_cluster_robust_errors_need(system, equations, sm):
     design, target, groups = equations
     codes = np.unique(groups, return_inverse=True)[1]
     expected = sm.OLS(target, design).fit(cov_type="cluster", cov_kwds={"groups": codes})

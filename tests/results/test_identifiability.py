@@ -216,7 +216,7 @@ def test_shares_are_the_mean_over_all_orders():
     target = upper[:, -1]
 
     def r2(own):
-        left = target - upper[:, own] @ np.linalg.lstsq(upper[:, own], target)[0]
+        left = target - upper[:, own] @ np.linalg.lstsq(upper[:, own], target, rcond=None)[0]
         return 1 - left @ left / (target @ target)
 
     expected = np.zeros(4)

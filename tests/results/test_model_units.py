@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from cases import CASES
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
@@ -29,7 +28,6 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from statsmodels.base.elastic_net import RegularizedResults
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator as Estimator
 from sklearn_implicitreg import LinearModel, equations
@@ -183,7 +181,7 @@ def test_containers_give_the_parameters_of_the_model_inside():
 
 
 @pytest.mark.parametrize(("family", "ratio"), [("l2", 0.0), ("l1", 1.0), ("l2+l1", 0.6)])
-def test_statsmodels_trains_them(family, ratio):
+def test_statsmodels_trains_them(family, ratio, sm):
     options = {"zero_tol": 1e-12, "cnvrg_tol": 1e-12, "maxiter": 5000} if ratio else {}
     model = sm.OLS(Y, X)
     truth = model.fit_regularized(alpha=0.7, L1_wt=ratio, **options)
@@ -193,8 +191,10 @@ def test_statsmodels_trains_them(family, ratio):
     np.testing.assert_allclose(again.params, truth.params, rtol=1e-6, atol=1e-6)
 
 
-def test_square_root_lasso_in_units_of_the_elastic_net():
+def test_square_root_lasso_in_units_of_the_elastic_net(sm):
     """Its weights are those of a lasso, whose strength has the residual in it."""
+    from statsmodels.base import elastic_net
+
     strength = 40.0
     lasso = Lasso(alpha=1.0, fit_intercept=False, **TIGHT)
     alpha = 1.0
@@ -202,7 +202,7 @@ def test_square_root_lasso_in_units_of_the_elastic_net():
         root = np.linalg.norm(Y - X @ lasso.set_params(alpha=alpha).fit(X, Y).coef_)
         alpha = strength * root / len(Y) ** 1.5
     model = sm.OLS(Y, X)
-    results = RegularizedResults(model, lasso.coef_)  # as statsmodels returns them
+    results = elastic_net.RegularizedResults(model, lasso.coef_)  # as statsmodels returns them
     units = Estimator(results, family="l1").fit(X, Y).in_model_units()
     assert units == pytest.approx({"alpha": alpha, "L1_wt": 1.0}, rel=1e-8)
     again = model.fit_regularized(**units, zero_tol=1e-10, cnvrg_tol=1e-12, maxiter=5000)
@@ -301,7 +301,7 @@ def test_one_output_is_not_judged_by_what_another_left(ratio, solver):
     rng = np.random.default_rng(1)
     scale = np.array([ratio, 1.0])
     target = (ROWS @ rng.normal(size=(6, 2)) + rng.normal(size=(300, 2))) * scale
-    model = Ridge([2.0, 7.0], solver=solver, random_state=0).fit(ROWS, target)
+    model = Ridge(np.array([2.0, 7.0]), solver=solver, random_state=0).fit(ROWS, target)
     est = Estimator(model).fit(ROWS, target)
     np.testing.assert_allclose(est.in_model_units()["alpha"], [2.0, 7.0], rtol=5e-2)
     np.testing.assert_allclose(est.explicit_estimator().alpha, [2.0, 7.0], rtol=5e-2)
@@ -311,7 +311,7 @@ def test_one_output_is_not_judged_by_what_another_left(ratio, solver):
 def test_an_output_without_a_penalty(ratio):
     target = np.column_stack([ratio * (ROWS @ SLOPES + 1), ROWS[:, ::-1] @ SLOPES - 2])
     target += np.random.default_rng(2).normal(size=target.shape)
-    model = Ridge([4.0, 0.0], solver="svd").fit(ROWS, target)
+    model = Ridge(np.array([4.0, 0.0]), solver="svd").fit(ROWS, target)
     np.testing.assert_allclose(
         Estimator(model).fit(ROWS, target).in_model_units()["alpha"], [4.0, 0.0], rtol=1e-6
     )
@@ -349,7 +349,7 @@ def test_collinear_coefficients_are_zero_together_or_not_at_all():
     found = given(design, target)
     assert np.count_nonzero(found) == 1
     assert found.sum() == pytest.approx(3.0, rel=1e-2)  # solved again, not the joint value
-    best = np.linalg.lstsq(design, target)[1][0]
+    best = np.linalg.lstsq(design, target, rcond=None)[1][0]
     assert np.square(target - design @ found).sum() <= 1.5 * best
 
 
@@ -397,7 +397,7 @@ def test_a_small_lasso_that_is_there_stays(share):
     """Stationary to rounding, where nothing was left."""
     weights = np.array([1.0, -2.0, 0.5, 1.5, -1.0, 3.0])
     rest = np.random.default_rng(5).normal(size=300)
-    rest -= ROWS @ np.linalg.lstsq(ROWS, rest)[0]
+    rest -= ROWS @ np.linalg.lstsq(ROWS, rest, rcond=None)[0]
     slope = 300 / 2 * (0.1 * weights * 2 + share * np.sign(weights))  # X'(y - X w) = n/2 grad R
     target = ROWS @ weights + rest + ROWS @ np.linalg.solve(ROWS.T @ ROWS, slope)
     model = LinearModel(weights, loss="squared_error")
@@ -479,6 +479,7 @@ def test_liblinear_penalizes_the_intercept_and_no_other_solver_does():
             again.fit(CANCER, LABELS)
 
 
+@pytest.mark.filterwarnings("ignore:Setting penalty=None:UserWarning")  # of scikit-learn 1.8
 def test_zero_or_impossible_penalties():
     plain = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-13)
     noisy = np.random.default_rng(8).random(300) < 1 / (1 + np.exp(-ROWS[:, 0]))
@@ -512,7 +513,7 @@ def test_no_inverse_and_no_share_of_a_negative_penalty(model, found):
         model_units(model, found, description)
 
 
-def test_statsmodels_has_no_constructor_with_a_penalty():
+def test_statsmodels_has_no_constructor_with_a_penalty(sm):
     results = sm.OLS(Y, X).fit_regularized(alpha=0.7, L1_wt=0.0)
     est = Estimator(results).fit(X, Y)
     with pytest.raises(TypeError, match=r"give in_model_units\(\) to the training of its library"):

@@ -104,7 +104,7 @@ def test_outputs_have_names():
 
 
 def test_one_penalty_for_each_output():
-    model = Ridge([3.0, 5.0]).fit(NUMERIC, TARGETS)
+    model = Ridge(np.array([3.0, 5.0])).fit(NUMERIC, TARGETS)
     est = ImplicitRegularizationEstimator(model).fit(NUMERIC, TARGETS)
     assert est.term_names_ == ["l2[output height]", "l2[output weight]"]
     assert est.in_model_units()["alpha"] == pytest.approx([3.0, 5.0])

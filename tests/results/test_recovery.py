@@ -59,7 +59,7 @@ MODELS = {
     "weighted": (Ridge(alpha=3.0), X_DIABETES, Y_DIABETES, W_DIABETES),
     "no intercept": (Ridge(alpha=3.0, fit_intercept=False), X_DIABETES, Y_DIABETES, None),
     "two outputs": (Ridge(alpha=3.0), X_DIABETES, Y_TWO, None),
-    "one alpha per output": (Ridge(alpha=[1.0, 9.0]), X_DIABETES, Y_TWO, None),
+    "one alpha per output": (Ridge(alpha=np.array([1.0, 9.0])), X_DIABETES, Y_TWO, None),
     "sparse": (
         Ridge(alpha=3.0, solver="sparse_cg", tol=1e-14),
         sparse.csr_matrix(X_DIABETES),
@@ -125,7 +125,9 @@ class TestClosedForm:
         X, y = X_DIABETES[:6], Y_DIABETES[:6]
         model = Ridge(alpha=3.0, fit_intercept=False).fit(X, y)
         found = recovered(model, X, y)
-        np.testing.assert_allclose(found.ablated.coef, np.linalg.lstsq(X, y)[0], rtol=1e-9)
+        np.testing.assert_allclose(
+            found.ablated.coef, np.linalg.lstsq(X, y, rcond=None)[0], rtol=1e-9
+        )
         assert found.ablated.loss == pytest.approx(0, abs=1e-10)
 
     def test_without_a_penalty_both_arms_are_the_model(self):

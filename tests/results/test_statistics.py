@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 import torch
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import ElasticNet, LinearRegression, Ridge
 from sklearn.preprocessing import scale
-from statsmodels.stats.outliers_influence import OLSInfluence
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator, equations
 from sklearn_implicitreg.regression.restrictions import wald
 from sklearn_implicitreg.trajectory import record
+
+sm = pytest.importorskip("statsmodels.api")
+OLSInfluence = pytest.importorskip("statsmodels.stats.outliers_influence").OLSInfluence
 
 TOL = 1e-10
 

@@ -80,7 +80,7 @@ class TestDistanceBound:
         model = Ridge(alpha=5.0).fit(X, y)
         regression = equations(model, X, y, "l2 + l1")
         noisy = regression.target + 0.01 * rng.normal(size=8)
-        fitted = np.linalg.lstsq(regression.data.to_numpy(), noisy.to_numpy())[0]
+        fitted = np.linalg.lstsq(regression.data.to_numpy(), noisy.to_numpy(), rcond=None)[0]
         away = np.linalg.norm(fitted - [5 / 200, 0])
         assert away <= distance_bound(regression.data, noisy) < 20 * away
 
@@ -115,8 +115,11 @@ class TestCoefficientBounds:
         rng = np.random.default_rng(4)
         design, groups = rng.normal(size=(60, 2)), np.repeat(list("abcdef"), 10)
         target = design @ [1.0, 2.0] + rng.normal(size=6)[np.repeat(range(6), 10)]
-        whole = np.linalg.lstsq(design, target)[0]
-        rest = [np.linalg.lstsq(design[groups != g], target[groups != g])[0] for g in "abcdef"]
+        whole = np.linalg.lstsq(design, target, rcond=None)[0]
+        rest = [
+            np.linalg.lstsq(design[groups != g], target[groups != g], rcond=None)[0]
+            for g in "abcdef"
+        ]
         std_err = np.sqrt(5 / 6 * np.square(rest - whole).sum(axis=0))
         bounds = coefficient_bounds(design, target, groups=groups, alpha=0.1)
         assert bounds == pytest.approx(std_err * np.sqrt(2 * np.log(20)), rel=1e-9)
@@ -204,7 +207,7 @@ class TestSmallestDetectable:
         """What stands out from rounding is found, and a hundredth of it is not."""
         rng = np.random.default_rng(11)
         X, y = rng.normal(size=(50, 6)), rng.normal(size=50)
-        theta = np.linalg.lstsq(X, y)[0]
+        theta = np.linalg.lstsq(X, y, rcond=None)[0]
         est = ImplicitRegularizationEstimator(LinearModel(theta)).fit(X, y)
         assert est.verdict_ == "no signal"
         small = est.smallest_detectable()[0]

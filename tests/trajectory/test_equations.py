@@ -321,7 +321,7 @@ class TestEquationsAsTables:
         assert table.groups.value_counts().to_dict() == dict.fromkeys(range(3), 85)
         assert table.data.index.names == ["window", "tensor", "coordinate"]
         np.testing.assert_allclose(
-            np.linalg.lstsq(table.data, table.target)[0], est.coef_, rtol=1e-10
+            np.linalg.lstsq(table.data, table.target, rcond=None)[0], est.coef_, rtol=1e-10
         )
         again = equations(net, X, y, "elastic_net", **options)
         np.testing.assert_array_equal(again.data, table.data)

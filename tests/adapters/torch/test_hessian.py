@@ -64,7 +64,7 @@ def test_all_parameters_in_scope_or_the_intercept_alone():
     np.testing.assert_allclose(alone, [[1 / np.linalg.inv(found)[-1, -1]]], rtol=1e-10)
 
 
-@pytest.mark.parametrize("alpha", [2.0, [1.0, 3.0]], ids=["shared", "one per output"])
+@pytest.mark.parametrize("alpha", [2.0, np.array([1.0, 3.0])], ids=["shared", "one per output"])
 def test_outputs_do_not_meet(alpha):
     model = Ridge(alpha=alpha).fit(X_DIABETES, Y_TWO)
     found = hessian(model, X_DIABETES, Y_TWO)

@@ -176,9 +176,7 @@ class TestOptions:
         used = {"auto": "cluster", "nonrobust": "ols"}.get(covariance, covariance)
         assert f'"covariance": "{used}"' in est.to_json()
 
-    def test_covariance_ols_is_that_of_statsmodels(self):
-        import statsmodels.api as sm
-
+    def test_covariance_ols_is_that_of_statsmodels(self, sm):
         est = estimate(mlp(), X_, Y_, family="l2+l1", covariance="ols")
         design, target, _ = est._equations.frame()
         theirs = sm.OLS(target, design).fit()

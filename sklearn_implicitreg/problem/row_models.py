@@ -70,6 +70,14 @@ def as_tensor(value: Any) -> Tensor:
 
 
 _ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+# What other errors than torch's own and Python's say where memory is short.
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short, on the processor or on a device."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(words in str(error) for words in _NO_MEMORY)
 
 
 @contextlib.contextmanager
@@ -77,11 +85,12 @@ def in_words(expected: Callable[[], str]) -> Iterator[None]:
     """Say what was expected where a forward pass or a loss raises an error of torch or its own."""
     try:
         yield
-    except (torch.OutOfMemoryError, ParameterError):
+    except ParameterError:
         raise
     except _ERRORS as error:
-        if isinstance(error, TypeError) and str(error).startswith("Expected"):
-            raise  # a sentence of the package
+        own = isinstance(error, TypeError) and str(error).startswith("Expected")
+        if own or is_out_of_memory(error):
+            raise  # a sentence of the package, or what smaller batches may mend
         text = str(error).rstrip(".")
         found = f"{type(error).__name__}: {text}"
         advice = "Give the data as in training."

@@ -22,6 +22,7 @@ from sklearn_implicitreg import (
     identifiability,
 )
 from sklearn_implicitreg.__main__ import main
+from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.penalties import (
     EWC,
     FAMILIES,
@@ -38,6 +39,7 @@ from sklearn_implicitreg.penalties import (
     PreconditionedL2,
     Spline,
 )
+from sklearn_implicitreg.regression.blocks import device_r_factor
 from sklearn_implicitreg.trajectory import Flow, Trajectory, record
 
 N = 24
@@ -222,6 +224,14 @@ def weighted(net, folder):
     return numbers_of(est.fit(*rows_for(net), np.linspace(1, 2, N)))
 
 
+def large(net, folder):
+    """Tensors whose equations are read in chunks and reduced in many blocks."""
+    own = beside(net, nn.Sequential(nn.Linear(3, 300), nn.Tanh(), nn.Linear(300, 500)))
+    with torch.no_grad():
+        own[2].weight.mul_(torch.as_tensor(1.0) / 3)[::7] = 0.0
+    return numbers_of(fitted(own, "l2+l1+power"))
+
+
 MODES = {
     "endpoint": of_a_fit(),
     "several endpoints": several,
@@ -250,6 +260,7 @@ MODES = {
     "methods": methods,
     "contrast": compared,
     "tables": tables,
+    "large": large,
     "loader": loader,
     "weighted": weighted,
 }
@@ -358,3 +369,64 @@ def test_the_command_line_moves_the_model(tmp_path, monkeypatch, capsys):
         found = json.loads(capsys.readouterr().out)
         coefs.append([term["coef"] for term in found["terms"]])
     np.testing.assert_allclose(coefs[1], coefs[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 3, 511, 513, 5000])
+@pytest.mark.parametrize("k", [1, 4, 70])
+def test_r_factors_of_a_device(n, k):
+    """By blocks, and in one where columns are many: R'R is that of the equations."""
+    rows = torch.randn(n, k + 1, dtype=torch.float64) * torch.logspace(-6, 6, k + 1).double()
+    with emulated():
+        upper = device_r_factor(There(rows[:, :-1].contiguous()), There(rows[:, -1].contiguous()))
+    expected = np.zeros((k + 1, k + 1))
+    expected[: min(n, k + 1)] = np.linalg.qr(rows.numpy(), mode="r")
+    scale = np.linalg.norm(rows.numpy(), axis=0)
+    np.testing.assert_allclose(np.abs(upper) / scale, np.abs(expected) / scale, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("place", ["here", "there"])
+def test_coarse_weights_are_evaluated_in_float32(kind, place):
+    """Weights, buffers and centers of two bytes give what their float32 copies give."""
+    coarse = nn.Sequential(new_net(), nn.BatchNorm1d(3)).to(getattr(torch, kind)).eval()
+    fine = copy.deepcopy(coarse).float()
+    how = {"loss": "cross_entropy", "family": "l2+l1", "params": "all", "module_mode": "eval"}
+    expected = ImplicitRegularizationEstimator(fine, **how).fit(X_, Y_)
+    with emulated(), pytest.warns(ModelStateWarning, match=f"stored in {kind}.*in float32"):
+        net = there(coarse) if place == "there" else coarse
+        found = ImplicitRegularizationEstimator(net, **how).fit(X_, Y_)
+        sums = found._equations.places[0].gradient.value.values()
+        assert {t.dtype for t in sums} == {torch.float64}
+        assert {p.dtype for p in net.parameters()} == {getattr(torch, kind)}
+    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-10)
+    np.testing.assert_allclose(found.std_err_, expected.std_err_, rtol=1e-8)
+
+
+def test_no_device_of_that_kind(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = r"one of \['cpu'\], got 'cuda'; use device='cpu'"
+    with pytest.raises(ValueError, match=words):
+        fitted(new_net(), device="cuda")
+
+
+def test_an_optimizer_of_the_model_before_it_was_moved():
+    net = new_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with emulated():
+        moved = there(net)
+        words = "on lazy:0, the optimizer's tensors on cpu.*make it of model.parameters"
+        with pytest.raises(ValueError, match=words):
+            record(moved, optimizer)
+
+
+def test_an_optimizer_whose_state_stayed_behind():
+    with emulated():
+        net = there(new_net())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        p = net[0].weight
+        optimizer.state[p]["momentum_buffer"] = There(torch.zeros(5, 3).double())
+        record(net, optimizer)
+        optimizer.state[p]["momentum_buffer"] = torch.zeros(5, 3)
+        words = "momentum_buffer of 0.weight on cpu and 0.weight on lazy:0; move the model before"
+        with pytest.raises(ValueError, match=words):
+            record(net, optimizer)

@@ -32,7 +32,7 @@ ROWS = {
         "40 rows and then 39",
     ),
     "grows": (lambda n: [*range(40), *range(n)], "40 rows and then 41"),
-    "shuffles": (lambda n: [*range(16), *np.roll(np.arange(16, 40), n)], "with other numbers"),
+    "shuffles": (lambda n: [*range(16), *np.roll(np.arange(16, 40), n)], "40 rows twice, with"),
     "other rows": (lambda n: [*range(39), 39 - n], "40 rows twice, with other numbers"),
 }
 

@@ -81,6 +81,20 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Say what to do where torch is short of memory for a batch, which batch_size changes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"Expected memory for the passes over the rows, got {error}; give a smaller "
+            "batch_size, a larger device, or device='cpu'."
+        ) from error
+
+
+@contextlib.contextmanager
 def in_words(expected: Callable[[], str]) -> Iterator[None]:
     """Say what was expected where a forward pass or a loss raises an error of torch or its own."""
     try:

@@ -53,16 +53,23 @@ def new_net(seed=0):
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
 
 
+def on_device_of(net, thing):
+    """A tensor or a module on the device of a net, emulated or not."""
+    like = next(net.parameters()).data
+    if isinstance(like, There):
+        return there(thing) if isinstance(thing, nn.Module) else There(thing)
+    return thing.to(like.device)
+
+
 def rows_for(net):
     """X and y where the net is."""
     X, y = torch.from_numpy(X_).to(next(net.parameters()).dtype), torch.from_numpy(Y_)
-    return (There(X), There(y)) if isinstance(next(net.parameters()).data, There) else (X, y)
+    return on_device_of(net, X), on_device_of(net, y)
 
 
 def beside(net, other):
     """Another net of the same type, on the same device."""
-    other = other.to(next(net.parameters()).dtype)
-    return there(other) if isinstance(next(net.parameters()).data, There) else other
+    return on_device_of(net, other.to(next(net.parameters()).dtype))
 
 
 def trajectory_of(net, every=1, momentum=0.5, **how):
@@ -168,7 +175,8 @@ def grid(net, folder):
 
 
 def recovered(net, folder):
-    found = fitted(net, "l2", positive=True).recover(X_, Y_, n_draws=1, force=True, start="trained")
+    how = {"n_draws": 1, "force": True, "start": "trained", "arms": ("recovered",)}
+    found = fitted(net, "l2", positive=True).recover(X_, Y_, **how)
     return [*found.recovered.coef, found.smallest_eigenvalue]
 
 
@@ -314,8 +322,7 @@ def test_modes_in_float32(mode, tmp_path):
     here_and_there(MODES[mode], tmp_path, torch.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES_TRIED)
-def test_families(family, tmp_path):
+def of_a_family(family):
     def answer(net, _):
         own = copy.deepcopy(FAMILIES_TRIED[family])
         est = fitted(net.append(nn.Dropout(0.2)).eval(), own, random_state=0)
@@ -326,7 +333,26 @@ def test_families(family, tmp_path):
         net.zero_grad()
         return [*np.ravel(est.coef_), float(value.detach()), *slopes]
 
-    here_and_there(answer, tmp_path)
+    return answer
+
+
+@pytest.mark.parametrize("family", FAMILIES_TRIED)
+def test_families(family, tmp_path):
+    here_and_there(of_a_family(family), tmp_path)
+
+
+ON_CUDA = {**MODES, **{name: of_a_family(name) for name in FAMILIES_TRIED if name != "dropout"}}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("what", ON_CUDA)  # but masks, of which a device draws others
+def test_on_cuda(what, tmp_path):
+    folders = tmp_path / "here", tmp_path / "there"
+    for folder in folders:
+        folder.mkdir()
+    expected = ON_CUDA[what](new_net(), folders[0])
+    found = ON_CUDA[what](new_net().cuda(), folders[1])
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_a_model_on_the_cpu_is_moved_tensor_by_tensor(monkeypatch):

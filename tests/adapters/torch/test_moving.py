@@ -10,6 +10,7 @@ from module_cases import X_, Y_, bn_net, estimate, fingerprint, mlp
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from sklearn_implicitreg import ImplicitRegularizationCV
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.data import Batch
 from sklearn_implicitreg.adapters.torch.moving import ReadAhead
@@ -83,6 +84,17 @@ def test_rows_of_batch_statistics_are_not_cut():
         estimate(Room(bn_net(), 19).eval(), X_, Y_, batch_size=20)
 
 
+def test_families_on_rows_and_searches_say_what_to_do():
+    size = {"size": lambda params, batch: batch.outputs.square().mean(1)}
+    model = Room(mlp(), 20)
+    words = "Expected memory for the passes over the rows, got CUDA out of.*a smaller batch_size"
+    with pytest.raises(MemoryError, match=words):
+        estimate(model, X_, Y_, family=size)
+    with pytest.raises(MemoryError, match=words):
+        ImplicitRegularizationCV(model, families=["l2", size], loss="mse").fit(X_, Y_)
+    assert estimate(model, X_, Y_, family=size, batch_size=20).coef_.shape == (1,)
+
+
 def test_other_errors_pass():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(ValueError, match="X as the forward of Room takes it.*broken"):
@@ -140,3 +152,20 @@ def test_the_next_batch_is_read_while_one_is_computed():
     assert log[:6] == ["read 0", "computing 0", "read 1", "done", "computing 1", "read 2"]
     assert log[-2:] == ["computing 3", "done"]
     assert found == [torch.float32, *[torch.float64] * 3]
+
+
+def test_pinned_where_there_is_cuda(monkeypatch):
+    """What is read ahead is pinned in the type that the device gets, the user's rows are not."""
+    pinned = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
+    rows = torch.arange(8.0).reshape(4, 2)
+    batches = (Batch((rows[i : i + 2], rows[i : i + 2, 0].long()), None, None) for i in (0, 2))
+    coming = ReadAhead(batches, torch.float64, (False, True))
+    coming.ahead()
+    first, second = coming
+    assert [t.dtype for t in pinned] == [torch.float64, torch.int64]
+    assert first.inputs == tuple(pinned)
+    assert torch.equal(first.inputs[0], rows[:2].double())
+    assert second.inputs[0].dtype == torch.float32
+    assert pinned[0].data_ptr() != rows.data_ptr()

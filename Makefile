@@ -40,7 +40,8 @@ test-all: $(VENV)/.test  ## all tests, the slow ones too
 
 test-libraries: $(VENV)/.libraries  ## recorders with Lightning, Transformers and Accelerate installed
 	$(PYTEST) sklearn_implicitreg/trajectory tests/trajectory/test_libraries.py \
-		tests/trajectory/test_wrapped.py tests/contract/test_docs.py -k "not example and not picture"
+		tests/trajectory/test_hugging_face.py tests/trajectory/test_wrapped.py \
+		tests/contract/test_docs.py -k "not example and not picture"
 
 fuzz: $(VENV)/.test  ## ten thousand random models, families and trainings against laws that hold for all
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz

@@ -124,11 +124,15 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
     loss : "auto", None, str, nn loss or callable(output, target), default="auto"
         The data term; known (also as None) for scikit-learn and skorch models and for modules that
         return their loss where labels are given, as Hugging Face's do; else a bare module needs it.
-    params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
+    params : {"auto", "all", "weights", "decay"}, str or callable(name, tensor) -> bool, \
+            default="auto"
         The tensors that give equations and are covered by the penalty: by default what the
-        model's own penalty covers, else the weight matrices; a string is a regular expression.
-    group_by : {None, "layer", "param_group"}, dict or callable(name, tensor), default=None
-        One coefficient per group of tensors.
+        model's own penalty covers, else the weight matrices. "weights" are tensors of two or more
+        axes, "decay" those outside normalization layers, embeddings among them; another string is
+        a regular expression.
+    group_by : {None, "layer", "block", "type", "param_group"}, dict or callable(name, tensor), \
+            default=None
+        One coefficient per group of tensors, as by ``Penalty.per``.
     known : dict of str to float or None, default=None
         Penalties with known coefficients, such as ``{"weight_decay": 1e-4}``.
     positive : bool, default=False

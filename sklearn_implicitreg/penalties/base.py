@@ -340,8 +340,10 @@ class Penalty(Checked, BaseEstimator):
 
         Parameters
         ----------
-        by : {"layer", "param_group"}, dict of tensor name to group, or callable(name, tensor)
-            A layer is the module that owns the tensor.
+        by : {"layer", "block", "type", "param_group"}, dict of tensor name to group, or \
+                callable(name, tensor)
+            A layer is the module that owns the tensor, a block all layers behind the same number
+            (``"h.3"``), a type the same layer of all blocks (``"h.attn"``).
 
         Returns
         -------
@@ -546,8 +548,9 @@ class Grouped(_Combined):
     ----------
     penalty : Penalty
         What is repeated, once for each group.
-    by : {"layer", "param_group"}, dict of tensor name to group, or callable(name, tensor)
-        A layer is the module that owns the tensor.
+    by : {"layer", "block", "type", "param_group"}, dict of tensor name to group, or \
+            callable(name, tensor)
+        See :meth:`~sklearn_implicitreg.penalties.Penalty.per`.
     """
 
     _allowed: ClassVar = {"penalty": PENALTY, "by": GROUPS}
@@ -590,8 +593,8 @@ class Grouped(_Combined):
                     "to group_by, or leave it out by params=."
                 )
             return str(self.by[name])
-        if self.by == "layer":
-            return layer_of(name)
+        if self.by in _GROUPINGS:
+            return _GROUPINGS[self.by](name)
         groups = getattr(problem, "param_groups", None)
         if groups is None:
             raise ValueError(
@@ -642,6 +645,21 @@ def layer_of(name: str) -> str:
     # A parametrized layer owns the tensors that its weights are computed from.
     owner = re.split(r"\.?\bparametrizations\.", name)[0]
     return (owner if owner != name else name.rpartition(".")[0]) or name
+
+
+def _block_of(name: str) -> str:
+    """Name of a module up to the first number in it: the block of a stack of them."""
+    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", layer_of(name))
+    return found[0] if found else layer_of(name)
+
+
+def _type_of(name: str) -> str:
+    """Name of a module without the numbers in it, or of the tensor where nothing else is left."""
+    parts = [part for part in layer_of(name).split(".") if not part.isdigit()]
+    return ".".join(parts) or name.rpartition(".")[2]
+
+
+_GROUPINGS = {"layer": layer_of, "block": _block_of, "type": _type_of}
 
 
 def name_terms(leaves: list[Leaf], terms: list[tuple[str, ...]]) -> list[list[str]]:

@@ -22,7 +22,7 @@ from sklearn_implicitreg.penalties.structured import (
     StructuredSolution,
 )
 from sklearn_implicitreg.problem.parameters import SEED, as_numbers, choice, instance, integer
-from sklearn_implicitreg.problem.row_models import in_words
+from sklearn_implicitreg.problem.row_models import ERRORS, raise_in_words
 
 _HELD_OUT = (0.6, 0.8)  # shares of the equations that train, then those that choose; the rest tests
 _STEPS = 20  # of L-BFGS between two looks at the equations that choose
@@ -354,8 +354,10 @@ def _shaped(theta: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 def _value(module: nn.Module, params: Mapping[str, Tensor], inputs: str, unit: float) -> Tensor:
     """Phi of the weights in their unit, less its value at zero sizes."""
     if inputs == "params":
-        with in_words(lambda: f"{type(module).__name__} to map a dict of tensors to a number"):
+        try:
             found = module({name: t / unit for name, t in params.items()})
+        except ERRORS as error:
+            raise_in_words(error, f"{type(module).__name__} to map a dict of tensors to a number")
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise ValueError(
                 f"Expected the module of Learned(inputs='params') to return one number, got "
@@ -363,8 +365,11 @@ def _value(module: nn.Module, params: Mapping[str, Tensor], inputs: str, unit: f
             )
         return found.reshape(())
     sizes = torch.cat([t.reshape(-1) for t in params.values()]).abs()[:, None] / unit
-    with in_words(lambda: f"{type(module).__name__} to map shape {tuple(sizes.shape)} to itself"):
+    try:
         found = module(sizes)
+    except ERRORS as error:
+        words = f"{type(module).__name__} to map shape {tuple(sizes.shape)} to itself"
+        raise_in_words(error, words)
     if not isinstance(found, Tensor) or found.shape != sizes.shape:
         raise ValueError(
             f"Expected the module of Learned(inputs='sizes') to map shape {tuple(sizes.shape)} to "

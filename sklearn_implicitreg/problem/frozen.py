@@ -117,11 +117,12 @@ def rebuilt(
                 memo[id(child)] = memo[id(_unwrapped(next(child.modules())))]
     own, made = dict(memo), Made()
     for part in parts:
-        state = vars(memo[id(part)])
-        for key, value in vars(part).items():
-            if key != "_compiled_call_impl":  # calls the module that it was compiled for
-                simple = _simple_copy(value, memo)
-                state[key] = turned(_copied(value, memo), own, made) if simple is None else simple
+        state, values = vars(memo[id(part)]), dict(vars(part))
+        values.pop("_compiled_call_impl", None)  # calls the module that it was compiled for
+        state.update({key: _simple_copy(value, memo) for key, value in values.items()})
+        for key, value in values.items():
+            if state[key] is None:
+                state[key] = turned(_copied(value, memo), own, made)
     return memo[id(module)]  # type: ignore[no-any-return]
 
 

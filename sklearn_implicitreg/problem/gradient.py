@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_implicitreg.problem.vectors import Params, add_to, norm_of
+from sklearn_implicitreg.problem.vectors import Params, accumulate, norm_of
 
 Array = npt.NDArray[np.float64]
 Item = TypeVar("Item")
@@ -55,6 +55,9 @@ class Rest:
         return float(np.max(np.abs(total[above]) / norm[above], initial=0.0))
 
 
+_NO_REST = Rest()
+
+
 @dataclass(frozen=True)
 class BlockGradient:
     """Gradient of the weighted *sum* of the losses of one block of rows."""
@@ -66,7 +69,21 @@ class BlockGradient:
     scale: float  # sum over rows of the size of the summands: eps * scale is rounding
     n_kinks: int = 0  # rows at which the loss has no derivative
     absent: frozenset[str] = frozenset()  # tensors that the loss of these rows does not reach
-    rest: Rest = Rest()
+    rest: Rest = _NO_REST
+
+    @classmethod
+    def joined(cls, blocks: Sequence[BlockGradient]) -> BlockGradient:
+        """The rows of several blocks as one, without their scale and rest."""
+        first, *others = blocks
+        return cls(
+            {n: sum((own.sums[n] for own in others), t) for n, t in first.sums.items()},
+            sum(own.loss for own in blocks),
+            sum(own.weight for own in blocks),
+            sum(own.n_rows for own in blocks),
+            0.0,
+            sum(own.n_kinks for own in blocks),
+            frozenset.intersection(*[own.absent for own in blocks]),
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class LossGradient:
     n_kinks: int
     # Tensors that training did not act on: zeros in ``value``, and no equations.
     absent: frozenset[str] = frozenset()
-    rest: Rest = Rest()
+    rest: Rest = _NO_REST
     # Where rows differ at each reading, what ``value`` is the mean of, each with its weight.
     readings: tuple[LossGradient, ...] = ()
 
@@ -179,7 +196,7 @@ def summed(
     absent: frozenset[str] | None = None
     loss = weight = scale = 0.0
     n_rows = n_kinks = 0
-    rest = Rest()
+    rest = _NO_REST
 
     def total() -> BlockGradient:
         missing = absent or frozenset()
@@ -187,23 +204,15 @@ def summed(
 
     with closing(blocks):
         for block in blocks:
-            _accumulate(sums, block.sums)
+            accumulate(sums, block.sums)
+            rest = rest if block.rest is _NO_REST else rest + block.rest
             loss += block.loss
             weight += block.weight
             scale += block.scale
             n_rows += block.n_rows
             n_kinks += block.n_kinks
             absent = block.absent if absent is None else absent & block.absent
-            rest += block.rest
             del block  # freed before the next is made
             if keep is not None:
                 keep(total())
     return total()
-
-
-def _accumulate(total: Params, sums: Params) -> None:
-    for name, tensor in sums.items():
-        if name in total:
-            add_to(total[name], tensor)
-        else:
-            total[name] = tensor.to(torch.float64, copy=True)

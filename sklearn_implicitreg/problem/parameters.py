@@ -206,7 +206,7 @@ NOTHING = choice(None)
 PATTERN = Allowed(_compiles, ("a regular expression",))
 SCOPE = PATTERN | function("(name, tensor) -> bool", 2)
 GROUPS = (
-    choice("layer", "param_group")
+    choice("layer", "block", "type", "param_group")
     | instance("a dict of tensor name to group", Mapping)
     | function("(name, tensor)", 2)
 )

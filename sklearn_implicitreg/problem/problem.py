@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Literal, Self
@@ -238,8 +238,13 @@ class Problem(ABC):
         )
 
 
-def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[str]:
-    """Names of the tensors that ``params=`` selects; ``default`` is what "auto" selects."""
+def select_params(
+    spec: ParamsSpec, params: Params, default: set[str], norms: Collection[str] = ()
+) -> list[str]:
+    """Names of the tensors that ``params=`` selects.
+
+    ``default`` is what "auto" selects, and ``norms`` are tensors of normalization layers.
+    """
     if callable(spec):
         answers = {name: spec(name, tensor) for name, tensor in params.items()}
         words = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
@@ -250,9 +255,10 @@ def select_params(spec: ParamsSpec, params: Params, default: set[str]) -> list[s
         chosen = [name for name in params if name in default]
     elif spec == "all":
         chosen = list(params)
-    elif spec == "weights":
-        chosen = [name for name, tensor in params.items() if tensor.ndim >= 2] or [
-            name for name in params if "bias" not in name and "intercept" not in name
+    elif spec in ("weights", "decay"):
+        seen = {n: t for n, t in params.items() if spec == "weights" or n not in norms}
+        chosen = [name for name, tensor in seen.items() if tensor.ndim >= 2] or [
+            name for name in seen if "bias" not in name and "intercept" not in name
         ]
     else:
         chosen = [name for name in params if re.search(spec, name)]

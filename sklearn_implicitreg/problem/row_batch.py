@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,14 +23,16 @@ from sklearn_implicitreg.problem.parameters import (
     shown,
 )
 from sklearn_implicitreg.problem.row_models import (
+    ERRORS,
     GivenLosses,
     ModuleCall,
     RowModel,
     as_tensor,
     collected,
     first_tensor,
-    in_forward,
+    input_of,
     map_leaves,
+    raise_in_words,
 )
 from sklearn_implicitreg.problem.vectors import Params, wide
 
@@ -187,9 +188,13 @@ class RowBatch:
         """Outputs of the model, by one forward pass however often they are read."""
         if "outputs" not in self._cache:
             module = getattr(self.model, "module", None)
-            said = contextlib.nullcontext() if module is None else in_forward(module, self.inputs)
-            with said, collected(self.model.layers) as calls:
-                self._cache["outputs"] = self.call(self.inputs)
+            with collected(self.model.layers) as calls:
+                try:
+                    self._cache["outputs"] = self.call(self.inputs)
+                except ERRORS as error:
+                    if module is None:
+                        raise
+                    raise_in_words(error, input_of(module, self.inputs))
             self._cache["calls"] = calls
         return self._cache["outputs"]
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,6 @@ def as_tensor(value: Any) -> Tensor:
             raise ParameterError(f"Expected an array of numbers, got {shown(value)}.") from error
 
 
-_ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 # What other errors than torch's own and Python's say where memory is short.
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
@@ -94,38 +93,32 @@ def memory_in_words() -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def in_words(expected: Callable[[], str]) -> Iterator[None]:
-    """Say what was expected where a forward pass or a loss raises an error of torch or its own."""
-    try:
-        yield
-    except ParameterError:
-        raise
-    except _ERRORS as error:
-        own = isinstance(error, TypeError) and str(error).startswith("Expected")
-        if own or is_out_of_memory(error):
-            raise  # a sentence of the package, or what smaller batches may mend
-        text = str(error).rstrip(".")
-        found = f"{type(error).__name__}: {text}"
-        advice = "Give the data as in training."
-        if "same dtype" in text or "should be the same" in text:
-            advice = (
-                "X, weights and buffers are all in this type: let forward convert to the type of "
-                "a layer's weights instead of a fixed one, as x.float() does."
-            )
-        raise ValueError(f"Expected {expected()}: {found}. {advice}") from error
+# What a forward pass or a loss raises where it is given something else than it takes.
+ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
-def in_forward(module: nn.Module, inputs: Any) -> contextlib.AbstractContextManager[None]:
-    """Say what X was and what the first layer is where a forward pass raises an error."""
+def raise_in_words(error: Exception, expected: str) -> NoReturn:
+    """Raise an error of torch or of the user's code with what was expected; others as they are."""
+    own = isinstance(error, TypeError) and str(error).startswith("Expected")
+    if own or isinstance(error, ParameterError) or is_out_of_memory(error):
+        raise error
+    text = str(error).rstrip(".")
+    found = f"{type(error).__name__}: {text}"
+    advice = "Give the data as in training."
+    if "same dtype" in text or "should be the same" in text:
+        advice = (
+            "X, weights and buffers are all in this type: let forward convert to the type of "
+            "a layer's weights instead of a fixed one, as x.float() does."
+        )
+    raise ValueError(f"Expected {expected}: {found}. {advice}") from error
 
-    def expected() -> str:
-        first = next(part for part in module.modules() if not part._modules)
-        kinds = {str(p.dtype)[6:] for p in module.parameters() if p.is_floating_point()}
-        words = f"X as the forward of {type(module).__name__} takes it, whose first layer is"
-        return f"{words} {first!r} ({', '.join(sorted(kinds))}), got {shapes_of(inputs)}"
 
-    return in_words(expected)
+def input_of(module: nn.Module, inputs: Any) -> str:
+    """What a module takes, with its first layer, and what it was given."""
+    first = next(part for part in module.modules() if not part._modules)
+    kinds = {str(p.dtype)[6:] for p in module.parameters() if p.is_floating_point()}
+    words = f"X as the forward of {type(module).__name__} takes it, whose first layer is"
+    return f"{words} {first!r} ({', '.join(sorted(kinds))}), got {shapes_of(inputs)}"
 
 
 def shapes_of(values: Any) -> str:

@@ -59,6 +59,15 @@ def add_to(total: Tensor, part: Tensor, factor: float = 1.0) -> None:
         into.add_(piece, alpha=factor)
 
 
+def accumulate(total: Params, sums: Params) -> None:
+    """Add tensors to float64 totals in place; the first ones are copied."""
+    for name, tensor in sums.items():
+        if name in total:
+            add_to(total[name], tensor)
+        else:
+            total[name] = tensor.to(torch.float64, copy=True)
+
+
 def times(vector: Params, scale: Params | None) -> Params:
     """A vector with each entry times its scale, zero where a tensor has none; {} or None: one."""
     if not scale:

@@ -75,7 +75,7 @@ def _gradient_and_column(
     """Both over the steps of a window that count."""
     batches = named_batches(window, whole)
     plain = reference.sub_window is None and reference.weighted and reference.n_nodes == 1
-    if plain and batches is not None and _merged(window, whole):
+    if plain and batches is not None and window.merged(whole):
         there = whole.at(window.mean("visited"))
         found = there.mean_and_spread(batches, window.stop.scale)
         if found is not None:
@@ -107,7 +107,7 @@ def _spread(whole: Problem, window: Window, gradient: LossGradient, scale: Param
     there = whole.at(window.mean("visited"))
     batches = named_batches(window, whole)
     if batches is not None:
-        if _merged(window, whole):
+        if window.merged(whole):
             return there.spread_gradient(batches, gradient.value, scale)
         return _accumulated_spread(whole, window, gradient, scale)
     sizes = np.array([step.batch_size or 0 for step in window.counted], dtype=np.float64)
@@ -151,10 +151,6 @@ def _accumulated_spread(
             for name, product in part.hvp(away).items():
                 total[name] += product * (2 * share / window.n_steps)
     return total
-
-
-def _merged(window: Window, whole: Problem) -> bool:
-    return all(step.merged(whole) for step in window.counted)
 
 
 def mean_columns(columns: Sequence[Params], windows: Sequence[Window]) -> tuple[Params, ...]:

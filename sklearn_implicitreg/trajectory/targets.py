@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -69,10 +70,15 @@ class TrajectoryTargets:
         return self.deviations(None)
 
     @property
+    def step_counts(self) -> tuple[int, ...]:
+        """Steps of every window."""
+        return tuple(map(operator.attrgetter("n_steps"), self.windows))
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """Share of every window in the steps."""
-        total = sum(w.n_steps for w in self.windows)
-        return tuple(w.n_steps / total for w in self.windows)
+        counts = self.step_counts
+        return tuple(n / sum(counts) for n in counts)
 
     def equations(self, penalty: Penalty) -> Equations:
         """Equations of a penalty along the trajectory; a window is a cluster."""
@@ -144,7 +150,7 @@ class TrajectoryTargets:
 
     def header(self, equations: Equations, result: Result) -> list[tuple[str, str]]:
         """Model, loss, steps, size of the mean deviation and its noise."""
-        n_steps = sum(window.n_steps for window in self.windows)
+        n_steps = sum(self.step_counts)
         solution, _ = result.regression()
         header = [
             ("Model", self.problem.model_name),
@@ -193,7 +199,7 @@ class TrajectoryTargets:
 
     def _updates(self) -> list[str]:
         """Tensors in scope that no step or only some steps updated."""
-        n = sum(window.n_steps for window in self.windows)
+        n = sum(self.step_counts)
         skipping = frozenset().union(*[window.skipping for window in self.windows])
         names = [name for name in self.problem.params if name in skipping]
         counts = {name: sum(w.n_updates(name) for w in self.windows) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -352,7 +353,7 @@ class Trajectory:
 def on_device_of(trajectory: Trajectory, params: Params) -> Trajectory:
     """The trajectory as it is read on the device of some tensors, wherever its marks are."""
     device = next(iter(params.values())).device
-    marks = tuple(mark.on(device) for mark in trajectory.marks)
+    marks = tuple(map(operator.methodcaller("on", device), trajectory.marks))
     return replace(trajectory, marks=marks, others=on_device(trajectory.others, device))
 
 

@@ -302,8 +302,12 @@ class Window:
     def batches_of_penalty(self, problem: Problem) -> tuple[Indices, ...] | None:
         """Rows that penalties on batches take for those of a step; None where they are no mean."""
         known = [(step, step.rows) for step in self.counted if step.rows is not None]
-        merged = all(step.merged(problem) for step, _ in known)
-        return tuple(rows for _, rows in known) or None if merged else None
+        rows = tuple(own for _, own in known)
+        return rows or None if all(step.merged(problem) for step, _ in known) else None
+
+    def merged(self, problem: Problem) -> bool:
+        """Whether every step is one on the mean loss over all rows of its batches."""
+        return all(step.merged(problem) for step in self.counted)
 
     def batches(self, problem: Problem) -> list[tuple[Window, float]] | None:
         """The window with each batch alone, and its share in the mean; None if unknown."""

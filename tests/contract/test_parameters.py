@@ -100,7 +100,7 @@ KINDS = {
     "flag": [*WRONG, "yes", 1, 0, 0.0, NAN],
     "name": [*WRONG, "nope", 3, True, Ridge],
     "pattern": [None, 1j, [], object(), {1}, "[", 3, True, nn.Linear, b"w"],
-    "groups": [*WRONG, "block", 3, True, nn.Linear],
+    "groups": [*WRONG, "blocks", 3, True, nn.Linear],
     "rate": [*WRONG, True, 0, -1.0, NAN, "0.1"],
     "filter": [*WRONG, 3, theory.ridge, "ridge", RIDGE],
     "matrix": [*WRONG, 3, [1.0, NAN], [["a", "b"]], [[NAN, 1.0]], np.ones((2, 2)) * 1j, [[[1.0]]]],

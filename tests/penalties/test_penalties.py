@@ -399,8 +399,8 @@ class TestCombinations:
         assert list(values) == ["l2[a.fc]", "l2[b]", "l2[scale]"]
 
     def test_unknown_groups(self):
-        with pytest.raises(ValueError, match=r"Expected by of Grouped .*got 'block'\."):
-            L2().per("block").terms(tensors(), None)
+        with pytest.raises(ValueError, match=r"Expected by of Grouped .*got 'blocks'\."):
+            L2().per("blocks").terms(tensors(), None)
         with pytest.raises(ValueError, match=r"Expected a group for every tensor .*'fc1.bias'"):
             L2().per({"fc1.weight": "a"}).terms(tensors(), None)
         with pytest.raises(ValueError, match=r"group_by='param_group' needs a model that knows"):

@@ -296,6 +296,7 @@ def test_transformers_hooks(without_base, accumulated, sizes):
                 optimizer.zero_grad()
             ((net(batch[0]) - batch[1]).square().mean() / accumulated).backward()
             if (i + 1) % accumulated == 0:
+                recorder.on_pre_optimizer_step(args, None, None, **shown)
                 optimizer.step()
         recorder.on_epoch_end(args, None, None, **shown)
     recorder.on_train_end(args, None, None, **shown)

@@ -49,19 +49,22 @@ class CopyCall:
         self._forward = forward
         self._suspects = suspects
         self._hooked = [own_name(n) for n, p in module.named_parameters() if _hooks(p)]
-        self._borrows: bool | None = None
+        # Whether the copy calls the module itself; None before the first call.
+        self.borrows: bool | None = None
 
     def __call__(self, copy: nn.Module, inputs: Any) -> Any:
         """Outputs of the copy."""
-        if self._borrows is None:
+        if self.borrows is None:
             return self._first(copy, inputs)
+        if not self.borrows:
+            return self._forward(copy, inputs)
         with self.state_of(copy):
             return self._forward(copy, inputs)
 
     @contextlib.contextmanager
     def state_of(self, copy: nn.Module) -> Iterator[None]:
         """Where the copy calls the module itself, give its parts the state of the copy."""
-        if not self._borrows:
+        if not self.borrows:
             yield
             return
         with STATES, _eager():
@@ -83,13 +86,13 @@ class CopyCall:
             try:
                 with _stopped(self._parts), watch:
                     output = self._forward(copy, inputs)
-                self._borrows = False
+                self.borrows = False
                 return output
             except (_Reached, Exception) as error:
                 # A layer may compare the types of its tensors and its inputs before it computes.
                 if not isinstance(error, _Reached) and not watch.asked:
                     raise
-            self._borrows = True
+            self.borrows = True
             forget_calls()
             for part, state in zip(self._parts, states, strict=True):
                 vars(part).clear()  # of what was noted there until then

@@ -142,9 +142,20 @@ def few_rows(batch: Batch, n: int) -> Batch | None:
     return Batch(*map_tensors(few, tuple(batch)))
 
 
+def of_equal_weight(batch: Batch) -> list[Batch]:
+    """The rows of every weight, of which a loss that is one mean gives only that of all."""
+    values: Tensor | list[Any] = [] if batch.weight is None else batch.weight.unique()
+    if batch.weight is None or len(values) < 2 or not cuts_into_rows(batch[:2], len(batch.weight)):
+        return [batch]
+    parts = [batch.weight == value for value in values if value > 0]
+    return [Batch(*map_tensors(operator.itemgetter(rows), tuple(batch))) for rows in parts]
+
+
 def rows_in(batch: Batch) -> int:
     """Number of rows of a batch: the length of its first tensor, or of a list of anything."""
     alone = batch.inputs
+    if isinstance(alone, Tensor) and alone.ndim:
+        return len(alone)
     if isinstance(alone, PackedSequence):
         return int(alone.batch_sizes[0])
     for tensor in tensors_in(batch[:2]):

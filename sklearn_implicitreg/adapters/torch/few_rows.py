@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     cuts_into_rows,
     few_rows,
+    map_tensors,
     rows_in,
 )
 from sklearn_implicitreg.adapters.torch.generators import (
@@ -25,11 +27,18 @@ from sklearn_implicitreg.adapters.torch.generators import (
     preserved_rng,
     same_numbers,
 )
+from sklearn_implicitreg.adapters.torch.labels import (
+    labels_after_first,
+    labels_in,
+    with_other_first,
+)
 from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, Trial, examined
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 
 TorchProblem = Any  # which imports this module
 
+_DIGITS = 0.75  # of the rounding unit's; the others are left to rounding
+_PARTS = 4  # of a few rows, whose losses are compared with that of all
 _MAX_INTEGERS = 4  # of which all combinations are tried
 
 
@@ -69,6 +78,65 @@ def with_custom_loss(problem: TorchProblem, module: nn.Module, options: Options)
     if problem.row_loss.trained_sum:
         return replace(problem, trained_sum=True, convention=None)
     return problem
+
+
+def with_counted_labels(problem: TorchProblem) -> TorchProblem:
+    """Find out by a few rows over which labels the loss that a model returns is the mean."""
+    read = problem.rows.few(TRIED_ROWS) if problem.label_args else None
+    labels = None if read is None else read.target
+    if (
+        read is None
+        or not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.dtype == torch.bool
+    ):
+        return problem
+
+    def loss(rows: Batch) -> Tensor:
+        batch = problem.to_device(rows)
+        output = problem.forward(problem.module, batch.inputs)
+        return problem.row_loss.criterion(output, batch.target)  # type: ignore[no-any-return]
+
+    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem.own_kernels():
+        with contextlib.suppress(Exception):  # which reading all rows will show
+            counted = _counted(read, loss)
+            if counted is None:
+                return problem
+            eps = torch.finfo(loss(read).dtype).eps  # Hugging Face's have logits in float32
+            words = problem.row_loss.words
+            if labels.ndim > 1:
+                words = words.replace("mean over rows", "mean over labels")
+            row_loss = replace(problem.row_loss, counted=counted, custom=False, words=words)
+            eps = max(problem.eps, eps)
+            return replace(problem, row_loss=row_loss, loss_name=words, eps=eps)
+    return problem
+
+
+def _counted(batch: Batch, loss: Callable[[Batch], Tensor]) -> Callable[[Tensor], Tensor] | None:
+    """Which labels count in a mean over them; None where the loss is none."""
+    value, labels = loss(batch), batch.target
+    n_rows = len(labels)
+    if value.ndim or n_rows < 2 or not cuts_into_rows(batch[:2], n_rows):
+        return None
+    size = torch.finfo(value.dtype).eps ** _DIGITS * abs(float(value))
+    ways = [labels_in]
+    if labels.ndim > 1 and labels.shape[-1] > 1:
+        other = with_other_first(labels)
+        read = other is not None and abs(float(loss(batch._replace(target=other)) - value)) > size
+        ways = [labels_in] if read else [labels_after_first, labels_in]
+    for counted in ways:
+        counts = counted(labels).reshape(n_rows, -1).sum(1)
+        # Rows with many labels and rows with few: a mean over rows is another one.
+        parts = counts.argsort(stable=True).tensor_split(min(_PARTS, n_rows))
+        parts = tuple(part for part in parts if counts[part].any())
+        if len(parts) < 2:
+            continue
+        few = [Batch(*map_tensors(operator.itemgetter(part), tuple(batch))) for part in parts]
+        masses = [int(counts[part].sum()) for part in parts]
+        total = sum(mass * float(loss(own)) for mass, own in zip(masses, few, strict=True))
+        if abs(total / sum(masses) - float(value)) <= size:
+            return counted
+    return None
 
 
 def _tried(problem: TorchProblem, module: nn.Module) -> Trial | None:

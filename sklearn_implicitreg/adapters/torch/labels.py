@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100  # what labels that do not count are, in torch and in Hugging Face's collators
 
 
 def names_labels(name: str) -> bool:
@@ -47,3 +50,26 @@ def with_labels(
     if not isinstance(target, Mapping):
         target = {names[0]: target}
     return {**{k: v for k, v in inputs.items() if k not in target}, **target}
+
+
+def labels_in(labels: Tensor) -> Tensor:
+    """Which labels count in a mean over them."""
+    return labels != IGNORED
+
+
+def labels_after_first(labels: Tensor) -> Tensor:
+    """Which of them count where each position predicts the next one: not the first of a row."""
+    kept = labels != IGNORED
+    kept[..., 0] = False
+    return kept
+
+
+def with_other_first(labels: Tensor) -> Tensor | None:
+    """Labels whose first ones are others; None if there are no others."""
+    found = labels[labels != IGNORED].unique()
+    if len(found) < 2:
+        return None
+    places = torch.searchsorted(found, labels[..., 0].contiguous()) + 1
+    other = labels.clone()
+    other[..., 0] = found[places % len(found)]
+    return other

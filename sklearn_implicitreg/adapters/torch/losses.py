@@ -64,6 +64,7 @@ class RowLoss:
     reshaped: bool = True  # a target of one column takes the shape of the outputs
     by_rows: bool = True  # a mean over rows, however they are cut into blocks
     on_rows: Callable[[Any], None] | None = None  # names the rows of the next outputs
+    counted: Callable[[Tensor], Tensor] | None = None  # labels in the mean that a model returns
 
     def prepare(self, output: Any, target: Any) -> Any:
         """Target in the shape, type and labels that the criterion takes for this output."""
@@ -102,6 +103,8 @@ class RowLoss:
             if weight is not None:
                 return self._weighted_mean(value, output, target, weight)
             total = float(n_rows) if element is None else float(element.sum())
+            if not total and self.counted is not None:  # a mean over nothing
+                value = value.nan_to_num()
             return value if self.scalar_is_sum else value * total, total
         if value.shape[0] != n_rows:
             raise ValueError(
@@ -222,6 +225,8 @@ class RowLoss:
 
     def _element_weights(self, target: Any) -> Tensor | None:
         """Weight of every class label, zero for ignored ones; None for other losses."""
+        if self.counted is not None:
+            return self.counted(target).double()
         if not isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss):
             return None
         if target.is_floating_point():
@@ -422,6 +427,8 @@ def _kind(loss: nn.Module) -> str:
 
 
 def _n_rows(output: Any, target: Any) -> int:
+    if isinstance(output, Tensor) and output.ndim:
+        return len(output)
     for tree in (output, target):
         for tensor in tensors_in(tree):
             if tensor.ndim:

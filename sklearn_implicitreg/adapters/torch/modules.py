@@ -28,12 +28,14 @@ from sklearn_implicitreg.adapters.torch.data import (
     Rows,
     few_rows,
     merged_last,
+    of_equal_weight,
     rows_in,
 )
 from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradients_of
 from sklearn_implicitreg.adapters.torch.facts import facts_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
+    with_counted_labels,
     with_custom_loss,
     with_integers,
 )
@@ -57,7 +59,7 @@ from sklearn_implicitreg.adapters.torch.options import (
     stored_notes,
 )
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
-from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
+from sklearn_implicitreg.adapters.torch.structure import in_scope, restore, skeleton
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -71,7 +73,6 @@ from sklearn_implicitreg.problem import (
     call_module,
     check_finite_params,
     norm_of,
-    select_params,
     times,
     zeros_of,
 )
@@ -79,7 +80,7 @@ from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 from sklearn_implicitreg.problem.masks import draw_masks
 from sklearn_implicitreg.problem.problem import BatchLoss
-from sklearn_implicitreg.problem.row_models import in_forward, in_words, shapes_of
+from sklearn_implicitreg.problem.row_models import ERRORS, input_of, raise_in_words, shapes_of
 
 _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
@@ -135,7 +136,7 @@ class TorchProblem(Problem):
                             warn_if_random(self, part, before)
                         row_scale = 0.0 if self.batch_normalized else self._row_scale(part)
                 if index >= n_done:
-                    yield _scaled(block, row_scale)
+                    yield replace(block, scale=max(row_scale * block.n_rows, block.scale))
                     del block  # freed before the next is made
 
     @property
@@ -269,8 +270,10 @@ class TorchProblem(Problem):
                         "Expected batches whose rows count in the loss, got one in which all are "
                         "ignored or of weight zero."
                     )
-                first = index == 0 and not self.batch_normalized
-                yield _scaled(block, self._row_scale(batch) if first else 0.0)
+                if index == 0 and not self.batch_normalized:
+                    size = self._row_scale(batch) * block.n_rows
+                    block = replace(block, scale=max(size, block.scale))
+                yield block
                 del block
 
     def hessian(self) -> npt.NDArray[np.float64]:
@@ -289,16 +292,26 @@ class TorchProblem(Problem):
         ahead: Callable[[], None] | None = None,
     ) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
+        parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
+        if len(parts) > 1:
+            return BlockGradient.joined([self._block(part, first, twice) for part in parts])
         # Where a second derivative is asked for, callers look at the errors of torch.
-        with contextlib.nullcontext() if twice else in_forward(self.module, batch.inputs):
+        try:
             output = self.forward(self.module, batch.inputs)
+        except ERRORS as error:
+            if twice:
+                raise
+            raise_in_words(error, input_of(self.module, batch.inputs))
         if first:
             warn_of_probabilities(self.row_loss.criterion, output)
             self.forward.warn_of_hooks()
             self.forward.warn_of_states(self.module, batch.inputs)
-        with in_words(lambda: self._loss_takes(output, batch.target)):
+        try:
             target = self.row_loss.prepare(output, batch.target)
             total, weight = self.row_loss(output, target, batch.weight)
+            n_kinks = self.row_loss.n_kinks(output, target)
+        except ERRORS as error:
+            raise_in_words(error, self._loss_takes(output, batch.target))
         if not total.requires_grad:
             raise ValueError(
                 "Expected a loss that depends on the trained parameters, got one without a "
@@ -308,15 +321,18 @@ class TorchProblem(Problem):
         if ahead is not None:  # before the numbers are waited for
             ahead()
         sums: Params = {}
+        absent = set()
         for (name, t), g in zip(self.params.items(), grads, strict=True):
             sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
-        n_rows = rows_in(batch)
-        n_kinks = self.row_loss.n_kinks(output, target)
-        absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
-        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
+            if g is None:
+                absent.add(name)
+        n_rows, loss, scale = rows_in(batch), float(total.detach()), norm_of(sums)
+        return BlockGradient(sums, loss, weight, n_rows, scale, n_kinks, frozenset(absent))
 
     def _gradients(self, total: Tensor, batch: Batch, twice: bool) -> Sequence[Tensor | None]:
-        with self.forward.state_of(self.module):  # checkpoints call the layers once more
+        call = self.forward
+        # Checkpoints call the layers once more.
+        with call.state_of(self.module) if call.borrows else contextlib.nullcontext():
             grads = gradients_of(total, self.leaves, twice)
         if grads is not None:
             return grads
@@ -344,7 +360,7 @@ class TorchProblem(Problem):
         with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
             if rows is not None:
                 block = self._block(self.to_device(rows))
-                return norm_of(block.sums) / block.n_rows
+                return block.scale / block.n_rows
         return self._scale_together(self.to_device(batch))
 
     def _scale_together(self, batch: Batch) -> float:
@@ -395,11 +411,6 @@ class TorchProblem(Problem):
         return without_cudnn() if on_cuda and recurrent else contextlib.nullcontext()
 
 
-def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
-    """A block with its scale, from that of a few rows and its own norm."""
-    return replace(block, scale=max(row_scale * block.n_rows, norm_of(block.sums)))
-
-
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     model = inner_module(model)
@@ -436,8 +447,7 @@ def module_problem(
         call = CopyCall(module, forward, doubtful(own) if options.module_mode == "auto" else {})
     normalized, notes = set_modes(own, options, rows)
     named: Params = dict(own.named_parameters())
-    covered = {own_name(n) for n in default} if default else weight_matrices(own)
-    names = select_params(options.params, {n: named[n] for n in trained}, covered)
+    names = in_scope(own, {n: named[n] for n in trained}, options.params, default)
     problem = TorchProblem(
         params={n: named[n].detach() for n in names},
         model_name=model_name or type(own).__name__,
@@ -457,7 +467,8 @@ def module_problem(
         forward=call,
         **fields,
     )
-    return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
+    problem = with_counted_labels(with_integers(problem))
+    return with_custom_loss(problem, module, options)  # type: ignore[no-any-return]
 
 
 def _trained(module: nn.Module) -> Params:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.torch.options import BATCH_NORMS, INSTANCE_NORMS
-from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.problem import Params, ParamsSpec, select_params
 from sklearn_implicitreg.problem.frozen import own_name, rebuilt
 
 _NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -47,16 +47,29 @@ def skeleton(
     return rebuilt(module, named, lambda tensor: moved(tensor).clone())
 
 
-def weight_matrices(module: nn.Module) -> set[str]:
-    """Names of the parameters with two or more axes that belong to no normalization."""
-    norms = {
+def normalizing(module: nn.Module) -> set[str]:
+    """Names of the parameters of normalization layers."""
+    return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
         if isinstance(part, _NORMS)
         for name, _ in part.named_parameters(recurse=False)
     }
+
+
+def weight_matrices(module: nn.Module) -> set[str]:
+    """Names of the parameters with two or more axes that belong to no normalization."""
+    norms = normalizing(module)
     every = {n: p for n, p in module.named_parameters() if p.requires_grad}
     return {n for n, p in every.items() if p.ndim >= 2 and n not in norms} or set(every)
+
+
+def in_scope(
+    module: nn.Module, trained: Params, spec: ParamsSpec, default: Iterable[str] | None = None
+) -> list[str]:
+    """Names of the tensors that ``params=`` selects; "auto" are ``default``, or the matrices."""
+    covered, norms = default or weight_matrices(module), normalizing(module)
+    return select_params(spec, trained, {*map(own_name, covered)}, {*map(own_name, norms)})
 
 
 def groups_of(optimizers: Iterable[Any], names: Mapping[int, str]) -> dict[str, str]:

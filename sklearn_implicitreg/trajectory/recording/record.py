@@ -106,7 +106,8 @@ def record(  # noqa: PLR0913
     reference : {"gradient", "applied"}, default="gradient"
         For ``families``: the gradient on ``data``, one pass per mark; or what the optimizer was
         given, without ``data`` and ``loss``.
-    params : {"auto", "all", "weights"}, str or callable(name, tensor) -> bool, default="auto"
+    params : {"auto", "all", "weights", "decay"}, str or callable(name, tensor) -> bool, \
+            default="auto"
         For ``families``: the tensors that give equations.
     gradients : bool, default=None
         Whether to sum the gradients that the optimizer is given, for ``reference="applied"``;

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.options import device_of
-from sklearn_implicitreg.adapters.torch.structure import weight_matrices
+from sklearn_implicitreg.adapters.torch.structure import in_scope
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.penalties.base import Leaf, same
-from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, select_params
+from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem
 from sklearn_implicitreg.problem.frozen import own_name
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.design import deviation, is_stochastic, window_design
@@ -242,7 +242,7 @@ def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
     }
     device = device_of("auto", found)
     trained = {n: p.to(device) for n, p in found.items()}
-    names = select_params(params, trained, {own_name(n) for n in weight_matrices(model)})
+    names = in_scope(model, trained, params)
     kinds = {p.dtype for p in trained.values()}
     return _Weights(
         params={n: trained[n] for n in names},

@@ -329,8 +329,8 @@ def _leaves(batch: Any) -> Iterator[Any]:
         if plain.ndim:
             yield (plain.float() if plain.is_floating_point() else plain).numpy()
     elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _leaves(value)
+        for key in sorted(batch, key=str):  # a collate function may give them in another order
+            yield from _leaves(batch[key])
     elif _is_nested(batch):
         for part in batch:
             yield from _leaves(part)

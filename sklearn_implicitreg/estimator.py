@@ -40,6 +40,7 @@ from sklearn_implicitreg.problem.parameters import (
     integer,
     number,
 )
+from sklearn_implicitreg.problem.row_models import memory_in_words
 from sklearn_implicitreg.regression.equations import Equations
 from sklearn_implicitreg.regression.fit import Settings, fit
 from sklearn_implicitreg.regression.inference import COVARIANCES, OVER_ROWS
@@ -303,6 +304,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.cache = cache
         self.verbose = verbose
 
+    @memory_in_words()
     @shared_decompositions()
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Estimate the coefficients at the trained weights.
@@ -324,6 +326,8 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         ValueError, TypeError
             For data that do not fit, unknown names, more coefficients than equations, or a cache
             of another gradient.
+        MemoryError
+            If not even one row fits into the memory, or rows that must pass together do not.
         """
         self.check_parameters()
         self._given = in_words(X, y, sample_weight)
@@ -345,6 +349,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self._fitted_rows = X, y, sample_weight
         return self._fit_to(targets, family)
 
+    @memory_in_words()
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.
 

@@ -30,6 +30,7 @@ from sklearn_implicitreg.problem.parameters import (
     integer,
     shown,
 )
+from sklearn_implicitreg.problem.row_models import memory_in_words
 from sklearn_implicitreg.regression.fit import Settings, verdict_on
 from sklearn_implicitreg.regression.inference import OVER_ROWS
 from sklearn_implicitreg.regression.shape import resolved
@@ -189,6 +190,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.cache = cache
         self.verbose = verbose
 
+    @memory_in_words()
     @shared_decompositions()
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Compare the families, and fit the one that is taken.

@@ -106,8 +106,8 @@ class LearnedPenalty:
         """
         named = named_tensors(params, self.shapes)
         first = next(iter(named.values()))
-        wide = {name: named[name].to(torch.float64) for name in self.shapes}
-        return (self.scale * _value(self.module, wide, self.inputs, self.unit)).to(first.dtype)
+        here = {name: named[name].to("cpu", torch.float64) for name in self.shapes}  # as phi is
+        return (self.scale * _value(self.module, here, self.inputs, self.unit)).to(first)
 
     def value(self, theta: Array) -> float:
         """Value at flattened parameters.

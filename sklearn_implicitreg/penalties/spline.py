@@ -163,7 +163,7 @@ def _places(params: Params, n: int) -> list[float]:
     if not len(sizes):
         raise ValueError("Expected weights that are not all zero for a spline, got zeros.")
     last = float(sizes[-1])
-    shares = torch.linspace(0, 1, n + 2, dtype=sizes.dtype)[1:-1]
+    shares = torch.linspace(0, 1, n + 2, dtype=sizes.dtype, device=sizes.device)[1:-1]
     # The largest is the end: a quantile of a million weights is read off the sorted ones.
     quantiles = sizes[(shares * (len(sizes) - 1)).long()]
     found: list[float] = []

@@ -69,6 +69,30 @@ def as_tensor(value: Any) -> Tensor:
             raise ParameterError(f"Expected an array of numbers, got {shown(value)}.") from error
 
 
+# What other errors than torch's own and Python's say where memory is short.
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short, on the processor or on a device."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(words in str(error) for words in _NO_MEMORY)
+
+
+@contextlib.contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Say what to do where torch is short of memory for a batch, which batch_size changes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"Expected memory for the passes over the rows, got {error}; give a smaller "
+            "batch_size, a larger device, or device='cpu'."
+        ) from error
+
+
 # What a forward pass or a loss raises where it is given something else than it takes.
 ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
@@ -76,7 +100,7 @@ ERRORS = (RuntimeError, TypeError, IndexError, KeyError, AttributeError, Asserti
 def raise_in_words(error: Exception, expected: str) -> NoReturn:
     """Raise an error of torch or of the user's code with what was expected; others as they are."""
     own = isinstance(error, TypeError) and str(error).startswith("Expected")
-    if own or isinstance(error, torch.OutOfMemoryError | ParameterError):
+    if own or isinstance(error, ParameterError) or is_out_of_memory(error):
         raise error
     text = str(error).rstrip(".")
     found = f"{type(error).__name__}: {text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -51,7 +52,7 @@ def zeros_of(params: Params) -> Params:
 
 def add_to(total: Tensor, part: Tensor, factor: float = 1.0) -> None:
     """Add to a float64 tensor in place; in pieces, for torch casts all of a mixed sum at once."""
-    if total.numel() <= _PIECE:
+    if total.numel() <= _PIECE or total.device.type != "cpu":
         total.add_(part, alpha=factor)
         return
     for into, piece in zip(_pieces(total), _pieces(part), strict=True):
@@ -79,13 +80,21 @@ def times(vector: Params, scale: Params | None) -> Params:
 
 def norm_of(params: Params) -> float:
     """Euclidean norm over all tensors, without copies of them."""
-    parts = (piece for tensor in params.values() for piece in _pieces(tensor.detach()))
-    return math.hypot(*map(_norm, parts))
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in params.values():
+        own = groups.setdefault((tensor.device, tensor.dtype), [])
+        own += _pieces(tensor.detach())
+    return math.hypot(*itertools.chain(*map(_norms, groups.values())))
 
 
-def _norm(piece: Tensor) -> float:
-    """Euclidean norm; squares that are out of range are not taken."""
-    found = float(torch.linalg.vector_norm(piece))
+def _norms(pieces: list[Tensor]) -> list[float]:
+    """Euclidean norms, which a device is waited for once; of squares in range."""
+    found = torch.stack([torch.linalg.vector_norm(piece) for piece in pieces]).tolist()
+    return [_norm(*pair) for pair in zip(pieces, found, strict=True)]
+
+
+def _norm(piece: Tensor, found: float) -> float:
+    """The norm that was found, or that of a piece whose squares are out of range."""
     limit = torch.finfo(piece.dtype).tiny ** 0.5
     if 1e4 * limit < found < float("inf") or not piece.numel():
         return found
@@ -96,6 +105,7 @@ def _norm(piece: Tensor) -> float:
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Views that stay in the cache when they are cast."""
-    pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(_PIECE)
+    """Views that stay in the cache of a processor when they are cast."""
+    flat = tensor.reshape(-1)
+    pieces: tuple[Tensor, ...] = flat.split(_PIECE) if tensor.device.type == "cpu" else (flat,)
     return pieces

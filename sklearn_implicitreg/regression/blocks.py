@@ -16,6 +16,8 @@ from sklearn_implicitreg.regression.system import Array, Rows, merge, r_factor, 
 # many columns these have; columns, target and instruments of some equations.
 Block = tuple[tuple[int, Tensor | None, int | None], Tensor, Tensor, Tensor | None, Tensor | None]
 
+_BATCHED = 256  # rows of a block, up to which cuBLAS decomposes many together
+
 
 def as_rows(name: str, block: Block) -> Rows:
     """Some equations of a tensor as arrays."""
@@ -48,8 +50,11 @@ def device_r_factor(design: Tensor, target: Tensor) -> Array:
     if target.device.type == "cpu":
         return r_factor(design.numpy(), target.numpy())
     both = torch.cat([design, target[:, None]], dim=1)
-    upper = torch.linalg.qr(both, mode="r").R.cpu().numpy()
     width = both.shape[1]
+    while len(both) > 2 * _BATCHED >= 4 * width:  # a device decomposes many small blocks at once
+        filled = torch.nn.functional.pad(both, (0, 0, 0, -len(both) % _BATCHED))
+        both = torch.linalg.qr(filled.reshape(-1, _BATCHED, width), mode="r").R.reshape(-1, width)
+    upper = torch.linalg.qr(both, mode="r").R.cpu().numpy()
     padded = np.zeros((width, width))
     padded[: len(upper)] = upper
     return padded

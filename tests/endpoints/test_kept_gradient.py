@@ -69,10 +69,10 @@ def passes(monkeypatch):
     made = []
     plain, measured = TorchProblem._block, LinearProblem.measured
 
-    def block(self, batch, first=False, twice=False):
-        if sys._getframe(1).f_code.co_name == "_blocks_from":  # and not a few rows for a scale
+    def block(self, batch, first=False, twice=False, ahead=None):
+        if sys._getframe(1).f_code.co_name == "of_part":  # and not a few rows for a scale
             made.append("block")
-        return plain(self, batch, first, twice)
+        return plain(self, batch, first, twice, ahead)
 
     def linear(self, *args):
         made.append("block")
@@ -408,10 +408,10 @@ def interrupt_before(end, patched):
         if next(left, "end") == "end":
             raise KeyboardInterrupt
 
-    def block(self, batch, first=False, twice=False):
-        if sys._getframe(1).f_code.co_name == "_blocks_from":
+    def block(self, batch, first=False, twice=False, ahead=None):
+        if sys._getframe(1).f_code.co_name == "of_part":
             stop()
-        return torch_block(self, batch, first, twice)
+        return torch_block(self, batch, first, twice, ahead)
 
     def linear(self, *args):
         stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,13 @@ from sklearn_implicitreg.adapters.torch.generators import (
 from sklearn_implicitreg.adapters.torch.labels import inputs_and_labels
 from sklearn_implicitreg.exceptions import AugmentationWarning, warn_user
 from sklearn_implicitreg.problem import Indices
+from sklearn_implicitreg.problem.frozen import tensors_in
 
+_SAME = "Expected the same rows each time that they are read, got"
+_REMEDY = (
+    "give arrays, a Dataset with a length or a stream that neither shuffles, drops rows nor ends "
+    "early; n_passes=20 if rows are augmented at random."
+)
 _TRIED = 8  # rows of a Dataset that are read twice: a flip may leave one as it is
 
 
@@ -96,6 +103,7 @@ def _dataset_rows(  # noqa: PLR0913
     n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
     weight = weights_of(data.sample_weight, n_rows)
     drawing = generators_in(dataset, collate)
+    readings = Readings()
 
     def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         loader: DataLoader[Any] = DataLoader(
@@ -108,9 +116,7 @@ def _dataset_rows(  # noqa: PLR0913
         weights = weight if weight is None or order is None else weight[order]
         start = 0
         with seeded(drawing):
-            for item in _collated(loader):
-                inputs, target = _unpack(item)
-                batch = Batch(inputs, target, None)
+            for batch in readings.compared(_batches(loader), batch_size if order is None else None):
                 stop = start + rows_in(batch)
                 yield batch._replace(weight=None if weights is None else weights[start:stop])
                 start = stop
@@ -121,10 +127,50 @@ def _dataset_rows(  # noqa: PLR0913
         return Batch(inputs, target, None if weight is None else weight[torch.as_tensor(rows)])
 
     once = n_passes == "auto"
-    first = _first_batch(read, size or (1 if in_batches else _TRIED), once)
+    first, same = _first_batch(read, size or (1 if in_batches else _TRIED), once)
+    readings.steady, readings.counted = same, once
     integers = () if first is None else which_integers(first.inputs)
     found = Rows(read, n_rows, size, integers=integers, in_tensors=True)
     return replace(found, pick=None if n_rows is None else pick, n_passes=1 if once else n_passes)
+
+
+class Readings:
+    """Number of rows of the readings of a data set, and checksums of them."""
+
+    def __init__(self) -> None:
+        self.counted = self.steady = False  # whether they must have as many rows, and the same
+        self._n_rows: int | None = None
+        self._sums: dict[int, int] = {}  # by batch size, which padding may depend on
+
+    def compared(self, batches: Iterator[Batch], size: int | None) -> Iterator[Batch]:
+        """The batches; ValueError where they end otherwise than an earlier reading."""
+        n_rows = checksum = 0
+        for batch in batches:
+            n_rows += rows_in(batch)
+            if self.steady and size is not None:
+                for tensor in tensors_in(batch[:2]):
+                    checksum = _checksum(tensor, checksum)
+            yield batch
+        if not self.counted:
+            return
+        before = n_rows if self._n_rows is None else self._n_rows
+        self._n_rows = n_rows
+        if before != n_rows:
+            raise ValueError(f"{_SAME} {before} rows and then {n_rows}; {_REMEDY}")
+        if self.steady and size is not None and self._sums.setdefault(size, checksum) != checksum:
+            raise ValueError(f"{_SAME} {n_rows} rows twice, with other numbers; {_REMEDY}")
+
+
+def _checksum(tensor: Tensor, before: int) -> int:
+    if tensor.layout != torch.strided:
+        return before
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(flat.view(torch.uint8).numpy().data, before)
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
+    for item in _collated(loader):
+        yield Batch(*_unpack(item), None)
 
 
 def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -151,18 +197,19 @@ def _unpack(item: Any) -> tuple[Any, Any]:
 
 def _first_batch(
     read: Callable[[int, Tensor | None], Iterator[Batch]], size: int, twice: bool
-) -> Batch | None:
-    """The first batch, read twice: random augmentation makes the loss another function."""
+) -> tuple[Batch | None, bool]:
+    """The first batch, read twice where asked for; and whether it was the same."""
     with preserved_rng(torch.device("cpu")):
         first = next(read(size, None), None)
         second = next(read(size, None), None) if twice else None
         if first is None or second is None:
-            return first
-        if not same_numbers(first[:2], second[:2]):
+            return first, False
+        same = same_numbers(first[:2], second[:2])
+        if not same:  # random augmentation makes the loss another function
             warn_user(
                 "The first batch differs when it is read twice: random augmentation, or a "
                 "stream that cannot be read again. The gradient is that of one draw; give "
                 "n_passes=20 for the mean over 20 readings, with their noise in the errors.",
                 AugmentationWarning,
             )
-        return first
+        return first, same

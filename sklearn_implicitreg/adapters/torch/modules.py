@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -28,7 +27,6 @@ from sklearn_implicitreg.adapters.torch.data import (
     Batch,
     Rows,
     few_rows,
-    map_tensors,
     merged_last,
     of_equal_weight,
     rows_in,
@@ -50,6 +48,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
 from sklearn_implicitreg.adapters.torch.labels import label_names, with_labels
 from sklearn_implicitreg.adapters.torch.loaders import read_rows, rows_of_batch
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
+from sklearn_implicitreg.adapters.torch.moving import ReadAhead, cut, moved, within_memory
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,
     device_of,
@@ -121,19 +120,21 @@ class TorchProblem(Problem):
         split = n_blocks > 1 and not self.batch_normalized
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
-        row_scale = 0.0
+        row_scale, at_once = 0.0, None
+        read = merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
+        batches = ReadAhead(read, self.dtype, self.kept)
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
-            for index, batch in enumerate(
-                merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
-            ):
+            for index, batch in enumerate(batches):
                 before = all_states(self.device) if index == 0 else []
                 if index >= n_done:
-                    block = self._block(self.to_device(batch), first=index == 0)
+                    ahead = batches.ahead if index and self.device.type != "cpu" else None
+                    block, at_once = within_memory(self, batch, at_once, not index, ahead)
                 if index == 0:
                     with preserved_rng(self.device):  # the next batch goes on with the numbers
+                        part = batch if at_once is None else cut(batch, at_once)[0]
                         if not n_done:
-                            warn_if_random(self, batch, before)
-                        row_scale = 0.0 if self.batch_normalized else self._row_scale(batch)
+                            warn_if_random(self, part, before)
+                        row_scale = 0.0 if self.batch_normalized else self._row_scale(part)
                 if index >= n_done:
                     yield replace(block, scale=max(row_scale * block.n_rows, block.scale))
                     del block  # freed before the next is made
@@ -283,7 +284,13 @@ class TorchProblem(Problem):
         """Hessian of the loss of outputs that are linear in the parameters, as they are here."""
         return gauss_newton(self, functions.batch_calls(self))
 
-    def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
+    def _block(
+        self,
+        batch: Batch,
+        first: bool = False,
+        twice: bool = False,
+        ahead: Callable[[], None] | None = None,
+    ) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
         parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
         if len(parts) > 1:
@@ -311,6 +318,8 @@ class TorchProblem(Problem):
                 "gradient; does the model or the loss detach?"
             )
         grads = self._gradients(total, batch, twice)
+        if ahead is not None:  # before the numbers are waited for
+            ahead()
         sums: Params = {}
         absent = set()
         for (name, t), g in zip(self.params.items(), grads, strict=True):
@@ -368,33 +377,12 @@ class TorchProblem(Problem):
 
     def to_device(self, batch: Batch) -> Batch:
         """A copy of a batch on the device, in the type that the module takes."""
-        alone = isinstance(batch.inputs, Tensor)
-        places = itertools.count()
-
-        def move(tensor: Tensor) -> Tensor:
-            place = next(places)
-            dtype: torch.dtype | None = self.dtype
-            if tensor.is_complex():
-                dtype = self.dtype.to_complex()
-            elif tensor.dtype == torch.bool:
-                dtype = self.dtype if alone else None
-            elif not tensor.is_floating_point() and self.kept:
-                dtype = None if self.kept[min(place, len(self.kept) - 1)] else self.dtype
-            # A copy always: a module or loss that works in place would write to the user's rows.
-            return tensor.to(self.device, dtype, copy=True)
-
-        def move_target(tensor: Tensor) -> Tensor:
-            dtype = self.dtype if tensor.is_floating_point() else None
-            return tensor.to(self.device, dtype, copy=True)
-
-        weight = None if batch.weight is None else batch.weight.to(self.device, self.dtype)
-        if alone and isinstance(batch.target, Tensor) and not self.label_args:
-            return Batch(move(batch.inputs), move_target(batch.target), weight)
-        target = map_tensors(move_target, batch.target)
-        inputs = map_tensors(move, batch.inputs)
-        if self.label_args:
-            inputs = with_labels(self.module, inputs, target, self.label_args)
-        return Batch(inputs, target, weight)
+        own = moved(batch, self.device, self.dtype, self.kept)
+        if not self.label_args:
+            return own
+        return own._replace(
+            inputs=with_labels(self.module, own.inputs, own.target, self.label_args)
+        )
 
     def numbered_like(self, fitted: Problem) -> TorchProblem:
         """The same problem with labels numbered as they are in the fitted rows."""

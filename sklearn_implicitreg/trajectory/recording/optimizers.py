@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,6 +222,14 @@ def signed(gradient: Tensor, group: Group) -> Tensor:
     return -gradient if group.get("maximize") else gradient
 
 
+def _apart(model: Iterable[Tensor], held: Iterable[Tensor]) -> str:
+    """Where both are, if they are on different devices."""
+    here, there = (sorted({str(p.device) for p in own}) for own in (model, held))
+    if here == there:
+        return ""
+    return f" (the model is on {', '.join(here)}, the optimizer's tensors on {', '.join(there)})"
+
+
 class Watched:
     """Trained tensors of a model that an optimizer has."""
 
@@ -231,8 +239,18 @@ class Watched:
         self.params: Params = {names[id(p)]: p for p in held if id(p) in names}
         if not self.params:
             raise ValueError(
-                "Expected an optimizer of this model's parameters, got one of none of them."
+                "Expected an optimizer of this model's parameters, got one of none of them"
+                f"{_apart(model.parameters(), held)}; make it of model.parameters(), after the "
+                "model was moved or copied."
             )
+        for name, p in self.params.items():
+            for key, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor) and value.ndim and value.device != p.device:
+                    raise ValueError(
+                        f"Expected an optimizer on the device of the model, got {key} of {name} on "
+                        f"{value.device} and {name} on {p.device}; move the model before its "
+                        "optimizer is made, or load the optimizer's state_dict again."
+                    )
         complex_ones = [name for name, p in self.params.items() if p.is_complex()]
         if complex_ones:
             raise ValueError(

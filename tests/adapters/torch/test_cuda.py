@@ -17,6 +17,9 @@ from module_cases import (
     rng_states,
 )
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sklearn_implicitreg.exceptions import ModelStateWarning
 
 
 @pytest.mark.cuda
@@ -69,6 +72,42 @@ class TestCuda:
         expected = estimate(model, X_, Y_, batch_size=10).coef_
         found = estimate(model, X_, Y_, batch_size=10, device="cuda").coef_
         np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+    def test_pinned_batches_that_are_read_ahead(self):
+        model = mlp(torch.float32)
+        expected = estimate(model, X_, Y_, batch_size=7).coef_
+        found = estimate(model, X_, Y_, batch_size=7, device="cuda").coef_
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        for loader in (
+            DataLoader(TensorDataset(torch.tensor(X_), torch.tensor(Y_)), 7, pin_memory=True),
+            DataLoader(TensorDataset(torch.tensor(X_).cuda(), torch.tensor(Y_).cuda()), 7),
+        ):
+            np.testing.assert_allclose(estimate(model.cuda(), loader).coef_, expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+    def test_coarse_weights(self, kind):
+        model = mlp().to(kind)
+        expected = estimate(copy.deepcopy(model).float(), X_, Y_).coef_
+        with pytest.warns(ModelStateWarning, match="in float32"):
+            found = estimate(model.cuda(), X_, Y_).coef_
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    def test_a_batch_that_is_too_large_is_cut(self):
+        """A layer that takes more memory than there is for all rows, and not for one."""
+
+        class Wide(nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+                self.n = torch.cuda.get_device_properties(0).total_memory // (8 * 10)
+
+            def forward(self, x):
+                held = torch.zeros(len(x), self.n, dtype=torch.float64, device="cuda")
+                return self.inner(x) + 0 * held[:, :1]
+
+        model = mlp()
+        expected = estimate(model, X_, Y_).coef_
+        np.testing.assert_allclose(estimate(Wide(model).cuda(), X_, Y_).coef_, expected, rtol=1e-9)
 
     def test_generators_stay(self):
         model = dropout_net().cuda()

@@ -1,0 +1,111 @@
+"""Loaders whose rows are not the same each time that they are read."""
+
+import numpy as np
+import pytest
+import torch
+from module_cases import X_, Y_, estimate, mlp
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from sklearn_implicitreg.adapters import Data, Options, adapt
+from sklearn_implicitreg.exceptions import AugmentationWarning
+
+SIZE = {"size": lambda params, batch: batch.outputs.square().mean(1)}  # reads the rows once more
+WARNS = "ignore:The first batch differs"
+
+
+class Changing(IterableDataset):
+    """Rows of which another part, or another order, comes at each reading after the second."""
+
+    def __init__(self, rows_of):
+        self.rows_of, self.n_read = rows_of, 0
+
+    def __iter__(self):
+        self.n_read += 1  # the first batch is read twice before
+        for i in self.rows_of(max(0, self.n_read - 3)):
+            yield torch.tensor(X_[i]), torch.tensor(Y_[i])
+
+
+ROWS = {
+    "ends early": (lambda n: range(40 - 8 * n), "40 rows and then 32;"),
+    "drops rows": (
+        lambda n: [i for i in range(40) if i != 30 * n or n == 0],
+        "40 rows and then 39",
+    ),
+    "grows": (lambda n: [*range(40), *range(n)], "40 rows and then 41"),
+    "shuffles": (lambda n: [*range(16), *np.roll(np.arange(16, 40), n)], "40 rows twice, with"),
+    "other rows": (lambda n: [*range(39), 39 - n], "40 rows twice, with other numbers"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_differ_between_two_passes(case):
+    rows_of, words = ROWS[case]
+    with pytest.raises(ValueError, match=rf"same rows each time.* got {words}.*give arrays, a Dat"):
+        estimate(mlp(), Changing(rows_of), family=SIZE, batch_size=8)
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_one_pass_has_nothing_to_compare(case):
+    assert estimate(mlp(), Changing(ROWS[case][0]), family="l2", batch_size=8).coef_.shape == (1,)
+
+
+def test_batches_of_a_loader_without_a_length():
+    class Batches(IterableDataset):
+        n_read = 0
+
+        def __iter__(self):
+            type(self).n_read += 1
+            for at in range(0, 40 - 8 * (self.n_read > 3), 8):
+                yield torch.tensor(X_[at : at + 8]), torch.tensor(Y_[at : at + 8])
+
+    with pytest.raises(ValueError, match="40 rows and then 32"):
+        estimate(mlp(), DataLoader(Batches(), batch_size=None), family=SIZE)
+
+
+@pytest.mark.filterwarnings(WARNS)
+def test_streams_that_shuffle_have_the_same_rows():
+    """Of the mean over all rows their order does not matter: counted, and not compared."""
+    orders = [np.random.default_rng(i).permutation(40) for i in range(9)]
+    stream = Changing(orders.__getitem__)
+    stream.rows_of = lambda n: orders[stream.n_read]
+    expected = estimate(mlp(), X_, Y_, family=SIZE)
+    torch.manual_seed(0)
+    with pytest.warns(AugmentationWarning):
+        found = estimate(mlp(), stream, family=SIZE, batch_size=8)
+    assert found.coef_.shape == expected.coef_.shape
+    stream.rows_of = lambda n: orders[stream.n_read][: 40 - stream.n_read]
+    with (
+        pytest.warns(AugmentationWarning),
+        pytest.raises(ValueError, match="rows and then"),
+    ):
+        stream.n_read = 0
+        estimate(mlp(), stream, family=SIZE, batch_size=8)
+
+
+def test_sampler_and_drop_last_of_a_loader_do_not_matter():
+    """The data set is read in its own order, whatever the loader would leave out."""
+    model, data = mlp(), TensorDataset(torch.tensor(X_), torch.tensor(Y_))
+    expected = estimate(model, X_, Y_, family=SIZE)
+    loader = DataLoader(data, batch_size=7, shuffle=True, drop_last=True)
+    np.testing.assert_allclose(estimate(model, loader, family=SIZE).coef_, expected.coef_, 1e-12)
+
+
+def test_padding_by_batch_is_no_difference():
+    """Batches of other sizes are padded otherwise."""
+
+    class Words(Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, i):
+            return torch.full((1 + i % 5,), float(i + 1)).double(), torch.tensor(Y_[i])
+
+    def collate(rows):
+        words = torch.nn.utils.rnn.pad_sequence([x for x, _ in rows], True, -1.0)
+        padded = torch.nn.functional.pad(words, (0, 5 - words.shape[1]), value=-words.shape[1])
+        return padded, torch.stack([y for _, y in rows])
+
+    loader = DataLoader(Words(), batch_size=8, collate_fn=collate)
+    problem = adapt(mlp(), Data(loader, None), Options(loss="mse", params="all"))
+    for n_blocks in (1, 20, 1):
+        assert sum(block.n_rows for block in problem.blocks(n_blocks)) == 40

@@ -17,9 +17,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn_implicitreg.exceptions import WorkerWarning, warn_user
 
 _TRIES = 3
-# Names of the errors where a worker died, of joblib's own processes and of Dask, which has run the
-# task on other workers then, and without any left lets joblib run tasks in this process.
-_DEATHS, _FINAL = "TerminatedWorkerError", "KilledWorker"
+_DEATH = "TerminatedWorkerError"  # of joblib's own processes; Dask runs a task again by itself
 
 
 class Shared:
@@ -52,7 +50,7 @@ def _received(rest: Any, *large: Any) -> Shared:
 
 @dataclass(frozen=True)
 class _Died:
-    reason: str
+    reason: str = f"its worker process died {_TRIES} times"
 
 
 def in_workers(
@@ -112,16 +110,9 @@ def _outcomes(
                 del left[name]
                 yield name, outcome
         except Exception as error:
-            kind = type(error).__name__
-            if kind not in (_DEATHS, _FINAL):
+            if type(error).__name__ != _DEATH:
                 raise
-            # Workers on other machines leave no marks here: any task may be the one.
             running = [n for n in left if Path(marks[n]).exists()] or list(left)
-            if kind == _FINAL:
-                raise RuntimeError(
-                    f"Expected results of all tasks, got none of {_listed(running)}: its "
-                    "worker process died on every try of Dask; give it more memory."
-                ) from error
             again = "which are run again" if running[1:] else "which is run again"
             warn_user(
                 f"A worker process died while it ran {_listed(running)}, {again}.", WorkerWarning
@@ -137,9 +128,9 @@ def _alone(run: Callable[[list[str]], Iterator[tuple[str, Any]]], name: str) -> 
         try:
             return next(run([name]))[1]
         except Exception as error:
-            if type(error).__name__ != _DEATHS:
+            if type(error).__name__ != _DEATH:
                 raise
-    return _Died(f"its worker process died {_TRIES} times")
+    return _Died()
 
 
 def _listed(names: list[str]) -> str:
@@ -149,9 +140,11 @@ def _listed(names: list[str]) -> str:
 def _task(
     function: Callable[..., Any], shared: Shared, name: str, mark: str, args: tuple[Any, ...]
 ) -> tuple[str, Any]:
-    """A task, with a file that is there while it runs, by which it is known if the worker dies."""
-    with contextlib.suppress(OSError):  # on another machine
-        Path(mark).touch()
+    """A task, with a file that counts how often it began and is there until it ends."""
+    with contextlib.suppress(OSError), Path(mark).open("ab") as begun:  # not on another machine
+        if begun.tell() >= _TRIES:
+            return name, _Died()
+        begun.write(b".")
     try:
         return name, function(*shared.values, *args)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from numbers import Integral
@@ -21,7 +22,7 @@ from torch.nn.parameter import UninitializedParameter
 from sklearn_implicitreg.adapters import Options
 from sklearn_implicitreg.adapters.registry import held_rows
 from sklearn_implicitreg.endpoints.templates import routing_enabled, weight_name
-from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained
+from sklearn_implicitreg.problem.frozen import FrozenModel, is_trained, sent_state
 from sklearn_implicitreg.problem.parameters import Checked, shown
 
 PRECOMPUTED = "precomputed"
@@ -53,6 +54,20 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
         """A shallow copy, without what pickling adds and leaves out."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(vars(self))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made, args, state, *rest = super().__reduce_ex__(protocol)
+        return made, args, sent_state(state), *rest
+
+    def __copy__(self) -> AboutModel:
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AboutModel:
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -18,6 +18,7 @@ __all__ = [
     "PathNoiseWarning",
     "SelectionWarning",
     "StepSizeWarning",
+    "WorkerWarning",
 ]
 
 _PACKAGE = __name__.partition(".")[0] + "."
@@ -92,6 +93,13 @@ class StepSizeWarning(ImplicitRegularizationWarning):
     """The step size is so large that the iteration diverges.
 
     Explained in doc/warnings.md#stepsizewarning.
+    """
+
+
+class WorkerWarning(ImplicitRegularizationWarning):
+    """A worker process died, and what it ran is run again.
+
+    Explained in doc/warnings.md#workerwarning.
     """
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import numbers
+import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import numpy.typing as npt
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.parallel import Parallel, delayed
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, n_rows
+from sklearn_implicitreg.endpoints.kept import put_in_place
 from sklearn_implicitreg.endpoints.templates import inner_model, routing_enabled, weight_name
 from sklearn_implicitreg.exceptions import warn_user
 from sklearn_implicitreg.problem import Indices, Weights
@@ -28,8 +35,11 @@ from sklearn_implicitreg.problem.parameters import (
     Allowed,
     as_numbers,
     checked,
+    instance,
     integer,
+    shown,
 )
+from sklearn_implicitreg.problem.workers import Shared, in_workers
 from sklearn_implicitreg.progress import progress
 
 _INTEGER = integer(-(2**31))
@@ -42,6 +52,7 @@ Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
     bootstrap=FLAG,
     n_jobs=NOTHING | Allowed(lambda n: n != 0 and _INTEGER.holds(n), ("an integer other than 0",)),
     random_state=RANDOM_STATE,
+    cache=NOTHING | instance("the path of a folder", str, PathLike),
     verbose=integer(0) | FLAG,
 )
 def endpoints(  # noqa: PLR0913
@@ -55,6 +66,7 @@ def endpoints(  # noqa: PLR0913
     sample_weight: Any = None,
     n_jobs: int | None = None,
     random_state: Any = None,
+    cache: Any = None,
     verbose: int = 0,
 ) -> EndpointList:
     """Train an estimator on resamples of the rows, or on new data sets.
@@ -80,6 +92,9 @@ def endpoints(  # noqa: PLR0913
         Processes, as in scikit-learn; the numbers are the same for any.
     random_state : int, RandomState instance or None, default=None
         For the resamples or data sets, and for the trainings.
+    cache : str, path or None, default=None
+        Folder that keeps every trained endpoint, so that a run that was killed goes on where it
+        was. The files are pickles: reading them runs code, so let nobody else write there.
     verbose : int, default=0
         Print a progress bar if above 0.
 
@@ -135,10 +150,14 @@ def endpoints(  # noqa: PLR0913
                 f"{type(estimator).__name__}; leave out `weights` and `sample_weight`."
             )
     seeds = rng.randint(np.iinfo(np.int32).max, size=len(sets))
-    outcomes = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_trained)(estimator, data, rows, weighted, int(seed))
-        for (data, rows), seed in zip(sets, seeds, strict=True)
-    )
+    common = Data(X, y) if bootstrap else None
+    tasks = {
+        f"endpoint {i}": (replace(data, X=None, y=None) if bootstrap else data, rows, int(seed))
+        for i, ((data, rows), seed) in enumerate(zip(sets, seeds, strict=True))
+    }
+    folder = None if cache is None else _folder_of(cache, estimator, common)
+    shared = Shared(folder, estimator, common, weighted)
+    outcomes = in_workers(_kept, shared, tasks, n_jobs, instead=str)
     return _collected(sets, progress(outcomes, "endpoints", len(sets), verbose))
 
 
@@ -229,9 +248,47 @@ def _check_lengths(data: Data) -> None:
             )
 
 
-def _trained(
-    template: Any, data: Data, rows: Indices | None, weighted: str | None, seed: int
+def _folder_of(cache: str | PathLike[str], template: Any, common: Data | None) -> Path:
+    """Folder of a template on its rows; the files in it are those of seeds and resamples."""
+    place = Path(cache)
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"Expected a folder as cache, got the file {str(place)!r}.")
+    versions = sklearn.__version__, torch.__version__, np.__version__
+    try:
+        key: str = joblib.hash((template, common, versions))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            "Expected an estimator and rows that can be pickled for cache=, got "
+            f"{shown(template)} ({error}); define its classes in a file, or leave out cache."
+        ) from error
+    own = place / key
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+def _kept(folder: Path | None, *given: Any) -> Any:
+    """A trained model from its file, if that is whole, else trained and written."""
+    if folder is None:
+        return _trained(*given)
+    file = folder / f"{joblib.hash(given[2:])}.joblib"
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        return joblib.load(file)
+    found = _trained(*given)
+    if not isinstance(found, str):
+        put_in_place(file, functools.partial(joblib.dump, found))
+    return found
+
+
+def _trained(  # noqa: PLR0913
+    template: Any,
+    common: Data | None,
+    weighted: str | None,
+    data: Data,
+    rows: Indices | None,
+    seed: int,
 ) -> Any:
+    if common is not None:
+        data = replace(data, X=common.X, y=common.y)
     model = clone(template)
     try:
         for key, value in model.get_params().items():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from sklearn_implicitreg.problem.references import Made, turned
+from sklearn_implicitreg.problem.references import Made, leads, turned
 
 # Names of classes whose instances come trained, though they are no scikit-learn estimators.
 TRAINED_CLASSES = {"statsmodels.Results", "statsmodels.ResultsWrapper"}
@@ -36,8 +37,7 @@ class FrozenModel:
     """Trained module that searches share instead of copying it.
 
     Put one in a parameter grid (``{"model": [FrozenModel(a), FrozenModel(b)]}``), where
-    scikit-learn would deep-copy a bare module for every candidate and fold. Worker processes
-    get the weights as NumPy arrays, which joblib maps into memory once.
+    scikit-learn would deep-copy a bare module for every candidate and fold.
 
     Parameters
     ----------
@@ -64,7 +64,6 @@ class FrozenModel:
                 "estimators are frozen by sklearn.frozen.FrozenEstimator."
             )
         self.model = model
-        self._arrays: dict[str, npt.NDArray[Any]] | None = None
 
     def __sklearn_clone__(self) -> FrozenModel:
         return self
@@ -74,26 +73,62 @@ class FrozenModel:
         return f"FrozenModel({type(self.model).__name__}, {size:,} parameters)"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Weights as cached arrays (the same objects each time), structure without numbers."""
+        return {"model": Sent.of(self.model)}
+
+
+class Sent:
+    """A model on its way to another process; it arrives as the model."""
+
+    # Its large arrays are the same objects each time that it is pickled: joblib maps them into
+    # memory once, where bytes that torch makes would travel with every task. Within one pickle a
+    # model is one of these, so that it arrives as one.
+
+    _on_their_way: ClassVar[WeakValueDictionary[int, Sent]] = WeakValueDictionary()
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    @classmethod
+    def of(cls, model: Any) -> Sent:
+        """The one of this model that is on its way, or a new one."""
+        found = cls._on_their_way.get(id(model))
+        if found is None:
+            found = cls._on_their_way[id(model)] = cls(model)
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        model = self.model
+        if isinstance(model, nn.Module):
+            with STATES:
+                return _arrived, (_structure(model),)
+        made, args, state, *rest = model.__reduce_ex__(4)
         with STATES:
-            tensors = _tensors(self.model)
-            if self._arrays is None:
-                self._arrays = {name: _to_array(t) for name, t in tensors.items()}
-            dtypes = {name: t.dtype for name, t in tensors.items()}
-            structure = rebuilt(self.model, _empty_like, Tensor.detach)
-        return {"arrays": self._arrays, "dtypes": dtypes, "structure": structure}
+            held = _HELD.setdefault(model, {})
+            state = {key: _held_bytes(held, key, sent(value)) for key, value in state.items()}
+        return _made, (made, args), state, *rest
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Put the arrays back in place, without copying them."""
-        arrays, dtypes = state["arrays"], state["dtypes"]
-        names = {id(t): name for name, t in _tensors(state["structure"]).items()}
 
-        def filled(empty: Tensor) -> Tensor:
-            name = names[id(empty)]
-            return _of_kind(empty, _to_tensor(arrays[name], dtypes[name]))
+def sent(value: Any) -> Any:
+    """The same value, with the modules and nets that are in it ready to be sent."""
+    if isinstance(value, nn.Module) or isinstance(getattr(value, "module_", None), nn.Module):
+        return Sent.of(value)
+    if type(value) in (list, tuple):
+        inside = [sent(own) for own in value]
+        same = all(one is other for one, other in zip(inside, value, strict=True))
+        return value if same else type(value)(inside)
+    if hasattr(value, "get_params") and not isinstance(value, type):
+        return Sent.of(value) if any(sent(v) is not v for v in vars(value).values()) else value
+    return value
 
-        self.model = rebuilt(state["structure"], filled, Tensor.detach)
-        self._arrays = arrays
+
+def sent_state(state: dict[str, Any]) -> dict[str, Any]:
+    """State of an estimator, whose model is ready to be sent unless other values lead to it."""
+    ours = {key: state[key] for key in ("model", "model_") if key in state}
+    modules = [model for model in ours.values() if isinstance(model, nn.Module)]
+    parts = {id(p): p for module in modules for p in (*module.modules(), *module.parameters())}
+    if any(leads(value, parts, set()) for key, value in state.items() if key not in ours):
+        return state  # a bound method or a closure has to arrive with the module that it is of
+    return state | {key: sent(model) for key, model in ours.items()}
 
 
 def rebuilt(
@@ -197,32 +232,126 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    named = itertools.chain(module.named_parameters(), module.named_buffers())
-    return {own_name(name): tensor for name, tensor in named}
+_LARGE = 2**20  # bytes of an array from which joblib maps it into memory
+_FEW = 2**16  # bytes that may travel with every task
+_ALIGNED = 64  # bytes
+# Arrays of models that were sent, the same objects as long as their contents are.
+_HELD: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def _empty_like(tensor: Tensor) -> Tensor:
-    return _of_kind(tensor, torch.empty_like(tensor, device="meta"))
+class _Placed:
+    """What arrives as the value of a function."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any):
+        self.reduced = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
 
 
-def _of_kind(like: Tensor, tensor: Tensor) -> Tensor:
-    if isinstance(like, nn.Parameter):
-        return nn.Parameter(tensor, requires_grad=like.requires_grad)
-    return tensor
+def _structure(module: nn.Module) -> nn.Module:
+    """The module with tensors that arrive from large arrays; as it is if its class pickles it."""
+    own = ("__reduce__", "__reduce_ex__", "__getstate__")
+    if any(getattr(type(p), n) is not getattr(nn.Module, n) for p in parts_of(module) for n in own):
+        return module
+    found: dict[int, Tensor] = {}
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        found[id(tensor)] = tensor
+    for part in parts_of(module):
+        found |= {id(tensor): tensor for tensor in tensors_in(vars(part))}
+    plain = {key: tensor for key, tensor in found.items() if _is_plain(tensor)}
+    storages = _storages(module, list(plain.values()))
+
+    def placed(tensor: Tensor) -> Any:
+        if id(tensor) not in plain:
+            return tensor
+        named = isinstance(tensor, nn.Parameter) or tensor.is_leaf
+        where = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+        how = isinstance(tensor, nn.Parameter), named and tensor.requires_grad, vars(tensor)
+        return _Placed(_tensor, storages[_memory_of(tensor)], tensor.dtype, where, how)
+
+    return rebuilt(module, placed, placed)
 
 
-def _to_array(tensor: Tensor) -> npt.NDArray[Any]:
-    tensor = tensor.detach().cpu().contiguous()
-    # NumPy has no bfloat16: its bits travel as integers.
-    return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is its numbers in memory and nothing else."""
+    ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    special = tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg()
+    return ordinary and tensor.device.type == "cpu" and not special
 
 
-def _to_tensor(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-    with warnings.catch_warnings():  # memory-mapped arrays are read-only; nothing writes to them
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensor = torch.from_numpy(np.asarray(array))
-    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
+def _memory_of(tensor: Tensor) -> tuple[int, int]:
+    memory = tensor.untyped_storage()
+    return memory.data_ptr(), memory.nbytes()
+
+
+def _storages(module: nn.Module, tensors: list[Tensor]) -> dict[tuple[int, int], _Placed]:
+    """What tensors are views of, by its address: large memory as it is, the rest in one array."""
+    before, now = _HELD.get(module, {}), dict[Any, npt.NDArray[Any]]()
+    versions: dict[tuple[int, int], Any] = defaultdict(tuple)
+    views: dict[tuple[int, int], npt.NDArray[Any]] = {}
+    for tensor in tensors:
+        place, memory = _memory_of(tensor), tensor.untyped_storage()
+        versions[place] += () if tensor.is_inference() else (tensor._version,)
+        views[place] = torch.empty(0, dtype=torch.uint8).set_(memory).numpy()
+    found, small, end = {}, [], 0
+    for place, view in views.items():
+        if view.nbytes > _LARGE:
+            key = place, versions[place]
+            now[key] = before.get(key, view)
+            found[place] = _Placed(_memory, now[key], 0, view.nbytes)
+        else:
+            small.append((place, end, view))
+            end += -(-view.nbytes // _ALIGNED) * _ALIGNED
+    # Zeros at its end make it large enough to be mapped, rather than to travel with every task.
+    joined = np.zeros(end if end < _FEW else max(end, _LARGE + 1), np.uint8)
+    for _, start, view in small:
+        joined[start : start + view.nbytes] = view
+    now["small"] = _same(before.get("small"), joined)
+    _HELD[module] = now
+    for place, start, view in small:
+        found[place] = _Placed(_memory, now["small"], start, start + view.nbytes)
+    return found
+
+
+def _same(held: npt.NDArray[Any] | None, now: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array that is held, if the one of now has the same numbers."""
+    return held if held is not None and np.array_equal(held, now) else now
+
+
+def _held_bytes(held: dict[str, Any], key: str, value: Any) -> Any:
+    """Bytes, such as those of a skorch net's module, as an array that stays the same object."""
+    if type(value) is not bytes or len(value) <= _LARGE:
+        return value
+    held[key] = _same(held.get(key), np.frombuffer(value, np.uint8))
+    return _Placed(_bytes, held[key])
+
+
+def _arrived(model: Any) -> Any:
+    return model
+
+
+def _made(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return make(*args)  # pickle wants copyreg.__newobj__ for the class of Sent itself
+
+
+def _bytes(array: npt.NDArray[Any]) -> bytes:
+    return array.tobytes()
+
+
+def _memory(array: npt.NDArray[Any], start: int, stop: int) -> Tensor:
+    """Memory of its own, aligned as torch aligns it: maps of files cannot be written to."""
+    memory = torch.empty(stop - start, dtype=torch.uint8)
+    memory.numpy()[:] = array[start:stop]
+    return memory
+
+
+def _tensor(memory: Tensor, dtype: torch.dtype, where: Any, how: Any) -> Tensor:
+    is_parameter, requires_grad, attributes = how
+    tensor = torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), *where)
+    tensor = nn.Parameter(tensor, False) if is_parameter else tensor
+    vars(tensor).update(attributes)
+    return tensor.requires_grad_(requires_grad)
 
 
 def is_trained(model: Any) -> bool:

@@ -24,7 +24,7 @@ def turned(value: Any, own: Mapping[int, Any], made: Made) -> Any:
         return own[id(value)]
     if id(value) in made:
         return made[id(value)][1]
-    return _again(value, own, made) if _leads(value, own, set()) else value
+    return _again(value, own, made) if leads(value, own, set()) else value
 
 
 def _again(value: Any, own: Mapping[int, Any], made: Made) -> Any:
@@ -68,7 +68,7 @@ def _turned_function(function: types.FunctionType, own: Mapping[int, Any], made:
     return again
 
 
-def _leads(value: Any, own: Mapping[int, Any], seen: set[int]) -> bool:
+def leads(value: Any, own: Mapping[int, Any], seen: set[int]) -> bool:
     """Whether a part of the module can be reached."""
     if id(value) in own:
         return True
@@ -76,7 +76,7 @@ def _leads(value: Any, own: Mapping[int, Any], seen: set[int]) -> bool:
     if not inside or id(value) in seen:
         return False
     seen.add(id(value))
-    return any(_leads(item, own, seen) for item in inside)
+    return any(leads(item, own, seen) for item in inside)
 
 
 def _inside(value: Any) -> list[Any]:

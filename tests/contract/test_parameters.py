@@ -564,7 +564,7 @@ CALLS = {
         {"estimator": Ridge(), "X": X, "y": Y, "n_endpoints": 2},
         {"estimator": "model", "X": "rows", "y": "y", "n_endpoints": "count", "bootstrap": "flag"}
         | {"weights": "weight", "sample_weight": "weight", "n_jobs": "jobs"}
-        | {"random_state": "seed", "verbose": "verbose"},
+        | {"random_state": "seed", "cache": "folder", "verbose": "verbose"},
     ),
     "equations": (
         package.equations, None, {"model": RIDGE, "X": X, "y": Y},

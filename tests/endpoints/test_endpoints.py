@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -328,6 +330,74 @@ def test_processes_do_not_change_the_numbers(template):
         np.testing.assert_array_equal(mine.X, theirs.X)
         np.testing.assert_array_equal(mine.model.predict(X), theirs.model.predict(X))
     assert len({own.model.predict(X[:1]).item() for own in one}) == 5
+
+
+class TestKept:
+    TEMPLATE = SGDRegressor(max_iter=5, tol=None)
+
+    def test_a_killed_run_goes_on_with_the_same_bits(self, tmp_path):
+        code = (
+            "import importlib, os, sys, numpy as np\n"
+            "from sklearn.linear_model import SGDRegressor\n"
+            "from sklearn_implicitreg import endpoints\n"
+            "r = importlib.import_module('sklearn_implicitreg.endpoints.retraining')\n"
+            "X = np.load(sys.argv[1] + '/X.npy'); y = np.load(sys.argv[1] + '/y.npy')\n"
+            "put, n = r.put_in_place, [0]\n"
+            "def killed(file, write):\n"
+            "    put(file, write); n[0] += 1\n"
+            "    n[0] < 4 or os.kill(os.getpid(), 9)\n"
+            "r.put_in_place = killed\n"
+            "endpoints(SGDRegressor(max_iter=5, tol=None), X, y, 9, random_state=1,\n"
+            "          cache=sys.argv[1] + '/kept')\n"
+        )
+        np.save(tmp_path / "X.npy", X), np.save(tmp_path / "y.npy", Y)
+        run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+        assert run.returncode == -9
+        files = list((tmp_path / "kept").rglob("*.joblib"))
+        assert len(files) == 4
+        stamps = {file: file.stat().st_mtime_ns for file in files}
+        again = endpoints(self.TEMPLATE, X, Y, 9, random_state=1, cache=tmp_path / "kept")
+        assert {file: file.stat().st_mtime_ns for file in files} == stamps
+        whole = endpoints(self.TEMPLATE, X, Y, 9, random_state=1)
+        for mine, theirs in zip(again, whole, strict=True):
+            np.testing.assert_array_equal(mine.model.coef_, theirs.model.coef_)
+            np.testing.assert_array_equal(mine.X, theirs.X)
+
+    def test_other_templates_rows_and_seeds_are_trained(self, tmp_path):
+        def fit(template=self.TEMPLATE, X=X, y=Y, seed=1, **how):
+            mine = endpoints(template, X, y, 3, random_state=seed, cache=tmp_path, **how)
+            plain = endpoints(template, X, y, 3, random_state=seed, **how)
+            for one, other in zip(mine, plain, strict=True):
+                np.testing.assert_array_equal(one.model.coef_, other.model.coef_)
+            return len(list(tmp_path.rglob("*.joblib")))
+
+        assert fit() == fit() == 3
+        assert fit(seed=2) == 6
+        assert fit(clone(self.TEMPLATE).set_params(alpha=0.1)) == 9
+        assert fit(y=Y + 1) == 12
+        assert fit(sample_weight=np.arange(1.0, N + 1)) == 15
+        sets = {"X": [X, X[:20], X[20:]], "y": [Y, Y[:20], Y[20:]], "bootstrap": False}
+        assert fit(**sets) == 18
+
+    def test_a_damaged_file_is_trained_again(self, tmp_path):
+        endpoints(self.TEMPLATE, X, Y, 2, random_state=1, cache=tmp_path)
+        for file in tmp_path.rglob("*.joblib"):
+            file.write_bytes(file.read_bytes()[:40])
+        again = endpoints(self.TEMPLATE, X, Y, 2, random_state=1, cache=tmp_path)
+        plain = endpoints(self.TEMPLATE, X, Y, 2, random_state=1)
+        np.testing.assert_array_equal(again[1].model.coef_, plain[1].model.coef_)
+
+    def test_bad_input(self, tmp_path):
+        file = tmp_path / "file"
+        file.write_text("")
+        with pytest.raises(ValueError, match="Expected a folder as cache, got the file"):
+            endpoints(self.TEMPLATE, X, Y, 2, cache=file)
+
+        class Local(SGDRegressor):
+            pass
+
+        with pytest.raises(ValueError, match="can be pickled for cache=, got .*Local"):
+            endpoints(Local(), X, Y, 2, cache=tmp_path)
 
 
 def test_skorch_nets_are_reproducible_and_leave_the_random_state():

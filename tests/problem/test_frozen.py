@@ -1,6 +1,7 @@
 """Trained modules as shared values: cloning, pickling, worker processes."""
 
 import copy
+import io
 import pickle
 import threading
 import warnings
@@ -10,10 +11,20 @@ import pytest
 import torch
 from joblib import Parallel, delayed
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetRegressor
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from sklearn_implicitreg import FrozenModel, ImplicitRegularizationEstimator
+from sklearn_implicitreg import (
+    FrozenModel,
+    ImplicitRegularizationCV,
+    ImplicitRegularizationEstimator,
+)
 from sklearn_implicitreg.problem.frozen import STATES, tensors_in
 
 
@@ -72,6 +83,22 @@ def tensors(module):
 
 def roundtrip(module):
     return pickle.loads(pickle.dumps(FrozenModel(module))).model
+
+
+def arrays_of(model):
+    """Large arrays that a pickle hands to its pickler."""
+    found = []
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, value):
+            if isinstance(value, np.ndarray) and value.nbytes > 2**20:
+                found.append(value)
+            return NotImplemented
+
+    Pickler(io.BytesIO(), protocol=5).dump(
+        FrozenModel(model) if isinstance(model, nn.Module) else model
+    )
+    return found
 
 
 def sizes(frozen):
@@ -175,26 +202,24 @@ class TestPickling:
         assert torch.equal(again(x), model(x))
 
     def test_arrays_are_the_same_objects_each_time(self):
-        frozen = FrozenModel(Tied())
-        first, second = (frozen.__getstate__()["arrays"] for _ in range(2))
-        assert list(first) == list(second)
-        assert all(first[name] is second[name] for name in first)
+        frozen = FrozenModel(nn.Linear(1000, 1000))
+        first, second = (arrays_of(frozen) for _ in range(2))
+        assert len(first) == 1
+        assert all(one is other for one, other in zip(first, second, strict=True))
         again = pickle.loads(pickle.dumps(frozen))
-        third, fourth = (again.__getstate__()["arrays"] for _ in range(2))
-        assert all(third[name] is fourth[name] for name in third)
+        third, fourth = (arrays_of(again) for _ in range(2))
+        assert all(one is other for one, other in zip(third, fourth, strict=True))
 
     def test_arrays_share_the_memory_of_the_weights(self):
-        model = nn.Linear(4, 1)
-        arrays = FrozenModel(model).__getstate__()["arrays"]
-        assert arrays["weight"].ctypes.data == model.weight.data_ptr()
-        again = FrozenModel.__new__(FrozenModel)
-        again.__setstate__(FrozenModel(model).__getstate__())
-        assert again.model.weight.data_ptr() == model.weight.data_ptr()
+        model = nn.Linear(1000, 1000)
+        addresses = [array.ctypes.data for array in arrays_of(model)]
+        assert addresses == [model.weight.data_ptr()]
 
     def test_structure_has_no_numbers(self):
-        structure = FrozenModel(nn.Linear(1000, 1000)).__getstate__()["structure"]
-        assert structure.weight.is_meta
-        assert len(pickle.dumps(structure)) < 10_000
+        out_of_band = []
+        frozen = FrozenModel(nn.Linear(1000, 1000))
+        rest = pickle.dumps(frozen, protocol=5, buffer_callback=out_of_band.append)
+        assert len(rest) < 10_000
 
     def test_twice(self):
         model = Tied()
@@ -266,3 +291,216 @@ class TestWorkers:
         )
         for a, b in zip(here, there, strict=True):
             np.testing.assert_allclose(b.coef_, a, rtol=1e-5)
+
+
+class Sizes(nn.Module):
+    """Large and small tensors, in every way that they lie in memory, and tied ones."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.wide = nn.Parameter(torch.randn(600, 700))
+        self.turned = nn.Parameter(torch.randn(700, 600).t()[:, 3:])
+        self.tied = self.wide
+        self.bits = nn.Parameter(torch.randn(800, 800).bfloat16())
+        self.fine = nn.Parameter(torch.randn(40).double())
+        self.register_buffer("part", self.wide.detach()[2:4])
+        self.register_buffer("lost", torch.randn(300, 1000), persistent=False)
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.table = {"loose": [torch.randn(400, 700)]}
+        self.wide.kind = "matrix"
+        self.empty = nn.Parameter(torch.empty(0, 3), requires_grad=False)
+        self.hook = self.register_forward_hook(doubled)
+
+    def forward(self, x):
+        return x @ self.wide
+
+
+def doubled(module, inputs, output):
+    return 2 * output
+
+
+def estimator_of(model, **params):
+    return ImplicitRegularizationEstimator(model, loss="mse", **params)
+
+
+class TestEstimators:
+    def test_a_pickled_estimator_has_a_proper_model(self):
+        model = Sizes()
+        again = pickle.loads(pickle.dumps(estimator_of(model))).model
+        assert type(again) is Sizes
+        assert again.tied is again.wide
+        assert again.wide.kind == "matrix"
+        old, new = tensors(model), tensors(again)
+        loose = again.table["loose"][0]
+        assert torch.equal(loose, model.table["loose"][0])
+        assert list(new) == list(old)
+        for name, tensor in old.items():
+            assert type(new[name]) is type(tensor)
+            assert torch.equal(new[name], tensor)
+            assert new[name].dtype == tensor.dtype
+            assert new[name].stride() == tensor.stride()
+            assert new[name].requires_grad == tensor.requires_grad
+        assert list(again.state_dict()) == list(model.state_dict())
+        x = torch.randn(2, 600)
+        assert torch.equal(again(x), model(x))
+
+    def test_views_of_the_same_memory_stay_so(self):
+        again = pickle.loads(pickle.dumps(estimator_of(Sizes()))).model
+        with torch.no_grad():
+            again.wide.fill_(3.0)
+        assert (again.part == 3.0).all()
+
+    def test_what_arrives_can_be_trained_and_the_model_stays(self):
+        model = Sizes()
+        before = copy.deepcopy(model.state_dict())
+        again = pickle.loads(pickle.dumps(estimator_of(model))).model
+        with torch.no_grad():
+            for tensor in tensors(again).values():
+                tensor.zero_()
+        assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+    def test_a_model_arrives_once(self):
+        X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+        est = estimator_of(nn.Linear(4, 4)).fit(X, X)
+        again = pickle.loads(pickle.dumps(est))
+        assert again.model is again.model_
+        search = ImplicitRegularizationCV(est.model, families=["l2", "l1"], loss="mse").fit(X, X)
+        again = pickle.loads(pickle.dumps(search))
+        assert again.model is again.best_estimator_.model
+        np.testing.assert_array_equal(again.coef_, search.coef_)
+
+    def test_copies_are_as_before(self):
+        model = Caches()
+        est = estimator_of(model)
+        assert copy.copy(est).model is model
+        assert clone(est).model is model
+        assert est.get_params()["model"] is model
+        with pytest.raises(AssertionError, match="copied"):
+            copy.deepcopy(est)
+        deep = copy.deepcopy([estimator_of(nn.Linear(2, 1))] * 2)
+        assert deep[0] is deep[1]
+
+    @pytest.mark.parametrize("how", ["in place", "data", "replaced"])
+    @pytest.mark.parametrize("size", [4, 1000])
+    def test_weights_of_the_moment_arrive(self, size, how):
+        model = nn.Linear(size, size)
+        est = estimator_of(model)
+        first = pickle.dumps(est)
+        with torch.no_grad():
+            if how == "in place":
+                model.weight.add_(1.0)
+            elif how == "data":
+                model.weight.data.numpy()[:] += 1.0
+            else:
+                model.weight.data = model.weight + 1.0
+        assert torch.equal(pickle.loads(pickle.dumps(est)).model.weight, model.weight)
+        assert not torch.equal(pickle.loads(first).model.weight, model.weight)
+
+    def test_arrays_change_with_the_weights(self):
+        model = nn.Linear(1000, 1000)
+        (first,) = arrays_of(estimator_of(model))
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        (second,) = arrays_of(estimator_of(model))
+        assert first is not second
+
+    def test_many_small_tensors_are_one_array(self):
+        model = nn.Sequential(*(nn.Linear(200, 200) for _ in range(10)))
+        assert len(arrays_of(estimator_of(model))) == 1
+
+    def test_a_loss_of_the_module_arrives_with_it(self):
+        model = WithLoss()
+        est = ImplicitRegularizationEstimator(model, loss=model.loss, params="all")
+        again = pickle.loads(pickle.dumps(est))
+        assert again.loss.__self__ is again.model
+        X, y = np.eye(4, dtype=np.float32), np.ones((4, 1), np.float32)
+        np.testing.assert_array_equal(again.fit(X, y).coef_, est.fit(X, y).coef_)
+
+    def test_a_class_with_a_pickle_of_its_own(self):
+        again = pickle.loads(pickle.dumps(estimator_of(OwnPickle()))).model
+        assert torch.equal(again.weight, torch.full((3,), 2.0))
+
+    @pytest.mark.parametrize("inside", ["net", "frozen", "pipeline"])
+    def test_the_bytes_of_a_skorch_net_are_the_same_array(self, inside):
+        net = NeuralNetRegressor(
+            nn.Linear,
+            module__in_features=1000,
+            module__out_features=1000,
+            max_epochs=0,
+            train_split=None,
+        )
+        X = np.ones((2, 1000), np.float32)
+        net.fit(X, X)
+        model = net
+        if inside == "frozen":
+            model = FrozenEstimator(net)
+        elif inside == "pipeline":
+            model = make_pipeline(StandardScaler().fit(X), net)
+        est = ImplicitRegularizationEstimator(model)
+        first, second = (arrays_of(est) for _ in range(2))
+        assert len(first) == len(second) == 1
+        assert first[0] is second[0]
+        again = pickle.loads(pickle.dumps(est)).model
+        assert type(again) is type(model)
+        np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def loss(self, output, target):
+        return ((output - target) ** 2).mean() + self.layer.bias.square().sum()
+
+
+class OwnPickle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def __getstate__(self):
+        return {"sum": self.weight.sum().item()}
+
+    def __setstate__(self, state):
+        self.__init__()
+        self.weight.data.fill_(state["sum"] - 1.0)
+
+
+class TestWhatTravels:
+    def test_a_search_sends_the_weights_once(self, monkeypatch):
+        from joblib import _memmapping_reducer as reducer
+        from joblib.externals.loky.backend import queues
+
+        sizes = {"tasks": 0, "files": 0}
+
+        def counted(task, *args, original=queues.dumps, **how):
+            found = original(task, *args, **how)
+            sizes["tasks"] += len(found)
+            return found
+
+        def mapped(array, *args, original=reducer.dump, **how):
+            sizes["files"] += array.nbytes
+            return original(array, *args, **how)
+
+        monkeypatch.setattr(queues, "dumps", counted)
+        monkeypatch.setattr(reducer, "dump", mapped)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 80_000), nn.Tanh(), nn.Linear(80_000, 1))  # 2 MB
+        X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        est = ImplicitRegularizationEstimator(net, loss="mse")
+        kept = {name: t.clone() for name, t in net.state_dict().items()}
+        grid, folds = {"family": ["l2", "l1"]}, KFold(10, shuffle=True, random_state=0)
+        two = GridSearchCV(est, grid, cv=folds, n_jobs=2, refit=False).fit(X, X[:, :1])
+        weights = sum(t.nbytes for t in kept.values())
+        assert sizes["files"] >= weights
+        assert sizes["files"] + sizes["tasks"] < 3 * weights
+        with threadpool_limits(1):
+            one = GridSearchCV(est, grid, cv=folds, refit=False).fit(X, X[:, :1])
+        for name in ("mean_test_score", "std_test_score"):
+            np.testing.assert_array_equal(two.cv_results_[name], one.cv_results_[name])
+        assert all(torch.equal(t, kept[name]) for name, t in net.state_dict().items())

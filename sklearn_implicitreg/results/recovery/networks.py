@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.utils import check_random_state
-from sklearn.utils.parallel import Parallel, delayed
 from torch import nn
 
 from sklearn_implicitreg.penalties.fitted import named_tensors
@@ -27,12 +26,13 @@ from sklearn_implicitreg.problem.parameters import (
     integer,
     number,
 )
+from sklearn_implicitreg.problem.workers import Shared, in_workers
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.solve import norm_of as norm
 from sklearn_implicitreg.regression.system import Array
 from sklearn_implicitreg.results.quadratic_form import PenaltyValue
 from sklearn_implicitreg.results.recovery import minimize
-from sklearn_implicitreg.results.recovery.cache import kept, manifest
+from sklearn_implicitreg.results.recovery.cache import Manifest, kept, manifest
 from sklearn_implicitreg.results.recovery.certificates import (
     Certificate,
     certificate,
@@ -123,12 +123,11 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
     starts = [start_of(objective, plan, seed) for seed in plan.seeds]
     tasks = [(arm, draw) for arm in plan.arms for draw in range(len(starts))]
     known = manifest(plan.cache, objective, budget=minimize.BUDGET, scale=scale)
-    outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(kept)(
-            *(plan.cache, f"{arm}-{draw + 1}", known, starts[draw], Run),
-            functools.partial(_run, objective.scope, penalties[arm], starts[draw], scale),
-        )
-        for arm, draw in tasks
+    outcomes = in_workers(
+        _kept_run,
+        Shared(plan.cache, known, objective.scope, penalties, scale),
+        {f"{arm}-{draw + 1}": (f"{arm}-{draw + 1}", arm, starts[draw]) for arm, draw in tasks},
+        plan.n_jobs,
     )
     ends = list(progress(outcomes, "Training again", len(tasks), plan.verbose))
     compare = Comparison(objective, layers)
@@ -157,6 +156,20 @@ def minimized_arms(objective: Objective, plan: Plan, remarks: Sequence[str]) -> 
         gradient=certified.gradient,
         facts=tuple(_facts(runs, certified, plan)),
     )
+
+
+def _kept_run(
+    cache: Any,
+    known: Manifest,
+    problem: Problem,
+    penalties: Mapping[str, PenaltyValue | None],
+    scale: float,
+    name: str,
+    arm: str,
+    start: Array,
+) -> Run:
+    run = functools.partial(_run, problem, penalties[arm], start, scale)
+    return kept(cache, name, known, start, Run, run)
 
 
 def _run(problem: Problem, penalty: PenaltyValue | None, start: Array, scale: float) -> Run:

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import clone
-from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
@@ -26,9 +25,10 @@ from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.problem.frozen import inner_module, own_name, own_names
 from sklearn_implicitreg.problem.masks import draw_masks
+from sklearn_implicitreg.problem.workers import Shared, in_workers
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.system import Array
-from sklearn_implicitreg.results.recovery.cache import kept, manifest, source_of
+from sklearn_implicitreg.results.recovery.cache import Manifest, kept, manifest, source_of
 from sklearn_implicitreg.results.recovery.certificates import certificate, check_bounded, near_start
 from sklearn_implicitreg.results.recovery.comparison import Recovery
 from sklearn_implicitreg.results.recovery.labels import weight_index
@@ -64,12 +64,11 @@ def trained_arms(
     if "recovered" in plan.arms:
         tasks.append(("nudged", 0))
     known = manifest(plan.cache, objective, train=source_of(plan.train or model), how=plan.words)
-    outcomes = Parallel(n_jobs=plan.n_jobs, return_as="generator")(
-        delayed(kept)(
-            *(plan.cache, f"{arm}-order-{plan.orders[draw]}", known, starts[draw], Weights),
-            functools.partial(trainer.run, arm, starts[draw], plan.orders[draw]),
-        )
-        for arm, draw in tasks
+    outcomes = in_workers(
+        _kept_run,
+        Shared(plan.cache, known, trainer),
+        {f"{arm}-order-{plan.orders[d]}": (arm, starts[d], plan.orders[d]) for arm, d in tasks},
+        plan.n_jobs,
     )
     ends = dict(
         zip(tasks, progress(outcomes, "Training again", len(tasks), plan.verbose), strict=True)
@@ -95,6 +94,13 @@ def trained_arms(
         gradient=certified.gradient,
         facts=tuple(_facts(runs, floor, plan)),
     )
+
+
+def _kept_run(
+    cache: Any, known: Manifest, trainer: Trainer, arm: str, start: Array, seed: int
+) -> Weights:
+    run = functools.partial(trainer.run, arm, start, seed)
+    return kept(cache, f"{arm}-order-{seed}", known, start, Weights, run)
 
 
 def _floor(compare: Comparison, ends: dict[tuple[str, int], Weights]) -> float:

@@ -228,6 +228,8 @@ class Recorder:
         """
         n_dropped = checked_total(self._dropped, self._step)
         self._end_if_full()
+        if self._epoch_at == self._step == self._marks[-1].step:  # so it is final
+            self._kept.settle(self._steps)
         marks, r_factors = self._kept.recorded()
         self._kept.check_steps(len(marks) - 1, self._stopped)
         steps = self._batches.with_kept(self._steps[: marks[-1].step])

@@ -341,7 +341,8 @@ def _distinct(target: Tensor) -> Tensor | None:
         if piece.is_floating_point() and not bool((piece == piece.round()).all()):
             return None
         found.append(piece.unique())
-    return torch.cat(found).unique()
+    labels: Tensor = torch.cat(found).unique()
+    return labels
 
 
 def weights_of(sample_weight: Any, n_rows: int | None) -> Tensor | None:

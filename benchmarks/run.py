@@ -62,6 +62,31 @@ SCRIPTS = {
             "laplace-torch, full / this package, seconds": (30, None),
         },
     ),
+    "theory": Script("", {"largest error": (None, 1e-13)}),
+    "bounds": Script(
+        "",
+        {
+            "sharp bound / true 95 % quantile of normal errors, most": (None, 1.7),
+            "share of draws beyond the bound, most": (None, 0.05),
+            "share of draws beyond that of a coefficient, most": (None, 0.05),
+        },
+    ),
+    "matrix": Script(
+        "",
+        {
+            "fixed stop, 10 or more endpoints, error": (None, 1e-12),
+            "p = M = 500, error": (None, 5e-12),
+            "p = M = 1000, seconds": (None, 10),
+            "dense least squares / this package, seconds": (300, None),
+            "variable stops, normalized, error": (None, 0.12),
+            "own step counts, error": (None, 1e-6),
+            "bootstrap, error / that of the fitted multiple": (None, 1),
+        },
+    ),
+    "row_uncertainty": Script(
+        "400", {"share of intervals that hold the truth, least": (0.92, None)}
+    ),
+    "no_penalty": Script("40", {"share of nets without a signal": (0.9, None)}),
 }
 
 

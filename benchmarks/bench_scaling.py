@@ -140,6 +140,9 @@ def report(part: str, args: argparse.Namespace) -> dict[str, float]:
         named["rows, memory beyond the rows: most / fewest"] = beyond[-1] / beyond[0]
     if part == "weights":
         named["weights, bytes that a fit adds for each of the most"] = added[-1] * GIB / sizes[-1]
+    if part in ("steps", "endpoints"):
+        more = (added[-1] - added[-2]) / (sizes[-1] - sizes[-2])
+        named[f"{part}, bytes that one more adds for each weight"] = more * GIB / (2 * 158 * 159)
     return named
 
 

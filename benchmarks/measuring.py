@@ -63,7 +63,7 @@ def resident() -> float:
 def figures(found: Mapping[str, float | str]) -> None:
     """Print what a script measured, as its last line: ``run.py`` and ``fresh`` read it.
 
-    ``{"skipped": why}`` where this machine cannot measure it.
+    Text is why this machine cannot measure one; ``{"skipped": why}`` for all of a script.
     """
     print(json.dumps({k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in found.items()}))
 

@@ -21,6 +21,7 @@ from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_wo
 from sklearn_implicitreg.penalties import Penalty, penalty_with_terms
 from sklearn_implicitreg.penalties.base import same
 from sklearn_implicitreg.penalties.spectra import shared_decompositions
+from sklearn_implicitreg.problem import on_all_ranks
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -189,6 +190,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.cache = cache
         self.verbose = verbose
 
+    @on_all_ranks
     @shared_decompositions()
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Compare the families, and fit the one that is taken.
@@ -223,6 +225,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self._publish(self.best_estimator_._result, self.best_estimator_._description)
         return self
 
+    @on_all_ranks
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Completed R2 of the best family; see :meth:`ImplicitRegularizationEstimator.score`.
 

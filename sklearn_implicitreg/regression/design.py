@@ -50,6 +50,8 @@ class Design:
     @classmethod
     def at(cls, penalty: Penalty, problem: Problem) -> Design:
         """Columns of a penalty at a problem's parameters."""
+        if problem.ranks is not None:
+            problem.ranks.agree({"families": str(penalty)})
         leaves = penalty.leaves(problem.params, problem)
         parts = tuple(columns_of_leaves(leaves, problem.params, problem))
         free = [part for part in parts if part.leaf.coef is None]

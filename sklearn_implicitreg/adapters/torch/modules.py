@@ -57,6 +57,7 @@ from sklearn_implicitreg.adapters.torch.options import (
     set_modes,
     stored_notes,
 )
+from sklearn_implicitreg.adapters.torch.ranks import on_ranks
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
 from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
@@ -72,6 +73,7 @@ from sklearn_implicitreg.problem import (
     call_module,
     check_finite_params,
     norm_of,
+    ranks_of,
     select_params,
     times,
     zeros_of,
@@ -414,6 +416,10 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
+    ranks = ranks_of(model) if options.together else None
+    if ranks is not None:
+        options = replace(options, together=False)
+        return on_ranks(ranks, lambda: adapt_module(model, data, options))
     model = inner_module(model)
     rows = read_rows(data, options.n_passes)
     labels = label_names(model) if options.loss == "auto" else ()

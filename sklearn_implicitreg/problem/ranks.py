@@ -1,0 +1,243 @@
+"""The processes that a model lives on: who takes part, what they agree on, their sums and errors."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sklearn_implicitreg.problem.frozen import FrozenModel, wrappers_of
+from sklearn_implicitreg.problem.gradient import BlockGradient, Rest
+from sklearn_implicitreg.problem.vectors import Params, wide, wide_zeros
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# In which all ranks begin a fit; later a rank may have more rows than another.
+_BEGIN, _LATER = timedelta(seconds=60), timedelta(minutes=30)
+_KEY = "sklearn_implicitreg"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+# Parameters of an estimator that may differ, or whose own values are compared elsewhere.
+_OWN = ("model", "trajectory", "cache", "verbose")
+_counts: dict[str, int] = {}  # exchanges of each group
+_meetings: set[str] = set()  # groups in a meeting
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one group, each with rows of its own."""
+
+    group: Any
+    sharded: bool = False  # each has a part of the tensors; else all have all of them
+
+    @property
+    def n(self) -> int:
+        """Number of processes."""
+        return dist.get_world_size(self.group)
+
+    @property
+    def place(self) -> int:
+        """This one among them."""
+        return dist.get_rank(self.group)
+
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return str(getattr(self.group, "group_name", ""))
+
+    def shared(self, make: Callable[[], T], limit: timedelta = _LATER) -> list[T]:
+        """What every rank makes, in their order; where one raises an error, all do."""
+        try:
+            answer: tuple[str, Any] = "", make()
+        except Exception as error:
+            self._exchanged((f"{type(error).__name__}: {error}", None), limit)
+            error.__dict__["on_all_ranks"] = True
+            raise
+        answers = self._exchanged(answer, limit)
+        for rank, (words, _) in enumerate(answers):
+            if words:
+                self._raise(f"rank {rank} raised {words}")
+        return [value for _, value in answers]
+
+    def gathered(self, value: T) -> list[T]:
+        """A small value of every rank."""
+        return self.shared(lambda: value)
+
+    def agree(self, facts: Mapping[str, Any], limit: timedelta = _LATER) -> None:
+        """Raise ValueError on all ranks where facts differ, with who has what."""
+        every = self.shared(lambda: dict(facts), limit)
+        for name in dict.fromkeys(name for own in every for name in own):
+            values = [str(own.get(name, "none")) for own in every]
+            if len(set(values)) > 1:
+                shown = {
+                    value: _at(i for i, v in enumerate(values) if v == value) for value in values
+                }
+                found = " and ".join(f"{value} on {at}" for value, at in shown.items())
+                self._raise(f"the ranks have different {name}, {found}; give all the same")
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """A float64 tensor summed over the ranks, in place."""
+        there = tensor if dist.get_backend(self.group) != "nccl" else tensor.cuda()
+        self._collective(lambda: dist.all_reduce(there, group=self.group))
+        return tensor if there is tensor else tensor.copy_(there)
+
+    def arrays(self, array: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+        """A flat array of every rank, of any length."""
+        lengths = self.gathered(len(array))
+        own = torch.zeros(max(lengths), dtype=torch.float64)
+        own[: len(array)] = torch.from_numpy(array)
+        own = own if dist.get_backend(self.group) != "nccl" else own.cuda()
+        every = [torch.empty_like(own) for _ in lengths]
+        self._collective(lambda: dist.all_gather(every, own, group=self.group))
+        pairs = zip(every, lengths, strict=True)
+        return [part[:length].cpu().numpy() for part, length in pairs]
+
+    def summed(
+        self, make: Callable[[], BlockGradient | None], like: Params
+    ) -> BlockGradient | None:
+        """Sum of the ranks' blocks of rows; None where none has one."""
+        held: list[BlockGradient | None] = []
+
+        def numbers() -> BlockGradient | None:
+            held.append(make())
+            return held[0] and _without_sums(held[0])
+
+        blocks = [block for block in self.shared(numbers) if block is not None]
+        if not blocks:
+            return None
+        own = held.pop()
+        sums: Params = {}
+        for name, tensor in like.items():
+            part = wide_zeros(tensor) if own is None else wide(own.sums[name]).contiguous()
+            sums[name] = self.add(part)
+        return total_of(blocks, sums)
+
+    def _exchanged(self, answer: Any, limit: timedelta) -> list[Any]:
+        # By the store and not by the group, whose collectives wait for a rank that has stopped.
+        store, count = dist.distributed_c10d._get_default_store(), _counts.get(self.name, 0)
+        keys = [f"{_KEY}/{self.name}/{count}/{rank}" for rank in range(self.n)]
+        store.set(keys[self.place], pickle.dumps(answer))
+        try:
+            store.wait(keys, limit)
+        except (RuntimeError, TimeoutError):  # of torch, and of its stores
+            late = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            store.delete_key(keys[self.place])
+            self._raise(
+                f"{_at(late)} did not come within {limit.total_seconds():g} s; call the same "
+                "method on every rank, and look for an error there"
+            )
+        found = [pickle.loads(store.get(key)) for key in keys]
+        _counts[self.name] = count + 1
+        if count:  # which all have read
+            store.delete_key(f"{_KEY}/{self.name}/{count - 1}/{self.place}")
+        return found
+
+    def _collective(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except RuntimeError as error:
+            self._raise(f"the connection was lost: {error}")
+
+    def _raise(self, what: str) -> NoReturn:
+        error = ValueError(f"Expected all {self.n} ranks to take part alike, but {what}.")
+        error.__dict__["on_all_ranks"] = True
+        raise error
+
+
+def ranks_of(model: Any) -> Ranks | None:
+    """The processes that a model lives on; None for a model of this process alone."""
+    model = model.model if isinstance(model, FrozenModel) else model
+    if not isinstance(model, nn.Module):
+        return None
+    for wrapper in wrappers_of(model):
+        if any(cls.__name__ == "DistributedDataParallel" for cls in type(wrapper).__mro__):
+            return Ranks(_initialized(getattr(wrapper, "process_group", None)))
+    return None
+
+
+def on_all_ranks(method: Function) -> Function:
+    """A method of an estimator that ranks enter and leave together."""
+
+    @functools.wraps(method)
+    def together(self: Any, X: Any = None, *rows: Any, **named: Any) -> Any:  # noqa: N803
+        first = X[0] if isinstance(X, Sequence) and len(X) and hasattr(X[0], "model") else self
+        ranks = None if getattr(self, "mode", "endpoint") != "endpoint" else ranks_of(first.model)
+        if ranks is None or ranks.name in _meetings:
+            return method(self, X, *rows, **named)
+        given = {k: v for k, v in self.get_params(deep=False).items() if k not in _OWN}
+        facts = {f"{name}=": _ADDRESS.sub("", repr(value)) for name, value in given.items()}
+        facts["versions of sklearn_implicitreg"] = version("sklearn_implicitreg")
+        facts["methods"] = f"{type(self).__name__}.{method.__name__}"
+        with _meeting(ranks, facts):
+            return method(self, X, *rows, **named)
+
+    return together  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _meeting(ranks: Ranks, facts: Mapping[str, Any]) -> Iterator[None]:
+    """What ranks do together; where one raises an error, all do."""
+    _meetings.add(ranks.name)
+    try:
+        ranks.agree(facts, _BEGIN)
+        try:
+            yield
+        except Exception as error:
+            if not getattr(error, "on_all_ranks", False):
+                ranks.shared(functools.partial(_raised, error))
+            raise
+        ranks.gathered(None)
+    finally:
+        _meetings.discard(ranks.name)
+
+
+def _raised(error: Exception) -> NoReturn:
+    raise error
+
+
+def _initialized(group: Any) -> Any:
+    """A group that is there; ValueError where it was destroyed."""
+    if dist.is_available() and dist.is_initialized():
+        with contextlib.suppress(ValueError, RuntimeError):
+            if dist.get_rank(group) >= 0:
+                return group
+    raise ValueError(
+        "Expected a model whose process group is initialized, got one that lost it; fit before "
+        "torch.distributed.destroy_process_group, or give the module inside "
+        "(DistributedDataParallel) or a module with the full state dict (fully_shard)."
+    )
+
+
+def _at(ranks: Iterator[int] | list[int]) -> str:
+    numbers = [str(rank) for rank in ranks]
+    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+
+
+def _without_sums(block: BlockGradient) -> BlockGradient:
+    return total_of([block], {})
+
+
+def total_of(blocks: Sequence[BlockGradient], sums: Params) -> BlockGradient:
+    """The block of the rows of all, with its sums."""
+    return BlockGradient(
+        sums,
+        sum(block.loss for block in blocks),
+        sum(block.weight for block in blocks),
+        sum(block.n_rows for block in blocks),
+        sum(block.scale for block in blocks),
+        sum(block.n_kinks for block in blocks),
+        frozenset.intersection(*[block.absent for block in blocks]),
+        functools.reduce(Rest.__add__, [block.rest for block in blocks]),
+    )

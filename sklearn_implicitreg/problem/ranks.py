@@ -1,4 +1,4 @@
-"""The processes that a model lives on: who takes part, what they agree on, their sums and errors."""
+"""The processes that a model lives on: what they agree on, their sums and their errors."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sklearn_implicitreg.problem.frozen import FrozenModel, wrappers_of
 from sklearn_implicitreg.problem.gradient import BlockGradient, Rest
 from sklearn_implicitreg.problem.vectors import Params, wide, wide_zeros
 
+Array = npt.NDArray[np.float64]
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -49,7 +50,7 @@ class Ranks:
 
     @property
     def place(self) -> int:
-        """This one among them."""
+        """Number of this process among them."""
         return dist.get_rank(self.group)
 
     @property
@@ -81,10 +82,8 @@ class Ranks:
         for name in dict.fromkeys(name for own in every for name in own):
             values = [str(own.get(name, "none")) for own in every]
             if len(set(values)) > 1:
-                shown = {
-                    value: _at(i for i, v in enumerate(values) if v == value) for value in values
-                }
-                found = " and ".join(f"{value} on {at}" for value, at in shown.items())
+                places = {v: [i for i, w in enumerate(values) if v == w] for v in values}
+                found = " and ".join(f"{value} on {_at(own)}" for value, own in places.items())
                 self._raise(f"the ranks have different {name}, {found}; give all the same")
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -93,9 +92,16 @@ class Ranks:
         self._collective(lambda: dist.all_reduce(there, group=self.group))
         return tensor if there is tensor else tensor.copy_(there)
 
-    def arrays(self, array: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
-        """A flat array of every rank, of any length."""
-        lengths = self.gathered(len(array))
+    def arrays(self, make: Callable[[], Array]) -> list[Array]:
+        """A flat array that every rank makes, of any length."""
+        held: list[Array] = []
+
+        def length() -> int:
+            held.append(make())
+            return len(held[0])
+
+        lengths = self.shared(length)
+        array = held.pop()
         own = torch.zeros(max(lengths), dtype=torch.float64)
         own[: len(array)] = torch.from_numpy(array)
         own = own if dist.get_backend(self.group) != "nccl" else own.cuda()
@@ -124,11 +130,17 @@ class Ranks:
             sums[name] = self.add(part)
         return total_of(blocks, sums)
 
+    def disagree(self, expected: str, got: str) -> NoReturn:
+        """Raise ValueError on all ranks, which know the same."""
+        error = ValueError(f"Expected {expected} of {self.n} ranks, got {got}.")
+        error.__dict__["on_all_ranks"] = True
+        raise error
+
     def _exchanged(self, answer: Any, limit: timedelta) -> list[Any]:
         # By the store and not by the group, whose collectives wait for a rank that has stopped.
         store, count = dist.distributed_c10d._get_default_store(), _counts.get(self.name, 0)
         keys = [f"{_KEY}/{self.name}/{count}/{rank}" for rank in range(self.n)]
-        store.set(keys[self.place], pickle.dumps(answer))
+        store.set(keys[self.place], pickle.dumps(answer))  # type: ignore[arg-type]
         try:
             store.wait(keys, limit)
         except (RuntimeError, TimeoutError):  # of torch, and of its stores
@@ -162,9 +174,48 @@ def ranks_of(model: Any) -> Ranks | None:
     if not isinstance(model, nn.Module):
         return None
     for wrapper in wrappers_of(model):
-        if any(cls.__name__ == "DistributedDataParallel" for cls in type(wrapper).__mro__):
-            return Ranks(_initialized(getattr(wrapper, "process_group", None)))
+        if _is(wrapper, "DistributedDataParallel"):
+            return Ranks(_initialized(functools.partial(getattr, wrapper, "process_group")))
+        tensors = any(_is(tensor, "DTensor") for tensor in wrapper.parameters())
+        if tensors or sharding_parts(wrapper):
+            return Ranks(_initialized(functools.partial(_group_of, wrapper)), sharded=True)
     return None
+
+
+def sharding_parts(module: nn.Module) -> list[Any]:
+    """Parts of a module that ``fully_shard`` was called on."""
+    return [part for part in module.modules() if _is(part, "FSDPModule")]
+
+
+def _is(value: Any, name: str) -> bool:
+    """Whether the class of a value has a name among its bases, without an import of it."""
+    return any(cls.__name__ == name for cls in type(value).__mro__)
+
+
+def _group_of(module: nn.Module) -> Any:
+    """The processes of a sharded module; ValueError for other tensors than ``fully_shard`` has."""
+    parts = sharding_parts(module)
+    for part in parts:
+        part.reshard()  # the outermost stays whole after a forward pass
+    tensors: list[Any] = [p for p in module.parameters() if _is(p, "DTensor")]
+    meshes = list(dict.fromkeys(tensor.device_mesh for tensor in tensors))
+    kinds = [p for tensor in tensors for p in tensor.placements if not p.is_replicate()]
+    alone = all(sum(not p.is_replicate() for p in t.placements) <= 1 for t in tensors)
+    first = all(getattr(p, "dim", None) == 0 for p in kinds)
+    group = meshes[0].get_group() if meshes and meshes[0].ndim == 1 else dist.group.WORLD
+    if (
+        not parts
+        or len(meshes) != 1
+        or not alone
+        or not first
+        or (meshes[0].size() != dist.get_world_size(group))
+    ):
+        raise ValueError(
+            "Expected a module that fully_shard shards along the first axis of its tensors, over "
+            "all processes or one mesh, got DTensors of another kind (tensor parallel, several "
+            "meshes); load the full state dict into a module of one process and fit that."
+        )
+    return group
 
 
 def on_all_ranks(method: Function) -> Function:
@@ -207,9 +258,10 @@ def _raised(error: Exception) -> NoReturn:
     raise error
 
 
-def _initialized(group: Any) -> Any:
+def _initialized(find: Callable[[], Any]) -> Any:
     """A group that is there; ValueError where it was destroyed."""
     if dist.is_available() and dist.is_initialized():
+        group = find()
         with contextlib.suppress(ValueError, RuntimeError):
             if dist.get_rank(group) >= 0:
                 return group
@@ -220,9 +272,8 @@ def _initialized(group: Any) -> Any:
     )
 
 
-def _at(ranks: Iterator[int] | list[int]) -> str:
-    numbers = [str(rank) for rank in ranks]
-    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+def _at(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def _without_sums(block: BlockGradient) -> BlockGradient:

@@ -92,6 +92,11 @@ def fit_structured(
     family: Structured, targets: Targets, confidence_level: float
 ) -> tuple[Result, StructuredDescription]:
     """Fit of a structured family at endpoints, or at the mean iterates of windows."""
+    if targets.problem.in_shards:
+        raise ValueError(
+            f"Expected the whole tensors of a model for {family!r}, got one that is sharded over "
+            "ranks; load its full state dict into a module of one process and fit that."
+        )
     # The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
     gradients, problems = targets.gradients, _acted_on(targets, family)
     at_bound = sorted({n for p in problems for n, free in p.free.items() if not bool(free.all())})

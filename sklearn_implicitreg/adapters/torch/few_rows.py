@@ -58,7 +58,9 @@ def with_integers(problem: TorchProblem) -> TorchProblem:
     return replace(problem, kept=kept)
 
 
-def with_custom_loss(problem: TorchProblem, module: nn.Module, options: Options) -> TorchProblem:
+def with_custom_loss(
+    problem: TorchProblem, module: nn.Module | None, options: Options
+) -> TorchProblem:
     """Find out by a few rows what a user's loss returns, and how rows are to be cut for it."""
     trial = _tried(problem, module) if problem.row_loss.custom else None
     if trial is not None and trial.kind != "unknown":
@@ -71,7 +73,7 @@ def with_custom_loss(problem: TorchProblem, module: nn.Module, options: Options)
     return problem
 
 
-def _tried(problem: TorchProblem, module: nn.Module) -> Trial | None:
+def _tried(problem: TorchProblem, module: nn.Module | None) -> Trial | None:
     """The loss on a few rows and on parts of them."""
     rows = problem.rows
 

@@ -57,8 +57,17 @@ from sklearn_implicitreg.adapters.torch.options import (
     set_modes,
     stored_notes,
 )
-from sklearn_implicitreg.adapters.torch.ranks import on_ranks
+from sklearn_implicitreg.adapters.torch.ranks import RanksProblem, on_ranks
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
+from sklearn_implicitreg.adapters.torch.sharded import (
+    ShardedProblem,
+    check_whole,
+    coarsest,
+    dtype_in_place,
+    integers_in_place,
+    modes_of,
+    part_of,
+)
 from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
     BlockGradient,
@@ -67,6 +76,7 @@ from sklearn_implicitreg.problem import (
     ModuleCall,
     Params,
     Problem,
+    Ranks,
     RowBatch,
     Weights,
     add_to,
@@ -98,7 +108,7 @@ class TorchProblem(Problem):
     device: torch.device
     dtype: torch.dtype
     seed: int | None = None
-    forward: CopyCall
+    forward: Any  # a CopyCall; of a module that runs itself, a function
     kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
     label_args: tuple[str, ...] = ()  # arguments for the target of a module that returns its loss
     memory: list[Any] = field(default_factory=list)  # masses of rows, read once for all places
@@ -118,15 +128,9 @@ class TorchProblem(Problem):
         return super().facts() | facts_of(self)
 
     def _blocks_from(self, n_done: int, n_blocks: int) -> Iterator[BlockGradient]:
-        size = self.batch_size
-        split = n_blocks > 1 and not self.batch_normalized
-        if split and self.rows.n_rows:
-            size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale = 0.0
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
-            for index, batch in enumerate(
-                merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
-            ):
+            for index, batch in enumerate(self.batches_read(n_blocks)):
                 before = all_states(self.device) if index == 0 else []
                 if index >= n_done:
                     block = self._block(self.to_device(batch), first=index == 0)
@@ -138,6 +142,14 @@ class TorchProblem(Problem):
                 if index >= n_done:
                     yield _scaled(block, row_scale)
                     del block  # freed before the next is made
+
+    def batches_read(self, n_blocks: int = 1) -> Iterator[Batch]:
+        """The rows in at least so many batches, if there are as many."""
+        size = self.batch_size
+        split = n_blocks > 1 and not self.batch_normalized
+        if split and self.rows.n_rows:
+            size = min(size, max(1, self.rows.n_rows // n_blocks))
+        return merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
 
     @property
     def n_rows(self) -> int | None:
@@ -284,6 +296,19 @@ class TorchProblem(Problem):
 
     def _block(self, batch: Batch, first: bool = False, twice: bool = False) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
+        total, weight, n_kinks = self.loss_on(batch, first, twice)
+        grads = self._gradients(total, batch, twice)
+        sums: Params = {}
+        for (name, t), g in zip(self.params.items(), grads, strict=True):
+            sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
+        n_rows = rows_in(batch)
+        absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
+        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
+
+    def loss_on(
+        self, batch: Batch, first: bool = False, twice: bool = False
+    ) -> tuple[Tensor, float, int]:
+        """Sum of the losses of a batch, weight of its rows, and how many are at a kink."""
         # Where a second derivative is asked for, callers look at the errors of torch.
         with contextlib.nullcontext() if twice else in_forward(self.module, batch.inputs):
             output = self.forward(self.module, batch.inputs)
@@ -299,14 +324,7 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        grads = self._gradients(total, batch, twice)
-        sums: Params = {}
-        for (name, t), g in zip(self.params.items(), grads, strict=True):
-            sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
-        n_rows = rows_in(batch)
-        n_kinks = self.row_loss.n_kinks(output, target)
-        absent = frozenset(n for n, g in zip(sums, grads, strict=True) if g is None)
-        return BlockGradient(sums, float(total.detach()), weight, n_rows, 0.0, n_kinks, absent)
+        return total, weight, self.row_loss.n_kinks(output, target)
 
     def _gradients(self, total: Tensor, batch: Batch, twice: bool) -> Sequence[Tensor | None]:
         with self.forward.state_of(self.module):  # checkpoints call the layers once more
@@ -419,8 +437,12 @@ def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     ranks = ranks_of(model) if options.together else None
     if ranks is not None:
         options = replace(options, together=False)
-        return on_ranks(ranks, lambda: adapt_module(model, data, options))
+        if ranks.sharded:
+            return _sharded(inner_module(model), data, options, ranks)
+        problem: Problem = on_ranks(ranks, lambda: adapt_module(model, data, options))
+        return problem
     model = inner_module(model)
+    check_whole(model)
     rows = read_rows(data, options.n_passes)
     labels = label_names(model) if options.loss == "auto" else ()
     row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
@@ -476,6 +498,53 @@ def module_problem(
         **fields,
     )
     return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
+
+
+def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> RanksProblem:
+    """Problem of a module that is sharded over ranks, and of the rows of all of them."""
+    tensors: dict[str, Tensor] = {}
+    modes: list[bool] = []
+
+    def here() -> TorchProblem:
+        rows = read_rows(data, options.n_passes)
+        labels = label_names(module) if options.loss == "auto" else ()
+        row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
+        row_loss = replace(row_loss, named_labels=rows.names is not None)
+        named = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+        parts = {name: part_of(p, ranks) for name, p in named.items()}
+        check_finite_params(parts)
+        names = select_params(options.params, dict(named), weight_matrices(module))
+        tensors.update({name: named[name] for name in names})
+        device, dtype = next(iter(parts.values())).device, dtype_in_place(options, parts)
+        normalized, notes, own_modes = modes_of(module, options, rows)
+        modes.extend(own_modes)
+        return TorchProblem(
+            params={name: parts[name] for name in names},
+            model_name=type(module).__name__.removeprefix("FSDP"),
+            loss_name=row_loss.words,
+            eps=coarsest(module, dtype),
+            left_out=tuple(name for name in named if name not in names),
+            convention=CONVENTIONS["torch"],
+            batch_normalized=normalized,
+            notes=tuple(notes),
+            module=module,
+            rows=rows,
+            row_loss=_moved_loss(row_loss, device, dtype),
+            batch_size=batch_size_of(options.batch_size, rows, normalized),
+            device=device,
+            dtype=dtype,
+            seed=seed_of(options, rows.n_passes),
+            n_passes=rows.n_passes,
+            forward=call_module,
+            kept=integers_in_place(module, rows),
+            label_args=labels,
+        )
+
+    def more(own: TorchProblem) -> dict[str, Any]:
+        return {"tensors": tensors, "modes": modes}
+
+    problem: ShardedProblem = on_ranks(ranks, here, ShardedProblem, more)
+    return problem.tried(options) if problem.own.row_loss.custom else problem
 
 
 def _trained(module: nn.Module) -> Params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -62,7 +62,12 @@ class RanksProblem(Problem):
         )
 
 
-def on_ranks(ranks: Ranks, make: Callable[[], TorchProblem]) -> RanksProblem:
+def on_ranks(
+    ranks: Ranks,
+    make: Callable[[], TorchProblem],
+    kind: type[RanksProblem] = RanksProblem,
+    more: Callable[[TorchProblem], dict[str, Any]] = lambda own: {},
+) -> Any:
     """Problem of the rows of all ranks; ValueError where they have not the same model."""
     held = []
 
@@ -73,7 +78,7 @@ def on_ranks(ranks: Ranks, make: Callable[[], TorchProblem]) -> RanksProblem:
     ranks.agree(ranks.shared(facts)[ranks.place])
     own = _numbered_alike(held.pop(), ranks)
     same = {field.name: getattr(own, field.name) for field in fields(Problem)}
-    return RanksProblem(**same | {"ranks": ranks}, own=own)
+    return kind(**same | {"ranks": ranks}, own=own, **more(own))
 
 
 def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:
@@ -84,6 +89,7 @@ def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:
         "losses": problem.loss_name,
         "types of the computation": problem.dtype,
         "types of X": [str(t.dtype) for t in tensors_in(few and few.inputs)],
+        "labels": "with names" if problem.rows.names is not None else "numbers",
         "types of y": [str(t.dtype) for t in tensors_in(few and few.target)],
         "batches with shared statistics": problem.batch_normalized,
     }
@@ -94,7 +100,7 @@ def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:
 
 def _checksum(tensor: Tensor) -> int:
     plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(plain.view(torch.uint8).numpy())
+    return zlib.crc32(plain.view(torch.uint8).numpy().data)
 
 
 def _numbered_alike(own: TorchProblem, ranks: Ranks) -> TorchProblem:
@@ -104,13 +110,16 @@ def _numbered_alike(own: TorchProblem, ranks: Ranks) -> TorchProblem:
     names = None if own.rows.names is None else own.rows.names.tolist()
     classes = None if own.row_loss.classes is None else own.row_loss.classes.tolist()
     every = ranks.gathered((names, classes))
-    if all(names is not None for names, _ in every):
-        known = np.array(sorted(set(itertools.chain.from_iterable(n for n, _ in every))))
+    if names is not None:  # as on all ranks, which have y of the same type
+        known = np.array(_union(names for names, _ in every))
         numbers = torch.arange(len(known))
         rows = own.rows.named_like(replace(own.rows, names=known, classes=numbers))
         return replace(own, rows=rows, row_loss=replace(own.row_loss, classes=numbers))
     if any(classes is None for _, classes in every):
         return replace(own, row_loss=replace(own.row_loss, classes=None))
-    found = sorted(set(itertools.chain.from_iterable(c for _, c in every)))
-    labels = torch.tensor(found, dtype=own.row_loss.classes.dtype)
+    labels = torch.tensor(_union(c for _, c in every), dtype=own.row_loss.classes.dtype)
     return replace(own, row_loss=replace(own.row_loss, classes=labels))
+
+
+def _union(parts: Iterable[Any]) -> list[Any]:
+    return sorted(set(itertools.chain.from_iterable(parts)))

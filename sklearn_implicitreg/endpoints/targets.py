@@ -60,6 +60,11 @@ class EndpointTargets:
         """What gives the gradients: the problems, or a folder of each."""
         if self.cache is None:
             return self.problems
+        if any(problem.ranks is not None for problem in self.problems):
+            raise ValueError(
+                f"Expected cache=None with a model on several ranks, got {self.cache!r}: their "
+                "gradients are not kept."
+            )
         if len(self.problems) == 1:
             return (KeptGradient.of(self.cache, self.problem),)
         numbered = enumerate(self.problems)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
+from sklearn_implicitreg.penalties.held import check_parts
 from sklearn_implicitreg.problem import Params, Problem, closing
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
@@ -86,7 +87,7 @@ def columns_of_leaves(
 ) -> list[LeafColumns]:
     """Columns of several leaves; the penalties on rows share one pass over the data."""
     if problem.in_shards:
-        _check_elementwise(leaves)
+        check_parts(leaves)
     kinds = [leaf.penalty.on_rows for leaf in leaves]
     on_rows = list(itertools.compress(leaves, kinds))
     means = iter(_mean_gradients(on_rows, params, problem) if on_rows else [])
@@ -94,17 +95,6 @@ def columns_of_leaves(
     for leaf, is_mean in zip(leaves, kinds, strict=True):
         found.append(FullGradients(leaf, next(means)) if is_mean else _one(leaf, params, problem))
     return found
-
-
-def _check_elementwise(leaves: Sequence[Leaf]) -> None:
-    """Raise ValueError for a penalty that needs more than a part of a tensor."""
-    for penalty in (leaf.penalty for leaf in leaves):
-        if not penalty.elementwise or not hasattr(penalty, "gradient"):
-            raise ValueError(
-                "Expected a penalty of the single weights (l1, l2, power, ...) for a model whose "
-                f"tensors are sharded over ranks, got {penalty!r}, which needs whole tensors or "
-                "rows; load the full state dict into a module of one process and fit that."
-            )
 
 
 def _one(leaf: Leaf, params: Params, problem: Problem) -> LeafColumns:

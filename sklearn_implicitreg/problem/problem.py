@@ -142,6 +142,11 @@ class Problem(ABC):
         return None
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors in scope."""
+        return {name: tuple(tensor.shape) for name, tensor in self.params.items()}
+
+    @property
     def in_shards(self) -> bool:
         """Whether each of several processes has a part of the tensors."""
         return self.ranks is not None and self.ranks.sharded

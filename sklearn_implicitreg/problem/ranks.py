@@ -28,6 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # In which all ranks begin a fit; later a rank may have more rows than another.
 _BEGIN, _LATER = timedelta(seconds=60), timedelta(minutes=30)
+_IN_LAYERS = timedelta(minutes=5)  # where all have a batch at hand
 _KEY = "sklearn_implicitreg"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # Parameters of an estimator that may differ, or whose own values are compared elsewhere.
@@ -63,7 +64,10 @@ class Ranks:
         try:
             answer: tuple[str, Any] = "", make()
         except Exception as error:
-            self._exchanged((f"{type(error).__name__}: {error}", None), limit)
+            words = f"{type(error).__name__}: {error}".rstrip(".")
+            for rank, (other, _) in enumerate(self._exchanged((words, None), limit)):
+                if other and rank != self.place:
+                    error.add_note(f"Rank {rank} raised {other}.")
             error.__dict__["on_all_ranks"] = True
             raise
         answers = self._exchanged(answer, limit)
@@ -80,7 +84,7 @@ class Ranks:
         """Raise ValueError on all ranks where facts differ, with who has what."""
         every = self.shared(lambda: dict(facts), limit)
         for name in dict.fromkeys(name for own in every for name in own):
-            values = [str(own.get(name, "none")) for own in every]
+            values = [_ADDRESS.sub("", str(own.get(name, "none"))) for own in every]
             if len(set(values)) > 1:
                 places = {v: [i for i, w in enumerate(values) if v == w] for v in values}
                 found = " and ".join(f"{value} on {_at(own)}" for value, own in places.items())
@@ -129,6 +133,18 @@ class Ranks:
             part = wide_zeros(tensor) if own is None else wide(own.sums[name]).contiguous()
             sums[name] = self.add(part)
         return total_of(blocks, sums)
+
+    @contextlib.contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Collectives inside layers in which no rank waits long for one that raised an error."""
+        device = torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
+        options = self.group._get_backend(device).options
+        before = options._timeout
+        try:
+            dist.distributed_c10d._set_pg_timeout(min(before, _IN_LAYERS), self.group)
+            yield
+        finally:
+            dist.distributed_c10d._set_pg_timeout(before, self.group)
 
     def disagree(self, expected: str, got: str) -> NoReturn:
         """Raise ValueError on all ranks, which know the same."""
@@ -228,7 +244,7 @@ def on_all_ranks(method: Function) -> Function:
         if ranks is None or ranks.name in _meetings:
             return method(self, X, *rows, **named)
         given = {k: v for k, v in self.get_params(deep=False).items() if k not in _OWN}
-        facts = {f"{name}=": _ADDRESS.sub("", repr(value)) for name, value in given.items()}
+        facts = {f"{name}=": repr(value) for name, value in given.items()}
         facts["versions of sklearn_implicitreg"] = version("sklearn_implicitreg")
         facts["methods"] = f"{type(self).__name__}.{method.__name__}"
         with _meeting(ranks, facts):

@@ -50,8 +50,6 @@ class Design:
     @classmethod
     def at(cls, penalty: Penalty, problem: Problem) -> Design:
         """Columns of a penalty at a problem's parameters."""
-        if problem.ranks is not None:
-            problem.ranks.agree({"families": str(penalty)})
         leaves = penalty.leaves(problem.params, problem)
         parts = tuple(columns_of_leaves(leaves, problem.params, problem))
         free = [part for part in parts if part.leaf.coef is None]
@@ -59,7 +57,11 @@ class Design:
             raise ValueError("Expected at least one penalty with an unknown coefficient, got none.")
         fixed = [part for part in parts if part.leaf.coef is not None]
         sizes = tuple([(part.leaf, len(part.terms)) for part in free])
-        return cls(_names(free), sizes, _names(fixed), problem.params, parts)
+        found = cls(_names(free), sizes, _names(fixed), problem.params, parts)
+        if problem.ranks is not None:
+            terms = [*found.term_names, *found.known_terms]
+            problem.ranks.agree({"terms": f"[{', '.join(terms)}]"})
+        return found
 
     @property
     def closed_form(self) -> bool:

@@ -93,6 +93,11 @@ def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:
         "types of y": [str(t.dtype) for t in tensors_in(few and few.target)],
         "batches with shared statistics": problem.batch_normalized,
     }
+    if ranks.sharded:  # an error inside a layer would leave the others waiting there
+        tables = [
+            t for t in tensors_in(few and few.inputs) if t.ndim == 2 and t.is_floating_point()
+        ]
+        facts["columns of X"] = [t.shape[1] for t in tables]
     for name, tensor in {} if ranks.sharded else problem.params.items():
         facts[f"weights {name}"] = f"checksum {_checksum(tensor):08x}"
     return facts

@@ -32,6 +32,11 @@ class ShardedProblem(RanksProblem):
     tensors: Mapping[str, Tensor]  # the user's, whose parts here are ``params``
     modes: Sequence[bool]  # states of the layers
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the whole tensors."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Sums over the ranks, batch by batch, in the tensors' parts on this one."""
         own, scale = replace(self.own, reading=self.reading), 0.0
@@ -65,6 +70,7 @@ class ShardedProblem(RanksProblem):
             torch.enable_grad(),
             own.own_kernels(),
             lent(own.module),
+            self.ranks.bounded(),
         ):
             for part, mode in zip(own.module.modules(), self.modes, strict=True):
                 part.training = mode
@@ -132,13 +138,17 @@ def part_of(tensor: Any, ranks: Ranks) -> Tensor:
     """The entries of a tensor that this rank has; of those on several, the first has them."""
     whole: Any = tensor.detach()
     if not hasattr(whole, "device_mesh"):
-        plain: Tensor = whole if ranks.place == 0 else whole.reshape(-1)[:0]
+        plain: Tensor = whole if ranks.place == 0 else _none_of(whole)
         return plain
     mesh = whole.device_mesh
     places = zip(mesh.get_coordinate(), whole.placements, strict=True)
     local: Tensor = whole.to_local()
     mine = all(at == 0 for at, placement in places if placement.is_replicate())
-    return local if mine else local.reshape(-1)[:0]
+    return local if mine else _none_of(local)
+
+
+def _none_of(tensor: Tensor) -> Tensor:
+    return tensor[:0] if tensor.ndim else tensor.reshape(1)[:0]
 
 
 def modes_of(module: nn.Module, options: Options, rows: Any) -> tuple[bool, list[str], list[bool]]:
@@ -166,7 +176,7 @@ def lent(module: nn.Module) -> Iterator[None]:
         finally:
             for part in sharding:
                 if not done and hasattr(part, "reset_iter_state"):
-                    with contextlib.suppress(RuntimeError):  # of parts of another one
+                    with contextlib.suppress(RuntimeError, AttributeError):  # inner, not used yet
                         part.reset_iter_state()
                 part.reshard()
 

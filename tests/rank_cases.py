@@ -52,7 +52,7 @@ def net(outputs=1, sizes=(7, 6, 3), seed=1, layer=None):
     for i in range(len(widths) - 1):
         layers += [nn.Linear(widths[i], widths[i + 1]), nn.Tanh() if layer is None else layer()]
     module = nn.Sequential(*layers[:-1]).double()
-    if outputs == 1:
+    if outputs == 1 and max(sizes) < 100:
         X, y, weight = rows()
         optimizer = torch.optim.SGD(module.parameters(), lr=0.2, weight_decay=0.02)
         for _ in range(50):
@@ -197,7 +197,7 @@ REFUSED = {
     "groups": "group_lasso",
     "own": {"own": lambda params: sum(p.abs().sum() for p in params.values())},
     "knots": Spline(),
-    "shape": Power(p="fit"),
+    "shape": Power(q="fit"),
     "structured": Diagonal(),
 }
 
@@ -291,11 +291,13 @@ def of_states(place, rank):
     return found
 
 
-def note(*a):
-    import sys
-    import time
-
-    print(time.time() % 1000, *a, file=sys.stderr, flush=True)
+def of_a_stuck_rank(rank):
+    """An error inside a layer of one rank, for which the others wait there."""
+    module = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 1)).double()
+    tokens = torch.tensor([[0, 1], [2, 9 if rank else 3]])
+    ranks._IN_LAYERS = datetime.timedelta(seconds=1)
+    est = ImplicitRegularizationEstimator(sharded(module), loss="mse")
+    return message(est.fit, tokens, torch.ones(2, 1).double())
 
 
 def work(rank, folder):
@@ -310,16 +312,13 @@ def work(rank, folder):
         for case, function in CASES.items():
             if name != "partly" or case in ("l2", "zeros"):
                 found[name, case] = function(place, PARTS[rank])
-                note(rank, name, case)
     for name in ("ddp", "fsdp"):
         found[name, "faults"] = of_faults(PLACES[name], rank)
-        note(rank, name, "faults")
         found[name, "refusals"] = of_refusals(PLACES[name], rank)
-        note(rank, name, "refusals")
         found[name, "states"] = of_states(PLACES[name], rank)
-    note(rank, "dis")
     found["disagreements"] = of_disagreements(rank)
     model = replicated(net())
+    found["stuck"] = of_a_stuck_rank(rank)
     dist.destroy_process_group()
     est = ImplicitRegularizationEstimator(model, loss="mse")
     found["destroyed"] = message(est.fit, *rows())

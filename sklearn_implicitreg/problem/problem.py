@@ -161,6 +161,11 @@ class Problem(ABC):
         return False
 
     @property
+    def is_net(self) -> bool:
+        """Whether it was trained in steps, also where the loss is known at its weights alone."""
+        return self.has_paths or self.ranks is not None
+
+    @property
     def masses(self) -> Weights | None:
         """Weight of every row in the mean loss; None where all count as one."""
         return None

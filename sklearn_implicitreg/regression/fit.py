@@ -402,7 +402,7 @@ def _judged(
         evidence=equations.evidence,
         agreement=equations.agreement,
         cause=cause_at(
-            has_paths=places[0].problem.has_paths,
+            has_paths=places[0].problem.is_net,
             each_explained=not along and len(alone) > 1 and all(map(is_explained, alone)),
             along=along,
         ),

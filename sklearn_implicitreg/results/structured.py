@@ -208,7 +208,7 @@ def _flattened(
 def _judged(found: StructuredSolution, targets: Targets, size: float, shortfall: float) -> Verdict:
     """The verdict of a regression, but whether the unknowns are identified by their rank."""
     rounding, n_kinks = _rounding(targets), sum(g.n_kinks for g in targets.gradients)
-    cause = cause_at(has_paths=targets.problem.has_paths)
+    cause = cause_at(has_paths=targets.problem.is_net)
     if size > rounding and np.isinf(found.coef).all():
         return Verdict(
             "out of family",

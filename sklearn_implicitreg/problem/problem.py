@@ -153,7 +153,20 @@ class Problem(ABC):
 
     def over_shards(self, value: Value) -> list[Value]:
         """A number, or something as small, of every process that has a part of the tensors."""
-        return self.ranks.gathered(value) if self.ranks is not None and self.in_shards else [value]
+        if self.ranks is None or not self.ranks.sharded:
+            return [value]
+        if not self.ranks.meets:  # the others would not answer
+            raise ValueError(
+                "Expected fit, score or a search, which all ranks call and in which they exchange "
+                "what each has of the tensors, got a call of something else; load the full state "
+                "dict into a module of one process for it."
+            )
+        return self.ranks.gathered(value)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether other processes have parts of the tensors, and are not asked now."""
+        return self.ranks is not None and self.ranks.sharded and not self.ranks.meets
 
     @property
     def has_paths(self) -> bool:

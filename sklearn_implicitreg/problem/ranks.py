@@ -59,6 +59,11 @@ class Ranks:
         """Name of the group."""
         return str(getattr(self.group, "group_name", ""))
 
+    @property
+    def meets(self) -> bool:
+        """Whether the ranks are in a fit, a score or a search together."""
+        return self.name in _meetings
+
     def shared(self, make: Callable[[], T], limit: timedelta = _LATER) -> list[T]:
         """What every rank makes, in their order; where one raises an error, all do."""
         try:
@@ -241,7 +246,7 @@ def on_all_ranks(method: Function) -> Function:
     def together(self: Any, X: Any = None, *rows: Any, **named: Any) -> Any:  # noqa: N803
         first = X[0] if isinstance(X, Sequence) and len(X) and hasattr(X[0], "model") else self
         ranks = None if getattr(self, "mode", "endpoint") != "endpoint" else ranks_of(first.model)
-        if ranks is None or ranks.name in _meetings:
+        if ranks is None or ranks.meets:
             return method(self, X, *rows, **named)
         given = {k: v for k, v in self.get_params(deep=False).items() if k not in _OWN}
         facts = {f"{name}=": repr(value) for name, value in given.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,6 +25,7 @@ _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of sm
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
 _TOUCH = 1e-8  # the same of singular values, relative to the largest weight
 _SMALL = 2**14  # numbers of one tensor's columns that are kept for a second pass
+_APART = "some that other ranks have; they are read in fit alone"
 _NO_INSTRUMENTS = (
     "a family with random draws along a trajectory, whose coefficients come from instruments: "
     "least squares on its noisy columns is biased; use ImplicitRegularizationEstimator.fit"
@@ -104,6 +106,8 @@ class Place:
         """The same place at some tensors alone, in the columns that reach them."""
         params = {name: self.problem.params[name] for name in names}
         system = self._system.on(names, columns)
+        if self.problem.is_apart:
+            system = replace(system, rows=None, missing=_APART)
         return Place(
             replace(self.problem, params=params),
             self.design.on(names, columns),
@@ -136,8 +140,8 @@ class Place:
         """Coordinates in scope that give no equation."""
         if self.given is not None:
             return 0
-        n = sum(self.problem.params[name].numel() for name in self.names)
-        return sum(self.problem.over_shards(n)) - self.system.n_equations
+        n = sum(math.prod(self.problem.shapes[name]) for name in self.names)
+        return n - self.system.n_equations
 
     def target(self, name: str) -> Tensor:
         """Minus the gradient of the loss and of the penalties with known coefficients."""
@@ -154,7 +158,7 @@ class Place:
         dropped_here = self.n_dropped
         if not dropped_here:
             return Inequalities(0, 0)
-        if not self.design.closed_form:
+        if not self.design.closed_form or self.problem.is_apart:
             return Inequalities(dropped_here, None)
         violated = 0
         sizes = [float(g.abs().max()) for g in self.gradient.value.values() if g.numel()]
@@ -196,7 +200,7 @@ class Place:
 
     def scale_invariant(self) -> tuple[tuple[str, ...], bool]:
         """Tensors whose units the loss does not see the scale of, and whether they dominate."""
-        if not self.problem.batch_normalized:
+        if not self.problem.batch_normalized or self.problem.is_apart:
             return (), False
         found, sizes = dict[str, bool](), dict[str, float]()
         for name in self.names:
@@ -253,6 +257,8 @@ class Place:
         """The equations of some tensors as arrays."""
         ranks = self.problem.ranks
         if ranks is not None and ranks.sharded:
+            if self.problem.is_apart:
+                raise ValueError(f"Expected single equations, got {_APART}.")
             return rows_over(ranks, labels, self._rows_here)
         parts = [mapped(partial(as_rows, name), self._blocks(name)) for name in labels]
         return chained(parts)

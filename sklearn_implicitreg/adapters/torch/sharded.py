@@ -35,7 +35,7 @@ class ShardedProblem(RanksProblem):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the whole tensors."""
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return {name: tuple(self.tensors[name].shape) for name in self.params}
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Sums over the ranks, batch by batch, in the tensors' parts on this one."""

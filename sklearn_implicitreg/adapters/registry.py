@@ -20,7 +20,7 @@ _LIBRARIES = {
     "sklearn_implicitreg": "linear.given",
     "skorch": "skorch",
     "statsmodels": "statsmodels.results",
-    "torch": "torch.modules",
+    "torch": "torch.models",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,6 @@ def test_the_recipe_of_the_docs_runs(tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     run = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr
-    assert "Verdict:                     supported" in run.stdout
+    assert re.search(r"Verdict: +supported", run.stdout)
     (line,) = (line for line in run.stdout.splitlines() if line.startswith("weight_decay"))
-    assert float(line.split()[1]) == pytest.approx(0.01, rel=1e-3)
+    assert float(line.split()[1]) == pytest.approx(0.1, rel=1e-3)

@@ -57,17 +57,8 @@ from sklearn_implicitreg.adapters.torch.options import (
     set_modes,
     stored_notes,
 )
-from sklearn_implicitreg.adapters.torch.ranks import RanksProblem, on_ranks
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
-from sklearn_implicitreg.adapters.torch.sharded import (
-    ShardedProblem,
-    check_whole,
-    coarsest,
-    dtype_in_place,
-    integers_in_place,
-    modes_of,
-    part_of,
-)
+from sklearn_implicitreg.adapters.torch.sharded import check_whole
 from sklearn_implicitreg.adapters.torch.structure import restore, skeleton, weight_matrices
 from sklearn_implicitreg.problem import (
     BlockGradient,
@@ -76,14 +67,12 @@ from sklearn_implicitreg.problem import (
     ModuleCall,
     Params,
     Problem,
-    Ranks,
     RowBatch,
     Weights,
     add_to,
     call_module,
     check_finite_params,
     norm_of,
-    ranks_of,
     select_params,
     times,
     zeros_of,
@@ -434,13 +423,6 @@ def _scaled(block: BlockGradient, row_scale: float) -> BlockGradient:
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
-    ranks = ranks_of(model) if options.together else None
-    if ranks is not None:
-        options = replace(options, together=False)
-        if ranks.sharded:
-            return _sharded(inner_module(model), data, options, ranks)
-        problem: Problem = on_ranks(ranks, lambda: adapt_module(model, data, options))
-        return problem
     model = inner_module(model)
     check_whole(model)
     rows = read_rows(data, options.n_passes)
@@ -488,7 +470,7 @@ def module_problem(
         notes=(*notes, *stored_notes(names), *fields.pop("notes", ())),
         module=own,
         rows=rows,
-        row_loss=_moved_loss(row_loss, device, dtype),
+        row_loss=moved_loss(row_loss, device, dtype),
         batch_size=batch_size_of(options.batch_size, rows, normalized),
         device=device,
         dtype=dtype,
@@ -498,53 +480,6 @@ def module_problem(
         **fields,
     )
     return with_custom_loss(with_integers(problem), module, options)  # type: ignore[no-any-return]
-
-
-def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> RanksProblem:
-    """Problem of a module that is sharded over ranks, and of the rows of all of them."""
-    tensors: dict[str, Tensor] = {}
-    modes: list[bool] = []
-
-    def here() -> TorchProblem:
-        rows = read_rows(data, options.n_passes)
-        labels = label_names(module) if options.loss == "auto" else ()
-        row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
-        row_loss = replace(row_loss, named_labels=rows.names is not None)
-        named = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
-        parts = {name: part_of(p, ranks) for name, p in named.items()}
-        check_finite_params(parts)
-        names = select_params(options.params, dict(named), weight_matrices(module))
-        tensors.update({name: named[name] for name in names})
-        device, dtype = next(iter(parts.values())).device, dtype_in_place(options, parts)
-        normalized, notes, own_modes = modes_of(module, options, rows)
-        modes.extend(own_modes)
-        return TorchProblem(
-            params={name: parts[name] for name in names},
-            model_name=type(module).__name__.removeprefix("FSDP"),
-            loss_name=row_loss.words,
-            eps=coarsest(module, dtype),
-            left_out=tuple(name for name in named if name not in names),
-            convention=CONVENTIONS["torch"],
-            batch_normalized=normalized,
-            notes=tuple(notes),
-            module=module,
-            rows=rows,
-            row_loss=_moved_loss(row_loss, device, dtype),
-            batch_size=batch_size_of(options.batch_size, rows, normalized),
-            device=device,
-            dtype=dtype,
-            seed=seed_of(options, rows.n_passes),
-            n_passes=rows.n_passes,
-            forward=call_module,
-            kept=integers_in_place(module, rows),
-            label_args=labels,
-        )
-
-    def more(own: TorchProblem) -> dict[str, Any]:
-        return {"tensors": tensors, "modes": modes}
-
-    problem: ShardedProblem = on_ranks(ranks, here, ShardedProblem, more)
-    return problem.tried(options) if problem.own.row_loss.custom else problem
 
 
 def _trained(module: nn.Module) -> Params:
@@ -560,11 +495,8 @@ def _trained(module: nn.Module) -> Params:
     return trained
 
 
-def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
+def moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
     """Class weights and the like on the device and in the type of the outputs."""
     if isinstance(row_loss.criterion, nn.Module):
         row_loss.criterion.to(device=device, dtype=dtype)  # a copy, made by undo_reduction
     return row_loss
-
-
-HANDLERS = {"Module": adapt_module}

@@ -92,11 +92,6 @@ def fit_structured(
     family: Structured, targets: Targets, confidence_level: float
 ) -> tuple[Result, StructuredDescription]:
     """Fit of a structured family at endpoints, or at the mean iterates of windows."""
-    if targets.problem.in_shards:
-        raise ValueError(
-            f"Expected the whole tensors of a model for {family!r}, got one that is sharded over "
-            "ranks; load its full state dict into a module of one process and fit that."
-        )
     # The mean over a window of the gradient of a quadratic penalty is that at the mean iterate.
     gradients, problems = targets.gradients, _acted_on(targets, family)
     at_bound = sorted({n for p in problems for n, free in p.free.items() if not bool(free.all())})
@@ -171,6 +166,11 @@ def _sentences(notes: Sequence[str]) -> list[str]:
 
 def _acted_on(targets: Targets, family: Any) -> tuple[Problem, ...]:
     """The problems of the tensors that training acted on, which must be the same everywhere."""
+    if targets.problem.in_shards:
+        raise ValueError(
+            f"Expected the whole tensors of a model for {family!r}, got one that is sharded over "
+            "ranks; load its full state dict into a module of one process and fit that."
+        )
     if not family.at_mean and targets.place == "window":
         raise ValueError(
             f"Expected mode='endpoint' for {family!r}, got a trajectory: the mean of its gradient "

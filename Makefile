@@ -21,7 +21,7 @@ PUBLIC := $(addprefix sklearn_implicitreg/,estimator.py model_selection.py \
 	$(addprefix theory/,$(THEORY)) $(addprefix penalties/,$(PENALTIES)))
 EXTRAS := plot test doc dev libraries
 .DEFAULT_GOAL := help
-.PHONY: help demo picture paper test test-all test-libraries test-matrix fuzz lint format doc benchmarks clean
+.PHONY: help demo picture paper test test-all test-libraries test-matrix fuzz lint format doc bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,8 +65,8 @@ picture: $(VENV)/.plot  ## draw the picture of the README and of the documentati
 doc: $(VENV)/.doc  ## build the documentation into doc/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html doc doc/_build/html
 
-benchmarks: $(VENV)/.test  ## measure the figures that the documentation quotes
-	for script in $(wildcard benchmarks/bench_*.py); do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.test  ## measure the ratios that the documentation gives, or some: BENCH='scaling others'
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 # torch goes first and by its pin, so that no other requirement can pull another build of it.
 $(VENV)/.torch: constraints.txt

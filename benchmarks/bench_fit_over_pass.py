@@ -13,7 +13,7 @@ import argparse
 import warnings
 
 import torch
-from measuring import ratio, rounds, spread
+from measuring import figures, ratio, rounds, spread
 from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
@@ -81,9 +81,10 @@ def main() -> None:
     found = rounds(functions, args.rounds)
     for name, values in found.items():
         print(f"{name}: {spread(values)}")
-    print(f"fit of three / bare pass: {ratio(found, 'fit of three', 'bare pass'):.3f}")
+    named = {"fit of three / bare pass": ratio(found, "fit of three", "bare pass")}
     if not args.no_cv:
-        print(f"ten families / one fit: {ratio(found, 'ten families', 'fit of three'):.3f}")
+        named["ten families / one fit"] = ratio(found, "ten families", "fit of three")
+    figures(named)
 
 
 if __name__ == "__main__":

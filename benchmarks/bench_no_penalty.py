@@ -16,6 +16,7 @@ from collections import Counter
 
 import numpy as np
 import torch
+from measuring import figures
 from paths import RecordedNet, train_sgd
 from scipy.stats import binom
 
@@ -76,6 +77,7 @@ def main(n_runs: int = 400, *chosen: str) -> None:
         raise SystemExit(f"Expected {[*OPTIMIZERS]} and {list(FAMILIES)}, got {sorted(unknown)}.")
     optimizers = [name for name in OPTIMIZERS if name in chosen] or [*OPTIMIZERS]
     families = [name for name in FAMILIES if name in chosen] or list(FAMILIES[:2])
+    silent = n_fits = 0
     for optimizer in optimizers:
         start = time.perf_counter()
         found: dict[str, list[str]] = {family: [] for family in families}
@@ -88,12 +90,14 @@ def main(n_runs: int = 400, *chosen: str) -> None:
             ratios.append(est.coef_[-1] / expected(optimizer))
         for family, verdicts in found.items():
             report(f"{optimizer}, {family}", verdicts)
+            silent, n_fits = silent + verdicts.count("no signal"), n_fits + len(verdicts)
         se = np.std(ratios, ddof=1) / np.sqrt(n_runs)
         seconds = time.perf_counter() - start
         print(f"   minibatch over theory {np.mean(ratios):.3f} +- {se:.3f} ({seconds:.0f} s)")
     if not chosen:
         each = [train_sgd(None, s, n_before=60, replacement=True) for s in range(n_runs // 4)]
         report("SGD by step, l2", [fitted(case, "l2", None).verdict_ for case in each])
+    figures({"share of nets without a signal": silent / n_fits})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import figures
 from scipy.stats import binom
 from torch import nn
 
@@ -118,6 +119,7 @@ def main(n_runs: int = 2000, only: str = "") -> None:
     torch.set_num_threads(1)
     band = binom.interval(0.95, n_runs, 0.95)
     print(f"of {n_runs} runs, 95 % of counts at .95 lie in {band[0]:.0f} .. {band[1]:.0f}")
+    named: dict[str, float] = {}
     for name, make in CASES.items():
         if only not in name:
             continue
@@ -135,7 +137,9 @@ def main(n_runs: int = 2000, only: str = "") -> None:
             f"{kind} {' and '.join(f'{share:.1%}' for share in count / n_runs)}"
             for kind, count in covers.items()
         )
+        named |= {f"{name}, {kind}": float(min(count)) / n_runs for kind, count in covers.items()}
         print(f"{name}: {shares} ({time.perf_counter() - start:.0f} s)", flush=True)
+    figures({"share of intervals that hold the truth, least": min(named.values())})
 
 
 if __name__ == "__main__":

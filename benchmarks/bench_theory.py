@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from measuring import figures
 from scipy.linalg import norm, solve
 
 from sklearn_implicitreg import theory
@@ -78,6 +79,7 @@ def main() -> None:
     print(f"{'procedure':28} {'weights':>9} {'equation':>9} {'coef':>9}")
     for name, row in rows.items():
         print(f"{name:28} " + " ".join(f"{value:9.1e}" for value in row))
+    figures({"largest error": float(np.max(list(rows.values())))})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -51,6 +52,20 @@ def limit_memory(gib: float) -> None:
 def peak() -> float:
     """Largest resident memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def resident() -> float:
+    """Resident memory of this process now, in GiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / GIB
+
+
+def figures(found: Mapping[str, float | str]) -> None:
+    """Print what a script measured, as its last line: ``run.py`` and ``fresh`` read it.
+
+    Text is why this machine cannot measure one; ``{"skipped": why}`` for all of a script.
+    """
+    print(json.dumps({k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in found.items()}))
 
 
 def fresh(*arguments: Any, timeout: float | None = None) -> dict[str, Any] | str:

@@ -25,7 +25,7 @@ from sklearn_implicitreg.endpoints.precomputed import given_equations
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.penalties import Fixed, Penalty, Structured, as_penalty, penalty_with_terms
 from sklearn_implicitreg.penalties.spectra import shared_decompositions
-from sklearn_implicitreg.problem import Problem
+from sklearn_implicitreg.problem import Problem, on_all_ranks
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
@@ -304,6 +304,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self.cache = cache
         self.verbose = verbose
 
+    @on_all_ranks
     @memory_in_words()
     @shared_decompositions()
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
@@ -349,6 +350,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         self._fitted_rows = X, y, sample_weight
         return self._fit_to(targets, family)
 
+    @on_all_ranks
     @memory_in_words()
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the gradient that the coefficients explain once these rows are added.

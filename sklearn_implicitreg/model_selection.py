@@ -21,6 +21,7 @@ from sklearn_implicitreg.estimator import ImplicitRegularizationEstimator, in_wo
 from sklearn_implicitreg.penalties import Penalty, penalty_with_terms
 from sklearn_implicitreg.penalties.base import same
 from sklearn_implicitreg.penalties.spectra import shared_decompositions
+from sklearn_implicitreg.problem import on_all_ranks
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     NOTHING,
@@ -190,6 +191,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self.cache = cache
         self.verbose = verbose
 
+    @on_all_ranks
     @memory_in_words()
     @shared_decompositions()
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
@@ -225,6 +227,7 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         self._publish(self.best_estimator_._result, self.best_estimator_._description)
         return self
 
+    @on_all_ranks
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Completed R2 of the best family; see :meth:`ImplicitRegularizationEstimator.score`.
 

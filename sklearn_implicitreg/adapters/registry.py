@@ -20,7 +20,7 @@ _LIBRARIES = {
     "sklearn_implicitreg": "linear.given",
     "skorch": "skorch",
     "statsmodels": "statsmodels.results",
-    "torch": "torch.modules",
+    "torch": "torch.models",
 }
 
 
@@ -59,6 +59,8 @@ class Options:
         Whether the rows complete those of a fit and are taken as they come.
     penalized_intercept : bool, default=False
         Whether the penalty of a linear model covers the intercept.
+    together : bool, default=False
+        Whether the rows of all processes count that a distributed model lives on.
     """
 
     loss: Any = "auto"
@@ -73,6 +75,7 @@ class Options:
     norms_in_training: Mapping[str, bool | None] | None = None
     completing: bool = False
     penalized_intercept: bool = False
+    together: bool = False
 
 
 Handler = Callable[[Any, Data, Options], Problem]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -59,6 +60,11 @@ class EndpointTargets:
         """What gives the gradients: the problems, or a folder of each."""
         if self.cache is None:
             return self.problems
+        if any(problem.ranks is not None for problem in self.problems):
+            raise ValueError(
+                f"Expected cache=None with a model on several ranks, got {self.cache!r}: their "
+                "gradients are not kept."
+            )
         if len(self.problems) == 1:
             return (KeptGradient.of(self.cache, self.problem),)
         numbered = enumerate(self.problems)
@@ -200,7 +206,8 @@ def places_header(
     models = " or ".join(dict.fromkeys(p.model_name for p in problems))
     losses = " or ".join(dict.fromkeys(p.loss_name for p in problems))
     rows, weights = [g.n_rows for g in gradients], [g.weight for g in gradients]
-    size = math.hypot(*[g.norm() for g in gradients]) / len(gradients) ** 0.5
+    norms = [p.over_shards(g.norm()) for p, g in zip(problems, gradients, strict=True)]
+    size = math.hypot(*itertools.chain.from_iterable(norms)) / len(gradients) ** 0.5
     several = len(problems) > 1
     if several:
         models = f"{len(problems)} {place}s of {models}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
+from sklearn_implicitreg.penalties.held import check_parts
 from sklearn_implicitreg.problem import Params, Problem, closing
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
@@ -85,6 +86,8 @@ def columns_of_leaves(
     leaves: Sequence[Leaf], params: Params, problem: Problem
 ) -> list[LeafColumns]:
     """Columns of several leaves; the penalties on rows share one pass over the data."""
+    if problem.in_shards:
+        check_parts(leaves)
     kinds = [leaf.penalty.on_rows for leaf in leaves]
     on_rows = list(itertools.compress(leaves, kinds))
     means = iter(_mean_gradients(on_rows, params, problem) if on_rows else [])

@@ -50,7 +50,7 @@ class FittedPenalty:
         """The penalty of a problem's tensors, with its model where a leaf needs it."""
         needed = any([needs_rows(leaf) for leaf, _ in leaves])
         model = next(problem.row_batches(problem.params)).model if needed else None
-        return cls(leaves, {name: tuple(t.shape) for name, t in problem.params.items()}, model)
+        return cls(leaves, problem.shapes, model)
 
     def __call__(
         self,

@@ -14,6 +14,7 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
+from sklearn_implicitreg.problem.ranks import Ranks, on_all_ranks, ranks_of
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
 from sklearn_implicitreg.problem.vectors import (
@@ -36,6 +37,7 @@ __all__ = [
     "Params",
     "ParamsSpec",
     "Problem",
+    "Ranks",
     "Rest",
     "RowBatch",
     "Sampling",
@@ -47,7 +49,9 @@ __all__ = [
     "closing",
     "flat",
     "norm_of",
+    "on_all_ranks",
     "profiled",
+    "ranks_of",
     "select_params",
     "shaped",
     "summed",

@@ -163,10 +163,17 @@ def rebuilt(
 
 def inner_module(module: nn.Module) -> nn.Module:
     """The module that wrappers of torch and of training libraries pass all calls on to."""
+    *_, inner = wrappers_of(module)
+    return inner
+
+
+def wrappers_of(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and those that it passes all calls on to, the outermost first."""
     while True:
         module = _unwrapped(module)
+        yield module
         if not any(cls.__name__ in _PASSING_ON for cls in type(module).__mro__):
-            return module
+            return
         module = module.module  # type: ignore[assignment]
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
+from sklearn_implicitreg.problem.ranks import Ranks
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.vectors import Params
 
@@ -24,6 +25,7 @@ Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 ParamsSpec = str | Callable[[str, Tensor], bool]
 BatchLoss = Callable[[Params], tuple[Tensor, float]]  # sum over rows, and their weight
+Value = TypeVar("Value")
 Sampling = Literal["data sets", "resamples", "one data set"]  # how several endpoints were made
 
 
@@ -77,6 +79,7 @@ class Problem(ABC):
     draw: int = 0  # which of many independent draws a stochastic penalty takes
     n_passes: int = 1  # over rows that differ at each reading
     reading: int = 0  # which of many readings of such rows comes first
+    ranks: Ranks | None = None  # processes that give rows, or hold parts of the tensors
 
     @abstractmethod  # several blocks are drawn at random, always the same: rows may come sorted
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
@@ -139,9 +142,41 @@ class Problem(ABC):
         return None
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors in scope."""
+        return {name: tuple(tensor.shape) for name, tensor in self.params.items()}
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether each of several processes has a part of the tensors."""
+        return self.ranks is not None and self.ranks.sharded
+
+    def over_shards(self, value: Value) -> list[Value]:
+        """A number, or something as small, of every process that has a part of the tensors."""
+        if self.ranks is None or not self.ranks.sharded:
+            return [value]
+        if not self.ranks.meets:  # the others would not answer
+            raise ValueError(
+                "Expected fit, score or a search, which all ranks call and in which they exchange "
+                "what each has of the tensors, got a call of something else; load the full state "
+                "dict into a module of one process for it."
+            )
+        return self.ranks.gathered(value)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether other processes have parts of the tensors, and are not asked now."""
+        return self.ranks is not None and self.ranks.sharded and not self.ranks.meets
+
+    @property
     def has_paths(self) -> bool:
         """Whether the loss is known at other weights, as the steps of a trajectory need it."""
         return False
+
+    @property
+    def is_net(self) -> bool:
+        """Whether it was trained in steps, also where the loss is known at its weights alone."""
+        return self.has_paths or self.ranks is not None
 
     @property
     def masses(self) -> Weights | None:

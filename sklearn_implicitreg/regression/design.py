@@ -57,7 +57,11 @@ class Design:
             raise ValueError("Expected at least one penalty with an unknown coefficient, got none.")
         fixed = [part for part in parts if part.leaf.coef is not None]
         sizes = tuple([(part.leaf, len(part.terms)) for part in free])
-        return cls(_names(free), sizes, _names(fixed), problem.params, parts)
+        found = cls(_names(free), sizes, _names(fixed), problem.params, parts)
+        if problem.ranks is not None:
+            terms = [*found.term_names, *found.known_terms]
+            problem.ranks.agree({"terms": f"[{', '.join(terms)}]"})
+        return found
 
     @property
     def closed_form(self) -> bool:

@@ -345,6 +345,11 @@ def _over_rows(place: Place, solution: Solution, settings: Settings, rounding: f
             f"Expected the equations of one model on its rows for covariance={kind!r}, got some of "
             "its tensors alone, or arrays; use covariance='auto'."
         )
+    if place.problem.ranks is not None and kind == "bootstrap" and settings.random_state is None:
+        raise ValueError(
+            "Expected an integer as random_state with covariance='bootstrap' on several ranks, "
+            "which draw the same numbers with it, got None."
+        )
     upper = place.system.r_factor
     away = deviations(place.spread, upper, solution.active, place.powers, solution.eps)
     given = (settings.confidence_level, rounding, settings.random_state)
@@ -397,7 +402,7 @@ def _judged(
         evidence=equations.evidence,
         agreement=equations.agreement,
         cause=cause_at(
-            has_paths=places[0].problem.has_paths,
+            has_paths=places[0].problem.is_net,
             each_explained=not along and len(alone) > 1 and all(map(is_explained, alone)),
             along=along,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,6 +17,7 @@ from sklearn_implicitreg.problem import LossGradient, Problem
 from sklearn_implicitreg.regression.blocks import Block, as_rows, device_r_factor, streamed_r_factor
 from sklearn_implicitreg.regression.chunks import Chunks, chained, mapped
 from sklearn_implicitreg.regression.design import Design, Piece
+from sklearn_implicitreg.regression.shards import Reduced, merged_over, rows_over
 from sklearn_implicitreg.regression.spread import Spread
 from sklearn_implicitreg.regression.system import Array, Rows, System
 
@@ -23,6 +25,7 @@ _COSINE_OF_INVARIANCE = 1e-3  # BatchNorm's own eps leaves 5e-6, in layers of sm
 _NUDGE = 1e-100  # towards which side of a kink: no float64 column changes by it elsewhere
 _TOUCH = 1e-8  # the same of singular values, relative to the largest weight
 _SMALL = 2**14  # numbers of one tensor's columns that are kept for a second pass
+_APART = "some that other ranks have; they are read in fit alone"
 _NO_INSTRUMENTS = (
     "a family with random draws along a trajectory, whose coefficients come from instruments: "
     "least squares on its noisy columns is biased; use ImplicitRegularizationEstimator.fit"
@@ -58,15 +61,17 @@ class Place:
         before = self.made if self.given is None else self.given
         if before is not None:
             return before
+        names, ranks = self.names, self.problem.ranks
+
+        def reduced() -> list[Reduced]:
+            return [self._reduced(name) for name in names]
+
+        if ranks is not None and ranks.sharded:
+            every = merged_over(ranks, [1 + len(self.design.support(n)) for n in names], reduced)
+        else:
+            every = reduced()
         labels, r_factors, counts, supports = [], [], [], []
-        for name in self.names:
-            blocks = self._blocks(name)
-            if isinstance(blocks, list):
-                (_, design, target, instruments, _), *_ = blocks
-                both = design if instruments is None else torch.cat([instruments, design], dim=1)
-                upper, n = device_r_factor(both, target), len(target)
-            else:
-                upper, n = streamed_r_factor(blocks, self.gradient.value[name].device)
+        for name, (upper, n) in zip(names, every, strict=True):
             if n:
                 labels.append(name)
                 r_factors.append(upper)
@@ -88,10 +93,21 @@ class Place:
             None if set(map(len, supports)) == {k} else tuple(supports),
         )
 
+    def _reduced(self, name: str) -> Reduced:
+        """R factor of one tensor's equations, and their number."""
+        blocks = self._blocks(name)
+        if not isinstance(blocks, list):
+            return streamed_r_factor(blocks, self.gradient.value[name].device)
+        (_, design, target, instruments, _), *_ = blocks
+        both = design if instruments is None else torch.cat([instruments, design], dim=1)
+        return device_r_factor(both, target), len(target)
+
     def on(self, names: Sequence[str], columns: list[int]) -> Place:
         """The same place at some tensors alone, in the columns that reach them."""
         params = {name: self.problem.params[name] for name in names}
         system = self._system.on(names, columns)
+        if self.problem.is_apart:
+            system = replace(system, rows=None, missing=_APART)
         return Place(
             replace(self.problem, params=params),
             self.design.on(names, columns),
@@ -124,7 +140,7 @@ class Place:
         """Coordinates in scope that give no equation."""
         if self.given is not None:
             return 0
-        n = sum(self.problem.params[name].numel() for name in self.names)
+        n = sum(math.prod(self.problem.shapes[name]) for name in self.names)
         return n - self.system.n_equations
 
     def target(self, name: str) -> Tensor:
@@ -142,10 +158,11 @@ class Place:
         dropped_here = self.n_dropped
         if not dropped_here:
             return Inequalities(0, 0)
-        if not self.design.closed_form:
+        if not self.design.closed_form or self.problem.is_apart:
             return Inequalities(dropped_here, None)
         violated = 0
-        scale = max(float(g.abs().max()) for g in self.gradient.value.values() if g.numel())
+        sizes = [float(g.abs().max()) for g in self.gradient.value.values() if g.numel()]
+        scale = max(self.problem.over_shards(max(sizes, default=0.0)))
         for name in self.names:
             dropped = self.dropped(name)
             if dropped is None:
@@ -154,46 +171,54 @@ class Place:
             bound = slope @ torch.as_tensor(coef, dtype=slope.dtype, device=slope.device)
             descent = (target - bound) * side.sign()
             violated += int((dropped & (descent > slack + 1e-6 * scale)).sum())
-        return Inequalities(dropped_here, violated)
+        return Inequalities(dropped_here, sum(self.problem.over_shards(violated)))
 
     def kink_bounds(self) -> dict[str, float]:
         """What the coordinates at a kink imply alone: a term's coefficient is at least this."""
-        bounds: dict[str, float] = {}
         at_bound = any(not bool(free.all()) for free in self.problem.free.values())
         if at_bound or not self.design.closed_form:
-            return bounds
+            return {}
+        found: dict[str, dict[str, float]] = {name: {} for name in self.names}
         for name in self.names:
             dropped = self.dropped(name)
             if dropped is None:
                 continue
             dropped, _, target, slope = self._beside(name, dropped)
-            steep = torch.nonzero((slope[dropped].abs() > _NUDGE**0.5).any(0)).reshape(-1)
+            target, slope = target[dropped], slope[dropped]
+            for j in torch.nonzero((slope.abs() > _NUDGE**0.5).any(0)).reshape(-1).tolist():
+                ratio = torch.where(target == 0, 0.0, target / slope[:, j]).max()
+                found[name][self.design.term_names[j]] = float(ratio)
+        every, bounds = self.problem.over_shards(found), dict[str, float]()
+        for name in self.names:
+            steep = {term for own in every for term in own[name]}
             if len(steep) == 1:
-                term = self.design.term_names[int(steep)]
-                target, own = target[dropped], slope[dropped, int(steep)]
-                ratio = torch.where(target == 0, 0.0, target / own).max()
-                bounds[term] = max(bounds.get(term, 0.0), float(ratio))
+                (term,) = steep
+                bounds[term] = max(
+                    bounds.get(term, 0.0), *[own[name].get(term, 0.0) for own in every]
+                )
         return bounds
 
     def scale_invariant(self) -> tuple[tuple[str, ...], bool]:
         """Tensors whose units the loss does not see the scale of, and whether they dominate."""
-        if not self.problem.batch_normalized:
+        if not self.problem.batch_normalized or self.problem.is_apart:
             return (), False
-        found, inside, total = [], 0.0, 0.0
+        found, sizes = dict[str, bool](), dict[str, float]()
         for name in self.names:
             tensor = self.problem.params[name]
-            size = sum(float(piece.columns.square().sum()) for piece in self.design.pieces(name))
-            total += size
+            pieces = self.design.pieces(name)
+            sizes[name] = sum(float(piece.columns.square().sum()) for piece in pieces)
             if tensor.ndim < 2:
+                found[name] = not tensor.numel()
                 continue
             weight = tensor.double().flatten(1)
             slope = self.gradient.value[name].flatten(1)
             radial = (weight * slope).sum(1).abs()
             limit = _COSINE_OF_INVARIANCE * weight.norm(dim=1) * slope.norm(dim=1)
-            if bool((radial <= limit).all()):
-                found.append(name)
-                inside += size
-        return tuple(found), inside > 0.5 * total
+            found[name] = bool((radial <= limit).all())
+        every = self.problem.over_shards((found, sizes))
+        names = tuple(name for name in self.names if all(own[name] for own, _ in every))
+        inside = sum(own[name] for _, own in every for name in names)
+        return names, inside > 0.5 * sum(sum(own.values()) for _, own in every)
 
     def _blocks(self, name: str) -> list[Block] | Chunks[Block]:
         """Equations of one tensor, those of a small one kept for the second pass."""
@@ -230,8 +255,18 @@ class Place:
 
     def _rows(self, labels: Sequence[str]) -> Iterable[Rows]:
         """The equations of some tensors as arrays."""
+        ranks = self.problem.ranks
+        if ranks is not None and ranks.sharded:
+            if self.problem.is_apart:
+                raise ValueError(f"Expected single equations, got {_APART}.")
+            return rows_over(ranks, labels, self._rows_here)
         parts = [mapped(partial(as_rows, name), self._blocks(name)) for name in labels]
         return chained(parts)
+
+    def _rows_here(self, name: str) -> tuple[int, list[Rows]]:
+        """Entries of a tensor on this rank, and their equations."""
+        parts = list(mapped(partial(as_rows, name), self._blocks(name)))
+        return self.problem.params[name].numel(), parts
 
     @cached_property
     def _kept(self) -> dict[str, list[Block]]:

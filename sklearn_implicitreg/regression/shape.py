@@ -64,6 +64,11 @@ def resolved(targets: Targets, penalty: Penalty, positive: bool = False) -> Reso
     unknown = penalty.unknown_shapes()
     if not unknown:
         return Resolved(penalty, penalty)
+    if targets.problem.in_shards:
+        raise ValueError(
+            f"Expected shapes with values for a model that is sharded over ranks, got {penalty!r}; "
+            f"give numbers for {', '.join(unknown)}, or compare some by ImplicitRegularizationCV."
+        )
     unknown = penalty.unknown_shapes(targets.problem.params)
     return _Search(targets, penalty, unknown, positive).resolved()
 

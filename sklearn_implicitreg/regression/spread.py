@@ -29,7 +29,7 @@ def observed(
     seen: list[Spread] = [[] for _ in designs]
     ends = list(itertools.accumulate(len(design.term_names) for design in designs))
 
-    n = sum(tensor.numel() for tensor in problem.params.values())
+    n = max(problem.over_shards(sum(tensor.numel() for tensor in problem.params.values())))
     # Columns are read once for several blocks, as many as there is room for.
     together = max(1, min(_TOGETHER, _HELD // max(n, 1)))
 
@@ -39,6 +39,7 @@ def observed(
 
         def measure() -> None:
             products = _products(held or _pieces(problem, designs), waiting)
+            products = np.sum(problem.over_shards(products), axis=0)
             for block, own in zip(waiting, products.T, strict=True):
                 if not block.weight:  # its rows do not count
                     continue

@@ -166,6 +166,11 @@ def _sentences(notes: Sequence[str]) -> list[str]:
 
 def _acted_on(targets: Targets, family: Any) -> tuple[Problem, ...]:
     """The problems of the tensors that training acted on, which must be the same everywhere."""
+    if targets.problem.in_shards:
+        raise ValueError(
+            f"Expected the whole tensors of a model for {family!r}, got one that is sharded over "
+            "ranks; load its full state dict into a module of one process and fit that."
+        )
     if not family.at_mean and targets.place == "window":
         raise ValueError(
             f"Expected mode='endpoint' for {family!r}, got a trajectory: the mean of its gradient "
@@ -203,7 +208,7 @@ def _flattened(
 def _judged(found: StructuredSolution, targets: Targets, size: float, shortfall: float) -> Verdict:
     """The verdict of a regression, but whether the unknowns are identified by their rank."""
     rounding, n_kinks = _rounding(targets), sum(g.n_kinks for g in targets.gradients)
-    cause = cause_at(has_paths=targets.problem.has_paths)
+    cause = cause_at(has_paths=targets.problem.is_net)
     if size > rounding and np.isinf(found.coef).all():
         return Verdict(
             "out of family",

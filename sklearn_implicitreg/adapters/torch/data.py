@@ -23,6 +23,7 @@ from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
 from sklearn_implicitreg.problem.parameters import as_numbers, shown
 
+_PIECE = 2**18  # labels that are sorted at a time
 _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "
     "length."
@@ -339,8 +340,18 @@ def _target_tensor(y: Any) -> tuple[Any, Tensor | None, npt.NDArray[Any] | None]
     target = _as_tensors(y, "y")
     if not isinstance(target, Tensor):
         return target, None, None
-    discrete = not target.is_floating_point() or bool((target == target.round()).all())
-    return target, target.unique() if discrete else None, None
+    return target, _distinct(target), None
+
+
+def _distinct(target: Tensor) -> Tensor | None:
+    """Sorted labels where all numbers are whole; in pieces, for sorting copies what it sorts."""
+    found = []
+    for piece in target.reshape(-1).split(_PIECE):
+        if piece.is_floating_point() and not bool((piece == piece.round()).all()):
+            return None
+        found.append(piece.unique())
+    labels: Tensor = torch.cat(found).unique()
+    return labels
 
 
 def weights_of(sample_weight: Any, n_rows: int | None) -> Tensor | None:

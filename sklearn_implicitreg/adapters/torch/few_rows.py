@@ -67,7 +67,9 @@ def with_integers(problem: TorchProblem) -> TorchProblem:
     return replace(problem, kept=kept)
 
 
-def with_custom_loss(problem: TorchProblem, module: nn.Module, options: Options) -> TorchProblem:
+def with_custom_loss(
+    problem: TorchProblem, module: nn.Module | None, options: Options
+) -> TorchProblem:
     """Find out by a few rows what a user's loss returns, and how rows are to be cut for it."""
     trial = _tried(problem, module) if problem.row_loss.custom else None
     if trial is not None and trial.kind != "unknown":
@@ -139,7 +141,7 @@ def _counted(batch: Batch, loss: Callable[[Batch], Tensor]) -> Callable[[Tensor]
     return None
 
 
-def _tried(problem: TorchProblem, module: nn.Module) -> Trial | None:
+def _tried(problem: TorchProblem, module: nn.Module | None) -> Trial | None:
     """The loss on a few rows and on parts of them."""
     rows = problem.rows
 

@@ -59,6 +59,7 @@ from sklearn_implicitreg.adapters.torch.options import (
     stored_notes,
 )
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
+from sklearn_implicitreg.adapters.torch.sharded import check_whole
 from sklearn_implicitreg.adapters.torch.structure import in_scope, restore, skeleton
 from sklearn_implicitreg.problem import (
     BlockGradient,
@@ -96,7 +97,7 @@ class TorchProblem(Problem):
     device: torch.device
     dtype: torch.dtype
     seed: int | None = None
-    forward: CopyCall
+    forward: Any  # a CopyCall; of a module that runs itself, a function
     kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
     label_args: tuple[str, ...] = ()  # arguments for the target of a module that returns its loss
     memory: list[Any] = field(default_factory=list)  # masses of rows, read once for all places
@@ -116,13 +117,8 @@ class TorchProblem(Problem):
         return super().facts() | facts_of(self)
 
     def _blocks_from(self, n_done: int, n_blocks: int) -> Iterator[BlockGradient]:
-        size = self.batch_size
-        split = n_blocks > 1 and not self.batch_normalized
-        if split and self.rows.n_rows:
-            size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale, at_once = 0.0, None
-        read = merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
-        batches = ReadAhead(read, self.dtype, self.kept)
+        batches = ReadAhead(self.batches_read(n_blocks), self.dtype, self.kept)
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
             for index, batch in enumerate(batches):
                 before = all_states(self.device) if index == 0 else []
@@ -138,6 +134,14 @@ class TorchProblem(Problem):
                 if index >= n_done:
                     yield replace(block, scale=max(row_scale * block.n_rows, block.scale))
                     del block  # freed before the next is made
+
+    def batches_read(self, n_blocks: int = 1) -> Iterator[Batch]:
+        """The rows in at least so many batches, if there are as many."""
+        size = self.batch_size
+        split = n_blocks > 1 and not self.batch_normalized
+        if split and self.rows.n_rows:
+            size = min(size, max(1, self.rows.n_rows // n_blocks))
+        return merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
 
     @property
     def n_rows(self) -> int | None:
@@ -295,6 +299,23 @@ class TorchProblem(Problem):
         parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
         if len(parts) > 1:
             return BlockGradient.joined([self._block(part, first, twice) for part in parts])
+        total, weight, n_kinks = self.loss_on(batch, first, twice)
+        grads = self._gradients(total, batch, twice)
+        if ahead is not None:  # before the numbers are waited for
+            ahead()
+        sums: Params = {}
+        absent = set()
+        for (name, t), g in zip(self.params.items(), grads, strict=True):
+            sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
+            if g is None:
+                absent.add(name)
+        n_rows, loss, scale = rows_in(batch), float(total.detach()), norm_of(sums)
+        return BlockGradient(sums, loss, weight, n_rows, scale, n_kinks, frozenset(absent))
+
+    def loss_on(
+        self, batch: Batch, first: bool = False, twice: bool = False
+    ) -> tuple[Tensor, float, int]:
+        """Sum of the losses of a batch, weight of its rows, and how many are at a kink."""
         # Where a second derivative is asked for, callers look at the errors of torch.
         try:
             output = self.forward(self.module, batch.inputs)
@@ -317,17 +338,7 @@ class TorchProblem(Problem):
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"
             )
-        grads = self._gradients(total, batch, twice)
-        if ahead is not None:  # before the numbers are waited for
-            ahead()
-        sums: Params = {}
-        absent = set()
-        for (name, t), g in zip(self.params.items(), grads, strict=True):
-            sums[name] = torch.zeros_like(t) if g is None else g.to_dense()
-            if g is None:
-                absent.add(name)
-        n_rows, loss, scale = rows_in(batch), float(total.detach()), norm_of(sums)
-        return BlockGradient(sums, loss, weight, n_rows, scale, n_kinks, frozenset(absent))
+        return total, weight, n_kinks
 
     def _gradients(self, total: Tensor, batch: Batch, twice: bool) -> Sequence[Tensor | None]:
         call = self.forward
@@ -414,6 +425,7 @@ class TorchProblem(Problem):
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     model = inner_module(model)
+    check_whole(model)
     rows = read_rows(data, options.n_passes)
     labels = label_names(model) if options.loss == "auto" else ()
     row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
@@ -458,7 +470,7 @@ def module_problem(
         notes=(*notes, *stored_notes(names), *fields.pop("notes", ())),
         module=own,
         rows=rows,
-        row_loss=_moved_loss(row_loss, device, dtype),
+        row_loss=moved_loss(row_loss, device, dtype),
         batch_size=batch_size_of(options.batch_size, rows, normalized),
         device=device,
         dtype=dtype,
@@ -484,11 +496,8 @@ def _trained(module: nn.Module) -> Params:
     return trained
 
 
-def _moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
+def moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
     """Class weights and the like on the device and in the type of the outputs."""
     if isinstance(row_loss.criterion, nn.Module):
         row_loss.criterion.to(device=device, dtype=dtype)  # a copy, made by undo_reduction
     return row_loss
-
-
-HANDLERS = {"Module": adapt_module}

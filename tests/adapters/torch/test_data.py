@@ -18,6 +18,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from sklearn_implicitreg.adapters.registry import Data
+from sklearn_implicitreg.adapters.torch.data import array_rows
 from sklearn_implicitreg.exceptions import AugmentationWarning
 
 
@@ -239,3 +241,31 @@ class TestBadData:
         mlp_ = mlp()
         assert coef(0) == coef(0)
         assert coef(0) != coef(1)
+
+
+class TestLabels:
+    """Labels of many rows are looked through in pieces, for sorting copies what it sorts."""
+
+    N_ROWS = 600_000
+
+    def found(self, y):
+        return array_rows(Data(np.zeros((len(y), 1), np.float32), y)).classes
+
+    @pytest.mark.parametrize("kind", ["int64", "int8", "float32", "bool"])
+    def test_are_those_of_all_rows(self, kind):
+        y = np.repeat([1, 0, 1], [300_000, 299_999, 1]).astype(kind)
+        y[-1] = 5
+        np.testing.assert_array_equal(self.found(y), np.unique(y))
+
+    @pytest.mark.parametrize("last", [0.5, np.nan])
+    def test_numbers_of_which_the_last_is_not_whole(self, last):
+        y = np.zeros(self.N_ROWS)
+        y[-1] = last
+        assert self.found(y) is None
+
+    def test_memory_does_not_grow_with_the_rows(self):
+        y = torch.arange(self.N_ROWS) % 10
+        with torch.profiler.profile(profile_memory=True) as profile:
+            self.found(y)
+        most = max(abs(event.cpu_memory_usage) for event in profile.events())
+        assert most <= 16 * 2**18

@@ -1,0 +1,273 @@
+"""A module whose tensors are sharded over ranks by ``fully_shard``: it runs itself, in place."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_implicitreg.adapters.registry import Options
+from sklearn_implicitreg.adapters.torch.data import Batch, Rows, few_rows, rows_in
+from sklearn_implicitreg.adapters.torch.few_rows import with_custom_loss
+from sklearn_implicitreg.adapters.torch.generators import preserved_rng
+from sklearn_implicitreg.adapters.torch.options import set_modes
+from sklearn_implicitreg.adapters.torch.ranks import RanksProblem
+from sklearn_implicitreg.problem import BlockGradient, Params, Ranks, closing, norm_of
+from sklearn_implicitreg.problem.ranks import sharding_parts, total_of
+from sklearn_implicitreg.problem.vectors import wide, wide_zeros
+
+_SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedProblem(RanksProblem):
+    """The rows of all ranks, and of every tensor the part that this one has."""
+
+    tensors: Mapping[str, Tensor]  # the user's, whose parts here are ``params``
+    modes: Sequence[bool]  # states of the layers
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the whole tensors."""
+        return {name: tuple(self.tensors[name].shape) for name in self.params}
+
+    def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
+        """Sums over the ranks, batch by batch, in the tensors' parts on this one."""
+        own, scale = replace(self.own, reading=self.reading), 0.0
+        last: Batch | None = None
+        with self.at_work(own), closing(own.batches_read(n_blocks)) as batches:
+            while True:
+                here: list[Batch] = []
+
+                def read(here: list[Batch] = here) -> bool:
+                    here.extend(map(own.to_device, (b for b in [next(batches, None)] if b)))
+                    return bool(here)
+
+                left = self.ranks.shared(read)
+                if not any(left):
+                    return
+                if last is None and not all(left):
+                    self.ranks.disagree("at least 1 row on each", f"none on some, {left}")
+                first, last = last is None, here[0] if here else last
+                assert last is not None
+                block = self._block(last, counts=bool(here))
+                if first and not self.batch_normalized:
+                    scale = self._row_scale(last)
+                yield replace(block, scale=max(scale * block.n_rows, block.scale))
+                del block  # freed before the next is made
+
+    @contextlib.contextmanager
+    def at_work(self, own: Any) -> Iterator[None]:
+        """The user's module in the states of the fit; it is left as it was."""
+        with (
+            preserved_rng(own.device, own._drawn),
+            torch.enable_grad(),
+            own.own_kernels(),
+            lent(own.module),
+            self.ranks.bounded(),
+        ):
+            for part, mode in zip(own.module.modules(), self.modes, strict=True):
+                part.training = mode
+            yield
+
+    def tried(self, options: Options) -> ShardedProblem:
+        """Find out by a few rows what a user's loss returns."""
+
+        def trial() -> Any:
+            with self.at_work(self.own):
+                # Rows that are picked one by one would take more passes on some ranks.
+                apart = replace(self.own, rows=replace(self.own.rows, pick=None))
+                found.append(with_custom_loss(apart, None, options))
+            return found[0].loss_name
+
+        found: list[Any] = []
+        losses = self.ranks.shared(trial)
+        self.ranks.agree({"losses": losses[self.ranks.place]})
+        names = ("loss_name", "notes", "batch_normalized", "convention", "trained_sum")
+        same = {name: getattr(found[0], name) for name in names}
+        return replace(self, **same, own=replace(found[0], rows=self.own.rows))
+
+    def _block(self, batch: Batch, counts: bool = True) -> BlockGradient:
+        """Gradient of the loss on a batch of each rank, which need not count."""
+        held: list[Tensor] = []
+
+        def evaluated() -> BlockGradient | None:
+            total, weight, n_kinks = self.own.loss_on(batch)
+            held.append(total if counts else total * 0)
+            if not counts:
+                return None
+            return BlockGradient({}, float(total.detach()), weight, rows_in(batch), 0.0, n_kinks)
+
+        blocks = [block for block in self.ranks.shared(evaluated) if block is not None]
+        held.pop().backward()
+        factors, sums, absent = _factors(self.own.module), {}, []
+        for name, p in self.tensors.items():
+            grad, p.grad = p.grad, None
+            if grad is None:
+                absent.append(name)
+            if hasattr(p, "device_mesh"):
+                local = part_of(p if grad is None else grad, self.ranks)
+                factor = 0.0 if grad is None else factors.get(id(p)) or self.ranks.n
+                sums[name] = local * factor
+            else:
+                whole = wide_zeros(p) if grad is None else wide(grad)
+                sums[name] = part_of(self.ranks.add(whole), self.ranks)
+        self.own.module.zero_grad()  # of tensors out of scope
+        every = self.ranks.gathered((norm_of(sums), frozenset(absent)))
+        norm = math.hypot(*[own for own, _ in every])
+        missing = frozenset.intersection(*[names for _, names in every])
+        return replace(total_of(blocks, sums), scale=norm, absent=missing)
+
+    def _row_scale(self, batch: Batch) -> float:
+        """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
+        few = few_rows(batch, _SCALE_ROWS)
+        if not all(self.ranks.gathered(few is not None)):
+            return 0.0
+        with preserved_rng(self.own.device):
+            block = self._block(few or batch)
+        return block.scale / block.n_rows
+
+
+def part_of(tensor: Any, ranks: Ranks) -> Tensor:
+    """The entries of a tensor that this rank has; of those on several, the first has them."""
+    whole: Any = tensor.detach()
+    if not hasattr(whole, "device_mesh"):
+        plain: Tensor = whole if ranks.place == 0 else _none_of(whole)
+        return plain
+    mesh = whole.device_mesh
+    places = zip(mesh.get_coordinate(), whole.placements, strict=True)
+    local: Tensor = whole.to_local()
+    mine = all(at == 0 for at, placement in places if placement.is_replicate())
+    return local if mine else _none_of(local)
+
+
+def _none_of(tensor: Tensor) -> Tensor:
+    return tensor[:0] if tensor.ndim else tensor.reshape(1)[:0]
+
+
+def modes_of(module: nn.Module, options: Options, rows: Any) -> tuple[bool, list[str], list[bool]]:
+    """States of the layers in a fit, whether batches share statistics, and notes."""
+    if any(type(part).train is not nn.Module.train for part in module.modules()):
+        raise ValueError(
+            "Expected a sharded module whose layers have no train() of their own, which may "
+            "change weights; fit the module with its full state dict in one process."
+        )
+    with lent(module):
+        normalized, notes = set_modes(module, options, rows)
+        return normalized, notes, [part.training for part in module.modules()]
+
+
+@contextlib.contextmanager
+def lent(module: nn.Module) -> Iterator[None]:
+    """Gradients, buffers, states and settings of a sharded module, put back at the end."""
+    sharding, done = sharding_parts(module), False
+    for part in sharding:
+        part.reshard()
+    with _states_kept(module), _averaging(sharding):
+        try:
+            yield
+            done = True
+        finally:
+            for part in sharding:
+                if not done and hasattr(part, "reset_iter_state"):
+                    with contextlib.suppress(RuntimeError, AttributeError):  # inner, not used yet
+                        part.reset_iter_state()
+                part.reshard()
+
+
+@contextlib.contextmanager
+def _states_kept(module: nn.Module) -> Iterator[None]:
+    """No gradients for a while; they, buffers and states are put back."""
+    parts, params = list(module.modules()), list(module.parameters())
+    modes, grads = [part.training for part in parts], [p.grad for p in params]
+    buffers = [dict(part._buffers) for part in parts]
+    values = [(b, b.clone()) for own in buffers for b in own.values() if b is not None]
+    try:
+        for p in params:
+            p.grad = None
+        yield
+    finally:
+        for part, mode, own in zip(parts, modes, buffers, strict=True):
+            part.training = mode
+            part._buffers.update(own)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+
+
+@contextlib.contextmanager
+def _averaging(sharding: Sequence[Any]) -> Iterator[None]:
+    """Gradients reduced over the ranks, without those that wait to be."""
+    groups = [group for part in sharding for group in groups_of(part)]
+    settings = [(group.reduce_grads, group.all_reduce_grads) for group in groups]
+    waiting = [(p, p.unsharded_accumulated_grad) for g in groups for p in g.fsdp_params]
+    try:
+        for group in groups:
+            group.reduce_grads = group.all_reduce_grads = True
+        for p, _ in waiting:
+            p.unsharded_accumulated_grad = None
+        yield
+    finally:
+        for group, setting in zip(groups, settings, strict=True):
+            group.reduce_grads, group.all_reduce_grads = setting
+        for p, grad in waiting:
+            p.unsharded_accumulated_grad = grad
+
+
+def groups_of(part: Any) -> list[Any]:
+    """What torch keeps of the parameters that one part shards."""
+    state = part._get_fsdp_state()
+    one = [group] if (group := getattr(state, "_fsdp_param_group", None)) is not None else []
+    return list(getattr(state, "_fsdp_param_groups", one))
+
+
+def _factors(module: nn.Module) -> dict[int, float | None]:
+    """What torch divides the sum over ranks of each gradient by, where a user has set it."""
+    groups = [group for part in sharding_parts(module) for group in groups_of(part)]
+    return {id(p.sharded_param): g.gradient_divide_factor for g in groups for p in g.fsdp_params}
+
+
+def check_whole(module: nn.Module) -> None:
+    """Raise ValueError for a sharded module where the model of one process is needed."""
+    if sharding_parts(module):
+        raise ValueError(
+            "Expected a module of one process here, got one that fully_shard shards over ranks, "
+            "which fit, score and searches with mode='endpoint' read; load the full state dict "
+            "into a module of one process for everything else."
+        )
+
+
+def dtype_in_place(options: Options, params: Params) -> torch.dtype:
+    """Type of the module, which is not converted."""
+    kinds = {p.dtype for p in params.values()}
+    dtype = functools.reduce(torch.promote_types, kinds)
+    asked = str(options.dtype).removeprefix("torch.")
+    if asked not in ("auto", str(dtype).removeprefix("torch.")) or options.device != "auto":
+        raise ValueError(
+            "Expected dtype='auto' and device='auto' with a sharded module, which runs as it is, "
+            f"got {options.dtype!r} and {options.device!r}; convert the module itself."
+        )
+    return dtype
+
+
+def integers_in_place(module: nn.Module, rows: Rows) -> tuple[bool, ...]:
+    """Which integers stay integers: tensors, as in training, and all where they are looked up."""
+    looked_up = any(isinstance(part, nn.Embedding) for part in module.modules())
+    return tuple(own and (looked_up or rows.in_tensors) for own in rows.integers)
+
+
+def coarsest(module: nn.Module, dtype: torch.dtype) -> float:
+    """Rounding unit of the arithmetic, in which parts may compute or add up."""
+    kinds = [dtype]
+    for group in (group for part in sharding_parts(module) for group in groups_of(part)):
+        policy = group.mp_policy
+        kinds += [kind for kind in (policy.param_dtype, policy.reduce_dtype) if kind is not None]
+    return max(torch.finfo(kind).eps for kind in kinds)

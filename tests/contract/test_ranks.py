@@ -1,0 +1,129 @@
+"""Models on several ranks: the fits of one process over all rows, and errors on every rank."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.multiprocessing
+from rank_cases import CASES, FAULTS, N_RANKS, PLACES, in_one_process, work
+
+import sklearn_implicitreg
+
+EXACT = 1e-12
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What two processes found, and one."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=N_RANKS)
+    ranks = [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(N_RANKS)]
+    return ranks, in_one_process()
+
+
+def same(first, second, rtol=0.0):
+    """Assert that what two fits give is the same."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, str) or np.asarray(value).dtype.kind in "OU":
+            assert np.array_equal(value, second[name]), name
+        else:
+            np.testing.assert_allclose(value, second[name], rtol=rtol, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("place", PLACES)
+def test_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, case):
+    ranks, one = found
+    if (place, case) not in ranks[0]:
+        pytest.skip("partly sharded: as the others")
+    same(*(own[place, case] for own in ranks))
+    same(ranks[0][place, case], one[case], EXACT)
+
+
+@pytest.mark.parametrize("place", ["ddp", "fsdp"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_one_rank_is_an_error_on_all(found, place, fault):
+    first, second = (own[place, "faults"][fault] for own in found[0])
+    assert first.startswith(("ValueError: Expected", "ParameterError: Expected"))
+    assert "Error" in second
+    assert "rank 1" in first and ("different" in first or "rank 1 raised" in first)
+    assert ".." not in first
+
+
+@pytest.mark.parametrize("place", ["ddp", "fsdp"])
+def test_after_faults_ranks_go_on(found, place):
+    ranks, _ = found
+    np.testing.assert_array_equal(
+        ranks[0][place, "faults"]["next"], ranks[1][place, "faults"]["next"]
+    )
+    np.testing.assert_array_equal(ranks[0][place, "faults"]["next"], ranks[0][place, "l2"]["coef_"])
+
+
+@pytest.mark.parametrize("place", ["ddp", "fsdp"])
+def test_what_needs_whole_tensors_or_rows_says_so(found, place):
+    for own in found[0]:
+        words = own[place, "refusals"]
+        assert "Expected cache=None" in words.pop("cache")
+        assert "Expected an integer as random_state" in words.pop("covariance")
+        assert "TypeError" in words.pop("recover")
+        assert "Expected a model of one process" in words["rows"] or place == "fsdp"
+        del words["rows"]
+        wrong = {name: text for name, text in words.items() if text != "no error"}
+        assert wrong.keys() == (words.keys() if place == "fsdp" else set())
+        assert all("shard" in text for text in wrong.values())
+
+
+@pytest.mark.parametrize("place", ["ddp", "fsdp"])
+def test_a_model_is_left_as_it_was(found, place):
+    for own in found[0]:
+        fitted, kept, failed, kept_after = own[place, "states"]
+        assert fitted == "no error" and kept
+        assert failed.startswith("ValueError") and kept_after
+
+
+def test_ranks_that_differ_or_do_not_come(found):
+    first, second = (own["disagreements"] for own in found[0])
+    for own in (first, second):
+        assert "different weights 0.weight" in own["weights"]
+        assert "versions of sklearn_implicitreg, 0.0 on rank 0 and 1.0 on rank 1" in own["versions"]
+        np.testing.assert_array_equal(own["next"], found[0][0]["ddp", "l2"]["coef_"])
+    assert "rank 1 did not come within 0.5 s" in first["late"]
+
+
+def test_a_plain_module_is_fitted_on_the_rows_of_its_process(found):
+    first, second = (own["disagreements"]["local"] for own in found[0])
+    assert first[0] != second[0]
+
+
+def test_a_rank_that_waits_in_a_layer_is_freed(found):
+    first, second = (own["stuck"] for own in found[0])
+    assert "Timed out" in first
+    assert "index out of range" in second
+
+
+def test_a_group_that_was_destroyed_is_named(found):
+    for own in found[0]:
+        assert "process group is initialized" in own["destroyed"]
+
+
+def test_the_recipe_of_the_docs_runs(tmp_path):
+    text = (Path(__file__).parents[2] / "doc" / "scaling.md").read_text()
+    code = text.split("```python\n# fit_on_ranks.py\n")[1].split("```")[0]
+    script = tmp_path / "fit_on_ranks.py"
+    script.write_text(code)
+    root = str(Path(sklearn_implicitreg.__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    run = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"Verdict: +supported", run.stdout)
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("weight_decay"))
+    assert float(line.split()[1]) == pytest.approx(0.1, rel=1e-3)

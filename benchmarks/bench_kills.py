@@ -29,7 +29,7 @@ OPTIMIZERS = {
     "Adam": {"lr": 0.01, "weight_decay": 0.02},
     "AdamW": {"lr": 0.01, "weight_decay": 0.02},
 }
-N_EPOCHS = 5
+N_EPOCHS = 8
 
 
 def data_and_net(width=64):
@@ -44,19 +44,19 @@ def data_and_net(width=64):
 
 
 def caching(folder):
-    """A fit on the sum of the gradients, and a search, which keeps blocks; states at every block."""
+    """A fit, which keeps sums of gradients, and a search, which keeps blocks."""
     from sklearn_implicitreg import ImplicitRegularizationCV, ImplicitRegularizationEstimator
     from sklearn_implicitreg.endpoints import kept
 
-    kept._SECONDS, kept._SHARE = 0.0, 0
+    kept._SECONDS, kept._SHARE = 0.0, 0  # a state on disk after every block
     X, y, net = data_and_net(400)
     how = {"loss": "mse", "batch_size": 2}
     fits = {
         "fit": ImplicitRegularizationEstimator(net, **how),
         "search": ImplicitRegularizationCV(net, families=["l1", "l2"], **how),
     }
-    for name, est in fits.items():
-        yield est.set_params(cache=folder / name).fit(X, y).to_json()
+    found = [est.set_params(cache=folder / name).fit(X, y) for name, est in fits.items()]
+    yield from (est.to_json() for est in found)
 
 
 def recording(folder):
@@ -64,27 +64,24 @@ def recording(folder):
     from sklearn_implicitreg import ImplicitRegularizationEstimator
     from sklearn_implicitreg.trajectory import Trajectory
 
-    for name in OPTIMIZERS:
-        for families in (None, ["weight_decay", "l1"]):
-            own = folder / f"{name}-{families is None}"
-            own.mkdir(exist_ok=True)
-            X, y, net = train(name, families, own)
-            files = [own / f"epoch-{epoch}" for epoch in range(N_EPOCHS)]
-            trajectory = Trajectory.join(map(Trajectory.load, files))
-            for reference in ("gradient",) if families else ("gradient", "batch", "applied"):
-                est = ImplicitRegularizationEstimator(
-                    net,
-                    family="weight_decay",
-                    mode="trajectory",
-                    trajectory=trajectory,
-                    reference=reference,
-                    window="epoch",
-                    loss="mse",
-                ).fit(X, y)
-                yield est.to_json()
-            for mark in trajectory.marks:
-                held = [mark.weights, mark.applied, mark.consumed, mark.visited, mark.scale]
-                yield digest(tensor for part in held for tensor in part.values())
+    kinds = [(name, families) for name in OPTIMIZERS for families in (None, ["weight_decay", "l1"])]
+    found = [train(*kind, folder / f"kind-{i}") for i, kind in enumerate(kinds)]
+    for (X, y, net, files), (_, families) in zip(found, kinds, strict=True):
+        trajectory = Trajectory.join(map(Trajectory.load, files))
+        for reference in ("gradient",) if families else ("gradient", "batch", "applied"):
+            est = ImplicitRegularizationEstimator(
+                net,
+                family="weight_decay",
+                mode="trajectory",
+                trajectory=trajectory,
+                reference=reference,
+                window="epoch",
+                loss="mse",
+            )
+            yield est.fit(X, y).to_json()
+        for mark in trajectory.marks:
+            held = [mark.weights, mark.applied, mark.consumed, mark.visited, mark.scale]
+            yield digest(tensor for part in held for tensor in part.values())
 
 
 def train(name, families, folder):
@@ -94,6 +91,8 @@ def train(name, families, folder):
 
     from sklearn_implicitreg import record
 
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"epoch-{epoch}" for epoch in range(N_EPOCHS)]
     X, y, net = data_and_net()
     optimizer = getattr(torch.optim, name)(net.parameters(), **OPTIMIZERS[name])
     rows, checkpoint, begun = TensorDataset(X, y), folder / "checkpoint", 0
@@ -112,7 +111,7 @@ def train(name, families, folder):
                 torch.nn.functional.mse_loss(net(batch[0]), batch[1]).backward()
                 optimizer.step()
             recorder.epoch()
-        recorder.trajectory.save(folder / f"epoch-{epoch}")
+        recorder.trajectory.save(files[epoch])
         last = {
             "net": net.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -121,7 +120,7 @@ def train(name, families, folder):
         }
         torch.save(last, folder / "checkpoint.part")
         os.replace(folder / "checkpoint.part", checkpoint)
-    return X, y, net
+    return X, y, net, files
 
 
 def bootstrapping(folder, n_jobs=None):
@@ -132,12 +131,11 @@ def bootstrapping(folder, n_jobs=None):
 
     X, y, net = data_and_net()
     template = NeuralNetRegressor(
-        net, max_epochs=20, optimizer__weight_decay=0.02, train_split=None, verbose=0
+        net, max_epochs=80, optimizer__weight_decay=0.02, train_split=None, verbose=0
     )
     how = {"random_state": 0, "cache": folder, "n_jobs": n_jobs}
     found = endpoints(template, X.numpy(), y.numpy(), 16, **how)
-    for own in found:
-        yield digest(own.model.module_.parameters())
+    yield digest(tensor for own in found for tensor in own.model.module_.parameters())
     yield ImplicitRegularizationEstimator(None).fit(found).to_json()
 
 
@@ -157,24 +155,41 @@ def digest(tensors):
     return found.hexdigest()
 
 
+def run(job, folder):
+    """Print when a job begins and when its work is done, and a checksum of all numbers."""
+    import skorch  # noqa: F401
+
+    import sklearn_implicitreg  # noqa: F401
+
+    folder.mkdir(exist_ok=True)
+    print("ready", flush=True)
+    numbers = job(folder)
+    first = next(numbers)
+    print("done", flush=True)
+    print(hashlib.sha256("".join([first, *numbers]).encode()).hexdigest())
+
+
 def started(job, folder):
     """A process that runs a job, in a group of its own, once it has imported what it needs."""
     command = [sys.executable, __file__, "--job", job, "--folder", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    how = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **how)
     if process.stdout.readline() != "ready\n":
         raise RuntimeError(f"The job {job} did not begin.")
     return process
 
 
-def end(process, whole):
-    """Kill a process, and with ``whole`` the workers that it started too; whether it was there."""
+def end(process):
+    """Kill a process; whether it was still there."""
     process.send_signal(signal.SIGKILL)
-    if whole:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    killed = process.wait() == -signal.SIGKILL
     process.stdout.close()
-    return killed
+    return process.wait() == -signal.SIGKILL
+
+
+def end_workers(process):
+    """Kill the workers of a process that was killed; they wait for minutes before they end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def result(process):
@@ -187,24 +202,33 @@ def result(process):
 
 
 def killed(job, n_kills, rng, place):
-    """Kills that came before the end, those with work on disk, runs to the end, and different ones."""
+    """Counts of kills, of those with work on disk, of runs to the end, and of different ones."""
     begun = time.perf_counter()
     process = started(job, place / "whole")
     ready = time.perf_counter()
-    whole = result(process)
+    process.stdout.readline()
     seconds = time.perf_counter() - ready
-    print(f"{job}: {seconds:.1f} s, and {ready - begun:.1f} s before it begins", flush=True)
+    whole = result(process)
+    print(f"{job}: {seconds:.1f} s of {time.perf_counter() - begun:.1f} s", flush=True)
     n, n_begun, n_ended, n_different, folder = 0, 0, 0, 0, place / "killed"
     while n < n_kills:
         folder.mkdir(exist_ok=True)
-        for last in (seconds / 2, seconds):  # the second of both finds what the first left
+        left = []
+        for last in (seconds / 2, seconds):  # the second finds what the first left
             process = started(job, folder)
             time.sleep(rng.uniform(0, last))
             there = any(path.is_file() for path in folder.rglob("*"))
-            if n < n_kills and end(process, whole=rng.random() < 0.5):
+            if end(process):
                 n, n_begun = n + 1, n_begun + there
+            left.append(process)
+            if rng.random() < 0.5:
+                end_workers(process)
+        process = started(job, folder)
+        process.stdout.readline()
+        n_different += result(process) != whole
         n_ended += 1
-        n_different += result(started(job, folder)) != whole
+        for process in left:
+            end_workers(process)
         shutil.rmtree(folder)
     return n, n_begun, n_ended, n_different
 
@@ -217,15 +241,11 @@ def main():
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     if args.job:
-        import sklearn_implicitreg  # noqa: F401
-
-        print("ready", flush=True)
-        args.folder.mkdir(exist_ok=True)
-        print(hashlib.sha256("".join(JOBS[args.job](args.folder)).encode()).hexdigest())
+        run(JOBS[args.job], args.folder)
         return 0
     rng, found, n_wrong = np.random.default_rng(args.seed), {}, 0
     for job in JOBS:
-        n_kills = args.kills // 2 if job.startswith("bootstrapping") else args.kills
+        n_kills = -(-args.kills // 2) if job.startswith("bootstrapping") else args.kills
         with tempfile.TemporaryDirectory() as place:
             n, n_begun, n_ended, n_different = killed(job, n_kills, rng, Path(place))
         print(f"  {n} kills, {n_begun} with work on disk; {n_different} of {n_ended} ends differ")

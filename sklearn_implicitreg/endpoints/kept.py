@@ -233,11 +233,13 @@ def _checksum(file: Path) -> str:
 
 def put_in_place(file: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name and then rename it, so that nobody reads half of one."""
-    # Of this process: the workers of one that was killed may still write the same file.
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f"{file.name}.part")  # what a kill leaves is replaced or removed
     try:
         write(part)
         os.replace(part, file)
+    except FileNotFoundError:
+        if not file.exists():  # else a worker of a run that was killed put the same there
+            raise
     finally:
         part.unlink(missing_ok=True)
 

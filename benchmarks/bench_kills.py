@@ -4,7 +4,7 @@ Three jobs, each killed by SIGKILL: fits with ``cache=``, trainings recorded as 
 and endpoints with ``cache=`` by one process and by two, whose workers are killed with it or left.
 Every second kill a run goes on to its end. The exit code is 1 if a number differs in one bit.
 
-Run: ``python benchmarks/bench_kills.py [--kills 10] [--seed 0]``
+Run: ``python benchmarks/bench_kills.py [--kills 10] [--seed 0] [job ...]``
 """
 
 import argparse
@@ -29,7 +29,7 @@ OPTIMIZERS = {
     "Adam": {"lr": 0.01, "weight_decay": 0.02},
     "AdamW": {"lr": 0.01, "weight_decay": 0.02},
 }
-N_EPOCHS = 8
+N_EPOCHS = 5
 
 
 def data_and_net(width=64):
@@ -131,7 +131,7 @@ def bootstrapping(folder, n_jobs=None):
 
     X, y, net = data_and_net()
     template = NeuralNetRegressor(
-        net, max_epochs=80, optimizer__weight_decay=0.02, train_split=None, verbose=0
+        net, max_epochs=40, optimizer__weight_decay=0.02, train_split=None, verbose=0
     )
     how = {"random_state": 0, "cache": folder, "n_jobs": n_jobs}
     found = endpoints(template, X.numpy(), y.numpy(), 16, **how)
@@ -235,6 +235,7 @@ def killed(job, n_kills, rng, place):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("jobs", nargs="*", metavar="job", help=f"of {', '.join(JOBS)}; all")
     parser.add_argument("--kills", type=int, default=10, help="of every kind of job")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--job", choices=JOBS, help="run one of the jobs, in a folder")
@@ -244,7 +245,7 @@ def main():
         run(JOBS[args.job], args.folder)
         return 0
     rng, found, n_wrong = np.random.default_rng(args.seed), {}, 0
-    for job in JOBS:
+    for job in args.jobs or JOBS:
         n_kills = -(-args.kills // 2) if job.startswith("bootstrapping") else args.kills
         with tempfile.TemporaryDirectory() as place:
             n, n_begun, n_ended, n_different = killed(job, n_kills, rng, Path(place))

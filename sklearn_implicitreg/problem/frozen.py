@@ -313,7 +313,7 @@ def _storages(module: nn.Module, tensors: list[Tensor]) -> dict[tuple[int, int],
     for place, view in views.items():
         if view.nbytes > _LARGE:
             # By its contents: what writes to .data does not add to torch's count of changes.
-            key = place, zlib.crc32(view)
+            key = place, zlib.crc32(view.data)
             now[key] = before.get(key, view)
             found[place] = _Placed(_memory, now[key], 0, view.nbytes)
         else:

@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         help="l2+l1 is one family of two terms; of several (l2,l1) the best is taken (default: l2)",
     )
     own.add_argument("--loss", default="auto", help="name of the loss, such as mse (default: auto)")
-    own.add_argument("--params", default="auto", help="auto, all, weights or a regular expression")
+    own.add_argument(
+        "--params", default="auto", help="auto, all, weights, decay or a regular expression"
+    )
     own.add_argument("--batch-size", type=_count, default="auto", metavar="N", help="rows at once")
     own.add_argument(
         "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"

@@ -138,6 +138,12 @@ def test_rows_have_weights_beside_their_labels(kind):
     assert 0.1 < found.scale / gradient(model, rows).scale < 10
 
 
+def test_outputs_of_a_model_that_returns_its_loss_first():
+    problem = adapt(Model(), Data(samples(ragged=False), None), Options())
+    with pytest.raises(ValueError, match="Expected outputs of Model with one entry per row"):
+        problem.outputs(problem.params)
+
+
 def test_a_batch_without_labels_adds_nothing():
     rows, model = samples(), Model()
     for row in rows[4:8]:

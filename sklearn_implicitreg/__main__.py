@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         help="l2+l1 is one family of two terms; of several (l2,l1) the best is taken (default: l2)",
     )
     own.add_argument("--loss", default="auto", help="name of the loss, such as mse (default: auto)")
-    own.add_argument("--params", default="auto", help="auto, all, weights or a regular expression")
+    own.add_argument(
+        "--params", default="auto", help="auto, all, weights, decay or a regular expression"
+    )
     own.add_argument("--batch-size", type=_count, default="auto", metavar="N", help="rows at once")
     own.add_argument(
         "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"
@@ -154,7 +156,8 @@ def _load(model: Any, file: Path) -> None:
             "pip install sklearn_implicitreg[cache]."
         ) from error
     except OSError as error:
-        raise _Wrong(f"Expected a file of weights, got {file} ({error.strerror}).") from error
+        reason = error.strerror or error  # safetensors has a text alone
+        raise _Wrong(f"Expected a file of weights, got {file} ({reason}).") from error
     except Exception as error:  # a damaged file may raise anything
         # What torch says of other pickles is how to run the code in them.
         raise _Wrong(
@@ -191,7 +194,12 @@ def _in_a_sentence() -> Iterator[None]:
 
 
 def _count(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"Expected auto or an integer, got {text!r}.") from error
 
 
 if __name__ == "__main__":

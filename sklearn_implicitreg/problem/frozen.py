@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-from collections import OrderedDict, defaultdict
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -196,7 +197,7 @@ _SIMPLE = (bool, int, float, str, type(None))
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    return _WRAPPER in vars(module)["_modules"]
+    return _WRAPPER in vars(module).get("_modules", ())  # traced modules have none
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -275,9 +276,10 @@ def _structure(module: nn.Module) -> nn.Module:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is its numbers in memory and nothing else."""
-    ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return False
     special = tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg()
-    return ordinary and tensor.device.type == "cpu" and not special
+    return tensor.device.type == "cpu" and not special
 
 
 def _memory_of(tensor: Tensor) -> tuple[int, int]:
@@ -288,16 +290,15 @@ def _memory_of(tensor: Tensor) -> tuple[int, int]:
 def _storages(module: nn.Module, tensors: list[Tensor]) -> dict[tuple[int, int], _Placed]:
     """What tensors are views of, by its address: large memory as it is, the rest in one array."""
     before, now = _HELD.get(module, {}), dict[Any, npt.NDArray[Any]]()
-    versions: dict[tuple[int, int], Any] = defaultdict(tuple)
     views: dict[tuple[int, int], npt.NDArray[Any]] = {}
     for tensor in tensors:
         place, memory = _memory_of(tensor), tensor.untyped_storage()
-        versions[place] += () if tensor.is_inference() else (tensor._version,)
         views[place] = torch.empty(0, dtype=torch.uint8).set_(memory).numpy()
     found, small, end = {}, [], 0
     for place, view in views.items():
         if view.nbytes > _LARGE:
-            key = place, versions[place]
+            # Counts of versions miss what is written by way of `.data` or an array.
+            key = place, zlib.crc32(view.data)
             now[key] = before.get(key, view)
             found[place] = _Placed(_memory, now[key], 0, view.nbytes)
         else:

@@ -121,7 +121,7 @@ class TorchProblem(Problem):
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
         row_scale, at_once = 0.0, None
-        read = merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
+        read = merged_last(self.rows.batches(size, self._order(split)), self.merging)
         batches = ReadAhead(read, self.dtype, self.kept)
         with preserved_rng(self.device, self._drawn), torch.enable_grad(), self.own_kernels():
             for index, batch in enumerate(batches):
@@ -138,6 +138,11 @@ class TorchProblem(Problem):
                 if index >= n_done:
                     yield replace(block, scale=max(row_scale * block.n_rows, block.scale))
                     del block  # freed before the next is made
+
+    @property
+    def merging(self) -> bool:
+        """Whether a last batch of one row joins the one before it."""
+        return self.batch_normalized and not self.row_loss.elements
 
     @property
     def n_rows(self) -> int | None:
@@ -208,7 +213,7 @@ class TorchProblem(Problem):
         mean_mass = cache(lambda: functions.mean_mass(self))
         rng = np.random.default_rng([0, self.draw, *[self.reading] * (self.reading > 0)])
         with preserved_rng(self.device, self._drawn), self.own_kernels():
-            for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
+            for read in merged_last(self.rows.batches(self.batch_size), self.merging):
                 batch = self.to_device(read)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng, mean_mass)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 _TEXT = """\
@@ -21,6 +23,11 @@ exit codes:
   0  a fit was made, whatever its verdict is
   1  an error in the code of the model or of the data, with its traceback
   2  an argument, a file or the data do not fit, in one sentence"""
+
+
+_OWN = {"sklearn_implicitreg"}
+_LIBRARIES = _OWN | {"joblib", "numpy", "pandas", "safetensors", "scipy", "sklearn", "skorch"}
+_LIBRARIES |= {"statsmodels", "torch", *sys.stdlib_module_names}
 
 
 class _Wrong(Exception):
@@ -37,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Wrong as error:
         print(f"sklearn_implicitreg: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(text)  # noqa: T201
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:  # a reader such as head, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -100,7 +111,8 @@ def _estimated(given: argparse.Namespace) -> str:
             _load(model, Path(given.weights))
     with _stage("data"):
         rows = _called(given.data, "data")
-        rows = tuple(rows) if isinstance(rows, tuple | list) else (rows,)
+        of_dicts = isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows)
+        rows = tuple(rows) if isinstance(rows, tuple | list) and not of_dicts else (rows,)
         if not 1 <= len(rows) <= 3:
             raise _Wrong(f"Expected (X, y) or a loader from {given.data}, got {len(rows)} things.")
     names = [name.strip() for name in given.family.split(",")]
@@ -118,7 +130,7 @@ def _estimated(given: argparse.Namespace) -> str:
 def _called(name: str, what: str) -> Any:
     """What the function of a name such as ``module:function`` returns."""
     module, colon, function = name.partition(":")
-    if not (module and colon and function):
+    if not (module and colon and function) or module.startswith("."):
         raise _Wrong(f"Expected --{what} module:function, got {name!r}.")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -189,17 +201,24 @@ def _in_a_sentence() -> Iterator[None]:
     """Errors of the package, which are sentences, without their traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        if _is_the_users(error):
+            raise
         raise _Wrong(" ".join(str(error).split())) from error
 
 
+def _is_the_users(error: Exception) -> bool:
+    """Whether an error was raised in code that is neither the package's nor of its libraries."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    tops = [name.partition(".")[0] for name in names]
+    last = len(tops) - tops[::-1].index("sklearn_implicitreg") if _OWN <= set(tops) else 0
+    return any(top not in _LIBRARIES for top in tops[last:])
+
+
 def _count(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"Expected auto or an integer, got {text!r}.") from error
+    if text != "auto" and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"Expected auto or an integer, got {text!r}.")
+    return text if text == "auto" else int(text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from sklearn_implicitreg.problem import Problem, on_all_ranks
 from sklearn_implicitreg.problem.frozen import is_trained
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
+    FOLDER,
     GROUPS,
     NOTHING,
     RANDOM_STATE,
@@ -250,7 +250,7 @@ class ImplicitRegularizationEstimator(FittedResult, AboutModel):
         "device": choice("auto") | DEVICE,
         "dtype": choice("auto", "float32", "float64") | choice(torch.float32, torch.float64),
         "random_state": RANDOM_STATE,
-        "cache": NOTHING | instance("the name of a folder", str, PathLike),
+        "cache": NOTHING | FOLDER,
         "verbose": integer(0) | FLAG,
     }
     _equations: Equations

@@ -82,6 +82,13 @@ class IndefinitePenaltyWarning(ImplicitRegularizationWarning):
     """
 
 
+class SamplerWarning(ImplicitRegularizationWarning):
+    """The sampler of a loader has not all rows of its data set, which are all read.
+
+    Explained in doc/warnings.md#samplerwarning.
+    """
+
+
 class SelectionWarning(ImplicitRegularizationWarning):
     """The scores of a search cannot tell families apart.
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -51,7 +52,7 @@ def differences(held: Facts, now: Facts, eps: float) -> list[str]:
             found += [] if same or found else ["code of the model or of the loss"]
         elif isinstance(one, dict) and isinstance(other, dict):
             names = [n for n in one if n in other and one[n] != other[n]]
-            shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+            shown = ", ".join(n or "the whole" for n in names[:3]) + ", ..." * (len(names) > 3)
             found += [f"{word} ({shown})"] if names else []
             found += [word] if one.keys() != other.keys() and "weights" not in word else []
         elif one != other:
@@ -97,8 +98,8 @@ def digest(tree: Any) -> str:
     return total.hexdigest()
 
 
-def _bytes(tree: Any) -> Iterator[Any]:
-    """Types, shapes and bytes of all that nested containers and iterators hold."""
+def _bytes(tree: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
+    """Types, shapes and bytes of all that nested containers, iterators and objects hold."""
     if isinstance(tree, Tensor) and tree.layout != torch.strided:
         own = tree.detach().to_sparse_coo().coalesce()
         yield from _bytes([list(own.shape), own.indices(), own.values()])
@@ -114,9 +115,18 @@ def _bytes(tree: Any) -> Iterator[Any]:
     elif isinstance(tree, Mapping):
         for name, own in tree.items():
             yield str(name).encode()
-            yield from _bytes(own)
+            yield from _bytes(own, above)
     elif isinstance(tree, list | tuple | Iterator):
         for own in tree:
-            yield from _bytes(own)
+            yield from _bytes(own, above)
     else:
-        yield repr(tree).encode()
+        yield from _of_object(tree, above)
+
+
+def _of_object(tree: Any, above: tuple[int, ...]) -> Iterator[Any]:
+    if getattr(tree, "__dict__", None) and not isinstance(tree, type):
+        yield type(tree).__qualname__.encode()
+        if id(tree) not in above:
+            yield from _bytes(vars(tree), (*above, id(tree)))
+    else:  # the address that many objects show is another one each time
+        yield re.sub(" at 0x[0-9a-fA-F]+", "", repr(tree)).encode()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -31,6 +33,7 @@ from sklearn_implicitreg.problem import (
 _FORMAT = 1
 _SHARD = 2**30  # bytes of a file at most, unless one tensor is larger
 _SECONDS = 30.0  # at least, between two states of a pass on disk
+_LEFT = 3600.0  # seconds after which half a file is nobody's
 _SHARE = 20  # times what writing one takes
 _NUMBERS = ("loss", "weight", "n_rows", "scale", "n_kinks")
 State = dict[str, Any]
@@ -60,7 +63,7 @@ class KeptGradient:
         facts = identity(problem)
         held = _facts_in(place / "manifest.json")
         if held is None:
-            text = json.dumps({"format": _FORMAT, "facts": facts}, indent=1)
+            text = _sealed({"format": _FORMAT, "facts": facts})
             with _written(place):
                 place.mkdir(parents=True, exist_ok=True)
                 put_in_place(place / "manifest.json", lambda part: part.write_text(text))
@@ -141,8 +144,8 @@ class KeptGradient:
         file = self.folder / f"{name}.json"
         if not file.exists():
             return None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            state: State = json.loads(file.read_text())
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            state: State = _unsealed(json.loads(file.read_text()))
             shards = [shard for part in state["parts"] for shard in part["shards"].items()]
             if state["of"] == self.key and all(self._is_sound(*shard) for shard in shards):
                 return state
@@ -158,25 +161,33 @@ class KeptGradient:
 
     def _put(self, name: str, state: State) -> None:
         """Replace the state of a pass, and remove the files of the one before it."""
-        text = json.dumps(state | {"of": self.key}, indent=1)
-        put_in_place(self.folder / f"{name}.json", lambda part: part.write_text(text))
+        file, before = self.folder / f"{name}.json", set[str]()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            before = {s for part in json.loads(file.read_text())["parts"] for s in part["shards"]}
+        text = _sealed(state | {"of": self.key})
+        put_in_place(file, lambda part: part.write_text(text))
         named = {shard for part in state["parts"] for shard in part["shards"]}
-        for file in self.folder.glob(f"{name}-*"):
-            if file.name not in named:
-                file.unlink(missing_ok=True)
+        for shard in self.folder.glob(f"{name}-*"):
+            # Others are of a run that was killed, or of one that has just begun to write them.
+            if shard.name not in named and (shard.name in before or _is_left(shard)):
+                shard.unlink(missing_ok=True)
 
     def _parted(self, stem: str, tensors: Params, numbers: Any) -> State:
         """Write tensors, and state them with the numbers beside them."""
         from safetensors.torch import save_file
 
-        shards = {}
+        shards: dict[str, str] = {}
         for i, shard in enumerate(_shards(tensors)):
             file = self.folder / f"{stem}-{i}.safetensors"
             # Copies: a gradient may be a view of another one.
             own = {name: tensor.detach().cpu().clone() for name, tensor in shard.items()}
             own = {name: tensor.contiguous() for name, tensor in own.items()}
-            put_in_place(file, lambda part, own=own: save_file(own, part))  # type: ignore[misc]
-            shards[file.name] = _checksum(file)
+
+            def write(part: Path, own: Params = own, name: str = file.name) -> None:
+                save_file(own, part)
+                shards[name] = _checksum(part)
+
+            put_in_place(file, write)
         rest = {name: np.asarray(v).tolist() for name, v in vars(numbers.rest).items()}
         own_numbers = {name: np.asarray(getattr(numbers, name)).item() for name in _NUMBERS}
         return own_numbers | {"absent": sorted(numbers.absent), "rest": rest, "shards": shards}
@@ -201,8 +212,9 @@ def _facts_in(manifest: Path) -> Facts | None:
         return None
     try:
         content = json.loads(manifest.read_text())
-        version, facts = content["format"], content["facts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        version = content["format"]
+        facts = dict(_unsealed(content)["facts"] if version == _FORMAT else {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         warn_user(f"{manifest} was damaged, and is written again.", CacheWarning)
         return None
     if version != _FORMAT:
@@ -210,7 +222,18 @@ def _facts_in(manifest: Path) -> Facts | None:
             f"Expected a cache of format {_FORMAT}, got {version!r} in {manifest}; give another "
             "folder, or the version of sklearn_implicitreg that wrote it."
         )
-    return dict(facts)
+    return facts
+
+
+def _sealed(content: State) -> str:
+    """JSON with a checksum of itself."""
+    return json.dumps(content | {"checksum": key_of(content)}, indent=1)
+
+
+def _unsealed(content: State) -> State:
+    if content.pop("checksum") != key_of(content):
+        raise ValueError
+    return content
 
 
 def _shards(tensors: Params) -> Iterator[Params]:
@@ -231,9 +254,21 @@ def _checksum(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _is_left(file: Path) -> bool:
+    """Whether a file is so old that no run can be about to name it."""
+    try:
+        return time.time() - file.stat().st_mtime > _LEFT
+    except OSError:
+        return False
+
+
 def put_in_place(file: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name and then rename it, so that nobody reads half of one."""
-    part = file.with_name(f"{file.name}.part")  # what a kill leaves is replaced or removed
+    for left in file.parent.glob(f"{glob.escape(file.name)}.*.part"):
+        if _is_left(left):
+            left.unlink(missing_ok=True)
+    # A name of its own: another process may write the same file.
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         write(part)
         os.replace(part, file)

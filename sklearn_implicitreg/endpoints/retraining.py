@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import io
 import numbers
+import os
 import pickle
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -32,18 +36,19 @@ from sklearn_implicitreg.exceptions import warn_user
 from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
+    FOLDER,
     NOTHING,
     RANDOM_STATE,
     Allowed,
     as_numbers,
     checked,
-    instance,
     integer,
     shown,
 )
 from sklearn_implicitreg.problem.workers import Shared, in_workers
 from sklearn_implicitreg.progress import progress
 
+_CHECKSUM = 32  # bytes, at the end of a file
 _INTEGER = integer(-(2**31))
 Learned = npt.NDArray[Any]
 Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
@@ -54,7 +59,7 @@ Sets = list[tuple[Data, Indices | None]]  # data, and which of their rows
     bootstrap=FLAG,
     n_jobs=NOTHING | Allowed(lambda n: n != 0 and _INTEGER.holds(n), ("an integer other than 0",)),
     random_state=RANDOM_STATE,
-    cache=NOTHING | instance("the path of a folder", str, PathLike),
+    cache=NOTHING | FOLDER,
     verbose=integer(0) | FLAG,
 )
 def endpoints(  # noqa: PLR0913
@@ -287,12 +292,38 @@ def _kept(folder: Path | None, *given: Any) -> Any:
     if folder is None:
         return _trained(*given)
     file = folder / f"{_hash(given[2:])}.joblib"
-    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        return joblib.load(file)
+    with contextlib.suppress(OSError):
+        content = file.read_bytes()
+        if hashlib.sha256(content[:-_CHECKSUM]).digest() == content[-_CHECKSUM:]:
+            return joblib.load(io.BytesIO(content))
     found = _trained(*given)
     if not isinstance(found, str):
-        put_in_place(file, functools.partial(joblib.dump, found))
+        put_in_place(file, functools.partial(_dumped, found))
     return found
+
+
+def _dumped(model: Any, file: Path) -> None:
+    """Write a pickle, with its checksum behind it, which readers of pickles leave alone."""
+    joblib.dump(model, file)
+    with file.open("rb+") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").digest()
+        stream.seek(0, os.SEEK_END)
+        stream.write(checksum)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Global generators that begin at a seed, and then are as they were."""
+    mine, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)  # what skorch nets start from and shuffle by
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(mine)
+            np.random.set_state(numpys)
 
 
 def _trained(  # noqa: PLR0913
@@ -313,8 +344,7 @@ def _trained(  # noqa: PLR0913
                 model.set_params(**{key: seed})
         endpoint = Endpoint(model, data.X, data.y, data.sample_weight, rows=rows)
         fit_params = {weighted: endpoint.sample_weight} if weighted else {}
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)  # what skorch nets start from and shuffle by
+        with _seeded(seed):
             return model.fit(endpoint.X, endpoint.y, **fit_params)
     except Exception as error:  # any estimator, any reason: the other endpoints go on
         return f"{type(error).__name__}: {error}"

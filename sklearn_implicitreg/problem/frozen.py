@@ -213,7 +213,7 @@ _SIMPLE = (bool, int, float, str, type(None))
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    return _WRAPPER in vars(module)["_modules"]
+    return _WRAPPER in vars(module).get("_modules", ())  # traced modules have none
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -292,9 +292,10 @@ def _structure(module: nn.Module) -> nn.Module:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is its numbers in memory and nothing else."""
-    ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return False
     special = tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg()
-    return ordinary and tensor.device.type == "cpu" and not special
+    return tensor.device.type == "cpu" and not special
 
 
 def _memory_of(tensor: Tensor) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -161,6 +162,11 @@ def choice(*values: Any) -> Allowed:
 def instance(words: str, *kinds: type) -> Allowed:
     """Instances of some classes."""
     return Allowed(lambda v: isinstance(v, kinds), (words,))
+
+
+FOLDER = Allowed(  # an empty name would be the working folder
+    lambda v: isinstance(v, str | PathLike) and v != "", ("the name of a folder",)
+)
 
 
 def having(words: str, *methods: str) -> Allowed:

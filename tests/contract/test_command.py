@@ -43,6 +43,41 @@ def wrong_rows():
 def many():
     return 1, 2, 3, 4
 
+class Strict(nn.Linear):
+    def forward(self, x):
+        raise ValueError("of the user's forward")
+
+def strict():
+    return Strict(3, 1).double()
+
+class Short(torch.utils.data.Dataset):
+    def __len__(self):
+        return 9
+    def __getitem__(self, i):
+        if i == 8:
+            raise OSError("of the user's rows")
+        return torch.ones(3).double(), torch.ones(1).double()
+
+def short():
+    return Short()
+
+class Large(nn.Linear):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+def large():
+    return Large(3, 1).double()
+
+class Labelled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+    def forward(self, x, labels=None):
+        return {"loss": (self.net(x) - labels).square().mean()}
+
+def dicts():
+    return [{"x": x, "labels": x[:1]} for x in torch.eye(3)]
+
 def missing():
     import not_there_at_all
 
@@ -145,6 +180,9 @@ WRONG = {
     "cut": ({"weights": "cut.safetensors"}, "got a damaged file or one that holds code"),
     "other net": ({"weights": "other.pt"}, "Expected the weights of the model in other.pt"),
     "a tensor": ({"weights": "tensor.pt"}, "Expected the weights of the model in tensor.pt"),
+    "relative": ({"model": ".mine:model"}, "Expected --model module:function, got"),
+    "memory": ({"model": "mine_of_command:large", "weights": "other.pt"}, "Expected memory for"),
+    "no folder": ({"cache": ""}, "the name of a folder"),
     "family": ({"family": "l2,nope"}, "nope"),
     "loss": ({"loss": "nope"}, "nope"),
     "no loss": ({"loss": None}, "loss"),
@@ -204,6 +242,43 @@ def test_help_states_the_exit_codes(capsys):
 def test_errors_of_the_users_code_keep_their_traceback(mine, name, error):
     with pytest.raises(error):
         main(arguments(data=f"mine_of_command:{name}"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"model": "mine_of_command:strict"}, "of the user's forward"),
+        ({"data": "mine_of_command:short"}, "of the user's rows"),
+    ],
+    ids=["forward", "rows"],
+)
+def test_errors_of_the_users_code_during_the_fit_do_as_well(mine, changed, text):
+    with pytest.raises((ValueError, OSError), match=text):
+        main(arguments(**changed, weights=None))
+
+
+def test_a_list_of_dicts_is_a_data_set(mine, capsys):
+    how = {"model": "mine_of_command:Labelled", "data": "mine_of_command:dicts"}
+    assert main([*arguments(**how, weights=None, loss=None), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["terms"][0]["term"] == "l2"
+
+
+def test_batch_sizes_in_words(capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments(), "--batch-size", "x"])
+    assert "expected auto or a number of rows, got 'x'" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops(mine):
+    command = [sys.executable, "-m", "sklearn_implicitreg", *arguments()]
+    env = os.environ | {"PYTHONPATH": str(Path(sklearn_implicitreg.__file__).parents[1])}
+    own = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
+    with subprocess.Popen(command, **own) as ran:
+        ran.stdout.close()
+        err = ran.stderr.read()
+    assert ran.returncode == 1
+    assert "Traceback" not in err
+    assert "fit of l2" in err
 
 
 def test_from_a_shell(mine):

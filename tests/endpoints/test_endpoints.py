@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import random
 import subprocess
 import sys
 import warnings
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -406,7 +408,42 @@ class TestKept:
         plain = endpoints(self.TEMPLATE, X, Y, 2, random_state=1)
         np.testing.assert_array_equal(again[1].model.coef_, plain[1].model.coef_)
 
+    def test_a_file_with_one_other_byte_is_trained_again(self, tmp_path):
+        plain = endpoints(self.TEMPLATE, X, Y, 1, random_state=1, cache=tmp_path)
+        (file,) = tmp_path.rglob("*.joblib")
+        content = file.read_bytes()
+        assert joblib.load(file).coef_.shape == (P,)  # a pickle as others read it
+        for place in range(0, len(content), 97):
+            changed = bytes([content[place] ^ 255])
+            file.write_bytes(content[:place] + changed + content[place + 1 :])
+            again = endpoints(self.TEMPLATE, X, Y, 1, random_state=1, cache=tmp_path)
+            np.testing.assert_array_equal(again[0].model.coef_, plain[0].model.coef_)
+            assert file.read_bytes() == content
+
+    def test_two_processes_write_the_same_folder(self, tmp_path):
+        code = (
+            "import sys, numpy as np\n"
+            "from sklearn.linear_model import Ridge\n"
+            "from sklearn_implicitreg import endpoints\n"
+            "X = np.random.default_rng(0).standard_normal((30, 3))\n"
+            "sys.stdin.readline()\n"
+            "found = endpoints(Ridge(), X, X[:, 0], 40, random_state=0, cache=sys.argv[1])\n"
+            "print(repr(sum(own.model.coef_.sum() for own in found)))\n"
+        )
+        command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        runs = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+        for run in runs:  # all begin at once
+            run.stdin.write("\n")
+            run.stdin.flush()
+        ends = [run.communicate() for run in runs]
+        assert [run.returncode for run in runs] == [0] * 2, ends
+        assert len({out for out, _ in ends}) == 1
+        assert not list(tmp_path.rglob("*.part"))
+
     def test_bad_input(self, tmp_path):
+        with pytest.raises(ValueError, match="the name of a folder"):
+            endpoints(self.TEMPLATE, X, Y, 2, cache="")
         file = tmp_path / "file"
         file.write_text("")
         with pytest.raises(ValueError, match="Expected a folder as cache, got the file"):
@@ -417,6 +454,29 @@ class TestKept:
 
         with pytest.raises(ValueError, match="can be pickled for cache=, got .*Local"):
             endpoints(Local(), X, Y, 2, cache=tmp_path)
+
+
+class Drawing(Ridge):
+    """A training that draws from every global generator."""
+
+    def fit(self, X, y, sample_weight=None):
+        super().fit(X, y, sample_weight)
+        drawn = np.random.standard_normal() + random.random() + float(torch.rand(()))
+        self.coef_ = self.coef_ + drawn
+        return self
+
+
+def test_trainings_that_draw_global_numbers_are_reproducible():
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
+    runs = [
+        [own.model.coef_ for own in endpoints(Drawing(), X, Y, 3, random_state=1, n_jobs=n)]
+        for n in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+    assert random.getstate() == before[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.random.get_rng_state(), before[2])
 
 
 def test_skorch_nets_are_reproducible_and_leave_the_random_state():

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -317,11 +318,12 @@ def test_two_linear_models(tmp_path):
     ("how", "text"),
     [
         ({"cache": 3}, "the name of a folder"),
+        ({"cache": ""}, "the name of a folder"),
         ({"mode": "trajectory"}, "cache=None with mode='trajectory'"),
         ({"module_mode": "train"}, "an integer as random_state with cache="),
         ({"n_passes": 4}, "an integer as random_state with cache="),
     ],
-    ids=["number", "trajectory", "masks", "readings"],
+    ids=["number", "no name", "trajectory", "masks", "readings"],
 )
 def test_bad_parameters(how, text, tmp_path):
     with pytest.raises(ValueError, match=text):
@@ -374,6 +376,98 @@ def test_damage_is_mended_with_a_warning(damage, several, tmp_path):
     with pytest.warns(CacheWarning, match="damaged"):
         same(kind(net(), **how, cache=tmp_path).fit(*data()), plain)
     same(kind(net(), **how, cache=tmp_path).fit(*data()), plain)
+
+
+STATES = {
+    "null": lambda text: "null",
+    "another number": lambda text: text.replace('"weight": 60.0', '"weight": 61.0'),
+    "no parts": lambda text: json.dumps(json.loads(text) | {"parts": []}),
+    "not done": lambda text: text.replace('"done": true', '"done": false'),
+}
+
+
+@pytest.mark.parametrize("file", ["sum-0.json", "manifest.json"])
+@pytest.mark.parametrize("change", STATES)
+def test_what_is_stated_has_a_checksum_as_well(change, file, tmp_path):
+    plain = Estimator(net(), **HOW).fit(*data())
+    Estimator(net(), **HOW, cache=tmp_path).fit(*data())
+    place = tmp_path / file
+    text = place.read_text()
+    changed = STATES[change](text)
+    if file == "manifest.json" and change != "null":
+        changed = text.replace('"n_passes": 1', '"n_passes": 2')
+    assert changed != text
+    place.write_text(changed)
+    with pytest.warns(CacheWarning, match="damaged"):
+        same(Estimator(net(), **HOW, cache=tmp_path).fit(*data()), plain)
+    assert place.read_text() == text
+
+
+def test_two_fits_at_once(tmp_path):
+    code = (
+        "import sys, torch\n"
+        "from sklearn_implicitreg import ImplicitRegularizationEstimator\n"
+        "kept = sys.modules['sklearn_implicitreg.endpoints.kept']\n"
+        "kept._SECONDS, kept._SHARE = 0.0, 0\n"
+        "torch.manual_seed(0)\n"
+        "net, X = torch.nn.Linear(3, 1), torch.randn(40, 3)\n"
+        "est = ImplicitRegularizationEstimator(net, loss='mse', batch_size=1, cache=sys.argv[1])\n"
+        "sys.stdin.readline()\n"
+        "print(repr(est.fit(X, X[:, :1]).coef_[0]))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    runs = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    for run in runs:
+        run.stdin.write("\n")
+        run.stdin.flush()
+    ends = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0] * 2, ends
+    assert len({out for out, _ in ends}) == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("left", ["sum-0-7-0.safetensors", "sum-0.json.0.part"])
+def test_what_a_kill_left_is_removed_after_a_while(left, tmp_path):
+    now = time.time()
+    (tmp_path / left).write_bytes(b"half")
+    Estimator(net(), **HOW, cache=tmp_path).fit(*data())
+    assert (tmp_path / left).exists()  # another run may be about to name it
+    os.utime(tmp_path / left, (now - 7200, now - 7200))
+    (tmp_path / "sum-0.json").unlink()
+    Estimator(net(), **HOW, cache=tmp_path).fit(*data())
+    assert not (tmp_path / left).exists()
+
+
+class Setting:
+    """An object among the inputs, which shows its address."""
+
+    def __init__(self, factor):
+        self.factor = torch.tensor(factor)
+        self.me = self
+
+
+def test_objects_among_the_inputs(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x, labels=None, setting=None):
+            return {"loss": (setting.factor * self.net(x) - labels).square().mean()}
+
+    def fit(factor, **how):
+        def collate(items):
+            x, y = torch.utils.data.default_collate(items)
+            return {"x": x, "labels": y, "setting": Setting(factor)}
+
+        loader = DataLoader(TensorDataset(*data()), 60, collate_fn=collate)
+        return Estimator(Scaled(), **how).fit(loader).coef_
+
+    for _ in range(2):
+        np.testing.assert_array_equal(fit(1.0, cache=tmp_path), fit(1.0))
+    with pytest.raises(ValueError, match="got one with other X"):
+        fit(2.0, cache=tmp_path)
 
 
 BLOCKED = ["batches", "norms", "masks", "readings", "stream", "other rows"]
@@ -437,10 +531,11 @@ def test_killed_while_writing(several, place, tmp_path, monkeypatch):
         def killed(file, write, writes=writes, number=number):
             if next(writes) != number:
                 return replace(file, write)
-            part = file.with_name(f"{file.name}.part")
+            part = file.with_name(f"{file.name}.0.part")
             if place == "half":
                 write(part)
                 part.write_bytes(part.read_bytes()[:9])
+                os.utime(part, (0, 0))  # long ago
             if place == "after":
                 replace(file, write)
             raise KeyboardInterrupt
@@ -455,7 +550,7 @@ def test_killed_while_writing(several, place, tmp_path, monkeypatch):
                 break
         same(est.fit(*rows), plain)
         left = [file.name for file in est.cache.glob("*.part")]
-        assert left in ([], ["manifest.json.part"])
+        assert left in ([], ["manifest.json.0.part"])
     assert number >= 7
     assert len(list(est.cache.glob("*.safetensors"))) == (20 if several else 1)
 

@@ -427,6 +427,28 @@ class TestEstimators:
         (second,) = arrays_of(estimator_of(model))
         assert first is not second
 
+    @pytest.mark.parametrize("how", ["data", "array", "inference"])
+    def test_arrays_change_with_what_torch_counts_as_no_change(self, how):
+        model = nn.Linear(600, 600)
+        if how == "inference":
+            with torch.inference_mode():
+                model = nn.Linear(600, 600)
+        (first,) = arrays_of(estimator_of(model))
+        if how == "data":
+            model.weight.data.add_(1.0)
+        elif how == "array":
+            model.weight.detach().numpy()[:] += 1.0
+        else:
+            with torch.inference_mode():
+                model.weight.add_(1.0)
+        (second,) = arrays_of(estimator_of(model))
+        assert first is not second
+        assert arrays_of(estimator_of(model))[0] is second
+
+    def test_weights_without_a_shape_yet(self):
+        again = pickle.loads(pickle.dumps(estimator_of(nn.LazyLinear(3)))).model
+        assert type(again) is nn.LazyLinear
+
     def test_many_small_tensors_are_one_array(self):
         model = nn.Sequential(*(nn.Linear(200, 200) for _ in range(10)))
         assert len(arrays_of(estimator_of(model))) == 1

@@ -190,12 +190,13 @@ def test_attention_has_second_derivatives(attention):
     torch.testing.assert_close(found[name], difference, rtol=1e-5, atol=1e-8)
 
 
-def trained(tmp_path, model, rows, accumulated=1, optimizer=None, **settings):
+def trained(tmp_path, model, rows, accumulated=1, optimizer=None, resumed=None, **settings):
     """A recorded run of the Trainer."""
+    settings = {"save_strategy": "no", **settings}
     args = transformers.TrainingArguments(
         output_dir=tmp_path, num_train_epochs=2, per_device_train_batch_size=4,
         gradient_accumulation_steps=accumulated, learning_rate=1e-2, weight_decay=DECAY,
-        lr_scheduler_type="constant", max_grad_norm=0, report_to=[], save_strategy="no",
+        lr_scheduler_type="constant", max_grad_norm=0, report_to=[],
         disable_tqdm=True, use_cpu=True, logging_steps=1, **settings,
     )  # fmt: skip
     recorder = TransformersRecorder(gradients=True)
@@ -203,7 +204,7 @@ def trained(tmp_path, model, rows, accumulated=1, optimizer=None, **settings):
         model, args, train_dataset=rows, data_collator=collate, callbacks=[recorder],
         optimizers=(optimizer, None),
     )  # fmt: skip
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resumed)
     assert not model._forward_pre_hooks
     return recorder.trajectory_, DataLoader(rows, batch_size=4, collate_fn=collate)
 
@@ -244,6 +245,26 @@ def test_the_factors_of_a_trainer_are_those_of_its_count(tmp_path):
         own = there.seeing(batch_of(step.seen[0])).gradient().value
         total = {n: total.get(n, 0.0) + share * g for n, g in own.items()}
     assert distance(total, window.mean("consumed")) < 1e-12
+
+
+def test_epochs_that_drop_their_last_batch(tmp_path):
+    model, rows = built("GPT-2"), samples("GPT-2")
+    trajectory, X = trained(tmp_path, model, rows, 2, dataloader_drop_last=True)
+    assert [step.batch_size for step in trajectory.steps] == [8, 8, 4] * 2
+    est = fitted(model, X, trajectory)
+    np.testing.assert_allclose(est.coef_, DECAY, rtol=1e-10)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_resumed_in_an_epoch(tmp_path, smoothing):
+    """The batches before the checkpoint are passed over."""
+    rows = samples("GPT-2")
+    how = {"save_strategy": "steps", "save_steps": 2, "label_smoothing_factor": smoothing}
+    trained(tmp_path, built("GPT-2"), rows, 2, **how)
+    checkpoint = tmp_path / "checkpoint-2"
+    trajectory, _ = trained(tmp_path, built("GPT-2"), rows, 2, resumed=checkpoint, **how)
+    assert [step.batch_size for step in trajectory.steps] == [5, 8, 8, 5]
+    assert all(bool(step.seen) == (not smoothing) for step in trajectory.steps)
 
 
 def test_where_labels_are_not_seen_only_sizes_are_known(tmp_path):

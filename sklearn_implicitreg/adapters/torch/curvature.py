@@ -27,6 +27,7 @@ from sklearn_implicitreg.problem import (
     times,
     zeros_of,
 )
+from sklearn_implicitreg.problem.row_models import is_out_of_memory
 
 # Each column is a pass over the rows.
 _MAX_HESSIAN = 2000
@@ -65,6 +66,8 @@ def _double_backward(loss: Scalar, params: Params, vector: Params) -> Params:
                 else torch.autograd.grad(inner, tensors, allow_unused=True)
             )
         except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
                 "Expected a model and a loss that can be differentiated twice, got an operation "
                 f"that cannot ({str(error).splitlines()[0]}); replace it, or leave out penalties "

@@ -315,6 +315,11 @@ def _as_tensors(X: Any, name: str) -> Any:
     if array.dtype == object:
         with contextlib.suppress(ValueError, TypeError):
             array = array.astype(np.float64)
+    if isinstance(X, Iterator):
+        raise TypeError(
+            f"Expected {name} that can be read several times, got a {type(X).__name__}; give a "
+            "list, a Dataset or a DataLoader."
+        )
     if array.dtype.kind not in "biuf":
         raise TypeError(f"Expected numbers in {name}, got dtype {array.dtype}.")
     if array.ndim == 0:

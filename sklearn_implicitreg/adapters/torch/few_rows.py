@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sklearn_implicitreg.adapters.registry import Options
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
+    Rows,
     cuts_into_rows,
     few_rows,
     map_tensors,
@@ -101,7 +102,7 @@ def with_counted_labels(problem: TorchProblem) -> TorchProblem:
 
     with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem.own_kernels():
         with contextlib.suppress(Exception):  # which reading all rows will show
-            counted = _counted(read, loss)
+            counted = _counted(problem.rows, read, loss)
             if counted is None:
                 return problem
             eps = torch.finfo(loss(read).dtype).eps  # Hugging Face's have logits in float32
@@ -114,12 +115,22 @@ def with_counted_labels(problem: TorchProblem) -> TorchProblem:
     return problem
 
 
-def _counted(batch: Batch, loss: Callable[[Batch], Tensor]) -> Callable[[Tensor], Tensor] | None:
+def _counted(
+    rows: Rows, batch: Batch, loss: Callable[[Batch], Tensor]
+) -> Callable[[Tensor], Tensor] | None:
     """Which labels count in a mean over them; None where the loss is none."""
     value, labels = loss(batch), batch.target
     n_rows = len(labels)
-    if value.ndim or n_rows < 2 or not cuts_into_rows(batch[:2], n_rows):
+    cuts = cuts_into_rows(batch[:2], n_rows)
+    if value.ndim or n_rows < 2 or not (cuts or (rows.pick and not rows.together)):
         return None
+
+    def apart(part: Tensor) -> Batch:
+        if cuts:
+            return Batch(*map_tensors(operator.itemgetter(part), tuple(batch)))
+        assert rows.pick is not None  # with names of rows, or settings, among the inputs
+        return rows.pick(rows.few_places(TRIED_ROWS)[part.cpu().numpy()])
+
     size = torch.finfo(value.dtype).eps ** _DIGITS * abs(float(value))
     ways = [labels_in]
     if labels.ndim > 1 and labels.shape[-1] > 1:
@@ -133,9 +144,8 @@ def _counted(batch: Batch, loss: Callable[[Batch], Tensor]) -> Callable[[Tensor]
         parts = tuple(part for part in parts if counts[part].any())
         if len(parts) < 2:
             continue
-        few = [Batch(*map_tensors(operator.itemgetter(part), tuple(batch))) for part in parts]
         masses = [int(counts[part].sum()) for part in parts]
-        total = sum(mass * float(loss(own)) for mass, own in zip(masses, few, strict=True))
+        total = sum(n * float(loss(apart(part))) for n, part in zip(masses, parts, strict=True))
         if abs(total / sum(masses) - float(value)) <= size:
             return counted
     return None
@@ -195,6 +205,7 @@ def _by_batches(problem: TorchProblem, trial: Trial, options: Options) -> TorchP
     note = f"{what}: taken in batches of {min(size, n_rows or size)} rows."
     return replace(
         problem,
+        row_loss=replace(problem.row_loss, elements=elements),
         batch_size=size,
         batch_normalized=True,
         loss_name=problem.loss_name.replace(", mean over rows", ", batch by batch"),

@@ -52,7 +52,7 @@ def batch_calls(problem: Any) -> Iterator[tuple[OutputCall, SummedLoss]]:
         problem.own_kernels(),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        for read in merged_last(problem.rows.batches(problem.batch_size), problem.batch_normalized):
+        for read in merged_last(problem.rows.batches(problem.batch_size), problem.merging):
             batch = problem.to_device(read)
 
             def output(params: Params, batch: Batch = batch) -> Any:

@@ -13,7 +13,16 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from sklearn_implicitreg.adapters.registry import Data
 from sklearn_implicitreg.adapters.torch.data import (
@@ -32,7 +41,7 @@ from sklearn_implicitreg.adapters.torch.generators import (
     seeded,
 )
 from sklearn_implicitreg.adapters.torch.labels import inputs_and_labels
-from sklearn_implicitreg.exceptions import AugmentationWarning, warn_user
+from sklearn_implicitreg.exceptions import AugmentationWarning, SamplerWarning, warn_user
 from sklearn_implicitreg.problem import Indices
 from sklearn_implicitreg.problem.frozen import tensors_in
 
@@ -63,8 +72,31 @@ def read_rows(data: Data, n_passes: Any) -> Rows:
         first = operator.itemgetter(0)
         rows = _dataset_rows(data, loader.dataset, first, 1, n_passes, in_batches=True)
         return replace(rows, read=lambda *_: rows.read(1, None), train_batch_size=None)
+    _warn_of_sampler(loader)
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return _dataset_rows(data, loader.dataset, loader.collate_fn, size, n_passes)
+
+
+def _warn_of_sampler(loader: DataLoader[Any]) -> None:
+    """Warn where a sampler leaves rows of the data set out, or draws some more often."""
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    n_rows = n_drawn = 0
+    # Other rows each time, or those of one rank: all rows are what the training saw.
+    if not isinstance(sampler, RandomSampler | DistributedSampler):
+        with contextlib.suppress(TypeError, NotImplementedError):  # a stream has no length
+            n_rows, n_drawn = len(loader.dataset), len(sampler)  # type: ignore[arg-type]
+    if isinstance(sampler, WeightedRandomSampler) and len(sampler.weights.unique()) > 1:
+        what, instead = "draws some rows more often than others", "their shares as sample_weight"
+    elif n_drawn < n_rows:
+        what = f"has {n_drawn} of the {n_rows} rows"
+        instead = "Subset(dataset, rows) if the others are no rows of the training"
+    else:
+        return
+    warn_user(
+        f"The sampler of the loader {what}, but all rows of its data set are read once: give "
+        f"{instead}.",
+        SamplerWarning,
+    )
 
 
 def rows_of_batch(batch: Any) -> Rows:
@@ -180,6 +212,13 @@ def _collated(loader: DataLoader[Any]) -> Iterator[Any]:
         raise TypeError(
             f"Expected rows of numbers that can be joined to batches, got others: {error}; encode "
             "them, or give a DataLoader with a collate_fn."
+        ) from error
+    except RuntimeError as error:
+        if "stack expects each tensor" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected rows of one shape, got others: {error}; give a DataLoader with the "
+            "collate_fn of the training, which fills them up, or with batch_size=None for batches."
         ) from error
 
 

@@ -63,6 +63,7 @@ class RowLoss:
     custom: bool = False  # written by the user: a few rows show what it returns
     reshaped: bool = True  # a target of one column takes the shape of the outputs
     by_rows: bool = True  # a mean over rows, however they are cut into blocks
+    elements: bool = False  # a mean over what rows are made of, in batches also of one row
     on_rows: Callable[[Any], None] | None = None  # names the rows of the next outputs
     counted: Callable[[Tensor], Tensor] | None = None  # labels in the mean that a model returns
 

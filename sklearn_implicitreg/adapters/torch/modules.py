@@ -123,7 +123,12 @@ class TorchProblem(Problem):
         split = n_blocks > 1 and not self.batch_normalized
         if split and self.rows.n_rows:
             size = min(size, max(1, self.rows.n_rows // n_blocks))
-        return merged_last(self.rows.batches(size, self._order(split)), self.batch_normalized)
+        return merged_last(self.rows.batches(size, self._order(split)), self.merging)
+
+    @property
+    def merging(self) -> bool:
+        """Whether a last batch of one row joins the one before it."""
+        return self.batch_normalized and not self.row_loss.elements
 
     @property
     def n_rows(self) -> int | None:
@@ -194,7 +199,7 @@ class TorchProblem(Problem):
         mean_mass = cache(lambda: functions.mean_mass(self))
         rng = np.random.default_rng([0, self.draw, *[self.reading] * (self.reading > 0)])
         with preserved_rng(self.device, self._drawn), self.own_kernels():
-            for read in merged_last(self.rows.batches(self.batch_size), self.batch_normalized):
+            for read in merged_last(self.rows.batches(self.batch_size), self.merging):
                 batch = self.to_device(read)
                 at = {name: t.to(self.device, self.dtype) for name, t in params.items()}
                 yield RowBatch(model, at, *batch, rng, mean_mass)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from sklearn_implicitreg.penalties.fitted import named_tensors
 from sklearn_implicitreg.problem import Problem, flat, shaped
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
+    FOLDER,
     NOTHING,
     Allowed,
     choice,
@@ -66,7 +66,7 @@ ALLOWED = {
     "mode": choice("auto", "trainer"),
     "train": NOTHING | function("(model, penalty, seed) -> module", 3),
     "initial": NOTHING | instance("a torch module", nn.Module),
-    "cache": NOTHING | instance("the path of a folder", str, os.PathLike),
+    "cache": NOTHING | FOLDER,
     "n_jobs": NOTHING | Allowed(lambda n: n != 0 and _JOBS.holds(n), ("an integer other than 0",)),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence, Sized
 from os import PathLike
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_implicitreg.adapters.torch.data import Batch, rows_in
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.labels import labels_after_first, labels_in, names_labels
 from sklearn_implicitreg.adapters.torch.structure import skeleton
@@ -89,6 +91,7 @@ class TransformersRecorder(SessionRecorder, _Callback):
         )
         self._left: int | None = None  # rows of the epoch that are still to come
         self._sizes: list[int] = []  # of the batches of the next step, as far as settings tell
+        self._n_batches = 1  # of the step, so far
         self._seen: list[Mapping[str, Any]] = []  # what the model was called with in the step
         self._hook: Any = None
         self._counted: Counted | None = None
@@ -111,7 +114,7 @@ class TransformersRecorder(SessionRecorder, _Callback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find how many rows the batches of the next step have."""
-        self._sizes, self._seen = [], []
+        self._sizes, self._seen, self._n_batches = [], [], 1
         for _ in range(args.gradient_accumulation_steps):
             size = args.train_batch_size * args.world_size
             if self._left is not None:
@@ -120,12 +123,18 @@ class TransformersRecorder(SessionRecorder, _Callback):
             if size:
                 self._sizes.append(size)
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the batches of the step: an epoch may end, or go on, with fewer of them."""
+        self._n_batches += 1
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Name the batches of the step, by what the model was called with or by their sizes."""
+        named, sizes = None, self._sizes[: self._n_batches]
         # With several processes the model sees a part of each batch.
-        whole = args.world_size == 1 and len(self._seen) == len(self._sizes)
-        named = self._named(kwargs["model"]) if whole else None
-        for k, (batch, weight) in enumerate(named or [(size, None) for size in self._sizes]):
+        if args.world_size == 1 and len(self._seen) == self._n_batches:
+            named = self._named(kwargs["model"])
+            sizes = [rows_in(Batch(call, None, None)) for call in self._seen]
+        for k, (batch, weight) in enumerate(named or [(size, None) for size in sizes]):
             self.session_.batch(batch, accumulate=k > 0, weight=weight, called=True)
         self._seen = []
 
@@ -141,7 +150,8 @@ class TransformersRecorder(SessionRecorder, _Callback):
     def _see(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         # Not more than a step has: the calls go on where a training has raised an error.
         if model.training and torch.is_grad_enabled() and len(self._seen) <= len(self._sizes):
-            self._seen.append(kwargs)
+            names = inspect.signature(model.forward).parameters
+            self._seen.append({**dict(zip(names, args, strict=False)), **kwargs})
 
     def _stop_seeing(self) -> None:
         if self._hook is not None:

@@ -151,6 +151,41 @@ def test_a_batch_without_labels_adds_nothing():
     assert_close(gradient(model, rows).value, plain(model, rows, "shifted"))
 
 
+def test_batches_may_hold_what_is_no_tensor():
+    """Names of rows and settings, as collate functions add them."""
+
+    class Named(Model):
+        def forward(self, input_ids, labels=None, names=None, strict=False):
+            assert len(names) == len(input_ids)
+            assert strict
+            return super().forward(input_ids, labels)
+
+    def named(items):
+        return {**collate(items), "names": [str(len(item)) for item in items], "strict": True}
+
+    rows, model = samples(), Named()
+    loader = DataLoader(rows, batch_size=4, collate_fn=named)
+    problem = adapt(model, Data(loader, None), Options(params="all"))
+    assert "mean over labels" in problem.loss_name
+    assert_close(problem.gradient().value, plain(Model(), rows, "shifted"))
+
+
+def test_a_last_batch_of_one_row_stays_alone():
+    """Of another width than the one before it, and with the weight that it had in training."""
+    rows, model = samples(21), Model("aligned", ignored=0)
+    loader = DataLoader(rows, batch_size=4, collate_fn=lambda items: collate(items, 0))
+    for row in rows:
+        row["labels"][row["labels"] == -100] = 0
+    losses = [model(**batch)["loss"] for batch in loader]
+    named = list(model.named_parameters())
+    sizes = torch.tensor([4.0, 4, 4, 4, 4, 1], dtype=torch.float64) / 21
+    grads = torch.autograd.grad((torch.stack(losses) * sizes).sum(), [p for _, p in named])
+    problem = adapt(model, Data(loader, None), Options(params="all"))
+    assert "batch by batch" in problem.loss_name
+    wanted = {name: g for (name, _), g in zip(named, grads, strict=True)}
+    assert_close(problem.gradient().value, wanted)
+
+
 def test_a_single_number_for_each_row_counts_as_one():
     class Classifier(Model):
         def forward(self, input_ids, labels=None):

@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 import torch
 from module_cases import X_, Y_, estimate, mlp
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.exceptions import AugmentationWarning
+from sklearn_implicitreg.exceptions import AugmentationWarning, SamplerWarning
 
 SIZE = {"size": lambda params, batch: batch.outputs.square().mean(1)}  # reads the rows once more
 WARNS = "ignore:The first batch differs"
@@ -88,6 +98,55 @@ def test_sampler_and_drop_last_of_a_loader_do_not_matter():
     expected = estimate(model, X_, Y_, family=SIZE)
     loader = DataLoader(data, batch_size=7, shuffle=True, drop_last=True)
     np.testing.assert_allclose(estimate(model, loader, family=SIZE).coef_, expected.coef_, 1e-12)
+
+
+WHOLE = TensorDataset(torch.tensor(X_), torch.tensor(Y_))
+LEFT_OUT = {
+    "subset": ({"sampler": SubsetRandomSampler(range(10))}, "has 10 of the 40 rows.*Subset"),
+    "list": ({"sampler": list(range(30))}, "has 30 of the 40 rows.*Subset"),
+    "batches": (
+        {"batch_sampler": BatchSampler(SubsetRandomSampler(range(10)), 5, False)},
+        "has 10 of the 40 rows.*Subset",
+    ),
+    "weighted": (
+        {"sampler": WeightedRandomSampler(torch.arange(40.0), 40)},
+        "draws some rows more often than others.*sample_weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_samplers_that_leave_rows_out(case):
+    """As for a validation split: the rows are not those of the training, or not as often."""
+    how, text = LEFT_OUT[case]
+    model = mlp()
+    with pytest.warns(SamplerWarning, match=text):
+        found = estimate(model, DataLoader(WHOLE, **how))
+    np.testing.assert_allclose(found.coef_, estimate(model, X_, Y_).coef_, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        RandomSampler(WHOLE, num_samples=10),
+        RandomSampler(WHOLE, replacement=True),
+        DistributedSampler(WHOLE, num_replicas=2, rank=0),
+        WeightedRandomSampler(torch.ones(40), 40),
+    ],
+    ids=["a part of each epoch", "bootstrap", "rank", "equal weights"],
+)
+def test_samplers_of_all_rows(sampler):
+    model = mlp()
+    found = estimate(model, DataLoader(WHOLE, sampler=sampler))
+    np.testing.assert_allclose(found.coef_, estimate(model, X_, Y_).coef_, 1e-12)
+
+
+def test_what_cannot_be_read_or_joined():
+    with pytest.raises(TypeError, match="Expected X that can be read several times, got a gener"):
+        estimate(mlp(), (row for row in X_), Y_)
+    batches = [{"x": torch.ones(n, 3), "labels": torch.ones(n)} for n in (4, 4, 1)]
+    with pytest.raises(ValueError, match="Expected rows of one shape, got others.*batch_size=None"):
+        estimate(mlp(), batches)
 
 
 def test_padding_by_batch_is_no_difference():

@@ -84,6 +84,11 @@ def test_rows_of_batch_statistics_are_not_cut():
         estimate(Room(bn_net(), 19).eval(), X_, Y_, batch_size=20)
 
 
+def test_families_of_gradients_are_short_of_memory_not_of_derivatives():
+    with pytest.raises(MemoryError, match="Expected memory for the passes over the rows, got CUDA"):
+        estimate(Room(mlp(), 20), X_, Y_, family="gradient_norm")
+
+
 def test_families_on_rows_and_searches_say_what_to_do():
     size = {"size": lambda params, batch: batch.outputs.square().mean(1)}
     model = Room(mlp(), 20)

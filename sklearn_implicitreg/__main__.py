@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="l2+l1 is one family of two terms; of several (l2,l1) the best is taken (default: l2)",
     )
-    own.add_argument("--loss", default="auto", help="name of the loss, such as mse (default: auto)")
-    own.add_argument("--params", default="auto", help="auto, all, weights or a regular expression")
+    own.add_argument(
+        "--loss",
+        default="auto",
+        help="name of the loss, such as mse (default: the one that the model returns)",
+    )
+    own.add_argument(
+        "--params",
+        default="auto",
+        help="auto, all, weights, decay or a regular expression (default: weight matrices)",
+    )
     own.add_argument("--batch-size", type=_count, default="auto", metavar="N", help="rows at once")
     own.add_argument(
         "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"
@@ -131,7 +140,13 @@ def _called(name: str, what: str) -> Any:
         ) from error
     own = getattr(found, function, None)
     if not callable(own):
-        raise _Wrong(f"Expected a function {function!r} in {found.__file__}, got {own!r}.")
+        names = [name for name, value in vars(found).items() if callable(value)]
+        near = difflib.get_close_matches(function, names, n=1)
+        kind = (
+            f"a value of type {type(own).__name__}" if function in vars(found) else "no such name"
+        )
+        hint = f" Did you mean {module}:{near[0]}?" if near else ""
+        raise _Wrong(f"Expected a function {function!r} in {found.__file__}, got {kind}.{hint}")
     return own()
 
 
@@ -154,7 +169,8 @@ def _load(model: Any, file: Path) -> None:
             "pip install sklearn_implicitreg[cache]."
         ) from error
     except OSError as error:
-        raise _Wrong(f"Expected a file of weights, got {file} ({error.strerror}).") from error
+        reason = error.strerror or str(error)  # that of safetensors has no strerror
+        raise _Wrong(f"Expected a file of weights, got {file} ({reason}).") from error
     except Exception as error:  # a damaged file may raise anything
         # What torch says of other pickles is how to run the code in them.
         raise _Wrong(

@@ -72,7 +72,7 @@ def test_what_fits_is_kept_for_the_next_batches():
 def test_not_one_row(error):
     model = Room(mlp(), 0, SHORT[error])
     before = fingerprint(model)
-    words = "Expected memory for the forward and backward pass of 1 row, got .*; give a larger"
+    words = "Expected memory for the forward and backward pass of 1 row, got .*; give more memory.$"
     with pytest.raises(MemoryError, match=words):
         estimate(model, X_, Y_)
     assert fingerprint(model) == before

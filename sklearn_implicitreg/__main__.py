@@ -78,16 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="l2+l1 is one family of two terms; of several (l2,l1) the best is taken (default: l2)",
     )
-    own.add_argument(
-        "--loss",
-        default="auto",
-        help="name of the loss, such as mse (default: the one that the model returns)",
-    )
-    own.add_argument(
-        "--params",
-        default="auto",
-        help="auto, all, weights, decay or a regular expression (default: weight matrices)",
-    )
+    own.add_argument("--loss", default="auto", help="such as mse (default: what the model returns)")
+    own.add_argument("--params", default="auto", help="all, weights, decay or a regular expression")
     own.add_argument("--batch-size", type=_count, default="auto", metavar="N", help="rows at once")
     own.add_argument(
         "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"

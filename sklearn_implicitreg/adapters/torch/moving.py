@@ -111,14 +111,16 @@ def _fewer(batch: Batch, n_rows: int, error: Exception, *, whole: bool, on_devic
     together = whole or not cuts_into_rows(batch[:2], rows_in(batch))
     if n_rows > 1 and not together:
         return -(-n_rows // 2)
-    rows, advice = "1 row", "more memory"
+    rows, advice = "1 row", ""
     if n_rows > 1:
-        rows = f"{n_rows} rows, which pass together"
-        advice = "a smaller batch_size if training had it, or more memory"
-    advice += ", or device='cpu'" if on_device else ""
+        rows, advice = (
+            f"{n_rows} rows, which pass together",
+            "a smaller batch_size if training had it, ",
+        )
+    advice += "a larger device, or device='cpu'" if on_device else "a machine with more memory"
     raise MemoryError(
         f"Expected memory for the forward and backward pass of {rows}, got "
-        f"{str(error) or type(error).__name__}; give {advice}."
+        f"{str(error) or type(error).__name__}; use {advice}."
     ) from error
 
 

@@ -65,6 +65,13 @@ SCRIPTS = {
             "laplace-torch, full / this package, seconds": (30, INF),
         },
     ),
+    "kills": Script(
+        "",
+        {
+            f"{job}, ends with other bits": (-INF, 0)
+            for job in ("caching", "recording", "bootstrapping", "bootstrapping_by_two")
+        },
+    ),
     "workers": Script(
         "",
         {

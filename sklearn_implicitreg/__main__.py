@@ -161,7 +161,7 @@ def _load(model: Any, file: Path) -> None:
             "pip install sklearn_implicitreg[cache]."
         ) from error
     except OSError as error:
-        reason = error.strerror or str(error)  # that of safetensors has no strerror
+        reason = error.strerror or error  # safetensors has a text alone
         raise _Wrong(f"Expected a file of weights, got {file} ({reason}).") from error
     except Exception as error:  # a damaged file may raise anything
         # What torch says of other pickles is how to run the code in them.
@@ -199,7 +199,12 @@ def _in_a_sentence() -> Iterator[None]:
 
 
 def _count(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"Expected auto or an integer, got {text!r}.") from error
 
 
 if __name__ == "__main__":

@@ -96,16 +96,19 @@ def _shown(value: Any) -> Any:
         return {str(name): _shown(own) for name, own in value.items()}
     if isinstance(value, list | tuple):
         return [_shown(own) for own in value]
-    if isinstance(value, Tensor | np.ndarray):
-        total = hashlib.sha256()
-        for part in _bytes(value):
-            total.update(part)
-        return total.hexdigest()
-    return value
+    return digest(value) if isinstance(value, Tensor | np.ndarray) else value
+
+
+def digest(tree: Any) -> str:
+    """Checksum of the types, shapes and bytes of all that containers hold, or an iterator gives."""
+    total = hashlib.sha256()
+    for part in _bytes(tree):
+        total.update(part)
+    return total.hexdigest()
 
 
 def _bytes(tree: Any) -> Iterator[Any]:
-    """Types, shapes and bytes of all that nested containers hold."""
+    """Types, shapes and bytes of all that nested containers and iterators hold."""
     if isinstance(tree, Tensor) and tree.layout != torch.strided:
         own = tree.detach().to_sparse_coo().coalesce()
         yield from _bytes([list(own.shape), own.indices(), own.values()])
@@ -122,7 +125,7 @@ def _bytes(tree: Any) -> Iterator[Any]:
         for name, own in tree.items():
             yield str(name).encode()
             yield from _bytes(own)
-    elif isinstance(tree, list | tuple):
+    elif isinstance(tree, list | tuple | Iterator):
         for own in tree:
             yield from _bytes(own)
     else:

@@ -237,6 +237,9 @@ def put_in_place(file: Path, write: Callable[[Path], Any]) -> None:
     try:
         write(part)
         os.replace(part, file)
+    except FileNotFoundError:
+        if not file.exists():  # else a worker of a run that was killed put the same there
+            raise
     finally:
         part.unlink(missing_ok=True)
 

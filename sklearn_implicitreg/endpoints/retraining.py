@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import sklearn
 import torch
+from joblib.hashing import NumpyHasher
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.frozen import FrozenEstimator
@@ -24,6 +25,7 @@ from sklearn.utils import check_random_state
 
 from sklearn_implicitreg.adapters import Data
 from sklearn_implicitreg.endpoints.endpoint import Endpoint, EndpointList, n_rows
+from sklearn_implicitreg.endpoints.identity import digest
 from sklearn_implicitreg.endpoints.kept import put_in_place
 from sklearn_implicitreg.endpoints.templates import inner_model, routing_enabled, weight_name
 from sklearn_implicitreg.exceptions import warn_user
@@ -255,7 +257,7 @@ def _folder_of(cache: str | PathLike[str], template: Any, common: Data | None) -
         raise ValueError(f"Expected a folder as cache, got the file {str(place)!r}.")
     versions = sklearn.__version__, torch.__version__, np.__version__
     try:
-        key: str = joblib.hash((template, common, versions))
+        key = _hash((template, common, versions))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             "Expected an estimator and rows that can be pickled for cache=, got "
@@ -266,11 +268,25 @@ def _folder_of(cache: str | PathLike[str], template: Any, common: Data | None) -
     return own
 
 
+class _Hasher(NumpyHasher):
+    """That of ``joblib.hash``, for tensors too, which torch pickles with addresses in memory."""
+
+    def save(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            value = type(value).__name__, value.requires_grad, digest(value)
+        super().save(value)
+
+
+def _hash(value: Any) -> str:
+    found: str = _Hasher().hash(value)
+    return found
+
+
 def _kept(folder: Path | None, *given: Any) -> Any:
     """A trained model from its file, if that is whole, else trained and written."""
     if folder is None:
         return _trained(*given)
-    file = folder / f"{joblib.hash(given[2:])}.joblib"
+    file = folder / f"{_hash(given[2:])}.joblib"
     with contextlib.suppress(OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         return joblib.load(file)
     found = _trained(*given)

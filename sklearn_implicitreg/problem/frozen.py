@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-from collections import OrderedDict, defaultdict
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -72,6 +73,12 @@ class FrozenModel:
         size = sum(p.numel() for p in self.model.parameters())
         return f"FrozenModel({type(self.model).__name__}, {size:,} parameters)"
 
+    def __copy__(self) -> FrozenModel:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModel:
+        return FrozenModel(copy.deepcopy(self.model, memo))
+
     def __getstate__(self) -> dict[str, Any]:
         return {"model": Sent.of(self.model)}
 
@@ -91,34 +98,37 @@ class Sent:
     @classmethod
     def of(cls, model: Any) -> Sent:
         """The one of this model that is on its way, or a new one."""
-        found = cls._on_their_way.get(id(model))
-        if found is None:
-            found = cls._on_their_way[id(model)] = cls(model)
-        return found
+        with STATES:
+            found = cls._on_their_way.get(id(model))  # which keeps the model, and so its id
+            if found is None:
+                found = cls._on_their_way[id(model)] = cls(model)
+            return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         model = self.model
         if isinstance(model, nn.Module):
             with STATES:
                 return _arrived, (_structure(model),)
-        made, args, state, *rest = model.__reduce_ex__(4)
-        with STATES:
-            held = _HELD.setdefault(model, {})
-            state = {key: _held_bytes(held, key, sent(value)) for key, value in state.items()}
-        return _made, (made, args), state, *rest
+        made, args, *rest = model.__reduce_ex__(4)
+        if rest and isinstance(rest[0], dict):  # else of a class that pickles itself
+            with STATES:
+                held = _HELD.setdefault(model, {})
+                rest[0] = {key: _held_bytes(held, key, sent(v)) for key, v in rest[0].items()}
+        return _made, (made, args), *rest
 
 
-def sent(value: Any) -> Any:
+def sent(value: Any, around: frozenset[int] = frozenset()) -> Any:
     """The same value, with the modules and nets that are in it ready to be sent."""
     if isinstance(value, nn.Module) or isinstance(getattr(value, "module_", None), nn.Module):
         return Sent.of(value)
     if type(value) in (list, tuple):
-        inside = [sent(own) for own in value]
+        inside = [sent(own, around) for own in value]
         same = all(one is other for one, other in zip(inside, value, strict=True))
         return value if same else type(value)(inside)
-    if hasattr(value, "get_params") and not isinstance(value, type):
-        return Sent.of(value) if any(sent(v) is not v for v in vars(value).values()) else value
-    return value
+    if not hasattr(value, "get_params") or isinstance(value, type) or id(value) in around:
+        return value
+    around |= {id(value)}
+    return Sent.of(value) if any(sent(v, around) is not v for v in vars(value).values()) else value
 
 
 def sent_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -295,16 +305,15 @@ def _memory_of(tensor: Tensor) -> tuple[int, int]:
 def _storages(module: nn.Module, tensors: list[Tensor]) -> dict[tuple[int, int], _Placed]:
     """What tensors are views of, by its address: large memory as it is, the rest in one array."""
     before, now = _HELD.get(module, {}), dict[Any, npt.NDArray[Any]]()
-    versions: dict[tuple[int, int], Any] = defaultdict(tuple)
     views: dict[tuple[int, int], npt.NDArray[Any]] = {}
     for tensor in tensors:
-        place, memory = _memory_of(tensor), tensor.untyped_storage()
-        versions[place] += () if tensor.is_inference() else (tensor._version,)
-        views[place] = torch.empty(0, dtype=torch.uint8).set_(memory).numpy()
+        memory = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+        views[_memory_of(tensor)] = memory.numpy()
     found, small, end = {}, [], 0
     for place, view in views.items():
         if view.nbytes > _LARGE:
-            key = place, versions[place]
+            # By its contents: what writes to .data does not add to torch's count of changes.
+            key = place, zlib.crc32(view.data)
             now[key] = before.get(key, view)
             found[place] = _Placed(_memory, now[key], 0, view.nbytes)
         else:

@@ -73,14 +73,14 @@ class BlockGradient:
 
     @classmethod
     def joined(cls, blocks: Sequence[BlockGradient]) -> BlockGradient:
-        """The rows of several blocks as one, without their scale and rest."""
+        """The rows of several blocks as one, without their rest."""
         first, *others = blocks
         return cls(
             {n: sum((own.sums[n] for own in others), t) for n, t in first.sums.items()},
             sum(own.loss for own in blocks),
             sum(own.weight for own in blocks),
             sum(own.n_rows for own in blocks),
-            0.0,
+            sum(own.scale for own in blocks),
             sum(own.n_kinks for own in blocks),
             frozenset.intersection(*[own.absent for own in blocks]),
         )

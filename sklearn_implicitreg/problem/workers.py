@@ -126,7 +126,8 @@ def _alone(run: Callable[[list[str]], Iterator[tuple[str, Any]]], name: str) -> 
     """Result of a task that ran when a worker died, which may have been that of another."""
     for _ in range(_TRIES - 1):
         try:
-            return next(run([name]))[1]
+            ((_, outcome),) = run([name])
+            return outcome
         except Exception as error:
             if type(error).__name__ != _DEATH:
                 raise

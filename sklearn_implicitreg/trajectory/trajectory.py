@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.parameters import NOTHING, check, choice, instance, integer, shown
 from sklearn_implicitreg.trajectory.files import read, write
-from sklearn_implicitreg.trajectory.marks import SUMS, Mark, bare
+from sklearn_implicitreg.trajectory.marks import SUMS, Mark, StoredMark, bare
 from sklearn_implicitreg.trajectory.r_factors import RFactors
-from sklearn_implicitreg.trajectory.vectors import minus, moved
+from sklearn_implicitreg.trajectory.vectors import minus
 from sklearn_implicitreg.trajectory.window import Step, Window, on_device, with_others
 
 WINDOW = NOTHING | choice("epoch") | integer(1)
@@ -352,7 +352,10 @@ class Trajectory:
 
 def on_device_of(trajectory: Trajectory, params: Params) -> Trajectory:
     """The trajectory as it is read on the device of some tensors, wherever its marks are."""
-    device = next(iter(params.values())).device
+    return _on(trajectory, next(iter(params.values())).device)
+
+
+def _on(trajectory: Trajectory, device: torch.device) -> Trajectory:
     marks = tuple(map(operator.methodcaller("on", device), trajectory.marks))
     return replace(trajectory, marks=marks, others=on_device(trajectory.others, device))
 
@@ -390,9 +393,9 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
     """Two trajectories, one after the other."""
-    part = on_device_of(part, total.marks[-1].visited)  # where float64 is
-    there = on_device_of(total, total.marks[-1].visited)
-    last, first = there.marks[-1], part.marks[0]
+    device = next(iter(total.marks[-1].visited.values())).device  # where float64 is
+    part = _on(part, device)
+    last, first = total.marks[-1].on(device), part.marks[0]
     ends, starts = last.weights, first.weights
     if ends.keys() != starts.keys() or not all(
         torch.equal(t, starts[name]) for name, t in ends.items()
@@ -415,25 +418,48 @@ def _continued(total: Trajectory, part: Trajectory) -> Trajectory:
     r_factors = total.r_factors and part.r_factors and total.r_factors.joined(part.r_factors)
     # What moved in the first part alone stands in the second where nobody knows.
     others = part.others | dict.fromkeys(total.others.keys() - part.others.keys())
-    others |= {n: t for n, t in there.others.items() if others[n] is not None}
+    before = on_device(total.others, device)
+    others |= {n: t for n, t in before.items() if others[n] is not None}
     its = {n: None if others[n] is None else t for n, t in part.others.items()}
-    before, begin = _sums(last, others), _sums(first, its)
-    shift = {what: minus(begin[what], before[what]) for what in SUMS}
-    shifted = []
-    for mark in part.marks[1:]:
-        step, epoch = mark.step - first.step + last.step, mark.epoch - first.epoch + last.epoch
-        own = _sums(mark, its)
-        sums = {what: moved(own[what], shift[what], -1.0) for what in SUMS}
-        shifted.append(Mark(step, epoch, mark.weights, **sums, scale=mark.scale))
+    sums, begun = _sums(last, others), _sums(first, its)
+    lead = {what: minus(sums[what], begun[what]) for what in SUMS}
+    n_steps, n_epochs = last.step - first.step, last.epoch - first.epoch
+    after = [
+        StoredMark(mark.step + n_steps, mark.epoch + n_epochs, _After(mark, lead, its))
+        for mark in part.marks[1:]
+    ]
     kept = total.marks if r_factors is None else (*total.marks[:-1], bare(last))
     return replace(
         total,
-        marks=(*kept, *shifted),
+        marks=(*kept, *after),
         steps=(*total.steps, *part.steps),
         n_dropped=total.n_dropped + part.n_dropped,
         r_factors=r_factors,
         others=others,
     )
+
+
+@dataclass(frozen=True)
+class _After:
+    """A mark of a continued training, whose sums go on from those before; added when read."""
+
+    mark: Mark
+    lead: Mapping[str, Params]  # by which the sums before are ahead, shared by all marks
+    others: Mapping[str, Tensor | None]
+
+    def read(self, what: str, only: str | None = None) -> Params:
+        if what == "visited" and self.others:
+            own = with_others(self.mark, self.others)
+        elif only is not None:
+            own = {only: self.mark.tensor(what, only)}
+        else:
+            own = getattr(self.mark, what)
+        own = own if only is None else {only: own[only]}
+        return own if what not in SUMS else {n: t + self.lead[what][n] for n, t in own.items()}
+
+    def kept(self) -> Self | None:
+        """The mark knows how it travels."""
+        return self
 
 
 def _sums(mark: Mark, others: Mapping[str, Tensor | None]) -> dict[str, Params]:

@@ -141,7 +141,7 @@ WRONG = {
     "no callable": ({"model": "mine_of_command:number"}, "got a value of type int"),
     "no net": ({"model": "mine_of_command:ridge"}, "Expected an nn.Module for --weights"),
     "no file": ({"weights": "gone.pt"}, "got gone.pt (No such file or directory)"),
-    "no safetensors": ({"weights": "gone.safetensors"}, "got gone.safetensors (No such file"),
+    "no safetensors": ({"weights": "gone.safetensors"}, "got gone.safetensors (No such file or"),
     "code": ({"weights": "whole.pt"}, "got a damaged file or one that holds code"),
     "cut": ({"weights": "cut.safetensors"}, "got a damaged file or one that holds code"),
     "other net": ({"weights": "other.pt"}, "Expected the weights of the model in other.pt"),
@@ -186,7 +186,9 @@ def test_usage(case, capsys):
     with pytest.raises(SystemExit) as ended:
         main(case)
     assert ended.value.code == 2
-    assert "usage: python -m sklearn_implicitreg" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage: python -m sklearn_implicitreg" in err
+    assert ("Expected auto or an integer, got 'x'." in err) is ("x" in case)
 
 
 def test_help_states_the_exit_codes(capsys):

@@ -79,3 +79,11 @@ def test_lower_bounds_are_the_oldest_tested_versions():
     assert len(promised) >= 14
     assert promised == {name: tested.get(name) for name in promised}
     assert promised.keys() <= pins("constraints.txt").keys()
+
+
+def test_the_page_names_the_oldest_versions():
+    page = (ROOT / "doc" / "start.md").read_text().split("## Versions")[1].split("\n## ")[0]
+    words = " ".join(page.split())
+    tested = pins("constraints-oldest.txt")
+    for name in ("NumPy", "SciPy", "pandas", "scikit-learn", "skorch", "joblib", "torch"):
+        assert f"{name} {numbers(tested[name.lower()])}" in words

@@ -379,6 +379,25 @@ class TestKept:
         sets = {"X": [X, X[:20], X[20:]], "y": [Y, Y[:20], Y[20:]], "bootstrap": False}
         assert fit(**sets) == 18
 
+    def test_templates_and_rows_with_tensors(self, tmp_path):
+        held = []  # so that no memory is used twice
+
+        def n_kept(start=0.0, shift=0.0):
+            layer = nn.Linear(2, 1)
+            with torch.no_grad():
+                layer.weight.fill_(start)
+                layer.bias.fill_(1.0)
+            rows = torch.arange(12.0).reshape(6, 2) / 12
+            net = NeuralNetRegressor(layer, max_epochs=1, train_split=None, verbose=0)
+            held.append((net, rows))
+            targets = rows[:, :1].numpy() + np.float32(shift)
+            endpoints(net, rows, targets, 2, random_state=1, cache=tmp_path)
+            return len(list(tmp_path.rglob("*.joblib")))
+
+        assert n_kept() == n_kept() == 2
+        assert n_kept(start=1.0) == 4
+        assert n_kept(shift=1.0) == 6
+
     def test_a_damaged_file_is_trained_again(self, tmp_path):
         endpoints(self.TEMPLATE, X, Y, 2, random_state=1, cache=tmp_path)
         for file in tmp_path.rglob("*.joblib"):

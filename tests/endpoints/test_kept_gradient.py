@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -457,6 +458,31 @@ def test_killed_while_writing(several, place, tmp_path, monkeypatch):
         assert left in ([], ["manifest.json.part"])
     assert number >= 7
     assert len(list(est.cache.glob("*.safetensors"))) == (20 if several else 1)
+
+
+def test_two_processes_write_the_same_file(tmp_path):
+    """A worker of a run that was killed may still be at work where the next one is."""
+    file, fork = tmp_path / "file", multiprocessing.get_context("fork")
+    half, go_on = fork.Event(), fork.Event()
+
+    def slowly(part):
+        with part.open("w") as out:
+            out.write("one ")
+            out.flush()
+            half.set()
+            go_on.wait(20)
+            out.write("two")
+
+    other = fork.Process(target=kept.put_in_place, args=(file, slowly))
+    other.start()
+    assert half.wait(20)
+    kept.put_in_place(file, lambda part: part.write_text("one two"))
+    assert file.read_text() == "one two"
+    go_on.set()
+    other.join()
+    assert other.exitcode == 0
+    assert file.read_text() == "one two"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 SCRIPT = """

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, delayed
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -370,6 +371,26 @@ class TestEstimators:
         assert again.model is again.best_estimator_.model
         np.testing.assert_array_equal(again.coef_, search.coef_)
 
+    def test_copies_of_a_frozen_model(self):
+        frozen = FrozenModel(nn.Linear(2, 1))
+        assert copy.copy(frozen).model is frozen.model
+        again, module = copy.deepcopy([frozen, frozen.model])
+        assert again.model is module is not frozen.model
+        assert torch.equal(module.weight, frozen.model.weight)
+
+    @pytest.mark.parametrize("how", ["state", "reduce"])
+    def test_an_estimator_that_pickles_itself_and_holds_a_module(self, how):
+        own = OwnState if how == "state" else OwnReduce
+        again = pickle.loads(pickle.dumps(estimator_of(own(nn.Linear(2, 1))))).model
+        assert type(again) is own
+        assert isinstance(again.module, nn.Linear)
+
+    def test_an_estimator_that_holds_itself(self):
+        model = Ridge()
+        model.me_ = model
+        again = pickle.loads(pickle.dumps(estimator_of(model))).model
+        assert again.me_ is again
+
     def test_copies_are_as_before(self):
         model = Caches()
         est = estimator_of(model)
@@ -397,11 +418,12 @@ class TestEstimators:
         assert torch.equal(pickle.loads(pickle.dumps(est)).model.weight, model.weight)
         assert not torch.equal(pickle.loads(first).model.weight, model.weight)
 
-    def test_arrays_change_with_the_weights(self):
+    @pytest.mark.parametrize("how", ["in place", "data"])
+    def test_arrays_change_with_the_weights(self, how):
         model = nn.Linear(1000, 1000)
         (first,) = arrays_of(estimator_of(model))
         with torch.no_grad():
-            model.weight.add_(1.0)
+            (model.weight if how == "in place" else model.weight.data).add_(1.0)
         (second,) = arrays_of(estimator_of(model))
         assert first is not second
 
@@ -444,6 +466,25 @@ class TestEstimators:
         again = pickle.loads(pickle.dumps(est)).model
         assert type(again) is type(model)
         np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+class OwnState(BaseEstimator):
+    def __init__(self, module=None):
+        self.module = module
+
+    def fit(self, X, y):
+        return self
+
+    def __getstate__(self):
+        return (self.module,)
+
+    def __setstate__(self, state):
+        (self.module,) = state
+
+
+class OwnReduce(OwnState):
+    def __reduce__(self):
+        return OwnReduce, (self.module,)
 
 
 class WithLoss(nn.Module):

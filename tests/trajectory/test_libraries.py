@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -304,6 +305,50 @@ def test_transformers_hooks(without_base, accumulated, sizes):
     assert decay_found(trajectory) == pytest.approx(DECAY, rel=1e-9)
     assert [step.batch_size for step in trajectory.steps] == sizes * 2
     assert len(trajectory.windows("epoch")) == 2
+
+
+class Returning(nn.Linear):
+    """A model that returns its loss where labels are given."""
+
+    def forward(self, x, labels=None):
+        output = super().forward(x)
+        return {"loss": (output - labels).square().mean(), "logits": output}
+
+
+def begun(world_size=1):
+    """A recorder of the Trainer that has seen a training begin, its model and arguments."""
+    net = Returning(3, 1)
+    args = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=world_size)
+    shown = {"model": net, "optimizer": SGD(net.parameters(), lr=0.1)}
+    shown["train_dataloader"] = DataLoader(data(torch.float32), batch_size=8)
+    recorder = hf_recorder.TransformersRecorder()
+    recorder.on_train_begin(args, None, None, **shown)
+    recorder.on_epoch_begin(args, None, None, **shown)
+    recorder.on_step_begin(args, None, None, **shown)
+    return recorder, args, shown
+
+
+@pytest.mark.parametrize(("world_size", "n_known", "size"), [(1, 1, 8), (2, 0, 16)])
+def test_transformers_batches_of_several_processes(without_base, world_size, n_known, size):
+    recorder, args, shown = begun(world_size)
+    shown["model"](x=torch.tensor(X[:8]), labels=torch.tensor(Y[:8]))["loss"].backward()
+    recorder.on_pre_optimizer_step(args, None, None, **shown)
+    shown["optimizer"].step()
+    recorder.on_train_end(args, None, None, **shown)
+    (step,) = recorder.trajectory_.steps
+    assert step.batch_size == size
+    assert bool(step.seen) is bool(n_known)
+
+
+def test_transformers_keeps_few_batches_after_an_error(without_base):
+    recorder, _, shown = begun()
+    held = []
+    for _ in range(5):  # a loop of one's own goes on where the Trainer raised an error
+        labels = torch.tensor(Y[:8])
+        held.append(weakref.ref(labels))
+        shown["model"](x=torch.tensor(X[:8]), labels=labels)
+    del labels
+    assert sum(ref() is not None for ref in held) <= 2
 
 
 @pytest.mark.parametrize(

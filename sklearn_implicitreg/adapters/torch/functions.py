@@ -72,6 +72,11 @@ def outputs_at(problem: Any, params: Params) -> tuple[Array, Array]:
     with torch.no_grad():
         for batch in problem.row_batches(params):
             output = first_tensor((batch.outputs,)).double()
+            if not output.ndim:
+                raise ValueError(
+                    f"Expected outputs of {problem.model_name} with one entry per row, got its "
+                    "loss alone; give `loss=` and a module that returns outputs."
+                )
             if isinstance(problem.row_loss.criterion, nn.CrossEntropyLoss):
                 output = output - output.mean(dim=1, keepdim=True)  # it sees no common shift
             found.append(output.reshape(batch.n_rows, -1).cpu().numpy())

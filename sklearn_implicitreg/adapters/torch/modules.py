@@ -280,7 +280,8 @@ class TorchProblem(Problem):
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
         parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
         if len(parts) > 1:
-            return BlockGradient.joined([self._block(part, first, twice) for part in parts])
+            found = BlockGradient.joined([self._block(part, first, twice) for part in parts])
+            return replace(found, n_rows=rows_in(batch))  # with those of weight zero
         total, weight, n_kinks = self.loss_on(batch, first, twice)
         grads = self._gradients(total, batch, twice)
         if ahead is not None:  # before the numbers are waited for

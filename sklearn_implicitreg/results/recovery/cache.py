@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile
@@ -15,6 +14,7 @@ import numpy as np
 import scipy
 import torch
 
+from sklearn_implicitreg.endpoints.identity import digest
 from sklearn_implicitreg.endpoints.kept import put_in_place
 from sklearn_implicitreg.problem import shaped
 from sklearn_implicitreg.problem.frozen import tensors_in
@@ -36,10 +36,10 @@ def manifest(folder: Any, objective: Objective, **settings: Any) -> Manifest:
     far = np.random.default_rng(0).standard_normal((2, len(theta))) * (1.0 + np.abs(theta))
     places = [theta, *far]
     return {
-        "weights": _digest([theta]),
-        "rows": _digest(_rows(objective)),
-        "loss": _digest(ablated.gradient(place)[1] for place in places),
-        "penalty": _digest(objective.gradient(place)[1] for place in places),
+        "weights": digest(theta),
+        "rows": digest(_rows(objective)),
+        "loss": digest(ablated.gradient(place)[1] for place in places),
+        "penalty": digest(objective.gradient(place)[1] for place in places),
         "settings": json.dumps({name: str(value) for name, value in settings.items()}),
         "versions": f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}",
     }
@@ -56,7 +56,7 @@ def kept(
     """A run from its file, if that is whole and of the same manifest and start; else made."""
     if folder is None:
         return make()
-    file, stated = Path(folder) / f"{name}.npz", json.dumps(known | {"start": _digest([start])})
+    file, stated = Path(folder) / f"{name}.npz", json.dumps(known | {"start": digest(start)})
     found: Found | None = None
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as given:
@@ -85,16 +85,7 @@ def source_of(train: Any) -> str:
         return str(getattr(train, "__qualname__", train))
 
 
-def _rows(objective: Objective) -> Iterator[Array]:
+def _rows(objective: Objective) -> Iterator[Any]:
     with torch.no_grad():
         for batch in objective.problem.row_batches(shaped(objective.params, objective.theta)):
-            for part in tensors_in((batch.inputs, batch.target, batch.weight)):
-                yield part.detach().cpu().double().numpy()
-
-
-def _digest(arrays: Iterable[Array]) -> str:
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(repr(array.shape).encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()
+            yield from tensors_in((batch.inputs, batch.target, batch.weight))

@@ -228,15 +228,16 @@ class Recorder:
         """
         n_dropped = checked_total(self._dropped, self._step)
         self._end_if_full()
+        if self._epoch_at == self._step == self._marks[-1].step:  # so it is final
+            self._kept.settle(self._steps)
         marks, r_factors = self._kept.recorded()
         self._kept.check_steps(len(marks) - 1, self._stopped)
         steps = self._batches.with_kept(self._steps[: marks[-1].step])
         name, settings = described(self._parts)
-        if self._others.norms_in_training:
-            settings["norms_in_training"] = dict(self._others.norms_in_training)
-        own = (marks, steps, name, settings, n_dropped, r_factors)
+        if norms := self._others.norms_in_training:
+            settings["norms_in_training"] = dict(norms)
         moved, groups = dict(self._others.began), param_groups(self._parts)
-        return Trajectory(*own, others=moved, param_groups=groups)
+        return Trajectory(marks, steps, name, settings, n_dropped, r_factors, True, moved, groups)
 
     def _on_gradient(self, p: Tensor) -> None:
         """Look at what else moves, when the first gradient of a backward pass arrives."""

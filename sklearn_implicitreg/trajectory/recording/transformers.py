@@ -122,7 +122,9 @@ class TransformersRecorder(SessionRecorder, _Callback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Name the batches of the step, by what the model was called with or by their sizes."""
-        named = self._named(kwargs["model"]) if len(self._seen) == len(self._sizes) else None
+        # With several processes the model sees a part of each batch.
+        whole = args.world_size == 1 and len(self._seen) == len(self._sizes)
+        named = self._named(kwargs["model"]) if whole else None
         for k, (batch, weight) in enumerate(named or [(size, None) for size in self._sizes]):
             self.session_.batch(batch, accumulate=k > 0, weight=weight, called=True)
         self._seen = []
@@ -137,7 +139,8 @@ class TransformersRecorder(SessionRecorder, _Callback):
         super().on_train_end(*args, **kwargs)
 
     def _see(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if model.training and torch.is_grad_enabled():
+        # Not more than a step has: the calls go on where a training has raised an error.
+        if model.training and torch.is_grad_enabled() and len(self._seen) <= len(self._sizes):
             self._seen.append(kwargs)
 
     def _stop_seeing(self) -> None:

@@ -133,6 +133,15 @@ def test_rows_have_weights_beside_their_labels(kind):
     weights = np.random.default_rng(1).integers(0, 4, len(rows)).astype(float)
     found = gradient(model, rows, weights)
     assert_close(found.value, plain(model, rows, kind, weights))
+    assert found.n_rows == len(rows)
+    # Rounding is of about the size that it has with equal weights.
+    assert 0.1 < found.scale / gradient(model, rows).scale < 10
+
+
+def test_outputs_of_a_model_that_returns_its_loss_first():
+    problem = adapt(Model(), Data(samples(ragged=False), None), Options())
+    with pytest.raises(ValueError, match="Expected outputs of Model with one entry per row"):
+        problem.outputs(problem.params)
 
 
 def test_a_batch_without_labels_adds_nothing():

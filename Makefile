@@ -43,7 +43,7 @@ test-libraries: $(VENV)/.libraries  ## recorders with Lightning, Transformers an
 		tests/trajectory/test_hugging_face.py tests/trajectory/test_wrapped.py \
 		tests/contract/test_docs.py -k "not example and not picture"
 
-test-matrix:  ## tests with the oldest versions, without optional libraries, and of the wheel
+test-matrix:  ## tests with the oldest versions, without optional libraries, and of the wheel; or some: CELLS='oldest wheel'
 	PYTHON=$(PYTHON) .ci/matrix $(CELLS)
 
 fuzz: $(VENV)/.test  ## ten thousand random models, families and trainings against laws that hold for all

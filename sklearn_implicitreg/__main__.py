@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 import time
@@ -88,10 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="l2+l1 is one family of two terms; of several (l2,l1) the best is taken (default: l2)",
     )
-    own.add_argument("--loss", default="auto", help="name of the loss, such as mse (default: auto)")
-    own.add_argument(
-        "--params", default="auto", help="auto, all, weights, decay or a regular expression"
-    )
+    own.add_argument("--loss", default="auto", help="such as mse (default: what the model returns)")
+    own.add_argument("--params", default="auto", help="all, weights, decay or a regular expression")
     own.add_argument("--batch-size", type=_count, default="auto", metavar="N", help="rows at once")
     own.add_argument(
         "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"
@@ -145,7 +144,13 @@ def _called(name: str, what: str) -> Any:
         ) from error
     own = getattr(found, function, None)
     if not callable(own):
-        raise _Wrong(f"Expected a function {function!r} in {found.__file__}, got {own!r}.")
+        names = [name for name, value in vars(found).items() if callable(value)]
+        near = difflib.get_close_matches(function, names, n=1)
+        kind = (
+            f"a value of type {type(own).__name__}" if function in vars(found) else "no such name"
+        )
+        hint = f" Did you mean {module}:{near[0]}?" if near else ""
+        raise _Wrong(f"Expected a function {function!r} in {found.__file__}, got {kind}.{hint}")
     return own()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import BatchProblem, Problem, closing, norm_of
+from sklearn_implicitreg.problem.parameters import listed
 
 Facts = dict[str, Any]
 _ROWS = ("X", "y", "sample_weight")
@@ -44,7 +45,13 @@ def key_of(facts: Facts) -> str:
 def differences(held: Facts, now: Facts, eps: float) -> list[str]:
     """What differs between two, in words, with the names of tensors."""
     found: list[str] = []
+    # Checksums of other batches, or in another type, differ for the same rows and weights too.
+    moved = [word for word in ("batch_size", "dtype") if held.get(word) != now.get(word)]
+    hidden = {*_ROWS} if moved else set()
+    hidden |= {word for word in held if "weights" in word} if "dtype" in moved else set()
     for word in dict.fromkeys([*held, *now]):
+        if word in hidden:
+            continue
         one, other = held.get(word), now.get(word)
         if word == _TRIED:
             # What else is known is compared by checksums; this is for code, up to rounding.
@@ -55,8 +62,11 @@ def differences(held: Facts, now: Facts, eps: float) -> list[str]:
             shown = ", ".join(n or "the whole" for n in names[:3]) + ", ..." * (len(names) > 3)
             found += [f"{word} ({shown})"] if names else []
             found += [word] if one.keys() != other.keys() and "weights" not in word else []
+        elif isinstance(one, list) and isinstance(other, list) and word == "params":
+            names = [n for n in [*one, *other] if (n in one) != (n in other)]
+            found += [f"{word} ({listed(names)})" if names else word] if one != other else []
         elif one != other:
-            brief = word in ("params", "model", "loss", "n_passes", "batch_size", "dtype")
+            brief = word in ("model", "loss", "n_passes", "batch_size", "dtype")
             found.append(f"{word} ({one} and not {other})" if brief else word)
     return found
 

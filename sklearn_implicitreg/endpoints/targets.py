@@ -16,6 +16,7 @@ from sklearn_implicitreg.endpoints.kept import KeptGradient
 from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.held import shared
 from sklearn_implicitreg.problem import BlockGradient, LossGradient, Problem, Sampling
+from sklearn_implicitreg.problem.parameters import listed
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.equations import Cluster, Equations, Observed, Units
@@ -231,18 +232,18 @@ def places_notes(problems: Sequence[Problem], gradients: Sequence[LossGradient])
             "penalized too (params='all')."
         )
     if problems[0].left_out:
-        notes.append(f"Parameters without equations: {', '.join(problems[0].left_out)}.")
+        notes.append(f"Parameters without equations: {listed(problems[0].left_out)}.")
     counts = {n: sum(n in g.absent for g in gradients) for n in problems[0].params}
     everywhere = [name for name, n in counts.items() if n == len(gradients)]
     some = [name for name, n in counts.items() if 0 < n < len(gradients)]
     if everywhere:
         notes.append(
-            f"Parameters without equations, for no gradient reaches them: {', '.join(everywhere)}."
+            f"Parameters without equations, for no gradient reaches them: {listed(everywhere)}."
         )
     if some:
         notes.append(
             "Parameters without equations at the endpoints where no gradient reaches them: "
-            f"{', '.join(some)}."
+            f"{listed(some)}."
         )
     return notes
 

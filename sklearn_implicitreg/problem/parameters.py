@@ -7,7 +7,7 @@ import inspect
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike
@@ -23,6 +23,7 @@ from sklearn_implicitreg.exceptions import ParameterError
 Function = TypeVar("Function", bound=Callable[..., Any])
 _SHORT = reprlib.Repr()
 _SHORT.maxother, _SHORT.maxstring, _SHORT.maxdict = 160, 80, 6
+_LISTED = 8  # names of a list that are shown
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,12 @@ def checked(**allowed: Allowed) -> Callable[[Function], Function]:
 def shown(value: Any) -> str:
     """A value in one short line."""
     return " ".join(_SHORT.repr(value).split())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in one or two lines, whatever the model's size."""
+    more = f", ... ({len(names)} in all)" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def as_array(values: Any) -> npt.NDArray[Any]:

@@ -15,6 +15,7 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.penalties.gradients import BatchGradientNorm, GradientNorm
 from sklearn_implicitreg.penalties.held import shared
 from sklearn_implicitreg.problem import LossGradient, Params, Problem, Sampling
+from sklearn_implicitreg.problem.parameters import listed
 from sklearn_implicitreg.progress import progress
 from sklearn_implicitreg.regression.equations import Equations, Observed, Units
 from sklearn_implicitreg.regression.fit import Result
@@ -185,7 +186,7 @@ class TrajectoryTargets:
                 "Columns are means over the mean iterates between marks, not over every step."
             )
         if self.problem.left_out:
-            notes.append(f"Parameters without equations: {', '.join(self.problem.left_out)}.")
+            notes.append(f"Parameters without equations: {listed(self.problem.left_out)}.")
         notes += self._updates()
         known = equations.judged.design.known_terms
         if known:
@@ -193,7 +194,8 @@ class TrajectoryTargets:
         if abs(self.loss_factor - 1.0) > _ROUNDING:
             notes.append(
                 f"The steps were made on {self.loss_factor:.4g} times L (losses of accumulated "
-                "batches that were not divided): the coefficients are those beside as many L."
+                "batches that were not divided, or a loss that counts its labels otherwise): "
+                "the coefficients are those beside this multiple of L, as the optimizer's decay is."
             )
         return notes
 
@@ -203,8 +205,8 @@ class TrajectoryTargets:
         skipping = frozenset().union(*[window.skipping for window in self.windows])
         names = [name for name in self.problem.params if name in skipping]
         counts = {name: sum(w.n_updates(name) for w in self.windows) for name in names}
-        never = ", ".join(name for name, count in counts.items() if not count)
-        some = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+        never = listed([name for name, count in counts.items() if not count])
+        some = listed([f"{name} ({count})" for name, count in counts.items() if count])
         notes = []
         if never:
             notes.append(
@@ -247,7 +249,8 @@ class TrajectoryTargets:
         if not np.isfinite(bounds).all():
             return []
         named = zip(equations.term_names, bounds, strict=True)
-        shown = ", ".join(f"{bound:.2g} ({name})" for name, bound in named)
+        largest = sorted(named, key=lambda pair: -pair[1])
+        shown = listed([f"{bound:.2g} ({name})" for name, bound in largest])
         return [f"Rounding of the recorded steps moves the coefficients by at most {shown}."]
 
 

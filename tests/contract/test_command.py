@@ -171,8 +171,9 @@ def test_kinds_of_data(mine, rows, capsys):
 WRONG = {
     "no colon": ({"model": "mine_of_command"}, "Expected --model module:function, got"),
     "no module": ({"data": "nowhere:rows"}, "there is no module 'nowhere'"),
-    "no function": ({"data": "mine_of_command:nope"}, "Expected a function 'nope' in"),
-    "no callable": ({"model": "mine_of_command:number"}, "Expected a function 'number' in"),
+    "no function": ({"data": "mine_of_command:nope"}, "mine_of_command.py, got no such name."),
+    "mistyped": ({"data": "mine_of_command:rosw"}, "Did you mean mine_of_command:rows?"),
+    "no callable": ({"model": "mine_of_command:number"}, "got a value of type int"),
     "no net": ({"model": "mine_of_command:ridge"}, "Expected an nn.Module for --weights"),
     "no file": ({"weights": "gone.pt"}, "got gone.pt (No such file or directory)"),
     "no safetensors": ({"weights": "gone.safetensors"}, "got gone.safetensors (No such file or"),

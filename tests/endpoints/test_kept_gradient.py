@@ -274,10 +274,10 @@ DIFFERENT = {
     "sample_weight": lambda: (net(), {}, (*data(), np.linspace(1.0, 2.0, 60))),
     "loss (": lambda: (net(), {"loss": "mae"}, data()),
     "settings of the loss": lambda: (net(), {"loss": nn.HuberLoss(delta=0.5)}, data()),
-    "params (": lambda: (net(), {"params": "all"}, data()),
+    "params (0.bias, 3.bias);": lambda: (net(), {"params": "all"}, data()),
     "module_mode": lambda: (net(), {"module_mode": "train", "random_state": 0}, data()),
-    "batch_size (": lambda: (net(), {"batch_size": 10}, data()),
-    "dtype (": lambda: (net(), {"dtype": "float64"}, data()),
+    "with other batch_size (8192 and not 10);": lambda: (net(), {"batch_size": 10}, data()),
+    "with other dtype (float32 and not float64);": lambda: (net(), {"dtype": "float64"}, data()),
     "model (": lambda: (Ridge(2.0).fit(*arrays()), {"loss": "auto"}, arrays()),
 }
 

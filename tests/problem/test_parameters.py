@@ -17,6 +17,7 @@ from sklearn_implicitreg.problem.parameters import (
     checked,
     choice,
     integer,
+    listed,
     number,
     row_numbers,
     shown,
@@ -103,3 +104,10 @@ def test_a_value_is_shown_in_one_short_line():
     assert len(shown(torch.nn.Sequential(*[torch.nn.Linear(2, 2)] * 50))) < 200
     assert "\n" not in shown(np.ones((50, 3)))
     assert len(shown("a" * 1000)) < 100
+
+
+def test_long_lists_are_cut():
+    names = [f"h.{i}.bias" for i in range(96)]
+    assert listed([]) == ""
+    assert listed(names[:8]) == ", ".join(names[:8])
+    assert listed(names) == f"{', '.join(names[:8])}, ... (96 in all)"

@@ -102,21 +102,25 @@ def within_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            at_once = _fewer(batch, rows_in(parts[0]), error, whole=whole)
+            on_device = problem.device.type != "cpu"
+            at_once = _fewer(batch, rows_in(parts[0]), error, whole=whole, on_device=on_device)
 
 
-def _fewer(batch: Batch, n_rows: int, error: Exception, *, whole: bool) -> int:
+def _fewer(batch: Batch, n_rows: int, error: Exception, *, whole: bool, on_device: bool) -> int:
     """Half as many rows; MemoryError where they cannot be cut."""
     together = whole or not cuts_into_rows(batch[:2], rows_in(batch))
     if n_rows > 1 and not together:
         return -(-n_rows // 2)
-    rows, advice = "1 row", "a larger device, or device='cpu'"
+    rows, advice = "1 row", ""
     if n_rows > 1:
-        rows = f"{n_rows} rows, which pass together"
-        advice = "a smaller batch_size if training had it, a larger device, or device='cpu'"
+        rows, advice = (
+            f"{n_rows} rows, which pass together",
+            "a smaller batch_size if training had it, ",
+        )
+    advice += "a larger device, or device='cpu'" if on_device else "a machine with more memory"
     raise MemoryError(
         f"Expected memory for the forward and backward pass of {rows}, got "
-        f"{str(error) or type(error).__name__}; give {advice}."
+        f"{str(error) or type(error).__name__}; use {advice}."
     ) from error
 
 

@@ -72,10 +72,17 @@ def test_what_fits_is_kept_for_the_next_batches():
 def test_not_one_row(error):
     model = Room(mlp(), 0, SHORT[error])
     before = fingerprint(model)
-    words = "Expected memory for the forward and backward pass of 1 row, got .*; give a larger"
+    words = (
+        "memory for the forward and backward pass of 1 row, got .*; use a machine with more memory"
+    )
     with pytest.raises(MemoryError, match=words):
         estimate(model, X_, Y_)
     assert fingerprint(model) == before
+
+
+def test_a_device_may_be_left_for_the_cpu():
+    with emulated(), pytest.raises(MemoryError, match="use a larger device, or device='cpu'"):
+        estimate(there(Room(mlp(), 0)), X_, Y_)
 
 
 def test_rows_of_batch_statistics_are_not_cut():

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed
 import torch.multiprocessing
 from rank_cases import CASES, FAULTS, N_RANKS, PLACES, in_one_process, work
+from rank_trajectories import FITS, TRAJECTORIES, WAYS
 
 import sklearn_implicitreg
 
@@ -23,19 +25,20 @@ EXACT = 1e-12
 def found(tmp_path_factory):
     """What two processes found, and one."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=N_RANKS)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(work, (str(folder), store.port), nprocs=N_RANKS)
     ranks = [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(N_RANKS)]
     return ranks, in_one_process()
 
 
-def same(first, second, rtol=0.0):
+def same(first, second, rtol=0.0, atol=0.0):
     """Assert that what two fits give is the same."""
     assert first.keys() == second.keys()
     for name, value in first.items():
         if isinstance(value, str) or np.asarray(value).dtype.kind in "OU":
             assert np.array_equal(value, second[name]), name
         else:
-            np.testing.assert_allclose(value, second[name], rtol=rtol, atol=0, err_msg=name)
+            np.testing.assert_allclose(value, second[name], rtol=rtol, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -46,6 +49,27 @@ def test_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, c
         pytest.skip("partly sharded: as the others")
     same(*(own[place, case] for own in ranks))
     same(ranks[0][place, case], one[case], EXACT)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("place", TRAJECTORIES)
+def test_recorded_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, way, fit):
+    ranks, one = found
+    same(*(own[place, "trajectory", way, fit] for own in ranks))
+    # Where the equations hold exactly, the rest is rounding.
+    same(ranks[0][place, "trajectory", way, fit], one["one", "trajectory", way, fit], EXACT, 1e-15)
+
+
+@pytest.mark.parametrize("place", TRAJECTORIES)
+def test_a_fault_along_a_trajectory_is_an_error_on_all_ranks(found, place):
+    first, second = (own[place, "trajectory", "faults"] for own in found[0])
+    same(first.pop("next"), second.pop("next"))
+    assert "rank 1 raised" in first.pop("rows") and "Error" in second.pop("rows")
+    assert first == second
+    assert all(words.startswith("ValueError: Expected ") for words in first.values())
+    assert "got a probe" in first["probe"] and "one process" in first["families"]
+    assert "recorded steps, 9 on rank 0 and 8 on rank 1" in first["steps"]
 
 
 @pytest.mark.parametrize("place", ["ddp", "fsdp"])
@@ -73,7 +97,7 @@ def test_what_needs_whole_tensors_or_rows_says_so(found, place):
         words = own[place, "refusals"]
         assert "Expected cache=None" in words.pop("cache")
         assert "Expected an integer as random_state" in words.pop("covariance")
-        assert "TypeError" in words.pop("recover")
+        assert "which all ranks call" in words.pop("recover")
         assert "Expected a model of one process" in words["rows"] or place == "fsdp"
         del words["rows"]
         wrong = {name: text for name, text in words.items() if text != "no error"}

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from sklearn_implicitreg.problem import ParamsSpec, Problem
+from sklearn_implicitreg.problem import ParamsSpec, Problem, together
 from sklearn_implicitreg.problem.frozen import inner_module
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
@@ -150,7 +150,7 @@ def record(  # noqa: PLR0913
     >>> recorder.trajectory
     Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
-    model = inner_module(model)
+    given, model = model, inner_module(model)
     parts = followed(model, optimizer, update_rule)
     if families is None:
         named = isinstance(reference, str) and reference == "gradient"
@@ -161,7 +161,9 @@ def record(  # noqa: PLR0913
             )
         kept = Kept(directory, memory_limit)
     else:
-        kept = ReducedKept(_reduction(model, parts, families, reference, data, loss, params))
+        with together(given, "record(families=...)"):
+            own = _reduction(given, parts, families, reference, data, loss, params)
+        kept = ReducedKept(own)
         gradients = reference == "applied"
         every = sys.maxsize if every is None else every
     every = 1 if every is None else every

@@ -1,0 +1,154 @@
+"""Trainings that are recorded on several ranks, and the same in one process."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from sklearn_implicitreg import ImplicitRegularizationEstimator, record
+from sklearn_implicitreg.exceptions import PathNoiseWarning
+from sklearn_implicitreg.trajectory import ContinueTraining
+
+N_EPOCHS, N_STEPS = 3, 3
+# Rows of two ranks; batches of different sizes make each step a mean of their means.
+EVEN, UNEVEN = (slice(0, 18), slice(18, 36)), (slice(0, 11), slice(11, 36))
+NUMBERS = ("coef_", "std_err_", "conf_int_", "r2_", "cosine_", "n_equations_", "verdict_")
+
+
+def rows():
+    """X and y of all ranks."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(36, 5, generator=generator).double()
+    return X, torch.tanh(X.sum(1, keepdim=True)) + 0.3 * torch.randn(36, 1, generator=generator)
+
+
+def net():
+    """A net whose tensors do not divide by the ranks."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)).double()
+
+
+class Training:
+    """A run on the rows of a rank, or of one process on those of all, whose steps are recorded."""
+
+    def __init__(self, place, parts, rank=None, *, made=torch.optim.SGD, given="rows", **how):
+        X, y = rows()
+        self.ranks = range(len(parts)) if rank is None else [rank]
+        own = slice(0, parts[-1].stop) if rank is None else parts[rank]
+        self.X, self.y = X[own], y[own]
+        self.parts = [slice(p.start - own.start, p.stop - own.start) for p in parts]
+        self.net = place(net())
+        how_made = {"lr": 0.1, "weight_decay": 0.02}
+        how_made |= {"momentum": 0.5} if made is torch.optim.SGD else {"lr": 0.01}
+        optimizer = made(self.net.parameters(), **how_made)
+        if "families" in how:
+            how |= {"data": (self.X, self.y), "loss": "mse"}
+        with record(self.net, optimizer, **how) as recorder:
+            for epoch in range(N_EPOCHS):
+                for k in range(N_STEPS):
+                    optimizer.zero_grad()
+                    self._on_batches(recorder, epoch, k, given)
+                    optimizer.step()
+                recorder.epoch()
+        self.trajectory = recorder.trajectory
+
+    def _on_batches(self, recorder, epoch, k, given):
+        for rank in self.ranks:
+            part = self.parts[rank]
+            order = np.random.default_rng([epoch, rank]).permutation(part.stop - part.start)
+            batch = part.start + np.array_split(order, N_STEPS)[k]
+            X, y = self.X[batch], self.y[batch]
+            (mse_loss(self.net(X), y) / len(self.ranks)).backward()
+            what = {"rows": batch, "tensors": (X, y), "size": len(batch)}[given]
+            if given != "none":
+                recorder.batch(what, accumulate=len(self.ranks) > 1)
+
+    def fitted(self, model=None, X=None, **params):
+        """What a fit gives, as plain numbers, with its summary."""
+        how = {"mode": "trajectory", "trajectory": self.trajectory, "loss": "mse"} | params
+        est = ImplicitRegularizationEstimator(model or self.net, **how)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PathNoiseWarning)
+            est.fit(self.X if X is None else X, self.y)
+        return {name: getattr(est, name) for name in NUMBERS} | {
+            "score": est.score(self.X, self.y) if self.scored(params) else 0.0,
+            "header": [line[:40] for line in str(est.summary()).splitlines()[:8]],
+        }
+
+    def scored(self, params):
+        """Whether other rows can complete those of a fit."""
+        return params.get("reference") != "batch" and self.trajectory.r_factors is None
+
+
+REDUCED = ["l2", "l1"]
+# Of each: how the steps are recorded, and what is fitted.
+FITS = {
+    "gradient": ({}, {"family": "l2+l1"}),
+    "batches": ({}, {"reference": "batch"}),
+    "batches in windows": ({}, {"reference": "batch", "window": 3, "family": "l2+l1"}),
+    "applied": ({}, {"reference": "applied", "family": "weight_decay+l1"}),
+    "epochs": ({"every": 3}, {"window": "epoch"}),
+    "sizes": ({"given": "size"}, {"window": "epoch"}),
+    "tensors": ({"given": "tensors"}, {"reference": "batch"}),
+    "adam": ({"made": torch.optim.AdamW}, {"window": "epoch"}),
+    "rmsprop": ({"made": torch.optim.RMSprop}, {"reference": "applied", "window": 3}),
+    "evidence": ({}, {"mode": "endpoint"}),
+    "layers": ({}, {"group_by": "layer", "known": {"l1": 1e-4}}),
+    "reduced": ({"families": REDUCED}, {"window": "epoch", "family": "l2+l1"}),
+    "reduced, applied": (
+        {"families": REDUCED, "reference": "applied"},
+        {"reference": "applied", "family": "l2+l1"},
+    ),
+}
+WAYS = {"even": EVEN, "uneven": UNEVEN}
+
+
+TRAJECTORIES = {"ddp": nn.parallel.DistributedDataParallel}
+
+
+def whole(module):
+    """The module as one process has it."""
+    return module
+
+
+def of_trajectories(rank=None):
+    """The fits of a rank by their names, or those of one process."""
+    places = {"one": whole} if rank is None else TRAJECTORIES
+    found = {}
+    for name, place in places.items():
+        for way, parts in WAYS.items():
+            held = {}
+            for fit, (how, params) in FITS.items():
+                key = repr(how)
+                held[key] = held.get(key) or Training(place, parts, rank, **how)
+                found[name, "trajectory", way, fit] = held[key].fitted(**params)
+        if rank is not None:
+            found[name, "trajectory", "faults"] = of_faults(place, rank)
+    return found
+
+
+def message(function, *args, **kwargs):
+    """Words of the error that a call raises, with its type."""
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def of_faults(place, rank):
+    """What the ranks are told where the second differs, or where one process is needed."""
+    one = Training(place, EVEN, rank)
+    probe = ContinueTraining(1)
+    found = {"probe": message(one.fitted, trajectory=probe)}
+    cut = one.trajectory[: -1 if rank else None]
+    found["steps"] = message(one.fitted, trajectory=cut)
+    found["windows"] = message(one.fitted, window=2 if rank else 3)
+    found["families"] = message(one.fitted, family="hessian_trace")
+    found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
+    found["next"] = one.fitted(family="l2+l1")
+    return found

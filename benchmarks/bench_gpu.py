@@ -1,25 +1,21 @@
-"""Time and memory of a fit over those of one bare pass, on a GPU, as JSON.
+"""Time and memory of a fit over those of one bare pass, on a GPU.
 
 A network of the size of a ResNet-18 on images, and a transformer of a billion weights on token
 sequences, both of random weights in float32. The bare pass is the same loop over batches that are
 on the CPU, with the gradient of the summed loss added up in ``.grad``. Medians over rounds that
 call each once. Memory is what torch allocated on the device at most, beyond the bare pass.
 
-Run: ``python benchmarks/bench_gpu.py [--rounds 5] [--out FILE]``; ``--device cpu`` tries it on tiny
-networks.
+Run: ``python benchmarks/bench_gpu.py [--rounds 5]``; ``--device cpu`` tries it on tiny networks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from measuring import GIB, ratio, rounds
+from measuring import GIB, figures, ratio, rounds
 from torch import Tensor, nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
@@ -94,8 +90,8 @@ def cases(tiny: bool) -> dict[str, tuple[Callable[[], nn.Module], Tensor, int]]:
 
 def measured(
     model: nn.Module, X: Tensor, batch: int, device: torch.device, n_rounds: int
-) -> dict[str, Any]:
-    """Seconds of both, their ratio, and memory beyond that of the bare pass."""
+) -> dict[str, float]:
+    """Ratio of the seconds of both, and memory beyond that of the bare pass and one gradient."""
     y = torch.randint(0, 10, (len(X),))
     model, on_gpu = model.to(device).eval(), device.type == "cuda"
 
@@ -126,15 +122,10 @@ def measured(
 
     own = {"bare": bare, "fit": fit}
     found = rounds({name: watched(name, f) for name, f in own.items()}, n_rounds)
-    numbers: dict[str, Any] = {
-        "weights": sum(p.numel() for p in model.parameters()),
-        "rows": len(X),
-        "seconds": found,
-        "fit / bare pass": ratio(found, "fit", "bare"),
-    }
+    numbers = {"fit / bare pass, seconds": ratio(found, "fit", "bare")}
     if on_gpu:
         size = sum(p.numel() * p.element_size() for p in model.parameters()) / GIB
-        numbers |= {"extra GiB": peaks["fit"] - peaks["bare"], "gradient GiB": size}
+        numbers["GiB beyond a bare pass and a gradient"] = peaks["fit"] - peaks["bare"] - size
     return numbers
 
 
@@ -143,24 +134,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cpu: tiny networks, to try the script")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="file for the JSON")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("No CUDA device is here; --device cpu tries the script on tiny networks.")
+        figures({"skipped": "no CUDA device is here"})
         return
-    found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-    }
+    found = {}
     for name, (make, X, batch) in cases(tiny=device.type == "cpu").items():
-        found[name] = measured(make(), X, batch, device, args.rounds)
-    text = json.dumps(found, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+        numbers = measured(make(), X, batch, device, args.rounds)
+        found |= {f"{name}, {what}": value for what, value in numbers.items()}
+    figures(found)
 
 
 if __name__ == "__main__":

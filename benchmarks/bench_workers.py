@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from joblib import Parallel, delayed, parallel_config
+from measuring import figures
 from sklearn.model_selection import GridSearchCV, KFold
 from skorch import NeuralNetRegressor
 from torch import nn
@@ -85,7 +86,7 @@ def same_bits(one, other):
 
 
 def bootstrap(n_endpoints, seconds):
-    """Seconds of one process over those of two, and whether the bits are the same."""
+    """Seconds of one process over those of two, and 1 where the bits are the same, by figure."""
     torch.set_num_threads(1)
     X = np.random.default_rng(0).normal(size=(2_000, 64)).astype(np.float32)
     y = X[:, :1]
@@ -97,17 +98,20 @@ def bootstrap(n_endpoints, seconds):
     Parallel(n_jobs=2)(delayed(time.sleep)(0.5) for _ in range(4))
     trained(1, 4, X, y, n_jobs=2)
     two, seconds_two = trained(n_epochs, n_endpoints, X, y, n_jobs=2)
-    print(f"n_jobs=2: {alone / seconds_two:.2f} times faster, same bits: {same_bits(one, two)}")
+    found = {
+        "bootstrap, one process / n_jobs=2, seconds": alone / seconds_two,
+        "bootstrap, same bits with n_jobs=2": float(same_bits(one, two)),
+    }
+    names = "bootstrap, one process / Dask, seconds", "bootstrap, same bits with Dask"
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError:
-        print("Dask is not installed.")
-        return
+        return found | dict.fromkeys(names, "Dask is not installed")
     how = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with LocalCluster(**how) as cluster, Client(cluster), parallel_config(backend="dask"):
         trained(1, 4, X, y)
         two, seconds_two = trained(n_epochs, n_endpoints, X, y)
-    print(f"Dask: {alone / seconds_two:.2f} times faster, same bits: {same_bits(one, two)}")
+    return found | dict(zip(names, (alone / seconds_two, float(same_bits(one, two))), strict=True))
 
 
 def main():
@@ -122,7 +126,8 @@ def main():
         f"{size[1]} folds, {len(size[2])} families, weights of {weights / 1e6:.1f} MB: tasks "
         f"{tasks / weights:.2f} and files {files / weights:.2f} times the weights, {seconds:.1f} s"
     )
-    bootstrap(*((6, 2.0) if args.smoke else (100, args.seconds)))
+    travels = {"search, bytes that travel / those of the weights": (tasks + files) / weights}
+    figures(travels | bootstrap(*((6, 2.0) if args.smoke else (100, args.seconds))))
 
 
 if __name__ == "__main__":

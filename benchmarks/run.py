@@ -65,6 +65,27 @@ SCRIPTS = {
             "laplace-torch, full / this package, seconds": (30, INF),
         },
     ),
+    "workers": Script(
+        "",
+        {
+            "search, bytes that travel / those of the weights": (-INF, 3),
+            "bootstrap, one process / n_jobs=2, seconds": (1.8, INF),
+            "bootstrap, same bits with n_jobs=2": (1, 1),
+            "bootstrap, one process / Dask, seconds": (1.8, INF),
+            "bootstrap, same bits with Dask": (1, 1),
+        },
+    ),
+    "gpu": Script(
+        "",
+        {
+            f"{net}, {what}": (-INF, most)
+            for net in ("resnet", "transformer")
+            for what, most in (
+                ("fit / bare pass, seconds", 1.03),
+                ("GiB beyond a bare pass and a gradient", 0.5),
+            )
+        },
+    ),
     "theory": Script("", {"largest error": (-INF, 1e-13)}),
     "bounds": Script(
         "",

@@ -24,7 +24,8 @@ from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.loaders import read_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
-from sklearn_implicitreg.adapters.torch.modules import TorchProblem, module_problem
+from sklearn_implicitreg.adapters.torch.models import module_problem
+from sklearn_implicitreg.adapters.torch.modules import TorchProblem
 from sklearn_implicitreg.adapters.torch.structure import groups_of, skeleton
 from sklearn_implicitreg.adapters.training_rows import is_marked, marked
 from sklearn_implicitreg.exceptions import ModelStateWarning, ParameterError, warn_user

@@ -33,10 +33,7 @@ def merged_over(
 def rows_over(
     ranks: Ranks, labels: Iterable[str], read: Callable[[str], tuple[int, list[Rows]]]
 ) -> Iterator[Rows]:
-    """Single equations, a tensor at a time, of all ranks in their order.
-
-    ``read`` gives how many entries of a tensor are here, and their equations.
-    """
+    """Single equations, a tensor at a time; ``read`` gives the entries here and their equations."""
     for name in labels:
 
         def packed(name: str = name) -> Array:

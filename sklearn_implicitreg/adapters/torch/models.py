@@ -5,25 +5,43 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.registry import Data, Options
+from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward
+from sklearn_implicitreg.adapters.torch.data import Rows
+from sklearn_implicitreg.adapters.torch.few_rows import (
+    with_counted_labels,
+    with_custom_loss,
+    with_integers,
+)
 from sklearn_implicitreg.adapters.torch.labels import label_names
 from sklearn_implicitreg.adapters.torch.loaders import read_rows
-from sklearn_implicitreg.adapters.torch.losses import resolve_loss
-from sklearn_implicitreg.adapters.torch.modules import TorchProblem, adapt_module, moved_loss
-from sklearn_implicitreg.adapters.torch.options import batch_size_of, seed_of
+from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
+from sklearn_implicitreg.adapters.torch.modules import TorchProblem
+from sklearn_implicitreg.adapters.torch.options import (
+    batch_size_of,
+    device_of,
+    doubtful,
+    dtype_of,
+    seed_of,
+    set_modes,
+    stored_notes,
+)
 from sklearn_implicitreg.adapters.torch.ranks import RanksProblem, on_ranks
 from sklearn_implicitreg.adapters.torch.sharded import (
     ShardedProblem,
+    check_whole,
     coarsest,
     dtype_in_place,
     integers_in_place,
     modes_of,
     part_of,
 )
-from sklearn_implicitreg.adapters.torch.structure import in_scope
+from sklearn_implicitreg.adapters.torch.structure import in_scope, skeleton
 from sklearn_implicitreg.problem import (
+    Params,
     Problem,
     Ranks,
     call_module,
@@ -31,7 +49,7 @@ from sklearn_implicitreg.problem import (
     ranks_of,
 )
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import inner_module, own_name
+from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 
 
 def adapt_model(model: nn.Module, data: Data, options: Options) -> Problem:
@@ -90,6 +108,87 @@ def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> R
 
     problem: ShardedProblem = on_ranks(ranks, here, ShardedProblem, more)
     return problem.tried(options) if problem.own.row_loss.custom else problem
+
+
+def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
+    """Problem of a bare module, whose loss is given."""
+    model = inner_module(model)
+    check_whole(model)
+    rows = read_rows(data, options.n_passes)
+    labels = label_names(model) if options.loss == "auto" else ()
+    row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
+    row_loss = replace(row_loss, named_labels=rows.names is not None)
+    convention = CONVENTIONS["torch"]
+    return module_problem(model, row_loss, rows, options, convention=convention, label_args=labels)
+
+
+def module_problem(
+    module: nn.Module,
+    row_loss: RowLoss,
+    data: Data | Rows,
+    options: Options,
+    *,
+    model_name: str | None = None,
+    default: set[str] | None = None,
+    forward: Forward = call_module,
+    **fields: Any,
+) -> TorchProblem:
+    """Problem of a module; ``params="auto"`` selects ``default``, or the weight matrices."""
+    rows = data if isinstance(data, Rows) else read_rows(data, options.n_passes)
+    if rows.train_batch_size is None:
+        rows = replace(rows, train_batch_size=options.trained_batch_size)
+    if rows.names is not None and row_loss.kind not in ("classes", "binary"):
+        raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
+    with STATES:
+        trained = _trained(module)
+        device = device_of(options.device, trained)
+        dtype = dtype_of(options.dtype, trained)
+        own = skeleton(module, device, dtype)
+        call = CopyCall(module, forward, doubtful(own) if options.module_mode == "auto" else {})
+    normalized, notes = set_modes(own, options, rows)
+    named: Params = dict(own.named_parameters())
+    names = in_scope(own, {n: named[n] for n in trained}, options.params, default)
+    problem = TorchProblem(
+        params={n: named[n].detach() for n in names},
+        model_name=model_name or type(own).__name__,
+        loss_name=row_loss.words,
+        eps=torch.finfo(dtype).eps,
+        left_out=tuple(n for n in trained if n not in names),
+        batch_normalized=normalized,
+        notes=(*notes, *stored_notes(names), *fields.pop("notes", ())),
+        module=own,
+        rows=rows,
+        row_loss=moved_loss(row_loss, device, dtype),
+        batch_size=batch_size_of(options.batch_size, rows, normalized),
+        device=device,
+        dtype=dtype,
+        seed=seed_of(options, rows.n_passes),
+        n_passes=rows.n_passes,
+        forward=call,
+        **fields,
+    )
+    problem = with_counted_labels(with_integers(problem))
+    return with_custom_loss(problem, module, options)  # type: ignore[no-any-return]
+
+
+def _trained(module: nn.Module) -> Params:
+    """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
+    named = [(n, p) for n, p in module.named_parameters() if not p.is_meta]
+    trained: Params = {own_name(n): p for n, p in named if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "Expected a model with trainable parameters, got one with requires_grad=False "
+            "everywhere (or without parameters); set requires_grad on what was trained."
+        )
+    check_finite_params(trained)
+    return trained
+
+
+def moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
+    """Class weights and the like on the device and in the type of the outputs."""
+    if isinstance(row_loss.criterion, nn.Module):
+        row_loss.criterion.to(device=device, dtype=dtype)  # a copy, made by undo_reduction
+    return row_loss
 
 
 HANDLERS = {"Module": adapt_model}

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch import functions
-from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward, without_cudnn
+from sklearn_implicitreg.adapters.torch.calls import without_cudnn
 from sklearn_implicitreg.adapters.torch.curvature import (
     gauss_newton,
     mean_and_spread,
@@ -36,9 +35,6 @@ from sklearn_implicitreg.adapters.torch.derivatives import by_backward, gradient
 from sklearn_implicitreg.adapters.torch.facts import facts_of
 from sklearn_implicitreg.adapters.torch.few_rows import (
     warn_if_random,
-    with_counted_labels,
-    with_custom_loss,
-    with_integers,
 )
 from sklearn_implicitreg.adapters.torch.generators import (
     all_states,
@@ -46,22 +42,12 @@ from sklearn_implicitreg.adapters.torch.generators import (
     preserved_rng,
     reset_generators,
 )
-from sklearn_implicitreg.adapters.torch.labels import label_names, with_labels
-from sklearn_implicitreg.adapters.torch.loaders import read_rows, rows_of_batch
-from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss, warn_of_probabilities
+from sklearn_implicitreg.adapters.torch.labels import with_labels
+from sklearn_implicitreg.adapters.torch.loaders import rows_of_batch
+from sklearn_implicitreg.adapters.torch.losses import RowLoss, warn_of_probabilities
 from sklearn_implicitreg.adapters.torch.moving import ReadAhead, cut, moved, within_memory
-from sklearn_implicitreg.adapters.torch.options import (
-    batch_size_of,
-    device_of,
-    doubtful,
-    dtype_of,
-    seed_of,
-    set_modes,
-    stored_notes,
-)
 from sklearn_implicitreg.adapters.torch.reads import depends_on, moved_with_loss
-from sklearn_implicitreg.adapters.torch.sharded import check_whole
-from sklearn_implicitreg.adapters.torch.structure import in_scope, restore, skeleton
+from sklearn_implicitreg.adapters.torch.structure import restore, skeleton
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -71,12 +57,8 @@ from sklearn_implicitreg.problem import (
     Problem,
     RowBatch,
     Weights,
-    call_module,
-    check_finite_params,
     norm_of,
 )
-from sklearn_implicitreg.problem.conventions import CONVENTIONS
-from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 from sklearn_implicitreg.problem.masks import draw_masks
 from sklearn_implicitreg.problem.problem import BatchLoss
 from sklearn_implicitreg.problem.row_models import ERRORS, input_of, raise_in_words, shapes_of
@@ -412,84 +394,3 @@ class TorchProblem(Problem):
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.module.modules())
         on_cuda = self.device.type == "cuda"
         return without_cudnn() if on_cuda and recurrent else contextlib.nullcontext()
-
-
-def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
-    """Problem of a bare module, whose loss is given."""
-    model = inner_module(model)
-    check_whole(model)
-    rows = read_rows(data, options.n_passes)
-    labels = label_names(model) if options.loss == "auto" else ()
-    row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
-    row_loss = replace(row_loss, named_labels=rows.names is not None)
-    convention = CONVENTIONS["torch"]
-    return module_problem(model, row_loss, rows, options, convention=convention, label_args=labels)
-
-
-def module_problem(
-    module: nn.Module,
-    row_loss: RowLoss,
-    data: Data | Rows,
-    options: Options,
-    *,
-    model_name: str | None = None,
-    default: set[str] | None = None,
-    forward: Forward = call_module,
-    **fields: Any,
-) -> TorchProblem:
-    """Problem of a module; ``params="auto"`` selects ``default``, or the weight matrices."""
-    rows = data if isinstance(data, Rows) else read_rows(data, options.n_passes)
-    if rows.train_batch_size is None:
-        rows = replace(rows, train_batch_size=options.trained_batch_size)
-    if rows.names is not None and row_loss.kind not in ("classes", "binary"):
-        raise ValueError(f"Expected numbers in y for {row_loss.words!r}, got labels.")
-    with STATES:
-        trained = _trained(module)
-        device = device_of(options.device, trained)
-        dtype = dtype_of(options.dtype, trained)
-        own = skeleton(module, device, dtype)
-        call = CopyCall(module, forward, doubtful(own) if options.module_mode == "auto" else {})
-    normalized, notes = set_modes(own, options, rows)
-    named: Params = dict(own.named_parameters())
-    names = in_scope(own, {n: named[n] for n in trained}, options.params, default)
-    problem = TorchProblem(
-        params={n: named[n].detach() for n in names},
-        model_name=model_name or type(own).__name__,
-        loss_name=row_loss.words,
-        eps=torch.finfo(dtype).eps,
-        left_out=tuple(n for n in trained if n not in names),
-        batch_normalized=normalized,
-        notes=(*notes, *stored_notes(names), *fields.pop("notes", ())),
-        module=own,
-        rows=rows,
-        row_loss=moved_loss(row_loss, device, dtype),
-        batch_size=batch_size_of(options.batch_size, rows, normalized),
-        device=device,
-        dtype=dtype,
-        seed=seed_of(options, rows.n_passes),
-        n_passes=rows.n_passes,
-        forward=call,
-        **fields,
-    )
-    problem = with_counted_labels(with_integers(problem))
-    return with_custom_loss(problem, module, options)  # type: ignore[no-any-return]
-
-
-def _trained(module: nn.Module) -> Params:
-    """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
-    named = [(n, p) for n, p in module.named_parameters() if not p.is_meta]
-    trained: Params = {own_name(n): p for n, p in named if p.requires_grad}
-    if not trained:
-        raise ValueError(
-            "Expected a model with trainable parameters, got one with requires_grad=False "
-            "everywhere (or without parameters); set requires_grad on what was trained."
-        )
-    check_finite_params(trained)
-    return trained
-
-
-def moved_loss(row_loss: RowLoss, device: torch.device, dtype: torch.dtype) -> RowLoss:
-    """Class weights and the like on the device and in the type of the outputs."""
-    if isinstance(row_loss.criterion, nn.Module):
-        row_loss.criterion.to(device=device, dtype=dtype)  # a copy, made by undo_reduction
-    return row_loss

@@ -7,7 +7,9 @@ import warnings
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import mse_loss
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy, mse_loss
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator, record
 from sklearn_implicitreg.exceptions import PathNoiseWarning
@@ -76,7 +78,7 @@ class Training:
             est.fit(self.X if X is None else X, self.y)
         return {name: getattr(est, name) for name in NUMBERS} | {
             "score": est.score(self.X, self.y) if self.scored(params) else 0.0,
-            "header": [line[:40] for line in str(est.summary()).splitlines()[:8]],
+            "header": [line[:40] for line in str(est.summary()).splitlines()[2:4]],
         }
 
     def scored(self, params):
@@ -104,10 +106,18 @@ FITS = {
         {"reference": "applied", "family": "l2+l1"},
     ),
 }
+IN_SHARDS = ("gradient", "batches", "batches in windows", "applied", "tensors", "rmsprop", "layers")
 WAYS = {"even": EVEN, "uneven": UNEVEN}
 
 
-TRAJECTORIES = {"ddp": nn.parallel.DistributedDataParallel}
+def sharded(module):
+    """The module in shards."""
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(module[0], mesh=mesh)
+    return fully_shard(module, mesh=mesh)
+
+
+TRAJECTORIES = {"ddp": nn.parallel.DistributedDataParallel, "fsdp": sharded}
 
 
 def whole(module):
@@ -124,8 +134,9 @@ def of_trajectories(rank=None):
             held = {}
             for fit, (how, params) in FITS.items():
                 key = repr(how)
-                held[key] = held.get(key) or Training(place, parts, rank, **how)
-                found[name, "trajectory", way, fit] = held[key].fitted(**params)
+                if name != "fsdp" or fit in IN_SHARDS:
+                    held[key] = held.get(key) or Training(place, parts, rank, **how)
+                    found[name, "trajectory", way, fit] = held[key].fitted(**params)
         if rank is not None:
             found[name, "trajectory", "faults"] = of_faults(place, rank)
     return found
@@ -140,6 +151,34 @@ def message(function, *args, **kwargs):
     return "no error"
 
 
+def local(tensor):
+    """The entries of a tensor that are here."""
+    own = tensor.detach()
+    return own.to_local() if hasattr(own, "to_local") else own
+
+
+class Tokens(nn.Module):
+    """A model that returns the mean over its labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 5).double()
+
+    def __getitem__(self, i):
+        return self.table
+
+    def forward(self, input_ids, labels=None):
+        scores = self.table(input_ids)
+        return cross_entropy(scores.flatten(0, 1), labels.flatten()), scores
+
+
+def of_ragged_labels(place):
+    """A fit of rows with unequal numbers of labels."""
+    labels = torch.tensor([[1, 2, 3], [1, -100, -100]])
+    ids = {"input_ids": torch.tensor([[0, 1, 2], [3, 4, 0]])}
+    ImplicitRegularizationEstimator(place(Tokens())).fit(ids, labels)
+
+
 def of_faults(place, rank):
     """What the ranks are told where the second differs, or where one process is needed."""
     one = Training(place, EVEN, rank)
@@ -150,5 +189,13 @@ def of_faults(place, rank):
     found["windows"] = message(one.fitted, window=2 if rank else 3)
     found["families"] = message(one.fitted, family="hessian_trace")
     found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
+    before = [local(p).clone() for p in one.net.parameters()]
     found["next"] = one.fitted(family="l2+l1")
+    pairs = zip(before, map(local, one.net.parameters()), strict=True)
+    found["kept"] = str(all(torch.equal(a, b) for a, b in pairs))
+    if hasattr(one.net, "reshard"):
+        found["epochs"] = message(one.fitted, window="epoch")
+        found["evidence"] = message(one.fitted, mode="endpoint")
+        found["reduced"] = message(Training, place, EVEN, rank, families=REDUCED)
+        found["labels"] = message(of_ragged_labels, place)
     return found

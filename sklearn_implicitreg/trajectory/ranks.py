@@ -32,6 +32,9 @@ def steps_over_ranks(steps: Sequence[Step], problem: Problem) -> tuple[Step, ...
     """Steps whose gradients were the mean over the ranks of those of their own batches."""
     ranks: Any = problem.ranks
     known = ranks.gathered([_known(step, problem) for step in steps])
+    rounding = [step.rounding for step in steps]
+    if ranks.sharded:
+        rounding = np.hypot.reduce(ranks.gathered(rounding)).tolist()
     rows = _rows_over(ranks, steps, problem)
     found = []
     for t, step in enumerate(steps):
@@ -46,6 +49,7 @@ def steps_over_ranks(steps: Sequence[Step], problem: Problem) -> tuple[Step, ...
             rows=rows[t],
             batch_size=sum(sizes) if len(sizes) == len(parts) else None,
             parts=tuple((size, factor / ranks.n) for size, factor in parts),
+            rounding=rounding[t],
             seen=tuple(seen) if all(own[t][1] for own in known) else (),
         )
         found.append(_as_one(joined, problem))

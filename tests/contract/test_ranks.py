@@ -14,7 +14,7 @@ import pytest
 import torch.distributed
 import torch.multiprocessing
 from rank_cases import CASES, FAULTS, N_RANKS, PLACES, in_one_process, work
-from rank_trajectories import FITS, TRAJECTORIES, WAYS
+from rank_trajectories import FITS, IN_SHARDS, TRAJECTORIES, WAYS
 
 import sklearn_implicitreg
 
@@ -51,9 +51,10 @@ def test_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, c
     same(ranks[0][place, case], one[case], EXACT)
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize(
+    ("place", "fit"), [*(("ddp", fit) for fit in FITS), *(("fsdp", fit) for fit in IN_SHARDS)]
+)
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("place", TRAJECTORIES)
 def test_recorded_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, way, fit):
     ranks, one = found
     same(*(own[place, "trajectory", way, fit] for own in ranks))
@@ -67,8 +68,11 @@ def test_a_fault_along_a_trajectory_is_an_error_on_all_ranks(found, place):
     same(first.pop("next"), second.pop("next"))
     assert "rank 1 raised" in first.pop("rows") and "Error" in second.pop("rows")
     assert first == second
+    assert first.pop("kept") == "True"
     assert all(words.startswith("ValueError: Expected ") for words in first.values())
     assert "got a probe" in first["probe"] and "one process" in first["families"]
+    if place == "fsdp":
+        assert "second derivatives" in first["epochs"] and "labels" in first["labels"]
     assert "recorded steps, 9 on rank 0 and 8 on rank 1" in first["steps"]
 
 

@@ -60,12 +60,16 @@ class RanksProblem(Problem):
         if any(a is not b for a, b in zip(self.memory or [None] * 3, key, strict=False)):
 
             def own() -> Weights:
-                found = self.here.masses
+                found = self._own_masses()
                 return np.ones(self.here.n_rows) if found is None else found
 
             every = np.concatenate(self.ranks.arrays(own))
             self.memory[:] = *key, None if (every == 1).all() else every
         found: Weights | None = self.memory[3]
+        return found
+
+    def _own_masses(self) -> Weights | None:
+        found: Weights | None = self.here.masses
         return found
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:

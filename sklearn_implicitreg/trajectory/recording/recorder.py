@@ -264,6 +264,7 @@ class Recorder:
         self._called = True
         if self._stopped:
             return
+        self._part_of(optimizer).watched.look()
         self._settle()
         self._prepare(self._part_of(optimizer))
         self._busy = False
@@ -301,6 +302,7 @@ class Recorder:
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._busy = True
         part = self._part_of(optimizer)
+        part.watched.look()
         self._take_rows(part)
         if not self._stopped:
             self._made(part)

@@ -86,6 +86,11 @@ class Training:
         return params.get("reference") != "batch" and self.trajectory.r_factors is None
 
 
+def descent(params, lr, weight_decay):
+    """Plain gradient descent."""
+    return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay)
+
+
 REDUCED = ["l2", "l1"]
 # Of each: how the steps are recorded, and what is fitted.
 FITS = {
@@ -98,6 +103,7 @@ FITS = {
     "tensors": ({"given": "tensors"}, {"reference": "batch"}),
     "adam": ({"made": torch.optim.AdamW}, {"window": "epoch"}),
     "rmsprop": ({"made": torch.optim.RMSprop}, {"reference": "applied", "window": 3}),
+    "flow": ({"made": descent}, {"reference": "flow", "window": 3}),
     "evidence": ({}, {"mode": "endpoint"}),
     "layers": ({}, {"group_by": "layer", "known": {"l1": 1e-4}}),
     "reduced": ({"families": REDUCED}, {"window": "epoch", "family": "l2+l1"}),
@@ -106,7 +112,16 @@ FITS = {
         {"reference": "applied", "family": "l2+l1"},
     ),
 }
-IN_SHARDS = ("gradient", "batches", "batches in windows", "applied", "tensors", "rmsprop", "layers")
+IN_SHARDS = (
+    "gradient",
+    "batches",
+    "batches in windows",
+    "applied",
+    "tensors",
+    "rmsprop",
+    "flow",
+    "layers",
+)
 WAYS = {"even": EVEN, "uneven": UNEVEN}
 
 
@@ -134,7 +149,7 @@ def of_trajectories(rank=None):
             held = {}
             for fit, (how, params) in FITS.items():
                 key = repr(how)
-                if name != "fsdp" or fit in IN_SHARDS:
+                if (name != "fsdp" or fit in IN_SHARDS) and (way == "even" or fit in OF_MEANS):
                     held[key] = held.get(key) or Training(place, parts, rank, **how)
                     found[name, "trajectory", way, fit] = held[key].fitted(**params)
         if rank is not None:

@@ -14,7 +14,7 @@ import pytest
 import torch.distributed
 import torch.multiprocessing
 from rank_cases import CASES, FAULTS, N_RANKS, PLACES, in_one_process, work
-from rank_trajectories import FITS, IN_SHARDS, TRAJECTORIES, WAYS
+from rank_trajectories import FITS, IN_SHARDS, OF_MEANS, TRAJECTORIES, WAYS
 
 import sklearn_implicitreg
 
@@ -52,9 +52,15 @@ def test_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, c
 
 
 @pytest.mark.parametrize(
-    ("place", "fit"), [*(("ddp", fit) for fit in FITS), *(("fsdp", fit) for fit in IN_SHARDS)]
+    ("place", "way", "fit"),
+    [
+        (place, way, fit)
+        for place in TRAJECTORIES
+        for way in WAYS
+        for fit in FITS
+        if (place == "ddp" or fit in IN_SHARDS) and (way == "even" or fit in OF_MEANS)
+    ],
 )
-@pytest.mark.parametrize("way", WAYS)
 def test_recorded_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, way, fit):
     ranks, one = found
     same(*(own[place, "trajectory", way, fit] for own in ranks))

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_implicitreg import (
     Endpoint,
+    FrozenModel,
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
 )
@@ -142,6 +143,7 @@ def of_kinks(place, part):
 # What is called with a function that puts a module on the ranks, and the rows of a rank.
 CASES = {
     "l2": lambda place, part: fitted(place(net()), *rows(part)),
+    "frozen": lambda place, part: fitted(FrozenModel(place(net())), *rows(part)),
     "several terms": lambda place, part: fitted(place(net()), *rows(part), family="l2+l1+power"),
     "zeros": lambda place, part: fitted(place(net_with_zeros()), *rows(part), family="l2+l1"),
     "layers": lambda place, part: fitted(place(net()), *rows(part), group_by="layer"),

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import torch
+from skorch import NeuralNetRegressor
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -112,17 +113,9 @@ FITS = {
         {"reference": "applied", "family": "l2+l1"},
     ),
 }
-IN_SHARDS = (
-    "gradient",
-    "batches",
-    "batches in windows",
-    "applied",
-    "tensors",
-    "rmsprop",
-    "flow",
-    "layers",
-)
+IN_SHARDS = {"gradient", "batches", "batches in windows", "applied", "tensors", "flow", "layers"}
 WAYS = {"even": EVEN, "uneven": UNEVEN}
+OF_MEANS = {"gradient", "batches", "epochs", "sizes", "tensors", "reduced"}  # which differ there
 
 
 def sharded(module):
@@ -202,6 +195,9 @@ def of_faults(place, rank):
     cut = one.trajectory[: -1 if rank else None]
     found["steps"] = message(one.fitted, trajectory=cut)
     found["windows"] = message(one.fitted, window=2 if rank else 3)
+    held = NeuralNetRegressor(one.net).initialize()
+    held.module_ = one.net
+    found["skorch"] = message(one.fitted, model=held)
     found["families"] = message(one.fitted, family="hessian_trace")
     found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
     before = [local(p).clone() for p in one.net.parameters()]

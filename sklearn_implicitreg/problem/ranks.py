@@ -198,6 +198,13 @@ class Ranks:
 def ranks_of(model: Any) -> Ranks | None:
     """The processes that a model lives on; None for a model of this process alone."""
     model = model.model if isinstance(model, FrozenModel) else model
+    inside = getattr(model, "module_", None)  # of a skorch net
+    if isinstance(inside, nn.Module) and ranks_of(inside) is not None:
+        raise ValueError(
+            f"Expected the module alone where it lives on several ranks, got it in a "
+            f"{type(model).__name__}; give model=net.module_ with its loss and the rows of each "
+            "rank."
+        )
     if not isinstance(model, nn.Module):
         return None
     for wrapper in wrappers_of(model):

@@ -76,6 +76,7 @@ def test_a_fault_along_a_trajectory_is_an_error_on_all_ranks(found, place):
     assert first == second
     assert first.pop("kept") == "True"
     assert all(words.startswith("ValueError: Expected ") for words in first.values())
+    assert "model=net.module_" in first["skorch"]
     assert "got a probe" in first["probe"] and "one process" in first["families"]
     if place == "fsdp":
         assert "second derivatives" in first["epochs"] and "labels" in first["labels"]

@@ -310,7 +310,7 @@ def work(rank, folder, port):
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     store = dist.TCPStore("127.0.0.1", port, wait_for_workers=False)  # a file is slower
     dist.init_process_group("gloo", store=store, rank=rank, world_size=N_RANKS)
-    found = of_trajectories(rank)
+    found = of_trajectories(rank, few=True)
     for name, place in PLACES.items():
         for case, function in CASES.items():
             if name != "partly" or case in ("l2", "zeros"):
@@ -328,7 +328,16 @@ def work(rank, folder, port):
     Path(folder, f"rank{rank}").write_bytes(pickle.dumps(found))
 
 
+def work_on_trajectories(rank, folder, port):
+    """One rank: all fits along recorded trainings."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=N_RANKS)
+    Path(folder, f"rank{rank}").write_bytes(pickle.dumps(of_trajectories(rank)))
+    dist.destroy_process_group()
+
+
 def in_one_process():
     """The same cases with all rows."""
     found = {case: function(copy.copy, slice(None)) for case, function in CASES.items()}
-    return found | of_trajectories()
+    return found | of_trajectories(few=True)

@@ -115,6 +115,7 @@ FITS = {
 }
 IN_SHARDS = {"gradient", "batches", "batches in windows", "applied", "tensors", "flow", "layers"}
 WAYS = {"even": EVEN, "uneven": UNEVEN}
+FEW = {"even": {"gradient", "batches", "applied", "epochs", "reduced"}, "uneven": {"epochs"}}
 OF_MEANS = {"gradient", "batches", "epochs", "sizes", "tensors", "reduced"}  # which differ there
 
 
@@ -133,18 +134,24 @@ def whole(module):
     return module
 
 
-def of_trajectories(rank=None):
+def fits(name, way, few):
+    """Names of the fits of a kind of model; a few of them show the most."""
+    some = FEW[way] if few else FITS if way == "even" else OF_MEANS
+    return [fit for fit in FITS if fit in some and (name != "fsdp" or fit in IN_SHARDS)]
+
+
+def of_trajectories(rank=None, few=False):
     """The fits of a rank by their names, or those of one process."""
     places = {"one": whole} if rank is None else TRAJECTORIES
     found = {}
     for name, place in places.items():
         for way, parts in WAYS.items():
             held = {}
-            for fit, (how, params) in FITS.items():
+            for fit in fits(name, way, few):
+                how, params = FITS[fit]
                 key = repr(how)
-                if (name != "fsdp" or fit in IN_SHARDS) and (way == "even" or fit in OF_MEANS):
-                    held[key] = held.get(key) or Training(place, parts, rank, **how)
-                    found[name, "trajectory", way, fit] = held[key].fitted(**params)
+                held[key] = held.get(key) or Training(place, parts, rank, **how)
+                found[name, "trajectory", way, fit] = held[key].fitted(**params)
         if rank is not None:
             found[name, "trajectory", "faults"] = of_faults(place, rank)
     return found

@@ -13,22 +13,33 @@ import numpy as np
 import pytest
 import torch.distributed
 import torch.multiprocessing
-from rank_cases import CASES, FAULTS, N_RANKS, PLACES, in_one_process, work
-from rank_trajectories import FITS, IN_SHARDS, OF_MEANS, TRAJECTORIES, WAYS
+from rank_cases import (
+    CASES,
+    FAULTS,
+    N_RANKS,
+    PLACES,
+    in_one_process,
+    work,
+    work_on_trajectories,
+)
+from rank_trajectories import TRAJECTORIES, WAYS, fits, of_trajectories
 
 import sklearn_implicitreg
 
 EXACT = 1e-12
 
 
+def on_ranks(function, folder):
+    """What each of two processes found."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(function, (str(folder), store.port), nprocs=N_RANKS)
+    return [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(N_RANKS)]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What two processes found, and one."""
-    folder = tmp_path_factory.mktemp("ranks")
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(work, (str(folder), store.port), nprocs=N_RANKS)
-    ranks = [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(N_RANKS)]
-    return ranks, in_one_process()
+    return on_ranks(work, tmp_path_factory.mktemp("ranks")), in_one_process()
 
 
 def same(first, second, rtol=0.0, atol=0.0):
@@ -53,19 +64,24 @@ def test_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, c
 
 @pytest.mark.parametrize(
     ("place", "way", "fit"),
-    [
-        (place, way, fit)
-        for place in TRAJECTORIES
-        for way in WAYS
-        for fit in FITS
-        if (place == "ddp" or fit in IN_SHARDS) and (way == "even" or fit in OF_MEANS)
-    ],
+    [(place, way, fit) for place in TRAJECTORIES for way in WAYS for fit in fits(place, way, True)],
 )
 def test_recorded_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, way, fit):
     ranks, one = found
     same(*(own[place, "trajectory", way, fit] for own in ranks))
     # Where the equations hold exactly, the rest is rounding.
     same(ranks[0][place, "trajectory", way, fit], one["one", "trajectory", way, fit], EXACT, 1e-15)
+
+
+@pytest.mark.slow
+def test_all_fits_of_recorded_ranks(tmp_path):
+    ranks, one = on_ranks(work_on_trajectories, tmp_path), of_trajectories()
+    for place in TRAJECTORIES:
+        for way in WAYS:
+            for fit in fits(place, way, few=False):
+                same(*(own[place, "trajectory", way, fit] for own in ranks))
+                expected = one["one", "trajectory", way, fit]
+                same(ranks[0][place, "trajectory", way, fit], expected, EXACT, 1e-15)
 
 
 @pytest.mark.parametrize("place", TRAJECTORIES)
@@ -149,6 +165,7 @@ def test_a_group_that_was_destroyed_is_named(found):
         assert "process group is initialized" in own["destroyed"]
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_docs_runs(tmp_path):
     text = (Path(__file__).parents[2] / "doc" / "scaling.md").read_text()
     code = text.split("```python\n# fit_on_ranks.py\n")[1].split("```")[0]

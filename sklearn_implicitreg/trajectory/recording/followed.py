@@ -56,6 +56,11 @@ class Followed:
         stretch.before()
         self.stretch = stretch
 
+    def looked(self) -> Followed:
+        """The same, with the gradients that its tensors have now."""
+        self.watched.look()
+        return self
+
     def ended(self) -> Stretch | None:
         """The stretch that ends here, if it has steps."""
         stretch, self.stretch = self.stretch, None

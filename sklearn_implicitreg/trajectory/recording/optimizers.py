@@ -301,6 +301,7 @@ class Watched:
 
     def change(self, optimizer: Optimizer) -> str:
         """What is other than at the beginning; empty where nothing is."""
+        self.look()
         here = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, shape in self._shapes.items():
             if self.params[name].shape != shape:

@@ -264,7 +264,6 @@ class Recorder:
         self._called = True
         if self._stopped:
             return
-        self._part_of(optimizer).watched.look()
         self._settle()
         self._prepare(self._part_of(optimizer))
         self._busy = False
@@ -301,8 +300,7 @@ class Recorder:
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._busy = True
-        part = self._part_of(optimizer)
-        part.watched.look()
+        part = self._part_of(optimizer).looked()
         self._take_rows(part)
         if not self._stopped:
             self._made(part)

@@ -93,6 +93,14 @@ SCRIPTS = {
             )
         },
     ),
+    "ranks": Script(
+        "",
+        {
+            f"{place}, {kind}, relative difference to one process": (-INF, 1e-12)
+            for place in ("DistributedDataParallel", "fully_shard")
+            for kind in ("endpoint", "trajectory")
+        },
+    ),
     "theory": Script("", {"largest error": (-INF, 1e-13)}),
     "bounds": Script(
         "",

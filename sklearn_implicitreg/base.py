@@ -178,8 +178,7 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
     def _options(self, completing: bool = False) -> Options:
         names = [field.name for field in fields(Options) if hasattr(self, field.name)]
         given = {name: getattr(self, name) for name in names}
-        together = getattr(self, "mode", "endpoint") == "endpoint"
-        return Options(**given, completing=completing, together=together)
+        return Options(**given, completing=completing, together=True)
 
     def _fit_params(self, model: Any, sample_weight: Any) -> dict[str, Any]:
         if sample_weight is None:

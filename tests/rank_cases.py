@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from rank_trajectories import of_trajectories
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_implicitreg import (
     Endpoint,
+    FrozenModel,
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
 )
@@ -141,6 +143,7 @@ def of_kinks(place, part):
 # What is called with a function that puts a module on the ranks, and the rows of a rank.
 CASES = {
     "l2": lambda place, part: fitted(place(net()), *rows(part)),
+    "frozen": lambda place, part: fitted(FrozenModel(place(net())), *rows(part)),
     "several terms": lambda place, part: fitted(place(net()), *rows(part), family="l2+l1+power"),
     "zeros": lambda place, part: fitted(place(net_with_zeros()), *rows(part), family="l2+l1"),
     "layers": lambda place, part: fitted(place(net()), *rows(part), group_by="layer"),
@@ -300,14 +303,14 @@ def of_a_stuck_rank(rank):
     return message(est.fit, tokens, torch.ones(2, 1).double())
 
 
-def work(rank, folder):
+def work(rank, folder, port):
     """One rank: all checks, with what they found in a file."""
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=N_RANKS)
-    found = {}
+    store = dist.TCPStore("127.0.0.1", port, wait_for_workers=False)  # a file is slower
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=N_RANKS)
+    found = of_trajectories(rank, few=True)
     for name, place in PLACES.items():
         for case, function in CASES.items():
             if name != "partly" or case in ("l2", "zeros"):
@@ -325,6 +328,16 @@ def work(rank, folder):
     Path(folder, f"rank{rank}").write_bytes(pickle.dumps(found))
 
 
+def work_on_trajectories(rank, folder, port):
+    """One rank: all fits along recorded trainings."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=N_RANKS)
+    Path(folder, f"rank{rank}").write_bytes(pickle.dumps(of_trajectories(rank)))
+    dist.destroy_process_group()
+
+
 def in_one_process():
     """The same cases with all rows."""
-    return {case: function(copy.copy, slice(None)) for case, function in CASES.items()}
+    found = {case: function(copy.copy, slice(None)) for case, function in CASES.items()}
+    return found | of_trajectories(few=True)

@@ -14,7 +14,7 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
-from sklearn_implicitreg.problem.ranks import Ranks, on_all_ranks, ranks_of
+from sklearn_implicitreg.problem.ranks import Ranks, on_all_ranks, ranks_of, together
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
 from sklearn_implicitreg.problem.vectors import (
@@ -56,5 +56,6 @@ __all__ = [
     "shaped",
     "summed",
     "times",
+    "together",
     "zeros_of",
 ]

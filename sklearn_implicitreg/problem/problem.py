@@ -155,12 +155,6 @@ class Problem(ABC):
         """A number, or something as small, of every process that has a part of the tensors."""
         if self.ranks is None or not self.ranks.sharded:
             return [value]
-        if not self.ranks.meets:  # the others would not answer
-            raise ValueError(
-                "Expected fit, score or a search, which all ranks call and in which they exchange "
-                "what each has of the tensors, got a call of something else; load the full state "
-                "dict into a module of one process for it."
-            )
         return self.ranks.gathered(value)
 
     @property

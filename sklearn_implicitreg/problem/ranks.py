@@ -66,6 +66,12 @@ class Ranks:
 
     def shared(self, make: Callable[[], T], limit: timedelta = _LATER) -> list[T]:
         """What every rank makes, in their order; where one raises an error, all do."""
+        if not self.meets:  # the others would not answer
+            raise ValueError(
+                "Expected fit, score or a search, which all ranks call and in which they exchange "
+                "what each has, got a call of something else; load the full state dict into a "
+                "module of one process for it."
+            )
         try:
             answer: tuple[str, Any] = "", make()
         except Exception as error:
@@ -192,6 +198,13 @@ class Ranks:
 def ranks_of(model: Any) -> Ranks | None:
     """The processes that a model lives on; None for a model of this process alone."""
     model = model.model if isinstance(model, FrozenModel) else model
+    inside = getattr(model, "module_", None)  # of a skorch net
+    if isinstance(inside, nn.Module) and ranks_of(inside) is not None:
+        raise ValueError(
+            f"Expected the module alone where it lives on several ranks, got it in a "
+            f"{type(model).__name__}; give model=net.module_ with its loss and the rows of each "
+            "rank."
+        )
     if not isinstance(model, nn.Module):
         return None
     for wrapper in wrappers_of(model):
@@ -243,9 +256,9 @@ def on_all_ranks(method: Function) -> Function:
     """A method of an estimator that ranks enter and leave together."""
 
     @functools.wraps(method)
-    def together(self: Any, X: Any = None, *rows: Any, **named: Any) -> Any:  # noqa: N803
+    def met(self: Any, X: Any = None, *rows: Any, **named: Any) -> Any:  # noqa: N803
         first = X[0] if isinstance(X, Sequence) and len(X) and hasattr(X[0], "model") else self
-        ranks = None if getattr(self, "mode", "endpoint") != "endpoint" else ranks_of(first.model)
+        ranks = ranks_of(first.model)
         if ranks is None or ranks.meets:
             return method(self, X, *rows, **named)
         given = {k: v for k, v in self.get_params(deep=False).items() if k not in _OWN}
@@ -255,7 +268,7 @@ def on_all_ranks(method: Function) -> Function:
         with _meeting(ranks, facts):
             return method(self, X, *rows, **named)
 
-    return together  # type: ignore[return-value]
+    return met  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
@@ -273,6 +286,14 @@ def _meeting(ranks: Ranks, facts: Mapping[str, Any]) -> Iterator[None]:
         ranks.gathered(None)
     finally:
         _meetings.discard(ranks.name)
+
+
+def together(model: Any, what: str) -> contextlib.AbstractContextManager[None]:
+    """What the ranks of a model do together outside of an estimator; they are there at once."""
+    ranks = ranks_of(model)
+    if ranks is None or ranks.meets:
+        return contextlib.nullcontext()
+    return _meeting(ranks, {"methods": what})
 
 
 def _raised(error: Exception) -> NoReturn:

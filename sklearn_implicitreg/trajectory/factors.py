@@ -9,7 +9,7 @@ import numpy as np
 
 from sklearn_implicitreg.problem import Params, Problem
 from sklearn_implicitreg.trajectory.references import at_batches
-from sklearn_implicitreg.trajectory.vectors import minus, norm, weighted_sum
+from sklearn_implicitreg.trajectory.vectors import minus, norm_over, weighted_sum
 from sklearn_implicitreg.trajectory.window import Step, Window
 
 _PARTS = 6  # stretches between marks that are looked at, at most
@@ -28,7 +28,7 @@ def check_factors(problem: Problem, windows: Sequence[Window]) -> None:
     found = [_left(problem, part, counts, names) for part in parts] if names else []
     if not found or any(left is None for left in found):
         return
-    changes = {name: _change([left[name] for left in found if left]) for name in found[0] or {}}
+    changes = {name: _change(problem, [f[name] for f in found if f]) for name in found[0] or {}}
     claimed, size = changes.pop("named"), changes.pop("applied")
     best = min(changes, key=lambda name: changes[name])
     if claimed > 1e-6 * size and changes[best] < min(claimed / _BETTER, _SEEN * size):
@@ -104,9 +104,11 @@ def _chosen(windows: Sequence[Window]) -> list[Window]:
     return chosen
 
 
-def _change(values: Sequence[Params]) -> float:
+def _change(problem: Problem, values: Sequence[Params]) -> float:
     """Size of the changes from one to the next; of a single one its own."""
     if len(values) == 1:
-        return norm(values[0])
+        return norm_over(problem, values[0])
     pairs = zip(values[:-1], values[1:], strict=True)
-    return float(np.hypot.reduce([norm(minus(after, before)) for before, after in pairs]))
+    return float(
+        np.hypot.reduce([norm_over(problem, minus(after, before)) for before, after in pairs])
+    )

@@ -10,6 +10,7 @@ from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.probes import Probe
+from sklearn_implicitreg.trajectory.ranks import over_ranks
 from sklearn_implicitreg.trajectory.reduced import targets_from_r_factors
 from sklearn_implicitreg.trajectory.references import (
     Applied,
@@ -83,13 +84,17 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
                 "Expected trajectory to be a Trajectory, such as the `trajectory` of a recorder, "
                 f"or a probe, such as ContinueTraining(...), got {trajectory!r}."
             )
+        if problem.ranks is not None:
+            problem.ranks.disagree(
+                "a recorded trajectory", f"a probe, {trajectory!r}, which trains in one process"
+            )
         trajectory = trajectory.run(model, data, problem.whole())
     found: Trajectory = trajectory
     known = {*problem.params, *problem.left_out}
     if known.isdisjoint(found.names) and found.r_factors is None and problem.has_paths:
         found = with_names_of(found, problem.whole().params)
     recorded_part(problem, found.names)  # raises for one of another model
-    return on_device_of(found, problem.params)
+    return over_ranks(on_device_of(found, problem.params), problem)
 
 
 def in_groups_of(problem: Problem, trajectory: Trajectory) -> Problem:

@@ -14,7 +14,7 @@ from sklearn_implicitreg.problem import Indices, LossGradient, Params, Problem, 
 from sklearn_implicitreg.problem.parameters import FLAG, NOTHING, check, choice, having, integer
 from sklearn_implicitreg.trajectory.batches import batch_of
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import moved, norm, weighted_sum
+from sklearn_implicitreg.trajectory.vectors import moved, norm_over, weighted_sum
 from sklearn_implicitreg.trajectory.window import Window
 
 _UNNAMED = (
@@ -145,7 +145,7 @@ class Applied:
         """Read off the recorded sums, without a pass over data."""
         mean = window.mean_gradient("consumed", problem)
         value = {name: mean[name] for name in problem.params}
-        return LossGradient(value, float("nan"), 1.0, 1, norm(value), 0)
+        return LossGradient(value, float("nan"), 1.0, 1, norm_over(problem, value), 0)
 
 
 @dataclass(frozen=True)

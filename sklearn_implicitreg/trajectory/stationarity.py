@@ -33,6 +33,11 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
             "Expected a trajectory with weights beside an endpoint, got one that holds only R "
             "factors; record without families= to keep the weights, or use mode='trajectory'."
         )
+    if equations.judged.problem.in_shards:
+        raise ValueError(
+            "Expected trajectory=None beside an endpoint of a module in shards, got a recorded "
+            "trajectory; use mode='trajectory'."
+        )
     size = float(np.linalg.norm(equations.system.r_factor[:, -1]))
     if size <= equations.rounding:
         return equations

@@ -35,7 +35,7 @@ from sklearn_implicitreg.trajectory.minibatch import (
 from sklearn_implicitreg.trajectory.references import Applied, Flow, Gradient, Reference, check_flow
 from sklearn_implicitreg.trajectory.smoothness import Kinks
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import norm
+from sklearn_implicitreg.trajectory.vectors import norm_over
 from sklearn_implicitreg.trajectory.window import Window
 
 _ROUNDING = 1e-9  # of a sum of factors
@@ -366,7 +366,7 @@ def warn_of_single_steps(
     unknown = len(known) < len(shares) and len(found) > 1 and not epochs
     if min(known, default=1.0) < 0.9:
         what = "do not use all rows"
-    elif unknown and _scattered(windows, found):
+    elif unknown and _scattered(whole, windows, found):
         what = "differ as steps on a part of the rows do (their batches were not named)"
     else:
         return
@@ -386,12 +386,12 @@ def _share_of_rows(n_rows: int, window: Window) -> float | None:
     return sum(sizes) / max(n_rows, 1) if len(sizes) == window.n_steps else None
 
 
-def _scattered(windows: Sequence[Window], found: Sequence[LossGradient]) -> bool:
+def _scattered(whole: Problem, windows: Sequence[Window], found: Sequence[LossGradient]) -> bool:
     """Whether deviations turn from window to window: those of steps on all rows hardly do."""
-    sizes = [own.norm() for own in found]
-    applied = [
-        norm({n: t for n, t in w.mean("applied").items() if n in found[0].value}) for w in windows
-    ]
+    sizes = [norm_over(whole, own.value) for own in found]
+    names = found[0].value
+    means = (window.mean("applied") for window in windows)
+    applied = [norm_over(whole, {n: mean[n] for n in names if n in mean}) for mean in means]
     if np.linalg.norm(sizes) <= 1e-2 * np.linalg.norm(applied):
         return False  # such as rounding; batches leave more
     values = [own.value for own in found]
@@ -400,4 +400,4 @@ def _scattered(windows: Sequence[Window], found: Sequence[LossGradient]) -> bool
         for before, after in zip(values[:-1], values[1:], strict=True)
         for name in before
     )
-    return along < 0.5 * float(np.dot(sizes[:-1], sizes[1:]))
+    return sum(whole.over_shards(along)) < 0.5 * float(np.dot(sizes[:-1], sizes[1:]))

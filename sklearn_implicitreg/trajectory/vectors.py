@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from sklearn_implicitreg.problem import Params, norm_of
+from sklearn_implicitreg.problem import Params, Problem, norm_of
 
 
 def moved(params: Params, along: Params, step: float) -> Params:
@@ -31,3 +32,8 @@ def weighted_sum(parts: Sequence[Params], weights: Sequence[float]) -> Params:
 def norm(params: Params) -> float:
     """Euclidean norm over all tensors."""
     return norm_of({name: t.double() for name, t in params.items()})
+
+
+def norm_over(problem: Problem, params: Params) -> float:
+    """The same over the parts of tensors that all ranks have."""
+    return float(np.hypot.reduce(problem.over_shards(norm(params))))

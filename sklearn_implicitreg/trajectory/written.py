@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sklearn_implicitreg.problem import Params, Problem
-from sklearn_implicitreg.problem.vectors import norm_of, wide
+from sklearn_implicitreg.problem.vectors import wide
 from sklearn_implicitreg.trajectory.marks import Mark
 from sklearn_implicitreg.trajectory.references import Applied, Batch, Reference
 from sklearn_implicitreg.trajectory.trajectory import Trajectory
-from sklearn_implicitreg.trajectory.vectors import minus
+from sklearn_implicitreg.trajectory.vectors import minus, norm_over
 from sklearn_implicitreg.trajectory.window import Window, squares_of, with_others
 
 _EXPLAINED = 1e-7  # of the gradient that was given, by that of the batch
@@ -44,10 +44,10 @@ def _read_first(problem: Problem, before: Window, step: Window, names: Sequence[
 
     def away(own: Sequence[str]) -> float:
         found = Batch().mean_gradient(problem, _with_values(step, before, own)).value
-        return norm_of(minus(given, found))
+        return norm_over(problem, minus(given, found))
 
     now = away([])
-    if now <= _EXPLAINED * norm_of(given) or away(names) == now:
+    if now <= _EXPLAINED * norm_over(problem, given) or away(names) == now:
         return []
     return [name for name in names if away([name]) < _BETTER * now]
 

@@ -11,31 +11,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed
 import torch.multiprocessing
-from rank_cases import CASES, FAULTS, N_RANKS, PLACES, in_one_process, work
+from rank_cases import (
+    CASES,
+    FAULTS,
+    N_RANKS,
+    PLACES,
+    in_one_process,
+    work,
+    work_on_trajectories,
+)
+from rank_trajectories import TRAJECTORIES, WAYS, fits, of_trajectories
 
 import sklearn_implicitreg
 
 EXACT = 1e-12
 
 
+def on_ranks(function, folder):
+    """What each of two processes found."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(function, (str(folder), store.port), nprocs=N_RANKS)
+    return [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(N_RANKS)]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What two processes found, and one."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=N_RANKS)
-    ranks = [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(N_RANKS)]
-    return ranks, in_one_process()
+    return on_ranks(work, tmp_path_factory.mktemp("ranks")), in_one_process()
 
 
-def same(first, second, rtol=0.0):
+def same(first, second, rtol=0.0, atol=0.0):
     """Assert that what two fits give is the same."""
     assert first.keys() == second.keys()
     for name, value in first.items():
         if isinstance(value, str) or np.asarray(value).dtype.kind in "OU":
             assert np.array_equal(value, second[name]), name
         else:
-            np.testing.assert_allclose(value, second[name], rtol=rtol, atol=0, err_msg=name)
+            np.testing.assert_allclose(value, second[name], rtol=rtol, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -46,6 +60,43 @@ def test_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, c
         pytest.skip("partly sharded: as the others")
     same(*(own[place, case] for own in ranks))
     same(ranks[0][place, case], one[case], EXACT)
+
+
+@pytest.mark.parametrize(
+    ("place", "way", "fit"),
+    [(place, way, fit) for place in TRAJECTORIES for way in WAYS for fit in fits(place, way, True)],
+)
+def test_recorded_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, way, fit):
+    ranks, one = found
+    same(*(own[place, "trajectory", way, fit] for own in ranks))
+    # Where the equations hold exactly, the rest is rounding.
+    same(ranks[0][place, "trajectory", way, fit], one["one", "trajectory", way, fit], EXACT, 1e-15)
+
+
+@pytest.mark.slow
+def test_all_fits_of_recorded_ranks(tmp_path):
+    ranks, one = on_ranks(work_on_trajectories, tmp_path), of_trajectories()
+    for place in TRAJECTORIES:
+        for way in WAYS:
+            for fit in fits(place, way, few=False):
+                same(*(own[place, "trajectory", way, fit] for own in ranks))
+                expected = one["one", "trajectory", way, fit]
+                same(ranks[0][place, "trajectory", way, fit], expected, EXACT, 1e-15)
+
+
+@pytest.mark.parametrize("place", TRAJECTORIES)
+def test_a_fault_along_a_trajectory_is_an_error_on_all_ranks(found, place):
+    first, second = (own[place, "trajectory", "faults"] for own in found[0])
+    same(first.pop("next"), second.pop("next"))
+    assert "rank 1 raised" in first.pop("rows") and "Error" in second.pop("rows")
+    assert first == second
+    assert first.pop("kept") == "True"
+    assert all(words.startswith("ValueError: Expected ") for words in first.values())
+    assert "model=net.module_" in first["skorch"]
+    assert "got a probe" in first["probe"] and "one process" in first["families"]
+    if place == "fsdp":
+        assert "second derivatives" in first["epochs"] and "labels" in first["labels"]
+    assert "recorded steps, 9 on rank 0 and 8 on rank 1" in first["steps"]
 
 
 @pytest.mark.parametrize("place", ["ddp", "fsdp"])
@@ -73,7 +124,7 @@ def test_what_needs_whole_tensors_or_rows_says_so(found, place):
         words = own[place, "refusals"]
         assert "Expected cache=None" in words.pop("cache")
         assert "Expected an integer as random_state" in words.pop("covariance")
-        assert "TypeError" in words.pop("recover")
+        assert "which all ranks call" in words.pop("recover")
         assert "Expected a model of one process" in words["rows"] or place == "fsdp"
         del words["rows"]
         wrong = {name: text for name, text in words.items() if text != "no error"}
@@ -114,6 +165,7 @@ def test_a_group_that_was_destroyed_is_named(found):
         assert "process group is initialized" in own["destroyed"]
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_docs_runs(tmp_path):
     text = (Path(__file__).parents[2] / "doc" / "scaling.md").read_text()
     code = text.split("```python\n# fit_on_ranks.py\n")[1].split("```")[0]

@@ -16,7 +16,7 @@ from sklearn_implicitreg.adapters.torch.few_rows import (
     with_custom_loss,
     with_integers,
 )
-from sklearn_implicitreg.adapters.torch.labels import label_names
+from sklearn_implicitreg.adapters.torch.labels import label_names, labels_after_first, labels_in
 from sklearn_implicitreg.adapters.torch.loaders import read_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem
@@ -51,6 +51,8 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 
+_LABELS_AT_ONCE = 1024  # rows
+
 
 def adapt_model(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a module, and of the rows of all ranks that it is on."""
@@ -73,11 +75,13 @@ def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> R
         labels = label_names(module) if options.loss == "auto" else ()
         row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
         row_loss = replace(row_loss, named_labels=rows.names is not None)
+        if labels:
+            _check_even(rows)
         named = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
         parts = {name: part_of(p, ranks) for name, p in named.items()}
         check_finite_params(parts)
         names = in_scope(module, dict(named), options.params)
-        tensors.update({name: named[name] for name in names})
+        tensors.update(named)
         device, dtype = next(iter(parts.values())).device, dtype_in_place(options, parts)
         normalized, notes, own_modes = modes_of(module, options, rows)
         modes.extend(own_modes)
@@ -108,6 +112,24 @@ def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> R
 
     problem: ShardedProblem = on_ranks(ranks, here, ShardedProblem, more)
     return problem.tried(options) if problem.own.row_loss.custom else problem
+
+
+def _check_even(rows: Rows) -> None:
+    """Raise ValueError where a mean over labels is no mean over rows."""
+    found: dict[Any, set[int]] = {labels_in: set(), labels_after_first: set()}
+    for batch in rows.batches(_LABELS_AT_ONCE):
+        if isinstance(batch.target, Tensor) and not batch.target.is_floating_point():
+            for counted, numbers in found.items():
+                own = counted(batch.target).reshape(len(batch.target), -1)
+                numbers.update(own.sum(1).tolist())
+    for numbers in found.values():
+        if len(numbers) > 1:
+            raise ValueError(
+                "Expected as many labels in every row for a sharded module that returns its own "
+                f"loss, the mean over them, got {min(numbers)} to {max(numbers)}; give loss= and a "
+                "forward that returns outputs, or load the full state dict into a module of one "
+                "process."
+            )
 
 
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:

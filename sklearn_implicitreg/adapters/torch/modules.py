@@ -21,6 +21,7 @@ from sklearn_implicitreg.adapters.torch.curvature import (
     mean_and_spread,
     quadratic_hessian,
     spread_about,
+    spread_by_products,
 )
 from sklearn_implicitreg.adapters.torch.data import (
     Batch,
@@ -56,10 +57,7 @@ from sklearn_implicitreg.problem import (
     Problem,
     RowBatch,
     Weights,
-    add_to,
     norm_of,
-    times,
-    zeros_of,
 )
 from sklearn_implicitreg.problem.masks import draw_masks
 from sklearn_implicitreg.problem.problem import BatchLoss
@@ -229,13 +227,7 @@ class TorchProblem(Problem):
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 return spread_about(self, batches, center, scale=scale)
         # Batches that do not fit at once, and what has only a forward rule for its derivative.
-        total = zeros_of(self.params)
-        for batch in (self.take(rows, np.ones(len(rows))) for rows in batches):
-            own = batch.gradient().value
-            away = times({name: own[name] - g for name, g in center.items()}, scale)
-            for name, h in batch.hvp(away).items():
-                add_to(total[name], h, 2 / len(batches))
-        return total
+        return spread_by_products(self, batches, center, scale)
 
     def mean_and_spread(
         self, batches: list[Indices], scale: Params | None = None

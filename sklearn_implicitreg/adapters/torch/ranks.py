@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_implicitreg.adapters.torch.curvature import spread_by_products
+from sklearn_implicitreg.adapters.torch.data import Rows
 from sklearn_implicitreg.problem import (
     BlockGradient,
+    Indices,
     Params,
     Problem,
     Ranks,
     RowBatch,
+    Weights,
     closing,
     summed,
 )
@@ -28,18 +32,58 @@ TorchProblem = Any  # which imports this module
 
 @dataclass(frozen=True, kw_only=True)
 class RanksProblem(Problem):
-    """The rows of all ranks: their blocks added up. What else rows are read for is not known."""
+    """The rows of all ranks, numbered in the order of the ranks: their blocks added up."""
 
     own: TorchProblem  # of this rank's rows
     ranks: Ranks
+    counts: tuple[int | None, ...] = ()  # rows of every rank; None for a stream
+    memory: list[Any] = field(default_factory=list)  # masses of rows
+
+    @property
+    def here(self) -> TorchProblem:
+        """The rows of this rank, with what is asked of those of all."""
+        asked = {name: getattr(self, name) for name in ("params", "left_out", "draw", "reading")}
+        return replace(self.own, **asked)
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows; None where a rank has a stream."""
+        known = [n for n in self.counts if n is not None]
+        return sum(known) if len(known) == len(self.counts) else None
+
+    @property
+    def masses(self) -> Weights | None:
+        """Weight of every row in the mean loss; None where all count as one."""
+        if self.n_rows is None:
+            return None
+        key = [self.own.rows, self.own.row_loss, self.reading]
+        if any(a is not b for a, b in zip(self.memory or [None] * 3, key, strict=False)):
+
+            def own() -> Weights:
+                found = self._own_masses()
+                return np.ones(self.here.n_rows) if found is None else found
+
+            every = np.concatenate(self.ranks.arrays(own))
+            self.memory[:] = *key, None if (every == 1).all() else every
+        found: Weights | None = self.memory[3]
+        return found
+
+    def _own_masses(self) -> Weights | None:
+        found: Weights | None = self.here.masses
+        return found
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Sums over the ranks: of their blocks with the same number, or of all."""
-        own, like = replace(self.own, reading=self.reading), self.own.params
+        own, like = self.here, self.params
         if n_blocks == 1:
-            whole = self.ranks.summed(lambda: summed(own.blocks()), like)
-            assert whole is not None
-            yield whole
+
+            def of_this_rank() -> BlockGradient | None:
+                total = summed(own.blocks())
+                return total if total.n_rows else None  # none of a batch of other ranks
+
+            whole = self.ranks.summed(of_this_rank, like)
+            if whole is not None:
+                yield whole
             return
         with closing(own.blocks(n_blocks)) as blocks:
             while block := self.ranks.summed(lambda: next(blocks, None), like):
@@ -53,6 +97,67 @@ class RanksProblem(Problem):
     def numbered_like(self, fitted: Problem) -> Self:
         """The same problem with labels numbered as they are in the fitted rows."""
         return replace(self, own=self.own.numbered_like(getattr(fitted, "own", fitted)))
+
+    def at(self, params: Params) -> Self:
+        """The same problem at other values of some parameters."""
+        own = self.here.at(params)
+        return replace(self, own=own, params=own.params)
+
+    def whole(self) -> Self:
+        """The same problem with all trained tensors in scope."""
+        own = self.here.whole()
+        return replace(self, own=own, params=own.params, left_out=own.left_out)
+
+    def take(self, rows: Indices, weights: Weights) -> Self:
+        """The same problem on some of the rows of all ranks, each reading its own."""
+        ends = np.cumsum([0, *[n or 0 for n in self.counts]])
+        inside = [(rows >= a) & (rows < b) for a, b in itertools.pairwise(ends)]
+        mine = inside[self.ranks.place]
+        own = self.own.take(rows[mine] - ends[self.ranks.place], np.asarray(weights)[mine])
+        return replace(self, own=own, counts=tuple(int(at.sum()) for at in inside), memory=[])
+
+    def seeing(self, batch: Any) -> Self:
+        """The same problem on one batch, which one rank has and the others give as None."""
+        if batch is None:
+            none = Rows(lambda size, order: iter(()), 0)
+            own = replace(self.own, rows=none, n_passes=1, memory=[])
+        else:
+            own = self.own.seeing(batch)
+        counts = tuple(self.ranks.gathered(own.n_rows))
+        return replace(self, own=own, n_passes=1, counts=counts, memory=[])
+
+    def hvp(self, vector: Params) -> Params:
+        """Hessian of the mean loss over the rows of all ranks times a vector."""
+
+        def product() -> BlockGradient | None:
+            here = self.here
+            if here.n_rows is None:
+                raise self._no_path()
+            if not here.n_rows:
+                return None
+            mass = float(here.n_rows if here.masses is None else here.masses.sum())
+            sums = {name: own.mul_(mass) for name, own in here.hvp(vector).items()}
+            return BlockGradient(sums, 0.0, mass, here.n_rows, 0.0)
+
+        total = self.ranks.summed(product, self.params)
+        assert total is not None
+        return {name: own.div_(total.weight) for name, own in total.sums.items()}
+
+    def spread_gradient(
+        self, batches: list[Indices], center: Params, scale: Params | None = None
+    ) -> Params:
+        """Gradient of ``mean_k |g_k - g|^2``, of batches with rows on any of the ranks."""
+        return spread_by_products(self, batches, center, scale)
+
+    def reads(self, names: Sequence[str]) -> bool:
+        """Whether the gradient depends on frozen parameters, buffers or attributes."""
+        found: bool = self.here.reads(names)
+        return found
+
+    def moved_with_loss(self) -> list[str]:
+        """What the loss reads beside outputs and targets, and a training may have moved."""
+        found: list[str] = self.here.moved_with_loss()
+        return found
 
     def _no_path(self) -> ValueError:
         return ValueError(
@@ -78,7 +183,8 @@ def on_ranks(
     ranks.agree(ranks.shared(facts)[ranks.place])
     own = _numbered_alike(held.pop(), ranks)
     same = {field.name: getattr(own, field.name) for field in fields(Problem)}
-    return kind(**same | {"ranks": ranks}, own=own, **more(own))
+    counts = tuple(ranks.gathered(own.n_rows))
+    return kind(**same | {"ranks": ranks}, own=own, counts=counts, **more(own))
 
 
 def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:

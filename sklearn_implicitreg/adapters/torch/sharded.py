@@ -6,8 +6,8 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,15 @@ from sklearn_implicitreg.adapters.torch.few_rows import with_custom_loss
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.options import set_modes
 from sklearn_implicitreg.adapters.torch.ranks import RanksProblem
-from sklearn_implicitreg.problem import BlockGradient, Params, Ranks, closing, norm_of
+from sklearn_implicitreg.problem import (
+    BlockGradient,
+    Indices,
+    Params,
+    Ranks,
+    Weights,
+    closing,
+    norm_of,
+)
 from sklearn_implicitreg.problem.ranks import sharding_parts, total_of
 from sklearn_implicitreg.problem.vectors import wide, wide_zeros
 
@@ -29,8 +37,10 @@ _SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cance
 class ShardedProblem(RanksProblem):
     """The rows of all ranks, and of every tensor the part that this one has."""
 
-    tensors: Mapping[str, Tensor]  # the user's, whose parts here are ``params``
+    tensors: Mapping[str, Tensor]  # all trained ones, the user's, with parts here
     modes: Sequence[bool]  # states of the layers
+    placed: Params = field(default_factory=dict)  # values that the parts have in a pass
+    first: Batch | None = None  # rows that pass with those of other ranks, and do not count
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -39,8 +49,8 @@ class ShardedProblem(RanksProblem):
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Sums over the ranks, batch by batch, in the tensors' parts on this one."""
-        own, scale = replace(self.own, reading=self.reading), 0.0
-        last: Batch | None = None
+        own, scale, begun = self.here, 0.0, False
+        last = None if self.first is None else own.to_device(self.first)
         with self.at_work(own), closing(own.batches_read(n_blocks)) as batches:
             while True:
                 here: list[Batch] = []
@@ -54,11 +64,12 @@ class ShardedProblem(RanksProblem):
                     return
                 if last is None and not all(left):
                     self.ranks.disagree("at least 1 row on each", f"none on some, {left}")
-                first, last = last is None, here[0] if here else last
+                last = here[0] if here else last
                 assert last is not None
                 block = self._block(last, counts=bool(here))
-                if first and not self.batch_normalized:
+                if not begun and all(left) and not self.batch_normalized:
                     scale = self._row_scale(last)
+                begun = True
                 yield replace(block, scale=max(scale * block.n_rows, block.scale))
                 del block  # freed before the next is made
 
@@ -74,7 +85,91 @@ class ShardedProblem(RanksProblem):
         ):
             for part, mode in zip(own.module.modules(), self.modes, strict=True):
                 part.training = mode
+            with self._with_values():
+                yield
+
+    @contextlib.contextmanager
+    def _with_values(self) -> Iterator[None]:
+        """Other values in the user's tensors for a while."""
+        held: dict[str, Any] = dict(self.own.module.named_buffers()) if self.placed else {}
+        held |= {name: local_of(self.tensors[name]) for name in self.placed if name not in held}
+        before = {name: held[name].clone() for name in self.placed}
+        try:
+            with torch.no_grad():
+                for name, value in self.placed.items():
+                    held[name].copy_(value)
             yield
+        finally:
+            for part in sharding_parts(self.own.module) if before else ():
+                part.reshard()
+            with torch.no_grad():
+                for name, value in before.items():
+                    held[name].copy_(value)
+
+    def at(self, params: Params) -> Self:
+        """The same problem at other values of some parameters, in the user's tensors."""
+        buffers = dict(self.own.module.named_buffers())
+        unknown = [n for n in params if n not in self.tensors and n not in buffers]
+        pairs = [(n, local_of(t), part_of(t, self.ranks)) for n, t in self.tensors.items()]
+        whole = [name for name, here, part in pairs if here.shape != part.shape]
+        if unknown or whole:
+            raise ValueError(
+                "Expected a trajectory of tensors that fully_shard shards over all ranks, and of "
+                f"buffers, got others: {', '.join(unknown or whole)}; load the full state dict "
+                "into a module of one process for it."
+            )
+        placed = self.placed | params
+        own = {n: placed[n].to(t.dtype) if n in placed else t for n, t in self.params.items()}
+        return replace(self, params=own, placed=placed)
+
+    def whole(self) -> Self:
+        """The same problem with all trained tensors in scope."""
+        names = [n for n in self.tensors if n in {*self.params, *self.left_out}]
+        parts = {n: part_of(self.tensors[n], self.ranks) for n in names}
+        parts |= {n: t.to(parts[n].dtype) for n, t in self.placed.items() if n in parts}
+        return replace(self, params=parts, left_out=())
+
+    def take(self, rows: Indices, weights: Weights) -> Self:
+        """The same problem on some of the rows of all ranks, each reading its own."""
+        return replace(super().take(rows, weights), first=self._some())
+
+    def seeing(self, batch: Any) -> Self:
+        """The same problem on one batch, which one rank has and the others give as None."""
+        return replace(super().seeing(batch), first=self._some())
+
+    def _some(self) -> Batch | None:
+        return self.own.rows.few(2) if self.first is None else self.first
+
+    def _own_masses(self) -> Weights | None:
+        # Without the outputs, for which all ranks would have to pass as many batches.
+        loss, found = self.own.row_loss, []
+        if loss.by_class and loss.criterion.weight is not None:
+            raise ValueError(
+                "Expected a loss without class weights along a trajectory of a sharded module, "
+                f"got {loss.words}; load its full state dict into a module of one process."
+            )
+        for batch in self.here.rows.batches(self.own.batch_size):
+            own = loss.counts(batch.target) if loss.by_class else loss.masses(batch.target, None)
+            ones = torch.ones(rows_in(batch)) if own is None else own.cpu()
+            found.append(ones.double() * (1.0 if batch.weight is None else batch.weight.cpu()))
+        return torch.cat(found).double().numpy() if found else None
+
+    def hvp(self, vector: Params) -> Params:
+        """Backward passes of a sharded module cannot be differentiated."""
+        raise ValueError(
+            "Expected whole tensors on every rank for second derivatives of the loss (the column "
+            f"'minibatch' of window='epoch', penalties on gradients), got {self.model_name} in "
+            "shards; use reference='batch', reference='applied' or windows of steps, or load its "
+            "full state dict into a module of one process."
+        )
+
+    def reads(self, names: Sequence[str]) -> bool:
+        """Whether the gradient may depend on frozen parameters, buffers or attributes."""
+        return True
+
+    def moved_with_loss(self) -> list[str]:
+        """What the loss reads beside outputs and targets is not looked for."""
+        return []
 
     def tried(self, options: Options) -> ShardedProblem:
         """Find out by a few rows what a user's loss returns."""
@@ -107,7 +202,7 @@ class ShardedProblem(RanksProblem):
         blocks = [block for block in self.ranks.shared(evaluated) if block is not None]
         held.pop().backward()
         factors, sums, absent = _factors(self.own.module), {}, []
-        for name, p in self.tensors.items():
+        for name, p in ((name, self.tensors[name]) for name in self.params):
             grad, p.grad = p.grad, None
             if grad is None:
                 absent.append(name)
@@ -145,6 +240,13 @@ def part_of(tensor: Any, ranks: Ranks) -> Tensor:
     local: Tensor = whole.to_local()
     mine = all(at == 0 for at, placement in places if placement.is_replicate())
     return local if mine else _none_of(local)
+
+
+def local_of(tensor: Any) -> Tensor:
+    """The entries of a tensor that are in this process."""
+    own: Any = tensor.detach()
+    local: Tensor = own.to_local() if hasattr(own, "device_mesh") else own
+    return local
 
 
 def _none_of(tensor: Tensor) -> Tensor:

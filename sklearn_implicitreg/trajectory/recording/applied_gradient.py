@@ -16,6 +16,7 @@ from sklearn_implicitreg.trajectory.recording.optimizers import (
     Group,
     Rule,
     State,
+    Watched,
     adam_direction,
     frozen,
     lr_of,
@@ -280,15 +281,16 @@ class Telescope(Meter):
 class Stretch:
     """Steps of constant settings: one sum for each tensor; with ``each`` all measured alone."""
 
-    def __init__(self, rule: Rule, optimizer: Optimizer, params: Mapping[str, Tensor], each: bool):
+    def __init__(self, rule: Rule, optimizer: Optimizer, watched: Watched, each: bool):
         self.settings, self.each = settings_of(optimizer), each
         self.n_steps = 0
+        params = watched.params
         self.frozen = frozenset(name for name, p in params.items() if not p.requires_grad)
-        self._optimizer, self._params = optimizer, params
+        self._optimizer, self._watched = optimizer, watched
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._meters: dict[str, StepByStep | Telescope] = {}
         for name, p in params.items():
-            group, state = frozen(groups[id(p)]), optimizer.state.get(p, {})
+            group, state = frozen(groups[id(watched.given[name])]), self._state(name)
             step_by_step = each or rule.telescopes is None or _undampened(group, state)
             kind = StepByStep if step_by_step else Telescope
             self._meters[name] = kind(rule, p, group, state)
@@ -337,8 +339,7 @@ class Stretch:
         return math.hypot(*(m.rounding(self._state(name)) for name, m in self._meters.items()))
 
     def _state(self, name: str) -> State:
-        state: State = self._optimizer.state.get(self._params[name], {})
-        return state
+        return self._watched.state(self._optimizer, name)
 
 
 def settings_of(optimizer: Optimizer) -> list[Any]:

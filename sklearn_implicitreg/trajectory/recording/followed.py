@@ -35,6 +35,7 @@ class Followed:
         self.optimizer = optimizer
         self.watched = Watched(model, optimizer)
         self.params: Params = self.watched.params
+        self.given: Params = self.watched.given
         self.stretch: Stretch | None = None
         self._spare: Stretch | None = None  # ended; its memory serves the next
         # In a step; whether it made its step of this round.
@@ -51,9 +52,14 @@ class Followed:
         if stretch is not None and stretch.fits(each):
             stretch.restart()
         else:
-            stretch = Stretch(self.rule, self.optimizer, self.params, each)
+            stretch = Stretch(self.rule, self.optimizer, self.watched, each)
         stretch.before()
         self.stretch = stretch
+
+    def looked(self) -> Followed:
+        """The same, with the gradients that its tensors have now."""
+        self.watched.look()
+        return self
 
     def ended(self) -> Stretch | None:
         """The stretch that ends here, if it has steps."""
@@ -101,7 +107,7 @@ def followed(model: nn.Module, optimizer: Any, update_rule: Any) -> tuple[Follow
     found = tuple(Followed(model, one, r) for one, r in zip(optimizers, rules, strict=True))
     owners: dict[int, str] = {}
     for one in found:
-        for name, p in one.params.items():
+        for name, p in one.given.items():
             if id(p) in owners:
                 raise ValueError(
                     f"Expected optimizers of different tensors, got {name} in two of them; what "
@@ -162,7 +168,7 @@ def scales(parts: Sequence[Followed]) -> Params:
     own: dict[str, tuple[Tensor, float, Tensor | None]] = {}
     for one in parts:
         for name, p in one.params.items():
-            (group, lr), state = groups[id(p)], one.optimizer.state.get(p, {})
+            (group, lr), state = groups[id(one.given[name])], one.watched.state(one.optimizer, name)
             own[name] = p.detach(), lr, scale_of(p, group, state)
     rates = [lr for _, lr, _ in own.values()]
     first = next(filter(None, rates), 0.0)
@@ -176,7 +182,7 @@ def scales(parts: Sequence[Followed]) -> Params:
 
 def param_groups(parts: Sequence[Followed]) -> dict[str, str]:
     """Parameter group of every recorded tensor."""
-    names = {id(p): name for name, p in tensors_of(parts).items()}
+    names = {id(p): name for one in parts for name, p in one.given.items()}
     return groups_of([one.optimizer for one in parts], names)
 
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.adapters.torch.sharded import groups_of, part_of
+from sklearn_implicitreg.problem import Params, Ranks, ranks_of
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.ranks import sharding_parts
 from sklearn_implicitreg.problem.vectors import wide as in_float64
 
 _NEW = "start a new record(...) after changing a model"
@@ -234,6 +236,8 @@ class Watched:
     """Trained tensors of a model that an optimizer has."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer):
+        for part in sharding_parts(model):
+            part.reshard()
         names = {id(p): own_name(name) for name, p in model.named_parameters() if p.requires_grad}
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.params: Params = {names[id(p)]: p for p in held if id(p) in names}
@@ -262,12 +266,42 @@ class Watched:
         self._frozen = {n: p for n, p in self._frozen.items() if any(p is own for own in held)}
         self._model = model
         self._own = {id(p) for p in self.params.values()}
+        # Of a tensor in shards the part here is recorded, with its gradient and state.
+        self.given, ranks = self.params, ranks_of(model)
+        if ranks is not None and ranks.sharded:
+            self.params = {name: part_of(p, ranks) for name, p in self.given.items()}
+            self._ranks: Ranks | None = ranks
+        else:
+            self._ranks = None
+        self.look()
         self.remember()
         self._others = {id(p) for p in held if id(p) not in names}
         self._shapes = {name: p.shape for name, p in self.params.items()}
 
+    def look(self) -> None:
+        """Give the parts of tensors in shards their gradients."""
+        if self._ranks is None:
+            return
+        for name, p in self.given.items():
+            part, here = self.params[name], part_of(p, self._ranks)
+            if part.data_ptr() != here.data_ptr():
+                raise ValueError(f"Expected {name} to keep its memory, got another; {_NEW}.")
+            part.requires_grad_(p.requires_grad)
+            part.grad = None if p.grad is None else part_of(p.grad, self._ranks)
+
+    def state(self, optimizer: Optimizer, name: str) -> State:
+        """What the optimizer holds of a tensor, of one in shards its part here."""
+        found: State = optimizer.state.get(self.given[name], {})
+        if self._ranks is None:
+            return found
+        return {
+            key: part_of(value, self._ranks) if hasattr(value, "device_mesh") else value
+            for key, value in found.items()
+        }
+
     def change(self, optimizer: Optimizer) -> str:
         """What is other than at the beginning; empty where nothing is."""
+        self.look()
         here = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, shape in self._shapes.items():
             if self.params[name].shape != shape:
@@ -310,7 +344,7 @@ class Watched:
         """Why a step shows nothing, where recorded tensors have learning rate 0."""
         still = [group for group in optimizer.param_groups if number(group["lr"]) == 0]
         held = {id(p) for group in still for p in group["params"]}
-        names = [name for name, p in self.params.items() if id(p) in held]
+        names = [name for name, p in self.given.items() if id(p) in held]
         if not names:
             return ""
         if len(names) == len(self.params):
@@ -323,7 +357,9 @@ class Watched:
     def replaced(self) -> str:
         """Which recorded tensors the model has no longer; empty where it has all."""
         here = {id(p) for p in self._model.parameters()}
-        names = ", ".join(name for name, p in self.params.items() if id(p) not in here)
+        for part in sharding_parts(self._model):  # also while it is whole
+            here |= {id(p.sharded_param) for group in groups_of(part) for p in group.fsdp_params}
+        names = ", ".join(name for name, p in self.given.items() if id(p) not in here)
         return names and (
             f"Expected the model to keep the recorded tensors, got others for {names}; {_NEW}."
         )

@@ -13,6 +13,7 @@ from sklearn_implicitreg.adapters.torch.options import running_norms
 from sklearn_implicitreg.adapters.torch.structure import state_of
 from sklearn_implicitreg.problem import Params
 from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem.ranks import sharding_parts
 from sklearn_implicitreg.problem.vectors import wide
 from sklearn_implicitreg.trajectory.recording.applied_gradient import RunningSums
 from sklearn_implicitreg.trajectory.window import squares_of
@@ -112,6 +113,8 @@ class Others:
             if id(part.value) not in self._recorded:
                 value = part.value
                 yield part.name, value.detach() if isinstance(value, Tensor) else value
+        if sharding_parts(self._model):  # all of which are recorded, and whole at times
+            return
         for name, p in self._model.named_parameters():  # they may be others than at the beginning
             if id(p) not in self._recorded and not p.is_meta:
                 yield own_name(name), p.detach()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from sklearn_implicitreg.problem import ParamsSpec, Problem
+from sklearn_implicitreg.problem import ParamsSpec, Problem, together
 from sklearn_implicitreg.problem.frozen import inner_module
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
@@ -26,13 +26,13 @@ from sklearn_implicitreg.problem.parameters import (
     instance,
     integer,
 )
+from sklearn_implicitreg.problem.ranks import sharding_parts
 from sklearn_implicitreg.trajectory.design import recorded_part
 from sklearn_implicitreg.trajectory.marks import Kept
 from sklearn_implicitreg.trajectory.recording.followed import (
     Followed,
     followed,
     param_groups,
-    tensors_of,
 )
 from sklearn_implicitreg.trajectory.recording.optimizers import UpdateRule
 from sklearn_implicitreg.trajectory.recording.others import Others
@@ -150,7 +150,7 @@ def record(  # noqa: PLR0913
     >>> recorder.trajectory
     Trajectory(1 steps of SGD, 2 marks, 0 epochs, batches known for 0 steps)
     """
-    model = inner_module(model)
+    given, model = model, inner_module(model)
     parts = followed(model, optimizer, update_rule)
     if families is None:
         named = isinstance(reference, str) and reference == "gradient"
@@ -161,11 +161,18 @@ def record(  # noqa: PLR0913
             )
         kept = Kept(directory, memory_limit)
     else:
-        kept = ReducedKept(_reduction(model, parts, families, reference, data, loss, params))
+        if sharding_parts(model):
+            raise ValueError(
+                "Expected families=None with a module that fully_shard shards over ranks, got "
+                f"{families!r}; record its weights, with directory= where they need room."
+            )
+        with together(given, "record(families=...)"):
+            own = _reduction(given, parts, families, reference, data, loss, params)
+        kept = ReducedKept(own)
         gradients = reference == "applied"
         every = sys.maxsize if every is None else every
     every = 1 if every is None else every
-    others = Others(model, {id(p) for p in tensors_of(parts).values()}, memory_limit)
+    others = Others(model, {id(p) for one in parts for p in one.given.values()}, memory_limit)
     shelf = None
     if every == 1 and families is None:  # the references on batches need a mark at every step
         below = None if directory is None else Path(directory, "batches")

@@ -301,7 +301,7 @@ class Recorder:
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._busy = True
-        part = self._part_of(optimizer)
+        part = self._part_of(optimizer).looked()
         self._take_rows(part)
         if not self._stopped:
             self._made(part)

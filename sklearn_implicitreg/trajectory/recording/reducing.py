@@ -17,8 +17,8 @@ from sklearn_implicitreg.adapters.torch.options import device_of
 from sklearn_implicitreg.adapters.torch.structure import in_scope
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.penalties.base import Leaf, same
-from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem
-from sklearn_implicitreg.problem.frozen import own_name
+from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, together
+from sklearn_implicitreg.problem.frozen import inner_module, own_name
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.design import deviation, is_stochastic, window_design
 from sklearn_implicitreg.trajectory.factors import check_factors
@@ -36,6 +36,7 @@ from sklearn_implicitreg.trajectory.r_factors import (
     cells_of,
     signature,
 )
+from sklearn_implicitreg.trajectory.ranks import steps_over_ranks
 from sklearn_implicitreg.trajectory.references import Gradient, as_reference
 from sklearn_implicitreg.trajectory.window import Step, Window, on_device
 
@@ -46,6 +47,7 @@ _NAMED = ("gradient", "applied")
 class Reduction:
     """What the equations of a trajectory are made of while it is recorded."""
 
+    model: nn.Module
     problem: Problem
     leaves: tuple[Leaf, ...]
     reference: str
@@ -75,12 +77,12 @@ class Reduction:
                 "data; give both, or reference='applied'."
             )
         if data is None:
-            problem = _without_rows(model, params)
+            problem = _without_rows(inner_module(model), params)
         elif isinstance(data, Problem):
             problem = data
         else:
             own = Data(*data) if isinstance(data, tuple) else Data(data)
-            problem = adapt(model, own, Options(loss=loss, params=params))
+            problem = adapt(model, own, Options(loss=loss, params=params, together=True))
         problem = replace(problem, param_groups=groups)
         penalties = map(penalty_with_terms, families)
         found = [leaf for own in penalties for leaf in own.leaves(problem.params, problem)]
@@ -90,7 +92,7 @@ class Reduction:
             known = leaves.setdefault(leaf.names, [])
             if not any(same(leaf.penalty, own.penalty) for own in known):
                 known.append(replace(leaf, coef=None))
-        return cls(problem, tuple(chain.from_iterable(leaves.values())), reference)
+        return cls(model, problem, tuple(chain.from_iterable(leaves.values())), reference)
 
     @property
     def device(self) -> torch.device:
@@ -174,12 +176,13 @@ class ReducedKept(Kept):
         self._reduction = reduction
         self._blocks: list[Block] = []
         self._sums: RFactors | None = None
+        self._signed: RFactors | None = None  # of several ranks, which are not together later
 
     def end_epoch(self, epoch: int, every: int) -> int:
         """Only epochs are blocks from here on, also the first one."""
         if epoch == 1:
             del self.marks[1:]
-            self._blocks, self._sums = [], None
+            self._blocks, self._sums, self._signed = [], None, None
         return sys.maxsize
 
     def settle(self, steps: Sequence[Step]) -> None:
@@ -187,20 +190,29 @@ class ReducedKept(Kept):
         n = len(self.marks)
         if n < 2 or len(self._blocks) == n - 1:
             return
-        start, stop = (mark.on(self._reduction.device) for mark in self.marks[-2:])
+        with together(self._reduction.model, "record(families=...)"):
+            self._reduce(steps)
+        if n > 2:
+            self.marks[-2] = bare(self.marks[-2])
+
+    def _reduce(self, steps: Sequence[Step]) -> None:
+        problem, device = self._reduction.problem, self._reduction.device
+        start, stop = (mark.on(device) for mark in self.marks[-2:])
         own = tuple(steps[start.step : stop.step])
-        window = Window(start, stop, (start,), own, on_device(self.others, self._reduction.device))
+        if problem.ranks is not None:
+            own = steps_over_ranks(own, problem)
+        window = Window(start, stop, (start,), own, on_device(self.others, device))
         self.others.update(dict.fromkeys(window.changing()))  # a mean of them is of no use
         if self._sums is None and self._reduction.reference != "applied":
-            check_factors(self._reduction.problem.whole(), [window])
+            check_factors(problem.whole(), [window])
         found = self._reduction.of_window(window)
         self._blocks += found.blocks
         if self._sums is None:
             self._sums = found
         else:
             self._sums.add(found)
-        if n > 2:
-            self.marks[-2] = bare(self.marks[-2])
+        if problem.ranks is not None:
+            self._signed = self._reduction.signed(self._sums, self._blocks, stop.weights)
 
     def close(self, steps: Sequence[Step]) -> None:
         """Reduce the rest, unless it is less than an epoch after epochs."""
@@ -214,6 +226,8 @@ class ReducedKept(Kept):
         if self._sums is None:
             return tuple(self.marks[:1]), None
         marks = tuple(self.marks[: len(self._blocks) + 1])
+        if self._signed is not None:
+            return marks, self._signed
         weights = marks[-1].on(self._reduction.device).weights
         return marks, self._reduction.signed(self._sums, self._blocks, weights)
 

@@ -24,7 +24,7 @@ from sklearn_implicitreg.trajectory import record
 
 
 def epoch(net, optimizer, X, y, batch, path=None) -> None:
-    """One shuffled epoch; its batches are told to the recorder, if there is one."""
+    """One shuffled epoch; the recorder, if there is one, gets its batches."""
     for part in torch.randperm(len(X)).split(batch):
         if path is not None:
             path.batch(part)

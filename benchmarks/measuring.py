@@ -69,7 +69,7 @@ def figures(found: Mapping[str, float | str]) -> None:
 
 
 def fresh(*arguments: Any, timeout: float | None = None) -> dict[str, Any] | str:
-    """What this script prints as JSON when it is run anew with other arguments; or why not.
+    """What this script prints as JSON when it is run with other arguments; or why not.
 
     The parent should be small: what it holds when it starts the child counts in the child's peak.
     """

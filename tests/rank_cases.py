@@ -215,7 +215,7 @@ def message(function, *args, **kwargs):
 
 
 def of_faults(place, rank):
-    """What each rank is told of the faults of the second one, and that the next fit works."""
+    """The errors of each rank for the faults of the second one, and that the next fit works."""
     model, found = place(net()), {}
     for name, (params, changed) in FAULTS.items():
         given = dict(zip(("X", "y"), rows(PARTS[rank])[:2], strict=True))
@@ -227,7 +227,7 @@ def of_faults(place, rank):
     return found
 
 
-def of_refusals(place, rank):
+def of_errors(place, rank):
     """Families and settings that are not there over ranks."""
     model, found = place(net()), {}
     for name, family in REFUSED.items():
@@ -317,7 +317,7 @@ def work(rank, folder, port):
                 found[name, case] = function(place, PARTS[rank])
     for name in ("ddp", "fsdp"):
         found[name, "faults"] = of_faults(PLACES[name], rank)
-        found[name, "refusals"] = of_refusals(PLACES[name], rank)
+        found[name, "errors"] = of_errors(PLACES[name], rank)
         found[name, "states"] = of_states(PLACES[name], rank)
     found["disagreements"] = of_disagreements(rank)
     model = replicated(net())

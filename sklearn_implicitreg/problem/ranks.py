@@ -213,7 +213,25 @@ def ranks_of(model: Any) -> Ranks | None:
         tensors = any(_is(tensor, "DTensor") for tensor in wrapper.parameters())
         if tensors or sharding_parts(wrapper):
             return Ranks(_initialized(functools.partial(_group_of, wrapper)), sharded=True)
+    _check_parts(model)
     return None
+
+
+def _check_parts(module: nn.Module) -> None:
+    """Raise ValueError where only a part of a module lives on several ranks."""
+    for part in module.modules():
+        if _is(part, "FullyShardedDataParallel"):
+            raise ValueError(
+                "Expected a module that fully_shard shards, got one of FullyShardedDataParallel; "
+                "shard it by torch.distributed.fsdp.fully_shard, or load the full state dict into "
+                "a module of one process."
+            )
+        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        if _is(part, "DistributedDataParallel") and not alone:
+            raise ValueError(
+                "Expected DistributedDataParallel around the whole model, got it around a part of "
+                f"{type(module).__name__}; wrap the whole, or give the part."
+            )
 
 
 def sharding_parts(module: nn.Module) -> list[Any]:

@@ -121,7 +121,7 @@ def test_after_faults_ranks_go_on(found, place):
 @pytest.mark.parametrize("place", ["ddp", "fsdp"])
 def test_what_needs_whole_tensors_or_rows_says_so(found, place):
     for own in found[0]:
-        words = own[place, "refusals"]
+        words = own[place, "errors"]
         assert "Expected cache=None" in words.pop("cache")
         assert "Expected an integer as random_state" in words.pop("covariance")
         assert "which all ranks call" in words.pop("recover")

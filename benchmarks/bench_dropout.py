@@ -5,7 +5,7 @@ For each rate q: coefficient of ``Dropout(q)`` with its 95 % interval, by instru
 least squares on the same columns D; and how much of the squared norm of a window's target t the
 column explains, free of noise: with a free coefficient, ``<z, t>^2 / <z, D>``, and with the
 coefficient 1 that dropout itself has, ``2 <z, t> - <z, D>``. Gradients of near rates are nearly
-parallel, so a free coefficient leaves the rate open: it shows where the coefficient is 1,
+parallel, so a free coefficient leaves the rate open: look where the coefficient is 1,
 and by what the coefficient 1 explains.
 
 Scikit-learn's digits, 64-32-10, three seeds, two minutes on one core; with a folder also MNIST,

@@ -215,5 +215,7 @@ def of_faults(place, rank):
         found["epochs"] = message(one.fitted, window="epoch")
         found["evidence"] = message(one.fitted, mode="endpoint")
         found["reduced"] = message(Training, place, EVEN, rank, families=REDUCED)
+        some = torch.optim.SGD([next(one.net.parameters())], lr=0.1)
+        found["some"] = message(record, one.net, some)
         found["labels"] = message(of_ragged_labels, place)
     return found

@@ -28,16 +28,7 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
     # both are the gradient of the same penalty.
     if trajectory is None or equations.cluster != "tensor":
         return equations  # several endpoints have no trajectory in common
-    if trajectory.r_factors is not None:
-        raise ValueError(
-            "Expected a trajectory with weights beside an endpoint, got one that holds only R "
-            "factors; record without families= to keep the weights, or use mode='trajectory'."
-        )
-    if equations.judged.problem.in_shards:
-        raise ValueError(
-            "Expected trajectory=None beside an endpoint of a module in shards, got a recorded "
-            "trajectory; use mode='trajectory'."
-        )
+    _check_weights(equations, trajectory)
     size = float(np.linalg.norm(equations.system.r_factor[:, -1]))
     if size <= equations.rounding:
         return equations
@@ -75,6 +66,20 @@ def with_evidence(equations: Equations, trajectory: Trajectory | None) -> Equati
         f"{target} holds noise, or the training had not ended."
     )
     return replace(equations, evidence=evidence)
+
+
+def _check_weights(equations: Equations, trajectory: Trajectory) -> None:
+    """Raise ValueError where the weights of a trajectory are not all here."""
+    if trajectory.r_factors is not None:
+        raise ValueError(
+            "Expected a trajectory with weights beside an endpoint, got one that holds only R "
+            "factors; record without families= to keep the weights, or use mode='trajectory'."
+        )
+    if equations.judged.problem.in_shards:
+        raise ValueError(
+            "Expected trajectory=None beside an endpoint of a module in shards, got a recorded "
+            "trajectory; use mode='trajectory'."
+        )
 
 
 def _beside(trajectory: Trajectory, params: Params) -> list[Window]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from sklearn_implicitreg.problem import ParamsSpec, Problem, together
-from sklearn_implicitreg.problem.frozen import inner_module
+from sklearn_implicitreg.problem.frozen import inner_module, own_name
 from sklearn_implicitreg.problem.parameters import (
     FLAG,
     NOTHING,
@@ -152,6 +152,8 @@ def record(  # noqa: PLR0913
     """
     given, model = model, inner_module(model)
     parts = followed(model, optimizer, update_rule)
+    if sharding_parts(model):
+        _check_all(model, parts)
     if families is None:
         named = isinstance(reference, str) and reference == "gradient"
         if loss is not None or not named or params != "auto":
@@ -181,6 +183,18 @@ def record(  # noqa: PLR0913
     if data is not None and not isinstance(data, Problem):
         recorder.rows_from(data.dataset if isinstance(data, DataLoader) else data)
     return recorder
+
+
+def _check_all(model: nn.Module, parts: Sequence[Followed]) -> None:
+    """Raise ValueError where a sharded module has trained tensors that are not looked at."""
+    recorded = {name for part in parts for name in part.given}
+    trained = {own_name(name) for name, p in model.named_parameters() if p.requires_grad}
+    if trained - recorded:
+        raise ValueError(
+            "Expected the optimizers of all trained tensors of a module that fully_shard shards, "
+            f"got none of {', '.join(sorted(trained - recorded))}; give them in a list to "
+            "record(model, [optimizers]), or freeze what is not trained."
+        )
 
 
 def _reduction(model: nn.Module, parts: Sequence[Followed], *given: Any) -> Reduction:

@@ -314,6 +314,8 @@ def here_and_there(answer, tmp_path, dtype=torch.float64):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode, tmp_path):
+    if "cache" in mode:
+        pytest.importorskip("safetensors")
     here_and_there(MODES[mode], tmp_path)
 
 

@@ -116,6 +116,7 @@ def test_figures_are_chosen_by_name(capsys):
 
 
 def test_results_of_scripts_make_a_page(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
     run = _module("run")
     good, bad = tmp_path / "plot_fig1_good.py", tmp_path / "plot_fig2_bad.py"
     good.write_text(

@@ -318,6 +318,7 @@ def test_trained_nets(nets):
 
 
 def test_the_spectrum_is_that_of_the_matrix(nets):
+    pytest.importorskip("matplotlib")
     est = ImplicitRegularizationEstimator(None, family="kronecker", loss="mse").fit(nets)
     display = SpectrumDisplay.from_estimator(est)
     assert_allclose(display.matrix, est.penalty_.matrix_)

@@ -154,6 +154,7 @@ def test_in_a_search_and_a_sum():
 
 
 def test_picture_of_the_curve():
+    pytest.importorskip("matplotlib")
     model, X, y, *_ = problem(SLOPES["log-cosh"])
     est = ImplicitRegularizationEstimator(model, family=Spline()).fit(X, y)
     display = PenaltyShapeDisplay.from_estimator(est, families=["l2"])

@@ -270,10 +270,7 @@ class Problem(ABC):
 def select_params(
     spec: ParamsSpec, params: Params, default: set[str], norms: Collection[str] = ()
 ) -> list[str]:
-    """Names of the tensors that ``params=`` selects.
-
-    ``default`` is what "auto" selects, and ``norms`` are tensors of normalization layers.
-    """
+    """Names that ``params=`` selects: "auto" is ``default``; ``norms`` are of normalizations."""
     if callable(spec):
         answers = {name: spec(name, tensor) for name, tensor in params.items()}
         words = {name: answer for name, answer in answers.items() if isinstance(answer, str)}

@@ -267,7 +267,7 @@ def test_a_list_of_dicts_is_a_data_set(mine, capsys):
 def test_batch_sizes_in_words(capsys):
     with pytest.raises(SystemExit):
         main([*arguments(), "--batch-size", "x"])
-    assert "expected auto or a number of rows, got 'x'" in capsys.readouterr().err
+    assert "Expected auto or an integer, got 'x'" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops(mine):

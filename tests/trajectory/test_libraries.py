@@ -299,6 +299,8 @@ def test_transformers_hooks(without_base, accumulated, sizes):
             if (i + 1) % accumulated == 0:
                 recorder.on_pre_optimizer_step(args, None, None, **shown)
                 optimizer.step()
+            else:
+                recorder.on_substep_end(args, None, None, **shown)
         recorder.on_epoch_end(args, None, None, **shown)
     recorder.on_train_end(args, None, None, **shown)
     trajectory = recorder.trajectory_

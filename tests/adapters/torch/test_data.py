@@ -84,7 +84,7 @@ SOURCES = {
         None,
     ),
     "batch sampler": (
-        DataLoader(Rows(X_, Y_), batch_sampler=BatchSampler(range(3), 2, drop_last=False)),
+        DataLoader(Rows(X_, Y_), batch_sampler=BatchSampler(range(len(X_)), 2, drop_last=False)),
         None,
     ),
     "collate_fn": (DataLoader(Named(X_, Y_), batch_size=7, collate_fn=collate_dicts), None),

@@ -16,6 +16,7 @@ __all__ = [
     "OutputWarning",
     "ParameterError",
     "PathNoiseWarning",
+    "SamplerWarning",
     "SelectionWarning",
     "StepSizeWarning",
     "WorkerWarning",

@@ -19,7 +19,7 @@ from sklearn_implicitreg.problem.masks import draw_masks
 from sklearn_implicitreg.problem.problem import BatchLoss, Indices, Problem, Weights
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import ModuleCall
-from sklearn_implicitreg.problem.vectors import Params, add_to, times, wide, zeros_of
+from sklearn_implicitreg.problem.vectors import Params, wide, zeros_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +105,6 @@ class BatchProblem(Problem):
             return zeros_of(leaves)
         second = torch.autograd.grad(along, tensors, materialize_grads=True)
         return {name: wide(h) for name, h in zip(leaves, second, strict=True)}
-
-    def spread_gradient(
-        self, batches: list[Indices], center: Params, scale: Params | None = None
-    ) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2`` in the tensors of ``center``."""
-        total = zeros_of(self.params)
-        for batch in (self.take(rows, np.ones(len(rows))) for rows in batches):
-            own = batch.gradient().value
-            away = times({name: own[name] - g for name, g in center.items()}, scale)
-            for name, h in batch.hvp(away).items():
-                add_to(total[name], h, 2 / len(batches))
-        return total
 
     def with_dropout(self, rate: float | None, seed: int) -> BatchProblem:
         """The same rows with the dropout layers at work."""

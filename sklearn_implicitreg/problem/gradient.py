@@ -72,17 +72,20 @@ class BlockGradient:
     rest: Rest = _NO_REST
 
     @classmethod
-    def joined(cls, blocks: Sequence[BlockGradient]) -> BlockGradient:
-        """The rows of several blocks as one, without their rest."""
+    def joined(cls, blocks: Sequence[BlockGradient], sums: Params | None = None) -> BlockGradient:
+        """The rows of several blocks as one, with their sums where these are known."""
         first, *others = blocks
+        if sums is None:
+            sums = {n: sum((own.sums[n] for own in others), t) for n, t in first.sums.items()}
         return cls(
-            {n: sum((own.sums[n] for own in others), t) for n, t in first.sums.items()},
+            sums,
             sum(own.loss for own in blocks),
             sum(own.weight for own in blocks),
             sum(own.n_rows for own in blocks),
             sum(own.scale for own in blocks),
             sum(own.n_kinks for own in blocks),
             frozenset.intersection(*[own.absent for own in blocks]),
+            functools.reduce(Rest.__add__, [own.rest for own in blocks]),
         )
 
 

@@ -19,7 +19,7 @@ from sklearn_implicitreg.problem.conventions import Convention
 from sklearn_implicitreg.problem.gradient import BlockGradient, LossGradient
 from sklearn_implicitreg.problem.ranks import Ranks
 from sklearn_implicitreg.problem.row_batch import RowBatch
-from sklearn_implicitreg.problem.vectors import Params
+from sklearn_implicitreg.problem.vectors import Params, add_to, times, zeros_of
 
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
@@ -230,7 +230,14 @@ class Problem(ABC):
         self, batches: list[Indices], center: Params, scale: Params | None = None
     ) -> Params:
         """Gradient of ``mean_k (g_k - g)' scale (g_k - g)`` over batches; ``center`` is g."""
-        raise self._no_path()
+        # 2 mean_k H_k scale (g_k - g), by one product with the Hessian for each batch.
+        total = zeros_of(self.params)
+        for batch in (self.take(rows, np.ones(len(rows))) for rows in batches):
+            own = batch.gradient().value
+            away = times({name: own[name] - g for name, g in center.items()}, scale)
+            for name, h in batch.hvp(away).items():
+                add_to(total[name], h, 2 / len(batches))
+        return total
 
     def mean_and_spread(
         self, batches: list[Indices], scale: Params | None = None

@@ -7,7 +7,7 @@ import functools
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, NoReturn, TypeVar
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sklearn_implicitreg.problem.frozen import FrozenModel, wrappers_of
-from sklearn_implicitreg.problem.gradient import BlockGradient, Rest
+from sklearn_implicitreg.problem.gradient import BlockGradient
 from sklearn_implicitreg.problem.vectors import Params, wide, wide_zeros
 
 Array = npt.NDArray[np.float64]
@@ -133,7 +133,7 @@ class Ranks:
 
         def numbers() -> BlockGradient | None:
             held.append(make())
-            return held[0] and _without_sums(held[0])
+            return held[0] and replace(held[0], sums={})
 
         blocks = [block for block in self.shared(numbers) if block is not None]
         if not blocks:
@@ -143,7 +143,7 @@ class Ranks:
         for name, tensor in like.items():
             part = wide_zeros(tensor) if own is None else wide(own.sums[name]).contiguous()
             sums[name] = self.add(part)
-        return total_of(blocks, sums)
+        return BlockGradient.joined(blocks, sums)
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
@@ -334,21 +334,3 @@ def _initialized(find: Callable[[], Any]) -> Any:
 
 def _at(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def _without_sums(block: BlockGradient) -> BlockGradient:
-    return total_of([block], {})
-
-
-def total_of(blocks: Sequence[BlockGradient], sums: Params) -> BlockGradient:
-    """The block of the rows of all, with its sums."""
-    return BlockGradient(
-        sums,
-        sum(block.loss for block in blocks),
-        sum(block.weight for block in blocks),
-        sum(block.n_rows for block in blocks),
-        sum(block.scale for block in blocks),
-        sum(block.n_kinks for block in blocks),
-        frozenset.intersection(*[block.absent for block in blocks]),
-        functools.reduce(Rest.__add__, [block.rest for block in blocks]),
-    )

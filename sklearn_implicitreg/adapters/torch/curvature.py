@@ -21,7 +21,6 @@ from sklearn_implicitreg.problem import (
     Params,
     Problem,
     Weights,
-    add_to,
     closing,
     flat,
     profiled,
@@ -167,19 +166,6 @@ def spread_about(
             for into, product in zip(total.values(), products, strict=True):
                 if product is not None:
                     into.add_(product, alpha=2 / (mass * len(batches)))
-    return total
-
-
-def spread_by_products(
-    problem: Problem, batches: Sequence[Indices], center: Params, scale: Params | None
-) -> Params:
-    """The same by one product with the Hessian for each batch."""
-    total = zeros_of(problem.params)
-    for batch in (problem.take(rows, np.ones(len(rows))) for rows in batches):
-        own = batch.gradient().value
-        away = times({name: own[name] - g for name, g in center.items()}, scale)
-        for name, h in batch.hvp(away).items():
-            add_to(total[name], h, 2 / len(batches))
     return total
 
 

@@ -23,6 +23,7 @@ from sklearn_implicitreg.problem import Indices, Weights
 from sklearn_implicitreg.problem.frozen import tensors_in
 from sklearn_implicitreg.problem.parameters import as_numbers, shown
 
+SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 _PIECE = 2**18  # labels that are sorted at a time
 _STREAM = (
     "Expected rows that can be picked by number, got a stream; give arrays or a Dataset with a "

@@ -176,12 +176,12 @@ class Readings:
 
     def compared(self, batches: Iterator[Batch], size: int | None) -> Iterator[Batch]:
         """The batches; ValueError where they end otherwise than an earlier reading."""
-        n_rows = checksum = 0
+        n_rows = so_far = 0
         for batch in batches:
             n_rows += rows_in(batch)
             if self.steady and size is not None:
                 for tensor in tensors_in(batch[:2]):
-                    checksum = _checksum(tensor, checksum)
+                    so_far = checksum(tensor, so_far)
             yield batch
         if not self.counted:
             return
@@ -189,11 +189,12 @@ class Readings:
         self._n_rows = n_rows
         if before != n_rows:
             raise ValueError(f"{_SAME} {before} rows and then {n_rows}; {_REMEDY}")
-        if self.steady and size is not None and self._sums.setdefault(size, checksum) != checksum:
+        if self.steady and size is not None and self._sums.setdefault(size, so_far) != so_far:
             raise ValueError(f"{_SAME} {n_rows} rows twice, with other numbers; {_REMEDY}")
 
 
-def _checksum(tensor: Tensor, before: int) -> int:
+def checksum(tensor: Tensor, before: int = 0) -> int:
+    """CRC of the numbers of a dense tensor, after those of others."""
     if tensor.layout != torch.strided:
         return before
     flat = tensor.detach().cpu().contiguous().reshape(-1)

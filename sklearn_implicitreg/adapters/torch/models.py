@@ -71,10 +71,7 @@ def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> R
     modes: list[bool] = []
 
     def here() -> TorchProblem:
-        rows = read_rows(data, options.n_passes)
-        labels = label_names(module) if options.loss == "auto" else ()
-        row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
-        row_loss = replace(row_loss, named_labels=rows.names is not None)
+        rows, row_loss, labels = _rows_and_loss(module, data, options)
         if labels:
             _check_even(rows)
         named = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
@@ -132,14 +129,21 @@ def _check_even(rows: Rows) -> None:
             )
 
 
+def _rows_and_loss(
+    module: nn.Module, data: Data, options: Options
+) -> tuple[Rows, RowLoss, tuple[str, ...]]:
+    """Rows, their loss, and the arguments for labels of a module that returns it."""
+    rows = read_rows(data, options.n_passes)
+    labels = label_names(module) if options.loss == "auto" else ()
+    row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
+    return rows, replace(row_loss, named_labels=rows.names is not None), labels
+
+
 def adapt_module(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a bare module, whose loss is given."""
     model = inner_module(model)
     check_whole(model)
-    rows = read_rows(data, options.n_passes)
-    labels = label_names(model) if options.loss == "auto" else ()
-    row_loss = resolve_loss(options.loss, rows.classes, returned=bool(labels))
-    row_loss = replace(row_loss, named_labels=rows.names is not None)
+    rows, row_loss, labels = _rows_and_loss(model, data, options)
     convention = CONVENTIONS["torch"]
     return module_problem(model, row_loss, rows, options, convention=convention, label_args=labels)
 

@@ -21,9 +21,9 @@ from sklearn_implicitreg.adapters.torch.curvature import (
     mean_and_spread,
     quadratic_hessian,
     spread_about,
-    spread_by_products,
 )
 from sklearn_implicitreg.adapters.torch.data import (
+    SCALE_ROWS,
     Batch,
     Rows,
     few_rows,
@@ -62,8 +62,6 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.masks import draw_masks
 from sklearn_implicitreg.problem.problem import BatchLoss
 from sklearn_implicitreg.problem.row_models import ERRORS, input_of, raise_in_words, shapes_of
-
-_SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +225,7 @@ class TorchProblem(Problem):
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 return spread_about(self, batches, center, scale=scale)
         # Batches that do not fit at once, and what has only a forward rule for its derivative.
-        return spread_by_products(self, batches, center, scale)
+        return super().spread_gradient(batches, center, scale)
 
     def mean_and_spread(
         self, batches: list[Indices], scale: Params | None = None
@@ -345,7 +343,7 @@ class TorchProblem(Problem):
 
     def _row_scale(self, batch: Batch) -> float:
         """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
-        rows = few_rows(batch, _SCALE_ROWS)
+        rows = few_rows(batch, SCALE_ROWS)
         if rows is None and not self.rows.together:
             return 0.0
         with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
@@ -357,7 +355,7 @@ class TorchProblem(Problem):
     def _scale_together(self, batch: Batch) -> float:
         """The same where rows pass through the module together only, as a graph's nodes."""
         output = self.forward(self.module, batch.inputs)
-        few = few_rows(Batch(output, batch.target, batch.weight), _SCALE_ROWS)
+        few = few_rows(Batch(output, batch.target, batch.weight), SCALE_ROWS)
         if few is None:
             return 0.0
         target = self.row_loss.prepare(few.inputs, few.target)

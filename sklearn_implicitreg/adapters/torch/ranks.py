@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from sklearn_implicitreg.adapters.torch.curvature import spread_by_products
 from sklearn_implicitreg.adapters.torch.data import Rows
+from sklearn_implicitreg.adapters.torch.loaders import checksum
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -143,12 +141,6 @@ class RanksProblem(Problem):
         assert total is not None
         return {name: own.div_(total.weight) for name, own in total.sums.items()}
 
-    def spread_gradient(
-        self, batches: list[Indices], center: Params, scale: Params | None = None
-    ) -> Params:
-        """Gradient of ``mean_k |g_k - g|^2``, of batches with rows on any of the ranks."""
-        return spread_by_products(self, batches, center, scale)
-
     def reads(self, names: Sequence[str]) -> bool:
         """Whether the gradient depends on frozen parameters, buffers or attributes."""
         found: bool = self.here.reads(names)
@@ -205,13 +197,8 @@ def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:
         ]
         facts["columns of X"] = [t.shape[1] for t in tables]
     for name, tensor in {} if ranks.sharded else problem.params.items():
-        facts[f"weights {name}"] = f"checksum {_checksum(tensor):08x}"
+        facts[f"weights {name}"] = f"checksum {checksum(tensor):08x}"
     return facts
-
-
-def _checksum(tensor: Tensor) -> int:
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(plain.view(torch.uint8).numpy().data)
 
 
 def _numbered_alike(own: TorchProblem, ranks: Ranks) -> TorchProblem:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.registry import Options
-from sklearn_implicitreg.adapters.torch.data import Batch, Rows, few_rows, rows_in
+from sklearn_implicitreg.adapters.torch.data import SCALE_ROWS, Batch, Rows, few_rows, rows_in
 from sklearn_implicitreg.adapters.torch.few_rows import with_custom_loss
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.options import set_modes
@@ -27,10 +27,8 @@ from sklearn_implicitreg.problem import (
     closing,
     norm_of,
 )
-from sklearn_implicitreg.problem.ranks import sharding_parts, total_of
+from sklearn_implicitreg.problem.ranks import sharding_parts
 from sklearn_implicitreg.problem.vectors import wide, wide_zeros
-
-_SCALE_ROWS = 4  # rows whose own gradients tell the size of what the mean cancels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +215,11 @@ class ShardedProblem(RanksProblem):
         every = self.ranks.gathered((norm_of(sums), frozenset(absent)))
         norm = math.hypot(*[own for own, _ in every])
         missing = frozenset.intersection(*[names for _, names in every])
-        return replace(total_of(blocks, sums), scale=norm, absent=missing)
+        return replace(BlockGradient.joined(blocks, sums), scale=norm, absent=missing)
 
     def _row_scale(self, batch: Batch) -> float:
         """Norm of the mean gradient of a few rows: the size of what the mean over all cancels."""
-        few = few_rows(batch, _SCALE_ROWS)
+        few = few_rows(batch, SCALE_ROWS)
         if not all(self.ranks.gathered(few is not None)):
             return 0.0
         with preserved_rng(self.own.device):

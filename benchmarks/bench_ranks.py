@@ -35,8 +35,8 @@ def fits(rank: int | None = None) -> dict[tuple[str, ...], Any]:
     part = slice(None) if rank is None else rank_cases.PARTS[rank]
     found = rank_trajectories.of_trajectories(rank)
     for name, place in (places or {"one": copy.copy}).items():
-        for case, function in rank_cases.CASES.items():
-            found[name, "endpoint", case] = function(place, part)
+        for case in rank_cases.cases_of(name if rank is not None else "ddp"):
+            found[name, "endpoint", case] = rank_cases.CASES[case](place, part)
     return found
 
 

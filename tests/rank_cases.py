@@ -81,6 +81,38 @@ def at_zero():
     return module
 
 
+class Language(nn.Module):
+    """A causal model whose head is its embedding; its loss is the mean over the labels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(9, 6)
+        self.body = nn.GRU(6, 6, batch_first=True)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embedding.weight
+        self.double()
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.body(self.embedding(input_ids))[0])
+        if labels is None:
+            return {"logits": logits}
+        lost = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])
+        return {"loss": lost, "logits": logits}
+
+
+def texts(part):
+    """Rows with from none to seven labels that count, more of them on the second rank."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 9, (N_ROWS, 8), generator=generator)
+    labels = ids.clone()
+    for i, own in enumerate(labels):
+        own[: i % 3 if i < FIRST else 0] = -100
+        own[(1 + 3 * i % 8 if i < FIRST else 4 + i % 5) :] = -100
+    rows = [{"input_ids": x, "labels": y} for x, y in zip(ids, labels, strict=True)]
+    return DataLoader(rows[part], batch_size=4)
+
+
 def squares(output, target):
     """A loss of the user's own, a number for each row."""
     return (output - target).square().mean(1)
@@ -131,6 +163,18 @@ def of_labels(place, part):
     return fitted(model, *rows(part, labels=True), loss="cross_entropy")
 
 
+def of_language(place, part):
+    """Batches of dicts with unequal numbers of labels, of which each rank has its own."""
+    how = {"loss": "auto", "params": "all", "family": "l2+l1"}
+    return fitted(place(Language()), texts(part), **how)
+
+
+def of_one_text(place, part):
+    """A rank with a single row, which shows nothing of what its loss is a mean over."""
+    part = slice(*(1 if end == FIRST else end for end in (part.start, part.stop)))
+    return fitted(place(Language()), texts(part), loss="auto")
+
+
 def of_kinks(place, part):
     """What all weights at a kink imply, in the words of the error."""
     try:
@@ -159,6 +203,8 @@ CASES = {
     "list": of_list,
     "labels": of_labels,
     "at kinks": of_kinks,
+    "language": of_language,
+    "one text": of_one_text,
 }
 
 
@@ -183,6 +229,16 @@ def partly_sharded(module):
 
 
 PLACES = {"ddp": replicated, "fsdp": sharded, "partly": partly_sharded}
+WHOLE = ("language", "one text")  # whose models are no sequence of layers, which are sharded
+
+
+def cases_of(name):
+    """Cases of a kind of model; partly in shards is as the others."""
+    if name == "partly":
+        return ["l2", "zeros"]
+    return [case for case in CASES if name == "ddp" or case not in WHOLE]
+
+
 FAULTS = {  # of the second rank: parameters and rows
     "families": ({"family": "l1"}, {}),
     "parameters": ({"params": "all"}, {}),
@@ -312,9 +368,8 @@ def work(rank, folder, port):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=N_RANKS)
     found = of_trajectories(rank, few=True)
     for name, place in PLACES.items():
-        for case, function in CASES.items():
-            if name != "partly" or case in ("l2", "zeros"):
-                found[name, case] = function(place, PARTS[rank])
+        for case in cases_of(name):
+            found[name, case] = CASES[case](place, PARTS[rank])
     for name in ("ddp", "fsdp"):
         found[name, "faults"] = of_faults(PLACES[name], rank)
         found[name, "errors"] = of_errors(PLACES[name], rank)

@@ -37,6 +37,7 @@ from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, Trial, examined
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 
 TorchProblem = Any  # which imports this module
+Counted = Callable[[Tensor], Tensor]  # which labels count
 
 _DIGITS = 0.75  # of the rounding unit's; the others are left to rounding
 _PARTS = 4  # of a few rows, whose losses are compared with that of all
@@ -83,8 +84,9 @@ def with_custom_loss(
     return problem
 
 
-def with_counted_labels(problem: TorchProblem) -> TorchProblem:
+def with_counted_labels(problem: TorchProblem, known: Counted | None = None) -> TorchProblem:
     """Find out by a few rows over which labels the loss that a model returns is the mean."""
+    # What is known by the rows of other ranks holds where these do not show otherwise.
     read = problem.rows.few(TRIED_ROWS) if problem.label_args else None
     labels = None if read is None else read.target
     if (
@@ -102,7 +104,7 @@ def with_counted_labels(problem: TorchProblem) -> TorchProblem:
 
     with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem.own_kernels():
         with contextlib.suppress(Exception):  # which reading all rows will show
-            counted = _counted(problem.rows, read, loss)
+            counted = _counted(problem.rows, read, loss, known)
             if counted is None:
                 return problem
             eps = torch.finfo(loss(read).dtype).eps  # Hugging Face's have logits in float32
@@ -116,11 +118,13 @@ def with_counted_labels(problem: TorchProblem) -> TorchProblem:
 
 
 def _counted(
-    rows: Rows, batch: Batch, loss: Callable[[Batch], Tensor]
-) -> Callable[[Tensor], Tensor] | None:
+    rows: Rows, batch: Batch, loss: Callable[[Batch], Tensor], known: Counted | None
+) -> Counted | None:
     """Which labels count in a mean over them; None where the loss is none."""
     value, labels = loss(batch), batch.target
     n_rows = len(labels)
+    if n_rows == 1 and not value.ndim:
+        return known
     cuts = cuts_into_rows(batch[:2], n_rows)
     if value.ndim or n_rows < 2 or not (cuts or (rows.pick and not rows.together)):
         return None
@@ -132,8 +136,8 @@ def _counted(
         return rows.pick(rows.few_places(TRIED_ROWS)[part.cpu().numpy()])
 
     size = torch.finfo(value.dtype).eps ** _DIGITS * abs(float(value))
-    ways = [labels_in]
-    if labels.ndim > 1 and labels.shape[-1] > 1:
+    ways = [labels_in] if known is None else [known]
+    if known is None and labels.ndim > 1 and labels.shape[-1] > 1:
         other = with_other_first(labels)
         read = other is not None and abs(float(loss(batch._replace(target=other)) - value)) > size
         ways = [labels_in] if read else [labels_after_first, labels_in]
@@ -143,6 +147,8 @@ def _counted(
         parts = counts.argsort(stable=True).tensor_split(min(_PARTS, n_rows))
         parts = tuple(part for part in parts if counts[part].any())
         if len(parts) < 2:
+            if known is not None:
+                return known
             continue
         masses = [int(counts[part].sum()) for part in parts]
         total = sum(n * float(loss(apart(part))) for n, part in zip(masses, parts, strict=True))

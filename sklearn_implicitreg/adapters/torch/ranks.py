@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sklearn_implicitreg.adapters.torch.data import Rows
+from sklearn_implicitreg.adapters.torch.few_rows import Counted, with_counted_labels
 from sklearn_implicitreg.adapters.torch.loaders import checksum
 from sklearn_implicitreg.problem import (
     BlockGradient,
@@ -168,12 +169,17 @@ def on_ranks(
     """Problem of the rows of all ranks; ValueError where they have not the same model."""
     held = []
 
-    def facts() -> dict[str, Any]:
+    def counted() -> Counted | None:
         held.append(make())
-        return _facts(held[0], ranks)
+        found: Counted | None = held[0].row_loss.counted
+        return found
 
-    ranks.agree(ranks.shared(facts)[ranks.place])
-    own = _numbered_alike(held.pop(), ranks)
+    known = set(ranks.shared(counted)) - {None}
+    own = held.pop()
+    if own.row_loss.counted is None and len(known) == 1:  # too few rows here to show it
+        own = with_counted_labels(own, known.pop())
+    ranks.agree(_facts(own, ranks))
+    own = _numbered_alike(own, ranks)
     same = {field.name: getattr(own, field.name) for field in fields(Problem)}
     counts = tuple(ranks.gathered(own.n_rows))
     return kind(**same | {"ranks": ranks}, own=own, counts=counts, **more(own))
@@ -185,6 +191,7 @@ def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:
     facts = {
         "tensors in scope": list(problem.params),
         "losses": problem.loss_name,
+        "labels in the mean": getattr(problem.row_loss.counted, "__name__", "all"),
         "types of the computation": problem.dtype,
         "types of X": [str(t.dtype) for t in tensors_in(few and few.inputs)],
         "labels": "with names" if problem.rows.names is not None else "numbers",

@@ -99,6 +99,10 @@ SCRIPTS = {
             f"{place}, {kind}, relative difference to one process": (-INF, 1e-12)
             for place in ("DistributedDataParallel", "fully_shard")
             for kind in ("endpoint", "trajectory")
+        }
+        | {
+            "DistributedDataParallel, bytes of a fit to the collectives": (-INF, 2.68e6),
+            "fully_shard, bytes of a fit to the collectives": (-INF, 544),
         },
     ),
     "theory": Script("", {"largest error": (-INF, 1e-13)}),

@@ -215,7 +215,7 @@ def replicated(module):
 
 def sharded(module):
     """The module in shards."""
-    mesh = init_device_mesh("cpu", (N_RANKS,))
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for part in module:
         if isinstance(part, nn.Linear):
             fully_shard(part, mesh=mesh)

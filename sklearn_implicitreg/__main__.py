@@ -23,7 +23,7 @@ _CODES = """\
 exit codes:
   0  a fit was made, whatever its verdict is
   1  an error in the code of the model or of the data, with its traceback
-  2  an argument, a file or the data do not fit, in one sentence"""
+  2  an argument, a file or the data do not fit, or the result cannot be printed, in one sentence"""
 
 
 _OWN = {"sklearn_implicitreg"}
@@ -42,15 +42,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What functions of the user's print must not come between the numbers.
         with contextlib.redirect_stdout(sys.stderr):
             text = _estimated(given)
+        _printed(text)
     except _Wrong as error:
         print(f"sklearn_implicitreg: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    return 0
+
+
+def _printed(text: str) -> None:
+    """Print the result; what Python still holds of it is dropped where it cannot be written."""
+    if sys.stdout is None:  # was closed before
+        raise _Wrong("Expected an open standard output for the result, got a closed one.")
     try:
         print(text, flush=True)  # noqa: T201
-    except BrokenPipeError:  # a reader such as head, which has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _Wrong(
+            f"Expected a standard output that takes the result, got {str(error.strerror).lower()}; "
+            "give it room, or let its reader read to the end."
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--loss", default="auto", help="such as mse (default: what the model returns)")
     own.add_argument("--params", default="auto", help="all, weights, decay or a regular expression")
+    own.add_argument(
+        "--group-by",
+        metavar="GROUP",
+        help="layer, type, block or param_group: one coefficient for each (default: one for all)",
+    )
     own.add_argument("--batch-size", type=_count, default="auto", metavar="N", help="rows at once")
     own.add_argument(
         "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"
@@ -116,7 +132,7 @@ def _estimated(given: argparse.Namespace) -> str:
             raise _Wrong(f"Expected (X, y) or a loader from {given.data}, got {len(rows)} things.")
     names = [name.strip() for name in given.family.split(",")]
     own = {name: getattr(given, name) for name in ("loss", "params", "batch_size", "device")}
-    own["cache"] = given.cache
+    own |= {"cache": given.cache, "group_by": given.group_by}
     with _stage(f"fit of {given.family}"), _in_a_sentence():
         if len(names) > 1:
             est = ImplicitRegularizationCV(model, families=names, **own)

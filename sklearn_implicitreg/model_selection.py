@@ -43,7 +43,12 @@ from sklearn_implicitreg.results.criterion import (
     ranked,
     smallest_within,
 )
-from sklearn_implicitreg.results.families import SEVERAL, named_families, table_of_families
+from sklearn_implicitreg.results.families import (
+    SEVERAL,
+    named_families,
+    records_of_families,
+    table_of_families,
+)
 from sklearn_implicitreg.results.identifiability import Identifiability, identifiability_of
 from sklearn_implicitreg.results.scoring import family_score, simplest_within_one_se
 from sklearn_implicitreg.results.summary import Summary
@@ -255,6 +260,10 @@ class ImplicitRegularizationCV(FittedResult, AboutModel):
         check_is_fitted(self, "best_estimator_")
         own = FittedResult.summary(self)
         return replace(own, before=table_of_families(own, self.cv_results_, self.best_index_))
+
+    def _content(self) -> dict[str, Any]:
+        families = records_of_families(self.cv_results_)
+        return FittedResult._content(self) | {"family": self.best_name_, "families": families}
 
     def _estimator(self) -> ImplicitRegularizationEstimator:
         if isinstance(self.model, str):

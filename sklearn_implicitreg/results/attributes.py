@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from sklearn_implicitreg.results.influence import influence
 from sklearn_implicitreg.results.layers import table_of_layers
 from sklearn_implicitreg.results.next_steps import NextSteps, section_of, steps_for
 from sklearn_implicitreg.results.situation import Situation
-from sklearn_implicitreg.results.summary import Summary
+from sklearn_implicitreg.results.summary import Summary, json_ready
 from sklearn_implicitreg.theory import smallest_detectable
 
 if TYPE_CHECKING:
@@ -384,11 +384,16 @@ class FittedResult:
         Returns
         -------
         text : str
+            Of a search also ``family``, the name of the one that was taken, and ``families``, the
+            table of all.
         """
         check_is_fitted(self, "coef_")
-        terms = [_json_ready(row) for row in self.to_frame().to_dict(orient="records")]
-        content = _json_ready(self._description.content(self._result))
-        return json.dumps({"terms": terms} | content, indent=2, allow_nan=False)
+        return json.dumps(self._content(), indent=2, allow_nan=False)
+
+    def _content(self) -> dict[str, Any]:
+        """What is written as JSON."""
+        terms = [json_ready(row) for row in self.to_frame().to_dict(orient="records")]
+        return {"terms": terms} | json_ready(self._description.content(self._result))
 
     def in_model_units(self) -> dict[str, Any]:
         """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.
@@ -588,10 +593,3 @@ class FittedResult:
                 "give force=True."
             )
         return (f"Trained with force=True: the verdict of the fit is {self.verdict_!r}.",)
-
-
-def _json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {
-        str(key): None if isinstance(value, float) and not np.isfinite(value) else value
-        for key, value in row.items()
-    }

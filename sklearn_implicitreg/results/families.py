@@ -10,7 +10,7 @@ import pandas as pd
 
 from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.problem.parameters import Allowed
-from sklearn_implicitreg.results.summary import Summary
+from sklearn_implicitreg.results.summary import Summary, json_ready
 
 SEVERAL = Allowed(
     lambda given: isinstance(given, Mapping | list | tuple) and len(given) > 0,
@@ -61,3 +61,17 @@ def table_of_families(best: Summary, results: Mapping[str, Any], index: int) -> 
             f"{verdict!r}. {best.notes[0]}",
         )
     return Summary("Families of implicit regularization", [], table, notes)
+
+
+def records_of_families(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The families of a comparison for programs, in the order in which they were given."""
+    columns = {
+        "family": [str(name) for name in results["name"]],
+        "n_terms": [int(n) for n in results["n_terms"]],
+        "r2": [float(value) for value in results["r2"]],
+        "criterion": [float(value) for value in results["mean_test_score"]],
+        "se_difference": [float(value) for value in results["se_difference"]],
+        "verdict": list(results["verdict"]),
+    }
+    rows = zip(*columns.values(), strict=True)
+    return [json_ready(dict(zip(columns, row, strict=True))) for row in rows]

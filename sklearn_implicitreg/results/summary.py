@@ -6,8 +6,9 @@ import html
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -163,6 +164,14 @@ def coefficient_frame(
             "vif": solution.vif,
         }
     )
+
+
+def json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Values by name, NaN and infinite numbers as None."""
+    return {
+        str(key): None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
 
 
 def coefficient_table(

@@ -187,6 +187,8 @@ WRONG = {
     "family": ({"family": "l2,nope"}, "nope"),
     "loss": ({"loss": "nope"}, "nope"),
     "no loss": ({"loss": None}, "loss"),
+    "group": ({"group-by": "nope"}, "Expected group_by of"),
+    "groups of no optimizer": ({"group-by": "param_group"}, "knows its optimizer"),
     "params": ({"params": "nope"}, "selects none of the trained parameters"),
     "rows": ({"data": "mine_of_command:wrong_rows"}, "Expected"),
     "many": ({"data": "mine_of_command:many"}, "got 4 things"),
@@ -270,16 +272,71 @@ def test_batch_sizes_in_words(capsys):
     assert "Expected auto or an integer, got 'x'" in capsys.readouterr().err
 
 
-def test_a_reader_that_stops(mine):
+def run_into(stdout, **how):
+    """A run in a process of its own, whose result goes somewhere."""
     command = [sys.executable, "-m", "sklearn_implicitreg", *arguments()]
     env = os.environ | {"PYTHONPATH": str(Path(sklearn_implicitreg.__file__).parents[1])}
-    own = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
-    with subprocess.Popen(command, **own) as ran:
-        ran.stdout.close()
+    own = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True, "env": env}
+    return subprocess.Popen(command, **own, **how)
+
+
+def no_room_for(ran, text):
+    """Assert that a run ends with one sentence."""
+    with ran:
         err = ran.stderr.read()
-    assert ran.returncode == 1
-    assert "Traceback" not in err
+    assert ran.returncode == 2
     assert "fit of l2" in err
+    assert "Traceback" not in err and "Exception ignored" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("sklearn_implicitreg: Expected ") and text in last
+
+
+def test_a_reader_that_stops(mine):
+    ran = run_into(subprocess.PIPE)
+    ran.stdout.close()
+    no_room_for(ran, "broken pipe")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk(mine):
+    with open("/dev/full", "w") as full:
+        no_room_for(run_into(full), "no space left on device")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors of POSIX")
+def test_a_closed_output(mine):
+    no_room_for(run_into(None, preexec_fn=lambda: os.close(1)), "got a closed one")
+
+
+@pytest.mark.parametrize("family", ["l2", "l2+l1", "l2,l1"])
+def test_groups(mine, capsys, family):
+    assert main([*arguments(family=family, **{"group-by": "layer"}), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = family.split(",")
+    how = {"loss": "mse", "group_by": "layer"}
+    if len(names) > 1:
+        plain = ImplicitRegularizationCV(mine[0], families=names, **how)
+    else:
+        plain = ImplicitRegularizationEstimator(mine[0], family=family, **how)
+    assert found == json.loads(plain.fit(*mine[1:]).to_json())
+    assert {term["group"] for term in found["terms"]} == {"0", "2"}
+
+
+def test_json_of_several_families_holds_that_of_one_and_all_of_the_table(mine, capsys):
+    assert main([*arguments(family="l1,l2"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    one = json.loads(ImplicitRegularizationEstimator(mine[0], loss="mse").fit(*mine[1:]).to_json())
+    assert found.pop("family") == "l2"
+    families = {own.pop("family"): own for own in found.pop("families")}
+    assert list(families) == ["l1", "l2"]
+    assert found.keys() == one.keys()
+    assert found["terms"][0]["coef"] == pytest.approx(one["terms"][0]["coef"], rel=1e-12)
+    for name, own in families.items():
+        est = ImplicitRegularizationEstimator(mine[0], family=name, loss="mse").fit(*mine[1:])
+        assert own["r2"] == pytest.approx(est.r2_, rel=1e-9)
+        assert (own["n_terms"], own["verdict"]) == (1, est.verdict_)
+    assert families["l2"]["criterion"] > families["l1"]["criterion"]
+    assert families["l2"]["se_difference"] == 0
 
 
 def test_from_a_shell(mine):

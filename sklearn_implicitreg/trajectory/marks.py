@@ -6,7 +6,6 @@ import contextlib
 import errno
 import mmap
 import os
-import shutil
 import tempfile
 import weakref
 import zlib
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sklearn_implicitreg.problem import Params
+from sklearn_implicitreg.trajectory.temporary import temporary_folder
 
 SUMS = ("applied", "consumed", "visited")
 PARTS = ("weights", *SUMS, "scale")
@@ -244,8 +244,8 @@ class Shelf:
         # Bytes that are being written, in memory that is reused.
         self._stage: npt.NDArray[np.uint8] | None = None
         if directory is None:
-            self.path = Path(tempfile.mkdtemp(prefix="trajectory-"))
-            weakref.finalize(self, _remove, self.path, os.getpid())
+            self.path, remove = temporary_folder()
+            weakref.finalize(self, remove)
         else:
             self.path = _empty_folder(Path(directory))
 
@@ -303,12 +303,6 @@ def _empty_folder(folder: Path) -> Path:
             f"{folder} ({error.strerror}); give a folder that can be written to."
         ) from error
     return folder
-
-
-def _remove(folder: Path, process: int) -> None:
-    """Remove a temporary folder, in the process that made it and not in its forks."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(file: Path, block: memoryview) -> None:

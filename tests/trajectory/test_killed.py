@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.trajectory import Trajectory, record
-from sklearn_implicitreg.trajectory.marks import PARTS
+from sklearn_implicitreg.trajectory.marks import PARTS, Shelf
 
 ROOT = Path(__file__).parents[2]
 GENERATOR = torch.Generator().manual_seed(0)
@@ -168,6 +169,45 @@ def test_joined_files_are_read_when_they_are_used(tmp_path):
     assert torch.equal(again.marks[4].tensor("applied", "0.weight"), sums["0.weight"])
     with pytest.raises(ValueError, match="the file is damaged"):
         _ = again.marks[3].applied
+
+
+RECORDING = """
+import sys, tempfile
+import torch
+from sklearn_implicitreg.trajectory import record
+tempfile.tempdir = sys.argv[1]
+net = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+with record(net, optimizer, memory_limit=0) as recorder:
+    net(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    print(recorder._kept.folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_marks_of_a_killed_process_are_removed_by_the_next_recording(tmp_path, monkeypatch):
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", RECORDING, str(tmp_path)]
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    how = {**pipes, "text": True, "env": os.environ | {"PYTHONPATH": path}}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "trajectory-mine").mkdir()  # a folder of the user's
+    with subprocess.Popen(command, **how) as killed, subprocess.Popen(command, **how) as alive:
+        left, used = (Path(process.stdout.readline().strip()) for process in (killed, alive))
+        killed.kill()
+        killed.wait()
+        assert list(left.glob("mark-*"))
+        assert list(used.glob("mark-*"))
+        first, second = Shelf(), Shelf()
+        assert not left.exists()
+        assert list(used.glob("mark-*"))
+        assert first.path.exists()
+        alive.communicate("")
+    assert alive.returncode == 0
+    del first, second
+    assert [own.name for own in tmp_path.iterdir()] == ["trajectory-mine"]
 
 
 @pytest.mark.slow

@@ -114,8 +114,9 @@ def record(  # noqa: PLR0913
         None: with ``every=1`` only.
     directory : path-like, default=None
         Empty folder for the marks, or a new one. None keeps them in memory, on the devices that
-        the weights are on, up to ``memory_limit``, then in a temporary folder. Where the disk is
-        full a warning names the folder, the recording ends and the training goes on.
+        the weights are on, up to ``memory_limit``, then in a temporary folder,
+        which the next recording on this machine removes if this process is killed. Where the disk
+        is full a warning names the folder, the recording ends and the training goes on.
     memory_limit : int, default=2**30
         Bytes of marks on one device, and as many of batches that are kept. Other tensors of the
         model of more bytes than this are not kept where they move.

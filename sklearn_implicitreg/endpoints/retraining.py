@@ -10,7 +10,7 @@ import numbers
 import os
 import pickle
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -158,13 +158,14 @@ def endpoints(  # noqa: PLR0913
             )
     seeds = rng.randint(np.iinfo(np.int32).max, size=len(sets))
     common = Data(X, y) if bootstrap else None
-    tasks = {
-        f"endpoint {i}": (replace(data, X=None, y=None) if bootstrap else data, rows, int(seed))
-        for i, ((data, rows), seed) in enumerate(zip(sets, seeds, strict=True))
-    }
+    tasks = [
+        (replace(data, X=None, y=None) if bootstrap else data, rows, int(seed))
+        for (data, rows), seed in zip(sets, seeds, strict=True)
+    ]
     folder = None if cache is None else _folder_of(cache, estimator, common)
-    shared = Shared(folder, estimator, common, weighted)
-    outcomes = in_workers(_kept, shared, tasks, n_jobs, instead=str)
+    files = [folder and folder / f"{_hash((weighted, *task))}.joblib" for task in tasks]
+    shared = Shared(estimator, common, weighted)
+    outcomes = _outcomes(shared, list(zip(files, tasks, strict=True)), n_jobs)
     return _collected(sets, progress(outcomes, "endpoints", len(sets), verbose))
 
 
@@ -287,17 +288,35 @@ def _hash(value: Any) -> str:
     return found
 
 
-def _kept(folder: Path | None, *given: Any) -> Any:
-    """A trained model from its file, if that is whole, else trained and written."""
-    if folder is None:
-        return _trained(*given)
-    file = folder / f"{_hash(given[2:])}.joblib"
+def _outcomes(
+    shared: Shared, tasks: Sequence[tuple[Path | None, tuple[Any, ...]]], n_jobs: int | None
+) -> Iterator[Any]:
+    """Trained models in the order of their tasks; only those that no file has need workers."""
+    kept = [file and _read(file) for file, _ in tasks]
+    missing = {
+        f"endpoint {i}": (file, *task)
+        for i, (own, (file, task)) in enumerate(zip(kept, tasks, strict=True))
+        if own is None
+    }
+    trained = in_workers(_written, shared, missing, n_jobs, instead=str)
+    return (next(trained) if own is None else own for own in kept)
+
+
+def _read(file: Path) -> Any:
+    """The trained model in a file; None if that is not there or not whole."""
     with contextlib.suppress(OSError):
         content = file.read_bytes()
         if hashlib.sha256(content[:-_CHECKSUM]).digest() == content[-_CHECKSUM:]:
             return joblib.load(io.BytesIO(content))
-    found = _trained(*given)
-    if not isinstance(found, str):
+    return None
+
+
+def _written(
+    template: Any, common: Data | None, weighted: str | None, file: Path | None, *task: Any
+) -> Any:
+    """A trained model, kept in its file."""
+    found = _trained(template, common, weighted, *task)
+    if file is not None and not isinstance(found, str):
         put_in_place(file, functools.partial(_dumped, found))
     return found
 

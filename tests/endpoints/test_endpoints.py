@@ -36,6 +36,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetRegressor
 from torch import nn
+from two_processes import assert_two_write
 
 from sklearn_implicitreg import (
     Endpoint,
@@ -44,6 +45,7 @@ from sklearn_implicitreg import (
     endpoints,
     equations,
 )
+from sklearn_implicitreg.problem import workers
 from sklearn_implicitreg.trajectory import GradientDescentProbe
 
 N, P = X.shape
@@ -365,6 +367,33 @@ class TestKept:
             np.testing.assert_array_equal(mine.model.coef_, theirs.model.coef_)
             np.testing.assert_array_equal(mine.X, theirs.X)
 
+    @pytest.mark.parametrize("gone", [0, 2])
+    def test_only_what_is_not_kept_needs_workers(self, tmp_path, monkeypatch, gone):
+        how = {"random_state": 1, "cache": tmp_path}
+        plain = endpoints(self.TEMPLATE, X, Y, 5, **how)
+        files = sorted(tmp_path.rglob("*.joblib"))
+        for file in files[:gone]:
+            file.unlink()
+        ran = []
+
+        class Counting(workers.Parallel):
+            def __call__(self, calls):
+                ran.extend(calls := list(calls))
+                return super().__call__(calls)
+
+        def parallel(n_jobs, **how):
+            assert gone, "no workers are needed"
+            assert n_jobs == 2
+            return Counting(n_jobs=1, **how)
+
+        monkeypatch.setattr(workers, "Parallel", parallel)
+        again = endpoints(self.TEMPLATE, X, Y, 5, n_jobs=2, **how)
+        assert len(ran) == gone
+        for mine, theirs in zip(again, plain, strict=True):
+            np.testing.assert_array_equal(mine.model.coef_, theirs.model.coef_)
+            assert mine.model.intercept_ == theirs.model.intercept_
+            np.testing.assert_array_equal(mine.X, theirs.X)
+
     def test_other_templates_rows_and_seeds_are_trained(self, tmp_path):
         def fit(template=self.TEMPLATE, X=X, y=Y, seed=1, **how):
             mine = endpoints(template, X, y, 3, random_state=seed, cache=tmp_path, **how)
@@ -430,16 +459,7 @@ class TestKept:
             "found = endpoints(Ridge(), X, X[:, 0], 40, random_state=0, cache=sys.argv[1])\n"
             "print(repr(sum(own.model.coef_.sum() for own in found)))\n"
         )
-        command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        runs = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
-        for run in runs:  # all begin at once
-            run.stdin.write("\n")
-            run.stdin.flush()
-        ends = [run.communicate() for run in runs]
-        assert [run.returncode for run in runs] == [0] * 2, ends
-        assert len({out for out, _ in ends}) == 1
-        assert not list(tmp_path.rglob("*.part"))
+        assert_two_write(code, tmp_path)
 
     def test_bad_input(self, tmp_path):
         with pytest.raises(ValueError, match="the name of a folder"):

@@ -21,6 +21,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from two_processes import assert_two_write
 
 from sklearn_implicitreg import (
     Endpoint,
@@ -415,16 +416,7 @@ def test_two_fits_at_once(tmp_path):
         "sys.stdin.readline()\n"
         "print(repr(est.fit(X, X[:, :1]).coef_[0]))\n"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    runs = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
-    for run in runs:
-        run.stdin.write("\n")
-        run.stdin.flush()
-    ends = [run.communicate() for run in runs]
-    assert [run.returncode for run in runs] == [0] * 2, ends
-    assert len({out for out, _ in ends}) == 1
-    assert not list(tmp_path.glob("*.part"))
+    assert_two_write(code, tmp_path)
 
 
 @pytest.mark.parametrize("left", ["sum-0-7-0.safetensors", "sum-0.json.0.part"])

@@ -247,6 +247,7 @@ FAULTS = {  # of the second rank: parameters and rows
     "nan": ({}, {"X": lambda X: X * float("nan")}),
     "width": ({}, {"X": lambda X: X[:, :4]}),
     "empty": ({}, {"X": lambda X: X[:0], "y": lambda y: y[:0]}),
+    "no batches": ({}, {"X": lambda X: DataLoader(TensorDataset(X[:0])), "y": lambda y: None}),
     "targets": ({}, {"y": lambda y: y[:3]}),
 }
 # Families that need whole tensors or rows.

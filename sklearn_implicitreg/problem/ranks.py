@@ -84,7 +84,7 @@ class Ranks:
         answers = self._exchanged(answer, limit)
         for rank, (words, _) in enumerate(answers):
             if words:
-                self._raise(f"rank {rank} raised {words}")
+                self._raise(f"all {self.n} ranks to succeed, but rank {rank} raised {words}.")
         return [value for _, value in answers]
 
     def gathered(self, value: T) -> list[T]:
@@ -99,7 +99,7 @@ class Ranks:
             if len(set(values)) > 1:
                 places = {v: [i for i, w in enumerate(values) if v == w] for v in values}
                 found = " and ".join(f"{value} on {_at(own)}" for value, own in places.items())
-                self._raise(f"the ranks have different {name}, {found}; give all the same")
+                self._raise(f"the same {name} on all {self.n} ranks, got {found}.")
 
     def add(self, tensor: Tensor) -> Tensor:
         """A float64 tensor summed over the ranks, in place."""
@@ -159,9 +159,13 @@ class Ranks:
 
     def disagree(self, expected: str, got: str) -> NoReturn:
         """Raise ValueError on all ranks, which know the same."""
-        error = ValueError(f"Expected {expected} of {self.n} ranks, got {got}.")
-        error.__dict__["on_all_ranks"] = True
-        raise error
+        self._raise(f"{expected} of {self.n} ranks, got {got}.")
+
+    def need_rows(self, there: Sequence[bool]) -> None:
+        """Raise ValueError on all ranks where some have no rows."""
+        without = [rank for rank, any_rows in enumerate(there) if not any_rows]
+        if without:
+            self.disagree("at least 1 row on each", f"none on {_at(without)}; give each some")
 
     def _exchanged(self, answer: Any, limit: timedelta) -> list[Any]:
         # By the store and not by the group, whose collectives wait for a rank that has stopped.
@@ -174,8 +178,8 @@ class Ranks:
             late = [rank for rank, key in enumerate(keys) if not store.check([key])]
             store.delete_key(keys[self.place])
             self._raise(
-                f"{_at(late)} did not come within {limit.total_seconds():g} s; call the same "
-                "method on every rank, and look for an error there"
+                f"an answer of all {self.n} ranks within {limit.total_seconds():g} s, got none of "
+                f"{_at(late)}; call the same method on every rank, and look for an error there."
             )
         found = [pickle.loads(store.get(key)) for key in keys]
         _counts[self.name] = count + 1
@@ -187,10 +191,10 @@ class Ranks:
         try:
             call()
         except RuntimeError as error:
-            self._raise(f"the connection was lost: {error}")
+            self._raise(f"all {self.n} ranks to stay connected, but one was lost: {error}.")
 
     def _raise(self, what: str) -> NoReturn:
-        error = ValueError(f"Expected all {self.n} ranks to take part alike, but {what}.")
+        error = ValueError(f"Expected {what}")
         error.__dict__["on_all_ranks"] = True
         raise error
 

@@ -169,19 +169,19 @@ def on_ranks(
     """Problem of the rows of all ranks; ValueError where they have not the same model."""
     held = []
 
-    def counted() -> Counted | None:
+    def here() -> tuple[bool, int | None, Counted | None]:
         held.append(make())
-        found: Counted | None = held[0].row_loss.counted
-        return found
+        some = held[0].rows.few(1) is not None
+        return some, held[0].n_rows, held[0].row_loss.counted
 
-    known = set(ranks.shared(counted)) - {None}
-    own = held.pop()
+    any_rows, counts, counted = zip(*ranks.shared(here), strict=True)
+    ranks.need_rows(any_rows)
+    own, known = held.pop(), set(counted) - {None}
     if own.row_loss.counted is None and len(known) == 1:  # too few rows here to show it
         own = with_counted_labels(own, known.pop())
     ranks.agree(_facts(own, ranks))
     own = _numbered_alike(own, ranks)
     same = {field.name: getattr(own, field.name) for field in fields(Problem)}
-    counts = tuple(ranks.gathered(own.n_rows))
     return kind(**same | {"ranks": ranks}, own=own, counts=counts, **more(own))
 
 

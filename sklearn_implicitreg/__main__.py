@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         help="function without arguments that returns (X, y), (X, y, sample_weight), a Dataset or "
         "a DataLoader: the rows of the training",
     )
+    _add_settings(own)
+    own.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _add_settings(own: argparse.ArgumentParser) -> None:
+    """Parameters of the estimator."""
     own.add_argument(
         "--family",
         default="l2",
@@ -112,8 +119,6 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="such as cpu or cuda:0 (default: the model's)"
     )
     own.add_argument("--cache", metavar="FOLDER", help="keep the loss gradient there, or read it")
-    own.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser
 
 
 def _estimated(given: argparse.Namespace) -> str:

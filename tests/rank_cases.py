@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from rank_trajectories import of_trajectories
+from rank_trajectories import Tokens, of_trajectories
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -131,6 +131,21 @@ def of_labels(place, part):
     return fitted(model, *rows(part, labels=True), loss="cross_entropy")
 
 
+def of_tokens(place, part, mean="labels", weighted=False, apart=False):
+    """A model that returns the mean over labels, of which the rows have unequal numbers."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, (N_ROWS, 6), generator=generator)
+    labels = torch.randint(5, (N_ROWS, 6), generator=generator)
+    row = torch.arange(N_ROWS)
+    n = 2 + 3 * (row >= FIRST) if apart else row % 6 + 1  # the same in each rank, or none
+    labels[torch.arange(6) >= n[:, None]] = -100
+    labels[-1] = -100
+    weight = 0.5 * (row % 4) if weighted else None
+    params = {"loss": "auto", "batch_size": 4, "params": "all"}
+    own = weight if weight is None else weight[part]
+    return fitted(place(Tokens(mean)), {"input_ids": ids[part]}, labels[part], own, **params)
+
+
 def of_kinks(place, part):
     """What all weights at a kink imply, in the words of the error."""
     try:
@@ -158,6 +173,9 @@ CASES = {
     "search": of_search,
     "list": of_list,
     "labels": of_labels,
+    "tokens": of_tokens,
+    "next tokens": lambda place, part: of_tokens(place, part, "next", apart=True),
+    "weighted tokens": lambda place, part: of_tokens(place, part, "next", weighted=True),
     "at kinks": of_kinks,
 }
 

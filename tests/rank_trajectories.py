@@ -172,26 +172,30 @@ def local(tensor):
     return own.to_local() if hasattr(own, "to_local") else own
 
 
-class Tokens(nn.Module):
-    """A model that returns the mean over its labels."""
+class Tokens(nn.Sequential):
+    """A model that returns the mean of its loss over labels, or of the means of its rows."""
 
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(5, 5).double()
-
-    def __getitem__(self, i):
-        return self.table
+    def __init__(self, mean="labels"):
+        torch.manual_seed(2)
+        super().__init__(nn.Embedding(5, 4), nn.Linear(4, 5))
+        self.mean = mean
+        self.double()
 
     def forward(self, input_ids, labels=None):
-        scores = self.table(input_ids)
-        return cross_entropy(scores.flatten(0, 1), labels.flatten()), scores
+        """The loss and the scores."""
+        scores = super().forward(input_ids.flatten()).reshape(*input_ids.shape, -1).clone()
+        kept, after = (labels, scores) if self.mean != "next" else (labels[:, 1:], scores[:, :-1])
+        if self.mean != "rows":
+            return cross_entropy(after.flatten(0, 1), kept.flatten()), scores
+        pairs = zip(after, kept, strict=True)
+        return torch.stack([cross_entropy(*pair) for pair in pairs]).mean(), scores
 
 
 def of_ragged_labels(place):
-    """A fit of rows with unequal numbers of labels."""
+    """A fit of means over rows with unequal numbers of labels."""
     labels = torch.tensor([[1, 2, 3], [1, -100, -100]])
     ids = {"input_ids": torch.tensor([[0, 1, 2], [3, 4, 0]])}
-    ImplicitRegularizationEstimator(place(Tokens())).fit(ids, labels)
+    ImplicitRegularizationEstimator(place(Tokens("rows"))).fit(ids, labels)
 
 
 def of_faults(place, rank):

@@ -187,6 +187,8 @@ class RowLoss:
             if factor and mass:
                 parts.append(value * (factor if self.scalar_is_sum else factor * mass))
                 total += factor * mass
+        if not parts:  # a mean over nothing
+            return value.nan_to_num() * 0, total
         return sum(parts, start=value.new_zeros(())), total
 
     def _value_on(self, rows: Tensor, output: Any, target: Any) -> Tensor:

@@ -273,8 +273,8 @@ class TorchProblem(Problem):
         ahead: Callable[[], None] | None = None,
     ) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
-        parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
-        if len(parts) > 1:
+        parts = of_equal_weight(batch) if self.row_loss.counted is not None else [batch]
+        if parts[0] is not batch:
             found = BlockGradient.joined([self._block(part, first, twice) for part in parts])
             return replace(found, n_rows=rows_in(batch))  # with those of weight zero
         total, weight, n_kinks = self.loss_on(batch, first, twice)

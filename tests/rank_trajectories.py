@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator, record
 from sklearn_implicitreg.exceptions import PathNoiseWarning
+from sklearn_implicitreg.penalties import ActivationL2, Callables
 from sklearn_implicitreg.trajectory import ContinueTraining
 
 N_EPOCHS, N_STEPS = 3, 3
@@ -93,6 +94,7 @@ def descent(params, lr, weight_decay):
 
 
 REDUCED = ["l2", "l1"]
+ROWS = ActivationL2("1") + Callables({"losses": lambda params, batch: batch.losses().square()})
 # Of each: how the steps are recorded, and what is fitted.
 FITS = {
     "gradient": ({}, {"family": "l2+l1"}),
@@ -107,6 +109,7 @@ FITS = {
     "flow": ({"made": descent}, {"reference": "flow", "window": 3}),
     "evidence": ({}, {"mode": "endpoint"}),
     "layers": ({}, {"group_by": "layer", "known": {"l1": 1e-4}}),
+    "rows": ({}, {"window": "epoch", "family": ROWS}),
     "reduced": ({"families": REDUCED}, {"window": "epoch", "family": "l2+l1"}),
     "reduced, applied": (
         {"families": REDUCED, "reference": "applied"},
@@ -115,7 +118,10 @@ FITS = {
 }
 IN_SHARDS = {"gradient", "batches", "batches in windows", "applied", "tensors", "flow", "layers"}
 WAYS = {"even": EVEN, "uneven": UNEVEN}
-FEW = {"even": {"gradient", "batches", "applied", "epochs", "reduced"}, "uneven": {"epochs"}}
+FEW = {
+    "even": {"gradient", "batches", "applied", "epochs", "rows", "reduced"},
+    "uneven": {"epochs"},
+}
 OF_MEANS = {"gradient", "batches", "epochs", "sizes", "tensors", "reduced"}  # which differ there
 
 

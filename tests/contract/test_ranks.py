@@ -57,7 +57,7 @@ def same(first, second, rtol=0.0, atol=0.0):
 def test_ranks_have_the_same_bits_and_the_numbers_of_one_process(found, place, case):
     ranks, one = found
     if (place, case) not in ranks[0]:
-        pytest.skip("partly sharded: as the others")
+        pytest.skip("of whole tensors, or partly sharded: as the others")
     same(*(own[place, case] for own in ranks))
     same(ranks[0][place, case], one[case], EXACT)
 

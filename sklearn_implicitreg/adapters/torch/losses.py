@@ -211,6 +211,11 @@ class RowLoss:
         """Whether targets may be labels of classes, with weights of their own."""
         return isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
 
+    def weighs(self, classes: Tensor) -> bool:
+        """Whether labels of these classes may count with weights that are not all one."""
+        weight = self.criterion.weight  # type: ignore[attr-defined]
+        return weight is not None or bool((classes == self._ignore_index).any())
+
     def masses(self, target: Any, weight: Tensor | None) -> Tensor | None:
         """Weight of every row in the mean; None where all count as one."""
         element = self._element_weights(target)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator, record
 from sklearn_implicitreg.exceptions import PathNoiseWarning
+from sklearn_implicitreg.penalties import ActivationL2, Callables
 from sklearn_implicitreg.trajectory import ContinueTraining
 
 N_EPOCHS, N_STEPS = 3, 3
@@ -93,6 +94,7 @@ def descent(params, lr, weight_decay):
 
 
 REDUCED = ["l2", "l1"]
+ROWS = ActivationL2("1") + Callables({"losses": lambda params, batch: batch.losses().square()})
 # Of each: how the steps are recorded, and what is fitted.
 FITS = {
     "gradient": ({}, {"family": "l2+l1"}),
@@ -107,6 +109,7 @@ FITS = {
     "flow": ({"made": descent}, {"reference": "flow", "window": 3}),
     "evidence": ({}, {"mode": "endpoint"}),
     "layers": ({}, {"group_by": "layer", "known": {"l1": 1e-4}}),
+    "rows": ({}, {"window": "epoch", "family": ROWS}),
     "reduced": ({"families": REDUCED}, {"window": "epoch", "family": "l2+l1"}),
     "reduced, applied": (
         {"families": REDUCED, "reference": "applied"},
@@ -115,7 +118,10 @@ FITS = {
 }
 IN_SHARDS = {"gradient", "batches", "batches in windows", "applied", "tensors", "flow", "layers"}
 WAYS = {"even": EVEN, "uneven": UNEVEN}
-FEW = {"even": {"gradient", "batches", "applied", "epochs", "reduced"}, "uneven": {"epochs"}}
+FEW = {
+    "even": {"gradient", "batches", "applied", "epochs", "rows", "reduced"},
+    "uneven": {"epochs"},
+}
 OF_MEANS = {"gradient", "batches", "epochs", "sizes", "tensors", "reduced"}  # which differ there
 
 
@@ -172,26 +178,30 @@ def local(tensor):
     return own.to_local() if hasattr(own, "to_local") else own
 
 
-class Tokens(nn.Module):
-    """A model that returns the mean over its labels."""
+class Tokens(nn.Sequential):
+    """A model that returns the mean of its loss over labels, or of the means of its rows."""
 
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(5, 5).double()
-
-    def __getitem__(self, i):
-        return self.table
+    def __init__(self, mean="labels"):
+        torch.manual_seed(2)
+        super().__init__(nn.Embedding(5, 4), nn.Linear(4, 5))
+        self.mean = mean
+        self.double()
 
     def forward(self, input_ids, labels=None):
-        scores = self.table(input_ids)
-        return cross_entropy(scores.flatten(0, 1), labels.flatten()), scores
+        """The loss and the scores."""
+        scores = super().forward(input_ids.flatten()).reshape(*input_ids.shape, -1).clone()
+        kept, after = (labels, scores) if self.mean != "next" else (labels[:, 1:], scores[:, :-1])
+        if self.mean != "rows":
+            return cross_entropy(after.flatten(0, 1), kept.flatten()), scores
+        pairs = zip(after, kept, strict=True)
+        return torch.stack([cross_entropy(*pair) for pair in pairs]).mean(), scores
 
 
 def of_ragged_labels(place):
-    """A fit of rows with unequal numbers of labels."""
+    """A fit of means over rows with unequal numbers of labels."""
     labels = torch.tensor([[1, 2, 3], [1, -100, -100]])
     ids = {"input_ids": torch.tensor([[0, 1, 2], [3, 4, 0]])}
-    ImplicitRegularizationEstimator(place(Tokens())).fit(ids, labels)
+    ImplicitRegularizationEstimator(place(Tokens("rows"))).fit(ids, labels)
 
 
 def of_faults(place, rank):

@@ -127,10 +127,7 @@ FITS = {
         {"reference": "applied", "family": "l2+l1"},
     ),
 }
-IN_SHARDS = {
-    *("gradient", "batches", "batches in windows", "applied", "tensors", "flow", "layers"),
-    *("reduced, applied", "reduced in windows", "reduced without rows"),
-}
+OF_WHOLE = {"rows", "evidence"}  # which are not there in shards
 IN_RECORD = {"reduced, applied", "reduced in windows", "reduced without rows"}
 WAYS = {"even": EVEN, "uneven": UNEVEN}
 FEW = {
@@ -158,7 +155,7 @@ def whole(module):
 def fits(name, way, few):
     """Names of the fits of a kind of model; a few of them show the most."""
     some = FEW[way] if few else FITS if way == "even" else OF_MEANS
-    return [fit for fit in FITS if fit in some and (name != "fsdp" or fit in IN_SHARDS)]
+    return [fit for fit in FITS if fit in some and (name != "fsdp" or fit not in OF_WHOLE)]
 
 
 def of_trajectories(rank=None, few=False):
@@ -233,11 +230,14 @@ def of_faults(place, rank):
     found["families"] = message(one.fitted, family="hessian_trace")
     found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
     before = [local(p).clone() for p in one.net.parameters()]
-    found["next"] = one.fitted(family="l2+l1")
+    states = [(type(m), {k: repr(v) for k, v in vars(m).items()}) for m in one.net.modules()]
+    found["next"] = one.fitted(family="l2+l1", window="epoch")
+    kept = states == [
+        (type(m), {k: repr(v) for k, v in vars(m).items()}) for m in one.net.modules()
+    ]
     pairs = zip(before, map(local, one.net.parameters()), strict=True)
-    found["kept"] = str(all(torch.equal(a, b) for a, b in pairs))
+    found["kept"] = str(kept and all(torch.equal(a, b) for a, b in pairs))
     if hasattr(one.net, "reshard"):
-        found["epochs"] = message(one.fitted, window="epoch")
         found["evidence"] = message(one.fitted, mode="endpoint")
         found["reduced"] = message(Training, place, EVEN, rank, families=["nuclear"])
         some = torch.optim.SGD([next(one.net.parameters())], lr=0.1)

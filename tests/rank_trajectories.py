@@ -190,6 +190,11 @@ def local(tensor):
     return own.to_local() if hasattr(own, "to_local") else own
 
 
+def states_of(module):
+    """Classes of the parts of a module, and all that they hold, hooks among them."""
+    return [(type(part), {k: repr(v) for k, v in vars(part).items()}) for part in module.modules()]
+
+
 class Tokens(nn.Sequential):
     """A model that returns the mean of its loss over labels, or of the means of its rows."""
 
@@ -230,11 +235,9 @@ def of_faults(place, rank):
     found["families"] = message(one.fitted, family="hessian_trace")
     found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
     before = [local(p).clone() for p in one.net.parameters()]
-    states = [(type(m), {k: repr(v) for k, v in vars(m).items()}) for m in one.net.modules()]
+    states = states_of(one.net)
     found["next"] = one.fitted(family="l2+l1", window="epoch")
-    kept = states == [
-        (type(m), {k: repr(v) for k, v in vars(m).items()}) for m in one.net.modules()
-    ]
+    kept = states == states_of(one.net)
     pairs = zip(before, map(local, one.net.parameters()), strict=True)
     found["kept"] = str(kept and all(torch.equal(a, b) for a, b in pairs))
     if hasattr(one.net, "reshard"):

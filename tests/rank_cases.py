@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from rank_trajectories import of_trajectories
+from rank_trajectories import Tokens, of_trajectories
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -24,7 +24,15 @@ from sklearn_implicitreg import (
     ImplicitRegularizationCV,
     ImplicitRegularizationEstimator,
 )
-from sklearn_implicitreg.penalties import Diagonal, Power, Spline
+from sklearn_implicitreg.penalties import (
+    L2,
+    ActivationL2,
+    Callables,
+    DeCov,
+    Diagonal,
+    Power,
+    Spline,
+)
 from sklearn_implicitreg.problem import ranks
 
 N_RANKS, N_ROWS, FIRST = 2, 37, 11  # rows of the first rank
@@ -131,6 +139,42 @@ def of_labels(place, part):
     return fitted(model, *rows(part, labels=True), loss="cross_entropy")
 
 
+def of_tokens(place, part, mean="labels", weighted=False, apart=False):
+    """A model that returns the mean over labels, of which the rows have unequal numbers."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, (N_ROWS, 6), generator=generator)
+    labels = torch.randint(5, (N_ROWS, 6), generator=generator)
+    row = torch.arange(N_ROWS)
+    n = 2 + 3 * (row >= FIRST) if apart else row % 6 + 1  # the same in each rank, or none
+    labels[torch.arange(6) >= n[:, None]] = -100
+    labels[-1] = -100
+    weight = 0.5 * (row % 4) if weighted else None
+    params = {"loss": "auto", "batch_size": 4, "params": "all"}
+    own = weight if weight is None else weight[part]
+    return fitted(place(Tokens(mean)), {"input_ids": ids[part]}, labels[part], own, **params)
+
+
+def squared_losses(params, batch):
+    """A family of rows, of the losses of the training and of a layer."""
+    return batch.losses().square() * batch.activation("1").square().mean(1)
+
+
+def of_rows(place, part, kind="mse", family=None):
+    """Families that are means over the rows of all ranks."""
+    family = family or ActivationL2("1") + Callables({"losses": squared_losses}) + L2()
+    if kind == "mse":
+        params = {"batch_size": 4, "family": family}
+        est = ImplicitRegularizationEstimator(place(net()), loss="mse", **params).fit(*rows(part))
+        return numbers_of(est) | {"score": est.score(*rows(part))}
+    X, y, weight = rows(part, labels=True)
+    number = {"ash": 0, "elm": 1, "oak": 2 if kind == "weights" else -100}  # some that are ignored
+    target = torch.tensor([number[name] for name in y])
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 4.0]) if kind == "weights" else None)
+    params = {"batch_size": 4, "family": family, "loss": loss}
+    est = ImplicitRegularizationEstimator(place(net(outputs=3)), **params).fit(X, target, weight)
+    return numbers_of(est) | {"score": est.score(X, target, weight)}
+
+
 def of_kinks(place, part):
     """What all weights at a kink imply, in the words of the error."""
     try:
@@ -158,6 +202,15 @@ CASES = {
     "search": of_search,
     "list": of_list,
     "labels": of_labels,
+    "tokens": of_tokens,
+    "next tokens": lambda place, part: of_tokens(place, part, "next", apart=True),
+    "weighted tokens": lambda place, part: of_tokens(place, part, "next", weighted=True),
+    "rows": of_rows,
+    "rows, class weights": lambda place, part: of_rows(place, part, "weights"),
+    "rows, ignored labels": lambda place, part: of_rows(place, part, "ignored"),
+    "rows, twice": lambda place, part: of_rows(
+        place, part, family="gradient_norm+sharpness+jacobian+path_norm"
+    ),
     "at kinks": of_kinks,
 }
 
@@ -182,6 +235,13 @@ def partly_sharded(module):
     return module
 
 
+def is_case(place, case):
+    """Whether a case is there for models of a kind; those that are partly sharded are as others."""
+    return place == "ddp" or (
+        case in ("l2", "zeros") if place == "partly" else not case.startswith("rows")
+    )
+
+
 PLACES = {"ddp": replicated, "fsdp": sharded, "partly": partly_sharded}
 FAULTS = {  # of the second rank: parameters and rows
     "families": ({"family": "l1"}, {}),
@@ -196,7 +256,7 @@ FAULTS = {  # of the second rank: parameters and rows
 # Families that need whole tensors or rows.
 REFUSED = {
     "nuclear": "nuclear",
-    "rows": "gradient_norm",
+    "rows": DeCov("1"),
     "groups": "group_lasso",
     "own": {"own": lambda params: sum(p.abs().sum() for p in params.values())},
     "knots": Spline(),
@@ -313,7 +373,7 @@ def work(rank, folder, port):
     found = of_trajectories(rank, few=True)
     for name, place in PLACES.items():
         for case, function in CASES.items():
-            if name != "partly" or case in ("l2", "zeros"):
+            if is_case(name, case):
                 found[name, case] = function(place, PARTS[rank])
     for name in ("ddp", "fsdp"):
         found[name, "faults"] = of_faults(PLACES[name], rank)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator, record
 from sklearn_implicitreg.exceptions import PathNoiseWarning
+from sklearn_implicitreg.penalties import ActivationL2, Callables
 from sklearn_implicitreg.trajectory import ContinueTraining
 
 N_EPOCHS, N_STEPS = 3, 3
@@ -38,7 +39,9 @@ def net():
 class Training:
     """A run on the rows of a rank, or of one process on those of all, whose steps are recorded."""
 
-    def __init__(self, place, parts, rank=None, *, made=torch.optim.SGD, given="rows", **how):
+    def __init__(
+        self, place, parts, rank=None, *, made=torch.optim.SGD, given="rows", epochs=True, **how
+    ):
         X, y = rows()
         self.ranks = range(len(parts)) if rank is None else [rank]
         own = slice(0, parts[-1].stop) if rank is None else parts[rank]
@@ -48,7 +51,7 @@ class Training:
         how_made = {"lr": 0.1, "weight_decay": 0.02}
         how_made |= {"momentum": 0.5} if made is torch.optim.SGD else {"lr": 0.01}
         optimizer = made(self.net.parameters(), **how_made)
-        if "families" in how:
+        if "families" in how and "data" not in how:
             how |= {"data": (self.X, self.y), "loss": "mse"}
         with record(self.net, optimizer, **how) as recorder:
             for epoch in range(N_EPOCHS):
@@ -56,7 +59,8 @@ class Training:
                     optimizer.zero_grad()
                     self._on_batches(recorder, epoch, k, given)
                     optimizer.step()
-                recorder.epoch()
+                if epochs:
+                    recorder.epoch()
         self.trajectory = recorder.trajectory
 
     def _on_batches(self, recorder, epoch, k, given):
@@ -93,6 +97,7 @@ def descent(params, lr, weight_decay):
 
 
 REDUCED = ["l2", "l1"]
+ROWS = ActivationL2("1") + Callables({"losses": lambda params, batch: batch.losses().square()})
 # Of each: how the steps are recorded, and what is fitted.
 FITS = {
     "gradient": ({}, {"family": "l2+l1"}),
@@ -107,15 +112,28 @@ FITS = {
     "flow": ({"made": descent}, {"reference": "flow", "window": 3}),
     "evidence": ({}, {"mode": "endpoint"}),
     "layers": ({}, {"group_by": "layer", "known": {"l1": 1e-4}}),
+    "rows": ({}, {"window": "epoch", "family": ROWS}),
     "reduced": ({"families": REDUCED}, {"window": "epoch", "family": "l2+l1"}),
     "reduced, applied": (
         {"families": REDUCED, "reference": "applied"},
         {"reference": "applied", "family": "l2+l1"},
     ),
+    "reduced in windows": (
+        {"families": REDUCED, "every": 3, "epochs": False},
+        {"family": "l1", "known": {"l2": 0.01}},
+    ),
+    "reduced without rows": (
+        {"families": REDUCED, "reference": "applied", "data": None},
+        {"reference": "applied", "family": "l2+l1"},
+    ),
 }
-IN_SHARDS = {"gradient", "batches", "batches in windows", "applied", "tensors", "flow", "layers"}
+OF_WHOLE = {"rows", "evidence"}  # which are not there in shards
+IN_RECORD = {"reduced, applied", "reduced in windows", "reduced without rows"}
 WAYS = {"even": EVEN, "uneven": UNEVEN}
-FEW = {"even": {"gradient", "batches", "applied", "epochs", "reduced"}, "uneven": {"epochs"}}
+FEW = {
+    "even": {"gradient", "batches", "applied", "epochs", "rows", "reduced", *IN_RECORD},
+    "uneven": {"epochs"},
+}
 OF_MEANS = {"gradient", "batches", "epochs", "sizes", "tensors", "reduced"}  # which differ there
 
 
@@ -137,7 +155,7 @@ def whole(module):
 def fits(name, way, few):
     """Names of the fits of a kind of model; a few of them show the most."""
     some = FEW[way] if few else FITS if way == "even" else OF_MEANS
-    return [fit for fit in FITS if fit in some and (name != "fsdp" or fit in IN_SHARDS)]
+    return [fit for fit in FITS if fit in some and (name != "fsdp" or fit not in OF_WHOLE)]
 
 
 def of_trajectories(rank=None, few=False):
@@ -172,26 +190,35 @@ def local(tensor):
     return own.to_local() if hasattr(own, "to_local") else own
 
 
-class Tokens(nn.Module):
-    """A model that returns the mean over its labels."""
+def states_of(module):
+    """Classes of the parts of a module, and all that they hold, hooks among them."""
+    return [(type(part), {k: repr(v) for k, v in vars(part).items()}) for part in module.modules()]
 
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(5, 5).double()
 
-    def __getitem__(self, i):
-        return self.table
+class Tokens(nn.Sequential):
+    """A model that returns the mean of its loss over labels, or of the means of its rows."""
+
+    def __init__(self, mean="labels"):
+        torch.manual_seed(2)
+        super().__init__(nn.Embedding(5, 4), nn.Linear(4, 5))
+        self.mean = mean
+        self.double()
 
     def forward(self, input_ids, labels=None):
-        scores = self.table(input_ids)
-        return cross_entropy(scores.flatten(0, 1), labels.flatten()), scores
+        """The loss and the scores."""
+        scores = super().forward(input_ids.flatten()).reshape(*input_ids.shape, -1).clone()
+        kept, after = (labels, scores) if self.mean != "next" else (labels[:, 1:], scores[:, :-1])
+        if self.mean != "rows":
+            return cross_entropy(after.flatten(0, 1), kept.flatten()), scores
+        pairs = zip(after, kept, strict=True)
+        return torch.stack([cross_entropy(*pair) for pair in pairs]).mean(), scores
 
 
 def of_ragged_labels(place):
-    """A fit of rows with unequal numbers of labels."""
+    """A fit of means over rows with unequal numbers of labels."""
     labels = torch.tensor([[1, 2, 3], [1, -100, -100]])
     ids = {"input_ids": torch.tensor([[0, 1, 2], [3, 4, 0]])}
-    ImplicitRegularizationEstimator(place(Tokens())).fit(ids, labels)
+    ImplicitRegularizationEstimator(place(Tokens("rows"))).fit(ids, labels)
 
 
 def of_faults(place, rank):
@@ -208,13 +235,14 @@ def of_faults(place, rank):
     found["families"] = message(one.fitted, family="hessian_trace")
     found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
     before = [local(p).clone() for p in one.net.parameters()]
-    found["next"] = one.fitted(family="l2+l1")
+    states = states_of(one.net)
+    found["next"] = one.fitted(family="l2+l1", window="epoch")
+    kept = states == states_of(one.net)
     pairs = zip(before, map(local, one.net.parameters()), strict=True)
-    found["kept"] = str(all(torch.equal(a, b) for a, b in pairs))
+    found["kept"] = str(kept and all(torch.equal(a, b) for a, b in pairs))
     if hasattr(one.net, "reshard"):
-        found["epochs"] = message(one.fitted, window="epoch")
         found["evidence"] = message(one.fitted, mode="endpoint")
-        found["reduced"] = message(Training, place, EVEN, rank, families=REDUCED)
+        found["reduced"] = message(Training, place, EVEN, rank, families=["nuclear"])
         some = torch.optim.SGD([next(one.net.parameters())], lr=0.1)
         found["some"] = message(record, one.net, some)
         found["labels"] = message(of_ragged_labels, place)

@@ -17,7 +17,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from sklearn_implicitreg.problem import Params, Problem, RowBatch, closing
+from sklearn_implicitreg.problem import Params, Problem, RowBatch, closing, mean_over_rows
 from sklearn_implicitreg.problem.parameters import (
     GROUPS,
     SCOPE,
@@ -222,17 +222,21 @@ class Penalty(Checked, BaseEstimator):
                 "give X and y."
             )
         kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
-        totals: Params = {}
-        weight = 0.0
-        with closing(problem.row_batches(params)) as batches:
-            for batch in batches:
-                with torch.enable_grad():  # a penalty may differentiate the model
-                    sums = batch.summed(self.rows(batch), type(self).__name__)
-                for term, value in sums.items():
-                    totals[term] = totals.get(term, 0) + (value if kept else value.detach())
-                weight += batch.total_weight
-                del batch, sums, value  # with them a graph that is not kept
-        return {term: value / weight for term, value in totals.items()}
+
+        def summed(here: Problem) -> tuple[Params, float]:
+            totals: Params = {}
+            weight = 0.0
+            with closing(here.row_batches(params)) as batches:
+                for batch in batches:
+                    with torch.enable_grad():  # a penalty may differentiate the model
+                        sums = batch.summed(self.rows(batch), type(self).__name__)
+                    for term, value in sums.items():
+                        totals[term] = totals.get(term, 0) + (value if kept else value.detach())
+                    weight += batch.total_weight
+                    del batch, sums, value  # with them a graph that is not kept
+            return totals, weight
+
+        return mean_over_rows(problem, summed)
 
     def rows(self, batch: RowBatch) -> dict[str, Tensor]:
         """What each row adds to each term; R is the mean over rows, weighted by their weights.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sklearn_implicitreg.penalties.base import Leaf, Penalty
 from sklearn_implicitreg.penalties.held import check_parts
-from sklearn_implicitreg.problem import Params, Problem, closing
+from sklearn_implicitreg.problem import Params, Problem, closing, mean_over_rows
 
 TensorGradient = Callable[[str, Tensor], dict[str, Tensor]]
 
@@ -134,27 +134,29 @@ def _mean_gradients(
 ) -> list[dict[str, Params]]:
     """Gradients of means over rows, block by block: one forward pass, a backward per term."""
     seen = _as_leaves(params, tuple(dict.fromkeys(n for leaf in leaves for n in leaf.names)))
-    totals: list[dict[str, Params]] = [{} for _ in leaves]
-    weight, drawn, rngs = 0.0, None, []
-    with torch.enable_grad(), closing(problem.row_batches(seen)) as batches:
-        for batch in batches:
-            if batch.rng is not drawn:  # its own numbers for every leaf, whatever others draw
-                drawn, rngs = batch.rng, [copy.deepcopy(batch.rng) for _ in leaves]
-            for leaf, total, rng in zip(leaves, totals, rngs, strict=True):
-                own = {name: seen[name] for name in leaf.names}
-                values = leaf.penalty.rows(batch.seeing(leaf.names).seeded(rng))
-                for term, value in batch.summed(values, type(leaf.penalty).__name__).items():
-                    column = total.setdefault(
-                        term, {n: torch.zeros_like(t) for n, t in own.items()}
-                    )
-                    for name, slope in gradient_of(value, own).items():
-                        column[name] += slope
-            weight += batch.total_weight
-            del batch, value, values  # with them the graph, before the next block is read
-    return [
-        {term: {name: t / weight for name, t in column.items()} for term, column in total.items()}
-        for total in totals
-    ]
+
+    def summed(here: Problem) -> tuple[dict[tuple[int, str, str], Tensor], float]:
+        totals: dict[tuple[int, str, str], Tensor] = {}
+        weight, drawn, rngs = 0.0, None, []
+        with torch.enable_grad(), closing(here.row_batches(seen)) as batches:
+            for batch in batches:
+                if batch.rng is not drawn:  # its own numbers for every leaf, whatever others draw
+                    drawn, rngs = batch.rng, [copy.deepcopy(batch.rng) for _ in leaves]
+                for i, (leaf, rng) in enumerate(zip(leaves, rngs, strict=True)):
+                    own = {name: seen[name] for name in leaf.names}
+                    values = leaf.penalty.rows(batch.seeing(leaf.names).seeded(rng))
+                    for term, value in batch.summed(values, type(leaf.penalty).__name__).items():
+                        for name, slope in gradient_of(value, own).items():
+                            column = totals.setdefault((i, term, name), torch.zeros_like(slope))
+                            column += slope
+                weight += batch.total_weight
+                del batch, value, values  # with them the graph, before the next block is read
+        return totals, weight
+
+    found: list[dict[str, Params]] = [{} for _ in leaves]
+    for (i, term, name), mean in mean_over_rows(problem, summed).items():
+        found[i].setdefault(term, {})[name] = mean
+    return found
 
 
 def _as_leaves(params: Params, names: tuple[str, ...]) -> Params:

@@ -83,7 +83,7 @@ class Dropout(OfGradient):
 
     def _form(self, problem: Problem | None) -> Penalty:
         # A recording without data knows parameters alone, and cannot be trained on either.
-        linear = not getattr(problem, "has_paths", True) and getattr(problem, "n_rows", None)
+        linear = not getattr(problem, "is_net", True) and getattr(problem, "n_rows", None)
         return LinearDropout(float(self.q)) if linear and self.q is not None else self
 
     def _problem(self, problem: Problem | None) -> Problem:

@@ -49,7 +49,7 @@ class FittedPenalty:
     def of(cls, leaves: Coefficients, problem: Problem) -> FittedPenalty:
         """The penalty of a problem's tensors, with its model where a leaf needs it."""
         needed = any([needs_rows(leaf) for leaf, _ in leaves])
-        model = next(problem.row_batches(problem.params)).model if needed else None
+        model = next(problem.here.row_batches(problem.params)).model if needed else None
         return cls(leaves, problem.shapes, model)
 
     def __call__(

@@ -209,7 +209,7 @@ class Mixup(Penalty):
                 "Mixup is a mean over rows of data, and got the parameters alone; give X and y."
             )
         found: Problem = BatchProblem.of(problem, drawn=True)
-        if found.n_rows is None or not found.has_paths:
+        if found.n_rows is None or not found.is_net:
             raise ValueError(
                 f"Expected a torch module or skorch net on rows that can be picked by number for "
                 f"mixup, got {found.model_name}; give arrays or a Dataset with a length."

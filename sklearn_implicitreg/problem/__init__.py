@@ -14,7 +14,13 @@ from sklearn_implicitreg.problem.problem import (
     profiled,
     select_params,
 )
-from sklearn_implicitreg.problem.ranks import Ranks, on_all_ranks, ranks_of, together
+from sklearn_implicitreg.problem.ranks import (
+    Ranks,
+    mean_over_rows,
+    on_all_ranks,
+    ranks_of,
+    together,
+)
 from sklearn_implicitreg.problem.row_batch import RowBatch
 from sklearn_implicitreg.problem.row_models import LinearCall, ModuleCall, as_tensor, call_module
 from sklearn_implicitreg.problem.vectors import (
@@ -48,6 +54,7 @@ __all__ = [
     "check_finite_params",
     "closing",
     "flat",
+    "mean_over_rows",
     "norm_of",
     "on_all_ranks",
     "profiled",

@@ -137,6 +137,11 @@ class Problem(ABC):
         )
 
     @property
+    def here(self) -> Problem:
+        """The problem of the rows that this process has."""
+        return self
+
+    @property
     def n_rows(self) -> int | None:
         """Number of rows; None for a stream."""
         return None

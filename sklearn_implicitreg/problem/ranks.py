@@ -24,6 +24,7 @@ from sklearn_implicitreg.problem.vectors import Params, wide, wide_zeros
 
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
+Key = TypeVar("Key")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # In which all ranks begin a fit; later a rank may have more rows than another.
@@ -144,6 +145,24 @@ class Ranks:
             part = wide_zeros(tensor) if own is None else wide(own.sums[name]).contiguous()
             sums[name] = self.add(part)
         return BlockGradient.joined(blocks, sums)
+
+    def means(self, make: Callable[[], tuple[dict[Key, Tensor], float]]) -> dict[Key, Tensor]:
+        """Means over the rows of all ranks of what each sums over its own, with their weight."""
+        held: list[dict[Key, Tensor]] = []
+
+        def shapes() -> tuple[dict[Key, tuple[int, ...]], float]:
+            sums, weight = make()
+            held.append(sums)
+            return {key: tuple(total.shape) for key, total in sums.items()}, weight
+
+        every, own = self.shared(shapes), held.pop()
+        total = sum(weight for _, weight in every)
+        found = {}
+        for key, shape in {k: v for one, _ in every for k, v in one.items()}.items():
+            part = torch.zeros(shape, dtype=torch.float64) if key not in own else wide(own[key])
+            found[key] = self.add(part.detach().clone(memory_format=torch.contiguous_format))
+            found[key] /= total
+        return found
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
@@ -312,6 +331,17 @@ def together(model: Any, what: str) -> contextlib.AbstractContextManager[None]:
     if ranks is None or ranks.meets:
         return contextlib.nullcontext()
     return _meeting(ranks, {"methods": what})
+
+
+def mean_over_rows(
+    problem: Any, summed: Callable[[Any], tuple[dict[Key, Tensor], float]]
+) -> dict[Key, Tensor]:
+    """Means over the rows of all ranks, from the weighted sums over those here and their weight."""
+    if getattr(problem, "ranks", None) is not None:
+        found: dict[Key, Tensor] = problem.means(summed)
+        return found
+    sums, weight = summed(problem)
+    return {key: total / weight for key, total in sums.items()}
 
 
 def _raised(error: Exception) -> NoReturn:

@@ -144,12 +144,15 @@ def few_rows(batch: Batch, n: int) -> Batch | None:
     return Batch(*map_tensors(few, tuple(batch)))
 
 
-def of_equal_weight(batch: Batch) -> list[Batch]:
-    """The rows of every weight, of which a loss that is one mean gives only that of all."""
+def of_equal_weight(batch: Batch, zero: bool = False) -> list[Batch]:
+    """The rows of every weight, of which a loss that is one mean gives only that of all.
+
+    Those of weight ``zero`` are left out, or only count as rows.
+    """
     values: Tensor | list[Any] = [] if batch.weight is None else batch.weight.unique()
     if batch.weight is None or len(values) < 2 or not cuts_into_rows(batch[:2], len(batch.weight)):
         return [batch]
-    parts = [batch.weight == value for value in values if value > 0]
+    parts = [batch.weight == value for value in values if zero or value > 0]
     return [Batch(*map_tensors(operator.itemgetter(rows), tuple(batch))) for rows in parts]
 
 
@@ -393,7 +396,7 @@ def merged_last(batches: Iterator[Batch], merging: bool) -> Iterator[Batch]:
     held: Batch | None = None
     for batch in batches:
         if held is not None and rows_in(batch) == 1:
-            batch = _joined(held, batch)
+            batch = joined(held, batch)
             held = None
         if held is not None:
             yield held
@@ -402,7 +405,7 @@ def merged_last(batches: Iterator[Batch], merging: bool) -> Iterator[Batch]:
         yield held
 
 
-def _joined(first: Batch, second: Batch) -> Batch:
+def joined(first: Batch, second: Batch) -> Batch:
     """Rows of two batches as one."""
 
     def join(a: Any, b: Any) -> Any:

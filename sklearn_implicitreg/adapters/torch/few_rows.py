@@ -86,33 +86,36 @@ def with_custom_loss(
 def with_counted_labels(problem: TorchProblem) -> TorchProblem:
     """Find out by a few rows over which labels the loss that a model returns is the mean."""
     read = problem.rows.few(TRIED_ROWS) if problem.label_args else None
-    labels = None if read is None else read.target
-    if (
-        read is None
-        or not isinstance(labels, Tensor)
-        or labels.is_floating_point()
-        or labels.dtype == torch.bool
-    ):
+    with preserved_rng(problem.device, problem.seed), problem.own_kernels():
+        return problem if read is None else with_counted(problem, read, returned_loss)
+
+
+def with_counted(
+    problem: TorchProblem, read: Batch, evaluate: Callable[[TorchProblem, Batch], Tensor]
+) -> TorchProblem:
+    """Find out by some rows, on some of which the loss is evaluated at a time."""
+    labels, loss = read.target, functools.partial(evaluate, problem)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         return problem
-
-    def loss(rows: Batch) -> Tensor:
-        batch = problem.to_device(rows)
-        output = problem.forward(problem.module, batch.inputs)
-        return problem.row_loss.criterion(output, batch.target)  # type: ignore[no-any-return]
-
-    with preserved_rng(problem.device, problem.seed), torch.no_grad(), problem.own_kernels():
-        with contextlib.suppress(Exception):  # which reading all rows will show
-            counted = _counted(problem.rows, read, loss)
-            if counted is None:
-                return problem
-            eps = torch.finfo(loss(read).dtype).eps  # Hugging Face's have logits in float32
-            words = problem.row_loss.words
-            if labels.ndim > 1:
-                words = words.replace("mean over rows", "mean over labels")
-            row_loss = replace(problem.row_loss, counted=counted, custom=False, words=words)
-            eps = max(problem.eps, eps)
-            return replace(problem, row_loss=row_loss, loss_name=words, eps=eps)
+    with contextlib.suppress(Exception), torch.no_grad():  # which reading all rows will show
+        counted = _counted(problem.rows, read, loss)
+        if counted is None:
+            return problem
+        eps = torch.finfo(loss(read).dtype).eps  # Hugging Face's have logits in float32
+        words = problem.row_loss.words
+        if labels.ndim > 1:
+            words = words.replace("mean over rows", "mean over labels")
+        row_loss = replace(problem.row_loss, counted=counted, custom=False, words=words)
+        eps = max(problem.eps, eps)
+        return replace(problem, row_loss=row_loss, loss_name=words, eps=eps)
     return problem
+
+
+def returned_loss(problem: TorchProblem, rows: Batch) -> Tensor:
+    """The loss that a model returns on some rows."""
+    batch = problem.to_device(rows)
+    output = problem.forward(problem.module, batch.inputs)
+    return problem.row_loss.criterion(output, batch.target)  # type: ignore[no-any-return]
 
 
 def _counted(

@@ -151,8 +151,16 @@ def masses_of(problem: Any) -> Array | None:
 
 def mean_mass(problem: Any) -> float:
     """Mean weight that classes, or labels that are not ignored, give a row in the mean loss."""
+    if problem.mass_of_row is not None:
+        return float(problem.mass_of_row)
     if not problem.row_loss.by_class:
         return 1.0
+    mass, weight = mass_and_weight(problem)
+    return mass / weight
+
+
+def mass_and_weight(problem: Any) -> tuple[float, float]:
+    """Sums over rows of their weights in the mean loss, and of those that were given."""
     total = weight = 0.0
     with preserved_rng(problem.device, problem._drawn), torch.no_grad():
         for read in problem.rows.batches(problem.batch_size):
@@ -165,4 +173,4 @@ def mean_mass(problem: Any) -> float:
             own = torch.ones(n_rows) if batch.weight is None else batch.weight.double().cpu()
             total += float(own.sum() if mass is None else own.double() @ mass.double().cpu())
             weight += float(own.sum())
-    return total / weight
+    return total, weight

@@ -187,6 +187,8 @@ class RowLoss:
             if factor and mass:
                 parts.append(value * (factor if self.scalar_is_sum else factor * mass))
                 total += factor * mass
+        if not parts:  # a mean over nothing
+            return value.nan_to_num() * 0, total
         return sum(parts, start=value.new_zeros(())), total
 
     def _value_on(self, rows: Tensor, output: Any, target: Any) -> Tensor:
@@ -208,6 +210,11 @@ class RowLoss:
     def by_class(self) -> bool:
         """Whether targets may be labels of classes, with weights of their own."""
         return isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+
+    def weighs(self, classes: Tensor) -> bool:
+        """Whether labels of these classes may count with weights that are not all one."""
+        weight = self.criterion.weight  # type: ignore[attr-defined]
+        return weight is not None or bool((classes == self._ignore_index).any())
 
     def masses(self, target: Any, weight: Tensor | None) -> Tensor | None:
         """Weight of every row in the mean; None where all count as one."""

@@ -16,7 +16,7 @@ from sklearn_implicitreg.adapters.torch.few_rows import (
     with_custom_loss,
     with_integers,
 )
-from sklearn_implicitreg.adapters.torch.labels import label_names, labels_after_first, labels_in
+from sklearn_implicitreg.adapters.torch.labels import label_names
 from sklearn_implicitreg.adapters.torch.loaders import read_rows
 from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem
@@ -51,8 +51,6 @@ from sklearn_implicitreg.problem import (
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.problem.frozen import STATES, inner_module, own_name
 
-_LABELS_AT_ONCE = 1024  # rows
-
 
 def adapt_model(model: nn.Module, data: Data, options: Options) -> Problem:
     """Problem of a module, and of the rows of all ranks that it is on."""
@@ -72,8 +70,6 @@ def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> R
 
     def here() -> TorchProblem:
         rows, row_loss, labels = _rows_and_loss(module, data, options)
-        if labels:
-            _check_even(rows)
         named = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
         parts = {name: part_of(p, ranks) for name, p in named.items()}
         check_finite_params(parts)
@@ -108,25 +104,9 @@ def _sharded(module: nn.Module, data: Data, options: Options, ranks: Ranks) -> R
         return {"tensors": tensors, "modes": modes}
 
     problem: ShardedProblem = on_ranks(ranks, here, ShardedProblem, more)
+    if problem.own.label_args:
+        problem = problem.with_counted_labels()
     return problem.tried(options) if problem.own.row_loss.custom else problem
-
-
-def _check_even(rows: Rows) -> None:
-    """Raise ValueError where a mean over labels is no mean over rows."""
-    found: dict[Any, set[int]] = {labels_in: set(), labels_after_first: set()}
-    for batch in rows.batches(_LABELS_AT_ONCE):
-        if isinstance(batch.target, Tensor) and not batch.target.is_floating_point():
-            for counted, numbers in found.items():
-                own = counted(batch.target).reshape(len(batch.target), -1)
-                numbers.update(own.sum(1).tolist())
-    for numbers in found.values():
-        if len(numbers) > 1:
-            raise ValueError(
-                "Expected as many labels in every row for a sharded module that returns its own "
-                f"loss, the mean over them, got {min(numbers)} to {max(numbers)}; give loss= and a "
-                "forward that returns outputs, or load the full state dict into a module of one "
-                "process."
-            )
 
 
 def _rows_and_loss(

@@ -78,6 +78,8 @@ class TorchProblem(Problem):
     forward: Any  # a CopyCall; of a module that runs itself, a function
     kept: tuple[bool, ...] = ()  # integer inputs that the module takes as such
     label_args: tuple[str, ...] = ()  # arguments for the target of a module that returns its loss
+    stream: int = 0  # which of several processes' random numbers penalties on rows draw
+    mass_of_row: float | None = None  # mean weight of a row, where other processes have some
     memory: list[Any] = field(default_factory=list)  # masses of rows, read once for all places
 
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
@@ -193,7 +195,9 @@ class TorchProblem(Problem):
     def _batches_once(self, params: Params) -> Iterator[RowBatch]:
         model = ModuleCall(self.module, self.forward, self.row_loss)
         mean_mass = cache(lambda: functions.mean_mass(self))
-        rng = np.random.default_rng([0, self.draw, *[self.reading] * (self.reading > 0)])
+        place = [self.reading] * (self.reading > 0 or self.stream > 0)
+        place += [self.stream] * (self.stream > 0)
+        rng = np.random.default_rng([0, self.draw, *place])
         with preserved_rng(self.device, self._drawn), self.own_kernels():
             for read in merged_last(self.rows.batches(self.batch_size), self.merging):
                 batch = self.to_device(read)
@@ -273,8 +277,8 @@ class TorchProblem(Problem):
         ahead: Callable[[], None] | None = None,
     ) -> BlockGradient:
         """Gradient of the loss on a batch; if ``twice`` it can be differentiated once more."""
-        parts = of_equal_weight(batch) if self.row_loss.counted is not None else []
-        if len(parts) > 1:
+        parts = of_equal_weight(batch) if self.row_loss.counted is not None else [batch]
+        if parts[0] is not batch:
             found = BlockGradient.joined([self._block(part, first, twice) for part in parts])
             return replace(found, n_rows=rows_in(batch))  # with those of weight zero
         total, weight, n_kinks = self.loss_on(batch, first, twice)

@@ -9,8 +9,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sklearn_implicitreg.adapters.torch.data import Rows
+from sklearn_implicitreg.adapters.torch.functions import mass_and_weight
 from sklearn_implicitreg.adapters.torch.loaders import checksum
 from sklearn_implicitreg.problem import (
     BlockGradient,
@@ -92,6 +94,25 @@ class RanksProblem(Problem):
         """Rows are on other ranks too."""
         raise self._no_path()
 
+    def means(
+        self, summed: Callable[[TorchProblem], tuple[dict[Any, Tensor], float]]
+    ) -> dict[Any, Tensor]:
+        """Means over the rows of all ranks of what is summed over those of each."""
+        own = replace(self.here, stream=self.ranks.place)
+        loss = own.row_loss
+        if loss.by_class and (loss.classes is None or loss.weighs(loss.classes)):
+            pairs = self.ranks.shared(lambda: mass_and_weight(own))
+            mass, weight = map(sum, zip(*pairs, strict=True))
+            own = replace(own, mass_of_row=mass / weight)
+
+        def sums() -> tuple[dict[Any, Tensor], float]:
+            found = summed(own)
+            if self.in_shards or any(total.requires_grad for total in found[0].values()):
+                raise self._no_path()
+            return found
+
+        return self.ranks.means(sums)
+
     def numbered_like(self, fitted: Problem) -> Self:
         """The same problem with labels numbered as they are in the fitted rows."""
         return replace(self, own=self.own.numbered_like(getattr(fitted, "own", fitted)))
@@ -154,8 +175,8 @@ class RanksProblem(Problem):
     def _no_path(self) -> ValueError:
         return ValueError(
             f"Expected a model of one process here, got {self.model_name} on {self.ranks.n} ranks, "
-            "of which only the loss gradient, its columns in the weights and their fit are known; "
-            "give the module inside, with the full weights and all rows, to one process."
+            "whose losses and means over rows are known, and not the rows of all; give the module "
+            "inside, with the full weights and all rows, to one process."
         )
 
 

@@ -13,11 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.registry import Options
-from sklearn_implicitreg.adapters.torch.data import SCALE_ROWS, Batch, Rows, few_rows, rows_in
-from sklearn_implicitreg.adapters.torch.few_rows import with_custom_loss
+from sklearn_implicitreg.adapters.torch.data import (
+    SCALE_ROWS,
+    Batch,
+    Rows,
+    cuts_into_rows,
+    few_rows,
+    joined,
+    map_tensors,
+    of_equal_weight,
+    rows_in,
+)
+from sklearn_implicitreg.adapters.torch.few_rows import (
+    returned_loss,
+    with_counted,
+    with_custom_loss,
+)
+from sklearn_implicitreg.adapters.torch.gathered import hessian_product
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
+from sklearn_implicitreg.adapters.torch.labels import labels_after_first, labels_in
 from sklearn_implicitreg.adapters.torch.options import set_modes
 from sklearn_implicitreg.adapters.torch.ranks import RanksProblem
+from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -29,6 +46,8 @@ from sklearn_implicitreg.problem import (
 )
 from sklearn_implicitreg.problem.ranks import sharding_parts
 from sklearn_implicitreg.problem.vectors import wide, wide_zeros
+
+_LABELS_AT_ONCE = 1024  # rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +68,7 @@ class ShardedProblem(RanksProblem):
         """Sums over the ranks, batch by batch, in the tensors' parts on this one."""
         own, scale, begun = self.here, 0.0, False
         last = None if self.first is None else own.to_device(self.first)
-        with self.at_work(own), closing(own.batches_read(n_blocks)) as batches:
+        with self.at_work(own), closing(self._read(n_blocks)) as batches:
             while True:
                 here: list[Batch] = []
 
@@ -70,6 +89,12 @@ class ShardedProblem(RanksProblem):
                 begun = True
                 yield replace(block, scale=max(scale * block.n_rows, block.scale))
                 del block  # freed before the next is made
+
+    def _read(self, n_blocks: int) -> Iterator[Batch]:
+        """Batches here; of a loss that is one mean, the rows of every weight apart."""
+        apart = self.own.row_loss.counted is not None
+        for batch in self.here.batches_read(n_blocks):
+            yield from of_equal_weight(batch, zero=True) if apart else [batch]
 
     @contextlib.contextmanager
     def at_work(self, own: Any) -> Iterator[None]:
@@ -153,13 +178,16 @@ class ShardedProblem(RanksProblem):
         return torch.cat(found).double().numpy() if found else None
 
     def hvp(self, vector: Params) -> Params:
-        """Backward passes of a sharded module cannot be differentiated."""
-        raise ValueError(
-            "Expected whole tensors on every rank for second derivatives of the loss (the column "
-            f"'minibatch' of window='epoch', penalties on gradients), got {self.model_name} in "
-            "shards; use reference='batch', reference='applied' or windows of steps, or load its "
-            "full state dict into a module of one process."
-        )
+        """Hessian of the mean loss times a vector, by a copy with whole tensors on every rank."""
+        # Backward passes of a sharded module itself cannot be differentiated.
+        module = self.own.module
+        with lent(module):
+            for part, mode in zip(module.modules(), self.modes, strict=True):
+                part.training = mode
+            with self._with_values():
+                named = dict(module.named_parameters())
+                parts = {name: part_of(p, self.ranks) for name, p in named.items()}
+                return hessian_product(self, vector, parts)
 
     def reads(self, names: Sequence[str]) -> bool:
         """Whether the gradient may depend on frozen parameters, buffers or attributes."""
@@ -185,6 +213,30 @@ class ShardedProblem(RanksProblem):
         names = ("loss_name", "notes", "batch_normalized", "convention", "trained_sum")
         same = {name: getattr(found[0], name) for name in names}
         return replace(self, **same, own=replace(found[0], rows=self.own.rows))
+
+    def with_counted_labels(self) -> ShardedProblem:
+        """Find out by a few rows of all ranks over which labels a model's own loss is the mean."""
+        n = max(2, TRIED_ROWS // self.ranks.n)
+
+        def few() -> Batch | None:
+            batch = self.own.rows.few(n)
+            if batch is None or not cuts_into_rows(batch[:2], rows_in(batch)):
+                return None
+            return Batch(*map_tensors(lambda t: t[:n].detach().cpu().clone(), tuple(batch)))
+
+        def loss(own: Any, batch: Batch) -> Tensor:
+            # The number of one rank, so that all take as many passes.
+            return self.ranks.shared(lambda: returned_loss(own, batch).detach().cpu())[0]
+
+        every = [batch for batch in self.ranks.shared(few) if batch is not None]
+        own = replace(self.own, rows=replace(self.own.rows, pick=None))
+        if every:
+            with self.at_work(self.own):
+                own = with_counted(own, _alike(every), loss)
+        if own.row_loss.counted is None:
+            self.ranks.shared(functools.partial(_check_even, self.own.rows))
+        same = {"loss_name": own.loss_name, "eps": own.eps}
+        return replace(self, **same, own=replace(own, rows=self.own.rows))
 
     def _block(self, batch: Batch, counts: bool = True) -> BlockGradient:
         """Gradient of the loss on a batch of each rank, which need not count."""
@@ -225,6 +277,40 @@ class ShardedProblem(RanksProblem):
         with preserved_rng(self.own.device):
             block = self._block(few or batch)
         return block.scale / block.n_rows
+
+
+def _alike(batches: Sequence[Batch]) -> Batch:
+    """Rows of batches that are shaped as the one with the most different numbers of labels."""
+
+    def kinds(batch: Batch) -> int:
+        target = batch.target
+        if not isinstance(target, Tensor):
+            return 0
+        return len(labels_in(target).reshape(len(target), -1).sum(1).unique())
+
+    def shape(batch: Batch) -> str:
+        return repr(map_tensors(lambda t: t[:0], tuple(batch)[:2]))
+
+    most = max(batches, key=kinds)
+    return functools.reduce(joined, (own for own in batches if shape(own) == shape(most)))
+
+
+def _check_even(rows: Rows) -> None:
+    """Raise ValueError where a mean over labels is no mean over rows."""
+    found: dict[Any, set[int]] = {labels_in: set(), labels_after_first: set()}
+    for batch in rows.batches(_LABELS_AT_ONCE):
+        if isinstance(batch.target, Tensor) and not batch.target.is_floating_point():
+            for counted, numbers in found.items():
+                own = counted(batch.target).reshape(len(batch.target), -1)
+                numbers.update(own.sum(1).tolist())
+    for numbers in found.values():
+        if len(numbers) > 1:
+            raise ValueError(
+                "Expected a mean over labels as the loss that a sharded module returns, or as many "
+                f"labels in every row, got {min(numbers)} to {max(numbers)} of them and a loss of "
+                "which a few rows show no such mean; give loss= and a forward that returns "
+                "outputs, or load the full state dict into a module of one process."
+            )
 
 
 def part_of(tensor: Any, ranks: Ranks) -> Tensor:

@@ -138,6 +138,18 @@ def test_rows_have_weights_beside_their_labels(kind):
     assert 0.1 < found.scale / gradient(model, rows).scale < 10
 
 
+@pytest.mark.parametrize("out", ["weights", "labels"])
+def test_a_batch_whose_rows_count_with_one_weight_or_not_at_all(out):
+    rows, model = samples(), Model("aligned")
+    weights = np.full(len(rows), 0.5)
+    weights[::3] = 0.0 if out == "weights" else 2.0
+    for row in rows[::3] if out == "labels" else []:
+        row["labels"][:] = -100
+    found = gradient(model, rows, weights)
+    assert_close(found.value, plain(model, rows, "aligned", weights))
+    assert found.n_rows == len(rows)
+
+
 def test_outputs_of_a_model_that_returns_its_loss_first():
     problem = adapt(Model(), Data(samples(ragged=False), None), Options())
     with pytest.raises(ValueError, match="Expected outputs of Model with one entry per row"):

@@ -39,7 +39,9 @@ def net():
 class Training:
     """A run on the rows of a rank, or of one process on those of all, whose steps are recorded."""
 
-    def __init__(self, place, parts, rank=None, *, made=torch.optim.SGD, given="rows", **how):
+    def __init__(
+        self, place, parts, rank=None, *, made=torch.optim.SGD, given="rows", epochs=True, **how
+    ):
         X, y = rows()
         self.ranks = range(len(parts)) if rank is None else [rank]
         own = slice(0, parts[-1].stop) if rank is None else parts[rank]
@@ -49,7 +51,7 @@ class Training:
         how_made = {"lr": 0.1, "weight_decay": 0.02}
         how_made |= {"momentum": 0.5} if made is torch.optim.SGD else {"lr": 0.01}
         optimizer = made(self.net.parameters(), **how_made)
-        if "families" in how:
+        if "families" in how and "data" not in how:
             how |= {"data": (self.X, self.y), "loss": "mse"}
         with record(self.net, optimizer, **how) as recorder:
             for epoch in range(N_EPOCHS):
@@ -57,7 +59,8 @@ class Training:
                     optimizer.zero_grad()
                     self._on_batches(recorder, epoch, k, given)
                     optimizer.step()
-                recorder.epoch()
+                if epochs:
+                    recorder.epoch()
         self.trajectory = recorder.trajectory
 
     def _on_batches(self, recorder, epoch, k, given):
@@ -115,11 +118,20 @@ FITS = {
         {"families": REDUCED, "reference": "applied"},
         {"reference": "applied", "family": "l2+l1"},
     ),
+    "reduced in windows": (
+        {"families": REDUCED, "every": 3, "epochs": False},
+        {"family": "l1", "known": {"l2": 0.01}},
+    ),
+    "reduced without rows": (
+        {"families": REDUCED, "reference": "applied", "data": None},
+        {"reference": "applied", "family": "l2+l1"},
+    ),
 }
-IN_SHARDS = {"gradient", "batches", "batches in windows", "applied", "tensors", "flow", "layers"}
+OF_WHOLE = {"rows", "evidence"}  # which are not there in shards
+IN_RECORD = {"reduced, applied", "reduced in windows", "reduced without rows"}
 WAYS = {"even": EVEN, "uneven": UNEVEN}
 FEW = {
-    "even": {"gradient", "batches", "applied", "epochs", "rows", "reduced"},
+    "even": {"gradient", "batches", "applied", "epochs", "rows", "reduced", *IN_RECORD},
     "uneven": {"epochs"},
 }
 OF_MEANS = {"gradient", "batches", "epochs", "sizes", "tensors", "reduced"}  # which differ there
@@ -143,7 +155,7 @@ def whole(module):
 def fits(name, way, few):
     """Names of the fits of a kind of model; a few of them show the most."""
     some = FEW[way] if few else FITS if way == "even" else OF_MEANS
-    return [fit for fit in FITS if fit in some and (name != "fsdp" or fit in IN_SHARDS)]
+    return [fit for fit in FITS if fit in some and (name != "fsdp" or fit not in OF_WHOLE)]
 
 
 def of_trajectories(rank=None, few=False):
@@ -176,6 +188,11 @@ def local(tensor):
     """The entries of a tensor that are here."""
     own = tensor.detach()
     return own.to_local() if hasattr(own, "to_local") else own
+
+
+def states_of(module):
+    """Classes of the parts of a module, and all that they hold, hooks among them."""
+    return [(type(part), {k: repr(v) for k, v in vars(part).items()}) for part in module.modules()]
 
 
 class Tokens(nn.Sequential):
@@ -218,13 +235,14 @@ def of_faults(place, rank):
     found["families"] = message(one.fitted, family="hessian_trace")
     found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
     before = [local(p).clone() for p in one.net.parameters()]
-    found["next"] = one.fitted(family="l2+l1")
+    states = states_of(one.net)
+    found["next"] = one.fitted(family="l2+l1", window="epoch")
+    kept = states == states_of(one.net)
     pairs = zip(before, map(local, one.net.parameters()), strict=True)
-    found["kept"] = str(all(torch.equal(a, b) for a, b in pairs))
+    found["kept"] = str(kept and all(torch.equal(a, b) for a, b in pairs))
     if hasattr(one.net, "reshard"):
-        found["epochs"] = message(one.fitted, window="epoch")
         found["evidence"] = message(one.fitted, mode="endpoint")
-        found["reduced"] = message(Training, place, EVEN, rank, families=REDUCED)
+        found["reduced"] = message(Training, place, EVEN, rank, families=["nuclear"])
         some = torch.optim.SGD([next(one.net.parameters())], lr=0.1)
         found["some"] = message(record, one.net, some)
         found["labels"] = message(of_ragged_labels, place)

@@ -22,7 +22,7 @@ class Held(Penalty):
 
 def shared(penalty: Penalty, problems: Sequence[Problem]) -> list[Penalty]:
     """The penalty at every problem, with what it takes from weights taken from all of them."""
-    own = [_leaves(penalty, problem) for problem in problems]
+    own = [leaves_at(penalty, problem) for problem in problems]
     if len({len(leaves) for leaves in own}) > 1:
         return [penalty] * len(problems)
     found = []
@@ -44,7 +44,8 @@ def check_parts(leaves: Sequence[Leaf]) -> None:
             raise _needs_whole(penalty)
 
 
-def _leaves(penalty: Penalty, problem: Problem) -> list[Leaf]:
+def leaves_at(penalty: Penalty, problem: Problem) -> list[Leaf]:
+    """Leaves of a penalty; ValueError for those that need more than parts of tensors in shards."""
     if not problem.in_shards:
         return penalty.leaves(problem.params, problem)
     try:

@@ -8,6 +8,8 @@ equations themselves are never held together.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -316,12 +318,13 @@ class System:
         """R factors of all clusters but one, for each cluster in turn."""
         # They are merged, never subtracted: what is left of a column that lives in one cluster is
         # zero and not a rounding error.
-        n, none = len(self.r_factors), np.zeros_like(self.r_factors[0])
-        before, after = [none], [none]
-        for i in range(n - 1):
-            before.append(merge([before[-1], self.r_factors[i]]))
-            after.append(merge([self.r_factors[n - 1 - i], after[-1]]))
-        rests = [merge([before[i], after[n - 1 - i]]) for i in range(n)]
+        parts = self.r_factors
+        if len(parts) == 1:
+            return [np.zeros_like(parts[0])]
+        before = list(itertools.accumulate(parts[:-1], _both))
+        after = list(itertools.accumulate(parts[:0:-1], _both))[::-1]
+        inner = [_both(*pair) for pair in zip(before, after[1:], strict=False)]
+        rests = [after[0], *inner, before[-1]]
         return [projected(rest) for rest in rests] if self.instrumented else rests
 
     def _part(self, columns: list[int], clusters: list[int]) -> System:
@@ -463,12 +466,22 @@ def explained(r_factor: Array, coef: Array) -> float:
     return 1.0 - float(residual @ residual) / float(target @ target)
 
 
+def _both(one: Array, other: Array) -> Array:
+    return merge([one, other])
+
+
 def _upper(block: Array) -> Array:
     """Square R of a column-major block, which is overwritten, with a non-negative diagonal."""
     n = block.shape[1]
     result = np.zeros((n, n))
     if len(block):
         reduced = lapack.dgeqrf(block, overwrite_a=1)[0][:n]
-        result[: len(reduced)] = np.triu(reduced)
+        np.copyto(result[: len(reduced)], reduced, where=_triangle(n)[: len(reduced)])
         result[np.diagonal(result) < 0] *= -1.0
     return result
+
+
+@functools.lru_cache(maxsize=64)
+def _triangle(n: int) -> npt.NDArray[np.bool_]:
+    """Mask of the places in a square that are not below its diagonal."""
+    return np.tri(n, dtype=np.bool_).T

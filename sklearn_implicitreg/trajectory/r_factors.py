@@ -162,8 +162,10 @@ def signature(leaf: Leaf, problem: Problem, weights: Params) -> Array:
     return torch.stack(found, dim=1).numpy()
 
 
-def place_of(own: Array, recorded: Array) -> int | None:
-    """Which of the recorded columns has a signature."""
-    away = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1)
+def place_of(own: Array, recorded: Array, problem: Problem) -> int | None:
+    """Which of the recorded columns has a signature, on all ranks that have parts of them."""
+    here = np.abs(recorded - own).reshape(len(recorded), -1).max(axis=1), np.abs(own).max()
+    every, sizes = zip(*problem.over_shards(here), strict=True)
+    away = np.max(every, axis=0)
     best = int(away.argmin())
-    return best if away[best] <= 1e-6 * np.abs(own).max() else None
+    return best if away[best] <= 1e-6 * max(sizes) else None

@@ -12,6 +12,7 @@ from sklearn_implicitreg.penalties import Penalty
 from sklearn_implicitreg.problem import LossGradient, Params, Problem
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.regression.place import Place
+from sklearn_implicitreg.regression.shards import Reduced, merged_over
 from sklearn_implicitreg.regression.system import Array, System, merge, r_factor
 from sklearn_implicitreg.trajectory.design import at_weights
 from sklearn_implicitreg.trajectory.minibatch import NUISANCE, has_nuisance
@@ -58,7 +59,7 @@ def targets_from_r_factors(
         chosen = _chosen(penalty, problem, whole.stop.weights, held, targets)
         mean = _mean_design(chosen, problem, held, whole.n_steps)
         own = [
-            Place(problem, mean, _gradient({}, block, held), _system(chosen, block))
+            Place(problem, mean, _gradient({}, block, held), _system(chosen, block, problem))
             for block in held.blocks
         ]
         value = {
@@ -94,7 +95,7 @@ def _chosen(
     known = np.zeros(len(held.term_names))
     for leaf in penalty.leaves(problem.params, problem):
         for own in signature(leaf, problem, weights):
-            place = place_of(own, held.signatures)
+            place = place_of(own, held.signatures, problem)
             if place is None:
                 shown = [name for name in dict.fromkeys(held.term_names) if name != NUISANCE]
                 raise ValueError(
@@ -112,23 +113,32 @@ def _chosen(
     return _Chosen(family, names, free, known, [*free, *seen])
 
 
-def _system(chosen: _Chosen, block: Block) -> System:
+def _system(chosen: _Chosen, block: Block, problem: Problem) -> System:
     """R factors of the family's columns in one window, one for each tensor."""
+    k, ranks = len(chosen.term_names), problem.ranks
     tensors: dict[str, list[Array]] = {}
     counts: dict[str, int] = {}
     for cell in block.cells:
-        if all(cell.smooth[place] for place in chosen.seen):
+        if cell.n and all(cell.smooth[place] for place in chosen.seen):
             # What is known is moved to the side of the loss.
             target = cell.r_factor[:, -1] - cell.r_factor[:, :-1] @ chosen.known
             upper = r_factor(cell.r_factor[:, chosen.free], target)
             tensors.setdefault(cell.tensor, []).append(upper)
             counts[cell.tensor] = counts.get(cell.tensor, 0) + cell.n
-    if not tensors:
-        k = len(chosen.term_names)
-        tensors, counts = {"none": [np.zeros((k + 1, k + 1))]}, {"none": 0}
-    merged = tuple(merge(parts) for parts in tensors.values())
-    numbers = tuple(counts.values())
-    return System(chosen.term_names, tuple(tensors), merged, numbers, missing=_ROWLESS)
+    nothing = np.zeros((k + 1, k + 1))
+
+    def reduced() -> list[Reduced]:
+        names = [*tensors] if ranks is None or not ranks.sharded else [*problem.params]
+        return [(merge(tensors.get(n, [nothing])), counts.get(n, 0)) for n in names]
+
+    if ranks is not None and ranks.sharded:
+        every = merged_over(ranks, [k + 1] * len(problem.params), reduced)
+        found = dict(zip(problem.params, every, strict=True))
+    else:
+        found = dict(zip(tensors, reduced(), strict=True))
+    found = {name: own for name, own in found.items() if own[1]} or {"none": (nothing, 0)}
+    merged, numbers = zip(*found.values(), strict=True)
+    return System(chosen.term_names, tuple(found), merged, numbers, missing=_ROWLESS)
 
 
 def _mean_design(chosen: _Chosen, problem: Problem, held: RFactors, n_steps: int) -> Design:

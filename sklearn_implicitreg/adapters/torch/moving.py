@@ -40,7 +40,12 @@ def moved(
         return _copied(tensor, device, dtype if tensor.is_floating_point() else None)
 
     weight = None if batch.weight is None else batch.weight.to(device, dtype)
-    return Batch(map_tensors(move, batch.inputs), map_tensors(move_target, batch.target), weight)
+    target = batch.target  # most batches are two tensors, of which many are moved
+    return Batch(
+        move(batch.inputs) if alone else map_tensors(move, batch.inputs),
+        move_target(target) if isinstance(target, Tensor) else map_tensors(move_target, target),
+        weight,
+    )
 
 
 def _copied(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:

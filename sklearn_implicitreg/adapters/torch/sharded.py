@@ -29,6 +29,7 @@ from sklearn_implicitreg.adapters.torch.few_rows import (
     with_counted,
     with_custom_loss,
 )
+from sklearn_implicitreg.adapters.torch.gathered import hessian_product
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.labels import labels_after_first, labels_in
 from sklearn_implicitreg.adapters.torch.options import set_modes
@@ -177,13 +178,16 @@ class ShardedProblem(RanksProblem):
         return torch.cat(found).double().numpy() if found else None
 
     def hvp(self, vector: Params) -> Params:
-        """Backward passes of a sharded module cannot be differentiated."""
-        raise ValueError(
-            "Expected whole tensors on every rank for second derivatives of the loss (the column "
-            f"'minibatch' of window='epoch', penalties on gradients), got {self.model_name} in "
-            "shards; use reference='batch', reference='applied' or windows of steps, or load its "
-            "full state dict into a module of one process."
-        )
+        """Hessian of the mean loss times a vector, by a copy with whole tensors on every rank."""
+        # Backward passes of a sharded module itself cannot be differentiated.
+        module = self.own.module
+        with lent(module):
+            for part, mode in zip(module.modules(), self.modes, strict=True):
+                part.training = mode
+            with self._with_values():
+                named = dict(module.named_parameters())
+                parts = {name: part_of(p, self.ranks) for name, p in named.items()}
+                return hessian_product(self, vector, parts)
 
     def reads(self, names: Sequence[str]) -> bool:
         """Whether the gradient may depend on frozen parameters, buffers or attributes."""

@@ -164,11 +164,6 @@ def record(  # noqa: PLR0913
             )
         kept = Kept(directory, memory_limit)
     else:
-        if sharding_parts(model):
-            raise ValueError(
-                "Expected families=None with a module that fully_shard shards over ranks, got "
-                f"{families!r}; record its weights, with directory= where they need room."
-            )
         with together(given, "record(families=...)"):
             own = _reduction(given, parts, families, reference, data, loss, params)
         kept = ReducedKept(own)

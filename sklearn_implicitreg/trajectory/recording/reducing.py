@@ -14,10 +14,19 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters import Data, Options, adapt
 from sklearn_implicitreg.adapters.torch.options import device_of
+from sklearn_implicitreg.adapters.torch.sharded import part_of
 from sklearn_implicitreg.adapters.torch.structure import in_scope
 from sklearn_implicitreg.penalties import penalty_with_terms
 from sklearn_implicitreg.penalties.base import Leaf, same
-from sklearn_implicitreg.problem import BlockGradient, Params, ParamsSpec, Problem, together
+from sklearn_implicitreg.penalties.held import leaves_at
+from sklearn_implicitreg.problem import (
+    BlockGradient,
+    Params,
+    ParamsSpec,
+    Problem,
+    ranks_of,
+    together,
+)
 from sklearn_implicitreg.problem.frozen import inner_module, own_name
 from sklearn_implicitreg.regression.design import Design
 from sklearn_implicitreg.trajectory.design import deviation, is_stochastic, window_design
@@ -77,7 +86,7 @@ class Reduction:
                 "data; give both, or reference='applied'."
             )
         if data is None:
-            problem = _without_rows(inner_module(model), params)
+            problem = _without_rows(model, params)
         elif isinstance(data, Problem):
             problem = data
         else:
@@ -85,7 +94,7 @@ class Reduction:
             problem = adapt(model, own, Options(loss=loss, params=params, together=True))
         problem = replace(problem, param_groups=groups)
         penalties = map(penalty_with_terms, families)
-        found = [leaf for own in penalties for leaf in own.leaves(problem.params, problem)]
+        found = [leaf for own in penalties for leaf in leaves_at(own, problem)]
         _check_families(found, problem)
         leaves: dict[tuple[str, ...], list[Leaf]] = {}
         for leaf in found:
@@ -236,6 +245,8 @@ class ReducedKept(Kept):
 class _Weights(Problem):
     """The weights of a module without any rows."""
 
+    counts: tuple[None, ...] = ()  # of rows that ranks have
+
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Raise ValueError: there are no rows."""
         raise ValueError(
@@ -250,9 +261,13 @@ class _Weights(Problem):
         return replace(self, params={n: params[n] for n in self.params})
 
 
-def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
+def _without_rows(given: nn.Module, params: ParamsSpec) -> Problem:
+    model, ranks = inner_module(given), ranks_of(given)
+    ranks = ranks if ranks is not None and ranks.sharded else None  # else all have the same
     found: Params = {
-        own_name(n): p.detach() for n, p in model.named_parameters() if p.requires_grad
+        own_name(n): p.detach() if ranks is None else part_of(p, ranks)
+        for n, p in model.named_parameters()
+        if p.requires_grad
     }
     device = device_of("auto", found)
     trained = {n: p.to(device) for n, p in found.items()}
@@ -264,6 +279,8 @@ def _without_rows(model: nn.Module, params: ParamsSpec) -> Problem:
         loss_name="",
         eps=max(torch.finfo(kind).eps for kind in kinds),
         left_out=tuple(n for n in trained if n not in names),
+        ranks=ranks,
+        counts=() if ranks is None else (None,) * ranks.n,
     )
 
 

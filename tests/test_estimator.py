@@ -499,7 +499,7 @@ def test_no_gradient_is_no_signal(family):
     assert "The gradient is zero to rounding" in text_of(est)
     inside = {name: torch.ones(10, dtype=torch.float64) for name in est.penalty_.tensors}
     assert float(est.penalty_(inside)) == 0.0
-    with pytest.raises(ValueError, match="The model has no parameter for a penalty; read coef_"):
+    with pytest.raises(ValueError, match=r"no parameter for a penalty; read coef_ instead\.$"):
         est.in_model_units()
 
 
@@ -508,6 +508,32 @@ def test_no_gradient_of_a_classifier():
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-14, max_iter=1000)
     est = Estimator(model.fit(X, Y_CLASS)).fit(X, Y_CLASS)
     assert est.verdict_ == "no signal"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_solver_leaves_has_either_sign(seed):
+    """Without signal and at rest no model states a reward: alpha is 0, C is inf."""
+    moved = np.random.default_rng(seed).normal(size=10) * 1e-5
+    for model, y, name, zero in (
+        (PoissonRegressor(alpha=0, tol=1e-10, max_iter=10_000), Y, "alpha", 0.0),
+        (LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000), Y_CLASS, "C", np.inf),
+    ):
+        model.fit(X, y).coef_ += moved
+        est = Estimator(model).fit(X, y)
+        assert est.verdict_ == "no signal"
+        found = est.in_model_units()[name]
+        assert found == zero if est.coef_[0] < 0 else 0 < found < np.inf
+        est.explicit_estimator()
+
+
+def test_a_reward_of_an_unfinished_training_is_not_stated():
+    model = LogisticRegression(C=0.1, max_iter=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        est = Estimator(model.fit(X, Y_CLASS)).fit(X, Y_CLASS)
+    assert est.coef_[0] < 0
+    with pytest.raises(ValueError, match="at or above zero"):
+        est.in_model_units()
 
 
 KINKED = {

@@ -416,7 +416,8 @@ class FittedResult:
         Notes
         -----
         The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
-        gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
+        gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``; also where the
+        verdict is "no signal" on what a solver left, and that is a negative coefficient.
         """
         from sklearn_implicitreg.results.explicit import model_units  # a light import stays so
 
@@ -430,7 +431,8 @@ class FittedResult:
         -------
         estimator : object
             A scikit-learn or skorch estimator: the container with the model inside replaced; of a
-            search, its best estimator, and ``Ridge`` instead of ``RidgeCV``.
+            search its best estimator, of a classifier with a threshold the one inside, and
+            ``Ridge`` instead of ``RidgeCV``.
 
         Raises
         ------

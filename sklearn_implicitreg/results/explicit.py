@@ -9,7 +9,6 @@ from typing import Any
 
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import (
     ElasticNet,
     Lasso,
@@ -22,7 +21,7 @@ from sklearn.linear_model import (
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
-from sklearn_implicitreg.endpoints.templates import inner_model
+from sklearn_implicitreg.endpoints.templates import alone_inside, inner_model
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.results.fit_description import Description
@@ -55,9 +54,7 @@ def explicit_estimator(
     _check_no_reward(coef)
     description.check_all_unknown()
     coef = _stated(coef)
-    inside = getattr(model, "best_estimator_", None)
-    if isinstance(model, FrozenEstimator):
-        inside = model.estimator
+    inside = alone_inside(model)
     if inside is not None:
         return explicit_estimator(inside, coef, description, penalty)
     if isinstance(model, Pipeline):
@@ -140,14 +137,15 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
 
 def model_units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
     """Coefficients as the model's own parameters, with those that state the kind of penalty."""
-    params, convention = description.in_model_units(_stated(coef)), description.convention
-    assert convention is not None
+    inside, convention = inner_model(model), description.convention
+    if convention is None:
+        raise ValueError(_no_parameter(inside))
+    params = description.in_model_units(_stated(coef))
     terms = {name.partition("[")[0] for name in _stated(coef)}
     # The inverse of a negative number, or a share of terms of two signs, is no smaller penalty.
     shared = len(terms) > 1 and any(key.startswith(convention.ratio) for key in params)
     if convention.inverse or shared:
         _check_no_reward(coef)
-    inside = inner_model(model)
     own = inside.get_params(deep=False) if hasattr(inside, "get_params") else {}
     if "l1_ratio" not in params or "penalty" not in own:
         return params
@@ -167,6 +165,17 @@ def model_units(model: Any, coef: Mapping[str, float], description: Description)
                 "penalty_ in a training loop."
             )
     return params
+
+
+def _no_parameter(model: Any) -> str:
+    """What can be read where no parameter of the model states a penalty."""
+    text = "The model has no parameter for a penalty; read coef_ instead."
+    if hasattr(model, "parameters") or hasattr(model, "module_"):
+        return (
+            f"{text} Beside a loss that is summed over a batch, weight_decay is 2 * coef_ of l2 "
+            "times the size of the batch."
+        )
+    return text
 
 
 def _check_no_reward(coef: Mapping[str, float]) -> None:

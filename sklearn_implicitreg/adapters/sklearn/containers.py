@@ -113,6 +113,18 @@ def _search(model: Any, data: Data) -> tuple[Any, Data]:
     return model.best_estimator_, data
 
 
+def _threshold(model: Any, data: Data) -> tuple[Any, Data]:
+    """Classifier inside, which is trained on all rows before or after its threshold is chosen."""
+    check_is_fitted(model)
+    if not getattr(model, "refit", True):
+        raise ValueError(
+            f"Expected {type(model).__name__} with refit=True, got refit=False: its classifier was "
+            "trained on a part of the rows. Fit it with refit=True, or give the classifier itself, "
+            "with the rows that it was trained on."
+        )
+    return model.estimator_, data
+
+
 def _frozen(model: Any, data: Data) -> tuple[Any, Data]:
     """Estimator inside."""
     return model.estimator, data
@@ -125,5 +137,7 @@ CONTAINERS: dict[str, Callable[[Any, Data], tuple[Any, Data]]] = {
     "RandomizedSearchCV": _search,
     "HalvingGridSearchCV": _search,
     "HalvingRandomSearchCV": _search,
+    "FixedThresholdClassifier": _threshold,
+    "TunedThresholdClassifierCV": _threshold,
     "FrozenEstimator": _frozen,
 }

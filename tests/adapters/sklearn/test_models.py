@@ -43,7 +43,7 @@ from sklearn.linear_model import (
     TheilSenRegressor,
     TweedieRegressor,
 )
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, TargetEncoder
@@ -581,6 +581,13 @@ REFUSED = {
         lambda: GammaRegressor().fit(X_DIABETES, Y_DIABETES),
         Y_DIABETES * 0,
         "Expected y > 0.*out of the valid range",
+    ),
+    "threshold-on-a-part": (
+        lambda: TunedThresholdClassifierCV(LogisticRegression(), cv=0.5, refit=False).fit(
+            X_CANCER, Y_CANCER
+        ),
+        Y_CANCER,
+        "refit=True, got refit=False.*a part of the rows",
     ),
     "cross-fitted-step": (
         lambda: make_pipeline(TargetEncoder(), Ridge()).fit(np.round(X_DIABETES), Y_UNIT),

@@ -157,8 +157,9 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
         if not (hasattr(model, "fit") and hasattr(model, "get_params")):
             raise TypeError(
                 "Expected a trained nn.Module, a fitted skorch net or scikit-learn estimator, an "
-                f"unfitted one as a template, or 'precomputed', got {model!r}; another class is "
-                "made known by sklearn_implicitreg.adapters.register."
+                f"unfitted one as a template, or 'precomputed', got {model!r}; give a linear "
+                "predictor as LinearModel(coef, intercept, loss=...), another class is made known "
+                "by sklearn_implicitreg.adapters.register."
             )
         _check_template(model)
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))

@@ -43,7 +43,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC, LinearSVR
 from torch import nn
 
-from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.penalties import L2
 
@@ -534,6 +534,20 @@ def test_a_reward_of_an_unfinished_training_is_not_stated():
     assert est.coef_[0] < 0
     with pytest.raises(ValueError, match="at or above zero"):
         est.in_model_units()
+
+
+def test_endpoints_of_models_with_different_parameters():
+    several = [Endpoint(model.fit(X, Y), X, Y) for model in (Ridge(3.0), Lasso(0.1))]
+    est = Estimator(None).fit(several)
+    with pytest.raises(ValueError, match=r"by the same parameter, got those of \['Lasso', 'Ridge'"):
+        est.in_model_units()
+
+
+def test_given_equations_have_no_estimator():
+    est = Estimator("precomputed").fit(X, Y)
+    assert (est.coef_ < 0).any()
+    with pytest.raises(TypeError, match="got given equations"):
+        est.explicit_estimator()
 
 
 KINKED = {

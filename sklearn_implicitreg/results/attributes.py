@@ -422,7 +422,7 @@ class FittedResult:
         from sklearn_implicitreg.results.explicit import model_units  # a light import stays so
 
         coefficients = self._coefficients()
-        return model_units(self._first_model(), coefficients, self._description)
+        return model_units(self.model_, coefficients, self._description)
 
     def explicit_estimator(self) -> Any:
         """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.

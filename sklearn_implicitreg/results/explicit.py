@@ -51,9 +51,6 @@ def explicit_estimator(
     model: Any, coef: Mapping[str, float], description: Description, penalty: FittedPenalty | None
 ) -> Any:
     """Unfitted estimator of the model's kind with the penalty as its own parameters."""
-    _check_no_reward(coef)
-    description.check_all_unknown()
-    coef = _stated(coef)
     inside = alone_inside(model)
     if inside is not None:
         return explicit_estimator(inside, coef, description, penalty)
@@ -69,6 +66,9 @@ def explicit_estimator(
             f"{'given equations' if isinstance(model, str) else type(model).__name__}: there is no "
             f"constructor that takes a penalty; {_by_hand(model, description)}."
         )
+    _check_no_reward(coef)
+    description.check_all_unknown()
+    coef = _stated(coef)
     if hasattr(model, "module_"):
         if description.convention is None:
             raise ValueError(
@@ -137,9 +137,10 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
 
 def model_units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
     """Coefficients as the model's own parameters, with those that state the kind of penalty."""
-    inside, convention = inner_model(model), description.convention
+    models = [inner_model(m) for m in (model if isinstance(model, list) else [model])]
+    inside, convention = models[0], description.convention
     if convention is None:
-        raise ValueError(_no_parameter(inside))
+        raise ValueError(_no_parameter(models))
     params = description.in_model_units(_stated(coef))
     terms = {name.partition("[")[0] for name in _stated(coef)}
     # The inverse of a negative number, or a share of terms of two signs, is no smaller penalty.
@@ -167,8 +168,14 @@ def model_units(model: Any, coef: Mapping[str, float], description: Description)
     return params
 
 
-def _no_parameter(model: Any) -> str:
-    """What can be read where no parameter of the model states a penalty."""
+def _no_parameter(models: list[Any]) -> str:
+    """What can be read where no parameter of the models states a penalty."""
+    model, kinds = models[0], {type(model).__name__ for model in models}
+    if len(kinds) > 1:
+        return (
+            "Expected endpoints of models that state a penalty by the same parameter, got those of "
+            f"{sorted(kinds)}; read coef_ instead."
+        )
     text = "The model has no parameter for a penalty; read coef_ instead."
     if hasattr(model, "parameters") or hasattr(model, "module_"):
         return (

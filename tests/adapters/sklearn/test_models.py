@@ -26,6 +26,7 @@ from cases import (
 )
 from scipy import sparse
 from sklearn import metrics
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import (
     GammaRegressor,
@@ -38,6 +39,7 @@ from sklearn.linear_model import (
     Perceptron,
     PoissonRegressor,
     Ridge,
+    RidgeClassifier,
     SGDClassifier,
     SGDRegressor,
     TheilSenRegressor,
@@ -325,6 +327,28 @@ def test_class_labels_of_any_kind() -> None:
     assert {round(g.loss, 12) for g in gradients} == {round(gradients[0].loss, 12)}
 
 
+@pytest.mark.parametrize("model", [LogisticRegression(), RidgeClassifier(), SGDClassifier()])
+@pytest.mark.parametrize(
+    ("trained", "given"),
+    [
+        (("neg", "pos"), ("negative", "positive")),
+        (("neg", "pos"), (False, True)),
+        ((0, 1), ("0", "1")),
+        ((0, 1), (256, 257)),
+        ((False, True), (1, 2)),
+    ],
+    ids=["longer", "flags", "text", "large", "numbers"],
+)
+def test_labels_are_not_cast_to_those_of_the_training(model: Any, trained: Any, given: Any) -> None:
+    """LabelEncoder cuts "positive" to "pos", and takes 257 for 1 among small integers."""
+    classes = np.array(trained)
+    classes = classes.astype("i1") if classes.dtype.kind == "i" else classes
+    model = clone(model).fit(X_CANCER, classes[Y_CANCER])
+    adapt(model, Data(X_CANCER, np.array(trained)[Y_CANCER]), Options())
+    with pytest.raises(ValueError, match="unseen labels.*expected those of the training"):
+        adapt(model, Data(X_CANCER, np.array(given)[Y_CANCER]), Options())
+
+
 def test_part_of_the_rows_may_lack_a_class() -> None:
     model = LogisticRegression(class_weight="balanced").fit(X_WINE, Y_WINE)
     rows = Y_WINE < 2
@@ -502,7 +526,7 @@ ONES = np.ones(442)
         (RIDGE, X_DIABETES, Y_DIABETES, ONES * np.nan, "Input sample_weight contains NaN"),
         (RIDGE, X_DIABETES, Y_DIABETES, -ONES, "Expected sample_weight at or above zero, got -1"),
         (LOGISTIC, X_WINE, Y_WINE + 1, None, "previously unseen labels: .*3"),
-        (YES_OR_NO, X_WINE, Y_WINE + 1, None, "previously unseen labels: .*False  True"),
+        (YES_OR_NO, X_WINE, Y_WINE + 1, None, "previously unseen labels: .*False, True"),
         (LOGISTIC, X_WINE, X_WINE[:, 0], None, "Unknown label type: continuous"),
     ],
     ids=[

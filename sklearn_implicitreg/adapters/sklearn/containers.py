@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.pipeline import Pipeline
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
@@ -69,7 +70,7 @@ def _pipeline(model: Any, data: Data) -> tuple[Any, Data]:
 
 def _check_steps(model: Any) -> None:
     """Raise ValueError for steps that gave the last one other rows in training."""
-    for name, step in model.steps[:-1]:
+    for name, step in _steps(model.steps[:-1]):
         cross_fitted = type(step).__name__ == "TargetEncoder"
         if cross_fitted or hasattr(step, "fit_resample"):
             what = "features by cross-fitting" if cross_fitted else "resampled rows"
@@ -78,6 +79,18 @@ def _check_steps(model: Any) -> None:
                 f"{name!r} ({type(step).__name__}), which gave the model {what} there. Give the "
                 "model itself, with the rows that it was trained on."
             )
+
+
+def _steps(named: Any) -> Iterator[tuple[str, Any]]:
+    """Steps with their names, also those inside of pipelines, unions and column transformers."""
+    for name, step, *_ in named:
+        yield name, step
+        if isinstance(step, Pipeline):
+            yield from _steps(step.steps)
+        elif isinstance(step, FeatureUnion):
+            yield from _steps(step.transformer_list)
+        elif isinstance(step, ColumnTransformer):
+            yield from _steps(step.transformers_)
 
 
 def _names_out(steps: Any) -> tuple[str, ...] | None:

@@ -27,6 +27,8 @@ from cases import (
 from scipy import sparse
 from sklearn import metrics
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import (
     GammaRegressor,
@@ -47,7 +49,7 @@ from sklearn.linear_model import (
 )
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler, TargetEncoder
 from sklearn.svm import LinearSVC, LinearSVR
 
@@ -640,6 +642,22 @@ class _Resampler(StandardScaler):
 
     def fit_resample(self, X: Any, y: Any) -> Any:
         raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        ColumnTransformer([("of city", TargetEncoder(), [0])], remainder="passthrough"),
+        FeatureUnion([("of city", TargetEncoder()), ("pca", PCA(2))]),
+        Pipeline([("of city", TargetEncoder()), ("scaler", StandardScaler())]),
+    ],
+    ids=["columns", "union", "pipeline"],
+)
+def test_a_cross_fitted_step_is_found_inside_of_others(step: Any) -> None:
+    X = np.round(X_DIABETES)
+    model = make_pipeline(step, Ridge(2.0)).fit(X, Y_DIABETES)
+    with pytest.raises(ValueError, match=r"got 'of city' \(TargetEncoder\).*cross-fitting"):
+        adapt(model, Data(X, Y_DIABETES), Options())
 
 
 def test_a_step_that_resamples_rows_is_refused() -> None:

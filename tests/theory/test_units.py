@@ -6,6 +6,7 @@ import inspect
 import re
 
 import numpy as np
+import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso, Ridge
@@ -90,6 +91,14 @@ def test_conversion_agrees_with_the_gradients_of_trained_models() -> None:
         direction = 2 * w[used] if family == "l2" else np.sign(w[used])
         coef = -float(slope[used] @ direction / (direction @ direction))
         assert convert(coef, family, to="alpha", n=n) == pytest.approx(model.alpha, rel=1e-9)
+
+
+@pytest.mark.parametrize("model", ["LogisticRegression", "LinearSVC", "LinearSVR"])
+def test_an_inverse_has_one_sign(model: str) -> None:
+    assert convert(0.0, "l2", to="C", n=10, model=model) == np.inf
+    for value, to in ((-0.1, "C"), (-0.1, "coef"), (0.0, "coef")):
+        with pytest.raises(ValueError, match="above zero where 'C' is one over the strength, got"):
+            convert(value, "l2", to=to, n=10, model=model)
 
 
 @pytest.mark.parametrize("model", list(CONVENTIONS))

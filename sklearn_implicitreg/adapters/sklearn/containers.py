@@ -129,7 +129,7 @@ def _search(model: Any, data: Data) -> tuple[Any, Data]:
 def _threshold(model: Any, data: Data) -> tuple[Any, Data]:
     """Classifier inside, which is trained on all rows before or after its threshold is chosen."""
     check_is_fitted(model)
-    if not getattr(model, "refit", True):
+    if not getattr(model, "refit", True) and model.cv != "prefit":
         raise ValueError(
             f"Expected {type(model).__name__} with refit=True, got refit=False: its classifier was "
             "trained on a part of the rows. Fit it with refit=True, or give the classifier itself, "

@@ -644,6 +644,15 @@ class _Resampler(StandardScaler):
         raise NotImplementedError
 
 
+def test_a_threshold_for_a_classifier_that_was_trained_before() -> None:
+    inner = LogisticRegression(C=0.3).fit(X_CANCER, Y_CANCER)
+    model = TunedThresholdClassifierCV(inner, cv="prefit", refit=False)
+    model.fit(X_CANCER[:80], Y_CANCER[:80])
+    found = adapt(model, Data(X_CANCER, Y_CANCER), Options()).gradient().value["coef"]
+    own = adapt(inner, Data(X_CANCER, Y_CANCER), Options()).gradient().value["coef"]
+    assert torch.equal(found, own)
+
+
 @pytest.mark.parametrize(
     "step",
     [
@@ -655,9 +664,9 @@ class _Resampler(StandardScaler):
 )
 def test_a_cross_fitted_step_is_found_inside_of_others(step: Any) -> None:
     X = np.round(X_DIABETES)
-    model = make_pipeline(step, Ridge(2.0)).fit(X, Y_DIABETES)
+    model = make_pipeline(step, Ridge(2.0)).fit(X, Y_UNIT)
     with pytest.raises(ValueError, match=r"got 'of city' \(TargetEncoder\).*cross-fitting"):
-        adapt(model, Data(X, Y_DIABETES), Options())
+        adapt(model, Data(X, Y_UNIT), Options())
 
 
 def test_a_step_that_resamples_rows_is_refused() -> None:

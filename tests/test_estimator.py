@@ -391,6 +391,18 @@ def test_explicit_estimator_of_another_kind():
     assert isinstance(est.explicit_estimator(), Lasso)
 
 
+def test_no_estimator_has_a_parameter_for_a_part_of_the_weights():
+    mlp = MLPRegressor(hidden_layer_sizes=(3,), alpha=2.0, solver="lbfgs", random_state=0)
+    mlp = mlp.set_params(max_iter=1000).fit(X, Y_UNIT)
+    outputs = np.column_stack([Y_UNIT, Y_UNIT**2])
+    ridge = Ridge([1.0, 4.0]).fit(X, outputs)
+    for model, y, part in ((mlp, Y_UNIT, r"layers\.0"), (ridge, outputs, r"coef\[1\]")):
+        with pytest.raises(ValueError, match="Expected a penalty on all of .* got one on"):
+            Estimator(model, params=part).fit(X, y).explicit_estimator()
+    found = Estimator(ridge).fit(X, outputs).explicit_estimator().alpha
+    np.testing.assert_allclose(found, [1.0, 4.0])
+
+
 def test_explicit_sgd_and_mlp():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -91,13 +91,26 @@ def _by_hand(model: Any, description: Description) -> str:
 
 def _check_scope(model: Any, description: Description, penalty: FittedPenalty) -> None:
     """Raise ValueError for a penalty on some weights, which one parameter would put on all."""
-    partial = [leaf for leaf, _ in penalty.leaves if set(leaf.names) != set(penalty.tensors)]
-    if partial and not description.per_output:
+    every = {*penalty.tensors, *_penalized(model, description)}
+    parts = [set(leaf.names) for leaf, _ in penalty.leaves]
+    if description.per_output:  # one for each output
+        parts = [set().union(*parts)]
+    partial = [part for part in parts if part != every]
+    if partial:
         raise ValueError(
-            f"Expected a penalty on all of {list(penalty.tensors)}, got one on "
-            f"{list(partial[0].names)}: {type(model).__name__} has one parameter for all its "
-            "weights; use penalty_ in a training loop."
+            f"Expected a penalty on all of {sorted(every)}, got one on {sorted(partial[0])}: "
+            f"{type(model).__name__} has one parameter for all its weights; use penalty_ in a "
+            "training loop."
         )
+
+
+def _penalized(model: Any, description: Description) -> set[str]:
+    """Names of all the weights that the model's parameter is about, where they are several."""
+    if hasattr(model, "coefs_"):
+        return {f"layers.{i}.weight" for i in range(len(model.coefs_))}
+    if description.per_output:
+        return {f"coef[{k}]" for k in range(len(model.coef_))}
+    return set()
 
 
 def _sklearn_estimator(model: Any, coef: Mapping[str, float], description: Description) -> Any:

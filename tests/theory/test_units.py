@@ -6,7 +6,6 @@ import inspect
 import re
 
 import numpy as np
-import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso, Ridge

@@ -158,7 +158,15 @@ class RowLoss:
         return kept.reshape(len(kept), -1).sum(1)
 
     def _value(self, output: Any, target: Any) -> Tensor:
-        value = (self.evaluate or self.criterion)(output, target)
+        try:
+            value = (self.evaluate or self.criterion)(output, target)
+        except RuntimeError as error:
+            if "between 0 and 1" not in str(error):  # of BCELoss
+                raise
+            raise ValueError(
+                f"Expected outputs and targets from 0 to 1 for {self.words!r}, got others; use "
+                "loss='bce_with_logits' for outputs before a sigmoid, and 0 and 1 as labels."
+            ) from error
         if not isinstance(value, Tensor):
             raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
         if not value.is_floating_point():

@@ -462,6 +462,13 @@ def test_mse_averages_outputs_and_squared_error_sums_them() -> None:
     assert list(found.values()) == pytest.approx([1 / 442, 2 / 442, 1 / 442][:2] + [2 / 442])
 
 
+@pytest.mark.parametrize("loss", ["bce", torch.nn.BCELoss()])
+def test_a_linear_predictor_is_no_probability(loss: Any) -> None:
+    model = LogisticRegression().fit(X_CANCER, Y_CANCER)
+    with pytest.raises(ValueError, match="from 0 to 1 for .*use loss='bce_with_logits'"):
+        adapt(model, Data(X_CANCER, Y_CANCER), Options(loss=loss))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("loss", ["log_loss", "bce_with_logits", torch.nn.BCEWithLogitsLoss()])
 def test_a_given_log_loss_is_that_of_logistic_regression(loss: Any, weighted: bool) -> None:

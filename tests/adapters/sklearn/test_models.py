@@ -465,7 +465,7 @@ def test_mse_averages_outputs_and_squared_error_sums_them() -> None:
 @pytest.mark.parametrize("loss", ["bce", torch.nn.BCELoss()])
 def test_a_linear_predictor_is_no_probability(loss: Any) -> None:
     model = LogisticRegression().fit(X_CANCER, Y_CANCER)
-    with pytest.raises(ValueError, match="from 0 to 1 for .*use loss='bce_with_logits'"):
+    with pytest.raises(ValueError, match="Expected 0 to 1 for .*use loss='bce_with_logits'"):
         adapt(model, Data(X_CANCER, Y_CANCER), Options(loss=loss))
 
 

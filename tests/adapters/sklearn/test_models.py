@@ -417,6 +417,16 @@ def test_full_batch_sgd_mlp_gives_back_alpha() -> None:
     assert recovered(problem, "l2")["l2"] == pytest.approx(20 / 442, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("coefs_", []), ("intercepts_", []), ("activation", "swish")]
+)
+def test_mlp_that_is_not_as_its_fit_left_it(name: str, value: Any) -> None:
+    model = MLPRegressor(hidden_layer_sizes=(2,), solver="lbfgs", max_iter=1000, random_state=0)
+    setattr(model.fit(X_DIABETES, Y_UNIT), name, value)
+    with pytest.raises(ValueError, match="a trained MLPRegressor with coefs_ and intercepts_"):
+        adapt(model, Data(X_DIABETES, Y_UNIT), Options())
+
+
 def test_mlp_of_several_outputs_has_no_one_objective() -> None:
     model = MLPRegressor(hidden_layer_sizes=2, solver="lbfgs", alpha=10.0, max_iter=3000)
     model.fit(X_DIABETES, (Y_TWO - Y_TWO.mean(0)) / Y_TWO.std(0))

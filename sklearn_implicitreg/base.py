@@ -153,16 +153,13 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
             check_is_fitted(inside)
         if is_trained(model):
             return model
-        if type(model).__module__.startswith("statsmodels.") and hasattr(model, "fit"):
-            raise TypeError(
-                f"Expected results of statsmodels, got {type(model).__name__} before its fit; give "
-                "its results, model.fit()."
-            )
+        _check_results(model)
         if not (hasattr(model, "fit") and hasattr(model, "get_params")):
             raise TypeError(
                 "Expected a trained nn.Module, a fitted skorch net or scikit-learn estimator, an "
-                f"unfitted one as a template, or 'precomputed', got {model!r}; another class is "
-                "made known by sklearn_implicitreg.adapters.register."
+                f"unfitted one as a template, or 'precomputed', got {model!r}; give a linear "
+                "predictor as LinearModel(coef, intercept, loss=...), another class is made known "
+                "by sklearn_implicitreg.adapters.register."
             )
         _check_template(model)
         return clone(model).fit(X, y, **self._fit_params(model, sample_weight))
@@ -173,6 +170,7 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
             return X, y
         if y is not None:
             raise ValueError("Expected X with y, got None; give both, or neither.")
+        _check_results(self.model)
         return held_rows(self.model)
 
     def _options(self, completing: bool = False) -> Options:
@@ -247,6 +245,15 @@ class AboutModel(Checked, MetaEstimatorMixin, BaseEstimator):
     def _trained_model(self) -> Any:
         check_is_fitted(self, "model_")
         return self.model_
+
+
+def _check_results(model: Any) -> None:
+    """Raise TypeError for a model of statsmodels instead of its results."""
+    if type(model).__module__.startswith("statsmodels.") and hasattr(model, "fit"):
+        raise TypeError(
+            f"Expected results of statsmodels, got {type(model).__name__} before its fit; give "
+            "its results, model.fit()."
+        )
 
 
 def _check_template(model: Any) -> None:

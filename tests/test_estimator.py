@@ -43,7 +43,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC, LinearSVR
 from torch import nn
 
-from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
 from sklearn_implicitreg.penalties import L2
 
@@ -391,6 +391,18 @@ def test_explicit_estimator_of_another_kind():
     assert isinstance(est.explicit_estimator(), Lasso)
 
 
+def test_no_estimator_has_a_parameter_for_a_part_of_the_weights():
+    mlp = MLPRegressor(hidden_layer_sizes=(3,), alpha=2.0, solver="lbfgs", random_state=0)
+    mlp = mlp.set_params(max_iter=1000).fit(X, Y_UNIT)
+    outputs = np.column_stack([Y_UNIT, Y_UNIT**2])
+    ridge = Ridge([1.0, 4.0]).fit(X, outputs)
+    for model, y, part in ((mlp, Y_UNIT, r"layers\.0"), (ridge, outputs, r"coef\[1\]")):
+        with pytest.raises(ValueError, match="Expected a penalty on all of .* got one on"):
+            Estimator(model, params=part).fit(X, y).explicit_estimator()
+    found = Estimator(ridge).fit(X, outputs).explicit_estimator().alpha
+    np.testing.assert_allclose(found, [1.0, 4.0])
+
+
 def test_explicit_sgd_and_mlp():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -499,7 +511,7 @@ def test_no_gradient_is_no_signal(family):
     assert "The gradient is zero to rounding" in text_of(est)
     inside = {name: torch.ones(10, dtype=torch.float64) for name in est.penalty_.tensors}
     assert float(est.penalty_(inside)) == 0.0
-    with pytest.raises(ValueError, match="The model has no parameter for a penalty; read coef_"):
+    with pytest.raises(ValueError, match=r"no parameter for a penalty; read coef_ instead\.$"):
         est.in_model_units()
 
 
@@ -508,6 +520,46 @@ def test_no_gradient_of_a_classifier():
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-14, max_iter=1000)
     est = Estimator(model.fit(X, Y_CLASS)).fit(X, Y_CLASS)
     assert est.verdict_ == "no signal"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_solver_leaves_has_either_sign(seed):
+    """Without signal and at rest no model states a reward: alpha is 0, C is inf."""
+    moved = np.random.default_rng(seed).normal(size=10) * 1e-5
+    for model, y, name, zero in (
+        (PoissonRegressor(alpha=0, tol=1e-10, max_iter=10_000), Y, "alpha", 0.0),
+        (LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000), Y_CLASS, "C", np.inf),
+    ):
+        model.fit(X, y).coef_ += moved
+        est = Estimator(model).fit(X, y)
+        assert est.verdict_ == "no signal"
+        found = est.in_model_units()[name]
+        assert found == zero if est.coef_[0] < 0 else 0 < found < np.inf
+        est.explicit_estimator()
+
+
+def test_a_reward_of_an_unfinished_training_is_not_stated():
+    model = LogisticRegression(C=0.1, max_iter=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        est = Estimator(model.fit(X, Y_CLASS)).fit(X, Y_CLASS)
+    assert est.coef_[0] < 0
+    with pytest.raises(ValueError, match="at or above zero"):
+        est.in_model_units()
+
+
+def test_endpoints_of_models_with_different_parameters():
+    several = [Endpoint(model.fit(X, Y), X, Y) for model in (Ridge(3.0), Lasso(0.1))]
+    est = Estimator(None).fit(several)
+    with pytest.raises(ValueError, match=r"by the same parameter, got those of \['Lasso', 'Ridge'"):
+        est.in_model_units()
+
+
+def test_given_equations_have_no_estimator():
+    est = Estimator("precomputed").fit(X, Y)
+    assert (est.coef_ < 0).any()
+    with pytest.raises(TypeError, match="got given equations"):
+        est.explicit_estimator()
 
 
 KINKED = {

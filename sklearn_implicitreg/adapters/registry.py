@@ -149,9 +149,21 @@ def adapt(model: Any, data: Data, options: Options) -> Problem:
         return given(model, data, options)
     raise TypeError(
         f"Expected a trained torch module, skorch net, scikit-learn linear or MLP model or results "
-        f"of statsmodels, got {type(model).__name__}. Give a bare nn.Module with `loss=`, or "
-        "model='precomputed' with the design as X and the target as y; other classes are made "
+        f"of statsmodels, got {type(model).__name__}. {_instead(model)}; other classes are made "
         "known by sklearn_implicitreg.adapters.register."
+    )
+
+
+def _instead(model: Any) -> str:
+    """What can be given where no adapter knows the class."""
+    for name in ("estimators_", "calibrated_classifiers_", "estimator_"):
+        if hasattr(model, name):
+            what = f"its {name}" if name == "estimator_" else f"one of its {name}"
+            what += " (its estimator)" if name == "calibrated_classifiers_" else ""
+            return f"Give {what} as the model, with the rows and targets of its training"
+    return (
+        "Give a bare nn.Module with `loss=`, or model='precomputed' with the design as X and the "
+        "target as y"
     )
 
 

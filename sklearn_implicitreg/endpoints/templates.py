@@ -20,13 +20,20 @@ def inner_model(model: Any) -> Any:
 
     if isinstance(model, Pipeline):
         return inner_model(model[-1])
+    inside = alone_inside(model)
+    if inside is None:
+        inside = getattr(model, "regressor_", None)
+    return model if inside is None else inner_model(inside)
+
+
+def alone_inside(model: Any) -> Any:
+    """Trained model inside of a container that changes neither rows nor targets, or None."""
     if isinstance(model, FrozenEstimator):
-        return inner_model(model.estimator)
-    for name in ("best_estimator_", "regressor_"):
-        inside = getattr(model, name, None)
-        if inside is not None:
-            return inner_model(inside)
-    return model
+        return model.estimator
+    names = {cls.__name__ for cls in type(model).__mro__}
+    if names & {"FixedThresholdClassifier", "TunedThresholdClassifierCV"}:
+        return model.estimator_
+    return getattr(model, "best_estimator_", None)
 
 
 def weight_name(model: Any) -> str | None:

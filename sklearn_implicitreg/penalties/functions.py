@@ -132,12 +132,36 @@ class Callables(Penalty):
         values: dict[str, Tensor] = {}
         for name, function in self.functions.items():
             alone = Callables({name: function})
-            values |= alone.terms(params, problem) if alone.on_rows else {name: function(params)}
+            if alone.on_rows:
+                values |= alone.terms(params, problem)
+            else:
+                values[name] = _called(name, function, params)
         return values
 
     def rows(self, batch: RowBatch) -> dict[str, Tensor]:
         """Numbers of every function."""
-        return {name: function(batch.params, batch) for name, function in self.functions.items()}
+        functions = self.functions.items()
+        return {name: _called(name, function, batch.params, batch) for name, function in functions}
+
+
+def _called(name: str, function: Callable[..., Tensor], params: Params, *batch: RowBatch) -> Tensor:
+    """What a function of the user's returns; its usual mistakes in words."""
+    try:
+        return function(params, *batch)
+    except KeyError as error:
+        if not error.args or error.args[0] in params:
+            raise
+        raise ValueError(
+            f"Expected the function {name!r} to use parameters among {list(params)}, got KeyError: "
+            f"{error}; choose others by params= or .on(...)."
+        ) from error
+    except RuntimeError as error:
+        if "numpy()" not in str(error):
+            raise
+        raise TypeError(
+            f"Expected the function {name!r} to use operations of torch, which have derivatives, "
+            "got NumPy; write torch.sum for np.sum."
+        ) from error
 
 
 def _takes_batch(function: Callable[..., Tensor]) -> bool:

@@ -35,6 +35,7 @@ from sklearn_implicitreg.regression.verdict import (
 )
 from sklearn_implicitreg.regression.zeros import with_zeros
 
+_LEFT = 1e-3  # of the summands of the gradient: what a solver leaves
 _ZERO = 1e-3  # level of the test that a term is zero, beside whose shape
 
 
@@ -262,11 +263,17 @@ def _fitted(equations: Equations, settings: Settings) -> Result:
             rounding=equations.rounding,
             pvalues=inference.pvalues,
             at_end=equations.mean is None,
+            signal=verdict.label != "no signal" or _unfinished(equations, solution),
         ),
         signal_share=_share_of_signal(equations, solution) if equations.noisy else None,
         tested=tested,
         scale_invariant=invariant,
     )
+
+
+def _unfinished(equations: Equations, solution: Solution) -> bool:
+    """Whether the gradient is more than what a solver leaves of its summands."""
+    return solution.norm > _LEFT * equations.rounding / (100 * equations.eps)
 
 
 def judged_solution(equations: Equations, positive: bool) -> Solution:

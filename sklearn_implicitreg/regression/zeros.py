@@ -13,22 +13,37 @@ from sklearn_implicitreg.regression.verdict import is_explained
 Mask = npt.NDArray[np.bool_]
 
 _LEVEL = 1e-6  # of tests: what a solver leaves is no sample, and five standard errors occur
+_REWARD = 0.05  # level of the test of a negative coefficient
 _LITTLE = 0.01  # of the target's norm: R2 falls by 1e-4, of the .01 that a supported family leaves
 
 
-def with_zeros(
-    system: System, solution: Solution, *, rounding: float, pvalues: Array, at_end: bool
+def with_zeros(  # noqa: PLR0913
+    system: System,
+    solution: Solution,
+    *,
+    rounding: float,
+    pvalues: Array,
+    at_end: bool,
+    signal: bool,
 ) -> Array:
     """Coefficients, zero where they can be: the others are solved for again without them.
 
     A coefficient is zero if leaving it out moves what is fitted by no more than rounding. Where
     the weights are an endpoint and the fit is explained, also by no more than what the solver
-    left of the same equations, unless a test rejects it.
+    left of the same equations, unless a test rejects it. Without signal a negative one is zero
+    that no test tells from it: what a solver leaves has either sign.
     """
     coef = np.array(solution.coef)
     if not np.isfinite(coef).all():
         return coef
     firm = (pvalues < _LEVEL) | (not at_end or not is_explained(solution))
+    chance = (coef < 0) & ~((pvalues < _REWARD) | signal)
+    coef = _without(system, solution, coef, firm, rounding)
+    return np.where(chance, 0.0, coef)
+
+
+def _without(system: System, solution: Solution, coef: Array, firm: Mask, rounding: float) -> Array:
+    """Coefficients, without those that can be left out at no cost."""
     if (firm & (np.abs(coef) > rounding * solution.reach)).all():
         return coef  # none can be left out
     fixed = ~solution.active

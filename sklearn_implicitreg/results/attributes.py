@@ -421,12 +421,13 @@ class FittedResult:
         Notes
         -----
         The numbers are those of the fit, whatever ``verdict_`` is: read it first. Where the
-        gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``.
+        gradient is zero to rounding the penalty is zero, ``alpha=0`` or ``C=inf``; also where the
+        verdict is "no signal" on what a solver left, and that is a negative coefficient.
         """
         from sklearn_implicitreg.results.explicit import model_units  # a light import stays so
 
         coefficients = self._coefficients()
-        return model_units(self._first_model(), coefficients, self._description)
+        return model_units(self.model_, coefficients, self._description)
 
     def explicit_estimator(self) -> Any:
         """Unfitted estimator that states the penalty openly, such as ``Ridge(alpha=3.0)``.
@@ -435,7 +436,8 @@ class FittedResult:
         -------
         estimator : object
             A scikit-learn or skorch estimator: the container with the model inside replaced; of a
-            search, its best estimator, and ``Ridge`` instead of ``RidgeCV``.
+            search its best estimator, of a classifier with a threshold the one inside, and
+            ``Ridge`` instead of ``RidgeCV``.
 
         Raises
         ------

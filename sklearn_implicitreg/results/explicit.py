@@ -9,7 +9,6 @@ from typing import Any
 
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import (
     ElasticNet,
     Lasso,
@@ -22,7 +21,7 @@ from sklearn.linear_model import (
 from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC
 
-from sklearn_implicitreg.endpoints.templates import inner_model
+from sklearn_implicitreg.endpoints.templates import alone_inside, inner_model
 from sklearn_implicitreg.penalties import FittedPenalty
 from sklearn_implicitreg.problem.conventions import CONVENTIONS
 from sklearn_implicitreg.results.fit_description import Description
@@ -52,12 +51,7 @@ def explicit_estimator(
     model: Any, coef: Mapping[str, float], description: Description, penalty: FittedPenalty | None
 ) -> Any:
     """Unfitted estimator of the model's kind with the penalty as its own parameters."""
-    _check_no_reward(coef)
-    description.check_all_unknown()
-    coef = _stated(coef)
-    inside = getattr(model, "best_estimator_", None)
-    if isinstance(model, FrozenEstimator):
-        inside = model.estimator
+    inside = alone_inside(model)
     if inside is not None:
         return explicit_estimator(inside, coef, description, penalty)
     if isinstance(model, Pipeline):
@@ -72,6 +66,9 @@ def explicit_estimator(
             f"{'given equations' if isinstance(model, str) else type(model).__name__}: there is no "
             f"constructor that takes a penalty; {_by_hand(model, description)}."
         )
+    _check_no_reward(coef)
+    description.check_all_unknown()
+    coef = _stated(coef)
     if hasattr(model, "module_"):
         if description.convention is None:
             raise ValueError(
@@ -94,13 +91,26 @@ def _by_hand(model: Any, description: Description) -> str:
 
 def _check_scope(model: Any, description: Description, penalty: FittedPenalty) -> None:
     """Raise ValueError for a penalty on some weights, which one parameter would put on all."""
-    partial = [leaf for leaf, _ in penalty.leaves if set(leaf.names) != set(penalty.tensors)]
-    if partial and not description.per_output:
+    every = {*penalty.tensors, *_penalized(model, description)}
+    parts = [set(leaf.names) for leaf, _ in penalty.leaves]
+    if description.per_output:  # one for each output
+        parts = [set().union(*parts)]
+    partial = [part for part in parts if part != every]
+    if partial:
         raise ValueError(
-            f"Expected a penalty on all of {list(penalty.tensors)}, got one on "
-            f"{list(partial[0].names)}: {type(model).__name__} has one parameter for all its "
-            "weights; use penalty_ in a training loop."
+            f"Expected a penalty on all of {sorted(every)}, got one on {sorted(partial[0])}: "
+            f"{type(model).__name__} has one parameter for all its weights; use penalty_ in a "
+            "training loop."
         )
+
+
+def _penalized(model: Any, description: Description) -> set[str]:
+    """Names of all the weights that the model's parameter is about, where they are several."""
+    if hasattr(model, "coefs_"):
+        return {f"layers.{i}.weight" for i in range(len(model.coefs_))}
+    if description.per_output:
+        return {f"coef[{k}]" for k in range(len(model.coef_))}
+    return set()
 
 
 def _sklearn_estimator(model: Any, coef: Mapping[str, float], description: Description) -> Any:
@@ -140,14 +150,16 @@ def _like(model: Any, cls: type, kept: set[str]) -> Any:
 
 def model_units(model: Any, coef: Mapping[str, float], description: Description) -> dict[str, Any]:
     """Coefficients as the model's own parameters, with those that state the kind of penalty."""
-    params, convention = description.in_model_units(_stated(coef)), description.convention
-    assert convention is not None
+    models = [inner_model(m) for m in (model if isinstance(model, list) else [model])]
+    inside, convention = models[0], description.convention
+    if convention is None:
+        raise ValueError(_no_parameter(models))
+    params = description.in_model_units(_stated(coef))
     terms = {name.partition("[")[0] for name in _stated(coef)}
     # The inverse of a negative number, or a share of terms of two signs, is no smaller penalty.
     shared = len(terms) > 1 and any(key.startswith(convention.ratio) for key in params)
     if convention.inverse or shared:
         _check_no_reward(coef)
-    inside = inner_model(model)
     own = inside.get_params(deep=False) if hasattr(inside, "get_params") else {}
     if "l1_ratio" not in params or "penalty" not in own:
         return params
@@ -167,6 +179,23 @@ def model_units(model: Any, coef: Mapping[str, float], description: Description)
                 "penalty_ in a training loop."
             )
     return params
+
+
+def _no_parameter(models: list[Any]) -> str:
+    """What can be read where no parameter of the models states a penalty."""
+    model, kinds = models[0], {type(model).__name__ for model in models}
+    if len(kinds) > 1:
+        return (
+            "Expected endpoints of models that state a penalty by the same parameter, got those of "
+            f"{sorted(kinds)}; read coef_ instead."
+        )
+    text = "The model has no parameter for a penalty; read coef_ instead."
+    if hasattr(model, "parameters") or hasattr(model, "module_"):
+        return (
+            f"{text} Beside a loss that is summed over a batch, weight_decay is 2 * coef_ of l2 "
+            "times the size of the batch."
+        )
+    return text
 
 
 def _check_no_reward(coef: Mapping[str, float]) -> None:

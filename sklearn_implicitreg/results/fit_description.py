@@ -87,12 +87,7 @@ class Description:
 
     def in_model_units(self, coef: Mapping[str, float]) -> dict[str, Any]:
         """Coefficients as the model's own parameters; ValueError if it has none for a term."""
-        if self.convention is None:
-            raise ValueError(
-                "The model has no parameter for a penalty; read coef_ instead. Beside a loss that "
-                "is summed over a batch, weight_decay is 2 * coef_ of l2 times the size of the "
-                "batch."
-            )
+        assert self.convention is not None
         if self.convention.per_row and self.n_effective is None:
             raise ValueError(
                 "Expected endpoints of one number of rows, got several: the model's parameter for "

@@ -52,7 +52,8 @@ def convert(
     Raises
     ------
     ValueError
-        If a name is not known, the model lacks the parameter or penalty, or n is missing.
+        If a name is not known, the model lacks the parameter or penalty, n is missing, or an
+        inverse (``C``) would be negative.
 
     See Also
     --------
@@ -103,6 +104,11 @@ def convert(
     if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(_unknown("family", family, _FAMILIES))
     row = _convention(family, to, model)
+    if row.inverse and (coef < 0 or (to == "coef" and coef == 0)):
+        raise ValueError(
+            f"Expected coef {'above' if to == 'coef' else 'at or above'} zero where "
+            f"{row.parameter!r} is one over the strength, got {coef!r}."
+        )
     if to != "coef":
         return row.parameters({family: coef}, n)[to]
     if family in L2_PER_TERM:

@@ -264,6 +264,11 @@ class TestRowsThatTheResultsHold:
         names = equations(est).data.index.get_level_values("coordinate")
         assert sorted(names) == sorted(est.feature_names_in_)
 
+    def test_a_model_without_one_linear_predictor_holds_no_rows(self):
+        results = sm.tsa.AutoReg(NUMBERS, 2).fit()  # its exog is None
+        with pytest.raises(TypeError, match=r"one of statsmodels' .*got AutoReg"):
+            ImplicitRegularizationEstimator(results).fit()
+
     def test_removed(self):
         results = sm.OLS(NUMBERS, EXOG).fit()
         results.remove_data()

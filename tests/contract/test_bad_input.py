@@ -14,7 +14,9 @@ import torch
 from cases import SPARSE_DIABETES, X_DIABETES, Y_DIABETES, Y_TWO, Y_UNIT
 from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.ensemble import BaggingRegressor
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.feature_selection import RFE
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 from sklearn.model_selection import GridSearchCV
@@ -206,6 +208,21 @@ LOSSES = {
         (lambda: pytest.importorskip("statsmodels.api").OLS(Y, X), {}, X, Y, None),
         TypeError,
         r"Expected results of statsmodels, got OLS before its fit; give .*model\.fit\(\)",
+    ),
+    "statsmodels-before-fit-without-rows": (
+        (lambda: pytest.importorskip("statsmodels.api").OLS(Y, X), {}, None, None, None),
+        TypeError,
+        r"Expected results of statsmodels, got OLS before its fit; give .*model\.fit\(\)",
+    ),
+    "models-inside": (
+        (lambda: BaggingRegressor(Ridge(), 2).fit(X, Y.ravel()), {}, X, Y, None),
+        TypeError,
+        "got BaggingRegressor. Give one of its estimators_ as the model, with the rows",
+    ),
+    "model-inside": (
+        (lambda: RFE(Ridge()).fit(X, Y.ravel()), {}, X, Y, None),
+        TypeError,
+        "got RFE. Give its estimator_ as the model, with the rows",
     ),
     "loss-class": (
         (linear, {"loss": nn.MSELoss}, X, Y, None),

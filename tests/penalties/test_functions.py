@@ -460,6 +460,25 @@ class TestBadInput:
         with pytest.raises(error, match=text):
             check_penalty(Wrong(), {"w": torch.randn(3, 2).double()})
 
+    @pytest.mark.parametrize(
+        ("function", "error", "text"),
+        [
+            (
+                lambda p: p["weight"].sum(),
+                ValueError,
+                r"'mine' .* \['coef'\], got KeyError: 'weight'",
+            ),
+            (lambda p: np.sum(np.square(p["coef"])), TypeError, "'mine' .* of torch"),
+            (lambda p, batch: p["bias"] * batch.outputs[:, 0], ValueError, "KeyError: 'bias'"),
+        ],
+        ids=["name", "numpy", "rows"],
+    )
+    def test_functions_with_the_usual_mistakes(self, function, error, text):
+        X, y = np.eye(3), np.arange(3.0)
+        model = Ridge().fit(X, y)
+        with pytest.raises(error, match=text):
+            ImplicitRegularizationEstimator(model, family={"mine": function}).fit(X, y)
+
 
 class TestRandom:
     def test_others_do_not_change_the_numbers(self):

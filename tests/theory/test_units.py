@@ -92,6 +92,14 @@ def test_conversion_agrees_with_the_gradients_of_trained_models() -> None:
         assert convert(coef, family, to="alpha", n=n) == pytest.approx(model.alpha, rel=1e-9)
 
 
+@pytest.mark.parametrize("model", ["LogisticRegression", "LinearSVC", "LinearSVR"])
+def test_an_inverse_has_one_sign(model: str) -> None:
+    assert convert(0.0, "l2", to="C", n=10, model=model) == np.inf
+    for value, to in ((-0.1, "C"), (-0.1, "coef"), (0.0, "coef")):
+        with pytest.raises(ValueError, match="above zero where 'C' is one over the strength, got"):
+            convert(value, "l2", to=to, n=10, model=model)
+
+
 @pytest.mark.parametrize("model", list(CONVENTIONS))
 def test_table_of_the_docstring_names_every_model(model: str) -> None:
     assert re.search(rf"^    {model}\b", inspect.getdoc(convert) or "", re.M) or re.search(

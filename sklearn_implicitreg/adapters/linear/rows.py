@@ -49,13 +49,30 @@ def classification_rows(model: Any, data: Data) -> tuple[Any, Codes, Any, Array]
     X, y = _validated(model, data)
     check_classification_targets(y)
     classes = np.asarray(model.classes_)
-    if classes.dtype.kind == "b" and not set(np.unique(y).tolist()) <= {False, True}:
-        # LabelEncoder would take whatever it is given for True.
-        raise ValueError(f"y contains previously unseen labels: the model knows {classes}.")
+    _check_labels(classes, np.asarray(y).reshape(-1))
     ranks = LabelEncoder().fit(classes).transform(y)
     # The encoder sorts; classes that were given may stand in another order.
     codes = np.argsort(classes, kind="stable")[ranks]
     return X, codes, y, _sample_weight(model, data, X.shape[0])
+
+
+def _check_labels(classes: NDArray[Any], labels: NDArray[Any]) -> None:
+    """Raise ValueError for labels that LabelEncoder would cast to those of the model."""
+    # It would cut "positive" to "pos", take 257 for 1 among small integers, all for True.
+    kind, given = classes.dtype.kind, labels
+    if kind == "O":
+        return
+    if kind in "US":
+        given = labels.astype(kind)
+    elif labels.dtype.kind == "O":
+        given = np.array(labels.tolist())
+    known = np.isin(given, classes) if (given.dtype.kind in "US") == (kind in "US") else False
+    unknown = np.unique(given[np.broadcast_to(~np.asarray(known), given.shape)]).tolist()
+    if unknown:
+        raise ValueError(
+            f"y contains previously unseen labels: {unknown[:5]}, expected those of the training, "
+            f"{classes.tolist()}."
+        )
 
 
 def _validated(model: Any, data: Data, **checks: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.pipeline import Pipeline
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from sklearn_implicitreg.adapters.linear.problems import LinearProblem
@@ -69,7 +70,7 @@ def _pipeline(model: Any, data: Data) -> tuple[Any, Data]:
 
 def _check_steps(model: Any) -> None:
     """Raise ValueError for steps that gave the last one other rows in training."""
-    for name, step in model.steps[:-1]:
+    for name, step in _steps(model.steps[:-1]):
         cross_fitted = type(step).__name__ == "TargetEncoder"
         if cross_fitted or hasattr(step, "fit_resample"):
             what = "features by cross-fitting" if cross_fitted else "resampled rows"
@@ -78,6 +79,18 @@ def _check_steps(model: Any) -> None:
                 f"{name!r} ({type(step).__name__}), which gave the model {what} there. Give the "
                 "model itself, with the rows that it was trained on."
             )
+
+
+def _steps(named: Any) -> Iterator[tuple[str, Any]]:
+    """Steps with their names, also those inside of pipelines, unions and column transformers."""
+    for name, step, *_ in named:
+        yield name, step
+        if isinstance(step, Pipeline):
+            yield from _steps(step.steps)
+        elif isinstance(step, FeatureUnion):
+            yield from _steps(step.transformer_list)
+        elif isinstance(step, ColumnTransformer):
+            yield from _steps(step.transformers_)
 
 
 def _names_out(steps: Any) -> tuple[str, ...] | None:
@@ -113,6 +126,18 @@ def _search(model: Any, data: Data) -> tuple[Any, Data]:
     return model.best_estimator_, data
 
 
+def _threshold(model: Any, data: Data) -> tuple[Any, Data]:
+    """Classifier inside, which is trained on all rows before or after its threshold is chosen."""
+    check_is_fitted(model)
+    if not getattr(model, "refit", True) and model.cv != "prefit":
+        raise ValueError(
+            f"Expected {type(model).__name__} with refit=True, got refit=False: its classifier was "
+            "trained on a part of the rows. Fit it with refit=True, or give the classifier itself, "
+            "with the rows that it was trained on."
+        )
+    return model.estimator_, data
+
+
 def _frozen(model: Any, data: Data) -> tuple[Any, Data]:
     """Estimator inside."""
     return model.estimator, data
@@ -125,5 +150,7 @@ CONTAINERS: dict[str, Callable[[Any, Data], tuple[Any, Data]]] = {
     "RandomizedSearchCV": _search,
     "HalvingGridSearchCV": _search,
     "HalvingRandomSearchCV": _search,
+    "FixedThresholdClassifier": _threshold,
+    "TunedThresholdClassifierCV": _threshold,
     "FrozenEstimator": _frozen,
 }

@@ -51,6 +51,7 @@ class Perceptron(nn.Module):
 def adapt_mlp(model: Any, data: Data, options: Options) -> Problem:
     """Problem of a fitted MLPRegressor or MLPClassifier."""
     check_is_fitted(model)
+    _check_layers(model)
     all_rows(model)
     X, y, weight, row_loss, convention = _rows_and_loss(model, data, options)
     given = None if data.sample_weight is None else weight
@@ -69,6 +70,17 @@ def adapt_mlp(model: Any, data: Data, options: Options) -> Problem:
     )
     eps, factor = float(np.finfo(model.coefs_[0].dtype).eps), _trained_factor(model, row_loss)
     return replace(problem, eps=eps, trained_factor=factor, trained_sum=False)
+
+
+def _check_layers(model: Any) -> None:
+    """Raise ValueError for a model without what training leaves, or with something else there."""
+    n_coefs, n_intercepts = (len(getattr(model, n, ())) for n in ("coefs_", "intercepts_"))
+    if not n_coefs or n_coefs != n_intercepts or model.activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"Expected a trained {type(model).__name__} with coefs_ and intercepts_ of the same "
+            f"layers and an activation among {list(_ACTIVATIONS)}, got {n_coefs} and "
+            f"{n_intercepts} layers and {model.activation!r}; give the model as its fit left it."
+        )
 
 
 def _trained_factor(model: Any, row_loss: RowLoss) -> float:

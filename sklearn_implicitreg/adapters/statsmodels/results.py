@@ -288,8 +288,8 @@ _MODELS: dict[str, Callable[[Any, Data, Options], LinearProblem]] = {
 }
 
 
-def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
-    """Problem of results, by the class of their model."""
+def _kind(results: Any) -> str:
+    """Class of the model of results, one of those that are known."""
     kind = type(getattr(results, "model", None)).__name__
     if kind not in _MODELS:
         raise TypeError(
@@ -298,6 +298,12 @@ def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
             "LinearModel(results.params, loss=...) with a callable(output, target), else a torch "
             "module with its loss."
         )
+    return kind
+
+
+def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
+    """Problem of results, by the class of their model."""
+    kind = _kind(results)
     if options.loss == "auto":
         return _MODELS[kind](results, data, options)
     if kind == "MNLogit":
@@ -311,7 +317,7 @@ def _adapt_results(results: Any, data: Data, options: Options) -> LinearProblem:
 
 def held(results: Any) -> tuple[Any, Any]:
     """Rows that the results hold, the design as a DataFrame where the model was made with one."""
-    model = results.model
+    kind, model = _kind(results), results.model
     if model.exog is None or model.endog is None:
         raise ValueError(
             "Expected X and y, got none, and the results hold none since remove_data(); give the "
@@ -320,7 +326,7 @@ def held(results: Any) -> tuple[Any, Any]:
     X, y = model.exog, model.endog
     if isinstance(getattr(model.data, "orig_exog", None), pd.DataFrame):
         X = pd.DataFrame(X, columns=_names(model))
-    if type(model).__name__ == "MNLogit":
+    if kind == "MNLogit":
         y = np.array([str(model._ynames_map[code]) for code in y.tolist()])
     return X, y
 

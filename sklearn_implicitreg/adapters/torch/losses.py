@@ -158,7 +158,14 @@ class RowLoss:
         return kept.reshape(len(kept), -1).sum(1)
 
     def _value(self, output: Any, target: Any) -> Tensor:
-        value = (self.evaluate or self.criterion)(output, target)
+        try:
+            value = (self.evaluate or self.criterion)(output, target)
+        except RuntimeError as error:
+            if "between 0 and 1" not in str(error):  # of BCELoss
+                raise
+            raise ValueError(
+                f"Expected 0 to 1 for {self.words!r}, got others; use loss='bce_with_logits'."
+            ) from error
         if not isinstance(value, Tensor):
             raise TypeError(f"Expected the loss to return a Tensor, got {type(value).__name__}.")
         if not value.is_floating_point():
@@ -450,8 +457,7 @@ def warn_of_probabilities(criterion: Any, output: Any) -> None:
         return
     inside = bool(((output >= 0) & (output <= 1)).all())
     if isinstance(criterion, nn.CrossEntropyLoss) and output.ndim >= 2:
-        ones = output.sum(1)
-        inside = inside and bool((ones - 1).abs().max() < 1e-4)
+        inside = inside and bool((output.sum(1) - 1).abs().max() < 1e-4)
     elif not isinstance(criterion, nn.BCEWithLogitsLoss):
         return
     if inside:

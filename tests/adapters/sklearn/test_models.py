@@ -26,6 +26,9 @@ from cases import (
 )
 from scipy import sparse
 from sklearn import metrics
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import (
     GammaRegressor,
@@ -38,14 +41,15 @@ from sklearn.linear_model import (
     Perceptron,
     PoissonRegressor,
     Ridge,
+    RidgeClassifier,
     SGDClassifier,
     SGDRegressor,
     TheilSenRegressor,
     TweedieRegressor,
 )
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler, TargetEncoder
 from sklearn.svm import LinearSVC, LinearSVR
 
@@ -325,6 +329,28 @@ def test_class_labels_of_any_kind() -> None:
     assert {round(g.loss, 12) for g in gradients} == {round(gradients[0].loss, 12)}
 
 
+@pytest.mark.parametrize("model", [LogisticRegression(), RidgeClassifier(), SGDClassifier()])
+@pytest.mark.parametrize(
+    ("trained", "given"),
+    [
+        (("neg", "pos"), ("negative", "positive")),
+        (("neg", "pos"), (False, True)),
+        ((0, 1), ("0", "1")),
+        ((0, 1), (256, 257)),
+        ((False, True), (1, 2)),
+    ],
+    ids=["longer", "flags", "text", "large", "numbers"],
+)
+def test_labels_are_not_cast_to_those_of_the_training(model: Any, trained: Any, given: Any) -> None:
+    """LabelEncoder cuts "positive" to "pos", and takes 257 for 1 among small integers."""
+    classes = np.array(trained)
+    classes = classes.astype("i1") if classes.dtype.kind == "i" else classes
+    model = clone(model).fit(X_CANCER, classes[Y_CANCER])
+    adapt(model, Data(X_CANCER, np.array(trained)[Y_CANCER]), Options())
+    with pytest.raises(ValueError, match="unseen labels.*expected those of the training"):
+        adapt(model, Data(X_CANCER, np.array(given)[Y_CANCER]), Options())
+
+
 def test_part_of_the_rows_may_lack_a_class() -> None:
     model = LogisticRegression(class_weight="balanced").fit(X_WINE, Y_WINE)
     rows = Y_WINE < 2
@@ -391,6 +417,16 @@ def test_full_batch_sgd_mlp_gives_back_alpha() -> None:
     assert recovered(problem, "l2")["l2"] == pytest.approx(20 / 442, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("coefs_", []), ("intercepts_", []), ("activation", "swish")]
+)
+def test_mlp_that_is_not_as_its_fit_left_it(name: str, value: Any) -> None:
+    model = MLPRegressor(hidden_layer_sizes=(2,), solver="lbfgs", max_iter=1000, random_state=0)
+    setattr(model.fit(X_DIABETES, Y_UNIT), name, value)
+    with pytest.raises(ValueError, match="a trained MLPRegressor with coefs_ and intercepts_"):
+        adapt(model, Data(X_DIABETES, Y_UNIT), Options())
+
+
 def test_mlp_of_several_outputs_has_no_one_objective() -> None:
     model = MLPRegressor(hidden_layer_sizes=2, solver="lbfgs", alpha=10.0, max_iter=3000)
     model.fit(X_DIABETES, (Y_TWO - Y_TWO.mean(0)) / Y_TWO.std(0))
@@ -434,6 +470,13 @@ def test_mse_averages_outputs_and_squared_error_sums_them() -> None:
         for loss in ("mse", "squared_error", torch.nn.MSELoss(), torch.nn.MSELoss(reduction="sum"))
     }
     assert list(found.values()) == pytest.approx([1 / 442, 2 / 442, 1 / 442][:2] + [2 / 442])
+
+
+@pytest.mark.parametrize("loss", ["bce", torch.nn.BCELoss()])
+def test_a_linear_predictor_is_no_probability(loss: Any) -> None:
+    model = LogisticRegression().fit(X_CANCER, Y_CANCER)
+    with pytest.raises(ValueError, match="Expected 0 to 1 for .*use loss='bce_with_logits'"):
+        adapt(model, Data(X_CANCER, Y_CANCER), Options(loss=loss))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -502,7 +545,7 @@ ONES = np.ones(442)
         (RIDGE, X_DIABETES, Y_DIABETES, ONES * np.nan, "Input sample_weight contains NaN"),
         (RIDGE, X_DIABETES, Y_DIABETES, -ONES, "Expected sample_weight at or above zero, got -1"),
         (LOGISTIC, X_WINE, Y_WINE + 1, None, "previously unseen labels: .*3"),
-        (YES_OR_NO, X_WINE, Y_WINE + 1, None, "previously unseen labels: .*False  True"),
+        (YES_OR_NO, X_WINE, Y_WINE + 1, None, "previously unseen labels: .*False, True"),
         (LOGISTIC, X_WINE, X_WINE[:, 0], None, "Unknown label type: continuous"),
     ],
     ids=[
@@ -582,6 +625,13 @@ REFUSED = {
         Y_DIABETES * 0,
         "Expected y > 0.*out of the valid range",
     ),
+    "threshold-on-a-part": (
+        lambda: TunedThresholdClassifierCV(LogisticRegression(), cv=0.5, refit=False).fit(
+            X_CANCER, Y_CANCER
+        ),
+        Y_CANCER,
+        "refit=True, got refit=False.*a part of the rows",
+    ),
     "cross-fitted-step": (
         lambda: make_pipeline(TargetEncoder(), Ridge()).fit(np.round(X_DIABETES), Y_UNIT),
         Y_UNIT,
@@ -609,6 +659,31 @@ class _Resampler(StandardScaler):
 
     def fit_resample(self, X: Any, y: Any) -> Any:
         raise NotImplementedError
+
+
+def test_a_threshold_for_a_classifier_that_was_trained_before() -> None:
+    inner = LogisticRegression(C=0.3).fit(X_CANCER, Y_CANCER)
+    model = TunedThresholdClassifierCV(inner, cv="prefit", refit=False)
+    model.fit(X_CANCER[:80], Y_CANCER[:80])
+    found = adapt(model, Data(X_CANCER, Y_CANCER), Options()).gradient().value["coef"]
+    own = adapt(inner, Data(X_CANCER, Y_CANCER), Options()).gradient().value["coef"]
+    assert torch.equal(found, own)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        ColumnTransformer([("of city", TargetEncoder(), [0])], remainder="passthrough"),
+        FeatureUnion([("of city", TargetEncoder()), ("pca", PCA(2))]),
+        Pipeline([("of city", TargetEncoder()), ("scaler", StandardScaler())]),
+    ],
+    ids=["columns", "union", "pipeline"],
+)
+def test_a_cross_fitted_step_is_found_inside_of_others(step: Any) -> None:
+    X = np.round(X_DIABETES)
+    model = make_pipeline(step, Ridge(2.0)).fit(X, Y_UNIT)
+    with pytest.raises(ValueError, match=r"got 'of city' \(TargetEncoder\).*cross-fitting"):
+        adapt(model, Data(X, Y_UNIT), Options())
 
 
 def test_a_step_that_resamples_rows_is_refused() -> None:

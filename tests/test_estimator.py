@@ -30,6 +30,7 @@ from sklearn.linear_model import (
     MultiTaskElasticNet,
     MultiTaskLasso,
     PoissonRegressor,
+    QuantileRegressor,
     Ridge,
     RidgeClassifierCV,
     RidgeCV,
@@ -568,13 +569,14 @@ KINKED = {
     "SGD-perceptron": SGDClassifier(loss="perceptron", alpha=0.1, random_state=0),
     "SGD-balanced": SGDClassifier(class_weight="balanced", alpha=1.0, random_state=0),
     "LinearSVR": LinearSVR(C=0.1, epsilon=0.2, tol=1e-10, max_iter=1_000_000, random_state=0),
+    "Linear program": QuantileRegressor(quantile=0.3, alpha=0.05),
     "SGD-epsilon": SGDRegressor(loss="epsilon_insensitive", alpha=0.1, random_state=0),
 }
 
 
 @pytest.mark.parametrize("kind", KINKED)
 def test_losses_with_a_kink_are_never_supported(kind):
-    y = Y_UNIT if kind in ("LinearSVR", "SGD-epsilon") else Y_CLASS
+    y = Y_UNIT if kind in ("LinearSVR", "SGD-epsilon", "Linear program") else Y_CLASS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = clone(KINKED[kind]).fit(X, y)

@@ -108,6 +108,7 @@ CONVENTIONS: dict[str, Convention] = {
     "GammaRegressor": Convention(l2=0.5),
     "TweedieRegressor": Convention(l2=0.5),
     "HuberRegressor": Convention(l2=1.0, per_row=True),
+    "QuantileRegressor": Convention(l1=1.0),
     "MLPRegressor": Convention(l2=1.0, per_row=True),
     "MLPClassifier": Convention(l2=0.5, per_row=True),
     "torch": Convention("weight_decay", l2=0.5),

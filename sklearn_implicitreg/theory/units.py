@@ -79,6 +79,7 @@ def convert(
         GammaRegressor,
         TweedieRegressor
         HuberRegressor       sum of losses + alpha |w|^2          l2 = alpha/n
+        QuantileRegressor    mean of losses + alpha |w|_1         l1 = alpha
         MLPRegressor         SSE/(2n) + alpha/(2n) |w|^2          l2 = alpha/n
         MLPClassifier        mean of log losses + alpha/(2n) |w|^2  l2 = alpha/(2n)
         torch                mean loss + weight_decay/2 |w|^2     l2 = weight_decay/2

@@ -28,6 +28,7 @@ REGRESSORS = {
     "SGDRegressor": lm.SGDRegressor(max_iter=5, tol=None, random_state=0),
     "HuberRegressor": lm.HuberRegressor(max_iter=200),
     "LinearSVR": LinearSVR(loss="squared_epsilon_insensitive", random_state=0),
+    "QuantileRegressor": lm.QuantileRegressor(alpha=0.01),
     "PoissonRegressor": lm.PoissonRegressor(),
     "GammaRegressor": lm.GammaRegressor(),
     "TweedieRegressor": lm.TweedieRegressor(power=1.5),

@@ -56,6 +56,7 @@ def test_known_conversions(
         ("GammaRegressor", "alpha", {"l2": 0.5}),
         ("TweedieRegressor", "alpha", {"l2": 0.5}),
         ("HuberRegressor", "alpha", {"l2": 0.1}),
+        ("QuantileRegressor", "alpha", {"l1": 1.0}),
         ("MLPRegressor", "alpha", {"l2": 0.1}),
         ("MLPClassifier", "alpha", {"l2": 0.05}),
         ("torch", "weight_decay", {"l2": 0.5}),

@@ -92,6 +92,16 @@ def _epsilon_insensitive(
     return np.maximum(outside, 0.0), np.sign(r) * (outside > 0), np.ones_like(r), near
 
 
+def _pinball(
+    eta: Array, y: Array, size: Array, *, quantile: float = 0.5, kink_tol: float = KINK_TOL
+) -> Values:
+    """``max((quantile - 1) r, quantile r)`` of ``r = y - eta``."""
+    r = y - eta
+    near = np.abs(r) <= kink_tol * (np.abs(eta) + np.abs(y))
+    slope = np.where(r > 0, -quantile, 1.0 - quantile)
+    return -slope * r, slope, np.ones_like(r), near
+
+
 def _squared_epsilon_insensitive(
     eta: Array, y: Array, size: Array, *, epsilon: float = 0.1
 ) -> Values:
@@ -218,6 +228,7 @@ LOSSES: dict[str, Loss] = {
     "squared_epsilon_insensitive": Loss(
         _squared_epsilon_insensitive, "squared epsilon-insensitive loss", parameters=_SIZED
     ),
+    "pinball": Loss(_pinball, "pinball loss", kinked=True, parameters=("quantile",)),
     "hinge": Loss(_hinge, "hinge loss", kinked=True),
     "squared_hinge": Loss(_squared_hinge, "squared hinge loss"),
     "modified_huber": Loss(_modified_huber, "modified Huber loss"),

@@ -173,6 +173,7 @@ def _mlp(model: Any, data: Data, options: Options) -> Problem:
     return problem
 
 
+_LINEAR_PROGRAM = 1e-7  # tolerance of HiGHS, by which rows are on the kink
 _SGD = _Estimator(CONVENTIONS["SGDClassifier"], _named, _sgd, checks.all_rows, halved=True)
 _GLM = partial(_Estimator, CONVENTIONS["TweedieRegressor"], halved=True)
 _ESTIMATORS: dict[tuple[str, ...], _Estimator] = {
@@ -208,6 +209,10 @@ _ESTIMATORS: dict[tuple[str, ...], _Estimator] = {
     ("TweedieRegressor",): _GLM(_tweedie),
     ("HuberRegressor",): _Estimator(
         CONVENTIONS["HuberRegressor"], lambda fit: scaled_huber(fit.epsilon, float(fit.scale_))
+    ),
+    ("QuantileRegressor",): _Estimator(
+        CONVENTIONS["QuantileRegressor"],
+        lambda fit: loss_of("pinball", fit).of(kink_tol=_LINEAR_PROGRAM),
     ),
 }
 

@@ -40,6 +40,7 @@ from sklearn.linear_model import (
     OrthogonalMatchingPursuit,
     Perceptron,
     PoissonRegressor,
+    QuantileRegressor,
     Ridge,
     RidgeClassifier,
     SGDClassifier,
@@ -47,6 +48,7 @@ from sklearn.linear_model import (
     TheilSenRegressor,
     TweedieRegressor,
 )
+from sklearn.metrics import mean_pinball_loss
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
@@ -294,6 +296,26 @@ def test_rows_on_a_kink_are_counted(model: Any) -> None:
     model.fit(X_CANCER, y)
     gradient = adapt(model, Data(X_CANCER, y), Options()).gradient()
     assert gradient.n_kinks >= 3
+
+
+@pytest.mark.parametrize("quantile", [0.2, 0.5])
+def test_quantile_regression_is_a_linear_program(quantile: float) -> None:
+    model = QuantileRegressor(quantile=quantile, alpha=0.02).fit(X_DIABETES, Y_DIABETES)
+    gradient = adapt(model, Data(X_DIABETES, Y_DIABETES), Options()).gradient()
+    residual = Y_DIABETES - model.predict(X_DIABETES)
+    pinball = mean_pinball_loss(Y_DIABETES, model.predict(X_DIABETES), alpha=quantile)
+    assert gradient.loss == pytest.approx(pinball, rel=1e-12)
+    # A vertex: as many rows on the kink as there are coefficients that are not zero.
+    n_free = np.count_nonzero(model.coef_) + 1
+    assert gradient.n_kinks == n_free == np.count_nonzero(np.abs(residual) < 1e-6)
+    # At the minimum the slopes of the rows on the kink make up for what misses from +- alpha.
+    on_kink = np.abs(residual) < 1e-6
+    away = np.where(residual > 0, -quantile, 1 - quantile) * ~on_kink / len(residual)
+    design = np.column_stack([X_DIABETES, np.ones(len(residual))])
+    wanted = -np.append(0.02 * np.sign(model.coef_), 0.0) - design.T @ away
+    used = np.append(model.coef_ != 0, True)
+    slopes = np.linalg.solve(design[on_kink][:, used].T, wanted[used]) * len(residual)
+    assert (slopes >= -quantile - 1e-7).all() and (slopes <= 1 - quantile + 1e-7).all()
 
 
 def test_rows_of_smooth_losses_have_no_kink() -> None:

@@ -242,6 +242,8 @@ LOSSES: dict[str, Loss] = {
 
 def loss_of(name: str, model: Any = None) -> Loss:
     """Loss by name, its parameters those of a model, where it has them."""
+    if name not in LOSSES:
+        raise ValueError(f"Expected a loss among {sorted(LOSSES)}, got {name!r}.")
     loss = LOSSES[name]
     found = [parameter for parameter in loss.parameters if hasattr(model, parameter)]
     return loss.of(**{parameter: float(getattr(model, parameter)) for parameter in found})

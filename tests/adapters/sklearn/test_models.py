@@ -298,6 +298,13 @@ def test_rows_on_a_kink_are_counted(model: Any) -> None:
     assert gradient.n_kinks >= 3
 
 
+def test_a_loss_that_was_changed_after_the_training() -> None:
+    model = SGDRegressor(max_iter=5, tol=None, random_state=0).fit(X_DIABETES, Y_DIABETES)
+    model.loss = "cubic"
+    with pytest.raises(ValueError, match=r"Expected a loss among .*'squared_error'.*, got 'cubic'"):
+        adapt(model, Data(X_DIABETES, Y_DIABETES), Options())
+
+
 @pytest.mark.parametrize("quantile", [0.2, 0.5])
 def test_quantile_regression_is_a_linear_program(quantile: float) -> None:
     model = QuantileRegressor(quantile=quantile, alpha=0.02).fit(X_DIABETES, Y_DIABETES)

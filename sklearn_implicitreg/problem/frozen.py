@@ -151,7 +151,7 @@ def rebuilt(
     memo: dict[int, Any] = {id(tensor): named(tensor) for tensor in stored}
     parts = parts_of(module)
     for part in parts:
-        memo[id(part)] = type(part).__new__(type(part))
+        memo[id(part)] = object.__new__(type(part))  # a GraphModule's own makes another class
         for tensor in tensors_in(vars(part)):
             if id(tensor) not in memo:
                 memo[id(tensor)] = loose(tensor)

@@ -94,7 +94,22 @@ def trajectory_of(model: Any, data: Data, problem: Problem, trajectory: Any) -> 
     if known.isdisjoint(found.names) and found.r_factors is None and problem.has_paths:
         found = with_names_of(found, problem.whole().params)
     recorded_part(problem, found.names)  # raises for one of another model
+    if problem.ranks is None:
+        _check_shapes(problem, found)
     return over_ranks(on_device_of(found, problem.params), problem)
+
+
+def _check_shapes(problem: Problem, trajectory: Trajectory) -> None:
+    """Raise ValueError where tensors of the same names were recorded in other shapes."""
+    # A forward pass at recorded weights would run all the same.
+    recorded = trajectory.marks[0].weights
+    for name in recorded.keys() & problem.params.keys():
+        own, other = tuple(problem.params[name].shape), tuple(recorded[name].shape)
+        if own != other:
+            raise ValueError(
+                f"Expected a trajectory of this model, got one with {name} of shape {other} where "
+                f"the model has {own}; give the model that was recorded."
+            )
 
 
 def in_groups_of(problem: Problem, trajectory: Trajectory) -> Problem:

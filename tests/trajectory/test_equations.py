@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from dataclasses import replace
@@ -497,6 +498,15 @@ class TestRefusals:
         other = nn.Linear(5, 1).double()
         with pytest.raises(ValueError, match="Expected a trajectory of this model"):
             fit((other, *plain[1:]))
+
+    def test_path_of_a_model_of_other_shapes(self, plain):
+        """A linear layer runs with weights of any shape."""
+        wide = {n: p.repeat_interleave(2, 0) for n, p in plain[0].named_parameters()}
+        other = copy.deepcopy(plain[0])
+        for name, p in other.named_parameters():
+            p.data = wide[name].detach()
+        with pytest.raises(ValueError, match="Expected a trajectory of this model, .* of shape"):
+            fit((other, *plain[1:]), reference="batch")
 
     def test_linear_estimators_have_no_path(self, plain):
         from sklearn.linear_model import Ridge

@@ -688,3 +688,15 @@ def test_an_input_that_the_module_gets_beside_the_batch():
     assert holds_inputs({"input_ids": TOKENS}, ((), kwargs))
     assert not holds_inputs({"input_ids": TOKENS}, ((), {**kwargs, "input_ids": TOKENS + 1}))
     assert holds_inputs({"input_ids": TOKENS}, ((), {}))
+
+
+def test_lazy_layers_have_shapes_before_they_are_recorded():
+    net = nn.Sequential(nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"have shapes, got 0.weight, 0.bias without; pass one ba"):
+        record(net, SGD(net.parameters(), lr=0.1))
+
+
+def test_a_name_is_no_batch():
+    net, optimizer = new_run()
+    with record(net, optimizer) as recorder, pytest.raises(ValueError, match="got 'train'"):
+        recorder.batch("train")

@@ -321,8 +321,8 @@ def _as_tensors(X: Any, name: str) -> Any:
             array = array.astype(np.float64)
     if isinstance(X, Iterator):
         raise TypeError(
-            f"Expected {name} that can be read several times, got a {type(X).__name__}; give a "
-            "list, a Dataset or a DataLoader."
+            f"Expected {name} that can be read several times, got a {type(X).__name__}; give "
+            "arrays, a Dataset or a DataLoader."
         )
     if array.dtype.kind not in "biuf":
         raise TypeError(f"Expected numbers in {name}, got dtype {array.dtype}.")

@@ -63,8 +63,10 @@ def read_rows(data: Data, n_passes: Any) -> Rows:
         return _dataset_rows(data, loader, default_collate, None, n_passes)
     if isinstance(loader, list) and loader and isinstance(loader[0], tuple | Mapping):
         raise TypeError(
-            "Expected arrays, a Dataset or a DataLoader, got a list of rows, as searches of "
-            "scikit-learn make of a Dataset: use ImplicitRegularizationCV, which needs no folds."
+            "Expected arrays, a Dataset or a DataLoader, got a list of rows or batches; give "
+            "DataLoader(rows, batch_size=...), or with batch_size=None for batches. A search of "
+            "scikit-learn makes such a list of a Dataset: use ImplicitRegularizationCV, which "
+            "needs no folds."
         )
     if not isinstance(loader, DataLoader):
         return array_rows(data)
@@ -132,10 +134,12 @@ def _dataset_rows(  # noqa: PLR0913
             f"y of type {type(data.y).__name__}."
         )
     stream = isinstance(dataset, IterableDataset)
-    n_rows = None if stream or in_batches else len(dataset)  # type: ignore[arg-type]
+    length = _length(dataset, stream)
+    n_rows = None if stream or in_batches else length
     weight = weights_of(data.sample_weight, n_rows)
     drawing = generators_in(dataset, collate)
     readings = Readings()
+    end = None if length is None else 2 * length  # what a stream says it has is a guess at times
 
     def read(batch_size: int, order: Tensor | None) -> Iterator[Batch]:
         loader: DataLoader[Any] = DataLoader(
@@ -148,7 +152,8 @@ def _dataset_rows(  # noqa: PLR0913
         weights = weight if weight is None or order is None else weight[order]
         start = 0
         with seeded(drawing):
-            for batch in readings.compared(_batches(loader), batch_size if order is None else None):
+            known = batch_size if order is None else None
+            for batch in readings.compared(_batches(loader, end), known):
                 stop = start + rows_in(batch)
                 yield batch._replace(weight=None if weights is None else weights[start:stop])
                 start = stop
@@ -201,8 +206,26 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
     return zlib.crc32(flat.view(torch.uint8).numpy().data, before)
 
 
-def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
-    for item in _collated(loader):
+def _length(dataset: Any, stream: bool) -> int | None:
+    """Number of items that a data set says it has; a stream may not know."""
+    if hasattr(dataset, "__len__"):
+        with contextlib.suppress(TypeError, NotImplementedError):
+            return len(dataset)
+    if stream:
+        return None
+    raise TypeError(
+        f"Expected a data set with a length, got {type(dataset).__name__} without one; give it a "
+        "__len__, or make it an IterableDataset if it is a stream."
+    )
+
+
+def _batches(loader: DataLoader[Any], end: int | None) -> Iterator[Batch]:
+    for n_before, item in enumerate(_collated(loader)):
+        if end is not None and n_before * (loader.batch_size or 1) > end:
+            raise ValueError(
+                f"Expected a stream that ends, got more than {end} items of one whose length is "
+                f"{end // 2}; give the stream of one epoch, such as itertools.islice of it."
+            )
         yield Batch(*_unpack(item), None)
 
 

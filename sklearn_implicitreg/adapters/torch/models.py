@@ -179,8 +179,19 @@ def module_problem(
 
 def _trained(module: nn.Module) -> Params:
     """Trained parameters by their own names; ValueError if there are none, or not finite ones."""
-    named = [(n, p) for n, p in module.named_parameters() if not p.is_meta]
-    trained: Params = {own_name(n): p for n, p in named if p.requires_grad}
+    named = {own_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    trained: Params = {n: p for n, p in named.items() if not p.is_meta}
+    if named and not trained:
+        raise ValueError(
+            "Expected a trained module, got one whose parameters have no numbers (they are on the "
+            "device meta); load its weights first: load_state_dict(weights, assign=True)."
+        )
+    untracked = [n for n, p in trained.items() if p.is_inference()]
+    if untracked:
+        raise ValueError(
+            f"Expected parameters that autograd follows, got {', '.join(untracked[:3])} made in "
+            "torch.inference_mode(); make the module outside of it and load its weights."
+        )
     if not trained:
         raise ValueError(
             "Expected a model with trainable parameters, got one with requires_grad=False "

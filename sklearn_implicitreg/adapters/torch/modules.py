@@ -316,6 +316,11 @@ class TorchProblem(Problem):
         except ERRORS as error:
             raise_in_words(error, self._loss_takes(output, batch.target))
         if not total.requires_grad:
+            if torch.is_inference_mode_enabled():
+                raise ValueError(
+                    "Expected gradients of the loss, got torch.inference_mode(), where there are "
+                    "none; call fit outside of it."
+                )
             raise ValueError(
                 "Expected a loss that depends on the trained parameters, got one without a "
                 "gradient; does the model or the loss detach?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -73,6 +74,21 @@ def examined(
     user's, which a loss may see beside the outputs.
     """
     unlike = _one_column(output, batch.target)
+    with warnings.catch_warnings():  # of torch, where the target is given in the other shape
+        if unlike:
+            warnings.filterwarnings("ignore", message="Using a target size")
+        return _examined(row_loss, batch, output, model, on_part, unlike)
+
+
+def _examined(
+    row_loss: RowLoss,
+    batch: Batch,
+    output: Any,
+    model: nn.Module | None,
+    on_part: Callable[[slice], tuple[Any, Any]] | None,
+    unlike: bool,
+) -> Trial:
+    """The same, where it is known whether a last axis of length one is all that differs."""
     if row_loss.given is None:  # whether one number is a sum is found out
         row_loss = replace(row_loss, scalar_is_sum=False, trained_sum=False)
     try:

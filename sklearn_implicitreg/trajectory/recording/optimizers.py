@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from sklearn_implicitreg.adapters.torch.sharded import groups_of, part_of
@@ -238,6 +239,11 @@ class Watched:
     def __init__(self, model: nn.Module, optimizer: Optimizer):
         for part in sharding_parts(model):
             part.reshard()
+        if empty := [name for name, p in model.named_parameters() if is_lazy(p)]:
+            raise ValueError(
+                f"Expected a model whose tensors have shapes, got {', '.join(empty)} without; pass "
+                "one batch through the lazy layers before record(...)."
+            )
         names = {id(p): own_name(name) for name, p in model.named_parameters() if p.requires_grad}
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.params: Params = {names[id(p)]: p for p in held if id(p) in names}

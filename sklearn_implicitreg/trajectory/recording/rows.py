@@ -94,7 +94,8 @@ class Batches:
                 "Expected one batch(...) for each step, got a second one after a backward pass and "
                 "before the optimizer stepped; where gradients are accumulated call "
                 "batch(rows, accumulate=True), with weight= unless each loss is divided by the "
-                "number of batches. Where a step was left out, call optimizer.zero_grad() first."
+                "number of batches. Where a step was left out, call optimizer.zero_grad() first; "
+                "where another optimizer took it, start a new record(...) with that one."
             )
         before = self._named if accumulate else []
         self._named = [*before, _Named(found, size, own, tensors, self._n_passes)]
@@ -276,7 +277,8 @@ def _positions(rows: Any, finder: RowFinder | None) -> Indices | None:
 
 
 def _has_rows(part: Any) -> bool:
-    return isinstance(part, Mapping | Sequence) or getattr(part, "ndim", 0) > 0
+    several = isinstance(part, Mapping | Sequence) and not isinstance(part, str)
+    return several or getattr(part, "ndim", 0) > 0
 
 
 def _is_nested(batch: Any) -> bool:

@@ -381,3 +381,30 @@ class TestBatchNorm:
         text = " ".join(str(both.summary()).split())
         assert "does not depend on the scale of tensors that carry most" in text
         assert "(0.weight): an endpoint shows no L2 there, whatever the decay was" in text
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_graph_modules(inside):
+    """Each has its forward in a class of its own, which the copy is of."""
+    net = mlp()
+    graph = torch.fx.symbolic_trace(net)
+    module = nn.Sequential(graph, nn.Identity()) if inside else graph
+    est = estimate(module, X_, Y_, family="l2")
+    np.testing.assert_allclose(est.coef_, estimate(net, X_, Y_, family="l2").coef_, rtol=1e-12)
+
+
+def test_a_model_without_numbers():
+    with torch.device("meta"):
+        net = nn.Linear(P, 1)
+    with pytest.raises(ValueError, match="no numbers.*on the device meta.*assign=True"):
+        estimate(net, X_, Y_)
+
+
+def test_inference_mode():
+    net = mlp()
+    with torch.inference_mode():
+        untracked = mlp()
+        with pytest.raises(ValueError, match=r"got torch.inference_mode\(\), .*outside of it"):
+            estimate(net, X_, Y_)
+    with pytest.raises(ValueError, match=r"that autograd follows, got .* torch.inference_mode"):
+        estimate(untracked, X_, Y_)

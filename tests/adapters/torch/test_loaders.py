@@ -1,5 +1,7 @@
 """Loaders whose rows are not the same each time that they are read."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,48 @@ def test_padding_by_batch_is_no_difference():
     problem = adapt(mlp(), Data(loader, None), Options(loss="mse", params="all"))
     for n_blocks in (1, 20, 1):
         assert sum(block.n_rows for block in problem.blocks(n_blocks)) == 40
+
+
+class Endless(IterableDataset):
+    """Rows that never end, with the length of an epoch, or another guess of it."""
+
+    def __init__(self, length, n_rows=None):
+        self.length, self.n_rows = length, n_rows
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        numbers = itertools.count() if self.n_rows is None else range(self.n_rows)
+        return ((torch.tensor(X_[i % 40]), torch.tensor(Y_[i % 40])) for i in numbers)
+
+
+def test_a_stream_that_does_not_end_is_an_error():
+    with pytest.raises(ValueError, match="Expected a stream that ends, got more than 80 items"):
+        estimate(mlp(), DataLoader(Endless(40), batch_size=8), family="l2")
+
+
+def test_the_length_of_a_stream_may_be_a_guess():
+    net = mlp()
+    est = estimate(net, DataLoader(Endless(30, n_rows=40), batch_size=8), family="l2")
+    whole = estimate(net, X_, Y_, family="l2")
+    np.testing.assert_allclose(est.coef_, whole.coef_, rtol=1e-12)
+
+
+def test_a_data_set_without_a_length():
+    class Unmeasured(Dataset):
+        def __getitem__(self, i):
+            return torch.tensor(X_[i]), torch.tensor(Y_[i])
+
+    with pytest.raises(TypeError, match="Expected a data set with a length, got Unmeasured"):
+        estimate(mlp(), Unmeasured(), family="l2")
+
+
+def test_a_list_of_batches_names_the_loader_that_reads_it():
+    net = mlp()
+    batches = [(torch.tensor(X_[i : i + 10]), torch.tensor(Y_[i : i + 10])) for i in (0, 10, 20)]
+    with pytest.raises(TypeError, match=r"got a list of rows or batches; give DataLoader\(rows"):
+        estimate(net, batches, family="l2")
+    loaded = estimate(net, DataLoader(batches, batch_size=None), family="l2")
+    whole = estimate(net, X_[:30], Y_[:30], family="l2")
+    np.testing.assert_allclose(loaded.coef_, whole.coef_, rtol=1e-12)

@@ -112,11 +112,12 @@ class TestMeansAndSums:
             (3, Focal("sum"), CLASSES, lambda o: Focal()(o, CLASSES)),
             (3, SummedOverOutputs(), THREE, lambda o: 3 * F.mse_loss(o, THREE)),
             (1, lambda o, t: o.squeeze(1).sub(t).square(), Y[:, 0], lambda o: F.mse_loss(o, Y)),
+            (1, lambda o, t: F.mse_loss(o.squeeze(1), t), Y[:, 0], lambda o: F.mse_loss(o, Y)),
             (1, lambda o, t: (o - t).square().mean(), Y[:, 0], lambda o: F.mse_loss(o, Y)),
             (1, lambda o, t: (o - t).square(), Y, lambda o: F.mse_loss(o, Y)),
         ],
-        ids=["summed", "focal", "focal summed", "own mean", "takes the column off", "column",
-             "one column for each row"],
+        ids=["summed", "focal", "focal summed", "own mean", "takes the column off",
+             "and calls torch's loss", "column", "one column for each row"],
     )  # fmt: skip
     def test_do_not_depend_on_blocks(self, outputs, loss, target, value):
         model = net(outputs)

@@ -99,6 +99,8 @@ class RanksProblem(Problem):
         self, summed: Callable[[TorchProblem], tuple[dict[Any, Tensor], float]]
     ) -> dict[Any, Tensor]:
         """Means over the rows of all ranks of what is summed over those of each."""
+        if self.in_shards:
+            raise self._no_path()
         own = replace(self.here, stream=self.ranks.place)
         loss = own.row_loss
         if loss.by_class and (loss.classes is None or loss.weighs(loss.classes)):
@@ -108,7 +110,7 @@ class RanksProblem(Problem):
 
         def sums() -> tuple[dict[Any, Tensor], float]:
             found = summed(own)
-            if self.in_shards or any(total.requires_grad for total in found[0].values()):
+            if any(total.requires_grad for total in found[0].values()):
                 raise self._no_path()
             return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,34 +68,32 @@ class ShardedProblem(RanksProblem):
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Sums over the ranks, batch by batch, in the tensors' parts on this one."""
         own, scale, begun = self.here, 0.0, False
+        apart = own.row_loss.counted is not None
         last = None if self.first is None else own.to_device(self.first)
-        with self.at_work(own), closing(self._read(n_blocks)) as batches:
+        with self.at_work(own), closing(own.batches_read(n_blocks)) as batches:
             while True:
                 here: list[Batch] = []
 
-                def read(here: list[Batch] = here) -> bool:
-                    here.extend(map(own.to_device, (b for b in [next(batches, None)] if b)))
-                    return bool(here)
+                def read(here: list[Batch] = here) -> int:
+                    for batch in map(own.to_device, itertools.islice(batches, 1)):
+                        here.extend(of_equal_weight(batch, zero=True) if apart else [batch])
+                    return len(here)
 
                 left = self.ranks.shared(read)
                 if not any(left):
                     return
                 if last is None:
                     self.ranks.need_rows(left)
-                last = here[0] if here else last
+                last = here[-1] if here else last  # of the largest weight
                 assert last is not None
-                block = self._block(last, counts=bool(here))
+                rest = [(last, False)] * (max(left) - len(here))
+                passed = [*((part, True) for part in here), *rest]
+                block = BlockGradient.joined([self._block(*each) for each in passed])
                 if not begun and all(left) and not self.batch_normalized:
                     scale = self._row_scale(last)
                 begun = True
                 yield replace(block, scale=max(scale * block.n_rows, block.scale))
                 del block  # freed before the next is made
-
-    def _read(self, n_blocks: int) -> Iterator[Batch]:
-        """Batches here; of a loss that is one mean, the rows of every weight apart."""
-        apart = self.own.row_loss.counted is not None
-        for batch in self.here.batches_read(n_blocks):
-            yield from of_equal_weight(batch, zero=True) if apart else [batch]
 
     @contextlib.contextmanager
     def at_work(self, own: Any) -> Iterator[None]:
@@ -222,7 +221,8 @@ class ShardedProblem(RanksProblem):
             batch = self.own.rows.few(n)
             if batch is None or not cuts_into_rows(batch[:2], rows_in(batch)):
                 return None
-            return Batch(*map_tensors(lambda t: t[:n].detach().cpu().clone(), tuple(batch)))
+            own = batch._replace(weight=None)  # as others may not have any
+            return Batch(*map_tensors(lambda t: t[:n].detach().cpu().clone(), tuple(own)))
 
         def loss(own: Any, batch: Batch) -> Tensor:
             # The number of one rank, so that all take as many passes.

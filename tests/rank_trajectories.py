@@ -222,6 +222,14 @@ def of_ragged_labels(place):
     ImplicitRegularizationEstimator(place(Tokens("rows"))).fit(ids, labels)
 
 
+def of_labels_apart(place, rank):
+    """A fit of means over rows, which on each rank alone are means over labels too."""
+    labels = torch.tensor([[1, 2, 3], [1, 0, 2]])
+    labels[:, 1 + 2 * rank :] = -100
+    ids = {"input_ids": torch.tensor([[0, 1, 2], [3, 4, 0]])}
+    ImplicitRegularizationEstimator(place(Tokens("rows"))).fit(ids, labels)
+
+
 def of_a_loop_that_raises(place, rank):
     """An error in a recorded loop of the second rank, while the first is in its own."""
     X, y = (array[EVEN[rank]] for array in rows())
@@ -261,7 +269,9 @@ def of_faults(place, rank):
     kept = states == states_of(one.net)
     pairs = zip(before, map(local, one.net.parameters()), strict=True)
     found["kept"] = str(kept and all(torch.equal(a, b) for a, b in pairs))
-    if hasattr(one.net, "reshard"):
+    if not hasattr(one.net, "reshard"):
+        found["labels"] = message(of_labels_apart, place, rank)
+    else:
         found["evidence"] = message(one.fitted, mode="endpoint")
         found["reduced"] = message(Training, place, EVEN, rank, families=["nuclear"])
         some = torch.optim.SGD([next(one.net.parameters())], lr=0.1)

@@ -97,6 +97,8 @@ def test_a_fault_along_a_trajectory_is_an_error_on_all_ranks(found, place):
     if place == "fsdp":
         assert "all trained tensors" in first["some"]
         assert "single weights" in first["reduced"] and "no such mean" in first["labels"]
+    else:
+        assert "a mean over labels as the loss that the model returns" in first["labels"]
     steps = "the same numbers of recorded steps on all 2 ranks, got 9 on rank 0 and 8 on rank 1"
     assert steps in first["steps"]
 

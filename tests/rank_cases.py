@@ -183,8 +183,8 @@ def of_one_text(place, part):
     return fitted(place(Language()), texts(part), loss="auto")
 
 
-def of_tokens(place, part, mean="labels", weighted=False, apart=False):
-    """A model that returns the mean over labels, of which the rows have unequal numbers."""
+def tokens(part, weighted="no", apart=False):
+    """Rows with unequal numbers of labels; those of one rank or of both may have weights."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(5, (N_ROWS, 6), generator=generator)
     labels = torch.randint(5, (N_ROWS, 6), generator=generator)
@@ -192,10 +192,26 @@ def of_tokens(place, part, mean="labels", weighted=False, apart=False):
     n = 2 + 3 * (row >= FIRST) if apart else row % 6 + 1  # the same in each rank, or none
     labels[torch.arange(6) >= n[:, None]] = -100
     labels[-1] = -100
-    weight = 0.5 * (row % 4) if weighted else None
+    weight = None if weighted == "no" else 0.5 * (row % 4)
+    if weighted == "first":
+        weight = None if part.start else torch.where(row < FIRST, weight, 1.0)
+    return {"input_ids": ids[part]}, labels[part], weight if weight is None else weight[part]
+
+
+def of_tokens(place, part, mean="labels", **how):
+    """A model that returns the mean over labels, of which the rows have unequal numbers."""
     params = {"loss": "auto", "batch_size": 4, "params": "all"}
-    own = weight if weight is None else weight[part]
-    return fitted(place(Tokens(mean)), {"input_ids": ids[part]}, labels[part], own, **params)
+    return fitted(place(Tokens(mean)), *tokens(part, **how), **params)
+
+
+def of_noise(place, part):
+    """The noise in a search, from blocks of which each has rows of several weights."""
+    ids, labels, weight = tokens(part, weighted="all")
+    many = [own.repeat_interleave(4, 0) for own in (*ids.values(), labels, weight)]
+    how = {"families": ["l2", "l1"], "loss": "auto", "params": "all"}
+    search = ImplicitRegularizationCV(place(Tokens()), **how)
+    search.fit({"input_ids": many[0]}, *many[1:])
+    return {name: search.cv_results_[name] for name in ("mean_test_score", "se_difference")}
 
 
 def squared_losses(params, batch):
@@ -248,7 +264,8 @@ CASES = {
     "labels": of_labels,
     "tokens": of_tokens,
     "next tokens": lambda place, part: of_tokens(place, part, "next", apart=True),
-    "weighted tokens": lambda place, part: of_tokens(place, part, "next", weighted=True),
+    "weighted tokens": lambda place, part: of_tokens(place, part, "next", weighted="all"),
+    "tokens, some weighted": lambda place, part: of_tokens(place, part, weighted="first"),
     "rows": of_rows,
     "rows, class weights": lambda place, part: of_rows(place, part, "weights"),
     "rows, ignored labels": lambda place, part: of_rows(place, part, "ignored"),
@@ -426,6 +443,7 @@ def work(rank, folder, port):
             found[name, case] = CASES[case](place, PARTS[rank])
     for name in ("ddp", "fsdp"):
         found[name, "faults"] = of_faults(PLACES[name], rank)
+        found[name, "noise"] = of_noise(PLACES[name], PARTS[rank])
         found[name, "errors"] = of_errors(PLACES[name], rank)
         found[name, "states"] = of_states(PLACES[name], rank)
     found["disagreements"] = of_disagreements(rank)

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from skorch import NeuralNetRegressor
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -221,6 +222,33 @@ def of_ragged_labels(place):
     ImplicitRegularizationEstimator(place(Tokens("rows"))).fit(ids, labels)
 
 
+def of_labels_apart(place, rank):
+    """A fit of means over rows, which on each rank alone are means over labels too."""
+    labels = torch.tensor([[1, 2, 3], [1, 0, 2]])
+    labels[:, 1 + 2 * rank :] = -100
+    ids = {"input_ids": torch.tensor([[0, 1, 2], [3, 4, 0]])}
+    ImplicitRegularizationEstimator(place(Tokens("rows"))).fit(ids, labels)
+
+
+def of_a_loop_that_raises(place, rank):
+    """An error in a recorded loop of the second rank, while the first is in its own."""
+    X, y = (array[EVEN[rank]] for array in rows())
+    module = place(net())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    try:
+        with record(module, optimizer, families=REDUCED, data=(X, y), loss="mse"):
+            for _ in range(3):
+                optimizer.zero_grad()
+                mse_loss(module(X), y).backward()
+                optimizer.step()
+            if rank == 0:
+                dist.barrier()
+            raise RuntimeError("a loop that raises")
+    finally:
+        if rank:
+            dist.barrier()
+
+
 def of_faults(place, rank):
     """What the ranks are told where the second differs, or where one process is needed."""
     one = Training(place, EVEN, rank)
@@ -234,13 +262,16 @@ def of_faults(place, rank):
     found["skorch"] = message(one.fitted, model=held)
     found["families"] = message(one.fitted, family="hessian_trace")
     found["rows"] = message(one.fitted, X=one.X[:3] if rank else one.X)
+    found["loop"] = message(of_a_loop_that_raises, place, rank)
     before = [local(p).clone() for p in one.net.parameters()]
     states = states_of(one.net)
     found["next"] = one.fitted(family="l2+l1", window="epoch")
     kept = states == states_of(one.net)
     pairs = zip(before, map(local, one.net.parameters()), strict=True)
     found["kept"] = str(kept and all(torch.equal(a, b) for a, b in pairs))
-    if hasattr(one.net, "reshard"):
+    if not hasattr(one.net, "reshard"):
+        found["labels"] = message(of_labels_apart, place, rank)
+    else:
         found["evidence"] = message(one.fitted, mode="endpoint")
         found["reduced"] = message(Training, place, EVEN, rank, families=["nuclear"])
         some = torch.optim.SGD([next(one.net.parameters())], lr=0.1)

@@ -46,7 +46,7 @@ from torch import nn
 
 from sklearn_implicitreg import Endpoint, ImplicitRegularizationEstimator
 from sklearn_implicitreg.exceptions import CollinearTermsWarning
-from sklearn_implicitreg.penalties import L2
+from sklearn_implicitreg.penalties import L2, SmoothL1
 
 WEIGHTS = np.random.default_rng(0).uniform(0.2, 3.0, N_DIABETES)
 X, Y, N = X_DIABETES, Y_DIABETES, N_DIABETES
@@ -157,6 +157,13 @@ def test_covariance_is_named(covariance, used):
     est = Estimator(Ridge(5.0).fit(X, Y), family="l1+l2", covariance=covariance).fit(X, Y)
     assert json.loads(est.to_json())["covariance"] == used
     assert {"hc3": "Standard errors: robust (HC3)", "ols": "classical (ols)"}[used] in text_of(est)
+
+
+def test_json_of_a_shape_parameter_without_an_interval():
+    est = Estimator(Ridge(5.0).fit(X, Y), family=SmoothL1("fit")).fit(X, Y)
+    (value, *interval) = json.loads(est.to_json())["shapes"]["delta"]
+    assert value > 0
+    assert interval == [None, None]
 
 
 def test_covariance_by_tensors():

@@ -180,9 +180,9 @@ class Ranks:
         """Raise ValueError on all ranks, which know the same."""
         self._raise(f"{expected} of {self.n} ranks, got {got}.")
 
-    def need_rows(self, there: Sequence[bool]) -> None:
+    def need_rows(self, there: Sequence[int]) -> None:
         """Raise ValueError on all ranks where some have no rows."""
-        without = [rank for rank, any_rows in enumerate(there) if not any_rows]
+        without = [rank for rank, rows in enumerate(there) if not rows]
         if without:
             self.disagree("at least 1 row on each", f"none on {_at(without)}; give each some")
 

@@ -388,12 +388,12 @@ class FittedResult:
             table of all.
         """
         check_is_fitted(self, "coef_")
-        return json.dumps(self._content(), indent=2, allow_nan=False)
+        return json.dumps(json_ready(self._content()), indent=2, allow_nan=False)
 
     def _content(self) -> dict[str, Any]:
         """What is written as JSON."""
-        terms = [json_ready(row) for row in self.to_frame().to_dict(orient="records")]
-        return {"terms": terms} | json_ready(self._description.content(self._result))
+        terms = self.to_frame().to_dict(orient="records")
+        return {"terms": terms} | self._description.content(self._result)
 
     def in_model_units(self) -> dict[str, Any]:
         """Coefficients as the model's own parameters, such as ``{"alpha": 3.0}``.

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sklearn_implicitreg.penalties import as_penalty
 from sklearn_implicitreg.problem.parameters import Allowed
-from sklearn_implicitreg.results.summary import Summary, json_ready
+from sklearn_implicitreg.results.summary import Summary
 
 SEVERAL = Allowed(
     lambda given: isinstance(given, Mapping | list | tuple) and len(given) > 0,
@@ -74,4 +74,4 @@ def records_of_families(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         "verdict": list(results["verdict"]),
     }
     rows = zip(*columns.values(), strict=True)
-    return [json_ready(dict(zip(columns, row, strict=True))) for row in rows]
+    return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -166,12 +166,13 @@ def coefficient_frame(
     )
 
 
-def json_ready(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Values by name, NaN and infinite numbers as None."""
-    return {
-        str(key): None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
+def json_ready(value: Any) -> Any:
+    """A value, or what is in a dict or list, with None for NaN and infinite numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [json_ready(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def coefficient_table(

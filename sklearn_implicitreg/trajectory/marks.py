@@ -406,8 +406,8 @@ class Kept:
         """Called at the end of an epoch; steps between the marks that follow."""
         return every
 
-    def close(self, steps: Sequence[Any]) -> None:
-        """Called when recording ends."""
+    def close(self, steps: Sequence[Any], raised: bool = False) -> None:
+        """Called when recording ends, also by an error that the loop raised."""
         self.wait()
         if self._shelf is not None:
             self._shelf.close()

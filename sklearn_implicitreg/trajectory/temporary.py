@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,16 +17,21 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_PREFIX, _LOCK = "trajectory-", "sklearn_implicitreg.lock"
+_PREFIX = "trajectory-"
 
 
 def temporary_folder() -> tuple[Path, Callable[[], None]]:
     """A new folder, and what removes it in this process but not in its forks."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_name()}"):
         with contextlib.suppress(OSError):
             _remove_unused(lock)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     return folder, functools.partial(_remove, folder, os.getpid(), _locked(folder))
+
+
+def _name() -> str:
+    # Locks of other machines that share the folder may not be seen here.
+    return f"sklearn_implicitreg-{platform.node()}.lock"
 
 
 def _locked(folder: Path) -> int | None:
@@ -36,7 +42,7 @@ def _locked(folder: Path) -> int | None:
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.rename(folder / _LOCK)  # it is held when others can find it
+        new.rename(folder / _name())  # it is held when others can find it
     except OSError:
         os.close(descriptor)
         new.unlink()

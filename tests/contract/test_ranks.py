@@ -90,14 +90,22 @@ def test_a_fault_along_a_trajectory_is_an_error_on_all_ranks(found, place):
     assert "rank 1 raised" in first.pop("rows") and "Error" in second.pop("rows")
     assert first == second
     assert first.pop("kept") == "True"
+    assert first.pop("loop") == "RuntimeError: a loop that raises"
     assert all(words.startswith("ValueError: Expected ") for words in first.values())
     assert "model=net.module_" in first["skorch"]
     assert "got a probe" in first["probe"] and "one process" in first["families"]
     if place == "fsdp":
         assert "all trained tensors" in first["some"]
         assert "single weights" in first["reduced"] and "no such mean" in first["labels"]
+    else:
+        assert "a mean over labels as the loss that the model returns" in first["labels"]
     steps = "the same numbers of recorded steps on all 2 ranks, got 9 on rank 0 and 8 on rank 1"
     assert steps in first["steps"]
+
+
+def test_blocks_of_rows_in_shards_are_those_of_whole_tensors(found):
+    for own in found[0]:
+        same(own["fsdp", "noise"], own["ddp", "noise"], 1e-9)
 
 
 @pytest.mark.parametrize("place", ["ddp", "fsdp"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
-from sklearn_implicitreg.trajectory import Trajectory, record
+from sklearn_implicitreg.trajectory import Trajectory, record, temporary
 from sklearn_implicitreg.trajectory.marks import PARTS, Shelf
+from sklearn_implicitreg.trajectory.temporary import temporary_folder
 
 ROOT = Path(__file__).parents[2]
 GENERATOR = torch.Generator().manual_seed(0)
@@ -207,7 +209,43 @@ def test_marks_of_a_killed_process_are_removed_by_the_next_recording(tmp_path, m
         alive.communicate("")
     assert alive.returncode == 0
     del first, second
-    assert [own.name for own in tmp_path.iterdir()] == ["trajectory-mine"]
+    assert [own.name for own in tmp_path.glob("trajectory-*")] == ["trajectory-mine"]
+
+
+def test_folders_of_another_machine_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # Locks that are local to a machine, as network file systems may have them.
+    unseen = types.SimpleNamespace(flock=lambda *_: None, LOCK_EX=0, LOCK_NB=0)
+    monkeypatch.setattr(temporary, "fcntl", unseen)
+    monkeypatch.setattr(temporary.platform, "node", lambda: "there")
+    used, remove_used = temporary_folder()
+    monkeypatch.setattr(temporary.platform, "node", lambda: "here")
+    own, remove_own = temporary_folder()
+    assert used.exists()
+    remove_own()
+    monkeypatch.setattr(temporary.platform, "node", lambda: "there")
+    _, remove_next = temporary_folder()
+    assert not used.exists() and not own.exists()
+    remove_used()
+    remove_next()
+    assert not list(tmp_path.iterdir())
+
+
+def none(*_):
+    raise OSError("Function not implemented")
+
+
+@pytest.mark.parametrize(
+    "locks", [None, types.SimpleNamespace(flock=none, LOCK_EX=0, LOCK_NB=0)], ids=["none", "failed"]
+)
+def test_folders_without_locks_are_left(tmp_path, monkeypatch, locks):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary, "fcntl", locks)
+    folders = [temporary_folder() for _ in range(2)]
+    assert all(folder.exists() and not list(folder.iterdir()) for folder, _ in folders)
+    for _, remove in folders:
+        remove()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

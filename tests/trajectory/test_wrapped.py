@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed._composable import checkpoint
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD, AdamW
 
 from sklearn_implicitreg import FrozenModel, ImplicitRegularizationEstimator
@@ -112,6 +115,29 @@ def test_distributed_training_on_one_process():
         trajectory = trained(wrapper, AdamW(net.parameters(), lr=0.01, weight_decay=DECAY))
         for model in (net, wrapper):
             assert fitted(model, trajectory).coef_[0] == pytest.approx(DECAY, rel=1e-9)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_epochs_of_a_sharded_module_with_hooks_of_its_own_and_checkpoints():
+    def doubled(module, inputs, output):
+        return 2 * output
+
+    def estimated(net):
+        net[0].register_forward_hook(doubled)
+        trajectory = trained(net, SGD(net.parameters(), lr=0.1, weight_decay=DECAY))
+        how = {"reference": "gradient", "window": "epoch"}
+        est = fitted(net, trajectory, **how)
+        return [*est.coef_, est.r2_]
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1
+    )
+    try:
+        net = new_net()
+        checkpoint(net[0])
+        mesh = init_device_mesh("cpu", (1,))
+        assert estimated(fully_shard(net, mesh=mesh)) == pytest.approx(estimated(new_net()))
     finally:
         torch.distributed.destroy_process_group()
 

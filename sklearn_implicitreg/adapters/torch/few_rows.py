@@ -37,7 +37,6 @@ from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, Trial, examined
 from sklearn_implicitreg.exceptions import ModelStateWarning, warn_user
 
 TorchProblem = Any  # which imports this module
-Counted = Callable[[Tensor], Tensor]  # which labels count
 
 _DIGITS = 0.75  # of the rounding unit's; the others are left to rounding
 _PARTS = 4  # of a few rows, whose losses are compared with that of all
@@ -84,26 +83,25 @@ def with_custom_loss(
     return problem
 
 
-def with_counted_labels(problem: TorchProblem, known: Counted | None = None) -> TorchProblem:
+def with_counted_labels(problem: TorchProblem, read: Batch | None = None) -> TorchProblem:
     """Find out by a few rows over which labels the loss that a model returns is the mean."""
-    # What is known by the rows of other ranks holds where these do not show otherwise.
-    read = problem.rows.few(TRIED_ROWS) if problem.label_args else None
+    if read is None and problem.label_args:
+        read = problem.rows.few(TRIED_ROWS)
     with preserved_rng(problem.device, problem.seed), problem.own_kernels():
-        return problem if read is None else with_counted(problem, read, returned_loss, known)
+        return problem if read is None else with_counted(problem, read, returned_loss)
 
 
 def with_counted(
     problem: TorchProblem,
     read: Batch,
     evaluate: Callable[[TorchProblem, Batch], Tensor],
-    known: Counted | None = None,
 ) -> TorchProblem:
     """Find out by some rows, on some of which the loss is evaluated at a time."""
     labels, loss = read.target, functools.partial(evaluate, problem)
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         return problem
     with contextlib.suppress(Exception), torch.no_grad():  # which reading all rows will show
-        counted = _counted(problem.rows, read, loss, known)
+        counted = _counted(problem.rows, read, loss)
         if counted is None:
             return problem
         eps = torch.finfo(loss(read).dtype).eps  # Hugging Face's have logits in float32
@@ -124,13 +122,11 @@ def returned_loss(problem: TorchProblem, rows: Batch) -> Tensor:
 
 
 def _counted(
-    rows: Rows, batch: Batch, loss: Callable[[Batch], Tensor], known: Counted | None
-) -> Counted | None:
+    rows: Rows, batch: Batch, loss: Callable[[Batch], Tensor]
+) -> Callable[[Tensor], Tensor] | None:
     """Which labels count in a mean over them; None where the loss is none."""
     value, labels = loss(batch), batch.target
     n_rows = len(labels)
-    if n_rows == 1 and not value.ndim:
-        return known
     cuts = cuts_into_rows(batch[:2], n_rows)
     if value.ndim or n_rows < 2 or not (cuts or (rows.pick and not rows.together)):
         return None
@@ -142,8 +138,8 @@ def _counted(
         return rows.pick(rows.few_places(TRIED_ROWS)[part.cpu().numpy()])
 
     size = torch.finfo(value.dtype).eps ** _DIGITS * abs(float(value))
-    ways = [labels_in] if known is None else [known]
-    if known is None and labels.ndim > 1 and labels.shape[-1] > 1:
+    ways = [labels_in]
+    if labels.ndim > 1 and labels.shape[-1] > 1:
         other = with_other_first(labels)
         read = other is not None and abs(float(loss(batch._replace(target=other)) - value)) > size
         ways = [labels_in] if read else [labels_after_first, labels_in]
@@ -153,8 +149,6 @@ def _counted(
         parts = counts.argsort(stable=True).tensor_split(min(_PARTS, n_rows))
         parts = tuple(part for part in parts if counts[part].any())
         if len(parts) < 2:
-            if known is not None:
-                return known
             continue
         masses = [int(counts[part].sum()) for part in parts]
         total = sum(n * float(loss(apart(part))) for n, part in zip(masses, parts, strict=True))

@@ -17,8 +17,8 @@ from sklearn_implicitreg.problem.frozen import own_name, rebuilt
 from sklearn_implicitreg.problem.ranks import sharding_parts
 
 ShardedProblem = Any  # which imports this module
-_FSDP = "torch.distributed.fsdp."
-_STATE = "__composable_api"  # what torch keeps of a sharded module in it
+_DISTRIBUTED = "torch.distributed."
+_STATE = "__composable_api"  # what they keep in a module
 
 
 def hessian_product(problem: ShardedProblem, vector: Params, parts: Params) -> Params:
@@ -79,7 +79,7 @@ def _joined(part: Tensor, shape: tuple[int, ...], ranks: Ranks) -> tuple[Tensor,
 
 @contextlib.contextmanager
 def _plain(module: nn.Module) -> Iterator[None]:
-    """A module without what ``fully_shard`` has added to its layers, which is put back."""
+    """A module without what ``fully_shard`` and the like add to its layers, which is put back."""
     parts, sharding = list(module.modules()), sharding_parts(module)
     kinds, states = [type(part) for part in sharding], [dict(vars(part)) for part in parts]
     try:
@@ -90,7 +90,7 @@ def _plain(module: nn.Module) -> Iterator[None]:
                 if key.startswith(_STATE):
                     del vars(part)[key]
                 elif key.endswith("_hooks") and value:
-                    kept = {k: hook for k, hook in value.items() if not _of_fsdp(hook)}
+                    kept = {k: hook for k, hook in value.items() if not _distributed(hook)}
                     vars(part)[key] = type(value)(kept)
         yield
     finally:
@@ -101,5 +101,5 @@ def _plain(module: nn.Module) -> Iterator[None]:
             vars(part).update(state)
 
 
-def _of_fsdp(hook: Any) -> bool:
-    return str(getattr(getattr(hook, "hook", hook), "__module__", "")).startswith(_FSDP)
+def _distributed(hook: Any) -> bool:
+    return str(getattr(getattr(hook, "hook", hook), "__module__", "")).startswith(_DISTRIBUTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,10 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_implicitreg.adapters.torch.data import Rows
-from sklearn_implicitreg.adapters.torch.few_rows import Counted, with_counted_labels
+from sklearn_implicitreg.adapters.torch.data import (
+    Batch,
+    Rows,
+    cuts_into_rows,
+    joined,
+    map_tensors,
+    rows_in,
+)
+from sklearn_implicitreg.adapters.torch.few_rows import with_counted_labels
 from sklearn_implicitreg.adapters.torch.functions import mass_and_weight
+from sklearn_implicitreg.adapters.torch.labels import labels_in
 from sklearn_implicitreg.adapters.torch.loaders import checksum
+from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -99,6 +109,8 @@ class RanksProblem(Problem):
         self, summed: Callable[[TorchProblem], tuple[dict[Any, Tensor], float]]
     ) -> dict[Any, Tensor]:
         """Means over the rows of all ranks of what is summed over those of each."""
+        if self.in_shards:
+            raise self._no_path()
         own = replace(self.here, stream=self.ranks.place)
         loss = own.row_loss
         if loss.by_class and (loss.classes is None or loss.weighs(loss.classes)):
@@ -108,7 +120,7 @@ class RanksProblem(Problem):
 
         def sums() -> tuple[dict[Any, Tensor], float]:
             found = summed(own)
-            if self.in_shards or any(total.requires_grad for total in found[0].values()):
+            if any(total.requires_grad for total in found[0].values()):
                 raise self._no_path()
             return found
 
@@ -190,20 +202,65 @@ def on_ranks(
     """Problem of the rows of all ranks; ValueError where they have not the same model."""
     held = []
 
-    def here() -> tuple[bool, int | None, Counted | None]:
+    def here() -> tuple[bool, int | None, bool]:
         held.append(make())
         some = held[0].rows.few(1) is not None
-        return some, held[0].n_rows, held[0].row_loss.counted
+        return some, held[0].n_rows, held[0].row_loss.counted is not None
 
     any_rows, counts, counted = zip(*ranks.shared(here), strict=True)
     ranks.need_rows(any_rows)
-    own, known = held.pop(), set(counted) - {None}
-    if own.row_loss.counted is None and len(known) == 1:  # too few rows here to show it
-        own = with_counted_labels(own, known.pop())
+    own = held.pop()
+    if any(counted):
+        own = _counted_alike(own, ranks)
     ranks.agree(_facts(own, ranks))
     own = _numbered_alike(own, ranks)
     same = {field.name: getattr(own, field.name) for field in fields(Problem)}
     return kind(**same | {"ranks": ranks}, own=own, counts=counts, **more(own))
+
+
+def few_of_all(rows: Rows, ranks: Ranks) -> Batch | None:
+    """A few rows of all ranks as one batch, the same on each; None where they cannot be cut."""
+    n = max(2, TRIED_ROWS // ranks.n)
+
+    def few() -> Batch | None:
+        batch = rows.few(n)
+        if batch is None or not cuts_into_rows(batch[:2], rows_in(batch)):
+            return None
+        own = batch._replace(weight=None)  # as others may not have any
+        return Batch(*map_tensors(lambda t: t[:n].detach().cpu().clone(), tuple(own)))
+
+    every = [batch for batch in ranks.shared(few) if batch is not None]
+    return _alike(every) if every else None
+
+
+def _alike(batches: Sequence[Batch]) -> Batch:
+    """Rows of batches that are shaped as the one with the most different numbers of labels."""
+
+    def kinds(batch: Batch) -> tuple[int, int]:
+        target = batch.target
+        if not isinstance(target, Tensor):
+            return 0, 0
+        return len(labels_in(target).reshape(len(target), -1).sum(1).unique()), len(target)
+
+    def shape(batch: Batch) -> str:
+        return repr(map_tensors(lambda t: t[:0], tuple(batch)[:2]))
+
+    most = max(batches, key=kinds)
+    return functools.reduce(joined, (own for own in batches if shape(own) == shape(most)))
+
+
+def _counted_alike(own: TorchProblem, ranks: Ranks) -> TorchProblem:
+    """Labels that count by the rows of all ranks: those of one may not show a mean over rows."""
+    read = few_of_all(own.rows, ranks)
+    if read is None:
+        return own
+    found = with_counted_labels(replace(own, row_loss=replace(own.row_loss, counted=None)), read)
+    if not any(ranks.gathered(found.row_loss.counted is not None)):
+        ranks.disagree(
+            "a mean over labels as the loss that the model returns on rows",
+            "one that is none; give loss= and a forward that returns outputs",
+        )
+    return found
 
 
 def _facts(problem: TorchProblem, ranks: Ranks) -> dict[str, Any]:

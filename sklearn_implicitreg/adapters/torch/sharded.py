@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,7 @@ from sklearn_implicitreg.adapters.torch.data import (
     SCALE_ROWS,
     Batch,
     Rows,
-    cuts_into_rows,
     few_rows,
-    joined,
-    map_tensors,
     of_equal_weight,
     rows_in,
 )
@@ -33,8 +31,7 @@ from sklearn_implicitreg.adapters.torch.gathered import hessian_product
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.labels import labels_after_first, labels_in
 from sklearn_implicitreg.adapters.torch.options import set_modes
-from sklearn_implicitreg.adapters.torch.ranks import RanksProblem
-from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS
+from sklearn_implicitreg.adapters.torch.ranks import RanksProblem, few_of_all
 from sklearn_implicitreg.problem import (
     BlockGradient,
     Indices,
@@ -67,34 +64,32 @@ class ShardedProblem(RanksProblem):
     def blocks(self, n_blocks: int = 1) -> Iterator[BlockGradient]:
         """Sums over the ranks, batch by batch, in the tensors' parts on this one."""
         own, scale, begun = self.here, 0.0, False
+        apart = own.row_loss.counted is not None
         last = None if self.first is None else own.to_device(self.first)
-        with self.at_work(own), closing(self._read(n_blocks)) as batches:
+        with self.at_work(own), closing(own.batches_read(n_blocks)) as batches:
             while True:
                 here: list[Batch] = []
 
-                def read(here: list[Batch] = here) -> bool:
-                    here.extend(map(own.to_device, (b for b in [next(batches, None)] if b)))
-                    return bool(here)
+                def read(here: list[Batch] = here) -> int:
+                    for batch in map(own.to_device, itertools.islice(batches, 1)):
+                        here.extend(of_equal_weight(batch, zero=True) if apart else [batch])
+                    return len(here)
 
                 left = self.ranks.shared(read)
                 if not any(left):
                     return
                 if last is None:
                     self.ranks.need_rows(left)
-                last = here[0] if here else last
+                last = here[-1] if here else last  # of the largest weight
                 assert last is not None
-                block = self._block(last, counts=bool(here))
+                rest = [(last, False)] * (max(left) - len(here))
+                passed = [*((part, True) for part in here), *rest]
+                block = BlockGradient.joined([self._block(*each) for each in passed])
                 if not begun and all(left) and not self.batch_normalized:
                     scale = self._row_scale(last)
                 begun = True
                 yield replace(block, scale=max(scale * block.n_rows, block.scale))
                 del block  # freed before the next is made
-
-    def _read(self, n_blocks: int) -> Iterator[Batch]:
-        """Batches here; of a loss that is one mean, the rows of every weight apart."""
-        apart = self.own.row_loss.counted is not None
-        for batch in self.here.batches_read(n_blocks):
-            yield from of_equal_weight(batch, zero=True) if apart else [batch]
 
     @contextlib.contextmanager
     def at_work(self, own: Any) -> Iterator[None]:
@@ -216,27 +211,18 @@ class ShardedProblem(RanksProblem):
 
     def with_counted_labels(self) -> ShardedProblem:
         """Find out by a few rows of all ranks over which labels a model's own loss is the mean."""
-        n = max(2, TRIED_ROWS // self.ranks.n)
-
-        def few() -> Batch | None:
-            batch = self.own.rows.few(n)
-            if batch is None or not cuts_into_rows(batch[:2], rows_in(batch)):
-                return None
-            return Batch(*map_tensors(lambda t: t[:n].detach().cpu().clone(), tuple(batch)))
 
         def loss(own: Any, batch: Batch) -> Tensor:
             # The number of one rank, so that all take as many passes.
             return self.ranks.shared(lambda: returned_loss(own, batch).detach().cpu())[0]
 
-        every = [batch for batch in self.ranks.shared(few) if batch is not None]
-        own = replace(self.own, rows=replace(self.own.rows, pick=None))
-        if every:
-            with self.at_work(self.own):
-                own = with_counted(own, _alike(every), loss)
+        read, own = few_of_all(self.own.rows, self.ranks), self.own
+        if read is not None:
+            with self.at_work(own):
+                own = with_counted(own, read, loss)
         if own.row_loss.counted is None:
-            self.ranks.shared(functools.partial(_check_even, self.own.rows))
-        same = {"loss_name": own.loss_name, "eps": own.eps}
-        return replace(self, **same, own=replace(own, rows=self.own.rows))
+            self.ranks.shared(functools.partial(_check_even, own.rows))
+        return replace(self, loss_name=own.loss_name, eps=own.eps, own=own)
 
     def _block(self, batch: Batch, counts: bool = True) -> BlockGradient:
         """Gradient of the loss on a batch of each rank, which need not count."""
@@ -277,22 +263,6 @@ class ShardedProblem(RanksProblem):
         with preserved_rng(self.own.device):
             block = self._block(few or batch)
         return block.scale / block.n_rows
-
-
-def _alike(batches: Sequence[Batch]) -> Batch:
-    """Rows of batches that are shaped as the one with the most different numbers of labels."""
-
-    def kinds(batch: Batch) -> int:
-        target = batch.target
-        if not isinstance(target, Tensor):
-            return 0
-        return len(labels_in(target).reshape(len(target), -1).sum(1).unique())
-
-    def shape(batch: Batch) -> str:
-        return repr(map_tensors(lambda t: t[:0], tuple(batch)[:2]))
-
-    most = max(batches, key=kinds)
-    return functools.reduce(joined, (own for own in batches if shape(own) == shape(most)))
 
 
 def _check_even(rows: Rows) -> None:

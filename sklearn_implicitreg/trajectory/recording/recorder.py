@@ -108,7 +108,7 @@ class Recorder:
         for part in self._parts:
             _RECORDED.discard(part.optimizer)
         if self._stopped:
-            self._kept.close(self._steps)
+            self._kept.close(self._steps, raised=kind is not None)
             return
         self._settle()
         self._end_round()
@@ -121,7 +121,7 @@ class Recorder:
         self._busy = False
         for part in self._parts:
             part.spare(None)
-        self._kept.close(self._steps)
+        self._kept.close(self._steps, raised=kind is not None)
         self._end_if_full()
         if kind is not None:
             return

@@ -223,8 +223,10 @@ class ReducedKept(Kept):
         if problem.ranks is not None:
             self._signed = self._reduction.signed(self._sums, self._blocks, stop.weights)
 
-    def close(self, steps: Sequence[Step]) -> None:
+    def close(self, steps: Sequence[Step], raised: bool = False) -> None:
         """Reduce the rest, unless it is less than an epoch after epochs."""
+        if raised and ranks_of(self._reduction.model) is not None:
+            return  # other ranks are in their loops and would not answer
         ends = self.marks
         epochs = [b.epoch > a.epoch for a, b in zip(ends[:-1], ends[1:], strict=True)]
         if len(epochs) < 2 or epochs[-1] or not all(epochs[:-1]):

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.sklearn.containers import innermost
+from sklearn_implicitreg.adapters.torch.criteria import undo_reduction
 from sklearn_implicitreg.adapters.torch.data import Rows, map_tensors
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.loaders import read_rows
-from sklearn_implicitreg.adapters.torch.losses import RowLoss, undo_reduction
+from sklearn_implicitreg.adapters.torch.losses import RowLoss
 from sklearn_implicitreg.adapters.torch.models import module_problem
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem
 from sklearn_implicitreg.adapters.torch.structure import groups_of, skeleton

@@ -223,7 +223,7 @@ class Penalty(Checked, BaseEstimator):
             )
         kept = torch.is_grad_enabled() and any(t.requires_grad for t in params.values())
 
-        def summed(here: Problem) -> tuple[Params, float]:
+        def _summed(here: Problem) -> tuple[Params, float]:
             totals: Params = {}
             weight = 0.0
             with closing(here.row_batches(params)) as batches:
@@ -236,7 +236,7 @@ class Penalty(Checked, BaseEstimator):
                     del batch, sums, value  # with them a graph that is not kept
             return totals, weight
 
-        return mean_over_rows(problem, summed)
+        return mean_over_rows(problem, _summed)
 
     def rows(self, batch: RowBatch) -> dict[str, Tensor]:
         """What each row adds to each term; R is the mean over rows, weighted by their weights.

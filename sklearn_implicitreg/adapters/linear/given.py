@@ -22,7 +22,7 @@ from sklearn_implicitreg.adapters.linear.rows import (
 )
 from sklearn_implicitreg.adapters.linear.streams import streamed
 from sklearn_implicitreg.adapters.registry import Data, Options
-from sklearn_implicitreg.adapters.torch import losses as torch_losses
+from sklearn_implicitreg.adapters.torch import criteria
 from sklearn_implicitreg.adapters.torch.data import Batch
 from sklearn_implicitreg.adapters.torch.generators import preserved_rng
 from sklearn_implicitreg.adapters.torch.trial import TRIED_ROWS, examined
@@ -34,7 +34,7 @@ _AVERAGED = {loss.torch: name for name, loss in losses.LOSSES.items() if loss.to
 def adapt_given(model: Any, data: Data, options: Options, **known: Any) -> LinearProblem:
     """Problem of a fitted estimator whose loss ``options.loss`` is, without a convention."""
     loss = options.loss
-    choices = {*torch_losses.LOSSES, *losses.LOSSES}
+    choices = {*criteria.LOSSES, *losses.LOSSES}
     if loss is None or (isinstance(loss, str) and loss not in choices):
         what = "no loss" if loss in (None, "auto") else f"loss={loss!r}"
         raise ValueError(
@@ -86,7 +86,7 @@ def _closed_form(loss: Any, model: Any) -> Loss | None:
     if not isinstance(loss, str):
         return None
     name = _AVERAGED.get(loss, loss)
-    return None if name in torch_losses.LOSSES else loss_of(name, model)
+    return None if name in criteria.LOSSES else loss_of(name, model)
 
 
 def _by_autograd(
@@ -94,7 +94,7 @@ def _by_autograd(
 ) -> LinearProblem:
     """A loss of torch, or the user's, differentiated with respect to the predictor."""
     X, target, weight = rows
-    row_loss = torch_losses.resolve_loss(options.loss)
+    row_loss = criteria.resolve_loss(options.loss)
     eta = torch.from_numpy(predictor(model, X)).requires_grad_()
     output = (eta[:, 0] if eta.shape[1] == 1 else eta).clone()  # which a loss may work in
     target = target.clone()

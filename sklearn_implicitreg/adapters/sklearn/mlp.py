@@ -17,7 +17,8 @@ from sklearn_implicitreg.adapters.linear.losses import Array
 from sklearn_implicitreg.adapters.linear.rows import classification_rows, regression_rows
 from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.sklearn.checks import all_rows
-from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
+from sklearn_implicitreg.adapters.torch.criteria import resolve_loss
+from sklearn_implicitreg.adapters.torch.losses import RowLoss
 from sklearn_implicitreg.adapters.torch.models import module_problem
 from sklearn_implicitreg.problem import Problem
 from sklearn_implicitreg.problem.conventions import CONVENTIONS, Convention

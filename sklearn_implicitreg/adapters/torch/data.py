@@ -145,10 +145,7 @@ def few_rows(batch: Batch, n: int) -> Batch | None:
 
 
 def of_equal_weight(batch: Batch, zero: bool = False) -> list[Batch]:
-    """The rows of every weight, of which a loss that is one mean gives only that of all.
-
-    Those of weight ``zero`` are left out, or only count as rows.
-    """
+    """The rows of each weight, for a loss that is one mean; those of weight zero only if asked."""
     values: Tensor | list[Any] = [] if batch.weight is None else batch.weight.unique()
     if batch.weight is None or len(values) < 2 or not cuts_into_rows(batch[:2], len(batch.weight)):
         return [batch]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sklearn_implicitreg.adapters.registry import Data, Options
 from sklearn_implicitreg.adapters.torch.calls import CopyCall, Forward
+from sklearn_implicitreg.adapters.torch.criteria import resolve_loss
 from sklearn_implicitreg.adapters.torch.data import Rows
 from sklearn_implicitreg.adapters.torch.few_rows import (
     with_counted_labels,
@@ -18,7 +19,7 @@ from sklearn_implicitreg.adapters.torch.few_rows import (
 )
 from sklearn_implicitreg.adapters.torch.labels import label_names
 from sklearn_implicitreg.adapters.torch.loaders import read_rows
-from sklearn_implicitreg.adapters.torch.losses import RowLoss, resolve_loss
+from sklearn_implicitreg.adapters.torch.losses import RowLoss
 from sklearn_implicitreg.adapters.torch.modules import TorchProblem
 from sklearn_implicitreg.adapters.torch.options import (
     batch_size_of,

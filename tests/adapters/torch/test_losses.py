@@ -9,7 +9,7 @@ from torch import nn
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
 from sklearn_implicitreg.adapters import Data, Options, adapt
-from sklearn_implicitreg.adapters.torch.losses import LOSSES, resolve_loss
+from sklearn_implicitreg.adapters.torch.criteria import LOSSES, resolve_loss
 from sklearn_implicitreg.endpoints.targets import EndpointTargets
 from sklearn_implicitreg.exceptions import OutputWarning
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_implicitreg import ImplicitRegularizationEstimator
+from sklearn_implicitreg.adapters.torch.criteria import resolve_loss
 from sklearn_implicitreg.adapters.torch.data import Batch
-from sklearn_implicitreg.adapters.torch.losses import resolve_loss
 from sklearn_implicitreg.adapters.torch.trial import examined
 from sklearn_implicitreg.exceptions import ModelStateWarning
 from sklearn_implicitreg.trajectory import record

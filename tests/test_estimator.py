@@ -403,7 +403,7 @@ def test_no_estimator_has_a_parameter_for_a_part_of_the_weights():
     mlp = MLPRegressor(hidden_layer_sizes=(3,), alpha=2.0, solver="lbfgs", random_state=0)
     mlp = mlp.set_params(max_iter=1000).fit(X, Y_UNIT)
     outputs = np.column_stack([Y_UNIT, Y_UNIT**2])
-    ridge = Ridge([1.0, 4.0]).fit(X, outputs)
+    ridge = Ridge(np.array([1.0, 4.0])).fit(X, outputs)
     for model, y, part in ((mlp, Y_UNIT, r"layers\.0"), (ridge, outputs, r"coef\[1\]")):
         with pytest.raises(ValueError, match="Expected a penalty on all of .* got one on"):
             Estimator(model, params=part).fit(X, y).explicit_estimator()
@@ -530,6 +530,7 @@ def test_no_gradient_of_a_classifier():
     assert est.verdict_ == "no signal"
 
 
+@pytest.mark.filterwarnings("ignore:Setting penalty=None:UserWarning")  # of scikit-learn 1.8
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_solver_leaves_has_either_sign(seed):
     """Without signal and at rest no model states a reward: alpha is 0, C is inf."""

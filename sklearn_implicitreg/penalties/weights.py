@@ -232,14 +232,16 @@ class Power(OfTensors):
         return tensor.abs().pow(self.q).sum()
 
     def _slope(self, tensor: Tensor) -> Tensor:
-        # At zero the power of q < 1 is infinite and the sign 0: the product is set to 0 there.
-        size = torch.where(tensor == 0, 0.0, tensor.abs().pow(self.q - 1))
-        slope: Tensor = self.q * size * tensor.sign()
-        return slope
+        size = tensor.abs().pow(self.q - 1)
+        if self.q <= 1:  # infinite at zero for q < 1, where the slope is set to 0
+            size = torch.where(tensor == 0, 0.0, size)
+        return torch.copysign(self.q * size, tensor)
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Everywhere for ``q > 1``, else where ``theta`` is not zero."""
-        return torch.ones_like(tensor, dtype=torch.bool) if self.q > 1 else tensor != 0
+        if self.q <= 1:
+            return tensor != 0
+        return torch.ones((), dtype=torch.bool, device=tensor.device).expand(tensor.shape)
 
 
 class LogPenalty(_Wide, _KinkAtZero):

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
+_FEW = 32  # chunks for which other threads cost more than they save
 _AHEAD = 4  # chunks that wait for their reader, for each thread
 
 S = TypeVar("S")
@@ -36,7 +37,7 @@ class Chunks(Generic[T]):
         """One chunk after the other."""
         # One chunk is too small to share among threads: each thread has chunks of its own.
         with _one_thread_each() as n_threads:
-            if n_threads < 2:
+            if n_threads < 2 or len(self.starts) < _FEW:
                 yield from map(self.read, self.starts)
                 return
             waiting: deque[Future[T]] = deque()

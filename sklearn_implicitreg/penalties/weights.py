@@ -239,9 +239,7 @@ class Power(OfTensors):
 
     def smooth(self, name: str, tensor: Tensor) -> Tensor:
         """Everywhere for ``q > 1``, else where ``theta`` is not zero."""
-        if self.q <= 1:
-            return tensor != 0
-        return torch.ones((), dtype=torch.bool, device=tensor.device).expand(tensor.shape)
+        return torch.ones_like(tensor, dtype=torch.bool) if self.q > 1 else tensor != 0
 
 
 class LogPenalty(_Wide, _KinkAtZero):

@@ -104,10 +104,13 @@ def bootstrap(n_endpoints, seconds):
     }
     names = "bootstrap, one process / Dask, seconds", "bootstrap, same bits with Dask"
     try:
+        import dask
         from dask.distributed import Client, LocalCluster
     except ImportError:
         return found | dict.fromkeys(names, "Dask is not installed")
     how = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    # Without MALLOC_TRIM_THRESHOLD_, which slows the training down; see doc/scaling.md.
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}})
     with LocalCluster(**how) as cluster, Client(cluster), parallel_config(backend="dask"):
         trained(1, 4, X, y)
         two, seconds_two = trained(n_epochs, n_endpoints, X, y)

@@ -58,8 +58,9 @@ SCRIPTS = {
         "",
         {
             "this package, error of the coefficient": (-INF, 1e-6),
-            "Adam, one gradient / this package, seconds": (400, INF),
+            "Adam, one gradient / this package given it, seconds": (400, INF),
             "Adam, a gradient each step / this package, seconds": (5000, INF),
+            "Adam, a gradient each step of 40000 rows / this package, seconds": (5000, INF),
             "laplace-torch, kron / this package, seconds": (30, INF),
             "laplace-torch, diag / this package, seconds": (30, INF),
             "laplace-torch, full / this package, seconds": (30, INF),

@@ -74,35 +74,23 @@ def examined(
     user's, which a loss may see beside the outputs.
     """
     unlike = _one_column(output, batch.target)
-    with warnings.catch_warnings():  # of torch, where the target is given in the other shape
-        if unlike:
-            warnings.filterwarnings("ignore", message="Using a target size")
-        return _examined(row_loss, batch, output, model, on_part, unlike)
-
-
-def _examined(
-    row_loss: RowLoss,
-    batch: Batch,
-    output: Any,
-    model: nn.Module | None,
-    on_part: Callable[[slice], tuple[Any, Any]] | None,
-    unlike: bool,
-) -> Trial:
-    """The same, where it is known whether a last axis of length one is all that differs."""
     if row_loss.given is None:  # whether one number is a sum is found out
         row_loss = replace(row_loss, scalar_is_sum=False, trained_sum=False)
-    try:
-        trial = _compared(row_loss, batch, output, model, on_part)
-    except ValueError:
-        if not unlike:
-            raise
-        trial = None
-    if unlike and (trial is None or trial.kind == "coupled"):
-        # The loss takes the column off the outputs itself, or broadcasts either way.
-        as_given = replace(row_loss, reshaped=False)
-        other = _compared(as_given, batch, output, model, on_part)
-        if trial is None or other.kind != "coupled":
-            return other
+    with warnings.catch_warnings():
+        if unlike:  # of torch, where the target is given in the other shape
+            warnings.filterwarnings("ignore", message="Using a target size")
+        try:
+            trial = _compared(row_loss, batch, output, model, on_part)
+        except ValueError:
+            if not unlike:
+                raise
+            trial = None
+        if unlike and (trial is None or trial.kind == "coupled"):
+            # The loss takes the column off the outputs itself, or broadcasts either way.
+            as_given = replace(row_loss, reshaped=False)
+            other = _compared(as_given, batch, output, model, on_part)
+            if trial is None or other.kind != "coupled":
+                return other
     assert trial is not None
     return trial
 
